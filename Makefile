@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first target that needs it sets up. Needs make and Python 3.11 with venv, nothing else.
+PYTHON ?= $(or $(shell command -v python3.11),python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(STAMP)  ## the environment in .venv, from requirements.lock
+
+demo: $(STAMP)  ## the whole way on this machine, offline, on the small world
+	$(RUN) -m examples.openmoji.demo
+
+test: check  ## set-up, formatting, lint, types, tests
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-all: check  ## test and the slow tests
+	$(RUN) -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+
+check: $(STAMP)  ## formatting, lint, types
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+	$(RUN) -m mypy --strict
+
+lock: $(STAMP)  ## requirements.lock for a changed pyproject.toml; ARGS=--upgrade takes the newest versions
+	$(RUN) .ci/lock.py $(ARGS)
+
+clean:  ## removes what make and the checks wrote, but for .venv
+	rm -rf *.egg-info build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or name one, make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "error: Python 3.11 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): name another, make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv: install it, on Debian and Ubuntu with apt-get install python3.11-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

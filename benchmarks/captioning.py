@@ -1,0 +1,150 @@
+"""How true llava-mini's captions are, and what running on Ray costs: `python -m benchmarks.captioning`.
+
+Quality: scenes of held-out combinations go through `captioner.run`; what the captions say is held against the truth.
+Speed: the same scenes are captioned by `captioner.run` and by one process that does the same work in a plain loop, without
+Ray and without commits, in turn; pipeline_efficiency is the ratio of their images per second, start-up stated apart.
+"""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import print_report
+from dataset_builder.command_line import UserError, run_command
+
+_SUMMARY = re.compile(r"start-up ([\d.]+) s, then (\d+) images in ([\d.]+) s")
+
+
+@dataclass(frozen=True)
+class CaptioningConfig:
+    """Settings of the benchmark."""
+
+    quality_count: int = 1000
+    """Unseen scenes for the quality."""
+    speed_count: int = 6144
+    """Scenes for the speed."""
+    rounds: int = 2
+    """How often each side is timed, in turn."""
+    model: str = "mini"
+    """The model, as for captioner.run."""
+    loop_images: str = ""
+    """Internal: caption this folder in a plain loop and print the speed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One timed side: seconds until the model is loaded, and images per second from then on."""
+
+    start_up_s: float
+    images_per_s: float
+
+
+def main(config: CaptioningConfig) -> int:
+    """Prints the figures; returns 0."""
+    if config.loop_images:
+        _loop(config)
+        return 0
+    with tempfile.TemporaryDirectory() as directory:
+        figures = _quality(config, Path(directory))
+        figures |= _speed(config, Path(directory))
+    print_report("Captioning", figures)
+    return 0
+
+
+def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
+    from dataset_builder.sql import open_run
+    from examples.openmoji.scene_files import TRUTH_FILE
+    from examples.openmoji.truth import judge, read_truths
+
+    scenes, run = directory / "unseen", directory / "quality"
+    _call("examples.openmoji.scenes", "--count", str(config.quality_count), "--seed", "7", "--split", "unseen",
+          "--out", str(scenes), "--format", "tar")  # fmt: skip
+    _call("captioner.run", "--images", str(scenes), "--out", str(run), "--model", config.model)
+    with open_run(str(run)) as database:
+        captions = {row["key"]: row["caption"] for row in database.fetch("SELECT key, caption FROM captions").to_pylist()}
+    truths = read_truths(str(scenes / TRUTH_FILE))
+    figures = judge([captions[key] for key in truths], list(truths.values()))
+    names = ["object_precision", "object_recall", "object_f1", "background", "place", "hallucination_rate"]
+    return {name: getattr(figures, name) for name in names}
+
+
+def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
+    scenes = directory / "speed"
+    _call("examples.openmoji.scenes", "--count", str(config.speed_count), "--seed", "8", "--out", str(scenes), "--format", "tar")
+    loops: list[Timing] = []
+    runs: list[Timing] = []
+    words_per_s: list[float] = []
+    for turn in range(config.rounds):
+        output = _call("benchmarks.captioning", "--model", config.model, "--loop_images", str(scenes))
+        loop = json.loads(output.splitlines()[-1])
+        loops.append(Timing(start_up_s=loop["start_up_s"], images_per_s=loop["images_per_s"]))
+        words_per_s.append(loop["tagger_words_per_s"])
+        summary = _SUMMARY.search(_call("captioner.run", "--images", str(scenes), "--out", str(directory / f"speed-{turn}"),
+                                        "--model", config.model))  # fmt: skip
+        assert summary is not None
+        runs.append(Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3])))
+    run_speed, loop_speed = (statistics.median(side.images_per_s for side in sides) for sides in (runs, loops))
+    return {
+        "pipeline_efficiency": run_speed / loop_speed,
+        "run_images_per_s": run_speed,
+        "loop_images_per_s": loop_speed,
+        "run_start_up_s": statistics.median(side.start_up_s for side in runs),
+        "loop_start_up_s": statistics.median(side.start_up_s for side in loops),
+        "tagger_words_per_s": statistics.median(words_per_s),
+    }
+
+
+def _loop(config: CaptioningConfig) -> None:
+    """One process: the same decoding, generation, cleaning and counting, unit after unit; prints one line of JSON."""
+    from captioner.config import CaptionConfig
+    from captioner.run import caption_job, plan_run
+    from dataset_builder.storage import Folder
+    from dataset_builder.tagging import NounTagger
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        run = CaptionConfig(images=[config.loop_images], out=f"{out}/run", model=config.model)
+        job = caption_job(run)
+        units = plan_run(run, Folder(run.out), job).units()
+        engine = job.load_engine()
+        job.warm_up()
+        loaded = time.perf_counter()
+        captions: list[str] = []
+        for unit in units:
+            payload, facts = job.prepare(unit, range(unit.num_images))
+            tables = job.tables(facts, job.process(engine, payload, one_by_one=False))
+            captions += tables["captions"]["caption"].to_pylist()
+        ended = time.perf_counter()
+    tagger = NounTagger(run.tagger)
+    tagger.tag(captions[:8])
+    tagging = time.perf_counter()
+    tagger.tag(captions)
+    num_words = sum(len(caption.split()) for caption in captions)
+    figures = {
+        "start_up_s": loaded - started,
+        "images_per_s": len(captions) / (ended - loaded),
+        "tagger_words_per_s": num_words / (time.perf_counter() - tagging),
+    }
+    print(json.dumps(figures))
+
+
+def _call(module: str, *arguments: str) -> str:
+    """Runs a command of the foundry and returns its output."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"python -m {module} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            CaptioningConfig, main, prog="python -m benchmarks.captioning", example="python -m benchmarks.captioning --rounds 3"
+        )
+    )

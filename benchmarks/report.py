@@ -1,0 +1,31 @@
+"""What every benchmark prints: a table for people, and one line of JSON as the last line, with date, commit and hardware."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def print_report(title: str, figures: Mapping[str, float]) -> None:
+    """Prints the figures; floats with four significant digits."""
+    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+    print(f"{title}, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, {_hardware()}")
+    width = max(len(name) for name in rounded)
+    for name, value in rounded.items():
+        print(f"  {name:<{width}}  {value:g}")
+    print(json.dumps({**rounded, "commit": _commit()}))
+
+
+def _commit() -> str:
+    """The short hash of the checkout, with `+` where it has changes; `unknown` outside one."""
+    root = Path(__file__).parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _hardware() -> str:
+    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU"

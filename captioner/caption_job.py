@@ -1,0 +1,205 @@
+"""What the captioner does with one unit: read and decode, caption, clean, count nouns, commit.
+
+The three methods run on different workers (dataset_builder/ray_units.py); the same class runs in a plain loop too, which is
+how the cost of the distribution is measured.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from captioner.cleaning import CleanedCaption, clean
+from captioner.engine import Generation, GenerationSettings, LlavaEngine
+from captioner.model_source import ModelSource
+from captioner.prompts import PromptSet, render
+from dataset_builder import schema
+from dataset_builder.decoding import DecodeLimits, decode_image
+from dataset_builder.noun_counts import CaptionNouns, caption_nouns, count_nouns
+from dataset_builder.plan import read_unit
+from dataset_builder.references import ImageReader, content_hash, reference_of
+from dataset_builder.schema import ImageError
+from dataset_builder.storage import Folder
+from dataset_builder.tagging import NounTagger, TaggerConfig
+from dataset_builder.text_view import T5Config, T5View, TextView
+from dataset_builder.units import Commit, Failure, Unit, commit_unit
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a replica needs: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
+
+    pixels: list[np.ndarray]
+    keys: list[str]
+    prompts: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was read: rows of schema.IMAGES in the order of the payload, and rows of schema.REJECTED."""
+
+    images: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """The generations by prompt name, in the order of the payload."""
+
+    generations: dict[str, list[Generation]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionJob:
+    """Settings of the work on a unit; see dataset_builder.ray_units.UnitJob for the calls."""
+
+    run: str
+    run_id: str
+    settings: str
+    model: ModelSource
+    prompts: PromptSet
+    generation: GenerationSettings
+    limits: DecodeLimits
+    tagger: TaggerConfig
+    t5: T5Config
+
+    def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
+        """Reads and decodes the images at these positions; one that cannot be used becomes a rejected row."""
+        started = time.perf_counter()
+        rows = read_unit(Folder(self.run), unit)
+        pixels: list[np.ndarray] = []
+        images: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        with ImageReader() as reader:
+            reader.expect([rows[position] for position in positions])
+            for position in positions:
+                try:
+                    image, facts = self._read(reader, rows[position])
+                except ImageError as error:
+                    rejected.append(_rejected_row(rows[position], Failure(reason=error.reason, message=error.message)))
+                except Exception as error:  # the border of a sample: whatever a decoder raises costs this image alone
+                    found = f"{type(error).__name__}: {error}"
+                    rejected.append(_rejected_row(rows[position], Failure(reason="broken", message=found)))
+                else:
+                    pixels.append(image)
+                    images.append(facts)
+        texts = {prompt.name: [render(prompt, image["alt_text"]) for image in images] for prompt in self.prompts.prompts}
+        payload = Payload(pixels=pixels, keys=[image["key"] for image in images], prompts=texts)
+        return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
+
+    def warm_up(self) -> None:
+        """Loads the tagger and the tokenizer."""
+        _tagger(self.tagger).tag(["an owl"])
+        _t5_view(self.t5).measure(["an owl"])
+
+    def load_engine(self) -> LlavaEngine:
+        """The model, on this replica's device."""
+        return LlavaEngine(self.model, self.generation)
+
+    def process(self, engine: LlavaEngine, payload: Payload, *, one_by_one: bool) -> Output:
+        """Captions each image with each prompt."""
+        started = time.perf_counter()
+        size = 1 if one_by_one else None
+        said = {
+            name: engine.caption(payload.pixels, texts, payload.keys, batch_size=size) for name, texts in payload.prompts.items()
+        }
+        return Output(generations=said, seconds=time.perf_counter() - started)
+
+    def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
+        """Cleans, counts and commits."""
+        started = time.perf_counter()
+        folder = Folder(self.run)
+        rejected = list(facts.rejected)
+        if excluded:
+            rows = read_unit(folder, unit)
+            rejected += [_rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+        tables = self.tables(facts, output)
+        tables["rejected"] = pa.Table.from_pylist(rejected, schema=schema.REJECTED)
+        return commit_unit(
+            folder,
+            run_id=self.run_id,
+            unit=unit,
+            tables=tables,
+            rejected=dict(Counter(row["reason"] for row in rejected)),
+            num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
+            seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
+        )
+
+    def tables(self, facts: Facts, output: Output) -> dict[str, pa.Table]:
+        """The tables `images`, `captions` and `noun_counts` of a unit."""
+        keys = [image["key"] for image in facts.images]
+        captions: list[dict[str, Any]] = []
+        nouns: list[CaptionNouns] = []
+        for prompt, generations in output.generations.items():
+            rows, found = self._caption_rows(prompt, keys, generations)
+            captions += rows
+            nouns += found
+        return {
+            "images": pa.Table.from_pylist(facts.images, schema=schema.IMAGES),
+            "captions": pa.Table.from_pylist(captions, schema=schema.CAPTIONS),
+            "noun_counts": count_nouns(nouns),
+        }
+
+    def _read(self, reader: ImageReader, row: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """One image and its row of schema.IMAGES. Raises ImageError."""
+        reference = reference_of(row)
+        data = reader.read(reference, max_bytes=self.limits.max_image_bytes)
+        image = decode_image(data, limits=self.limits, target_side_px=self.model.image_side_px)
+        facts = {"key": row["key"], **asdict(reference), "content_hash": content_hash(data)}
+        facts |= {"width": image.width, "height": image.height, "format": image.format}
+        return image.pixels, facts | asdict(reader.read_sidecars(row))
+
+    def _caption_rows(
+        self, prompt: str, keys: Sequence[str], generations: Sequence[Generation]
+    ) -> tuple[list[dict[str, Any]], list[CaptionNouns]]:
+        """Rows of schema.CAPTIONS and what was counted for them."""
+        cleaned = [clean(said.text, finish_reason=said.finish_reason) for said in generations]
+        texts = [one.caption for one in cleaned]
+        views = _t5_view(self.t5).measure(texts)
+        tagged = zip(_tagger(self.tagger).tag(texts), views, strict=True)
+        nouns = [caption_nouns(found, prompt=prompt, cut_char=view.cut_char) for found, view in tagged]
+        return [_caption_row(*parts) for parts in zip(keys, generations, cleaned, views, nouns, strict=True)], nouns
+
+
+def _caption_row(key: str, said: Generation, cleaned: CleanedCaption, view: TextView, nouns: CaptionNouns) -> dict[str, Any]:
+    return {
+        "key": key,
+        "prompt": nouns.prompt,
+        "caption": cleaned.caption,
+        "caption_raw": said.text,
+        "status": cleaned.status,
+        "flags": list(cleaned.flags),
+        "finish_reason": said.finish_reason,
+        "num_tokens": said.num_tokens,
+        "num_words": len(cleaned.caption.split()),
+        "num_t5_tokens": view.num_t5_tokens,
+        "num_nouns": len(nouns.lemmas),
+        "num_distinct_nouns": nouns.num_distinct,
+        "num_meta_nouns": nouns.num_meta,
+        "num_t5_nouns": nouns.num_t5_nouns,
+        "nouns": list(nouns.lemmas),
+        "mean_logprob": said.mean_logprob,
+        "min_logprob": said.min_logprob,
+    }
+
+
+def _rejected_row(row: dict[str, Any], failure: Failure) -> dict[str, Any]:
+    return {"key": row["key"], **asdict(reference_of(row)), **asdict(failure)}
+
+
+@lru_cache(maxsize=1)
+def _tagger(config: TaggerConfig) -> NounTagger:
+    """Loaded once per worker process."""
+    return NounTagger(config)
+
+
+@lru_cache(maxsize=1)
+def _t5_view(settings: T5Config) -> T5View:
+    return T5View(settings)

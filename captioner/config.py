@@ -1,0 +1,92 @@
+"""The configuration of a captioning run, and the part of it that makes a run what it is."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from captioner.cleaning import CLEANING_VERSION
+from captioner.engine import GenerationSettings
+from captioner.model_source import ModelSource
+from captioner.prompts import PromptSet
+from dataset_builder.cluster import RaySettings
+from dataset_builder.decoding import DecodeLimits
+from dataset_builder.schema import SCHEMA_VERSION
+from dataset_builder.tagging import TaggerConfig
+from dataset_builder.text_view import T5Config
+
+ENGINES = ("llava",)
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """All settings of `python -m captioner.run`."""
+
+    images: list[str]
+    """Folders, tars, Parquet files, lists or images; local paths or fsspec URLs."""
+    out: str
+    """Folder of the run, local or on object storage. The same command again resumes it."""
+    model: str = "mini"
+    """`mini` (shipped), a folder that save_pretrained wrote, or a hub id of a LLaVA checkpoint."""
+    revision: str | None = None
+    """Commit or tag of a hub model; default: the newest, which is then recorded."""
+    engine: str = "llava"
+    """What runs the model: `llava`, through transformers."""
+    prompts: str = "paper"
+    """Name of a prompt set (paper, ladder, alt_text) or a YAML file."""
+    limit: int | None = None
+    """Caption the first units of the plan that hold at least this many images."""
+    unit_size: int = 512
+    """Images per unit of work, which is committed as a whole."""
+    licence: str = ""
+    """Licence and terms of the images, recorded with the run and passed on to data set and model cards."""
+    max_rejected: float = 0.1
+    """Share of the planned images that may be rejected before the run stops; 100 images are always allowed."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How captions are decoded."""
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    """Which images are refused."""
+    tagger: TaggerConfig = field(default_factory=TaggerConfig)
+    """What counts as a noun."""
+    t5: T5Config = field(default_factory=T5Config)
+    """The text encoder that will read the captions."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """Where the work runs."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {bound}"
+            for name, bound, holds in [
+                ("images", "one source or more", bool(self.images)),
+                ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
+                ("limit", "1 or more", self.limit is None or self.limit >= 1),
+                ("unit_size", "1 or more", self.unit_size >= 1),
+                ("max_rejected", "between 0 and 1", 0 <= self.max_rejected <= 1),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def run_settings(
+    config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, str], t5: dict[str, str]
+) -> dict[str, Any]:
+    """All that decides what a caption of this run is; two runs are the same run where this is equal."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "engine": config.engine,
+        "model": {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px},
+        "prompts": asdict(prompts),
+        "generation": asdict(config.generation),
+        "limits": asdict(config.limits),
+        "cleaning_version": CLEANING_VERSION,
+        "tagger": tagger,
+        "t5": t5,
+        "unit_size": config.unit_size,
+    }
+
+
+def run_id(settings: dict[str, Any]) -> str:
+    """A short hash of the settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,56 @@
+"""The line that moves while a run captions, and the budget of rejections that stops it."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from dataset_builder.units import Commit
+
+
+class BudgetExceeded(Exception):
+    """More images were rejected than the run allows."""
+
+
+class Progress:
+    """Counts commits: images/s, tokens/s, rejected, ETA. `budget` is how many rejections are still allowed."""
+
+    def __init__(self, *, planned: int, budget: int) -> None:
+        self.planned = planned
+        self.budget = budget
+        self.images = self.rejected = self.tokens = 0
+        self.started_at = self.ended_at = time.perf_counter()
+        self.bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        self.bar = tqdm(total=self.planned, unit=" images", mininterval=1.0, smoothing=0.1, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.ended_at = time.perf_counter()
+        self.bar.close()
+
+    def start(self) -> None:
+        """The models are loaded: from here the speed counts."""
+        self.started_at = time.perf_counter()
+        self.bar.reset()
+
+    def update(self, commit: Commit | None) -> None:
+        """Counts a unit; None is one that somebody else committed. Raises BudgetExceeded."""
+        if commit is None:
+            return
+        rejected = sum(commit.rejected.values())
+        self.images += commit.planned
+        self.rejected += rejected
+        self.tokens += commit.num_tokens
+        seconds = max(time.perf_counter() - self.started_at, 1e-9)
+        self.bar.set_postfix_str(f"{self.tokens / seconds:.0f} tokens/s, {self.rejected} rejected", refresh=False)
+        self.bar.update(commit.planned)
+        if self.rejected > self.budget:
+            raise BudgetExceeded(f"{self.rejected} of {self.images} images were rejected in this run, more than the budget")
+
+    def summary(self) -> str:
+        """Images, time and speed since the models were loaded."""
+        seconds = max(self.ended_at - self.started_at, 1e-9)
+        return f"{self.images} images in {seconds:.1f} s: {self.images / seconds:.1f} images/s, {self.tokens / seconds:.0f} tokens/s"

@@ -1,0 +1,1 @@
+"""The leaf for data: schemas, image sources, units and commits, concept density, DuckDB."""

@@ -1,0 +1,251 @@
+"""One way for every command: a frozen dataclass is the configuration, jsonargparse the parser, one line the error.
+
+Preset < `--config file.yaml` < `--section.field value`; `--print_config` prints the whole. Exit codes: 0 done, 1 the budget
+of failures was exceeded, 2 usage or configuration, 130 interrupted.
+
+A field `name: str` becomes `--name`, a field that is a dataclass its own `--name.field` options; a list or tuple takes
+several values, a bool needs none. The string under a field is its help. A value given by place is the same field unnamed.
+"""
+
+import argparse
+import contextlib
+import difflib
+import json
+import os
+import re
+import select
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
+Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
+
+_UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
+_UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
+_WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given value): (?P<value>.*)')
+
+
+class UserError(ValueError):
+    """Something that the user, a file or a machine caused. The message is one line that ends in what to do."""
+
+
+def run_command(
+    config_class: type[ConfigT],
+    main: Callable[[ConfigT], int],
+    *,
+    prog: str,
+    example: str,
+    positional: Sequence[str] = (),
+    presets: Presets | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses `argv` (default: sys.argv[1:]) into `config_class`, calls `main` and returns its exit code.
+
+    `positional` names the fields that are given by place; a list among them, the last, takes all that is left. `presets`
+    maps a field to the functions that make the configuration for its values: {"stage": {"pixel": pixel_stage}}.
+    A command with required fields prints its usage and the example when called without arguments, and returns 2.
+    A wrong argument, a ValueError from `__post_init__` and a UserError from `main` become one line on stderr and 2;
+    Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    hints = _flat_hints(config_class)
+    parser = _build_parser(config_class, prog=prog, example=example, positional=positional)
+    parser.description = (sys.modules[main.__module__].__doc__ or "").split("\n\n")[0]
+    if not arguments and _required(config_class):
+        print(f"{parser.format_usage()}{parser.epilog}\n{prog} --help explains the options", file=sys.stderr)
+        return 2
+    try:
+        parser.set_defaults(_preset_values(arguments, presets or {}))
+        values = parser.parse_args(_name_all(arguments, hints, positional=positional))
+    except argparse.ArgumentError as error:
+        return _fail(_explain(str(error), hints, prog=prog))
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+    return _call(main, parser, config_class, values)
+
+
+def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> int:
+    try:
+        nested = parser.instantiate(values)
+        config = config_class(**{field.name: nested[field.name] for field in fields(config_class)})
+    except ValueError as error:
+        return _fail(str(error))
+    try:
+        code = main(config)
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails at its exit
+        return 0
+    return code
+
+
+def _fail(message: str, *, code: int = 2) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that its reader closed, as in `command | head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _build_parser(
+    config_class: type["DataclassInstance"], *, prog: str, example: str, positional: Sequence[str]
+) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    hints = _flat_hints(config_class)
+    metavars = {name: name.rpartition(".")[2].upper() + (" ..." if _is_list(hint) else "") for name, hint in hints.items()}
+    required = _required(config_class)
+    words = [metavars[name] if name in required else f"[{metavars[name]}]" for name in positional]
+    words += [f"--{name} {metavars[name]}" for name in required if name not in positional]
+    parser = ArgumentParser(
+        prog=prog,
+        usage=" ".join([prog, *words, "[options]"]),
+        epilog=f"example: {example}",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options; may be given several times.")
+    parser.add_class_arguments(config_class, as_group=False)
+    for action in parser._actions:
+        hint = hints.get(action.dest)
+        if hint is bool:
+            action.metavar = "[true|false]"
+        elif _is_list(hint):
+            action.metavar = metavars[action.dest]
+            action.option_strings = [f"--{action.dest}"]  # without jsonargparse's `--name+`
+    return parser
+
+
+def _flat_hints(config_class: type["DataclassInstance"], prefix: str = "") -> dict[str, Any]:
+    """The type of each field by its dotted name, nested dataclasses unfolded."""
+    flat: dict[str, Any] = {}
+    hints = get_type_hints(config_class)
+    for field in fields(config_class):
+        hint = hints[field.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            flat |= _flat_hints(hint, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = hint
+    return flat
+
+
+def _required(config_class: type["DataclassInstance"]) -> list[str]:
+    hints = get_type_hints(config_class)
+    return [
+        field.name
+        for field in fields(config_class)
+        if field.default is MISSING and field.default_factory is MISSING and not is_dataclass(hints[field.name])
+    ]
+
+
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(part) in (list, tuple) for part in (hint, *get_args(hint)))
+
+
+def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
+    """The arguments with every value as `--name=value`: a flag gets true, a list becomes one, a value by place its name.
+
+    Raises argparse.ArgumentError for a list that is given twice and for a value too many.
+    """
+    named: list[str] = []
+    by_place: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        hint = hints.get(name.removeprefix("--"))
+        follows = next((index for index, other in enumerate(rest) if other.startswith("--")), len(rest))
+        if word != "-h" and not word.startswith("--"):
+            by_place.append(word)
+        elif equals:
+            named.append(f"{name}={_join([value], hint)}" if _is_list(hint) else word)
+        elif hint is bool:
+            named.append(f"{word}={rest.pop(0) if rest[:1] in (['true'], ['false']) else 'true'}")
+        elif follows and _is_list(hint):
+            named.append(f"{word}={_join(rest[:follows], hint)}")
+            del rest[:follows]
+        elif follows and (hint is not None or word == "--config" or any(key.startswith(f"{name[2:]}.") for key in hints)):
+            named.append(f"{word}={rest.pop(0)}")
+        else:
+            named.append(word)
+    named += _name_by_place(by_place, hints, positional=positional)
+    once = [name for name in (word.partition("=")[0] for word in named) if _is_list(hints.get(name.removeprefix("--")))]
+    if len(once) > len(set(once)):
+        raise argparse.ArgumentError(None, f"{max(once, key=once.count)} is given twice: give it once, with all its values")
+    return named
+
+
+def _name_by_place(values: list[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
+    named: list[str] = []
+    for index, name in enumerate(positional):
+        if values[index:] and _is_list(hints[name]):
+            return [*named, f"--{name}={_join(values[index:], hints[name])}"]
+        if values[index:]:
+            named.append(f"--{name}={values[index]}")
+    if len(values) > len(positional):
+        raise argparse.ArgumentError(None, f"unexpected argument {values[len(positional)]!r}")
+    return named
+
+
+def _join(values: Sequence[str], hint: Any) -> str:
+    """One YAML list; a single value that is one already stays as it is."""
+    if len(values) == 1 and values[0].startswith("[") and values[0].endswith("]"):
+        return values[0]
+    numbers = any({int, float} & set(get_args(part)) for part in (hint, *get_args(hint)))
+    return f"[{', '.join(values)}]" if numbers else json.dumps(values)
+
+
+def _preset_values(arguments: Sequence[str], presets: Presets) -> dict[str, Any]:
+    """The defaults that the presets chosen in the arguments, else in the files, give; nested fields by dotted name."""
+    values: dict[str, Any] = {}
+    for name, choices in presets.items():
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        early.add_argument("--config", action="append", default=[])
+        early.add_argument(f"--{name}", dest="chosen")
+        given, _ = early.parse_known_args(arguments)
+        chosen = given.chosen or next(filter(None, (_file_value(path, name) for path in reversed(given.config))), None)
+        if isinstance(chosen, str) and chosen in choices:
+            values |= asdict(choices[chosen]())
+    return values
+
+
+def _file_value(path: str, name: str) -> Any:
+    with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says what is wrong with the file
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return content.get(name) if isinstance(content, dict) else None
+    return None
+
+
+def _explain(message: str, hints: Mapping[str, Any], *, prog: str) -> str:
+    """jsonargparse's message as one line that says what to do; an unknown name comes with the nearest known one."""
+    text = " ".join(message.split())
+    if (wrong := _WRONG_VALUE.search(text)) and wrong["key"] in hints:
+        hint = hints[wrong["key"]]
+        expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+        return f"--{wrong['key']}: expected {expected}, found {wrong['value']}; see {prog} --help"
+    if argument := _UNKNOWN_ARGUMENT.search(text):
+        unknown = argument[1]
+    elif key := _UNKNOWN_KEY.search(text):
+        unknown = ".".join(filter(None, (key["group"], key["key"])))
+    else:
+        return f"{text}; see {prog} --help"
+    near = difflib.get_close_matches(unknown, list(hints), n=1, cutoff=0.5)
+    return f"unknown option {unknown}; " + (f"did you mean --{near[0]}?" if near else f"see {prog} --help")

@@ -1,0 +1,191 @@
+"""Local paths and fsspec URLs under one set of functions: normalise, list, walk, describe and open.
+
+A location is an absolute local path or a URL with a protocol (`s3://bucket/key`, `memory:///a`). Credentials come from the
+environment or fsspec's own configuration, never from the location.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from dataset_builder.command_line import UserError
+from dataset_builder.file_kinds import is_ignored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What a file system tells about a location without opening it. modified is ISO 8601 or an entity tag."""
+
+    is_folder: bool
+    num_bytes: int | None
+    modified: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """One visited folder: its location, its path relative to where the walk began ("" there), its file names in order."""
+
+    uri: str
+    relative: str
+    files: list[str]
+
+
+def is_url(location: str) -> bool:
+    """Whether a location has a protocol; a local path has none."""
+    return "://" in location
+
+
+def normalise(location: str) -> str:
+    """A local path becomes absolute (`~` and `file://` resolved, symbolic links kept), a URL takes its canonical form.
+
+    Raises UserError for a protocol that fsspec does not know or whose library is not installed.
+    """
+    if location.startswith("file://"):
+        location = location[len("file://") :]
+    if not is_url(location):
+        return os.path.abspath(os.path.expanduser(location))
+    filesystem, path = open_filesystem(location)
+    return cast(str, filesystem.unstrip_protocol(path))
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL and the path inside it; UserError if there is none."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"cannot open {url}: {one_line(error)}; install what it names or copy the files to a local folder"
+        ) from error
+    return filesystem, cast(str, path)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def join(folder: str, relative: str) -> str:
+    """A location below a folder."""
+    return f"{folder.rstrip('/')}/{relative}"
+
+
+def parent(location: str) -> str:
+    """The folder that a location lies in."""
+    return location.rsplit("/", 1)[0] or "/"
+
+
+def is_inside(location: str, folder: str) -> bool:
+    """Whether a location lies below a folder, at any depth."""
+    return location.startswith(folder.rstrip("/") + "/")
+
+
+def relative_to(location: str, folder: str) -> str:
+    """The path of a location below a folder; the location itself if it lies elsewhere."""
+    return location[len(folder.rstrip("/")) + 1 :] if is_inside(location, folder) else location
+
+
+def describe(location: str) -> Details:
+    """Raises UserError in one line if nothing is there or it may not be looked at."""
+    try:
+        if is_url(location):
+            filesystem, path = open_filesystem(location)
+            return _from_info(filesystem.info(path))
+        status = os.stat(location)
+    except OSError as error:
+        raise UserError(f"cannot read {location}: {_reason(error)}; check the path and its permissions") from error
+    modified = datetime.fromtimestamp(status.st_mtime, UTC).isoformat()
+    return Details(is_folder=stat.S_ISDIR(status.st_mode), num_bytes=status.st_size, modified=modified)
+
+
+def walk(folder: str, relative: str = "") -> Iterator[Folder]:
+    """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out.
+
+    Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder above.
+    Raises UserError for a folder that may not be listed or a name that is not UTF-8.
+    """
+    try:
+        files, subfolders = _list(folder)
+    except OSError as error:
+        raise UserError(f"cannot list the folder {folder}: {_reason(error)}; check its permissions") from error
+    yield Folder(uri=folder, relative=relative, files=files)
+    for name in subfolders:
+        yield from walk(join(folder, name), f"{relative}/{name}" if relative else name)
+
+
+def list_files(folder: str) -> list[str]:
+    """Sorted names of the files in one folder, ignored ones left out; empty if it is not there or the store has no folders."""
+    if folder.startswith(("http://", "https://")):
+        return []
+    try:
+        return _list(folder)[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot list the folder {folder}: {_reason(error)}; check its permissions") from error
+
+
+def open_binary(location: str, *, sequential: bool = False) -> BinaryIO:
+    """Opens for reading; unbuffered unless sequential, so that no more is fetched than asked for. Raises the store's errors."""
+    if not is_url(location):
+        return open(location, "rb", buffering=1 << 20 if sequential else 0)
+    filesystem, path = open_filesystem(location)
+    return cast(BinaryIO, filesystem.open(path, "rb", cache_type="readahead" if sequential else "none"))
+
+
+def _list(folder: str) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the subfolders."""
+    found = list(_remote_names(folder) if is_url(folder) else _local_names(folder))
+    files = sorted(name for name, is_folder in found if not is_folder)
+    for name in files:
+        if not name.isascii():
+            _check_utf8(name, folder)
+    return files, sorted(name for name, is_folder in found if is_folder)
+
+
+def _local_names(folder: str) -> Iterator[tuple[str, bool]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_ignored(entry.name):
+                continue
+            is_folder = entry.is_dir()
+            if not (is_folder and entry.is_symlink() and _leads_above(entry.path)):
+                yield entry.name, is_folder
+
+
+def _leads_above(link: str) -> bool:
+    target = os.path.realpath(link)
+    folder = os.path.realpath(os.path.dirname(link))
+    return folder == target or is_inside(folder, target)
+
+
+def _remote_names(folder: str) -> Iterator[tuple[str, bool]]:
+    filesystem, path = open_filesystem(folder)
+    for info in filesystem.ls(path, detail=True):
+        name = info["name"].rstrip("/")
+        last = name.rsplit("/", 1)[-1]
+        if name != path.rstrip("/") and not is_ignored(last):
+            yield last, info["type"] == "directory"
+
+
+def _from_info(info: dict[str, Any]) -> Details:
+    modified = next(
+        (info[name] for name in ("ETag", "mtime", "LastModified", "last_modified", "created") if info.get(name)), None
+    )
+    text = modified.isoformat() if isinstance(modified, datetime) else None if modified is None else str(modified)
+    return Details(is_folder=info["type"] == "directory", num_bytes=info.get("size"), modified=text)
+
+
+def _check_utf8(name: str, folder: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder} holds a file whose name is not UTF-8 ({name!a}); rename it") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or ("no such file or folder" if isinstance(error, FileNotFoundError) else one_line(error))

@@ -1,0 +1,223 @@
+"""The one way from a reference to bytes: files, ranges of tars, rows of Parquet; local or by fsspec.
+
+Also what stands beside an image (`ImageReader.read_sidecars`) and the hash by which its content is known.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, Self, TypeVar
+
+import pyarrow as pa
+
+from dataset_builder.byte_ranges import RangeFile
+from dataset_builder.carried import Carried, map_columns, merge, metadata_json
+from dataset_builder.locations import is_url, one_line, open_binary
+from dataset_builder.parquet_rows import ParquetRows
+from dataset_builder.schema import ImageError, ImageReference
+from dataset_builder.sidecars import parse_sidecars
+
+MAX_SIDECAR_BYTES = 64 << 20
+_MAX_OPEN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What is known of an image beside its pixels, in the words of schema.IMAGES; metadata is a JSON object."""
+
+    alt_text: str | None
+    class_label: str | None
+    num_masks: int | None
+    mask_area_px: int | None
+    metadata: str | None
+
+
+def content_hash(data: bytes) -> str:
+    """The first 32 hex digits of the SHA-256 of the encoded image."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def reference_of(row: Mapping[str, Any]) -> ImageReference:
+    """The reference in a row of schema.INDEX (or of any table with its columns)."""
+    return ImageReference(
+        uri=row["uri"],
+        member=row.get("member"),
+        byte_offset=row.get("byte_offset"),
+        byte_length=row.get("byte_length"),
+        row=row.get("row"),
+    )
+
+
+class ImageReader:
+    """Reads images and what stands beside them; keeps up to 16 tars and Parquet files open until it is closed.
+
+    Fastest when read in the order of the index. Not for several threads at once: give each its own.
+
+        with ImageReader() as reader:
+            reader.expect(rows)
+            for row in rows:
+                data = reader.read(reference_of(row), max_bytes=limits.max_image_bytes)
+                facts = reader.read_sidecars(row)
+    """
+
+    def __init__(self) -> None:
+        self._tars: OrderedDict[str, RangeFile] = OrderedDict()
+        self._parquet: OrderedDict[str, ParquetRows] = OrderedDict()
+        self._expected: dict[str, list[tuple[int, int]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all files. The reader can be used again."""
+        for tar in self._tars.values():
+            tar.close()
+        for parquet in self._parquet.values():
+            parquet.close()
+        self._tars.clear()
+        self._parquet.clear()
+
+    def expect(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Says which rows of the index will be read, so that neighbours in a remote tar are fetched by one request.
+
+        Optional; replaces what was expected before.
+        """
+        self._expected = {}
+        for row in rows:
+            for part in ({**row, "uri": None}, *row["sidecars"]):
+                if part["byte_offset"] is not None and is_url(uri := part["uri"] or row["uri"]):
+                    self._expected.setdefault(uri, []).append((part["byte_offset"], part["byte_length"]))
+        for uri, opened in self._tars.items():
+            opened.expect(self._expected.get(uri, []))
+
+    def read(self, reference: ImageReference, *, max_bytes: int | None = None) -> bytes:
+        """The encoded image. Raises ImageError: "unreadable", "empty" or "too_many_bytes" (then it is not read whole)."""
+        data = self._read_any(reference, max_bytes)
+        if not data:
+            raise ImageError("empty", f"{_name(reference)} holds no bytes")
+        if max_bytes is not None and len(data) > max_bytes:
+            raise _too_many_bytes(_name(reference), len(data), max_bytes)
+        return data
+
+    def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
+        """What the index, the files beside the image, and the other columns of its Parquet row say of it; the first counts.
+
+        `row` is a row of schema.INDEX as a dict. Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row.
+        """
+        files = [(sidecar["suffix"], *self._read_sidecar(sidecar, row["uri"])) for sidecar in row["sidecars"]]
+        data = parse_sidecars(files)
+        carried = merge(Carried(alt_text=row["alt_text"], class_label=row["class_label"]), data.carried)
+        if row["row"] is not None:
+            with _unreadable(row["uri"]):
+                carried = merge(carried, map_columns(self._open_parquet(row["uri"]).columns(row["row"])))
+        return ImageFacts(
+            alt_text=carried.alt_text,
+            class_label=carried.class_label,
+            num_masks=data.num_masks,
+            mask_area_px=data.mask_area_px,
+            metadata=_merge_json(row["metadata"], carried),
+        )
+
+    def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
+        with _unreadable(_name(reference)):
+            if reference.row is not None:
+                return self._open_parquet(reference.uri).image(reference.row)
+            if reference.byte_offset is not None and reference.byte_length is not None:
+                if max_bytes is not None and reference.byte_length > max_bytes:
+                    raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
+                return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
+            return _read_file(reference.uri, max_bytes)
+
+    def _read_sidecar(self, sidecar: Mapping[str, Any], image_uri: str) -> tuple[bytes, str]:
+        """The bytes of a sidecar and its name for messages; every failure is a bad sidecar."""
+        reference = reference_of({**sidecar, "uri": sidecar["uri"] or image_uri})
+        where = f"{reference.uri} ({sidecar['suffix']})"
+        try:
+            return self._read_any(reference, MAX_SIDECAR_BYTES) or b"", where
+        except ImageError as error:
+            raise ImageError("bad_sidecar", f"{where}: {error.message}") from error
+
+    def _open_tar(self, uri: str) -> RangeFile:
+        opened = _cached(self._tars, uri) or _keep(self._tars, uri, RangeFile(uri))
+        if uri in self._expected:
+            opened.expect(self._expected.pop(uri))
+        return opened
+
+    def _open_parquet(self, uri: str) -> ParquetRows:
+        return _cached(self._parquet, uri) or _keep(self._parquet, uri, ParquetRows(uri))
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+OpenedT = TypeVar("OpenedT", bound=_Closable)
+
+
+def _cached(cache: OrderedDict[str, OpenedT], uri: str) -> OpenedT | None:
+    if uri in cache:
+        cache.move_to_end(uri)
+    return cache.get(uri)
+
+
+def _keep(cache: OrderedDict[str, OpenedT], uri: str, opened: OpenedT) -> OpenedT:
+    """Adds to the cache and closes the one that was used least recently, if there are too many."""
+    cache[uri] = opened
+    if len(cache) > _MAX_OPEN:
+        cache.popitem(last=False)[1].close()
+    return opened
+
+
+@contextmanager
+def _unreadable(name: str) -> Iterator[None]:
+    """Turns whatever a file system raises into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except pa.ArrowException as error:
+        raise ImageError("unreadable", f"{name}: {one_line(error)}") from error
+    except Exception as error:  # Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base.
+        raise ImageError("unreadable", f"{name}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _read_file(uri: str, max_bytes: int | None) -> bytes:
+    """A whole file. A local one is looked at first, since a pipe would block; a remote one is cut at the limit."""
+    if not is_url(uri):
+        status = os.stat(uri)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a regular file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise _too_many_bytes(uri, status.st_size, max_bytes)
+    file: BinaryIO
+    with open_binary(uri) as file:
+        size = getattr(file, "size", None)
+        if max_bytes is not None and isinstance(size, int) and size > max_bytes:
+            raise _too_many_bytes(uri, size, max_bytes)
+        return file.read() if max_bytes is None else file.read(max_bytes + 1)
+
+
+def _merge_json(indexed: str | None, carried: Carried) -> str | None:
+    """Metadata of the index and what was found beside the image as one JSON object; the index counts."""
+    if indexed is None or not carried.metadata:
+        return indexed or metadata_json(carried.metadata)
+    return metadata_json({**carried.metadata, **json.loads(indexed)})
+
+
+def _too_many_bytes(name: str, num_bytes: int, max_bytes: int) -> ImageError:
+    return ImageError("too_many_bytes", f"{name} has {num_bytes:,} bytes, the limit is {max_bytes:,}")
+
+
+def _name(reference: ImageReference) -> str:
+    """For messages: the file, and the member or row in it."""
+    if reference.row is not None:
+        return f"{reference.uri}, row {reference.row}, column {reference.member}"
+    return f"{reference.uri}, member {reference.member}" if reference.byte_offset is not None else reference.uri

@@ -1,0 +1,204 @@
+"""The views that SQL sees on a captioning run, as plain SQL text over the files that the run's commits and plans name.
+
+`stored` holds one relation per kind of file as it is on disk; the views stand on it. Their columns are those of
+dataset_builder.schema, also where a kind has no file yet.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dataset_builder.command_line import UserError
+from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED
+from dataset_builder.storage import Folder
+from dataset_builder.tagging import META_NOUNS
+from dataset_builder.units import Commit, read_commits
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VIEWS = {
+    "images": "one row per image, read or still to be read, with the columns that the source carried",
+    "captions": "one row per image and prompt",
+    "nouns": "one row per noun of a caption, in its order (position starts at 1)",
+    "noun_counts": "one row per prompt and noun, summed over the run",
+    "rejected": "one row per image that could not be captioned, with the reason",
+    "commits": "one row per finished unit",
+}
+
+STORED = {"images": IMAGES, "captions": CAPTIONS, "noun_counts": NOUN_COUNTS, "rejected": REJECTED, "planned": INDEX}
+"""The kinds of file, and the schema that each has."""
+
+_CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run as it stood at one moment: its settings, its commits, and the index files of the units without one."""
+
+    folder: Folder
+    settings: dict[str, Any]
+    commits: tuple[Commit, ...]
+    open_parts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's last path component."""
+        return self.folder.root.rsplit("/", 1)[-1]
+
+    def paths(self, kind: str) -> list[str]:
+        """The files of a kind of STORED, relative to the run."""
+        if kind == "planned":
+            return list(self.open_parts)
+        return [commit.files[kind].path for commit in self.commits if kind in commit.files]
+
+    @cached_property
+    def carried(self) -> dict[str, tuple[str, str]]:
+        """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
+        taken = {name.lower() for name in IMAGES.names}
+        columns = {}
+        for source_name, kind in self.settings.get("carried", {}).items():
+            if kind not in _CARRIED_TYPES:
+                raise UserError(
+                    f"{self.folder.url}/run.json carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}"
+                )
+            name = source_name if source_name.lower() not in taken else f"source_{source_name}"
+            while name.lower() in taken:
+                name += "_"
+            taken.add(name.lower())
+            columns[name] = (source_name, kind)
+        return columns
+
+
+def read_run(url: str) -> RunFiles:
+    """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
+    folder = Folder(url)
+    try:
+        settings = json.loads(folder.read("run.json"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url}/run.json cannot be read ({error}): check the folder") from None
+    try:
+        commits = tuple(read_commits(folder))
+    except ValueError as error:
+        raise UserError(f"{url}: {error}: read it with the version that wrote it") from None
+    return RunFiles(folder, settings, commits, _open_parts(folder, done={commit.unit for commit in commits}))
+
+
+def is_run(url: str) -> bool:
+    """Whether a captioning run is at `url`."""
+    return Folder(url).exists("run.json")
+
+
+def stored_sql(kind: str, urls: list[str]) -> str:
+    """The relation `stored.<kind>` over its files, of which there is at least one."""
+    columns = ", ".join(quoted(name) for name in STORED[kind].names)
+    files = ", ".join(literal(url) for url in urls)
+    return f"CREATE VIEW stored.{kind} AS SELECT {columns} FROM read_parquet([{files}], hive_partitioning = false)"
+
+
+def view_sql(run: RunFiles) -> list[str]:
+    """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
+    return [
+        _images_sql(run),
+        f"CREATE VIEW captions AS SELECT {_columns(CAPTIONS)} FROM stored.captions",
+        _nouns_sql(),
+        _noun_counts_sql(),
+        f"CREATE VIEW rejected AS SELECT {_columns(REJECTED)} FROM stored.rejected",
+    ]
+
+
+def commits_table(run: RunFiles) -> "pa.Table":
+    """The view `commits`: what the commit records say, one row per unit; times are UTC, durations seconds."""
+    from datetime import UTC, datetime
+
+    import pyarrow as pa
+
+    stages = ("prepare", "generate", "finish")
+    schema = pa.schema(
+        [(name, pa.int64()) for name in ("unit", "planned", "captioned", "num_rejected", "num_captions", "num_tokens")]
+        + [("rejected", pa.map_(pa.string(), pa.int64()))]
+        + [(f"{stage}_s", pa.float64()) for stage in stages]
+        + [("committed_at", pa.timestamp("ms")), ("attempt", pa.string())]
+    )
+    rows = [
+        {
+            "unit": commit.unit,
+            "planned": commit.planned,
+            "captioned": commit.captioned,
+            "num_rejected": sum(commit.rejected.values()),
+            "num_captions": commit.files["captions"].rows if "captions" in commit.files else 0,
+            "num_tokens": commit.num_tokens,
+            "rejected": list(commit.rejected.items()),
+            **{f"{stage}_s": commit.seconds.get(stage) for stage in stages},
+            "committed_at": datetime.fromisoformat(commit.committed_at).astimezone(UTC).replace(tzinfo=None),
+            "attempt": commit.attempt,
+        }
+        for commit in run.commits
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def literal(text: str) -> str:
+    """A string in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quoted(name: str) -> str:
+    """An identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
+    """The index files that hold a unit which is not done."""
+    names = [name for name in folder.names("plans") if name.endswith(".json")]
+    records = [json.loads(data) for data in folder.read_many([f"plans/{name}" for name in names]).values()]
+    parts = [part for record in records for part in record["parts"]]
+    units = {part["path"]: range(part["first_unit"], part["first_unit"] + part["units"]) for part in parts}
+    return tuple(path for path in sorted(units) if not done.issuperset(units[path]))
+
+
+def _images_sql(run: RunFiles) -> str:
+    """Images of finished units as they were read, and those of the index that no finished unit has dealt with."""
+    own = [name for name in IMAGES.names if name != "metadata"]
+    carried = [
+        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
+        for name, (source_name, kind) in run.carried.items()
+    ]
+    both = [name for name in IMAGES.names if name in INDEX.names]
+    return (
+        f"CREATE VIEW images AS SELECT {', '.join([*map(quoted, own), *carried])} FROM ("
+        f"SELECT {_columns(IMAGES)} FROM stored.images UNION ALL BY NAME "
+        f"SELECT {', '.join(map(quoted, both))} FROM stored.planned "
+        "WHERE key NOT IN (SELECT key FROM stored.images UNION ALL SELECT key FROM stored.rejected))"
+    )
+
+
+def _nouns_sql() -> str:
+    return (
+        f"CREATE VIEW nouns AS SELECT key, prompt, position, noun, noun IN ({_meta_nouns()}) AS is_meta, "
+        "position <= num_t5_nouns AS read_by_t5 FROM (SELECT key, prompt, num_t5_nouns, unnest(nouns) AS noun, "
+        "generate_subscripts(nouns, 1) AS position FROM stored.captions)"
+    )
+
+
+def _noun_counts_sql() -> str:
+    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
+    return f"CREATE VIEW noun_counts AS SELECT prompt, noun, {sums}, noun IN ({_meta_nouns()}) AS is_meta FROM stored.noun_counts GROUP BY ALL"
+
+
+def _columns(schema: "pa.Schema") -> str:
+    return ", ".join(map(quoted, schema.names))
+
+
+def _meta_nouns() -> str:
+    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
+
+
+def _pointer(name: str) -> str:
+    """The JSON pointer to a member of the metadata."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,154 @@
+"""The tables that the packages exchange: Arrow schemas, the reference to an image, and the reasons for a rejection.
+
+Every Parquet file carries `SCHEMA_VERSION` in its metadata; `check_version` refuses another one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+_VERSION_KEY = b"t2i_foundry.schema_version"
+
+# Where the bytes of an image are. uri is a local path or an fsspec URL. In a tar, member is the path inside it and the two
+# byte columns delimit the payload; in a Parquet file, member is the column and row the row; in a plain file all four are null.
+_REFERENCE = [
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("member", pa.string()),
+    pa.field("byte_offset", pa.int64()),
+    pa.field("byte_length", pa.int64()),
+    pa.field("row", pa.int64()),
+]
+
+# A file that belongs to an image and stands beside it: a caption or a JSON. A null uri means: in the image's own tar.
+_SIDECAR = pa.struct(
+    [
+        pa.field("suffix", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("byte_offset", pa.int64()),
+        pa.field("byte_length", pa.int64()),
+    ]
+)
+
+# One row per planned image. metadata is a JSON object of the columns that the source carried.
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *_REFERENCE,
+        pa.field("sidecars", pa.list_(_SIDECAR), nullable=False),
+        pa.field("alt_text", pa.string()),
+        pa.field("class_label", pa.string()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+
+# One row per image that was read, with what only its bytes tell. Areas of masks are in pixels of the original image.
+IMAGES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *_REFERENCE,
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("format", pa.string()),
+        pa.field("alt_text", pa.string()),
+        pa.field("class_label", pa.string()),
+        pa.field("num_masks", pa.int32()),
+        pa.field("mask_area_px", pa.int64()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+
+# One row per image and prompt. nouns holds lemmas in the order of the caption, repeats included, so that the first
+# num_t5_nouns of them are those that the text encoder reads.
+CAPTIONS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_raw", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("num_words", pa.int32(), nullable=False),
+        pa.field("num_t5_tokens", pa.int32(), nullable=False),
+        pa.field("num_nouns", pa.int32(), nullable=False),
+        pa.field("num_distinct_nouns", pa.int32(), nullable=False),
+        pa.field("num_meta_nouns", pa.int32(), nullable=False),
+        pa.field("num_t5_nouns", pa.int32(), nullable=False),
+        pa.field("nouns", pa.list_(pa.string()), nullable=False),
+        pa.field("mean_logprob", pa.float32()),
+        pa.field("min_logprob", pa.float32()),
+    ]
+)
+
+# Mergeable by summing: the occurrences of each noun under each prompt, whole and in the part that the text encoder reads.
+NOUN_COUNTS = pa.schema(
+    [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("noun", pa.string(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+        pa.field("count_t5", pa.int64(), nullable=False),
+        pa.field("num_captions", pa.int64(), nullable=False),
+    ]
+)
+
+REJECTED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *_REFERENCE,
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+REJECTION_REASONS = {
+    "unreadable": "the bytes could not be read: missing file, no permission, a reference past the end",
+    "empty": "zero bytes",
+    "too_many_bytes": "larger than max_image_bytes",
+    "not_an_image": "no decoder knows the format",
+    "broken": "truncated or corrupt image data",
+    "too_many_pixels": "larger than max_image_pixels",
+    "too_small": "a side is shorter than min_side_px",
+    "bad_sidecar": "the JSON or text beside the image cannot be parsed",
+    "model_error": "the model raised an error for this image alone",
+    "worker_died": "the worker process died each time it had this image",
+}
+
+
+class ImageError(Exception):
+    """One image cannot be used. `reason` is a key of REJECTION_REASONS; the message says what was found."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        assert reason in REJECTION_REASONS, reason
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageError, (self.reason, self.message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReference:
+    """Where the bytes of one image are; see the comment above for what the fields mean by kind of container."""
+
+    uri: str
+    member: str | None = None
+    byte_offset: int | None = None
+    byte_length: int | None = None
+    row: int | None = None
+
+
+def versioned(schema: pa.Schema) -> pa.Schema:
+    """The schema with SCHEMA_VERSION in its metadata, for writing."""
+    return schema.with_metadata({_VERSION_KEY: str(SCHEMA_VERSION)})
+
+
+def check_version(schema: pa.Schema, *, where: str) -> None:
+    """Raises ValueError if a file was written under another schema version; files of foreign tools pass."""
+    found = (schema.metadata or {}).get(_VERSION_KEY)
+    if found is not None and int(found) != SCHEMA_VERSION:
+        raise ValueError(f"{where} has schema version {int(found)}, this program reads {SCHEMA_VERSION}: remake it")

@@ -1,0 +1,229 @@
+"""From paths and URLs to rows of an index: finds image files, tars, Parquet files and lists, and reads only their headers.
+
+for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
+    for table in index_source(source):  # SOURCE_INDEX, at most 65,536 rows
+        ...
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+
+from dataset_builder.carried import Scalar, duckdb_types
+from dataset_builder.command_line import UserError
+from dataset_builder.file_kinds import (
+    EXPECTED,
+    PARQUET_SUFFIX,
+    TAR_SUFFIX,
+    TEXT_LIST_SUFFIXES,
+    is_compressed_tar,
+    is_image,
+    suffix_of,
+)
+from dataset_builder.image_folder import index_file, index_folder
+from dataset_builder.index_rows import IndexRow, to_tables
+from dataset_builder.lists import ListedImages, find_path_column, index_list, list_types
+from dataset_builder.locations import Details, describe, is_inside, join, normalise, one_line, open_binary, parent, walk
+from dataset_builder.parquet_source import PATH_NAMES, index_parquet, layout_of, read_schema
+from dataset_builder.schema import ImageError, versioned
+from dataset_builder.sidecars import parse_sidecars
+from dataset_builder.tar_index import first_json, index_tar
+
+logger = logging.getLogger(__name__)
+
+_SAMPLED_JSON = 8
+_SAMPLED_FILES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Something that holds images or names them. All loose files below one folder are one source."""
+
+    kind: Literal["files", "tar", "parquet", "list"]
+    """What it is; "files" is a searched folder or a single image file."""
+    uri: str
+    """An absolute local path or an fsspec URL."""
+    root: str
+    """The folder that the user gave, or the folder of the file that the user gave; `relative` in the index begins there."""
+    num_bytes: int | None = None
+    """Size; None for a folder or where the store does not tell."""
+    modified: str | None = None
+    """Time of the last change in ISO 8601, or the store's entity tag; None for a folder."""
+    path_column: str | None = None
+    """The column of a list that names images."""
+    is_searched: bool = False
+    """Whether it was found by searching root (then a list's images may have files beside them) or was given itself."""
+    lists: tuple[tuple[str, str], ...] = ()
+    """For files: the lists (uri, path column) whose images are left to them."""
+
+
+def find_sources(images: Sequence[str]) -> list[Source]:
+    """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
+
+    Names that begin with `_` or `.` are passed over, save those given themselves. What lies in two of the given folders is
+    found once. An image that a list names is left to the list; other lists and Parquet files without images are passed over
+    with a warning in the log.
+    Raises UserError in one line: nothing there, no images, a compressed tar, an empty or unreadable list or Parquet file.
+    """
+    if not images:
+        raise UserError("no images given; give folders, files or URLs that hold images")
+    found: dict[str, Source] = {}
+    for given in images:
+        location = normalise(given)
+        details = describe(location)
+        for source in _search(location) if details.is_folder else [_single(location, details)]:
+            found.setdefault(source.uri, source)
+    folders = [source.uri for source in found.values() if source.kind == "files" and source.is_searched]
+    kept = [
+        source
+        for source in found.values()
+        if not (source.kind == "files" and any(is_inside(source.uri, folder) for folder in folders))
+    ]
+    lists = tuple(sorted((source.uri, source.path_column) for source in kept if source.kind == "list" and source.path_column))
+    kept = [replace(source, lists=lists) if source.kind == "files" else source for source in kept]
+    return sorted(kept, key=lambda source: source.uri)
+
+
+def index_source(source: Source) -> Iterator[pa.Table]:
+    """The images of a source as tables of SOURCE_INDEX with at most 65,536 rows, in a fixed order; reads headers only.
+
+    Rows are in the order of the tar, Parquet file or list; for loose files, those of a folder by name, then its subfolders.
+    `relative` tells apart what one search finds, but a list may name an image twice, and two roots may hold the same paths.
+    Memory: the names in one tar or one folder; for files beside lists, also 16 bytes for each listed image.
+    Raises UserError in one line for a source that is empty, damaged or holds no image.
+    """
+    return to_tables(_rows(source))
+
+
+def carried_columns(source: Source) -> dict[str, str]:
+    """Names and DuckDB types (BIGINT, DOUBLE, BOOLEAN, VARCHAR) of what the source carries in the column `metadata`.
+
+    From the schema of Parquet, the first 1,000 rows of a text list, or the first 8 JSONs beside images. Later rows may hold
+    other names and types, so cast with TRY_CAST. Raises UserError for a source that cannot be read.
+    """
+    if source.kind == "list":
+        assert source.path_column is not None
+        return list_types(source.uri, path_column=source.path_column)
+    if source.kind == "parquet":
+        return layout_of(read_schema(source.uri)).metadata_types
+    return duckdb_types(_sampled_metadata(source))
+
+
+def _rows(source: Source) -> Iterator[IndexRow]:
+    if source.kind == "tar":
+        return index_tar(source.uri, source.root)
+    if source.kind == "parquet":
+        return index_parquet(source.uri, source.root)
+    if source.kind == "list":
+        assert source.path_column is not None
+        return index_list(source.uri, source.root, path_column=source.path_column, search_sidecars=source.is_searched)
+    if not source.is_searched:
+        return (row for row in index_file(source.uri) if row.uri not in ListedImages(source.lists, folder=source.root))
+    return index_folder(source.uri, listed=ListedImages(source.lists, folder=source.root))
+
+
+def _search(root: str) -> list[Source]:
+    """All sources below a folder; UserError if there is none."""
+    sources: list[Source] = []
+    has_images = False
+    for folder in walk(root):
+        for name in folder.files:
+            if is_image(name):
+                has_images = True
+            elif (source := _container(join(folder.uri, name), root)) is not None:
+                sources.append(source)
+    if has_images:
+        sources.append(Source(kind="files", uri=root, root=root, is_searched=True))
+    if not sources:
+        raise UserError(f"no images found in {root}; expected {EXPECTED}")
+    return sources
+
+
+def _container(location: str, root: str) -> Source | None:
+    """The source that a file in a searched folder is, or None."""
+    if is_compressed_tar(location):
+        raise _compressed(location)
+    if not location.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
+        return None
+    kind, column = _classify(location)
+    if kind is None:
+        logger.warning("%s is passed over: it has no column of images or of paths to images", location)
+        return None
+    details = describe(location)
+    return Source(
+        kind=kind,
+        uri=location,
+        root=root,
+        num_bytes=details.num_bytes,
+        modified=details.modified,
+        path_column=column,
+        is_searched=True,
+    )
+
+
+def _single(location: str, details: Details) -> Source:
+    """The source that a file given by itself is."""
+    path = location.split("?", 1)[0] if "://" in location else location
+    if is_compressed_tar(path):
+        raise _compressed(location)
+    kind: Literal["files", "tar", "parquet", "list"] | None = "files"
+    column = None
+    if not is_image(path):
+        if not path.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
+            raise UserError(f"{location} is no source of images; expected a folder, {EXPECTED}")
+        kind, column = _classify(location)
+    if kind is None:
+        names = ", ".join(PATH_NAMES)
+        raise UserError(f"{location} has no column of image bytes, nor one of paths to images; name the column one of: {names}")
+    return Source(
+        kind=kind,
+        uri=location,
+        root=parent(location),
+        num_bytes=details.num_bytes,
+        modified=details.modified,
+        path_column=column,
+    )
+
+
+def _classify(location: str) -> tuple[Literal["tar", "parquet", "list"] | None, str | None]:
+    """The kind of a container and, for a list, its column of paths; no kind if it neither holds images nor names any."""
+    if suffix_of(location) == TAR_SUFFIX:
+        return "tar", None
+    if suffix_of(location) != PARQUET_SUFFIX:
+        column = find_path_column(location)
+        return "list" if column else None, column
+    schema = read_schema(location)
+    layout = layout_of(schema)
+    if layout.image is not None:
+        return "parquet", None
+    # Our own files name tars in their column uri: they are results, not lists of images.
+    is_ours = bool(versioned(pa.schema([])).metadata.keys() & (schema.metadata or {}).keys())
+    return ("list", layout.path) if layout.path and not is_ours else (None, None)
+
+
+def _compressed(location: str) -> UserError:
+    return UserError(f"{location} is a compressed tar, from which byte ranges cannot be read; gunzip it first")
+
+
+def _sampled_metadata(source: Source) -> Iterator[Mapping[str, Scalar]]:
+    """Metadata from the first JSONs beside the images of a tar or a folder."""
+    if source.kind == "tar":
+        ranges = [(source.uri, member.offset, member.length) for member in first_json(source.uri, count=_SAMPLED_JSON)]
+    else:
+        rows = itertools.islice(_rows(source), _SAMPLED_FILES)
+        uris = [sidecar.uri for row in rows for sidecar in row.sidecars if sidecar.suffix == ".json"]
+        ranges = [(uri, 0, -1) for uri in uris[:_SAMPLED_JSON] if uri is not None]
+    for uri, offset, length in ranges:
+        try:
+            with open_binary(uri) as file:
+                file.seek(offset)
+                content = file.read(length)
+            yield parse_sidecars([(".json", content, uri)]).carried.metadata
+        except ImageError:
+            continue  # It will be rejected with its image, by name, when it is read.
+        except OSError as error:
+            raise UserError(f"cannot read {uri}: {one_line(error)}; check its permissions") from error

@@ -1,0 +1,104 @@
+"""Captions scenes with a LLaVA and prints how true the captions are.
+
+    python -m examples.openmoji.evaluate_captions --count 1000
+
+Greedy, in float32, on scenes of held-out combinations, read back from JPEG.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dataset_builder.command_line import run_command
+
+if TYPE_CHECKING:
+    from examples.openmoji.truth import CaptionFigures
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Which scenes and which model."""
+
+    model: str = "captioner/pretrained/llava-mini"
+    """Folder of a LLaVA."""
+    count: int = 1000
+    """How many scenes."""
+    seed: int = 1000
+    """Seed of the scenes."""
+    split: Literal["train", "unseen"] = "unseen"
+    """Which combinations of kind, place and background."""
+    prompt: Literal["dense", "medium", "short"] = "dense"
+    """Which of llava-mini's prompts."""
+    batch_size: int = 50
+    """Images a batch."""
+    num_threads: int = 2
+    """Threads of torch."""
+    show: int = 3
+    """How many wrong captions to print."""
+
+
+def main(config: EvaluateConfig) -> int:
+    """Prints the figures, as a table and as a line of JSON."""
+    import dataclasses
+    import json
+
+    import torch
+
+    torch.set_num_threads(config.num_threads)
+    figures = dataclasses.asdict(evaluate(config))
+    for name, value in figures.items():
+        print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+    print(json.dumps(figures))
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> "CaptionFigures":
+    """The figures of a model's captions."""
+    from examples.openmoji.composition import draw_scene
+    from examples.openmoji.truth import judge, truth_of
+
+    scenes = [draw_scene(seed=config.seed, index=index, split=config.split) for index in range(config.count)]
+    captions = caption_scenes(config, scenes)
+    truths = [truth_of(scene) for scene in scenes]
+    wrong = [i for i in range(config.count) if judge(captions[i : i + 1], truths[i : i + 1]).object_f1 < 1]
+    for i in wrong[: config.show]:
+        print(f"wrong: {captions[i]}\n  true: {', '.join(f'{o.size} {o.kind} at {o.place}' for o in truths[i].objects)}")
+    return judge(captions, truths)
+
+
+def caption_scenes(config: EvaluateConfig, scenes: list) -> list[str]:  # type: ignore[type-arg]
+    """Greedy captions of scenes, in float32."""
+    import io
+
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from examples.openmoji.composition import render
+    from examples.openmoji.llava_mini import PROMPTS
+    from examples.openmoji.scene_files import jpeg_bytes
+
+    model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(config.model)
+    captions: list[str] = []
+    for first in range(0, len(scenes), config.batch_size):
+        images = [Image.open(io.BytesIO(jpeg_bytes(render(scene)))) for scene in scenes[first : first + config.batch_size]]
+        question = {"type": "text", "text": PROMPTS[config.prompt]}
+        chats = [[{"role": "user", "content": [{"type": "image", "image": image}, question]}] for image in images]
+        inputs = processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+        )
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=128)
+        captions += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [caption.strip() for caption in captions]
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            EvaluateConfig,
+            main,
+            prog="python -m examples.openmoji.evaluate_captions",
+            example="python -m examples.openmoji.evaluate_captions --count 1000",
+        )
+    )

@@ -1,0 +1,72 @@
+"""Trains llava-mini on endless scenes and writes it where the captioner's default looks for it.
+
+    python -m examples.openmoji.train_llava
+
+Two phases: the vision tower learns to label patches (llava_warmup.py), then the whole learns to write the captions. The same
+command again goes on where the last one stopped; `--out` gets a loadable model at every checkpoint.
+"""
+
+from dataclasses import dataclass
+
+from dataset_builder.command_line import run_command
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """How one phase trains."""
+
+    images: int
+    """Images to train on."""
+    lr: float
+    """Peak learning rate of AdamW; reached after warmup_images, then a cosine to a twentieth."""
+    vision_lr: float
+    """The same for the vision tower."""
+    batch_size: int = 64
+    """Images a step."""
+    warmup_images: int = 20_000
+    """Images until the peak of the learning rate."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices."""
+
+
+@dataclass(frozen=True)
+class TrainLlavaConfig:
+    """llava-mini's training."""
+
+    out: str = "captioner/pretrained/llava-mini"
+    """Folder of the finished model."""
+    run_dir: str = "runs/llava-mini"
+    """Folder of the training state."""
+    seed: int = 0
+    """Seed of weights and scenes."""
+    warmup: PhaseConfig = PhaseConfig(images=200_000, lr=1.2e-3, vision_lr=1.2e-3)
+    """The phase of patch labels."""
+    captions: PhaseConfig = PhaseConfig(images=300_000, lr=1.5e-3, vision_lr=3e-4)
+    """The phase of captions."""
+    compile: bool = True
+    """Compile the networks; needs a C++ compiler."""
+    log_interval_s: float = 20.0
+    """Seconds between lines of figures."""
+    checkpoint_interval_s: float = 240.0
+    """Seconds between checkpoints."""
+    num_threads: int = 2
+    """Threads of the networks; rendering takes part of a core besides."""
+
+
+def main(config: TrainLlavaConfig) -> int:
+    """Trains what is still to be trained."""
+    from examples.openmoji.llava_training import train
+
+    train(config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            TrainLlavaConfig,
+            main,
+            prog="python -m examples.openmoji.train_llava",
+            example="python -m examples.openmoji.train_llava --captions.images 300000",
+        )
+    )

@@ -1,0 +1,1 @@
+"""The leaf for networks: text encoder, autoencoder, diffusion transformer, sampling."""

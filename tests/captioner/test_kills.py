@@ -1,0 +1,86 @@
+"""Whatever is killed in the middle, the same command ends in the same captions as an unbroken run."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dataset_builder.storage import Folder
+from dataset_builder.units import committed_units, read_commits
+from tests.captioner.conftest import caption, run_arguments, save_pictures, start_captioner
+
+pytestmark = pytest.mark.slow
+
+NUM_IMAGES = 400
+
+
+def digests(run: Path) -> list[tuple[int, str, str]]:
+    return [
+        (commit.unit, commit.files["captions"].sha256, commit.files["noun_counts"].sha256)
+        for commit in read_commits(Folder(str(run)))
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pictures(tmp_path_factory.mktemp("images"), count=NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, images: Path, tiny_llava: Path) -> list[tuple[int, str, str]]:
+    run = tmp_path_factory.mktemp("unbroken")
+    code, output = caption(run_arguments(images, run / "run", tiny_llava))
+    assert code == 0, output
+    return digests(run / "run")
+
+
+def the_driver(driver: psutil.Process) -> list[psutil.Process]:
+    return [driver]
+
+
+def the_worker(driver: psutil.Process) -> list[psutil.Process]:
+    return [child for child in driver.children(recursive=True) if "_Engine" in " ".join(child.cmdline())]
+
+
+def all_of_ray(driver: psutil.Process) -> list[psutil.Process]:
+    return [child for child in driver.children(recursive=True) if child.name() in ("raylet", "gcs_server")]
+
+
+@pytest.mark.parametrize("victims", [the_driver, the_worker, all_of_ray])
+def test_a_kill_in_the_middle_changes_nothing(
+    victims: Callable[[psutil.Process], list[psutil.Process]],
+    tmp_path: Path,
+    images: Path,
+    tiny_llava: Path,
+    unbroken: list[tuple[int, str, str]],
+) -> None:
+    run = tmp_path / "run"
+    arguments = run_arguments(images, run, tiny_llava)
+    process = start_captioner(arguments)
+    try:
+        wait_for_commits(run, process.poll)
+        targets = victims(psutil.Process(process.pid))
+        assert targets, "there was nothing to kill"
+        for target in targets:
+            os.kill(target.pid, signal.SIGKILL)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    interrupted = len(committed_units(Folder(str(run))))
+    code, output = caption(arguments)
+    assert code == 0, output
+    assert f"{NUM_IMAGES} planned = {NUM_IMAGES} captioned + 0 rejected" in output
+    assert digests(run) == unbroken
+    if victims is not the_worker:  # a run whose worker was killed goes on by itself
+        assert 0 < interrupted < len(unbroken), "the kill came too late to interrupt anything"
+
+
+def wait_for_commits(run: Path, poll: Callable[[], int | None]) -> None:
+    deadline = time.monotonic() + 120
+    while len(committed_units(Folder(str(run)))) < 3:
+        assert time.monotonic() < deadline and poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.02)

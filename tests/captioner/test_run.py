@@ -1,0 +1,146 @@
+"""The main job as its users start it: nothing is lost, a resume cannot mix, and what went wrong is one line."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from captioner.status import read_status
+from dataset_builder.storage import Folder
+from dataset_builder.units import read_commits
+from tests.captioner.conftest import caption, run_arguments, save_pictures
+
+
+def table(run: Path, kind: str) -> pa.Table:
+    files = [commit.files[kind] for commit in read_commits(Folder(str(run))) if kind in commit.files]
+    return pa.concat_tables([pq.read_table(run / file.path) for file in files])
+
+
+def broken_images(folder: Path) -> dict[str, str]:
+    """Ten kinds of broken image; returns the reason expected for each file."""
+    folder.mkdir()
+    good = folder / "good.jpg"
+    Image.new("RGB", (64, 64), "red").save(good)
+    data = good.read_bytes()
+    Image.new("RGB", (64, 64), "blue").save(folder / "whole.png")
+    png = (folder / "whole.png").read_bytes()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("this is no image")
+    (folder / "html.jpg").write_text("<html><body>404 not found</body></html>")
+    (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "truncated.png").write_bytes(png[: len(png) // 2])
+    (folder / "header.jpg").write_bytes(data[:10])
+    (folder / "flipped.png").write_bytes(png[:60] + b"\xff\xff\xff\xff" + png[64:])
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    Image.new("1", (20000, 10000)).save(folder / "bomb.png")
+    (folder / "good-json.jpg").write_bytes(data)
+    (folder / "good-json.json").write_text("{ this is no JSON")
+    return {
+        "empty": "empty",
+        "text": "not_an_image",
+        "html": "not_an_image",
+        "truncated.jpg": "broken",
+        "truncated.png": "broken",
+        "header": "broken",
+        "flipped": "broken",
+        "gone": "unreadable",
+        "bomb": "too_many_pixels",
+        "good-json": "bad_sidecar",
+    }
+
+
+def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captioned(tmp_path: Path, tiny_llava: Path) -> None:
+    expected = broken_images(tmp_path / "images")
+    save_pictures(tmp_path / "images", count=12)
+    code, output = caption(run_arguments(tmp_path / "images", tmp_path / "run", tiny_llava, "--limits.max_image_pixels", "100000000"))
+    assert code == 0, output
+    assert "24 planned = 14 captioned + 10 rejected" in output
+    rejected = table(tmp_path / "run", "rejected").to_pylist()
+    assert {row["key"]: row["reason"] for row in rejected} == expected
+    assert all(row["message"] for row in rejected)
+
+
+def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path) -> None:
+    images, run = save_pictures(tmp_path / "images", count=20), tmp_path / "run"
+    code, output = caption(run_arguments(images, run, tiny_llava, "--limit", "9", "--prompts", "ladder"))
+    assert code == 0 and "20 planned = 16 captioned + 0 rejected + 4 to do; 2 of 3 units" in output, output
+    first = {commit.unit: commit for commit in read_commits(Folder(str(run)))}
+
+    save_pictures(images, count=3, seed=1)
+    code, output = caption(run_arguments(images, run, tiny_llava, "--prompts", "ladder"))
+    assert code == 0 and "23 planned = 23 captioned + 0 rejected; 4 of 4 units" in output, output
+    second = {commit.unit: commit for commit in read_commits(Folder(str(run)))}
+    assert {unit: second[unit] for unit in first} == first, "what was committed is never done again"
+
+    captions = table(run, "captions")
+    pairs = list(zip(captions["key"].to_pylist(), captions["prompt"].to_pylist(), strict=True))
+    assert len(pairs) == 23 * 3 and len(set(pairs)) == len(pairs)
+    assert table(run, "images")["alt_text"][3].as_py() == "a picture of the number 3"
+
+    code, output = caption(run_arguments(images, run, tiny_llava))
+    assert code == 2 and "holds a run with another prompts" in output
+
+
+def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path) -> None:
+    images, run = save_pictures(tmp_path / "images", count=5), tmp_path / "run"
+    assert caption(run_arguments(images, run, tiny_llava))[0] == 0
+    captions, counts = table(run, "captions").to_pylist(), table(run, "noun_counts").to_pylist()
+    for row in captions:
+        assert row["num_words"] == len(row["caption"].split())
+        assert row["num_nouns"] == len(row["nouns"]) and row["num_distinct_nouns"] == len(set(row["nouns"]))
+        assert row["min_logprob"] <= row["mean_logprob"] <= 0
+        assert (row["finish_reason"] == "length") == (row["num_tokens"] == 12)
+    assert sum(row["num_nouns"] for row in captions) == sum(row["count"] for row in counts)
+    assert sum(row["num_t5_nouns"] for row in captions) == sum(row["count_t5"] for row in counts)
+    record = json.loads((run / "run.json").read_text())
+    assert record["settings"]["prompts"]["prompts"][0]["text"] == "Describe this image and its style in a very detailed manner"
+    assert read_status(Folder(str(run))).remaining == 0
+
+
+def test_too_many_rejected_images_stop_the_run_with_1(tmp_path: Path, tiny_llava: Path) -> None:
+    images = save_pictures(tmp_path / "images", count=8)
+    for number in range(120):
+        (images / f"broken-{number}.jpg").write_bytes(b"nonsense")
+    code, output = caption(run_arguments(images, tmp_path / "run", tiny_llava))
+    assert code == 1 and "were rejected" in output and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "empty", "--out", "run"], "no images"),
+        (["--images", "nowhere", "--out", "run"], "nowhere"),
+        (["--images", "images", "--out", "images"], "holds no captioning run"),
+        (["--images", "images", "--out", "run", "--model", "someone/llava-of-theirs"], "cannot be had from the hub"),
+        (["--images", "images", "--out", "run", "--model", "./nowhere"], "there is no model folder"),
+        (["--images", "images", "--out", "run", "--ray.address", "127.0.0.1:9"], "no Ray answers at 127.0.0.1:9"),
+        (["--images", "images", "--out", "run", "--unit_size", "0"], "unit_size must be 1 or more"),
+        (["--images", "images", "--out", "run", "--generation.batchsize", "3"], "batch_size"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    save_pictures(tmp_path / "images", count=1)
+    (tmp_path / "empty").mkdir()
+    model = [] if "--model" in arguments else ["--model", str(tiny_llava)]
+    code, output = caption([*arguments, *model])
+    assert code == 2
+    lines = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0] and "Traceback" not in output, output
+
+
+def test_without_arguments_it_says_how_to_begin() -> None:
+    code, output = caption([])
+    assert code == 2 and "example: python -m captioner.run --images photos/ --out runs/photos" in output
+
+
+def test_a_job_refuses_relative_paths(tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    code, output = caption(run_arguments("images", tmp_path / "run", tiny_llava))
+    assert code == 2 and "images: a relative path inside a Ray job" in output

@@ -1,0 +1,30 @@
+"""The environment of all tests: offline, polite to other processes, and with a home of their own."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_HOME = pytest.StashKey[Path]()
+
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other process on two cores
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs before any test module is imported: OpenMP and the hub read their settings once. Subprocesses inherit all of it."""
+    home = Path(tempfile.mkdtemp(prefix="t2i-home-"))  # Ray writes an access token to the home folder
+    config.stash[_HOME] = home
+    os.environ.update(_ENVIRONMENT, HOME=str(home))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)

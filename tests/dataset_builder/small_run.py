@@ -1,0 +1,134 @@
+"""A captioning run of a few images, written file by file as the captioner leaves it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from dataset_builder.noun_counts import CaptionNouns, count_nouns
+from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, REJECTED
+from dataset_builder.storage import Folder
+from dataset_builder.tagging import TaggerConfig
+from dataset_builder.units import Unit, commit_unit, table_bytes
+
+NOUNS = ("owl", "house", "image", "tree", "sky")
+T5_WORDS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallRun:
+    """What `write` puts into a folder: images img_0 …, with the first units committed, and one of them rejected."""
+
+    num_images: int = 8
+    unit_size: int = 3
+    num_committed: int = 2
+    rejected: tuple[str, ...] = ("img_4",)
+    captions: dict[str, str] = field(
+        default_factory=lambda: {
+            "dense": "An owl sits beside a house and a tree under the sky.",
+            "short": "An image of an owl.",
+        }
+    )
+    carried: dict[str, str] = field(
+        default_factory=lambda: {"score": "DOUBLE", "KEY": "VARCHAR", "a.b/c": "BIGINT", "ok": "BOOLEAN"}
+    )
+
+    def write(self, folder: Folder) -> Folder:
+        """Writes the run and returns the folder."""
+        settings = {
+            "run_id": "0123456789ab",
+            "carried": self.carried,
+            "tagger": {"model": TaggerConfig().spacy_model, "version": "3.8.0", "noun_tags": ["NN", "NNS", "NNP", "NNPS"]},
+            "t5": {"tokenizer": "mini", "max_tokens": T5_WORDS},
+        }
+        folder.write("run.json", json.dumps(settings).encode())
+        units = [
+            range(start, min(start + self.unit_size, self.num_images)) for start in range(0, self.num_images, self.unit_size)
+        ]
+        self._write_plan(folder, units)
+        for number in range(self.num_committed):
+            self.commit(folder, number, units[number])
+        return folder
+
+    def commit(self, folder: Folder, number: int, images: Sequence[int]) -> None:
+        """Publishes a unit of these images."""
+        keys = [f"img_{image}" for image in images]
+        good = [key for key in keys if key not in self.rejected]
+        captions = [_caption(key, prompt, text) for key in good for prompt, text in self.captions.items()]
+        nouns = [
+            CaptionNouns(prompt=row["prompt"], lemmas=tuple(row["nouns"]), num_t5_nouns=row["num_t5_nouns"]) for row in captions
+        ]
+        rejected = [key for key in keys if key in self.rejected]
+        commit = commit_unit(
+            folder,
+            run_id="0123456789ab",
+            unit=Unit(number=number, part="", row_group=0, num_images=len(images)),
+            tables={
+                "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
+                "noun_counts": count_nouns(nouns),
+                "images": pa.Table.from_pylist([_image(key) for key in good], schema=IMAGES),
+                "rejected": pa.Table.from_pylist(
+                    [{"key": key, "uri": f"/data/{key}.jpg", "reason": "broken", "message": "truncated"} for key in rejected],
+                    schema=REJECTED,
+                ),
+            },
+            rejected={"broken": len(rejected)} if rejected else {},
+            num_tokens=10 * len(captions),
+            seconds={"prepare": 0.5, "generate": 2.0, "finish": 0.25},
+        )
+        assert commit is not None
+
+    def _write_plan(self, folder: Folder, units: Sequence[range]) -> None:
+        parts = []
+        for number, images in enumerate(units):
+            path = f"images/plan-0-ab12-{number:08d}.parquet"
+            rows = [_index_row(f"img_{image}") for image in images]
+            folder.create(path, table_bytes(pa.Table.from_pylist(rows, schema=INDEX)))
+            parts.append({"path": path, "first_unit": number, "units": 1, "rows": len(rows)})
+        folder.create("plans/0.json", json.dumps({"parts": parts, "sources": [], "num_repeated": 0}).encode())
+
+
+def _index_row(key: str) -> dict[str, Any]:
+    number = int(key.removeprefix("img_"))
+    metadata = {"score": number / 2, "KEY": f"own {number}", "a.b/c": number, "ok": number % 2 == 0}
+    return {
+        "key": key,
+        "uri": f"/data/{key}.jpg",
+        "sidecars": [],
+        "alt_text": None if number == 1 else "An owl and a tree.",
+        "class_label": "owl",
+        "metadata": json.dumps(metadata),
+    }
+
+
+def _image(key: str) -> dict[str, Any]:
+    row = _index_row(key)
+    del row["sidecars"]
+    return row | {"content_hash": "00", "width": 64, "height": 48, "format": "JPEG"}
+
+
+def _caption(key: str, prompt: str, text: str) -> dict[str, Any]:
+    """The tokenizer of this world splits at spaces; the encoder reads T5_WORDS - 1 words and </s>."""
+    words = [word.strip(".") for word in text.lower().split()]
+    nouns = [word for word in words if word in NOUNS]
+    return {
+        "key": key,
+        "prompt": prompt,
+        "caption": text,
+        "caption_raw": text,
+        "status": "ok",
+        "flags": [],
+        "finish_reason": "stop",
+        "num_tokens": len(words),
+        "num_words": len(words),
+        "num_t5_tokens": len(words) + 1,
+        "num_nouns": len(nouns),
+        "num_distinct_nouns": len(set(nouns)),
+        "num_meta_nouns": nouns.count("image"),
+        "num_t5_nouns": sum(word in NOUNS for word in (words if len(words) < T5_WORDS else words[: T5_WORDS - 1])),
+        "nouns": nouns,
+        "mean_logprob": -0.5,
+        "min_logprob": -2.0,
+    }

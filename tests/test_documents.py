@@ -1,0 +1,99 @@
+"""What the documents promise is there: commands and their options, files, make targets, locked versions."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+QUOTED_PATH = re.compile(rf"`((?:{'|'.join(OURS)}|docs|tests|notebooks)/[\w./*-]*)`")
+TREE_LINE = re.compile(r"^(?P<indent>(?:[│|] {2,3}| {3,4})*)[├└][─-]+ (?P<name>\S+)")
+
+
+@cache
+def _blocks(path: Path) -> list[str]:
+    return FENCE.findall(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _help(module: str) -> str:
+    result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def _commands(path: Path) -> list[tuple[str, list[str]]]:
+    """(module, words after it) for each `python -m` of ours in the code blocks; a line that ends in \\ goes on."""
+    lines = [line.strip() for block in _blocks(path) for line in block.replace("\\\n", " ").splitlines()]
+    commands = []
+    for line in lines:
+        for module, rest in re.findall(r"python3? -m ([\w.]+)([^|;&\n]*)", line):
+            if module.split(".")[0] in OURS:
+                commands.append((module, shlex.split(rest.replace("…", "").replace("'", "’"), comments=True)))
+    return commands
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_their_options_exist(path: Path) -> None:
+    for module, words in _commands(path):
+        assert find_spec(module), f"{path.name}: python -m {module}"
+        for option in (word.strip("[]").partition("=")[0] for word in words if word.strip("[]").startswith("--")):
+            assert re.search(rf"{re.escape(option)}\b", _help(module)), f"{path.name}: python -m {module} {option}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    missing = [target for target in LINK.findall(text) if not (path.parent / target).exists()]
+    missing += [target for target in QUOTED_PATH.findall(text) if not list(ROOT.glob(target))]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {word for block in _blocks(path) for word in re.findall(r"^ *(?:\$ )?make ([a-z-]+)", block, re.MULTILINE)}
+    assert named <= targets
+
+
+def _tree(block: str) -> list[str]:
+    """The paths of a drawn tree (├── name), with folders in front."""
+    paths: list[str] = []
+    parents: list[str] = []
+    for line in block.splitlines():
+        if match := TREE_LINE.match(line):
+            depth = len(match["indent"]) // 4
+            parents = [*parents[:depth], match["name"].rstrip("/")]
+            paths.append("/".join(parents))
+    return paths
+
+
+def test_the_readme_shows_commands_and_a_true_file_tree() -> None:
+    readme = ROOT / "README.md"
+    assert _commands(readme)
+    named = [name for block in _blocks(readme) for name in _tree(block)]
+    assert {"captioner", "dataset_builder", "trainer", "model"} <= set(named)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_test_command_is_the_one_that_ci_runs() -> None:
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_lock_holds_every_dependency_by_hash() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = re.findall(r"^([a-z0-9-]+)==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
+    assert {re.match(r"[\w-]+", name)[0].lower() for name in wanted} <= set(locked)  # type: ignore[index]
+    assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))

@@ -1,0 +1,168 @@
+"""What keeps the code easy to change: arrows between packages, heavy imports behind a fence, small files, settings in use."""
+
+import ast
+import graphlib
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARROWS = {
+    "captioner": {"dataset_builder"},
+    "dataset_builder": set(),
+    "trainer": {"dataset_builder", "model"},
+    "model": set(),
+}
+BESIDE = ("examples", "benchmarks")
+NOT_IN_PACKAGES = {*BESIDE, "tests", "notebooks"}
+HEAVY = {"torch", "torchvision", "ray", "pyarrow", "transformers", "diffusers", "spacy", "duckdb", "open_clip", "datasets"}
+ONE_FILE = ("duckdb", "spacy", "open_clip")
+WHOLE_NETWORK = "model/dit.py"
+# Joined, so that this file does not contain what it looks for.
+FORBIDDEN_TEXT = ["/" + "work/", "/" + "root/", "/opt/" + "pypi", "pypi" + ".org", "python" + "hosted.org"]
+VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
+
+
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, also inside functions; `from a import b` gives a and a.b."""
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _importers(name: str, *folders: str) -> list[str]:
+    return [_module(path) for path in _sources(*folders) if any(found.split(".")[0] == name for found in _imports(path))]
+
+
+def _commands() -> list[str]:
+    return [_module(path) for path in _sources(*ARROWS, *BESIDE) if 'if __name__ == "__main__":' in path.read_text()]
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_packages_import_along_the_arrows_only(package: str) -> None:
+    allowed = {package, *ARROWS[package]}
+    for path in _sources(package):
+        wrong = {name.split(".")[0] for name in _imports(path)} & ({*ARROWS, *NOT_IN_PACKAGES} - allowed)
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    names = {_module(path) for path in _sources(*ARROWS)}
+    graph = {_module(path): (set(_imports(path)) & names) - {_module(path)} for path in _sources(*ARROWS)}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_ray_is_imported_in_one_file_of_a_package(package: str) -> None:
+    assert len(_importers("ray", package)) <= 1, _importers("ray", package)
+
+
+@pytest.mark.parametrize("library", ONE_FILE)
+def test_a_library_behind_a_fence_is_imported_in_one_file(library: str) -> None:
+    assert len(_importers(library, *ARROWS)) <= 1, _importers(library, *ARROWS)
+
+
+def test_the_networks_know_no_data_set_and_no_ray() -> None:
+    for library in ("ray", "datasets", "duckdb"):
+        assert not _importers(library, "model")
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"python -m {command}" in result.stdout
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
+    assert not imported & HEAVY
+    # Time on the processor: on a busy machine the clock on the wall says nothing about the command.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 1.0
+
+
+def _settings(tree: ast.Module) -> Iterator[ast.ClassDef]:
+    """The dataclasses that a command line or a file fills."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Settings")):
+            yield node
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
+    """Name of each field, and whether a string stands under it."""
+    for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and bool(below.value.value)
+            yield statement.target.id, documented
+
+
+def test_every_setting_says_what_it_is_and_is_read_somewhere() -> None:
+    paths = _sources(*ARROWS, *BESIDE)
+    read: set[str] = set()
+    for path in paths:
+        checks = [
+            node
+            for settings in _settings(_parse(path))
+            for node in settings.body
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"
+        ]
+        only_checked = {id(node) for check in checks for node in ast.walk(check)}
+        attributes = (
+            node for node in ast.walk(_parse(path)) if isinstance(node, ast.Attribute) and id(node) not in only_checked
+        )
+        read |= {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
+    for path in paths:
+        for settings in _settings(_parse(path)):
+            for name, documented in _fields(settings):
+                assert documented, f"{settings.name}.{name} in {path.relative_to(ROOT)} has no string under it"
+                assert name in read, f"{settings.name}.{name} in {path.relative_to(ROOT)} is never read"
+
+
+@pytest.mark.parametrize("path", _sources(*ARROWS, *BESIDE, "tests"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert path.name not in VAGUE_NAMES
+    if str(path.relative_to(ROOT)) != WHOLE_NETWORK:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 80, f"{node.name} is longer than 80 lines"
+
+
+def _texts() -> Iterator[tuple[Path, str]]:
+    shown = [path for path in ROOT.iterdir() if not path.name.startswith(".") or path.name in {".ci", ".gitignore"}]
+    for path in [file for entry in shown for file in ([entry] if entry.is_file() else entry.rglob("*"))]:
+        if path.is_file() and path.stat().st_size < 20_000_000 and "__pycache__" not in path.parts:
+            try:
+                yield path, path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue  # an image or a checkpoint
+
+
+def test_nothing_names_one_machine_or_a_registry() -> None:
+    pattern = re.compile("|".join(map(re.escape, FORBIDDEN_TEXT)))
+    found = [f"{path.relative_to(ROOT)}: {match[0]}" for path, text in _texts() for match in pattern.finditer(text)]
+    assert not found

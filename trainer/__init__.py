@@ -1,0 +1,1 @@
+"""Training stage by stage on a GPU cluster."""
