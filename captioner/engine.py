@@ -79,9 +79,9 @@ class LlavaEngine:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options: dict[str, Any] = {"revision": source.revision} if source.on_hub else {}
-        self.processor = AutoProcessor.from_pretrained(source.location, **options)
+        self.processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
         self.processor.tokenizer.padding_side = "left"
-        model = AutoModelForImageTextToText.from_pretrained(source.location, dtype=self._dtype(), **options)
+        model = AutoModelForImageTextToText.from_pretrained(source.path_or_id, dtype=self._dtype(), **options)
         self.model = model.to(self.device).eval()
         self.end_ids = _end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer.eos_token_id)
 

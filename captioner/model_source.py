@@ -25,6 +25,11 @@ class ModelSource:
     on_hub: bool
     image_side_px: int
 
+    @property
+    def path_or_id(self) -> str:
+        """What from_pretrained takes, on whichever node this is: the shipped model lies beside the code of that node."""
+        return str(MINI) if self.name == "mini" else self.location
+
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     """Finds a model by name. Raises UserError where it cannot be had, or is not a model that reads images."""
@@ -79,7 +84,7 @@ def _image_side(config: dict[str, object]) -> int:
     """The longest side in pixels that the model can use: of its grid of crops where it has one, else of its vision tower."""
     grid = config.get("image_grid_pinpoints")
     if isinstance(grid, list) and grid:
-        return max(max(pair) for pair in grid)
+        return max(int(side) for pair in grid for side in pair)
     vision = config["vision_config"]
     assert isinstance(vision, dict)
     return int(vision.get("image_size", 336))

@@ -186,6 +186,8 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
             named.append(f"{word}={rest.pop(0)}")
         else:
             named.append(word)
+            if hint is None:  # an unknown option: its value is no argument of its own, or the complaint would be about that
+                del rest[:follows]
     named += _name_by_place(by_place, hints, positional=positional)
     once = [name for name in (word.partition("=")[0] for word in named) if _is_list(hints.get(name.removeprefix("--")))]
     if len(once) > len(set(once)):

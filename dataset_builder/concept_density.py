@@ -36,22 +36,24 @@ class ConceptDensity:
         return self.total_nouns / self.num_captions if self.num_captions else 0.0
 
 
-# Source: PixArt-alpha, Table 1; each over about 11.2 million images (total nouns / nouns per image).
-PAPER_CAPTIONS = 11_200_000
-PAPER_TABLE = {
-    "LAION (alt text)": ConceptDensity(
-        valid_nouns=210_000, distinct_nouns=2_461_000, total_nouns=72_000_000, num_captions=PAPER_CAPTIONS
-    ),
-    "LAION-LLaVA": ConceptDensity(
-        valid_nouns=85_000, distinct_nouns=646_000, total_nouns=233_900_000, num_captions=PAPER_CAPTIONS
-    ),
-    "SAM-LLaVA": ConceptDensity(
-        valid_nouns=23_000, distinct_nouns=124_000, total_nouns=327_900_000, num_captions=PAPER_CAPTIONS
-    ),
-    "Internal": ConceptDensity(
-        valid_nouns=152_000, distinct_nouns=582_000, total_nouns=136_600_000, num_captions=PAPER_CAPTIONS
-    ),
-}
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """A row of the paper's table, rounded as printed there; K is thousands, M millions."""
+
+    name: str
+    vn_dn: str
+    ratio: float
+    total_nouns: str
+    nouns_per_image: float
+
+
+# Source: PixArt-alpha, Table 1. That each row is over about 11.2 million images is total nouns / nouns per image.
+PAPER_TABLE = (
+    PaperRow(name="LAION (alt text)", vn_dn="210K / 2461K", ratio=0.085, total_nouns="72.0M", nouns_per_image=6.4),
+    PaperRow(name="LAION-LLaVA", vn_dn="85K / 646K", ratio=0.133, total_nouns="233.9M", nouns_per_image=20.9),
+    PaperRow(name="SAM-LLaVA", vn_dn="23K / 124K", ratio=0.186, total_nouns="327.9M", nouns_per_image=29.3),
+    PaperRow(name="Internal", vn_dn="152K / 582K", ratio=0.261, total_nouns="136.6M", nouns_per_image=12.2),
+)
 
 
 def density_of(counts: "NDArray[np.int64]", *, num_captions: int) -> ConceptDensity:

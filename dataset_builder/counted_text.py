@@ -4,7 +4,6 @@ A column is read in batches and tagged on all cores; memory grows with the numbe
 """
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -70,12 +69,13 @@ class _Tally:
 class _Counted:
     """What one task, or all of them, counted."""
 
-    tallies: dict[str, _Tally] = field(default_factory=lambda: defaultdict(_Tally))
+    tallies: dict[str, _Tally] = field(default_factory=dict)
     tables: "list[pa.Table]" = field(default_factory=list)
 
     def add(self, other: "_Counted") -> None:
+        """Adds the sums; tables are merged now and then, so that memory does not grow with their number."""
         for prompt, tally in other.tallies.items():
-            own = self.tallies[prompt]
+            own = self.tallies.setdefault(prompt, _Tally())
             own.num_captions += tally.num_captions
             own.num_empty += tally.num_empty
             own.num_cut += tally.num_cut
@@ -84,11 +84,12 @@ class _Counted:
             self.tables = [merge_counts(self.tables)]
 
 
-def counted_captions(run: "Database", *, source: str, settings: dict[str, Any]) -> list[CountedText]:
+def counted_captions(run: "Database", *, source: str) -> list[CountedText]:
     """The captions of a run, a row to a prompt, from what its workers counted; nothing is tagged.
 
     Raises UserError where run.json does not name the tagger and the tokenizer.
     """
+    settings = run.settings
     missing = [name for name in ("tagger", "t5") if name not in settings]
     if missing:
         raise UserError(f"{source}/run.json has no {' and no '.join(missing)}: caption again with this version")
@@ -133,7 +134,7 @@ def tagged_texts(
 
     The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer cannot be had.
     """
-    descriptions = {"tagger": _tagger(tagger).describe(), "t5": _t5_view(t5).describe()}
+    tagger_description, t5_description = _tagger(tagger).describe(), _t5_view(t5).describe()
     tasks = _tasks(texts)
     first, num_chars = [], 0
     for task in tasks:
@@ -152,7 +153,15 @@ def tagged_texts(
     every = merge_counts(counted.tables)
     return [
         CountedText(
-            source=source, column=column, prompt=prompt, counts=_of_prompt(every, prompt), **vars(tally), **descriptions
+            source=source,
+            column=column,
+            prompt=prompt,
+            num_captions=tally.num_captions,
+            num_empty=tally.num_empty,
+            num_cut=tally.num_cut,
+            counts=_of_prompt(every, prompt),
+            tagger=tagger_description,
+            t5=t5_description,
         )
         for prompt, tally in sorted(counted.tallies.items())
     ]
@@ -181,18 +190,20 @@ def _start_worker() -> None:
 
 
 def _count_task(prompts: Sequence[str], texts: Sequence[str | None], tagger: TaggerConfig, t5: T5Config) -> _Counted:
-    counted = _Counted(tallies={})
-    for prompt in prompts:
-        counted.tallies.setdefault(prompt, _Tally())
-    kept = [(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text and not text.isspace()]
+    counted = _Counted()
+    kept: list[tuple[_Tally, str, str]] = []
     for prompt, text in zip(prompts, texts, strict=True):
-        counted.tallies[prompt].num_empty += not text or text.isspace()
-    written = [text for _, text in kept]
+        tally = counted.tallies.setdefault(prompt, _Tally())
+        if text and not text.isspace():
+            kept.append((tally, prompt, text))
+        else:
+            tally.num_empty += 1
+    written = [text for _, _, text in kept]
     captions = []
-    for (prompt, text), nouns, view in zip(kept, _tagger(tagger).tag(written), _t5_view(t5).measure(written), strict=True):
+    for (tally, prompt, _), nouns, view in zip(kept, _tagger(tagger).tag(written), _t5_view(t5).measure(written), strict=True):
         captions.append(caption_nouns(nouns, prompt=prompt, cut_char=view.cut_char))
-        counted.tallies[prompt].num_captions += 1
-        counted.tallies[prompt].num_cut += view.cut_char < len(text)
+        tally.num_captions += 1
+        tally.num_cut += view.num_t5_tokens > t5.max_tokens
     counted.tables.append(count_nouns(captions))
     return counted
 

@@ -155,18 +155,16 @@ def _figures(density: "ConceptDensity") -> dict[str, float]:
 
 def _run_texts(source: str, config: DensityConfig) -> "Iterator[CountedText]":
     from dataset_builder.counted_text import counted_captions, run_texts, tagged_texts
-    from dataset_builder.run_views import read_run
     from dataset_builder.sql import open_run
 
-    settings = read_run(source).settings
     with open_run(source) as run:
+        tagger = TaggerConfig.as_described(run.settings.get("tagger"), default=config.tagger)
+        t5 = T5Config.as_described(run.settings.get("t5"), default=config.t5)
         for column in config.column:
             if column == "caption":
-                yield from counted_captions(run, source=source, settings=settings)
+                yield from counted_captions(run, source=source)
                 continue
             texts = run_texts(run, column, source=source)
-            tagger = TaggerConfig.as_described(settings.get("tagger"), default=config.tagger)
-            t5 = T5Config.as_described(settings.get("t5"), default=config.t5)
             yield from tagged_texts(texts, source=source, column=column, tagger=tagger, t5=t5, num_workers=config.num_workers)
 
 
@@ -178,11 +176,14 @@ def _parquet_texts(source: str, column: str) -> "Texts":
     from dataset_builder.storage import Folder
 
     folder = Folder(source)
+    paths = sorted(path for path in folder.filesystem.find(folder.root) if path == folder.root or path.endswith(".parquet"))
+    if not paths:
+        raise UserError(f"{source} is no captioning run, no Parquet file and no folder of Parquet files: check the path")
     try:
-        data = ds.dataset(folder.root, filesystem=folder.filesystem, format="parquet", exclude_invalid_files=False)
+        data = ds.dataset(paths, filesystem=folder.filesystem, format="parquet")
     except (OSError, pa.ArrowInvalid) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
-        raise UserError(f"{source} is no captioning run and no Parquet ({reason}): give a run, a file or a folder") from None
+        raise UserError(f"{source} cannot be read as Parquet ({reason}): check the file") from None
     texts = [name for name, kind in zip(data.schema.names, data.schema.types, strict=True) if _is_text(kind)]
     if column not in texts:
         raise UserError(f"{source} has no text column {column}: give --column one of {', '.join(texts) or '(it has none)'}")

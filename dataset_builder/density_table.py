@@ -17,7 +17,7 @@ VIEWS = {
 }
 """The ways to count, and what the table calls them."""
 
-_NAME_WIDTH = 30
+_NAME_WIDTH = 27
 
 
 def density_table(rows: "Sequence[DensityRow]", *, sample_size: int) -> str:
@@ -66,22 +66,24 @@ def _cut_section(names: Sequence[str], rows: "Sequence[DensityRow]") -> str:
 
 def _paper_section() -> str:
     lines = ["For reference, Table 1 of the PixArt-alpha paper: all nouns as written, each row over about 11.2M images"]
-    for name, density in PAPER_TABLE.items():
-        figures = f"{'11.2M':>10} {_pair(density):>15} {density.ratio:>7.1%} {_count(density.total_nouns):>11}"
-        lines.append(f"{_fitted(name)} {figures} {density.nouns_per_caption:>6.1f}")
+    for row in PAPER_TABLE:
+        figures = f"{'11.2M':>10} {row.vn_dn:>15} {row.ratio:>7.1%} {row.total_nouns:>11} {row.nouns_per_image:>6.1f}"
+        lines.append(f"{_fitted(row.name)} {figures}")
     return "\n".join(lines)
 
 
 def _notes(rows: "Sequence[DensityRow]", *, sample_size: int) -> str:
     notes = [
-        f"DN: distinct nouns. VN: nouns that appear more than {VALID_ABOVE} times. each: nouns per caption, one caption per image.",
-        f"Both grow with the number of captions; compare rows by the right-hand columns: the VN and DN expected of {sample_size:,}",
-        "captions (the same share of the nouns, drawn at random without replacement).",
+        *(f"Source: {source}" for source in dict.fromkeys(row.text.source for row in rows)),
+        f"DN: distinct nouns. VN: those that appear more than {VALID_ABOVE} times. each: nouns per caption (one per image).",
+        "Both grow with the number of captions. Compare rows by the right-hand columns: the VN and DN to be expected of",
+        f"{sample_size:,} captions (their share of the nouns, drawn at random without replacement).",
         f"Meta-nouns: {len(META_NOUNS)} nouns such as image, scene, background, atmosphere, which name nothing that is shown.",
     ]
-    notes += [f"Tagger: {note}" for note in _distinct(_tagger_note(row) for row in rows)]
-    notes += [f"Text encoder: {note}" for note in _distinct(_t5_note(row) for row in rows)]
-    if len(_distinct(_tagger_note(row) for row in rows)) > 1:
+    taggers = dict.fromkeys(_tagger_note(row) for row in rows)
+    notes += [f"Tagger: {note}" for note in taggers]
+    notes += [f"Text encoder: {note}" for note in dict.fromkeys(_t5_note(row) for row in rows)]
+    if len(taggers) > 1:
         notes.append("WARNING: the rows were tagged in different ways, so they cannot be compared.")
     empty = sum(row.text.num_empty for row in rows)
     if empty:
@@ -100,10 +102,6 @@ def _t5_note(row: "DensityRow") -> str:
     return f"tokenizer {row.text.t5['tokenizer']}, the first {row.text.t5['max_tokens']} tokens with </s>"
 
 
-def _distinct(notes: "Sequence[str] | object") -> list[str]:
-    return list(dict.fromkeys(notes))  # type: ignore[call-overload, no-any-return]
-
-
 def _pair(density: ConceptDensity) -> str:
     return f"{_count(density.valid_nouns)} / {_count(density.distinct_nouns)}"
 
@@ -114,7 +112,7 @@ def _count(number: float) -> str:
         return f"{number / 1e6:.1f}M"
     if number >= 100_000:
         return f"{number / 1e3:.0f}K"
-    return f"{number:,.1f}" if number % 1 and number < 1000 else f"{number:,.0f}"
+    return f"{number:,.1f}".removesuffix(".0") if number < 1000 else f"{number:,.0f}"
 
 
 def _fitted(name: str) -> str:

@@ -11,8 +11,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 """HEIC is listed although no decoder is at hand: such a file is better rejected by name than passed over."""
 
-SIDECAR_SUFFIXES = (".txt", ".caption", ".json", ".cls")
-"""Files that share the stem of an image and describe it: text, text, JSON, class label."""
+SIDECAR_SUFFIXES = (".txt", ".caption", ".cls", ".json")
+"""Files that share the stem of an image and describe it: two kinds of text, a class label, JSON. The first counts."""
 
 TAR_SUFFIX = ".tar"
 COMPRESSED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")

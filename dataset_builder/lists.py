@@ -4,8 +4,6 @@ import csv
 import io
 import itertools
 import json
-import os
-import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -13,14 +11,13 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dataset_builder.carried import Scalar, duckdb_types, map_columns, metadata_json
 from dataset_builder.command_line import UserError
 from dataset_builder.file_kinds import PARQUET_SUFFIX, stem_of, suffix_of
-from dataset_builder.image_folder import SidecarsByStem, sidecars_in
+from dataset_builder.image_folder import sidecars_in
 from dataset_builder.index_rows import IndexRow
-from dataset_builder.locations import is_inside, is_url, one_line, open_binary, parent, relative_to
+from dataset_builder.locations import is_inside, locate, one_line, open_binary, parent, readable, relative_to
 from dataset_builder.parquet_source import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema
 
 _SAMPLED_ROWS = 1000
@@ -47,15 +44,13 @@ def find_path_column(uri: str) -> str | None:
 
 def read_rows(uri: str) -> Iterator[dict[str, Any]]:
     """The rows of a list, streaming. Values of csv and tsv are text. Raises UserError that names the unreadable row."""
-    try:
+    with readable(uri, "fetch it again, or write it as UTF-8"):
         if suffix_of(uri) == PARQUET_SUFFIX:
             yield from _parquet_rows(uri)
         elif suffix_of(uri) in (".csv", ".tsv"):
             yield from _csv_rows(uri)
         else:
             yield from _json_rows(uri)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {uri}: {one_line(error)}; fetch it again or write it as UTF-8") from error
 
 
 def index_list(uri: str, root: str, *, path_column: str, search_sidecars: bool) -> Iterator[IndexRow]:
@@ -66,6 +61,7 @@ def index_list(uri: str, root: str, *, path_column: str, search_sidecars: bool) 
     Raises UserError if the list has no rows, or a row no path.
     """
     folder = parent(uri)
+    listing = lru_cache(maxsize=8)(sidecars_in)  # the rows of a list mostly stay in one folder
     number = 0
     for number, columns in enumerate(read_rows(uri), start=1):
         location = _locate(columns.pop(path_column, None), folder, where=f"row {number} of {uri}", column=path_column)
@@ -74,7 +70,7 @@ def index_list(uri: str, root: str, *, path_column: str, search_sidecars: bool) 
         except ValueError as error:
             raise UserError(f"row {number} of {uri} holds text that is not valid Unicode; write it again") from error
         stem = stem_of(location)
-        beside = _listing(parent(location)).get(stem, ()) if search_sidecars and is_inside(location, root) else ()
+        beside = listing(parent(location)).get(stem, ()) if search_sidecars and is_inside(location, root) else ()
         yield IndexRow(
             stem or location,
             relative_to(location, root),
@@ -124,23 +120,11 @@ def _digest(location: str) -> bytes:
     return blake2b(location.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-@lru_cache(maxsize=8)
-def _listing(folder: str) -> SidecarsByStem:
-    """Cached since the rows of a list mostly stay in one folder."""
-    return sidecars_in(folder)
-
-
 def _locate(value: object, folder: str, *, where: str, column: str) -> str:
     """The location that a path or URL in a list stands for."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where} names no image: the column {column} holds {value!r}; remove the row or fill it in")
-    value = value.strip().removeprefix("file://")
-    if is_url(value):
-        return value
-    if is_url(folder):
-        protocol, path = folder.split("://", 1)
-        return f"{protocol}://{posixpath.normpath(posixpath.join(path, value))}"
-    return os.path.normpath(os.path.join(folder, value))
+    return locate(value.strip(), folder)
 
 
 def _parse(value: Scalar) -> Scalar:

@@ -5,13 +5,16 @@ environment or fsspec's own configuration, never from the location.
 """
 
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, cast
 
 import fsspec
+import pyarrow as pa
 
 from dataset_builder.command_line import UserError
 from dataset_builder.file_kinds import is_ignored
@@ -71,35 +74,72 @@ def one_line(error: BaseException) -> str:
 
 def join(folder: str, relative: str) -> str:
     """A location below a folder."""
-    return f"{folder.rstrip('/')}/{relative}"
+    return f"{_with_slash(folder)}{relative}"
 
 
 def parent(location: str) -> str:
     """The folder that a location lies in."""
-    return location.rsplit("/", 1)[0] or "/"
+    head = location.rsplit("/", 1)[0]
+    return f"{head}/" if head.endswith((":/", "://")) or not head else head
 
 
 def is_inside(location: str, folder: str) -> bool:
     """Whether a location lies below a folder, at any depth."""
-    return location.startswith(folder.rstrip("/") + "/")
+    return location.startswith(_with_slash(folder))
+
+
+def _with_slash(folder: str) -> str:
+    return folder if folder.endswith("/") else f"{folder}/"
 
 
 def relative_to(location: str, folder: str) -> str:
     """The path of a location below a folder; the location itself if it lies elsewhere."""
-    return location[len(folder.rstrip("/")) + 1 :] if is_inside(location, folder) else location
+    return location.removeprefix(_with_slash(folder))
+
+
+def locate(path: str, folder: str) -> str:
+    """The location that a path or URL stands for when it is written in a file of that folder."""
+    path = path.removeprefix("file://")
+    if is_url(path):
+        return path
+    if is_url(folder):
+        protocol, folder_path = folder.split("://", 1)
+        return f"{protocol}://{posixpath.normpath(posixpath.join(folder_path, path))}"
+    return os.path.normpath(os.path.join(folder, path))
 
 
 def describe(location: str) -> Details:
     """Raises UserError in one line if nothing is there or it may not be looked at."""
-    try:
+    with readable(location, "check the path and its permissions"):
         if is_url(location):
             filesystem, path = open_filesystem(location)
             return _from_info(filesystem.info(path))
         status = os.stat(location)
-    except OSError as error:
-        raise UserError(f"cannot read {location}: {_reason(error)}; check the path and its permissions") from error
     modified = datetime.fromtimestamp(status.st_mtime, UTC).isoformat()
     return Details(is_folder=stat.S_ISDIR(status.st_mode), num_bytes=status.st_size, modified=modified)
+
+
+@contextmanager
+def readable(location: str, advice: str) -> Iterator[None]:
+    """Turns a failure to read a location into a UserError that names it and ends in the advice.
+
+    Bugs pass, as far as they can be told: a local file fails with OSError or, damaged, with ValueError or an error of Arrow;
+    each remote store has classes of its own without a common base.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_url(location) and not isinstance(error, OSError | ValueError | pa.ArrowException):
+            raise
+        raise UserError(f"cannot read {location}: {_reason(error)}; {advice}") from error
+
+
+def forget_listings(location: str) -> None:
+    """Makes the next listing of a remote store a true one; fsspec keeps old ones for as long as the process lives."""
+    if is_url(location):
+        open_filesystem(location)[0].invalidate_cache()
 
 
 def walk(folder: str, relative: str = "") -> Iterator[Folder]:
@@ -108,10 +148,8 @@ def walk(folder: str, relative: str = "") -> Iterator[Folder]:
     Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder above.
     Raises UserError for a folder that may not be listed or a name that is not UTF-8.
     """
-    try:
+    with readable(folder, "check its permissions"):
         files, subfolders = _list(folder)
-    except OSError as error:
-        raise UserError(f"cannot list the folder {folder}: {_reason(error)}; check its permissions") from error
     yield Folder(uri=folder, relative=relative, files=files)
     for name in subfolders:
         yield from walk(join(folder, name), f"{relative}/{name}" if relative else name)
@@ -121,12 +159,11 @@ def list_files(folder: str) -> list[str]:
     """Sorted names of the files in one folder, ignored ones left out; empty if it is not there or the store has no folders."""
     if folder.startswith(("http://", "https://")):
         return []
-    try:
-        return _list(folder)[0]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"cannot list the folder {folder}: {_reason(error)}; check its permissions") from error
+    with readable(folder, "check its permissions"):
+        try:
+            return _list(folder)[0]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def open_binary(location: str, *, sequential: bool = False) -> BinaryIO:
@@ -187,5 +224,7 @@ def _check_utf8(name: str, folder: str) -> None:
         raise UserError(f"{folder} holds a file whose name is not UTF-8 ({name!a}); rename it") from error
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or ("no such file or folder" if isinstance(error, FileNotFoundError) else one_line(error))
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder"
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)

@@ -41,13 +41,22 @@ class ParquetRows:
         self._file.close(force=True)
 
     def image(self, row: int) -> bytes | None:
-        """The bytes of the image column; None if it is null. Raises IndexError for a row past the end."""
+        """The bytes of an image; None if they are null. Raises IndexError for a row past the end."""
+        value = self._image_part(row, "bytes")
+        return None if value is None or not value.is_valid else bytes(value.as_buffer())
+
+    def image_path(self, row: int) -> str | None:
+        """The path that a struct {bytes, path} holds; the `datasets` library reads the image there where bytes are null."""
+        value = self._image_part(row, "path")
+        return None if value is None else value.as_py()
+
+    def _image_part(self, row: int, part: str) -> Any:
+        """A field of the image column, or the column itself if it is no struct; None where there is no such field."""
         batch = self._seek(row)
         column = batch.column(batch.schema.get_field_index(self.layout.image))
-        if pa.types.is_struct(column.type):
-            column = column.field("bytes")
-        value = column[row - self._batch_start]
-        return bytes(value.as_buffer()) if value.is_valid else None
+        if not pa.types.is_struct(column.type):
+            return column[row - self._batch_start] if part == "bytes" else None
+        return column.field(part)[row - self._batch_start] if column.type.get_field_index(part) >= 0 else None
 
     def columns(self, row: int) -> dict[str, Any]:
         """The scalar columns of a row."""
@@ -69,6 +78,6 @@ class ParquetRows:
         return self._batch
 
     def _start(self, group: int) -> None:
-        columns = [name for name in (self.layout.image_leaf, *self.layout.types) if name is not None]
+        columns = [*self.layout.image_leaves, *self.layout.types]
         self._batches = self._file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
         self._group, self._batch, self._batch_start = group, None, self._group_starts[group]

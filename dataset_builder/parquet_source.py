@@ -12,7 +12,7 @@ from dataset_builder.carried import map_columns
 from dataset_builder.command_line import UserError
 from dataset_builder.file_kinds import stem_of
 from dataset_builder.index_rows import MAX_ROWS, IndexRow
-from dataset_builder.locations import is_url, one_line, open_binary, relative_to
+from dataset_builder.locations import is_url, open_binary, readable, relative_to
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content", "img", "image_bytes", "data")
 PATH_NAMES = (
@@ -30,12 +30,12 @@ _REMOTE_BUFFER = 8 << 20
 class ParquetLayout:
     """What the columns of a Parquet file are for. image and path are None where there is no such column.
 
-    image_leaf and key_leaf are what to ask Parquet for: `image.bytes` of a struct. class_names are those of ClassLabel
-    features that the `datasets` library writes as integers.
+    image_leaves and key_leaf are what to ask Parquet for: `image.bytes` and `image.path` of a struct. class_names are those
+    of ClassLabel features, which the `datasets` library writes as integers.
     """
 
     image: str | None = None
-    image_leaf: str | None = None
+    image_leaves: tuple[str, ...] = ()
     path: str | None = None
     key_leaf: str | None = None
     types: dict[str, str] = field(default_factory=dict)
@@ -57,11 +57,8 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 def read_schema(uri: str) -> pa.Schema:
     """The schema from the footer. Raises UserError if the file is empty, damaged or may not be read."""
-    try:
-        with open_parquet(uri) as file:
-            return file.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {uri} as Parquet: {one_line(error)}; fetch it again or remove it") from error
+    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        return file.schema_arrow
 
 
 def layout_of(schema: pa.Schema) -> ParquetLayout:
@@ -69,7 +66,7 @@ def layout_of(schema: pa.Schema) -> ParquetLayout:
     class_names = _class_names(schema)
     types = {column.name: _duckdb_type(column.type) for column in schema if _is_scalar(column.type)}
     types |= {name: "VARCHAR" for name in class_names if name in types}
-    holders = [column for column in schema if _image_leaf(column)]
+    holders = [column for column in schema if _image_leaves(column)]
     image = _first_named(holders, IMAGE_NAMES) or next((column for column in holders if pa.types.is_struct(column.type)), None)
     path = _first_named([column for column in schema if _is_text(column.type)], PATH_NAMES)
     if image is None and path is None and holders:
@@ -77,7 +74,11 @@ def layout_of(schema: pa.Schema) -> ParquetLayout:
     if image is None:
         return ParquetLayout(path=path.name if path else None, types=types, class_names=class_names)
     return ParquetLayout(
-        image=image.name, image_leaf=_image_leaf(image), key_leaf=_key_leaf(schema, image), types=types, class_names=class_names
+        image=image.name,
+        image_leaves=_image_leaves(image),
+        key_leaf=_key_leaf(schema, image),
+        types=types,
+        class_names=class_names,
     )
 
 
@@ -87,20 +88,15 @@ def index_parquet(uri: str, root: str) -> Iterator[IndexRow]:
     The stem is the key of the row (of a path, its stem), else the file's stem and the row: `train-0-17`.
     Raises UserError if the file has no rows, no images, or cannot be read.
     """
-    try:
-        with open_parquet(uri) as file:
-            layout = layout_of(file.schema_arrow)
-            if layout.image is None:
-                raise UserError(
-                    f"{uri} has no column of image bytes (columns: {', '.join(file.schema_arrow.names)}); give another"
-                )
-            if file.metadata.num_rows == 0:
-                raise UserError(f"{uri} has no rows, expected images; remove it or write it again")
-            container, stem = relative_to(uri, root), stem_of(uri)
-            for row, key in enumerate(_keys(file, layout)):
-                yield IndexRow(key or f"{stem}-{row}", f"{container}#{row}", uri, layout.image, None, None, row)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {uri} as Parquet: {one_line(error)}; fetch it again or remove it") from error
+    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        layout = layout_of(file.schema_arrow)
+        if layout.image is None:
+            raise UserError(f"{uri} has no column of image bytes (columns: {', '.join(file.schema_arrow.names)}); give another")
+        if file.metadata.num_rows == 0:
+            raise UserError(f"{uri} has no rows, expected images; remove it or write it again")
+        container, stem = relative_to(uri, root), stem_of(uri)
+        for row, key in enumerate(_keys(file, layout)):
+            yield IndexRow(key or f"{stem}-{row}", f"{container}#{row}", uri, layout.image, None, None, row)
 
 
 def name_classes(row: dict[str, Any], class_names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -116,7 +112,7 @@ def _keys(file: pq.ParquetFile, layout: ParquetLayout) -> Iterator[str | None]:
     if layout.key_leaf is None:
         yield from (None for _ in range(file.metadata.num_rows))
         return
-    is_path = "." in layout.key_leaf and layout.image is not None and layout.key_leaf.startswith(f"{layout.image}.")
+    is_path = layout.key_leaf == f"{layout.image}.path"
     for batch in file.iter_batches(batch_size=MAX_ROWS, columns=[layout.key_leaf], use_threads=False):
         column = batch.column(0)
         if is_path:
@@ -131,22 +127,24 @@ def _first_named(columns: list[pa.Field], names: tuple[str, ...]) -> pa.Field | 
     return next((by_name[name] for name in names if name in by_name), None)
 
 
-def _image_leaf(column: pa.Field) -> str | None:
-    """The Parquet path of a binary column, or of the field `bytes` of a struct; None for anything else."""
+def _image_leaves(column: pa.Field) -> tuple[str, ...]:
+    """The Parquet paths of a binary column, or of the fields bytes and path of a struct; empty for anything else."""
     if _is_binary(column.type):
-        return str(column.name)
-    if pa.types.is_struct(column.type) and (index := column.type.get_field_index("bytes")) >= 0:
-        return f"{column.name}.bytes" if _is_binary(column.type.field(index).type) else None
-    return None
+        return (str(column.name),)
+    if not pa.types.is_struct(column.type):
+        return ()
+    parts = {part.name: part.type for part in column.type}
+    if "bytes" not in parts or not _is_binary(parts["bytes"]):
+        return ()
+    return tuple(f"{column.name}.{part}" for part in ("bytes", "path") if part in parts)
 
 
 def _key_leaf(schema: pa.Schema, image: pa.Field) -> str | None:
     keys = [column for column in schema if _is_text(column.type) or pa.types.is_integer(column.type)]
     if found := _first_named(keys, KEY_NAMES):
         return str(found.name)
-    if pa.types.is_struct(image.type) and (index := image.type.get_field_index("path")) >= 0:
-        return f"{image.name}.path" if _is_text(image.type.field(index).type) else None
-    return None
+    path_leaf = f"{image.name}.path"
+    return path_leaf if path_leaf in _image_leaves(image) and _is_text(image.type.field("path").type) else None
 
 
 def _is_binary(data_type: pa.DataType) -> bool:

@@ -366,7 +366,8 @@ def _error(ref: ray.ObjectRef) -> Exception | None:
     try:
         ray.get(ref)
     except RayError as error:
-        return error
+        found: Exception = error
+        return found
     return None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from dataset_builder.byte_ranges import RangeFile
 from dataset_builder.carried import Carried, map_columns, merge, metadata_json
-from dataset_builder.locations import is_url, one_line, open_binary
+from dataset_builder.locations import is_url, locate, one_line, open_binary, parent
 from dataset_builder.parquet_rows import ParquetRows
 from dataset_builder.schema import ImageError, ImageReference
 from dataset_builder.sidecars import parse_sidecars
@@ -95,8 +95,8 @@ class ImageReader:
             for part in ({**row, "uri": None}, *row["sidecars"]):
                 if part["byte_offset"] is not None and is_url(uri := part["uri"] or row["uri"]):
                     self._expected.setdefault(uri, []).append((part["byte_offset"], part["byte_length"]))
-        for uri, opened in self._tars.items():
-            opened.expect(self._expected.get(uri, []))
+        for opened in self._tars.values():
+            opened.expect(())
 
     def read(self, reference: ImageReference, *, max_bytes: int | None = None) -> bytes:
         """The encoded image. Raises ImageError: "unreadable", "empty" or "too_many_bytes" (then it is not read whole)."""
@@ -129,12 +129,20 @@ class ImageReader:
     def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
         with _unreadable(_name(reference)):
             if reference.row is not None:
-                return self._open_parquet(reference.uri).image(reference.row)
+                return self._read_row(reference.uri, reference.row, max_bytes)
             if reference.byte_offset is not None and reference.byte_length is not None:
                 if max_bytes is not None and reference.byte_length > max_bytes:
                     raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
                 return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
             return _read_file(reference.uri, max_bytes)
+
+    def _read_row(self, uri: str, row: int, max_bytes: int | None) -> bytes | None:
+        """An image in a Parquet row, or the file that the row names instead, as `datasets` writes it if told not to embed."""
+        rows = self._open_parquet(uri)
+        data = rows.image(row)
+        if data is None and (path := rows.image_path(row)):
+            return _read_file(locate(path, parent(uri)), max_bytes)
+        return data
 
     def _read_sidecar(self, sidecar: Mapping[str, Any], image_uri: str) -> tuple[bytes, str]:
         """The bytes of a sidecar and its name for messages; every failure is a bad sidecar."""

@@ -188,7 +188,8 @@ def _nouns_sql() -> str:
 
 def _noun_counts_sql() -> str:
     sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
-    return f"CREATE VIEW noun_counts AS SELECT prompt, noun, {sums}, noun IN ({_meta_nouns()}) AS is_meta FROM stored.noun_counts GROUP BY ALL"
+    is_meta = f"noun IN ({_meta_nouns()}) AS is_meta"
+    return f"CREATE VIEW noun_counts AS SELECT prompt, noun, {sums}, {is_meta} FROM stored.noun_counts GROUP BY ALL"
 
 
 def _columns(schema: "pa.Schema") -> str:

@@ -27,7 +27,18 @@ from dataset_builder.file_kinds import (
 from dataset_builder.image_folder import index_file, index_folder
 from dataset_builder.index_rows import IndexRow, to_tables
 from dataset_builder.lists import ListedImages, find_path_column, index_list, list_types
-from dataset_builder.locations import Details, describe, is_inside, join, normalise, one_line, open_binary, parent, walk
+from dataset_builder.locations import (
+    Details,
+    describe,
+    forget_listings,
+    is_inside,
+    join,
+    normalise,
+    open_binary,
+    parent,
+    readable,
+    walk,
+)
 from dataset_builder.parquet_source import PATH_NAMES, index_parquet, layout_of, read_schema
 from dataset_builder.schema import ImageError, versioned
 from dataset_builder.sidecars import parse_sidecars
@@ -74,6 +85,7 @@ def find_sources(images: Sequence[str]) -> list[Source]:
     found: dict[str, Source] = {}
     for given in images:
         location = normalise(given)
+        forget_listings(location)
         details = describe(location)
         for source in _search(location) if details.is_folder else [_single(location, details)]:
             found.setdefault(source.uri, source)
@@ -218,12 +230,10 @@ def _sampled_metadata(source: Source) -> Iterator[Mapping[str, Scalar]]:
         uris = [sidecar.uri for row in rows for sidecar in row.sidecars if sidecar.suffix == ".json"]
         ranges = [(uri, 0, -1) for uri in uris[:_SAMPLED_JSON] if uri is not None]
     for uri, offset, length in ranges:
+        with readable(uri, "check its permissions"), open_binary(uri) as file:
+            file.seek(offset)
+            content = file.read(length)
         try:
-            with open_binary(uri) as file:
-                file.seek(offset)
-                content = file.read(length)
             yield parse_sidecars([(".json", content, uri)]).carried.metadata
         except ImageError:
             continue  # It will be rejected with its image, by name, when it is read.
-        except OSError as error:
-            raise UserError(f"cannot read {uri}: {one_line(error)}; check its permissions") from error

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
@@ -34,10 +34,11 @@ _LOCKS = (
 
 
 class Database:
-    """A locked database with `views` (name → columns). Use as a context manager. Not for several threads at once."""
+    """A locked database with `views` (name → columns) of what has these `settings`. Not for several threads at once."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, views: dict[str, list[str]]) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, views: dict[str, list[str]], settings: dict[str, Any]) -> None:
         self._connection = connection
+        self.settings = settings
         self.views = views
 
     def __enter__(self) -> Self:
@@ -171,7 +172,7 @@ def _open_files(run: RunFiles) -> Database:
     paths = ", ".join(literal(url) for kind in STORED for url in urls[kind])
     for statement in _LOCKS:
         connection.execute(statement.format(paths=paths))
-    return Database(connection, {name: _columns(connection, name) for name in VIEWS})
+    return Database(connection, {name: _columns(connection, name) for name in VIEWS}, run.settings)
 
 
 def _url(run: RunFiles, path: str) -> str:

@@ -89,6 +89,7 @@ _LEMMATISER = "lemminflect"
 _COMPONENTS = ("tok2vec", "transformer", "curated_transformer", "tagger")
 _LONGEST_TEXT_CHARS = 10_000_000
 _PROPER_NOUN = "NNP"
+_PLURALS = ("NNS", "NNPS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,8 @@ def lemma_of(word: str, *, tag: str) -> str | None:
         return _LEMMAS[lower]
     from lemminflect import getLemma
 
-    found = getLemma(lower, upos="NOUN")
+    # What the dictionary does not have is guessed for plurals only: the guess for "café" would be "caf".
+    found = getLemma(lower, upos="NOUN", lemmatize_oov=tag in _PLURALS)
     return str(found[0]).lower() if found else lower
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from dataset_builder.command_line import UserError
 from dataset_builder.file_kinds import SIDECAR_SUFFIXES, is_image, stem_of, suffix_of
 from dataset_builder.index_rows import IndexRow, SidecarRow
-from dataset_builder.locations import describe, is_url, one_line, open_binary, relative_to
+from dataset_builder.locations import describe, is_url, open_binary, readable, relative_to
 
 _BLOCK = 512
 _REMOTE_WINDOW = 8 << 10
@@ -76,15 +76,8 @@ def walk_tar(uri: str) -> Iterator[TarMember]:
     num_bytes = describe(uri).num_bytes
     if num_bytes == 0:
         raise UserError(f"{uri} is empty (0 bytes), expected a tar; fetch it again or remove it")
-    try:
-        with open_binary(uri) as file:
-            yield from _walk(_Window(file, is_remote=is_url(uri)), uri, num_bytes)
-    except OSError as error:
-        raise UserError(f"cannot read {uri}: {one_line(error)}; check the path and its permissions") from error
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{uri} is damaged: a tar header holds no valid number ({one_line(error)}); fetch it again") from error
+    with readable(uri, "check its permissions, or fetch it again"), open_binary(uri) as file:
+        yield from _walk(_Window(file, is_remote=is_url(uri)), uri, num_bytes)
 
 
 def first_json(uri: str, *, count: int) -> list[TarMember]:

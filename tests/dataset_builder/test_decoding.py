@@ -1,10 +1,11 @@
-"""Decoding: every colour mode gives the right pixels, every kind of damage its own reason, nothing leaks or passes the limits."""
+"""Decoding: each colour mode gives the right pixels, each kind of damage its own reason, and the limits hold."""
 
 import io
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def plain(mode: str = "RGB", *, size: tuple[int, int] = (40, 20)) -> Image.Image
     return Image.new("RGB", size, COLOUR).convert(mode)
 
 
-def tiff(values: np.ndarray, **options: object) -> bytes:
+def tiff(values: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, values, **options)
     return buffer.getvalue()
@@ -168,7 +169,13 @@ def test_a_large_jpeg_is_decoded_small_but_never_below_the_target(monkeypatch: p
     data = encode(plain(size=(2250, 1500)), "JPEG")
     loaded: list[tuple[int, int]] = []
     load = ImageFile.ImageFile.load
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (load(self), loaded.append(self.size))[0])
+
+    def spy(self: ImageFile.ImageFile) -> object:
+        access = load(self)
+        loaded.append(self.size)
+        return access
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", spy)
     decoded = decode(data, 336)
     assert loaded[0] == (563, 375)
     assert (decoded.width, decoded.height, decoded.pixels.shape) == (2250, 1500, (336, 504, 3))

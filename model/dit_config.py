@@ -1,0 +1,151 @@
+"""The sizes of a DiT and what it is conditioned on; JSON in and out. Imports no torch, so that commands can show their help."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Conditioning = Literal["text", "class"]
+
+
+@dataclass(frozen=True)
+class KVCompression:
+    """Blocks whose self-attention reads fewer keys and values. Source: PixArt-Sigma, section 3.3."""
+
+    layers: tuple[int, ...] = ()
+    """Indices of the blocks, from 0; empty: none."""
+    factor: int = 2
+    """Side of the square of tokens that become one key and one value."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))  # JSON has lists
+        if self.factor < 2:
+            raise ValueError(f"kv_compression.factor: expected 2 or more, found {self.factor}")
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The sizes of a DiT. The defaults are PixArt-alpha XL/2 at 256 pixels."""
+
+    sample_size: int = 32
+    """Side of the square latents that the positions are based on, in latent pixels."""
+    patch_size: int = 2
+    """Side of a patch in latent pixels; a patch is a token."""
+    in_channels: int = 4
+    """Channels of the latents."""
+    width: int = 1152
+    """Channels of a token in the network."""
+    depth: int = 28
+    """Number of blocks."""
+    num_heads: int = 16
+    """Attention heads of a block."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of a block's MLP, in widths."""
+    conditioning: Conditioning = "text"
+    """text: cross-attention and adaLN-single (PixArt). class: an adaLN of its own in each block (DiT)."""
+    caption_width: int = 4096
+    """Channels of the text encoder's tokens."""
+    max_caption_tokens: int = 120
+    """The longest caption, in tokens (Sigma: 300)."""
+    num_classes: int = 1000
+    """Classes of a class-conditional DiT."""
+    null_class: bool = True
+    """A class-conditional DiT has learned one more class, which stands for none."""
+    learned_variance: bool = True
+    """Twice the output channels: the second half interpolates the variance."""
+    micro_conditioning: bool = False
+    """Conditioned on the image's original size and aspect ratio too (multi-scale models)."""
+    position_scale: float = 1.0
+    """Divides the positions. alpha: 1 at 256 and 512 pixels, 2 at 1024; Sigma: 0.5, 1, 2, 4 from 256 to 2048."""
+    qk_norm: bool = False
+    """Normalise queries and keys of self-attention over the whole width (Sigma)."""
+    kv_compression: KVCompression = KVCompression()
+    """Self-attention over fewer keys and values (Sigma)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kv_compression, Mapping):
+            object.__setattr__(self, "kv_compression", KVCompression(**self.kv_compression))
+        problems = [
+            f"{name}: expected a positive number, found {value}"
+            for name, value in asdict(self).items()
+            if not isinstance(value, str | bool | dict) and not value > 0
+        ]
+        if self.conditioning not in get_args(Conditioning):
+            problems.append(f"conditioning: expected text or class, found {self.conditioning!r}")
+        if not problems:
+            problems = self._mismatches()
+        if problems:
+            raise ValueError("DiT: " + "; ".join(problems))
+
+    def _mismatches(self) -> list[str]:
+        text = self.conditioning == "text"
+        compressed = self.kv_compression.layers
+        checks = {
+            f"width: expected a multiple of 4 (for 2-D positions), found {self.width}": self.width % 4,
+            f"width: expected a multiple of num_heads {self.num_heads}, found {self.width}": self.width % self.num_heads,
+            f"sample_size: expected a multiple of patch_size {self.patch_size}, found {self.sample_size}": (
+                self.sample_size % self.patch_size
+            ),
+            f"width: expected a multiple of 3 for micro_conditioning, found {self.width}": (
+                self.micro_conditioning and self.width % 3
+            ),
+            "micro_conditioning, qk_norm and kv_compression: expected with conditioning=text only": (
+                not text and (self.micro_conditioning or self.qk_norm or compressed)
+            ),
+            f"kv_compression.layers: expected indices below depth {self.depth}, found {list(compressed)}": (
+                compressed and not 0 <= min(compressed) <= max(compressed) < self.depth
+            ),
+        }
+        return [message for message, failed in checks.items() if failed]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output: the prediction and, with learned_variance, as many for the variance."""
+        return self.in_channels * (2 if self.learned_variance else 1)
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one head."""
+        return self.width // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of a block's MLP."""
+        return math.floor(self.width * self.mlp_ratio)
+
+    @property
+    def base_grid(self) -> int:
+        """Patches per side of the square that the positions are based on."""
+        return self.sample_size // self.patch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the same configuration back."""
+        values = asdict(self)
+        values["kv_compression"]["layers"] = list(self.kv_compression.layers)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DiTConfig":
+        """Raises ValueError for a key that is not a field, with the nearest field, and for a value of another type."""
+        known = {field.name: type(getattr(PRESETS["XL/2"], field.name)) for field in fields(cls)}
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, list(known), n=1)
+                raise ValueError(f"DiT: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            expected = {float: (int, float), KVCompression: (KVCompression, Mapping)}.get(known[key], known[key])
+            if not isinstance(value, expected) or (isinstance(value, bool) and known[key] is not bool):
+                raise ValueError(f"DiT: {key}: expected {known[key].__name__}, found {value!r}")
+        try:
+            return cls(**values)
+        except TypeError as error:  # an unknown key of kv_compression
+            raise ValueError(f"DiT: kv_compression: expected layers and factor, found {values['kv_compression']}") from error
+
+
+PRESETS: dict[str, DiTConfig] = {
+    "mini": DiTConfig(sample_size=8, width=256, depth=8, num_heads=4, caption_width=256, patch_size=1),
+    "S/2": DiTConfig(width=384, depth=12, num_heads=6),
+    "B/2": DiTConfig(width=768, depth=12, num_heads=12),
+    "L/2": DiTConfig(width=1024, depth=24, num_heads=16),
+    "XL/2": DiTConfig(),
+}

@@ -1,0 +1,103 @@
+"""The parts of a pipeline that are not trained here, text encoder and VAE: from a name to its files, and a fingerprint.
+
+A name is `mini` (shipped beside this file), a folder that save_pretrained wrote, a folder of a whole diffusers pipeline (the
+part is then the sub-folder of its kind), or a hub id of either. Weights are read from safetensors only.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from model.command_line import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["text_encoder", "vae"]
+
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"
+_MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
+_HUB_FILES: dict[Kind, list[str]] = {
+    "text_encoder": ["config.json", "model*.safetensors*", "*token*.json", "spiece.model", "text_encoder/*", "tokenizer/*"],
+    "vae": ["config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
+}
+_VALUES_PER_TENSOR = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPart:
+    """A part that can be loaded. `revision` is the commit of a hub model, "" for a folder."""
+
+    name: str
+    revision: str
+    folder: Path
+    tokenizer_folder: Path
+
+
+def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
+    """Finds the files of a part. Raises UserError where they cannot be had."""
+    root, commit = _root(name, kind, revision)
+    inside = root / kind
+    folder = root if (root / "config.json").is_file() else inside
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{root} holds no {kind}: expected config.json there or in {kind}/; give a folder that save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no weights as safetensors; give a model that has them (PixArt-alpha/PixArt-XL-2-1024-MS has)")
+    tokenizer_folder = root / "tokenizer" if (root / "tokenizer").is_dir() else folder
+    return FrozenPart(name=name, revision=commit, folder=folder, tokenizer_folder=tokenizer_folder)
+
+
+def fingerprint(tensors: Iterable[tuple[str, "torch.Tensor"]], *, also: str = "") -> str:
+    """A hash of 16 hexadecimal digits over names, shapes and evenly spaced values, as bf16, of all tensors.
+
+    It tells one training from another, not float32 from bf16 or one file from many, and takes a second for T5-XXL. `also` is
+    hashed too. It guards against mistakes, not against forgery.
+    """
+    import torch
+
+    digest = hashlib.sha256(also.encode())
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        flat = tensor.detach().reshape(-1)
+        values = flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)].to(torch.bfloat16).cpu()
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def stored_tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """The named tensors from a folder's safetensors, one at a time, as stored (before any quantisation on loading)."""
+    from safetensors import safe_open
+
+    wanted = set(names)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(wanted & set(file.keys())):
+                yield name, file.get_tensor(name)
+                wanted.remove(name)
+    if wanted:
+        raise UserError(f"{folder} holds no tensor {min(wanted)} ({len(wanted)} are missing): the download may be incomplete")
+
+
+def _root(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
+    folder = PRETRAINED / _MINI[kind] if name == "mini" else Path(name).expanduser()
+    if folder.is_dir():
+        return folder, ""
+    if name == "mini" or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"there is no {kind} in {folder}: give a folder, a hub id or `mini`")
+    return _from_hub(name, kind, revision)
+
+
+def _from_hub(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        root = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES[kind], ignore_patterns=["*.fp16.*"]))
+    except HFValidationError:
+        raise UserError(f"{name} is neither a folder nor a hub id: give a folder, a hub id or `mini`") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
+    return root, root.name

@@ -1,0 +1,214 @@
+"""The frozen T5 that reads captions: text in, packed token features out. The only home of the null caption, T5("").
+
+Source: Raffel et al. 2020 (T5); PixArt-alpha, section 2.3 (T5-XXL, 120 tokens).
+Shapes: B captions, L tokens of the longest in a batch, T tokens of all captions, D width of the encoder.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from model.command_line import UserError
+from model.frozen_parts import FrozenPart, find_part, fingerprint, stored_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+    from model.dit import Captions
+
+Quantisation = Literal["none", "bitsandbytes", "torchao"]
+Cleaning = Literal["none", "lower", "thorough"]
+Dtype = Literal["float32", "bfloat16"]
+
+NULL_CAPTION = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """Which T5 reads the captions, and how."""
+
+    name: str = "mini"
+    """`mini` (shipped), a folder, or a hub id; a whole diffusers pipeline will do."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    dtype: Dtype = "bfloat16"
+    """In what the encoder computes; its output has this dtype too."""
+    quantisation: Quantisation = "none"
+    """8-bit weights through bitsandbytes or torchao, whichever is installed: T5-XXL then takes 6 GB or 5 GB instead of 9.5."""
+    cleaning: Cleaning = "lower"
+    """none; lower case and no outer blanks, as PixArtAlphaPipeline does at least; or its thorough cleaning of web captions."""
+    max_caption_tokens: int = 120
+    """Longer captions are cut; </s> counts. PixArt-alpha: 120, Sigma: 300."""
+    max_batch_tokens: int = 8192
+    """Captions that are encoded together have at most this many tokens, padding included."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {bound}"
+            for name, bound, holds in [
+                ("dtype", f"one of {', '.join(get_args(Dtype))}", self.dtype in get_args(Dtype)),
+                ("quantisation", f"one of {', '.join(get_args(Quantisation))}", self.quantisation in get_args(Quantisation)),
+                ("cleaning", f"one of {', '.join(get_args(Cleaning))}", self.cleaning in get_args(Cleaning)),
+                ("max_caption_tokens", "1 or more", self.max_caption_tokens >= 1),
+                ("max_batch_tokens", "max_caption_tokens or more", self.max_batch_tokens >= self.max_caption_tokens),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+class TextEncoder:
+    """T5 with its tokenizer. Deterministic; a caption's features do not depend on its batch beyond rounding."""
+
+    def __init__(
+        self,
+        model: "T5EncoderModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        config: TextEncoderConfig,
+        part: FrozenPart | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.part = part
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.model.config.d_model)
+
+    def encode(self, captions: Sequence[str]) -> "Captions":
+        """Features of captions, in order, without padding: tokens (T, D) of the encoder's dtype, on its device."""
+        import torch
+
+        from model.dit import Captions
+
+        ids = self._tokenize(captions)
+        features: list[torch.Tensor] = [torch.empty(0)] * len(ids)
+        with torch.inference_mode():
+            for batch in batches_by_length([len(row) for row in ids], max_tokens=self.config.max_batch_tokens):
+                for index, tokens in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
+                    features[index] = tokens
+        empty = torch.empty(0, self.width, dtype=self.model.dtype, device=self.model.device)
+        lengths = torch.tensor([len(row) for row in ids], dtype=torch.long, device=self.model.device)
+        # A copy outside inference mode, so that a trainer may use the features under autograd.
+        return Captions(tokens=torch.cat([empty, *features]).clone(), lengths=lengths)  # (T, D), (B,)
+
+    def null_captions(self, count: int = 1) -> "Captions":
+        """The caption of nothing, T5("") with its own mask, `count` times: what guidance and caption dropout use."""
+        return self.encode([NULL_CAPTION]).select([0] * count)
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption, </s> included, if none were cut."""
+        texts = clean_captions(captions, self.config.cleaning)
+        return [len(row) for row in self.tokenizer(texts, verbose=False).input_ids] if texts else []
+
+    def fingerprint(self) -> str:
+        """Fingerprint of weights and vocabulary, the same for every dtype and quantisation."""
+        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
+        if self.config.quantisation == "none":
+            return fingerprint(self.model.named_parameters(), also=vocabulary)
+        assert self.part is not None
+        return fingerprint(stored_tensors(self.part.folder, _parameter_names(self.part)), also=vocabulary)
+
+    def _tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        texts = clean_captions(captions, self.config.cleaning)
+        if not texts:
+            return []
+        return list(self.tokenizer(texts, truncation=True, max_length=self.config.max_caption_tokens).input_ids)
+
+    def _forward(self, ids: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
+        """The features (length, D) of each of the captions of a batch."""
+        import torch
+
+        device = self.model.device
+        lengths = torch.tensor([len(row) for row in ids], device=device)
+        padding = int(self.model.config.pad_token_id or 0)
+        longest = max(len(row) for row in ids)
+        padded = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in ids], device=device)  # (B, L)
+        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()  # (B, L)
+        hidden = self.model(input_ids=padded, attention_mask=mask).last_hidden_state  # (B, L, D)
+        return [row[: len(tokens)] for row, tokens in zip(hidden, ids, strict=True)]
+
+
+def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> TextEncoder:
+    """Loads T5 and its tokenizer. Raises UserError for a name that leads nowhere and for a library that is not installed."""
+    import torch
+    from transformers import AutoTokenizer, T5EncoderModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    part = find_part(config.name, "text_encoder", revision=config.revision)
+    tokenizer = AutoTokenizer.from_pretrained(part.tokenizer_folder)
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
+    if config.quantisation != "none":
+        options |= {"quantization_config": _quantisation(config.quantisation), "device_map": {"": device}}
+    try:
+        model = T5EncoderModel.from_pretrained(part.folder, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{part.folder} cannot be read as a T5 encoder: {error}") from error
+    if len(tokenizer) * 2 < model.config.vocab_size:
+        raise UserError(
+            f"{part.tokenizer_folder} has a vocabulary of {len(tokenizer)}, the encoder one of {model.config.vocab_size}: "
+            "give a folder whose tokenizer.json or spiece.model belongs to it"
+        )
+    return TextEncoder(
+        model.eval() if config.quantisation != "none" else model.to(device).eval(), tokenizer, config=config, part=part
+    )
+
+
+def clean_captions(captions: Sequence[str], cleaning: Cleaning) -> list[str]:
+    """Captions as the encoder reads them. `thorough` is the cleaning of diffusers' PixArt pipelines, which runs it twice."""
+    if cleaning == "none":
+        return list(captions)
+    if cleaning == "lower":
+        return [caption.lower().strip() for caption in captions]
+    from diffusers import PixArtAlphaPipeline
+    from diffusers.utils import is_bs4_available, is_ftfy_available
+
+    if not (is_bs4_available() and is_ftfy_available()):
+        raise UserError("thorough cleaning of captions needs two more libraries: pip install beautifulsoup4 ftfy")
+    # The pipeline's own method; of the pipeline itself it reads a class attribute only.
+    clean = PixArtAlphaPipeline._clean_caption
+    return [clean(PixArtAlphaPipeline, clean(PixArtAlphaPipeline, caption)) for caption in captions]
+
+
+def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+    """Indices of captions that are encoded together: alike in length, at most `max_tokens` with padding, each index once."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _quantisation(library: Quantisation) -> Any:
+    """Settings of transformers for 8-bit weights."""
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+    from transformers.utils import is_bitsandbytes_available, is_torchao_available
+
+    if library == "bitsandbytes":
+        if not is_bitsandbytes_available():
+            raise UserError("an 8-bit text encoder through bitsandbytes needs that library: pip install bitsandbytes")
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if not is_torchao_available():
+        raise UserError("an 8-bit text encoder through torchao needs that library: pip install torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    # All linear layers: transformers would leave out `wo`, which T5 keeps in float32 for fp16's sake alone.
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=[])
+
+
+def _parameter_names(part: FrozenPart) -> list[str]:
+    """Names of the encoder's parameters, tied ones once, without loading it."""
+    import torch
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        return [name for name, _ in T5EncoderModel(T5Config.from_pretrained(part.folder)).named_parameters()]

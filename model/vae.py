@@ -1,0 +1,169 @@
+"""The frozen autoencoder between images and latents, diffusers' AutoencoderKL. The only home of scale factors.
+
+The network sees latents = (z - shift) * scale of samples z of the encoder's distribution, so that they have about unit variance.
+The scale comes from the VAE's own config: 0.18215 for sd-vae-ft-ema (PixArt-alpha), 0.13025 for SDXL's (Sigma).
+Shapes: B images, H x W pixels, C latent channels, h x w the sides of the latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from model.command_line import UserError
+from model.frozen_parts import FrozenPart, find_part, fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+Dtype = Literal["float32", "bfloat16"]
+
+# The encoder's log-variance is clamped to these before it becomes a standard deviation, as diffusers does.
+_LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Which autoencoder stands between images and latents, and how it runs."""
+
+    name: str = "mini"
+    """`mini` (shipped), a folder, or a hub id; a whole diffusers pipeline will do."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    dtype: Dtype = "float32"
+    """In what the autoencoder computes. SDXL's overflows in fp16, which is therefore no choice."""
+    tiled: bool = False
+    """Encode and decode in overlapping tiles: little memory at any size, slightly different pixels at the seams."""
+    sliced: bool = True
+    """Encode and decode one image at a time."""
+    tile_px: int | None = None
+    """Side of a tile in pixels; default: the size that the autoencoder was trained on."""
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """How an autoencoder's samples become what the network sees. Written beside stored features."""
+
+    scaling_factor: float
+    shift_factor: float = 0.0
+
+    def to_latents(self, samples: "torch.Tensor") -> "torch.Tensor":
+        """From the autoencoder's samples to the network's latents."""
+        return (samples - self.shift_factor) * self.scaling_factor
+
+    def from_latents(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """Back."""
+        return latents / self.scaling_factor + self.shift_factor
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """What the encoder says of images: mean and log-variance, each (B, C, h, w), not scaled. Stored features hold both."""
+
+    mean: "torch.Tensor"
+    log_variance: "torch.Tensor"
+
+    def sample(self, scale: LatentScale, *, generator: "torch.Generator | None") -> "torch.Tensor":
+        """Latents (B, C, h, w) as the network sees them, drawn in float32; without a generator, those of the mean."""
+        import torch
+
+        if generator is None:
+            return scale.to_latents(self.mean.float())
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device).to(self.mean.device)
+        deviation = (self.log_variance.float().clamp(*_LOG_VARIANCE_RANGE) / 2).exp()
+        return scale.to_latents(self.mean.float() + deviation * noise)
+
+
+class VAE:
+    """AutoencoderKL with its scale. Deterministic."""
+
+    def __init__(self, model: "AutoencoderKL", *, part: FrozenPart | None = None) -> None:
+        self.model = model
+        self.part = part
+
+    @property
+    def scale(self) -> LatentScale:
+        return LatentScale(float(self.model.config.scaling_factor), float(self.model.config.shift_factor or 0.0))
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent, along a side."""
+        return 2 ** (len(self.model.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return int(self.model.config.latent_channels)
+
+    def encode(self, images: "torch.Tensor") -> LatentDistribution:
+        """The distribution of latents of images (B, 3, H, W) in -1..1, in float32.
+
+        Raises UserError where the sides are no multiples of `downsampling`: the encoder would cut pixels off.
+        """
+        import torch
+
+        height, width = images.shape[-2:]
+        if height % self.downsampling or width % self.downsampling:
+            raise UserError(f"expected images with sides that {self.downsampling} divides, found {height} x {width} px")
+        with torch.inference_mode():
+            found = self.model.encode(images.to(self.model.device, self.model.dtype)).latent_dist.parameters
+        mean, log_variance = found.float().clone().chunk(2, dim=1)  # (B, C, h, w) each
+        return LatentDistribution(mean, log_variance.clamp(*_LOG_VARIANCE_RANGE))
+
+    def decode(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """Images (B, 3, H, W) in float32, nominally in -1..1 and not clamped, from the network's latents (B, C, h, w)."""
+        import torch
+
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise UserError(f"expected latents (B, {self.latent_channels}, h, w), found {tuple(latents.shape)}")
+        # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.
+        samples = self.scale.from_latents(latents).to(self.model.device, self.model.dtype)
+        with torch.inference_mode():
+            return self.model.decode(samples).sample.float().clone()
+
+    def fingerprint(self) -> str:
+        """Fingerprint of weights and scale, the same for every dtype."""
+        return fingerprint(self.model.named_parameters(), also=repr(self.scale))
+
+    def tile(self, side_px: int | None = None) -> None:
+        """Encode and decode in overlapping tiles of `side_px`, default: the size that the autoencoder was trained on."""
+        if side_px is not None:
+            if side_px % (4 * self.downsampling):  # the tiles overlap by a quarter
+                raise UserError(f"expected tiles whose side {4 * self.downsampling} divides, found {side_px} px")
+            self.model.tile_sample_min_size = side_px
+            self.model.tile_latent_min_size = side_px // self.downsampling
+        self.model.enable_tiling()
+
+
+def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
+    """Loads the autoencoder. Raises UserError for a name that leads nowhere and for files of something else."""
+    import torch
+    from diffusers import AutoencoderKL
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    part = find_part(config.name, "vae", revision=config.revision)
+    try:
+        model = AutoencoderKL.from_pretrained(part.folder, torch_dtype=getattr(torch, config.dtype), use_safetensors=True)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{part.folder} cannot be read as an AutoencoderKL: {error}") from error
+    vae = VAE(model.to(device, memory_format=torch.channels_last).eval(), part=part)  # bf16 needs channels_last to be quick
+    if config.sliced:
+        vae.model.enable_slicing()
+    if config.tiled:
+        vae.tile(config.tile_px)
+    return vae
+
+
+def to_pixels(images: "torch.Tensor") -> "torch.Tensor":
+    """Images (B, 3, H, W) in -1..1 as float32 in 0..1, clamped."""
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def check_sides(*, height: int, width: int, multiple: int) -> None:
+    """Raises UserError unless both sides are positive multiples of `multiple` pixels."""
+    if height < 1 or width < 1 or height % multiple or width % multiple:
+        near: Sequence[int] = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
+        raise UserError(
+            f"height and width must be multiples of {multiple} px, found {height} x {width}: try {near[0]} x {near[1]}"
+        )
