@@ -76,7 +76,9 @@ def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
 
 def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
     scenes = directory / "speed"
-    _call("examples.openmoji.scenes", "--count", str(config.speed_count), "--seed", "8", "--out", str(scenes), "--format", "tar")
+    _call(
+        "examples.openmoji.scenes", "--count", str(config.speed_count), "--seed", "8", "--out", str(scenes), "--format", "tar"
+    )
     loops: list[Timing] = []
     runs: list[Timing] = []
     words_per_s: list[float] = []

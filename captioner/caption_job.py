@@ -23,10 +23,10 @@ from dataset_builder.decoding import DecodeLimits, decode_image
 from dataset_builder.noun_counts import CaptionNouns, caption_nouns, count_nouns
 from dataset_builder.plan import read_unit
 from dataset_builder.references import ImageReader, content_hash, reference_of
-from dataset_builder.schema import ImageError
+from dataset_builder.rejection import ImageError
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import NounTagger, TaggerConfig
-from dataset_builder.text_view import T5Config, T5View, TextView
+from dataset_builder.text_view import T5Config, T5View
 from dataset_builder.units import Commit, Failure, Unit, commit_unit
 
 
@@ -84,7 +84,7 @@ class CaptionJob:
                     image, facts = self._read(reader, rows[position])
                 except ImageError as error:
                     rejected.append(_rejected_row(rows[position], Failure(reason=error.reason, message=error.message)))
-                except Exception as error:  # the border of a sample: whatever a decoder raises costs this image alone
+                except Exception as error:  # noqa: BLE001 - the border of a sample: whatever a decoder raises costs this image alone
                     found = f"{type(error).__name__}: {error}"
                     rejected.append(_rejected_row(rows[position], Failure(reason="broken", message=found)))
                 else:
@@ -108,7 +108,8 @@ class CaptionJob:
         started = time.perf_counter()
         size = 1 if one_by_one else None
         said = {
-            name: engine.caption(payload.pixels, texts, payload.keys, batch_size=size) for name, texts in payload.prompts.items()
+            name: engine.caption(payload.pixels, texts, payload.keys, batch_size=size)
+            for name, texts in payload.prompts.items()
         }
         return Output(generations=said, seconds=time.perf_counter() - started)
 
@@ -165,28 +166,40 @@ class CaptionJob:
         views = _t5_view(self.t5).measure(texts)
         tagged = zip(_tagger(self.tagger).tag(texts), views, strict=True)
         nouns = [caption_nouns(found, prompt=prompt, cut_char=view.cut_char) for found, view in tagged]
-        return [_caption_row(*parts) for parts in zip(keys, generations, cleaned, views, nouns, strict=True)], nouns
+        rows = [
+            {"key": key, **_said(said), **_cleaned(one), "num_t5_tokens": view.num_t5_tokens, **_counted(found)}
+            for key, said, one, view, found in zip(keys, generations, cleaned, views, nouns, strict=True)
+        ]
+        return rows, nouns
 
 
-def _caption_row(key: str, said: Generation, cleaned: CleanedCaption, view: TextView, nouns: CaptionNouns) -> dict[str, Any]:
+def _said(said: Generation) -> dict[str, Any]:
     return {
-        "key": key,
-        "prompt": nouns.prompt,
-        "caption": cleaned.caption,
         "caption_raw": said.text,
-        "status": cleaned.status,
-        "flags": list(cleaned.flags),
         "finish_reason": said.finish_reason,
         "num_tokens": said.num_tokens,
+        "mean_logprob": said.mean_logprob,
+        "min_logprob": said.min_logprob,
+    }
+
+
+def _cleaned(cleaned: CleanedCaption) -> dict[str, Any]:
+    return {
+        "caption": cleaned.caption,
+        "status": cleaned.status,
+        "flags": list(cleaned.flags),
         "num_words": len(cleaned.caption.split()),
-        "num_t5_tokens": view.num_t5_tokens,
+    }
+
+
+def _counted(nouns: CaptionNouns) -> dict[str, Any]:
+    return {
+        "prompt": nouns.prompt,
         "num_nouns": len(nouns.lemmas),
         "num_distinct_nouns": nouns.num_distinct,
         "num_meta_nouns": nouns.num_meta,
         "num_t5_nouns": nouns.num_t5_nouns,
         "nouns": list(nouns.lemmas),
-        "mean_logprob": said.mean_logprob,
-        "min_logprob": said.min_logprob,
     }
 
 

@@ -11,7 +11,6 @@ from captioner.model_source import ModelSource
 from captioner.prompts import PromptSet
 from dataset_builder.cluster import RaySettings
 from dataset_builder.decoding import DecodeLimits
-from dataset_builder.schema import SCHEMA_VERSION
 from dataset_builder.tagging import TaggerConfig
 from dataset_builder.text_view import T5Config
 
@@ -73,6 +72,8 @@ def run_settings(
     config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, str], t5: dict[str, str]
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
+    from dataset_builder.schema import SCHEMA_VERSION
+
     return {
         "schema_version": SCHEMA_VERSION,
         "engine": config.engine,

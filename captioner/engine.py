@@ -112,7 +112,9 @@ class LlavaEngine:
         from transformers import LogitsProcessorList
 
         inputs = self._inputs(images, prompts)
-        chooser = TokenChooser(self.settings, seeds=[_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)])
+        chooser = TokenChooser(
+            self.settings, seeds=[_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)]
+        )
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -193,7 +195,7 @@ class TokenChooser:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.logprobs: list[torch.Tensor] = []
 
-    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+    def __call__(self, _input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         """Scores (B, V) float32 of the next token; returns them with a single finite entry per row."""
         import torch
 
@@ -232,4 +234,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     """CUDA has a class for it, the CPU's allocator only a message."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )

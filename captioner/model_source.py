@@ -46,7 +46,9 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         config, found = _from_hub(name, revision)
         location = name
     if "vision_config" not in config:
-        raise UserError(f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint")
+        raise UserError(
+            f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint"
+        )
     return ModelSource(
         name=name, location=location, revision=found, on_hub=not folder.is_dir(), image_side_px=_image_side(config)
     )

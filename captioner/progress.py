@@ -53,4 +53,5 @@ class Progress:
     def summary(self) -> str:
         """Images, time and speed since the models were loaded."""
         seconds = max(self.ended_at - self.started_at, 1e-9)
-        return f"{self.images} images in {seconds:.1f} s: {self.images / seconds:.1f} images/s, {self.tokens / seconds:.0f} tokens/s"
+        speed = f"{self.images / seconds:.1f} images/s, {self.tokens / seconds:.0f} tokens/s"
+        return f"{self.images} images in {seconds:.1f} s: {speed}"

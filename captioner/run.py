@@ -18,7 +18,9 @@ from dataset_builder.storage import Folder, is_local_path
 
 if TYPE_CHECKING:
     from captioner.caption_job import CaptionJob
+    from captioner.progress import Progress
     from dataset_builder.plan import Plan
+    from dataset_builder.units import Unit
 
 ALWAYS_ALLOWED_REJECTIONS = 100
 
@@ -40,7 +42,7 @@ def main(config: CaptionConfig) -> int:
         progress = Progress(planned=sum(unit.num_images for unit in units), budget=_budget(config, run, plan))
         try:
             with progress:
-                _caption(config, job, plan, units, progress)
+                _caption(config, job, units, progress)
         except BudgetExceeded as error:
             print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
             return 1
@@ -112,7 +114,7 @@ def _check_same_run(run: Folder, *, before: dict[str, Any], now: dict[str, Any])
         )
 
 
-def _caption(config: CaptionConfig, job: "CaptionJob", plan: "Plan", units: list[Any], progress: Any) -> None:
+def _caption(config: CaptionConfig, job: "CaptionJob", units: "list[Unit]", progress: "Progress") -> None:
     from dataset_builder.ray_units import check_visible, run_units, start_ray
 
     start_ray(config.ray)

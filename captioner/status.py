@@ -34,6 +34,7 @@ class RunStatus:
 
     @property
     def remaining(self) -> int:
+        """Images that no unit has been committed for."""
         return self.planned - self.captioned - self.rejected
 
     @property
@@ -44,7 +45,9 @@ class RunStatus:
     def line(self) -> str:
         """One line for a person."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected_by_reason.items()))
-        text = f"{self.planned} planned = {self.captioned} captioned + {self.rejected} rejected" + (f" ({reasons})" if reasons else "")
+        text = f"{self.planned} planned = {self.captioned} captioned + {self.rejected} rejected" + (
+            f" ({reasons})" if reasons else ""
+        )
         if self.remaining:
             text += f" + {self.remaining} to do"
         text += f"; {self.units_committed} of {self.units} units"
@@ -74,7 +77,9 @@ def read_status(run: Folder) -> RunStatus:
         rejected_by_reason=dict(reasons),
         units=plan.num_units,
         units_committed=len(commits),
-        images_per_s=_recent_speed([(datetime.fromisoformat(commit.committed_at).timestamp(), commit.planned) for commit in commits]),
+        images_per_s=_recent_speed(
+            [(datetime.fromisoformat(commit.committed_at).timestamp(), commit.planned) for commit in commits]
+        ),
     )
 
 
@@ -105,6 +110,10 @@ def _duration(seconds: float) -> str:
 if __name__ == "__main__":
     raise SystemExit(
         run_command(
-            StatusConfig, main, prog="python -m captioner.status", example="python -m captioner.status runs/photos", positional=["run"]
+            StatusConfig,
+            main,
+            prog="python -m captioner.status",
+            example="python -m captioner.status runs/photos",
+            positional=["run"],
         )
     )

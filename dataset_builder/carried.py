@@ -11,6 +11,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from functools import lru_cache
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 Scalar = str | int | float | bool
 
 ALT_TEXT_NAMES = ("alt_text", "alt", "caption", "text")
@@ -54,7 +55,7 @@ def merge(first: Carried, second: Carried) -> Carried:
 
 def metadata_json(metadata: Mapping[str, Scalar]) -> str | None:
     """A JSON object, or None for no metadata."""
-    return json.dumps(metadata, ensure_ascii=False, allow_nan=False) if metadata else None
+    return _ENCODER.encode(metadata) if metadata else None
 
 
 def duckdb_types(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, str]:

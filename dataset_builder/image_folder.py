@@ -3,7 +3,7 @@
 import posixpath
 from collections.abc import Container, Iterable, Iterator, Mapping
 
-from dataset_builder.file_kinds import SIDECAR_SUFFIXES, is_image, stem_of, suffix_of
+from dataset_builder.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, split_suffix, stem_of
 from dataset_builder.index_rows import IndexRow, SidecarRow
 from dataset_builder.locations import join, list_files, parent, walk
 
@@ -18,9 +18,8 @@ def index_folder(folder: str, *, listed: Container[str]) -> Iterator[IndexRow]:
     for visited in walk(folder):
         beside = _by_stem(visited.uri, visited.files)
         for name in visited.files:
-            location = join(visited.uri, name)
-            if is_image(name) and location not in listed:
-                stem = stem_of(name)
+            stem, suffix = split_suffix(name)
+            if suffix in IMAGE_SUFFIXES and (location := join(visited.uri, name)) not in listed:
                 relative = f"{visited.relative}/{name}" if visited.relative else name
                 yield IndexRow(stem, relative, location, sidecars=beside.get(stem, ()))
 
@@ -40,6 +39,7 @@ def sidecars_in(folder: str) -> SidecarsByStem:
 def _by_stem(folder: str, names: Iterable[str]) -> SidecarsByStem:
     found: dict[str, dict[str, SidecarRow]] = {}
     for name in names:
-        if (suffix := suffix_of(name)) in SIDECAR_SUFFIXES:
-            found.setdefault(stem_of(name), {})[suffix] = SidecarRow(suffix, join(folder, name))
+        stem, suffix = split_suffix(name)
+        if suffix in SIDECAR_SUFFIXES:
+            found.setdefault(stem, {})[suffix] = SidecarRow(suffix, join(folder, name))
     return {stem: tuple(rows[suffix] for suffix in SIDECAR_SUFFIXES if suffix in rows) for stem, rows in found.items()}

@@ -45,10 +45,12 @@ class Plan:
 
     @property
     def num_units(self) -> int:
+        """All units, committed or not."""
         return sum(part.units for part in self.parts)
 
     @property
     def num_images(self) -> int:
+        """All images, in whatever unit."""
         return sum(part.rows for part in self.parts)
 
     def units(self, *, limit: int | None = None) -> list[Unit]:

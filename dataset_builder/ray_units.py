@@ -22,8 +22,8 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dataset_builder.command_line import UserError
 from dataset_builder.cluster import RaySettings
+from dataset_builder.command_line import UserError
 from dataset_builder.units import Commit, Failure, Unit
 
 TRIES = 2
@@ -63,7 +63,7 @@ def run_units(
 
     Raises UserError where the model cannot be loaded or a unit cannot be finished.
     """
-    _Driver(job, units, settings, on_start, on_commit).run()
+    _Driver(job, units, settings=settings, on_start=on_start, on_commit=on_commit).run()
 
 
 def start_ray(settings: RaySettings) -> None:
@@ -192,7 +192,7 @@ def _warm_up(job: UnitJob) -> None:
     job.warm_up()
 
 
-def _finish(job: UnitJob, unit: Unit, facts: Any, output: Any, excluded: dict[int, Failure]) -> Commit | None:
+def _finish(job: UnitJob, unit: Unit, *, facts: Any, output: Any, excluded: dict[int, Failure]) -> Commit | None:
     return job.finish(unit, facts=facts, output=output, excluded=excluded)
 
 
@@ -201,6 +201,7 @@ class _Driver:
         self,
         job: UnitJob,
         units: Iterable[Unit],
+        *,
         settings: RaySettings,
         on_start: Callable[[], None],
         on_commit: Callable[[Commit | None], None],
@@ -244,7 +245,8 @@ class _Driver:
         payload, facts = self.prepare.remote(self.job, state.unit, state.positions)
         output = replica.actor.process.remote(payload, state.one_by_one)
         probe = bool(state.suspects)
-        commit = None if probe else self.finish.remote(self.job, state.unit, facts, output, state.excluded)
+        results = {"facts": facts, "output": output, "excluded": state.excluded}
+        commit = None if probe else self.finish.remote(self.job, state.unit, **results)
         replica.calls.append(_Call(state, facts, payload, output, commit))
 
     def _collect(self) -> None:

@@ -19,7 +19,8 @@ from dataset_builder.byte_ranges import RangeFile
 from dataset_builder.carried import Carried, map_columns, merge, metadata_json
 from dataset_builder.locations import is_url, locate, one_line, open_binary, parent
 from dataset_builder.parquet_rows import ParquetRows
-from dataset_builder.schema import ImageError, ImageReference
+from dataset_builder.rejection import ImageError
+from dataset_builder.schema import ImageReference
 from dataset_builder.sidecars import parse_sidecars
 
 MAX_SIDECAR_BYTES = 64 << 20

@@ -35,17 +35,12 @@ _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as it stood at one moment: its settings, its commits, and the index files of the units without one."""
+    """A run as it stood at one moment: its run.json, its commits, and the index files of the units without one."""
 
     folder: Folder
-    settings: dict[str, Any]
+    record: dict[str, Any]
     commits: tuple[Commit, ...]
     open_parts: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The run's last path component."""
-        return self.folder.root.rsplit("/", 1)[-1]
 
     def paths(self, kind: str) -> list[str]:
         """The files of a kind of STORED, relative to the run."""
@@ -58,7 +53,7 @@ class RunFiles:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
         taken = {name.lower() for name in IMAGES.names}
         columns = {}
-        for source_name, kind in self.settings.get("carried", {}).items():
+        for source_name, kind in self.record.get("carried", {}).items():
             if kind not in _CARRIED_TYPES:
                 raise UserError(
                     f"{self.folder.url}/run.json carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}"
@@ -75,7 +70,7 @@ def read_run(url: str) -> RunFiles:
     """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
     folder = Folder(url)
     try:
-        settings = json.loads(folder.read("run.json"))
+        record = json.loads(folder.read("run.json"))
     except FileNotFoundError:
         raise UserError(
             f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote"
@@ -86,7 +81,7 @@ def read_run(url: str) -> RunFiles:
         commits = tuple(read_commits(folder))
     except ValueError as error:
         raise UserError(f"{url}: {error}: read it with the version that wrote it") from None
-    return RunFiles(folder, settings, commits, _open_parts(folder, done={commit.unit for commit in commits}))
+    return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}))
 
 
 def is_run(url: str) -> bool:
@@ -118,7 +113,7 @@ def commits_table(run: RunFiles) -> "pa.Table":
 
     import pyarrow as pa
 
-    stages = ("prepare", "generate", "finish")
+    stages = ("prepare", "process", "finish")
     schema = pa.schema(
         [(name, pa.int64()) for name in ("unit", "planned", "captioned", "num_rejected", "num_captions", "num_tokens")]
         + [("rejected", pa.map_(pa.string(), pa.int64()))]

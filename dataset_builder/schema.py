@@ -1,10 +1,9 @@
-"""The tables that the packages exchange: Arrow schemas, the reference to an image, and the reasons for a rejection.
+"""The tables that the packages exchange: Arrow schemas, and the reference to an image.
 
 Every Parquet file carries `SCHEMA_VERSION` in its metadata; `check_version` refuses another one.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -103,32 +102,6 @@ REJECTED = pa.schema(
         pa.field("message", pa.string(), nullable=False),
     ]
 )
-
-REJECTION_REASONS = {
-    "unreadable": "the bytes could not be read: missing file, no permission, a reference past the end",
-    "empty": "zero bytes",
-    "too_many_bytes": "larger than max_image_bytes",
-    "not_an_image": "no decoder knows the format",
-    "broken": "truncated or corrupt image data",
-    "too_many_pixels": "larger than max_image_pixels",
-    "too_small": "a side is shorter than min_side_px",
-    "bad_sidecar": "the JSON or text beside the image cannot be parsed",
-    "model_error": "the model raised an error for this image alone",
-    "worker_died": "the worker process died each time it had this image",
-}
-
-
-class ImageError(Exception):
-    """One image cannot be used. `reason` is a key of REJECTION_REASONS; the message says what was found."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        assert reason in REJECTION_REASONS, reason
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ImageError, (self.reason, self.message)
 
 
 @dataclass(frozen=True, kw_only=True)

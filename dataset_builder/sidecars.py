@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dataset_builder.carried import Carried, map_columns, merge
-from dataset_builder.schema import ImageError
+from dataset_builder.rejection import ImageError
 
 
 @dataclass(frozen=True, kw_only=True)

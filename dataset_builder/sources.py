@@ -40,7 +40,8 @@ from dataset_builder.locations import (
     walk,
 )
 from dataset_builder.parquet_source import PATH_NAMES, index_parquet, layout_of, read_schema
-from dataset_builder.schema import ImageError, versioned
+from dataset_builder.rejection import ImageError
+from dataset_builder.schema import versioned
 from dataset_builder.sidecars import parse_sidecars
 from dataset_builder.tar_index import first_json, index_tar
 

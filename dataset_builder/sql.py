@@ -172,7 +172,7 @@ def _open_files(run: RunFiles) -> Database:
     paths = ", ".join(literal(url) for kind in STORED for url in urls[kind])
     for statement in _LOCKS:
         connection.execute(statement.format(paths=paths))
-    return Database(connection, {name: _columns(connection, name) for name in VIEWS}, run.settings)
+    return Database(connection, {name: _columns(connection, name) for name in VIEWS}, run.record.get("settings", {}))
 
 
 def _url(run: RunFiles, path: str) -> str:

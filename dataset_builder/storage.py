@@ -36,6 +36,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
+        """True on a local disk, where writes can be linked and replaced."""
         return isinstance(self.filesystem, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -43,6 +44,7 @@ class Folder:
         return f"{self.root}/{name}"
 
     def exists(self, name: str = "") -> bool:
+        """Whether there is such a file, or without a name the folder itself."""
         return bool(self.filesystem.exists(self.path(name) if name else self.root))
 
     def names(self, folder: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from dataset_builder.command_line import UserError
-from dataset_builder.file_kinds import SIDECAR_SUFFIXES, is_image, stem_of, suffix_of
+from dataset_builder.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, is_image, split_suffix
 from dataset_builder.index_rows import IndexRow, SidecarRow
 from dataset_builder.locations import describe, is_url, open_binary, readable, relative_to
 
@@ -49,18 +49,19 @@ def index_tar(uri: str, root: str) -> Iterator[IndexRow]:
     for member in walk_tar(uri):
         if _is_left_out(member.path):
             continue
-        if is_image(member.path):
+        stem, suffix = split_suffix(member.path)
+        if suffix in IMAGE_SUFFIXES:
             images[member.path] = member
-        elif (suffix := suffix_of(member.path)) in SIDECAR_SUFFIXES:
-            of_stem = sidecars.setdefault(posixpath.splitext(member.path)[0], {})
-            of_stem[suffix] = SidecarRow(suffix, None, member.offset, member.length)
+        elif suffix in SIDECAR_SUFFIXES:
+            sidecars.setdefault(stem, {})[suffix] = SidecarRow(suffix, None, member.offset, member.length)
     if not images:
         raise UserError(f"{uri} holds no image; give a tar with image files, as WebDataset and SA-1B write them")
     container = relative_to(uri, root)
     for member in images.values():
-        beside = sidecars.get(posixpath.splitext(member.path)[0]) or sidecars.get(_sample_key(member.path)) or {}
+        stem = split_suffix(member.path)[0]
+        beside = sidecars.get(stem) or sidecars.get(_sample_key(member.path)) or {}
         yield IndexRow(
-            stem_of(member.path),
+            stem[stem.rfind("/") + 1 :],
             f"{container}/{member.path}",
             uri,
             member.path,
@@ -86,12 +87,12 @@ def first_json(uri: str, *, count: int) -> list[TarMember]:
     found: dict[str, TarMember] = {}
     pairs: list[TarMember] = []
     for member in walk_tar(uri):
-        stem = posixpath.splitext(member.path)[0]
+        stem, suffix = split_suffix(member.path)
         if _is_left_out(member.path):
             continue
-        if is_image(member.path):
+        if suffix in IMAGE_SUFFIXES:
             images.add(stem)
-        elif suffix_of(member.path) == ".json":
+        elif suffix == ".json":
             found[stem] = member
         if stem in images and stem in found:
             images.remove(stem)
@@ -242,7 +243,10 @@ def _pax_records(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _clean(path: str) -> str:
-    """Without leading `./` and doubled slashes; the trailing slash of a folder stays."""
+    """Without `.` components and doubled slashes; the trailing slash of a folder stays."""
+    path = path.removeprefix("./")
+    if "//" not in path and "./" not in path and not path.startswith("/"):
+        return path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return "/".join(parts) + ("/" if path.endswith("/") else "")
 

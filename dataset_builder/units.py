@@ -32,7 +32,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why an image is not used: a key of schema.REJECTION_REASONS and what was found."""
+    """Why an image is not used: a key of rejection.REJECTION_REASONS and what was found."""
 
     reason: str
     message: str
@@ -77,10 +77,14 @@ def commit_unit(
 ) -> Commit | None:
     """Writes the tables (by folder name) and publishes them; returns None where the unit was committed already.
 
-    Tables without rows are not written, except `captions`, which says that the unit was worked on.
+    Tables without rows are not written.
     """
     attempt = secrets.token_hex(4)
-    files = {kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table) for kind, table in tables.items() if len(table)}
+    files = {
+        kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table)
+        for kind, table in tables.items()
+        if len(table)
+    }
     commit = Commit(
         run_id=run_id,
         unit=unit.number,

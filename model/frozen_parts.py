@@ -42,9 +42,13 @@ def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPa
     inside = root / kind
     folder = root if (root / "config.json").is_file() else inside
     if not (folder / "config.json").is_file():
-        raise UserError(f"{root} holds no {kind}: expected config.json there or in {kind}/; give a folder that save_pretrained wrote")
+        raise UserError(
+            f"{root} holds no {kind}: expected config.json there or in {kind}/; give a folder that save_pretrained wrote"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no weights as safetensors; give a model that has them (PixArt-alpha/PixArt-XL-2-1024-MS has)")
+        raise UserError(
+            f"{folder} holds no weights as safetensors; give a model that has them (PixArt-alpha/PixArt-XL-2-1024-MS has)"
+        )
     tokenizer_folder = root / "tokenizer" if (root / "tokenizer").is_dir() else folder
     return FrozenPart(name=name, revision=commit, folder=folder, tokenizer_folder=tokenizer_folder)
 

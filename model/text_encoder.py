@@ -93,7 +93,7 @@ class TextEncoder:
                 for index, tokens in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
                     features[index] = tokens
         empty = torch.empty(0, self.width, dtype=self.model.dtype, device=self.model.device)
-        lengths = torch.tensor([len(row) for row in ids], dtype=torch.long, device=self.model.device)
+        lengths = torch.tensor([len(row) for row in ids], dtype=torch.long)
         # A copy outside inference mode, so that a trainer may use the features under autograd.
         return Captions(tokens=torch.cat([empty, *features]).clone(), lengths=lengths)  # (T, D), (B,)
 

@@ -1,7 +1,7 @@
 """The frozen autoencoder between images and latents, diffusers' AutoencoderKL. The only home of scale factors.
 
-The network sees latents = (z - shift) * scale of samples z of the encoder's distribution, so that they have about unit variance.
-The scale comes from the VAE's own config: 0.18215 for sd-vae-ft-ema (PixArt-alpha), 0.13025 for SDXL's (Sigma).
+The network sees latents = (z - shift) * scale of samples z of the encoder's distribution: of about unit variance. The scale
+comes from the VAE's own config: 0.18215 for sd-vae-ft-ema (PixArt-alpha), 0.13025 for SDXL's (Sigma).
 Shapes: B images, H x W pixels, C latent channels, h x w the sides of the latents.
 """
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 Dtype = Literal["float32", "bfloat16"]
-
-# The encoder's log-variance is clamped to these before it becomes a standard deviation, as diffusers does.
-_LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,7 @@ class LatentDistribution:
         if generator is None:
             return scale.to_latents(self.mean.float())
         noise = torch.randn(self.mean.shape, generator=generator, device=generator.device).to(self.mean.device)
-        deviation = (self.log_variance.float().clamp(*_LOG_VARIANCE_RANGE) / 2).exp()
+        deviation = (self.log_variance.float() / 2).exp()
         return scale.to_latents(self.mean.float() + deviation * noise)
 
 
@@ -83,12 +80,13 @@ class VAE:
 
     @property
     def scale(self) -> LatentScale:
+        """From the autoencoder's config."""
         return LatentScale(float(self.model.config.scaling_factor), float(self.model.config.shift_factor or 0.0))
 
     @property
     def downsampling(self) -> int:
         """Pixels per latent, along a side."""
-        return 2 ** (len(self.model.config.block_out_channels) - 1)
+        return int(2 ** (len(self.model.config.block_out_channels) - 1))
 
     @property
     def latent_channels(self) -> int:
@@ -106,9 +104,9 @@ class VAE:
         if height % self.downsampling or width % self.downsampling:
             raise UserError(f"expected images with sides that {self.downsampling} divides, found {height} x {width} px")
         with torch.inference_mode():
-            found = self.model.encode(images.to(self.model.device, self.model.dtype)).latent_dist.parameters
-        mean, log_variance = found.float().clone().chunk(2, dim=1)  # (B, C, h, w) each
-        return LatentDistribution(mean, log_variance.clamp(*_LOG_VARIANCE_RANGE))
+            found = self.model.encode(images.to(self.model.device, self.model.dtype)).latent_dist
+        # Copies outside inference mode, so that a trainer may use them under autograd; diffusers has clamped the log-variance.
+        return LatentDistribution(found.mean.float().clone(), found.logvar.float().clone())  # (B, C, h, w) each
 
     def decode(self, latents: "torch.Tensor") -> "torch.Tensor":
         """Images (B, 3, H, W) in float32, nominally in -1..1 and not clamped, from the network's latents (B, C, h, w)."""
@@ -119,7 +117,8 @@ class VAE:
         # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.
         samples = self.scale.from_latents(latents).to(self.model.device, self.model.dtype)
         with torch.inference_mode():
-            return self.model.decode(samples).sample.float().clone()
+            images: torch.Tensor = self.model.decode(samples).sample
+        return images.float().clone()
 
     def fingerprint(self) -> str:
         """Fingerprint of weights and scale, the same for every dtype."""

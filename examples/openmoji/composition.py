@@ -92,7 +92,9 @@ class Scene:
     relation: Relation | None
 
 
-def draw_scene(*, seed: int, index: int, split: str = "train", single_object: bool = False, num_kinds: int | None = None) -> Scene:
+def draw_scene(
+    *, seed: int, index: int, split: str = "train", single_object: bool = False, num_kinds: int | None = None
+) -> Scene:
     """The scene of this index: the same for the same arguments, whatever else is drawn. `num_kinds` uses the first kinds only."""
     rng = random.Random(f"{split}/{seed}/{index}/{single_object}")
     while True:  # In `unseen`, a place and background may have no held-out kind: then all is drawn again.

@@ -85,7 +85,12 @@ def caption_scenes(config: EvaluateConfig, scenes: list) -> list[str]:  # type: 
         question = {"type": "text", "text": PROMPTS[config.prompt]}
         chats = [[{"role": "user", "content": [{"type": "image", "image": image}, question]}] for image in images]
         inputs = processor.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
         )
         with torch.inference_mode():
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=128)

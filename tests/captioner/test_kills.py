@@ -52,6 +52,7 @@ def all_of_ray(driver: psutil.Process) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("victims", [the_driver, the_worker, all_of_ray])
 def test_a_kill_in_the_middle_changes_nothing(
+    *,
     victims: Callable[[psutil.Process], list[psutil.Process]],
     tmp_path: Path,
     images: Path,

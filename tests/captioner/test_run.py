@@ -55,7 +55,9 @@ def broken_images(folder: Path) -> dict[str, str]:
 def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captioned(tmp_path: Path, tiny_llava: Path) -> None:
     expected = broken_images(tmp_path / "images")
     save_pictures(tmp_path / "images", count=12)
-    code, output = caption(run_arguments(tmp_path / "images", tmp_path / "run", tiny_llava, "--limits.max_image_pixels", "100000000"))
+    code, output = caption(
+        run_arguments(tmp_path / "images", tmp_path / "run", tiny_llava, "--limits.max_image_pixels", "100000000")
+    )
     assert code == 0, output
     assert "24 planned = 14 captioned + 10 rejected" in output
     rejected = table(tmp_path / "run", "rejected").to_pylist()
@@ -122,7 +124,7 @@ def test_too_many_rejected_images_stop_the_run_with_1(tmp_path: Path, tiny_llava
     ],
 )
 def test_bad_input_is_one_line(
-    tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, *, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)

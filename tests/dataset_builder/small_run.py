@@ -37,13 +37,15 @@ class SmallRun:
 
     def write(self, folder: Folder) -> Folder:
         """Writes the run and returns the folder."""
-        settings = {
+        record = {
             "run_id": "0123456789ab",
             "carried": self.carried,
-            "tagger": {"model": TaggerConfig().spacy_model, "version": "3.8.0", "noun_tags": ["NN", "NNS", "NNP", "NNPS"]},
-            "t5": {"tokenizer": "mini", "max_tokens": T5_WORDS},
+            "settings": {
+                "tagger": {"model": TaggerConfig().spacy_model, "version": "3.8.0", "noun_tags": ["NN", "NNS", "NNP", "NNPS"]},
+                "t5": {"tokenizer": "mini", "max_tokens": T5_WORDS},
+            },
         }
-        folder.write("run.json", json.dumps(settings).encode())
+        folder.write("run.json", json.dumps(record).encode())
         units = [
             range(start, min(start + self.unit_size, self.num_images)) for start in range(0, self.num_images, self.unit_size)
         ]
@@ -76,7 +78,7 @@ class SmallRun:
             },
             rejected={"broken": len(rejected)} if rejected else {},
             num_tokens=10 * len(captions),
-            seconds={"prepare": 0.5, "generate": 2.0, "finish": 0.25},
+            seconds={"prepare": 0.5, "process": 2.0, "finish": 0.25},
         )
         assert commit is not None
 

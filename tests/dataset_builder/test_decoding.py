@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from dataset_builder.decoding import DecodedImage, DecodeLimits, decode_image
-from dataset_builder.schema import ImageError
+from dataset_builder.rejection import ImageError
 from tests.dataset_builder.containers import encode, jpeg
 
 LIMITS = DecodeLimits()

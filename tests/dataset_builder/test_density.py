@@ -141,9 +141,9 @@ def test_the_table_says_what_it_depends_on(run: str, tmp_path: Path, capsys: pyt
         assert words in table
     assert "WARNING" not in table
     mixed = SmallRun().write(Folder(str(tmp_path / "run_b")))
-    settings = json.loads(mixed.read("run.json"))
-    settings["tagger"]["model"] = "another_model"
-    mixed.write("run.json", json.dumps(settings).encode())
+    record = json.loads(mixed.read("run.json"))
+    record["settings"]["tagger"]["model"] = "another_model"
+    mixed.write("run.json", json.dumps(record).encode())
     assert main(DensityConfig(sources=(run, mixed.url))) == 0
     assert "WARNING: the rows were tagged in different ways" in capsys.readouterr().out
 

@@ -41,6 +41,9 @@ class FakeJob:
             os._exit(1)
         return [(unit.number, position) for position in positions], list(positions)
 
+    def warm_up(self) -> None:
+        pass
+
     def load_engine(self) -> str:
         if (0, -1) in self.trouble:
             raise OSError("no such weights")

@@ -20,7 +20,8 @@ from PIL import Image
 from dataset_builder import parquet_rows, references
 from dataset_builder.byte_ranges import coalesce
 from dataset_builder.references import ImageFacts, ImageReader, content_hash, reference_of
-from dataset_builder.schema import ImageError, ImageReference
+from dataset_builder.rejection import ImageError
+from dataset_builder.schema import ImageReference
 from dataset_builder.sources import find_sources, index_source
 from tests.dataset_builder.containers import CountingFileSystem, encode, jpeg, sa1b_json, tar_bytes, write
 

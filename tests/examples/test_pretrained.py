@@ -65,7 +65,11 @@ def test_the_processor_writes_what_training_saw(prompt: str) -> None:
     scene = _unseen(1)[0]
     question = [{"type": "image", "image": Image.fromarray(render(scene))}, {"type": "text", "text": PROMPTS[prompt]}]
     inputs = processor.apply_chat_template(
-        [[{"role": "user", "content": question}]], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [[{"role": "user", "content": question}]],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     trained = processor.tokenizer(chat_text(PROMPTS[prompt]), add_special_tokens=False).input_ids
     assert inputs["input_ids"].tolist() == [trained]

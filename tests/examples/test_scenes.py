@@ -45,9 +45,7 @@ def test_a_scene_depends_on_seed_and_index_alone() -> None:
 
 def test_the_world_does_not_drift() -> None:
     # Shipped checkpoints were trained on exactly this hold-out and these scenes.
-    held_out = [
-        (kind.name, place) for kind in KINDS for place in PLACES if is_held_out(kind.name, place, "pink", "striped")
-    ]
+    held_out = [(kind.name, place) for kind in KINDS for place in PLACES if is_held_out(kind.name, place, "pink", "striped")]
     assert held_out[:4] == [("owl", "top left"), ("owl", "bottom right"), ("apple", "right"), ("tree", "left")]
     scene = draw_scene(seed=0, index=0)
     assert [(thing.kind, thing.place, thing.size_px) for thing in scene.objects] == [("penguin", "bottom left", 33)]

@@ -106,7 +106,9 @@ def test_an_object_too_many_costs_precision_but_is_no_absent_kind() -> None:
 
 
 def test_places_swapped_between_kinds_are_wrong() -> None:
-    swapped = TRUE_CAPTION.replace("at the top left", "in the top right corner").replace("In the top right", "At the top left", 1)
+    swapped = TRUE_CAPTION.replace("at the top left", "in the top right corner").replace(
+        "In the top right", "At the top left", 1
+    )
     assert _judge_one(swapped).place < 1.0
 
 

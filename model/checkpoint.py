@@ -1,0 +1,228 @@
+"""The checkpoint folder: `transformer/` (config.json, safetensors with official parameter names) and `pipeline.json`.
+
+pipeline.json holds all else that generating needs: the objective, the resolution, which text encoder and VAE with their
+fingerprints, how captions are cleaned, the licence. Loads are strict. A folder appears whole or not at all.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.command_line import UserError
+from model.frozen_parts import PRETRAINED
+from model.text_encoder import Cleaning
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.dit import DiT
+
+FORMAT_VERSION = 1
+TRANSFORMER = "transformer"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PIPELINE = "pipeline.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """A frozen part that the checkpoint was trained with."""
+
+    name: str = "mini"
+    """`mini`, a folder or a hub id: see model/frozen_parts.py."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    fingerprint: str = ""
+    """Of its weights; another part is refused. Empty: not known (an imported checkpoint), not checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What a checkpoint's pipeline.json says."""
+
+    objective: str
+    """diffusion or rectified_flow: the name of a class in model/diffusion.py."""
+    resolution: int
+    """Side of the square images that it was trained on last, in pixels."""
+    objective_settings: dict[str, Any] = field(default_factory=dict)
+    """What that class is made with; empty: its defaults."""
+    text_encoder: PartConfig = field(default_factory=PartConfig)
+    """What reads the captions."""
+    vae: PartConfig = field(default_factory=PartConfig)
+    """What stands between images and latents."""
+    caption_cleaning: Cleaning = "lower"
+    """How captions were cleaned in training: see TextEncoderConfig."""
+    licence: str = ""
+    """Licence of the weights, and terms of what they were trained on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the same configuration back."""
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
+        """Raises ValueError for what is not a configuration of this version."""
+        rest = dict(values)
+        if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
+            raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
+        parts = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        config: PipelineConfig = _strict(cls, rest | parts)
+        return config
+
+
+def load_checkpoint(folder: str | Path, *, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "tuple[DiT, PipelineConfig]":
+    """The network in evaluation mode, in `dtype` (default: as stored), and its pipeline.json. `mini` is the shipped one.
+
+    Raises UserError, one line, for what is missing, cut off or foreign.
+    """
+    import torch
+
+    from model.dit import DiT, DiTConfig
+
+    root = find_checkpoint(folder)
+    config = read_pipeline_config(root)
+    values = _read_json(root / TRANSFORMER / "config.json")
+    try:
+        transformer_config = DiTConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{root / TRANSFORMER / 'config.json'}: {error}") from error
+    tensors = _read_tensors(root / TRANSFORMER / WEIGHTS)
+    with torch.device("meta"):
+        transformer = DiT(transformer_config)
+    _check_tensors(tensors, dict(transformer.state_dict()), where=root / TRANSFORMER / WEIGHTS)
+    transformer.load_state_dict(tensors, strict=True, assign=True)
+    return transformer.to(device=device, dtype=dtype).eval(), config
+
+
+def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConfig) -> Path:
+    """Writes transformer/ and pipeline.json, the folder at once where it is new, pipeline.json last where it is not.
+
+    Raises UserError where the folder already holds a checkpoint. What else lies in it (training/) stays.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    if (target / PIPELINE).exists() or (target / TRANSFORMER).exists():
+        raise UserError(f"{target} already holds a checkpoint: give another folder, or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        (partial / TRANSFORMER).mkdir()
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
+        save_file(tensors, partial / TRANSFORMER / WEIGHTS, metadata={"format": "pt"})
+        _write_json(partial / TRANSFORMER / "config.json", transformer.config.to_dict())
+        _write_json(partial / PIPELINE, config.to_dict())
+        partial.chmod(0o755)  # mkdtemp's folder is the owner's alone
+        if not target.exists():
+            os.replace(partial, target)
+        else:
+            os.replace(partial / TRANSFORMER, target / TRANSFORMER)
+            os.replace(partial / PIPELINE, target / PIPELINE)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The folder of a checkpoint. Raises UserError where there is none, and says what else was found."""
+    root = PRETRAINED / "dit-mini" if str(folder) == "mini" else Path(folder).expanduser()
+    if (root / PIPELINE).is_file():
+        return root
+    if str(folder) == "mini":
+        raise UserError(f"this copy has no shipped checkpoint: {root / PIPELINE} is missing; give a folder with --checkpoint")
+    if (root / "model_index.json").is_file():
+        raise UserError(
+            f"{root} is a diffusers pipeline: convert it first: python -m model.convert --source diffusers --target native {root} OUT"
+        )
+    if root.is_file() and root.suffix in (".pth", ".safetensors", ".ckpt"):
+        raise UserError(
+            f"{root} is a file of weights: convert it first: python -m model.convert --source official --target native {root} OUT"
+        )
+    found = "a folder without pipeline.json" if root.is_dir() else "nothing"
+    raise UserError(f"expected a checkpoint (transformer/ and pipeline.json) at {root}, found {found}")
+
+
+def read_pipeline_config(root: Path) -> PipelineConfig:
+    """pipeline.json of a checkpoint folder."""
+    try:
+        return PipelineConfig.from_dict(_read_json(root / PIPELINE))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{root / PIPELINE}: {error}") from error
+
+
+def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str) -> None:
+    """Raises UserError where a loaded part is not the one that the checkpoint was trained with."""
+    if expected.fingerprint and expected.fingerprint != found:
+        revision = f" at revision {expected.revision}" if expected.revision else ""
+        raise UserError(
+            f"the checkpoint was trained with the {kind} {expected.name}{revision} (fingerprint {expected.fingerprint}), "
+            f"but {name} has the fingerprint {found}: give the right one with --{kind}"
+        )
+
+
+def _strict(dataclass_type: type[Any], values: Any) -> Any:
+    """A dataclass from JSON values; ValueError for a key that is missing, unknown or of another type."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected an object for {dataclass_type.__name__}, found {values!r}")
+    known = {entry.name: entry for entry in dataclasses.fields(dataclass_type)}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1)
+            raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        expected = {"resolution": int, "objective_settings": dict}.get(key, str)
+        if not isinstance(value, expected | PartConfig) and not (key == "revision" and value is None):
+            raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
+    required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]
+    if missing := [key for key in required if key not in values]:
+        raise ValueError(f"missing: {', '.join(missing)}")
+    return dataclass_type(**values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the checkpoint is not complete") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the checkpoint is not complete")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is cut off or no safetensors ({path.stat().st_size} bytes): {error}") from error
+
+
+def _check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, torch.Tensor]", *, where: Path) -> None:
+    """Raises UserError that names the tensors that are missing, unexpected or of another shape."""
+    problems = [
+        f"{len(names)} {what} (first: {names[0]})"
+        for what, names in [("missing", sorted(expected.keys() - found.keys())), ("unexpected", sorted(found.keys() - expected.keys()))]
+        if names
+    ]
+    problems += [
+        f"{name}: expected {tuple(expected[name].shape)}, found {tuple(found[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name].shape != found[name].shape
+    ][:3]
+    if problems:
+        raise UserError(f"{where} does not fit its config.json: {'; '.join(problems)}")

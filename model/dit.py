@@ -1,0 +1,564 @@
+"""The network: a diffusion transformer (DiT) that text conditions by cross-attention, in the order of the paper.
+
+    latents ─► patches + positions ─► blocks (self-attention, cross-attention, MLP) ─► final layer ─► prediction
+    timesteps (, sizes) ─► t ─► one MLP for all blocks ─► S;  block i is modulated by S + E(i)        (adaLN-single)
+    captions ─► projected once per forward ─► keys and values of every block
+
+The class-conditional DiT, from which the text-conditional one starts, is the same without captions; each of its blocks has
+the MLP of its modulation to itself. Parameters bear the names of the official checkpoints.
+
+Shapes: B samples, C latent channels, H x W latent pixels, h x w patches of p x p, N = h w tokens, D width, d width of a head,
+T caption tokens of the whole batch, L tokens of its longest caption, F channels of the text encoder.
+
+Source: PixArt-alpha (arXiv 2310.00426), section 2; DiT (2212.09748); PixArt-Sigma (2403.04692), sections 3.2 and 3.3.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.dit_config import PRESETS, DiTConfig, KVCompression
+
+__all__ = ["PRESETS", "Captions", "DiT", "DiTConfig", "KVCompression", "PreparedCaptions", "position_table"]
+
+FREQUENCIES = 256
+NORM_EPS = 1e-6
+
+
+# ------------------------------------------------------------------------------------------------------------- captions
+
+
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """The tokens of a batch of captions, one caption after the other and no padding between them."""
+
+    tokens: Tensor
+    """(T, F), any float dtype, on any device."""
+    lengths: Tensor
+    """(B,) int64, on the CPU: shapes follow from it, and a device need not be asked. Sums to T; none is 0."""
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.lengths.ndim != 1:
+            found = f"{list(self.tokens.shape)} and {list(self.lengths.shape)}"
+            raise ValueError(f"captions: expected tokens (T, F) and lengths (B,), found {found}")
+        if self.lengths.device.type != "cpu":
+            object.__setattr__(self, "lengths", self.lengths.cpu())
+        total, shortest = int(self.lengths.sum()), int(self.lengths.min()) if len(self.lengths) else 1
+        if total != len(self.tokens) or shortest < 1:
+            raise ValueError(
+                f"captions: expected lengths of 1 and more that sum to the {len(self.tokens)} tokens, "
+                f"found a sum of {total} and a shortest of {shortest}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def from_padded(cls, embeddings: Tensor, mask: Tensor) -> "Captions":
+        """Packs embeddings (B, L, F) where mask (B, L) is true or not 0. Raises ValueError for a mask that does not fit."""
+        if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2]:
+            found = f"mask {list(mask.shape)} and embeddings {list(embeddings.shape)}"
+            raise ValueError(f"caption mask: expected a mask (B, L) for embeddings (B, L, F), found {found}")
+        valid = mask != 0
+        lengths = valid.sum(1).cpu()
+        if empty := (lengths == 0).nonzero().flatten().tolist():
+            raise ValueError(f"caption mask: expected a token in each row, found none in rows {empty}")
+        return cls(tokens=embeddings[valid], lengths=lengths)
+
+    @classmethod
+    def cat(cls, batches: Sequence["Captions"]) -> "Captions":
+        """The captions of all batches, in order."""
+        return cls(
+            tokens=torch.cat([batch.tokens for batch in batches]), lengths=torch.cat([batch.lengths for batch in batches])
+        )
+
+    def select(self, indices: Sequence[int]) -> "Captions":
+        """The captions at these places, in this order; one may come several times."""
+        parts = self.tokens.split(self.lengths.tolist())
+        return Captions(tokens=torch.cat([parts[index] for index in indices]), lengths=self.lengths[list(indices)])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Captions":
+        """The same with the tokens on another device or in another dtype."""
+        return Captions(tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=True), lengths=self.lengths)
+
+
+class CaptionTokens(NamedTuple):
+    """Projected captions as the blocks read them: computed once per forward."""
+
+    tokens: Tensor
+    """(T, D)"""
+    num: int
+    """B"""
+    longest: int
+    """L, a multiple of 8 where there is a mask: what GPU kernels ask of one."""
+    slots: Tensor | None
+    """(T,) the row of (B L) of each token; None where all captions are equally long: the tokens are (B, L) as they are."""
+    bias: Tensor | None
+    """(B, 1, 1, L) 0 at tokens and -inf behind them."""
+
+
+class KeysValues(NamedTuple):
+    """What a block's cross-attention makes of the captions; no part of it depends on the timestep."""
+
+    keys: Tensor
+    """(B, L, heads, d)"""
+    values: Tensor
+    """(B, L, heads, d)"""
+    bias: Tensor | None
+    """(B, 1, 1, L)"""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCaptions:
+    """Keys and values of all blocks, for sampling: computed once for all steps. See `DiT.prepare`."""
+
+    blocks: tuple[KeysValues, ...]
+
+
+# ------------------------------------------------------------------------------------------------- positions and times
+
+
+def position_table(grid: tuple[int, int], *, width: int, base: int, scale: float) -> Tensor:
+    """2-D sine-cosine positions (h w, D) float32: of any grid, over the same range as the base grid's (interpolated).
+
+    The first half of the channels tells the column, the second the row. Computed in float64, as the authors do.
+    """
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))  # (D/4,)
+    rows, columns = (torch.arange(side, dtype=torch.float64) / (side / base) / scale for side in grid)
+    row, column = (torch.outer(places, omega) for places in (rows, columns))  # (h, D/4), (w, D/4)
+    halves = [torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (column, row)]  # (w, D/2), (h, D/2)
+    table = torch.cat([halves[0].expand(grid[0], -1, -1), halves[1].unsqueeze(1).expand(-1, grid[1], -1)], dim=2)  # (h, w, D)
+    return table.flatten(0, 1).float()  # (h w, D)
+
+
+def _frequencies(values: Tensor) -> Tensor:
+    """Cosines and sines (M, 256) of numbers (M,), always float32: bf16 rounds integers above 256."""
+    half = FREQUENCIES // 2
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half
+    angles = values.float()[:, None] * exponents.exp()  # (M, 128)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)  # (M, 256)
+
+
+# ---------------------------------------------------------------------------------------------------------- embedders
+
+
+class Linear(nn.Linear):
+    """A linear layer that starts at zero: `DiT.initialise` draws the weights, no constructor does."""
+
+    def reset_parameters(self) -> None:
+        """Zeros."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class PatchEmbedder(nn.Module):
+    """One linear map of each patch."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        size = config.patch_size
+        self.proj = nn.utils.skip_init(nn.Conv2d, config.in_channels, config.width, kernel_size=size, stride=size)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, N, D). The convolution as the matrix product that it is."""
+        size = self.patch_size
+        patches = latents.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (B, C, h, p, w, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, N, C p p)
+        return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)  # (B, N, D)
+
+
+class FrequencyEmbedder(nn.Module):
+    """A two-layer MLP on the sines and cosines of a number: a timestep, a side, an aspect ratio."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.SiLU(), Linear(width, width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(M,) to (M, width)."""
+        return self.mlp(_frequencies(values).to(next(self.mlp.parameters()).dtype))  # type: ignore[no-any-return]
+
+
+class LabelEmbedder(nn.Module):
+    """A learned vector for each class, and one more for none."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.utils.skip_init(nn.Embedding, config.num_classes + config.null_class, config.width)
+        nn.init.zeros_(self.embedding_table.weight)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) to (B, D)."""
+        return self.embedding_table(labels)  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU (its tanh approximation) between."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width_in, hidden)
+        self.fc2 = Linear(hidden, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width_in) to (..., width_out)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class CaptionEmbedder(nn.Module):
+    """Projects the text encoder's tokens to the width."""
+
+    y_embedding: Tensor
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.y_proj = Mlp(config.caption_width, config.width, config.width)
+        # The authors' untrained null caption: carried from their checkpoints to their checkpoints, never read here.
+        self.register_buffer("y_embedding", torch.zeros(config.max_caption_tokens, config.caption_width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(T, F) to (T, D)."""
+        return self.y_proj(tokens.to(self.y_proj.fc1.weight.dtype))  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm (B, N, D) without weights of its own, then scale and shift (B, 1, D)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of (B, N, heads, d) over (B, M, heads, d) to (B, N, D)."""
+    attended = F.scaled_dot_product_attention(
+        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bias
+    )  # (B, heads, N, d)
+    return attended.transpose(1, 2).flatten(2)  # (B, N, D)
+
+
+class SelfAttention(nn.Module):
+    """Every patch looks at every patch, or in Sigma's late blocks at every square of patches."""
+
+    def __init__(self, config: DiTConfig, *, compressed: bool) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
+        if config.qk_norm:
+            self.q_norm = nn.LayerNorm(config.width)
+            self.k_norm = nn.LayerNorm(config.width)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+        self.factor = config.kv_compression.factor if compressed else 1
+        if compressed:
+            self.sr = nn.utils.skip_init(
+                nn.Conv2d, config.width, config.width, kernel_size=self.factor, stride=self.factor, groups=config.width
+            )
+            nn.init.constant_(self.sr.weight, self.factor**-2)  # the mean of the square
+            nn.init.zeros_(self.sr.bias)
+            self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        queries, keys, values = self.qkv(x).unflatten(2, (3, -1)).unbind(2)  # 3 x (B, N, D)
+        if self.factor > 1:
+            keys, values = self._compress(keys, grid), self._compress(values, grid)  # (B, N/4, D)
+        queries, keys = self.q_norm(queries).to(values.dtype), self.k_norm(keys).to(values.dtype)
+        heads = [part.unflatten(2, (self.heads, -1)) for part in (queries, keys, values)]  # (B, N, heads, d)
+        return self.proj(_attend(heads[0], heads[1], heads[2], None))  # type: ignore[no-any-return]
+
+    def _compress(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A depthwise convolution over squares: (B, N, D) to (B, N / factor^2, D)."""
+        image = x.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        return self.norm(self.sr(image).flatten(2).transpose(1, 2)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Every patch looks at every token of its caption."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.q_linear = Linear(config.width, config.width)
+        self.kv_linear = Linear(config.width, 2 * config.width)
+        self.proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, captions: CaptionTokens | KeysValues) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        keys, values, bias = captions if isinstance(captions, KeysValues) else self.keys_values(captions)
+        queries = self.q_linear(x).unflatten(2, (self.heads, -1))  # (B, N, heads, d)
+        return self.proj(_attend(queries, keys, values, bias))  # type: ignore[no-any-return]
+
+    def keys_values(self, captions: CaptionTokens) -> KeysValues:
+        """Projects the tokens and nothing else; shorter captions are filled up behind the projection."""
+        both = self.kv_linear(captions.tokens)  # (T, 2 D)
+        if captions.slots is not None:
+            filled = both.new_zeros(captions.num * captions.longest, both.shape[1])
+            both = filled.index_copy(0, captions.slots, both)  # (B L, 2 D)
+        keys, values = both.view(captions.num, captions.longest, 2, self.heads, -1).unbind(2)  # 2 x (B, L, heads, d)
+        return KeysValues(keys, values, captions.bias)
+
+
+class TextBlock(nn.Module):
+    """Self-attention, cross-attention, MLP; modulated by S + E(i), E(i) being the block's learned table."""
+
+    def __init__(self, config: DiTConfig, *, index: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
+        self.attn = SelfAttention(config, compressed=index in config.kv_compression.layers)
+        self.cross_attn = CrossAttention(config)
+        self.mlp = Mlp(config.width, config.mlp_width, config.width)
+
+    def forward(self, x: Tensor, shared: Tensor, captions: CaptionTokens | KeysValues, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, D), shared modulation S (B, 6, D) and captions to (B, N, D).
+
+        The table is added here and not for all blocks at once, so that FSDP can keep it sharded with its block.
+        """
+        modulation = (self.scale_shift_table + shared).unsqueeze(2)  # (B, 6, 1, D)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(1)  # 6 x (B, 1, D)
+        x = torch.addcmul(x, gate, self.attn(_modulate(x, shift, scale), grid))  # (B, N, D)
+        x = x + self.cross_attn(x, captions)
+        return torch.addcmul(x, gate_mlp, self.mlp(_modulate(x, shift_mlp, scale_mlp)))
+
+
+class ClassBlock(nn.Module):
+    """Self-attention and MLP; modulated by an MLP of the block's own (adaLN-Zero)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.attn = SelfAttention(config, compressed=False)
+        self.mlp = Mlp(config.width, config.mlp_width, config.width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.width, 6 * config.width))
+
+    def forward(self, x: Tensor, condition: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, D) and time + label (B, D) to (B, N, D)."""
+        with torch.autocast(x.device.type, enabled=False):
+            modulation = self.adaLN_modulation(condition).unflatten(1, (6, 1, -1))  # (B, 6, 1, D)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(1)  # 6 x (B, 1, D)
+        x = torch.addcmul(x, gate, self.attn(_modulate(x, shift, scale), grid))  # (B, N, D)
+        return torch.addcmul(x, gate_mlp, self.mlp(_modulate(x, shift_mlp, scale_mlp)))
+
+
+class FinalLayer(nn.Module):
+    """Layer norm, modulation, and a linear map of each token to its patch of the output."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.linear = Linear(config.width, config.patch_size**2 * config.out_channels)
+        if config.conditioning == "text":
+            self.scale_shift_table = nn.Parameter(torch.zeros(2, config.width))
+        else:
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.width, 2 * config.width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Tokens (B, N, D) and condition (B, D) to patches (B, N, p p C_out)."""
+        if hasattr(self, "scale_shift_table"):
+            modulation = self.scale_shift_table + condition.unsqueeze(1)  # (B, 2, D)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                modulation = self.adaLN_modulation(condition).unflatten(1, (2, -1))  # (B, 2, D)
+        shift, scale = modulation.unsqueeze(2).unbind(1)  # 2 x (B, 1, D)
+        return self.linear(_modulate(x, shift, scale))  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------------------------------------------- the network
+
+
+class DiT(nn.Module):
+    """The whole network. All weights are zero until `initialise` or `load_state_dict`: constructors draw no numbers."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, a third more time."""
+        text = config.conditioning == "text"
+        self.x_embedder = PatchEmbedder(config)
+        self.t_embedder = FrequencyEmbedder(config.width)
+        self.y_embedder = CaptionEmbedder(config) if text else LabelEmbedder(config)
+        if text:
+            self.t_block = nn.Sequential(nn.SiLU(), Linear(config.width, 6 * config.width))
+        if config.micro_conditioning:
+            self.csize_embedder = FrequencyEmbedder(config.width // 3)
+            self.ar_embedder = FrequencyEmbedder(config.width // 3)
+        blocks = [TextBlock(config, index=index) if text else ClassBlock(config) for index in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
+        self.final_layer = FinalLayer(config)
+        self._positions: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        *,
+        captions: Captions | PreparedCaptions | None = None,
+        class_labels: Tensor | None = None,
+        sizes: Tensor | None = None,
+        aspect_ratios: Tensor | None = None,
+    ) -> Tensor:
+        """The prediction (B, C_out, H, W) for noisy latents; with learned_variance its second half is the variance's.
+
+        latents (B, C, H, W), sides multiples of the patch size; timesteps (B,) in 0..1000, whole or not; captions of B (text);
+        class_labels (B,) int64, None for no class (class); sizes (B, 2) the original height and width in pixels and
+        aspect_ratios (B, 1) height / width (micro_conditioning). Raises ValueError for what does not fit.
+        """
+        grid = self._check(latents, timesteps, captions, class_labels, sizes, aspect_ratios)
+        x = self.x_embedder(latents)  # (B, N, D)
+        x = x + self._position(grid, x.device)  # (B, N, D)
+        with torch.autocast(x.device.type, enabled=False):  # in the weights' own precision
+            condition = self._condition(timesteps, class_labels, sizes, aspect_ratios)  # (B, D)
+            shared = self.t_block(condition).unflatten(1, (6, -1)) if captions is not None else condition  # (B, 6, D)
+        texts = self._texts(captions)
+        for block, text in zip(self.blocks, texts, strict=True):
+            inputs = (x, shared, grid) if text is None else (x, shared, text, grid)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *inputs, use_reentrant=False)  # (B, N, D)
+            else:
+                x = block(*inputs)  # (B, N, D)
+        return self._unpatchify(self.final_layer(x, condition), grid)  # (B, C_out, H, W)
+
+    @torch.no_grad()
+    def prepare(self, captions: Captions) -> PreparedCaptions:
+        """Everything that a forward computes from captions alone, to be given to the forwards of all sampling steps."""
+        self._check_captions(captions, batch=len(captions))
+        tokens = self._project(captions)
+        return PreparedCaptions(blocks=tuple(block.cross_attn.keys_values(tokens) for block in self.blocks))
+
+    def compile_blocks(self) -> None:
+        """torch.compile for each block in place: one compilation serves all, and names in the state dict stay as they are."""
+        for block in self.blocks:
+            block.compile()
+
+    def initialise(self, generator: torch.Generator) -> "DiT":
+        """Draws all weights as the authors do and returns itself. Deterministic for a generator of the parameters' device.
+
+        Cross-attention's projection, the final layer and the adaLN of the class-conditional DiT start at zero: they add nothing
+        to the residual stream at first.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                self._draw_linear(name, module, generator)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1), generator=generator)
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        if isinstance(self.y_embedder, LabelEmbedder):
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02, generator=generator)
+        for name, parameter in self.named_parameters():
+            if name.endswith("scale_shift_table"):
+                nn.init.normal_(parameter, std=self.config.width**-0.5, generator=generator)
+        return self
+
+    @staticmethod
+    def _draw_linear(name: str, module: Linear, generator: torch.Generator) -> None:
+        nn.init.zeros_(module.bias)
+        if name == "final_layer.linear" or name.endswith(("cross_attn.proj", "adaLN_modulation.1")):
+            nn.init.zeros_(module.weight)
+        elif name.startswith("blocks."):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+        else:  # the embedders and t_block
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+
+    def _condition(
+        self, timesteps: Tensor, class_labels: Tensor | None, sizes: Tensor | None, aspect_ratios: Tensor | None
+    ) -> Tensor:
+        """What modulates: the time embedding (B, D), plus the label's or the sizes'."""
+        condition = self.t_embedder(timesteps)  # (B, D)
+        if isinstance(self.y_embedder, LabelEmbedder):
+            if class_labels is None and self.config.null_class:
+                class_labels = torch.full_like(timesteps, self.config.num_classes, dtype=torch.int64)
+            return condition if class_labels is None else condition + self.y_embedder(class_labels)
+        if sizes is not None and aspect_ratios is not None:
+            size = self.csize_embedder(sizes.flatten()).view(len(sizes), -1)  # (B, 2 D/3)
+            condition = condition + torch.cat([size, self.ar_embedder(aspect_ratios.flatten())], dim=1)  # (B, D)
+        return condition  # type: ignore[no-any-return]
+
+    def _texts(self, captions: Captions | PreparedCaptions | None) -> Sequence[CaptionTokens | KeysValues | None]:
+        """What each block reads of the captions."""
+        if isinstance(captions, PreparedCaptions):
+            return captions.blocks
+        return [None if captions is None else self._project(captions)] * self.config.depth
+
+    def _project(self, captions: Captions) -> CaptionTokens:
+        """The captions' tokens at the network's width, and where they go when attention wants them side by side."""
+        tokens = self.y_embedder(captions.tokens)  # (T, D)
+        lengths, num, longest = captions.lengths, len(captions), int(captions.lengths.max())
+        if int(lengths.min()) == longest:
+            return CaptionTokens(tokens, num, longest, slots=None, bias=None)
+        longest = -(-longest // 8) * 8
+        valid = torch.arange(longest) < lengths[:, None]  # (B, L)
+        bias = torch.zeros(valid.shape).masked_fill_(~valid, -math.inf)[:, None, None]  # (B, 1, 1, L)
+        slots = valid.flatten().nonzero().flatten()  # (T,)
+        device = tokens.device
+        return CaptionTokens(
+            tokens, num, longest, slots.to(device, non_blocking=True), bias.to(device, tokens.dtype, non_blocking=True)
+        )
+
+    def _position(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """The positions of a grid (N, D), in the parameters' dtype; computed when a grid is first seen."""
+        key = (grid, device, self.x_embedder.proj.weight.dtype)
+        if key not in self._positions:
+            config = self.config
+            table = position_table(grid, width=config.width, base=config.base_grid, scale=config.position_scale)
+            self._positions[key] = table.to(device, key[2])
+        return self._positions[key]
+
+    def _unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, p p C_out) to (B, C_out, H, W)."""
+        size = self.config.patch_size
+        image = patches.unflatten(2, (size, size, -1)).unflatten(1, grid)  # (B, h, w, p, p, C_out)
+        return image.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def _check(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        captions: Captions | PreparedCaptions | None,
+        class_labels: Tensor | None,
+        sizes: Tensor | None,
+        aspect_ratios: Tensor | None,
+    ) -> tuple[int, int]:
+        """The grid (h, w) of patches. Raises ValueError for arguments that do not fit the configuration or each other."""
+        config = self.config
+        step = config.patch_size * (config.kv_compression.factor if config.kv_compression.layers else 1)
+        if latents.ndim != 4 or latents.shape[1] != config.in_channels or latents.shape[2] % step or latents.shape[3] % step:
+            raise ValueError(
+                f"latents: expected (B, {config.in_channels}, H, W) with H and W multiples of {step}, found {list(latents.shape)}"
+            )
+        batch, text = len(latents), config.conditioning == "text"
+        expected = {
+            "timesteps": (timesteps, (batch,), True),
+            "class_labels": (class_labels, (batch,), None if not text else False),
+            "sizes": (sizes, (batch, 2), config.micro_conditioning),
+            "aspect_ratios": (aspect_ratios, (batch, 1), config.micro_conditioning),
+        }
+        for name, (value, shape, needed) in expected.items():
+            if value is None and needed:
+                raise ValueError(f"{name}: this network needs them, {shape}; found none")
+            if value is not None and (needed is False or tuple(value.shape) != shape):
+                raise ValueError(f"{name}: expected {shape if needed is not False else 'none'}, found {list(value.shape)}")
+        if text != (captions is not None):
+            raise ValueError(f"captions: expected {'captions' if text else 'none'} for a {config.conditioning}-conditional DiT")
+        if isinstance(captions, Captions):
+            self._check_captions(captions, batch=batch)
+        elif isinstance(captions, PreparedCaptions) and len(captions.blocks[0].keys) != batch:
+            raise ValueError(f"captions: expected {batch} for {batch} latents, found {len(captions.blocks[0].keys)}")
+        return latents.shape[2] // config.patch_size, latents.shape[3] // config.patch_size
+
+    def _check_captions(self, captions: Captions, *, batch: int) -> None:
+        config, width, longest = self.config, captions.tokens.shape[1], int(captions.lengths.max())
+        if len(captions) != batch:
+            raise ValueError(f"captions: expected {batch} for {batch} latents, found {len(captions)}")
+        if width != config.caption_width:
+            raise ValueError(f"captions: expected tokens of width {config.caption_width}, found {width}: another text encoder?")
+        if longest > config.max_caption_tokens:
+            raise ValueError(f"captions: expected at most {config.max_caption_tokens} tokens, found {longest}")

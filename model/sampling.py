@@ -1,0 +1,176 @@
+"""From noise to latents: the network, guided and step by step, through diffusers' schedulers.
+
+Classifier-free guidance acts on all latent channels. (The authors' code guides three of four.)
+Each image has a seed of its own: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
+batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
+
+Source: Ho and Salimans 2022 (guidance), Lu et al. 2022 (DPM-Solver++), Song et al. 2020 (DDIM).
+Shapes: B images, C latent channels, h x w the sides of the latents.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from model.command_line import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.diffusion import Objective
+    from model.dit import Captions, DiT
+
+OnStep = Callable[[int, float, "torch.Tensor"], None]
+"""Called after each step with its index from 0, its timestep in 0..1000 and the latents (B, C, h, w), which it may read."""
+
+SCHEDULERS = {
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "FlowMatchEulerDiscreteScheduler",
+}
+"""Samplers by name, and their classes in diffusers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How latents are drawn. The defaults are the paper's."""
+
+    sampler: str = "dpm-solver++"
+    """dpm-solver++ (both objectives), ddim (diffusion) or euler (rectified flow)."""
+    num_inference_steps: int = 20
+    """Steps; each is one or, with guidance, two passes through the network."""
+    guidance_scale: float = 4.5
+    """Weight of the prompt against the negative prompt; 1 means no guidance, and half the work."""
+    eta: float = 0.0
+    """Of ddim only: 0 draws no noise on the way, 1 as much as the forward process."""
+    timesteps: tuple[float, ...] | None = None
+    """Timesteps in place of the scheduler's own spacing, falling, in 0..1000; then num_inference_steps is not read."""
+    sigmas: tuple[float, ...] | None = None
+    """Of euler only: noise levels in place of the scheduler's own, falling, in 0..1."""
+
+    def __post_init__(self) -> None:
+        given = [values for values in (self.timesteps, self.sigmas) if values is not None]
+        problems = [
+            f"{name} must be {bound}"
+            for name, bound, holds in [
+                ("sampler", f"one of {', '.join(SCHEDULERS)}", self.sampler in SCHEDULERS),
+                ("num_inference_steps", "1 to 1000", 1 <= self.num_inference_steps <= 1000),
+                ("guidance_scale", "1 or more", self.guidance_scale >= 1),
+                ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
+                ("timesteps", "given without sigmas, and not with ddim", len(given) < 2 and not (given and self.sampler == "ddim")),
+                ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
+                ("timesteps and sigmas", "falling", all(list(values) == sorted(set(values), reverse=True) for values in given)),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is read at all."""
+        return self.guidance_scale > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What a batch of images is drawn from. `negative_captions` are read with guidance only."""
+
+    captions: "Captions"
+    negative_captions: "Captions | None" = None
+    sizes: "torch.Tensor | None" = None
+    """(B, 2) height and width in pixels, for a network with micro-conditioning."""
+    aspect_ratios: "torch.Tensor | None" = None
+    """(B, 1) height / width, for the same."""
+
+
+def image_generators(seeds: Sequence[int]) -> "list[torch.Generator]":
+    """A source of noise for each image; first its starting noise is drawn from it, then what ddim with eta needs."""
+    import torch
+
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(generators: "Sequence[torch.Generator]", shape: tuple[int, int, int]) -> "torch.Tensor":
+    """Starting noise (B, C, h, w) in float32 on the CPU, each image's from its own generator."""
+    import torch
+
+    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])  # (B, C, h, w)
+
+
+def sample_latents(
+    transformer: "DiT",
+    objective: "Objective",
+    conditioning: Conditioning,
+    *,
+    noise: "torch.Tensor",
+    config: SamplingConfig,
+    generators: "Sequence[torch.Generator] | None" = None,
+    on_step: OnStep | None = None,
+) -> "torch.Tensor":
+    """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on the network's device.
+
+    `generators` are read with eta only. Raises UserError for a sampler that the objective does not know.
+    """
+    import torch
+
+    device = next(transformer.parameters()).device
+    scheduler = make_scheduler(objective, config, device=device)
+    step_options: dict[str, Any] = {"eta": config.eta, "generator": list(generators or [])} if config.eta else {}
+    latents = noise.to(device, torch.float32)
+    with torch.no_grad():
+        predict = _predictor(transformer, conditioning, config)
+        for step, timestep in enumerate(scheduler.timesteps):
+            prediction = predict(latents, timestep)
+            latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
+            if on_step is not None:
+                on_step(step, float(timestep), latents)
+    return latents
+
+
+def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "torch.device | str" = "cpu") -> Any:
+    """A scheduler of diffusers for an objective, with its timesteps set."""
+    import diffusers
+
+    try:
+        settings = objective.scheduler_config(config.sampler)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    scheduler = getattr(diffusers, SCHEDULERS[config.sampler]).from_config(settings)
+    if config.sigmas is not None:
+        scheduler.set_timesteps(sigmas=list(config.sigmas), device=device)
+    elif config.timesteps is not None:
+        scheduler.set_timesteps(timesteps=list(config.timesteps), device=device)
+    else:
+        scheduler.set_timesteps(config.num_inference_steps, device=device)
+    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
+    return scheduler
+
+
+def _predictor(
+    transformer: "DiT", conditioning: Conditioning, config: SamplingConfig
+) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
+    """A function of latents (B, C, h, w) and a timestep () that gives the guided prediction (B, C, h, w) in float32."""
+    import torch
+
+    from model.dit import Captions
+
+    captions, sizes, ratios = conditioning.captions, conditioning.sizes, conditioning.aspect_ratios
+    if config.guided:
+        assert conditioning.negative_captions is not None, "guidance needs a negative caption for each image"
+        captions = Captions.cat([conditioning.negative_captions, captions])  # 2 B
+        sizes = sizes if sizes is None else torch.cat([sizes] * 2)  # (2 B, 2)
+        ratios = ratios if ratios is None else torch.cat([ratios] * 2)  # (2 B, 1)
+    prepared = transformer.prepare(captions.to(next(transformer.parameters()).device))  # keys and values, once for all steps
+
+    def predict(latents: "torch.Tensor", timestep: "torch.Tensor") -> "torch.Tensor":
+        inputs = torch.cat([latents] * 2) if config.guided else latents  # (2 B, C, h, w)
+        timesteps = timestep.to(inputs.device, torch.float32).expand(len(inputs))  # (2 B,)
+        output = transformer(inputs, timesteps, captions=prepared, sizes=sizes, aspect_ratios=ratios)
+        prediction = output[:, : latents.shape[1]].float()  # without the variance: (2 B, C, h, w)
+        if not config.guided:
+            return prediction
+        negative, positive = prediction.chunk(2)  # 2 x (B, C, h, w)
+        return negative + config.guidance_scale * (positive - negative)
+
+    return predict
