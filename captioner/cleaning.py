@@ -8,6 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import eq
 
 CLEANING_VERSION = 1
 """Changes whenever a rule does: it is part of what a run is."""
@@ -75,10 +77,13 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
 
 # What tokenizers and chat templates use as marks: <s>, </s>, <unk>, <image>, <|im_end|>, [INST].
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?(?:s|unk|pad|image|bos|eos)>|\[/?INST\]|<0x[0-9A-F]{2}>")
+_UNUSUAL = re.compile(r"[^\x20-\x7e\s]")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 
 
 def _characters(text: str) -> str:
+    if not _UNUSUAL.search(text):
+        return text
     composed = unicodedata.normalize("NFC", text)
     composed = composed if len(composed) <= len(text) else text  # a few characters decompose under NFC
     kept = (character if _is_visible(character) else "" for character in composed)
@@ -170,6 +175,7 @@ def _white_space(text: str) -> str:
 
 _CHARACTER_LOOP = re.compile(r"(\S{1,4}?)\1{9,}")
 _LONGEST_LOOP_WORDS = 24
+_PUNCTUATION = re.compile(r"[^\w\s]")
 
 
 def _loops(text: str) -> str | None:
@@ -199,28 +205,45 @@ def _without_repeated_sentences(text: str) -> str:
 def _without_repeated_words(text: str) -> str:
     """Cuts runs of the same words to the first: three times in a row, or twice for five words and more."""
     words = text.split(" ")
+    bare = _bare_words(words)
     for length in range(1, _LONGEST_LOOP_WORDS + 1):
-        bare = [_bare(word) or word for word in words]
         times = 2 if length >= 5 else 3
-        start = 0
-        while start + length * times <= len(words):
-            run = 0
-            while start + length + run < len(words) and bare[start + run] == bare[start + length + run]:
-                run += 1
-            if run < length * (times - 1):
-                start += 1
-                continue
-            at_end = start + length + run == len(words)
-            repeated = run if at_end else run - run % length
-            last = words[start + repeated + length - 1] if repeated % length == 0 else words[start + length - 1]
-            words[start + length - 1 : start + length + repeated] = [last]
-            bare[start + length - 1 : start + length + repeated] = [_bare(last) or last]
-            start += length
+        num_equal = sum(map(eq, bare, islice(bare, length, None)))
+        if num_equal >= length * (times - 1):
+            words = _cut_runs(words, bare, length=length, times=times)
+            bare = _bare_words(words)
     return " ".join(words)
 
 
+def _cut_runs(words: list[str], bare: list[str], *, length: int, times: int) -> list[str]:
+    """The words without the repeats of `length` of them that stand at least `times` times in a row."""
+    kept: list[str] = []
+    start = 0
+    while start < len(words):
+        run = 0
+        while start + length + run < len(words) and bare[start + run] == bare[start + length + run]:
+            run += 1
+        if run < length * (times - 1):
+            kept.append(words[start])
+            start += 1
+            continue
+        at_end = start + length + run == len(words)
+        end = start + length + (run if at_end else run - run % length)
+        # The last of whole repeats has the punctuation that fits what follows; an unfinished one is dropped with its own.
+        last = words[end - 1] if run % length == 0 or not at_end else words[start + length - 1]
+        kept += [*words[start : start + length - 1], last]
+        start = end
+    return kept
+
+
+def _bare_words(words: list[str]) -> list[str]:
+    """The words in lower case without punctuation; one of punctuation alone stays as it is."""
+    bare = _PUNCTUATION.sub("", " ".join(words).lower()).split(" ")
+    return [short or word for short, word in zip(bare, words, strict=True)]
+
+
 def _bare(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
+    return " ".join(_PUNCTUATION.sub("", text.lower()).split())
 
 
 # ---- sentences

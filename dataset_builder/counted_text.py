@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.noun_counts import caption_nouns, count_nouns, merge_counts
-from dataset_builder.run_views import literal, quoted
+from dataset_builder.run_views import quoted
 from dataset_builder.tagging import NounTagger, TaggerConfig
 from dataset_builder.text_view import T5Config, T5View
 
@@ -98,12 +98,13 @@ def counted_captions(run: "Database", *, source: str) -> list[CountedText]:
         "SELECT prompt, count(*) FILTER (caption <> '') AS num_captions, count(*) FILTER (caption = '') AS num_empty, "
         f"count(*) FILTER (num_t5_tokens > {longest}) AS num_cut FROM captions GROUP BY prompt ORDER BY prompt"
     ).to_pylist()
+    every = run.fetch("SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun")
     return [
         CountedText(
             source=source,
             column="caption",
             **tally,
-            counts=run.fetch(f"SELECT * EXCLUDE is_meta FROM noun_counts WHERE prompt = {literal(tally['prompt'])}"),
+            counts=_of_prompt(every, tally["prompt"]),
             tagger=settings["tagger"],
             t5=settings["t5"],
         )

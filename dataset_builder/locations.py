@@ -102,7 +102,7 @@ def locate(path: str, folder: str) -> str:
     path = path.removeprefix("file://")
     if is_url(path):
         return path
-    if is_url(folder):
+    if is_url(folder) and not path.startswith("/"):
         protocol, folder_path = folder.split("://", 1)
         return f"{protocol}://{posixpath.normpath(posixpath.join(folder_path, path))}"
     return os.path.normpath(os.path.join(folder, path))
@@ -142,17 +142,20 @@ def forget_listings(location: str) -> None:
         open_filesystem(location)[0].invalidate_cache()
 
 
-def walk(folder: str, relative: str = "") -> Iterator[Folder]:
+def walk(folder: str, relative: str = "", *, above: frozenset[str] = frozenset()) -> Iterator[Folder]:
     """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out.
 
-    Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder above.
-    Raises UserError for a folder that may not be listed or a name that is not UTF-8.
+    Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder that is
+    being walked already (`above` holds those). Raises UserError for a folder that may not be listed or a name not in UTF-8.
     """
+    true_path = folder if is_url(folder) else os.path.realpath(folder)
+    if true_path in above:
+        return
     with readable(folder, "check its permissions"):
         files, subfolders = _list(folder)
     yield Folder(uri=folder, relative=relative, files=files)
     for name in subfolders:
-        yield from walk(join(folder, name), f"{relative}/{name}" if relative else name)
+        yield from walk(join(folder, name), f"{relative}/{name}" if relative else name, above=above | {true_path})
 
 
 def list_files(folder: str) -> list[str]:
@@ -187,17 +190,8 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
 def _local_names(folder: str) -> Iterator[tuple[str, bool]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if is_ignored(entry.name):
-                continue
-            is_folder = entry.is_dir()
-            if not (is_folder and entry.is_symlink() and _leads_above(entry.path)):
-                yield entry.name, is_folder
-
-
-def _leads_above(link: str) -> bool:
-    target = os.path.realpath(link)
-    folder = os.path.realpath(os.path.dirname(link))
-    return folder == target or is_inside(folder, target)
+            if not is_ignored(entry.name):
+                yield entry.name, entry.is_dir()
 
 
 def _remote_names(folder: str) -> Iterator[tuple[str, bool]]:

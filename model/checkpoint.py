@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.command_line import UserError
-from model.frozen_parts import PRETRAINED
+from model.dit_config import DiTConfig
+from model.frozen_parts import PRETRAINED, fingerprint
 from model.text_encoder import Cleaning
 
 if TYPE_CHECKING:
@@ -76,25 +77,22 @@ class PipelineConfig:
         return config
 
 
-def load_checkpoint(folder: str | Path, *, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "tuple[DiT, PipelineConfig]":
+def load_checkpoint(
+    folder: str | Path, *, dtype: "torch.dtype | None" = None, device: str = "cpu"
+) -> "tuple[DiT, PipelineConfig]":
     """The network in evaluation mode, in `dtype` (default: as stored), and its pipeline.json. `mini` is the shipped one.
 
     Raises UserError, one line, for what is missing, cut off or foreign.
     """
     import torch
 
-    from model.dit import DiT, DiTConfig
+    from model.dit import DiT
 
     root = find_checkpoint(folder)
     config = read_pipeline_config(root)
-    values = _read_json(root / TRANSFORMER / "config.json")
-    try:
-        transformer_config = DiTConfig.from_dict(values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{root / TRANSFORMER / 'config.json'}: {error}") from error
     tensors = _read_tensors(root / TRANSFORMER / WEIGHTS)
     with torch.device("meta"):
-        transformer = DiT(transformer_config)
+        transformer = DiT(read_transformer_config(root))
     _check_tensors(tensors, dict(transformer.state_dict()), where=root / TRANSFORMER / WEIGHTS)
     transformer.load_state_dict(tensors, strict=True, assign=True)
     return transformer.to(device=device, dtype=dtype).eval(), config
@@ -138,11 +136,13 @@ def find_checkpoint(folder: str | Path) -> Path:
         raise UserError(f"this copy has no shipped checkpoint: {root / PIPELINE} is missing; give a folder with --checkpoint")
     if (root / "model_index.json").is_file():
         raise UserError(
-            f"{root} is a diffusers pipeline: convert it first: python -m model.convert --source diffusers --target native {root} OUT"
+            f"{root} is a diffusers pipeline, no checkpoint of ours: convert it: "
+            f"python -m model.convert --source diffusers --target native {root} OUT"
         )
     if root.is_file() and root.suffix in (".pth", ".safetensors", ".ckpt"):
         raise UserError(
-            f"{root} is a file of weights: convert it first: python -m model.convert --source official --target native {root} OUT"
+            f"{root} is a file of weights, no checkpoint of ours: convert it: "
+            f"python -m model.convert --source official --target native {root} OUT"
         )
     found = "a folder without pipeline.json" if root.is_dir() else "nothing"
     raise UserError(f"expected a checkpoint (transformer/ and pipeline.json) at {root}, found {found}")
@@ -154,6 +154,27 @@ def read_pipeline_config(root: Path) -> PipelineConfig:
         return PipelineConfig.from_dict(_read_json(root / PIPELINE))
     except (TypeError, ValueError) as error:
         raise UserError(f"{root / PIPELINE}: {error}") from error
+
+
+def read_transformer_config(root: Path) -> DiTConfig:
+    """transformer/config.json of a checkpoint folder."""
+    path = root / TRANSFORMER / "config.json"
+    try:
+        return DiTConfig.from_dict(_read_json(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def checkpoint_fingerprint(root: Path) -> str:
+    """Fingerprint of the network's weights: tells one training from another, not float32 from bf16."""
+    from safetensors import SafetensorError, safe_open
+
+    path = root / TRANSFORMER / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return fingerprint((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
 
 
 def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str) -> None:
@@ -169,7 +190,7 @@ def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str)
 def _strict(dataclass_type: type[Any], values: Any) -> Any:
     """A dataclass from JSON values; ValueError for a key that is missing, unknown or of another type."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"expected an object for {dataclass_type.__name__}, found {values!r}")
+        raise TypeError(f"expected an object for {dataclass_type.__name__}, found {values!r}")
     known = {entry.name: entry for entry in dataclasses.fields(dataclass_type)}
     for key, value in values.items():
         if key not in known:
@@ -216,7 +237,10 @@ def _check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, 
     """Raises UserError that names the tensors that are missing, unexpected or of another shape."""
     problems = [
         f"{len(names)} {what} (first: {names[0]})"
-        for what, names in [("missing", sorted(expected.keys() - found.keys())), ("unexpected", sorted(found.keys() - expected.keys()))]
+        for what, names in [
+            ("missing", sorted(expected.keys() - found.keys())),
+            ("unexpected", sorted(found.keys() - expected.keys())),
+        ]
         if names
     ]
     problems += [

@@ -235,8 +235,18 @@ class CaptionEmbedder(nn.Module):
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm (B, N, D) without weights of its own, then scale and shift (B, 1, D)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+    """Layer norm (B, N, D) without weights of its own, then scale and shift (B, 1, D); all in the modulation's dtype.
+
+    The linear layer that follows wants that dtype: cast once, here, and let autocast not cast it back for the norm.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.addcmul(shift, F.layer_norm(x.to(shift.dtype), x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products run in: autocast's dtype where it is on, else the tokens' own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
@@ -325,7 +335,7 @@ class TextBlock(nn.Module):
 
         The table is added here and not for all blocks at once, so that FSDP can keep it sharded with its block.
         """
-        modulation = (self.scale_shift_table + shared).unsqueeze(2)  # (B, 6, 1, D)
+        modulation = (self.scale_shift_table + shared).to(_compute_dtype(x)).unsqueeze(2)  # (B, 6, 1, D)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(1)  # 6 x (B, 1, D)
         x = torch.addcmul(x, gate, self.attn(_modulate(x, shift, scale), grid))  # (B, N, D)
         x = x + self.cross_attn(x, captions)
@@ -345,7 +355,7 @@ class ClassBlock(nn.Module):
         """Tokens (B, N, D) and time + label (B, D) to (B, N, D)."""
         with torch.autocast(x.device.type, enabled=False):
             modulation = self.adaLN_modulation(condition).unflatten(1, (6, 1, -1))  # (B, 6, 1, D)
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(1)  # 6 x (B, 1, D)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.to(_compute_dtype(x)).unbind(1)  # 6 x (B, 1, D)
         x = torch.addcmul(x, gate, self.attn(_modulate(x, shift, scale), grid))  # (B, N, D)
         return torch.addcmul(x, gate_mlp, self.mlp(_modulate(x, shift_mlp, scale_mlp)))
 
@@ -368,7 +378,7 @@ class FinalLayer(nn.Module):
         else:
             with torch.autocast(x.device.type, enabled=False):
                 modulation = self.adaLN_modulation(condition).unflatten(1, (2, -1))  # (B, 2, D)
-        shift, scale = modulation.unsqueeze(2).unbind(1)  # 2 x (B, 1, D)
+        shift, scale = modulation.to(_compute_dtype(x)).unsqueeze(2).unbind(1)  # 2 x (B, 1, D)
         return self.linear(_modulate(x, shift, scale))  # type: ignore[no-any-return]
 
 

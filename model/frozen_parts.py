@@ -61,13 +61,14 @@ def fingerprint(tensors: Iterable[tuple[str, "torch.Tensor"]], *, also: str = ""
     """
     import torch
 
-    digest = hashlib.sha256(also.encode())
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+    digests = []  # one each, so that tensors may come in any order and one at a time
+    for name, tensor in tensors:
         flat = tensor.detach().reshape(-1)
         values = flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)].to(torch.bfloat16).cpu()
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest = hashlib.sha256(f"{name}\0{tuple(tensor.shape)}\0".encode())
         digest.update(values.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        digests.append(digest.hexdigest())
+    return hashlib.sha256("\0".join([also, *sorted(digests)]).encode()).hexdigest()[:16]
 
 
 def stored_tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, "torch.Tensor"]]:

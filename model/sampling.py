@@ -57,7 +57,11 @@ class SamplingConfig:
                 ("num_inference_steps", "1 to 1000", 1 <= self.num_inference_steps <= 1000),
                 ("guidance_scale", "1 or more", self.guidance_scale >= 1),
                 ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
-                ("timesteps", "given without sigmas, and not with ddim", len(given) < 2 and not (given and self.sampler == "ddim")),
+                (
+                    "timesteps",
+                    "given without sigmas, and not with ddim",
+                    len(given) < 2 and not (given and self.sampler == "ddim"),
+                ),
                 ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
                 ("timesteps and sigmas", "falling", all(list(values) == sorted(set(values), reverse=True) for values in given)),
             ]
@@ -65,6 +69,12 @@ class SamplingConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that will be taken, whichever setting gives them."""
+        given = self.timesteps or self.sigmas
+        return self.num_inference_steps if given is None else len(given)
 
     @property
     def guided(self) -> bool:
@@ -166,7 +176,7 @@ def _predictor(
     def predict(latents: "torch.Tensor", timestep: "torch.Tensor") -> "torch.Tensor":
         inputs = torch.cat([latents] * 2) if config.guided else latents  # (2 B, C, h, w)
         timesteps = timestep.to(inputs.device, torch.float32).expand(len(inputs))  # (2 B,)
-        output = transformer(inputs, timesteps, captions=prepared, sizes=sizes, aspect_ratios=ratios)
+        output: torch.Tensor = transformer(inputs, timesteps, captions=prepared, sizes=sizes, aspect_ratios=ratios)
         prediction = output[:, : latents.shape[1]].float()  # without the variance: (2 B, C, h, w)
         if not config.guided:
             return prediction

@@ -4,6 +4,7 @@ Source: Raffel et al. 2020 (T5); PixArt-alpha, section 2.3 (T5-XXL, 120 tokens).
 Shapes: B captions, L tokens of the longest in a batch, T tokens of all captions, D width of the encoder.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -106,6 +107,10 @@ class TextEncoder:
         texts = clean_captions(captions, self.config.cleaning)
         return [len(row) for row in self.tokenizer(texts, verbose=False).input_ids] if texts else []
 
+    def count_cut_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption that are not read."""
+        return [max(0, count - self.config.max_caption_tokens) for count in self.count_tokens(captions)]
+
     def fingerprint(self) -> str:
         """Fingerprint of weights and vocabulary, the same for every dtype and quantisation."""
         vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
@@ -199,10 +204,8 @@ def _quantisation(library: Quantisation) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     if not is_torchao_available():
         raise UserError("an 8-bit text encoder through torchao needs that library: pip install torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    # All linear layers: transformers would leave out `wo`, which T5 keeps in float32 for fp16's sake alone.
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=[])
+    weight_only = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
+    return TorchAoConfig(weight_only)
 
 
 def _parameter_names(part: FrozenPart) -> list[str]:

@@ -5,7 +5,7 @@ comes from the VAE's own config: 0.18215 for sd-vae-ft-ema (PixArt-alpha), 0.130
 Shapes: B images, H x W pixels, C latent channels, h x w the sides of the latents.
 """
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -154,15 +154,15 @@ def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
     return vae
 
 
+def read_downsampling(config: VAEConfig) -> int:
+    """Pixels per latent, along a side, from the autoencoder's config.json alone."""
+    path = find_part(config.name, "vae", revision=config.revision).folder / "config.json"
+    channels = json.loads(path.read_text(encoding="utf-8")).get("block_out_channels")
+    if not channels:
+        raise UserError(f"{path} is not that of an AutoencoderKL: it has no block_out_channels")
+    return int(2 ** (len(channels) - 1))
+
+
 def to_pixels(images: "torch.Tensor") -> "torch.Tensor":
     """Images (B, 3, H, W) in -1..1 as float32 in 0..1, clamped."""
     return (images / 2 + 0.5).clamp(0, 1)
-
-
-def check_sides(*, height: int, width: int, multiple: int) -> None:
-    """Raises UserError unless both sides are positive multiples of `multiple` pixels."""
-    if height < 1 or width < 1 or height % multiple or width % multiple:
-        near: Sequence[int] = [max(multiple, round(side / multiple) * multiple) for side in (height, width)]
-        raise UserError(
-            f"height and width must be multiples of {multiple} px, found {height} x {width}: try {near[0]} x {near[1]}"
-        )

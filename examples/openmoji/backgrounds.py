@@ -46,13 +46,11 @@ def _second_tone_share(pattern: str) -> npt.NDArray[np.float64]:
     y, x = np.mgrid[:IMAGE_SIZE_PX, :IMAGE_SIZE_PX]
     half, shift = _PERIOD_PX // 2, _PERIOD_PX // 4
     column, row = (x + shift) // half % 2, (y + shift) // half % 2
-    if pattern == "plain":
-        return np.zeros((IMAGE_SIZE_PX, IMAGE_SIZE_PX))
-    if pattern == "striped":
-        return column.astype(np.float64)
-    if pattern == "checkered":
-        return (column ^ row).astype(np.float64)
-    assert pattern == "dotted", pattern
-    to_center_x = (x + 0.5) % _PERIOD_PX - half
-    to_center_y = (y + 0.5) % _PERIOD_PX - half
-    return np.clip(_DOT_RADIUS_PX + 0.5 - np.hypot(to_center_x, to_center_y), 0.0, 1.0)
+    to_dot = np.hypot((x + 0.5) % _PERIOD_PX - half, (y + 0.5) % _PERIOD_PX - half)
+    shares = {
+        "plain": np.zeros_like(to_dot),
+        "striped": column,
+        "dotted": np.clip(_DOT_RADIUS_PX + 0.5 - to_dot, 0.0, 1.0),
+        "checkered": column ^ row,
+    }
+    return np.asarray(shares[pattern], dtype=np.float64)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from examples.openmoji.backgrounds import COLORS, IMAGE_SIZE_PX, PATTERNS, background_pixels
 from examples.openmoji.held_out import allowed_kinds
+from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.sprites import sprite
 
 # Place -> (row, column) in a grid of 3 x 3.
@@ -95,7 +96,10 @@ class Scene:
 def draw_scene(
     *, seed: int, index: int, split: str = "train", single_object: bool = False, num_kinds: int | None = None
 ) -> Scene:
-    """The scene of this index: the same for the same arguments, whatever else is drawn. `num_kinds` uses the first kinds only."""
+    """The scene of this index: the same for the same arguments, whatever else is drawn.
+
+    `num_kinds` uses the first kinds only.
+    """
     rng = random.Random(f"{split}/{seed}/{index}/{single_object}")
     while True:  # In `unseen`, a place and background may have no held-out kind: then all is drawn again.
         color, pattern = rng.choice(COLORS), rng.choice(PATTERNS)
@@ -124,8 +128,6 @@ def _choose_kinds(
     rng: random.Random, places: list[str], *, split: str, color: str, pattern: str, num_kinds: int | None
 ) -> list[str] | None:
     """A kind for each place that the split allows, or None if a place has none."""
-    from examples.openmoji.kinds import KIND_NAMES
-
     world = KIND_NAMES[:num_kinds]
     allowed = [[kind for kind in allowed_kinds(split, place, color, pattern) if kind in world] for place in places]
     if not all(allowed):

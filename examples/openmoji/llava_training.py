@@ -6,12 +6,15 @@ by `save_pretrained`. Tensor legend: B batch, L tokens, D width, V vocabulary.
 
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed
+import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,7 +26,8 @@ from examples.openmoji.training_batches import IGNORED, Batch, batches
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-_VISION = "vision_tower"
+_VISION = ("vision_tower", "tower")
+_MAX_GRADIENT_NORM = 1.0
 _FINAL_LR_SHARE = 0.05
 
 Figures = tuple[Tensor, dict[str, float]]
@@ -33,36 +37,42 @@ def train(config: TrainLlavaConfig) -> None:
     """Runs both phases, each from where its state stands."""
     from examples.openmoji.train_tokenizers import llava_tokenizer
 
-    torch.set_num_threads(config.num_threads)
-    torch.manual_seed(config.seed)
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = llava_tokenizer(run_dir / "tokenizer")
+    llava_tokenizer(run_dir / "tokenizer")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    processes = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+    processes(_train_rank, args=(config, address), nprocs=config.num_processes, start_method="spawn")  # type: ignore[no-untyped-call]
+
+
+def _train_rank(rank: int, config: TrainLlavaConfig, address: str) -> None:
+    """One of the processes that share each batch; all hold the same weights."""
+    from examples.openmoji.train_tokenizers import llava_tokenizer
+
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=config.num_processes)
+    tokenizer_folder = Path(config.run_dir) / "tokenizer"
+    tokenizer = llava_tokenizer(tokenizer_folder)
     model = build_model(tokenizer)
     model.set_attn_implementation("eager")  # faster than SDPA for short sequences on a CPU
-
-    labeller = PatchLabeller(model.model.vision_tower)
-    run_phase(
-        "warmup",
-        labeller,
-        torch.compile(labeller) if config.compile else labeller,
-        patch_figures_of,
-        config=config,
-        phase=config.warmup,
-        tokenizer_folder=None,
-        save=lambda: None,
-    )
-    captioner = CaptionTrainer(model, tokenizer)
+    if config.compile:
+        for layer in [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]:
+            layer.compile(dynamic=False)  # one layer at a time: all share one compilation
+    labeller, captioner = PatchLabeller(model.model.vision_tower), CaptionTrainer(model, tokenizer)
+    run_phase("warmup", labeller, patch_figures_of, config=config, phase=config.warmup)
     run_phase(
         "captions",
         captioner,
-        torch.compile(captioner, dynamic=False) if config.compile else captioner,
         caption_figures,
         config=config,
         phase=config.captions,
-        tokenizer_folder=str(run_dir / "tokenizer"),
+        tokenizer_folder=str(tokenizer_folder),
         save=lambda: save_pretrained(model, tokenizer, Path(config.out)),
     )
+    torch.distributed.destroy_process_group()
 
 
 class CaptionTrainer(nn.Module):
@@ -75,7 +85,7 @@ class CaptionTrainer(nn.Module):
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, image_start: int, answer_start: int) -> Tensor:
-        """pixels (B, 3, 64, 64), input_ids (B, L) -> logits (B, L - answer_start, V) that predict input_ids[:, answer_start:]."""
+        """pixels (B, 3, 64, 64), input_ids (B, L) -> logits (B, L - answer_start, V) of input_ids[:, answer_start:]."""
         patches = self.projector(self.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:])  # (B, 64, D)
         text = self.language_model.get_input_embeddings()(input_ids)  # (B, L, D)
         after = image_start + NUM_IMAGE_TOKENS
@@ -94,7 +104,7 @@ def patch_figures_of(model: nn.Module, batch: Batch) -> Figures:
 
 def caption_figures(model: nn.Module, batch: Batch) -> Figures:
     """Loss per token of the captions, and the share of tokens predicted."""
-    assert batch.input_ids is not None
+    assert batch.input_ids is not None and batch.answer_mask is not None
     logits = model(normalized(batch.pixels), batch.input_ids, batch.image_start, batch.answer_start).float()
     answer = batch.input_ids[:, batch.answer_start :].masked_fill(~batch.answer_mask, IGNORED)
     loss = cross_entropy(logits.flatten(0, 1), answer.flatten(), ignore_index=IGNORED)
@@ -105,37 +115,57 @@ def caption_figures(model: nn.Module, batch: Batch) -> Figures:
 def run_phase(
     name: str,
     module: nn.Module,
-    compiled: Callable[..., Any],
-    figures_of: Callable[[Any, Batch], Figures],
+    figures_of: Callable[[nn.Module, Batch], Figures],
     *,
     config: TrainLlavaConfig,
     phase: PhaseConfig,
-    tokenizer_folder: str | None,
-    save: Callable[[], None],
+    tokenizer_folder: str | None = None,
+    save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Trains `module` for the phase; `save` is called after each checkpoint."""
+    """Trains `module` for the phase; `save` is called by the first process after each checkpoint."""
+    rank = torch.distributed.get_rank()
     state = Path(config.run_dir) / f"{name}.pt"
     optimizer = torch.optim.AdamW(_parameter_groups(module, phase), betas=(0.9, 0.98), fused=True)
     seen = _load_state(state, module, optimizer)
     stream = batches(
-        seed=config.seed, batch_size=phase.batch_size, first_batch=seen // phase.batch_size, tokenizer_folder=tokenizer_folder
+        seed=config.seed,
+        batch_size=phase.batch_size,
+        first_batch=seen // phase.batch_size,
+        share=(rank, config.num_processes),
+        tokenizer_folder=tokenizer_folder,
     )
     log = _Log(name, phase.images, config.log_interval_s, seen)
-    saved_at = time.monotonic()
+    saved = seen
     while seen < phase.images:
         _set_lr(optimizer, _lr_share(seen, phase))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, figures = figures_of(compiled, next(stream))
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss, figures = _step(module, optimizer, figures_of, next(stream))
         seen += phase.batch_size
-        log.add(seen, loss.item(), figures)
-        if seen >= phase.images or time.monotonic() - saved_at > config.checkpoint_interval_s:
-            _save_state(state, module, optimizer, seen)
-            save()
-            saved_at = time.monotonic()
+        if rank == 0:
+            log.add(seen, loss, figures)
+            if seen >= phase.images or seen - saved >= config.checkpoint_images:
+                _save_state(state, module, optimizer, seen)
+                save()
+                saved = seen
+    torch.distributed.barrier()
+
+
+def _step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, figures_of: Callable[[nn.Module, Batch], Figures], batch: Batch
+) -> tuple[float, dict[str, float]]:
+    """One step on the batch that all processes share; the figures are of this process's part."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, figures = figures_of(module, batch)
+    loss.backward()
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    flat *= torch.clamp(_MAX_GRADIENT_NORM / (flat.norm() + 1e-6), max=1.0)
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item(), figures
 
 
 class _Log:
@@ -163,7 +193,8 @@ def _parameter_groups(module: nn.Module, phase: PhaseConfig) -> list[dict[str, A
     """Four groups: vision or not, matrix or not (the others have no weight decay); `peak` is the group's learning rate."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        is_vision = name.startswith((_VISION, "tower"))
+        is_vision = name.startswith(_VISION)
+        parameter.requires_grad_(not is_vision or phase.vision_lr > 0)
         groups.setdefault((is_vision, parameter.ndim > 1), []).append(parameter)
     return [
         {"params": members, "peak": phase.vision_lr if is_vision else phase.lr, "weight_decay": phase.weight_decay * is_matrix}
@@ -224,4 +255,5 @@ def save_pretrained(model: "LlavaForConditionalGeneration", tokenizer: "PreTrain
         half.save_pretrained(folder)
         build_processor(tokenizer).save_pretrained(folder)
         for path in Path(folder).iterdir():
+            path.chmod(0o644)
             os.replace(path, out / path.name)

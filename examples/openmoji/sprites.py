@@ -13,7 +13,7 @@ _RASTER_PX = 288
 
 @functools.cache
 def sprite(kind: str, size_px: int) -> npt.NDArray[np.uint8]:
-    """The drawing with its longer side of `size_px`: uint8 RGBA of shape (H, W, 4), colours premultiplied by alpha, read-only."""
+    """The drawing with its longer side of `size_px`: uint8 RGBA (H, W, 4), colours premultiplied by alpha, read-only."""
     from PIL import Image
 
     drawing = _cropped_drawing(kind)

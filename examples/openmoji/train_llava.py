@@ -20,9 +20,9 @@ class PhaseConfig:
     lr: float
     """Peak learning rate of AdamW; reached after warmup_images, then a cosine to a twentieth."""
     vision_lr: float
-    """The same for the vision tower."""
+    """The same for the vision tower; 0 freezes it."""
     batch_size: int = 64
-    """Images a step."""
+    """Images a step, of all processes."""
     warmup_images: int = 20_000
     """Images until the peak of the learning rate."""
     weight_decay: float = 0.01
@@ -39,18 +39,19 @@ class TrainLlavaConfig:
     """Folder of the training state."""
     seed: int = 0
     """Seed of weights and scenes."""
-    warmup: PhaseConfig = PhaseConfig(images=200_000, lr=1.2e-3, vision_lr=1.2e-3)
+    warmup: PhaseConfig = PhaseConfig(images=100_000, lr=1.2e-3, vision_lr=1.2e-3)
     """The phase of patch labels."""
-    captions: PhaseConfig = PhaseConfig(images=300_000, lr=1.5e-3, vision_lr=3e-4)
+    captions: PhaseConfig = PhaseConfig(images=200_000, lr=1e-3, vision_lr=0.0, batch_size=32, warmup_images=8_000)
     """The phase of captions."""
     compile: bool = True
     """Compile the networks; needs a C++ compiler."""
     log_interval_s: float = 20.0
     """Seconds between lines of figures."""
-    checkpoint_interval_s: float = 240.0
-    """Seconds between checkpoints."""
-    num_threads: int = 2
-    """Threads of the networks; rendering takes part of a core besides."""
+    checkpoint_images: int = 16_000
+    """Images between checkpoints."""
+    num_processes: int = 2
+    """Processes that share each batch, of one thread each: where other programs run on the same cores, the threads of one
+    process would wait for each other at every operation."""
 
 
 def main(config: TrainLlavaConfig) -> int:

@@ -59,16 +59,24 @@ class Batch:
     """bool (B, L - answer_start): the tokens of the caption and the end of text."""
 
 
-def batches(*, seed: int, batch_size: int, first_batch: int, tokenizer_folder: str | None) -> Iterator[Batch]:
-    """Batches for ever from `first_batch` on: with patch labels, or with tokens where a tokenizer is named."""
-    dataset = _Scenes(seed=seed, batch_size=batch_size, first_batch=first_batch, tokenizer_folder=tokenizer_folder)
+def batches(
+    *, seed: int, batch_size: int, first_batch: int, tokenizer_folder: str | None, share: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """Batches for ever from `first_batch` on: with patch labels, or with tokens where a tokenizer is named.
+
+    `share` is (rank, number of ranks): each rank gets its part of every batch.
+    """
+    assert batch_size % share[1] == 0, f"a batch of {batch_size} does not divide into {share[1]}"
+    dataset = _Scenes(seed=seed, batch_size=batch_size, first_batch=first_batch, tokenizer_folder=tokenizer_folder, share=share)
     return iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8))
 
 
 class _Scenes(IterableDataset[Batch]):
-    def __init__(self, *, seed: int, batch_size: int, first_batch: int, tokenizer_folder: str | None) -> None:
+    def __init__(
+        self, *, seed: int, batch_size: int, first_batch: int, tokenizer_folder: str | None, share: tuple[int, int]
+    ) -> None:
         self.seed, self.batch_size, self.first_batch = seed, batch_size, first_batch
-        self.tokenizer_folder = tokenizer_folder
+        self.tokenizer_folder, self.share = tokenizer_folder, share
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
@@ -79,7 +87,8 @@ class _Scenes(IterableDataset[Batch]):
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder)
         number = self.first_batch
         while True:
-            indices = range(number * self.batch_size, (number + 1) * self.batch_size)
+            rank, ranks = self.share
+            indices = range(number * self.batch_size + rank, (number + 1) * self.batch_size, ranks)
             scenes = [draw_scene(seed=self.seed, index=index) for index in indices]
             pixels = torch.from_numpy(np.stack([_seen_pixels(scene, seed=self.seed) for scene in scenes])).permute(0, 3, 1, 2)
             if tokenizer is None:

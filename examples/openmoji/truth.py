@@ -21,10 +21,8 @@ _SIZES = ("large", "small")
 _PATTERN_WORDS = {**{pattern: pattern for pattern in PATTERNS}, "stripes": "striped", "dots": "dotted", "checks": "checkered"}
 _COLOR_WORDS = {**{color: color for color in COLORS}, "grey": "gray"}
 _PLACE = re.compile(r"\b(top left|top right|bottom left|bottom right|top|bottom|left|right|center|centre|middle)\b")
-_KIND_PATTERN = "|".join(_SINGULAR)
-_RELATION = re.compile(
-    rf"\bthe (?:large |small )?({_KIND_PATTERN}) is (?:to the )?(left of|right of|above|below) the (?:large |small )?({_KIND_PATTERN})\b"
-)
+_THE_KIND = rf"the (?:large |small )?({'|'.join(_SINGULAR)})"
+_RELATION = re.compile(rf"\b{_THE_KIND} is (?:to the )?(left of|right of|above|below) {_THE_KIND}\b")
 # How far before a kind its article or number may stand: "a large gray owl".
 _WORDS_BEFORE = 3
 
@@ -238,13 +236,18 @@ def _holds(relation: Relation, truth: Truth) -> bool:
     """Whether some two objects of these kinds stand like that."""
     subjects = [PLACES[thing.place] for thing in truth.objects if thing.kind == relation.subject]
     others = [PLACES[thing.place] for thing in truth.objects if thing.kind == relation.other]
-    compare = {
-        "left of": lambda a, b: a[1] < b[1],
-        "right of": lambda a, b: a[1] > b[1],
-        "above": lambda a, b: a[0] < b[0],
-        "below": lambda a, b: a[0] > b[0],
-    }[relation.relation]
-    return any(compare(a, b) for a in subjects for b in others)
+    return any(_stands(relation.relation, a, b) for a in subjects for b in others)
+
+
+def _stands(relation: str, a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether the (row, column) a is left of, right of, above or below b."""
+    (row, column), (other_row, other_column) = a, b
+    return {
+        "left of": column < other_column,
+        "right of": column > other_column,
+        "above": row < other_row,
+        "below": row > other_row,
+    }[relation]
 
 
 def _ratio(part: float, whole: float) -> float:

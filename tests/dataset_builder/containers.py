@@ -9,8 +9,13 @@ from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
+
+from dataset_builder.index_rows import SOURCE_INDEX
+from dataset_builder.sources import find_sources, index_source
 
 
 def jpeg(seed: int = 0, *, size: tuple[int, int] = (32, 24)) -> bytes:
@@ -45,6 +50,27 @@ def sa1b_json(image_id: int, areas: Iterable[int]) -> bytes:
 def write(path: Path, data: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def rows_of(*images: str | Path) -> list[dict[str, Any]]:
+    """All rows of all sources, each table checked against the schema."""
+    rows: list[dict[str, Any]] = []
+    for source in find_sources([str(given) for given in images]):
+        for table in index_source(source):
+            assert table.schema == SOURCE_INDEX
+            table.validate(full=True)
+            rows += table.to_pylist()
+    return rows
+
+
+def relatives(*images: str | Path) -> list[str]:
+    return [row["relative"] for row in rows_of(*images)]
+
+
+def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
     return path
 
 

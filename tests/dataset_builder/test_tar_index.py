@@ -115,6 +115,15 @@ def _with_type(kind: bytes, **fields: object) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_size_in_the_header_of_a_link_or_folder_is_no_payload(tmp_path: Path) -> None:
+    # Old tars write the size of the target into a hard link's header; no bytes follow.
+    heads = [
+        _with_type(kind, name=name, size=1024)[:512] for kind, name in ((tarfile.LNKTYPE, "notes"), (tarfile.DIRTYPE, "d/"))
+    ]
+    path = write(tmp_path / "x.tar", b"".join(heads) + tar_bytes([("a.jpg", b"123")]))
+    assert [(row.member, row.byte_length) for row in index_tar(str(path), str(tmp_path))] == [("a.jpg", 3)]
+
+
 BROKEN = {
     "empty": (b"", "is empty"),
     "only zeros": (b"\0" * 10240, "holds no image"),

@@ -100,8 +100,7 @@ def test_shorter_prompts_give_shorter_captions() -> None:
     scenes = _unseen(6)
     truths = [truth_of(scene) for scene in scenes]
     dense, medium, short = (
-        caption_scenes(EvaluateConfig(model=str(LLAVA), prompt=prompt), scenes)  # type: ignore[arg-type]
-        for prompt in ("dense", "medium", "short")
+        caption_scenes(EvaluateConfig(model=str(LLAVA), prompt=prompt), scenes) for prompt in ("dense", "medium", "short")
     )
     assert sum(map(len, short)) < sum(map(len, medium)) < sum(map(len, dense)) / 2
     assert judge(medium, truths).object_f1 > 0.8 and judge(short, truths).object_f1 > 0.8
