@@ -1,5 +1,6 @@
 """The line that moves while a run captions, and the budget of rejections that stops it."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,8 @@ class Progress:
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
-        self.bar = tqdm(total=self.planned, unit=" images", mininterval=1.0, smoothing=0.1, dynamic_ncols=True)
+        interval_s = 1.0 if sys.stderr.isatty() else 10.0  # a log file gets a line now and then
+        self.bar = tqdm(total=self.planned, unit=" images", mininterval=interval_s, smoothing=0.1, dynamic_ncols=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

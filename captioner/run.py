@@ -88,7 +88,7 @@ def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
     settings = json.loads(job.settings)
     record = {
         "run_id": job.run_id,
-        **settings,
+        "settings": settings,
         "images": config.images,
         "licence": config.licence,
         "carried": carried,
@@ -100,7 +100,7 @@ def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
         raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
     if not run.create("run.json", json.dumps(record, indent=1).encode()):
         before = json.loads(run.read("run.json"))
-        _check_same_run(run, before=before, now=settings)
+        _check_same_run(run, before=before["settings"], now=settings)
         if before["carried"] != before["carried"] | carried:
             run.write("run.json", json.dumps(before | {"carried": before["carried"] | carried}, indent=1).encode())
     return extend_plan(run, sources, unit_size=config.unit_size)

@@ -65,7 +65,7 @@ def read_status(run: Folder) -> RunStatus:
 
     if not run.exists("run.json"):
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
-    plan = read_plan(run, unit_size=json.loads(run.read("run.json"))["unit_size"])
+    plan = read_plan(run, unit_size=json.loads(run.read("run.json"))["settings"]["unit_size"])
     commits = read_commits(run)
     reasons: Counter[str] = Counter()
     for commit in commits:

@@ -29,6 +29,7 @@ from dataset_builder.units import Commit, Failure, Unit
 TRIES = 2
 POLL_S = 1.0
 CONNECT_S = 5.0
+START_TRIES = 2
 
 
 class UnitJob(Protocol):
@@ -74,13 +75,25 @@ def start_ray(settings: RaySettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = settings.resolved_address
     if address is None:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        _start_own_ray()
         return
     _check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise UserError(f"no Ray answers at {address} ({_cause(error)}): start one, or leave the address out") from None
+
+
+def _start_own_ray() -> None:
+    for _ in range(START_TRIES):
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception where its processes take longer than it waits
+            ray.shutdown()
+            failed = _cause(error)
+        else:
+            return
+    raise UserError(f"Ray could not start on this machine ({failed}): run this again when it is less busy")
 
 
 def check_visible(paths: Mapping[str, str]) -> None:

@@ -48,14 +48,15 @@ class Folder:
         return bool(self.filesystem.exists(self.path(name) if name else self.root))
 
     def names(self, folder: str = "") -> list[str]:
-        """The sorted names of the files directly in `folder`; empty where it does not exist."""
+        """The sorted names of the files directly in `folder`, but for hidden ones; empty where it does not exist."""
         path = self.path(folder) if folder else self.root
         self.filesystem.invalidate_cache(path)
         try:
             entries = self.filesystem.ls(path, detail=True)
         except FileNotFoundError:
             return []
-        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        names = (entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        return sorted(name for name in names if not name.startswith("."))  # hidden: half-written, see _write_temporary
 
     def read(self, name: str) -> bytes:
         """All bytes of a file. Raises FileNotFoundError."""

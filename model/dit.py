@@ -265,11 +265,10 @@ class SelfAttention(nn.Module):
         self.heads = config.num_heads
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
-        if config.qk_norm:
+        self.normed = config.qk_norm
+        if self.normed:
             self.q_norm = nn.LayerNorm(config.width)
             self.k_norm = nn.LayerNorm(config.width)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
         self.factor = config.kv_compression.factor if compressed else 1
         if compressed:
             self.sr = nn.utils.skip_init(
@@ -284,7 +283,8 @@ class SelfAttention(nn.Module):
         queries, keys, values = self.qkv(x).unflatten(2, (3, -1)).unbind(2)  # 3 x (B, N, D)
         if self.factor > 1:
             keys, values = self._compress(keys, grid), self._compress(values, grid)  # (B, N/4, D)
-        queries, keys = self.q_norm(queries).to(values.dtype), self.k_norm(keys).to(values.dtype)
+        if self.normed:
+            queries, keys = self.q_norm(queries).to(values.dtype), self.k_norm(keys).to(values.dtype)
         heads = [part.unflatten(2, (self.heads, -1)) for part in (queries, keys, values)]  # (B, N, heads, d)
         return self.proj(_attend(heads[0], heads[1], heads[2], None))  # type: ignore[no-any-return]
 
@@ -423,7 +423,9 @@ class DiT(nn.Module):
         class_labels (B,) int64, None for no class (class); sizes (B, 2) the original height and width in pixels and
         aspect_ratios (B, 1) height / width (micro_conditioning). Raises ValueError for what does not fit.
         """
-        grid = self._check(latents, timesteps, captions, class_labels, sizes, aspect_ratios)
+        grid = self._check_latents(latents)
+        self._check_conditions(len(latents), timesteps=timesteps, labels=class_labels, sizes=sizes, ratios=aspect_ratios)
+        self._check_captions(captions, batch=len(latents))
         x = self.x_embedder(latents)  # (B, N, D)
         x = x + self._position(grid, x.device)  # (B, N, D)
         with torch.autocast(x.device.type, enabled=False):  # in the weights' own precision
@@ -443,7 +445,8 @@ class DiT(nn.Module):
         """Everything that a forward computes from captions alone, to be given to the forwards of all sampling steps."""
         self._check_captions(captions, batch=len(captions))
         tokens = self._project(captions)
-        return PreparedCaptions(blocks=tuple(block.cross_attn.keys_values(tokens) for block in self.blocks))
+        blocks = [block for block in self.blocks if isinstance(block, TextBlock)]
+        return PreparedCaptions(blocks=tuple(block.cross_attn.keys_values(tokens) for block in blocks))
 
     def compile_blocks(self) -> None:
         """torch.compile for each block in place: one compilation serves all, and names in the state dict stay as they are."""
@@ -486,7 +489,7 @@ class DiT(nn.Module):
         if isinstance(self.y_embedder, LabelEmbedder):
             if class_labels is None and self.config.null_class:
                 class_labels = torch.full_like(timesteps, self.config.num_classes, dtype=torch.int64)
-            return condition if class_labels is None else condition + self.y_embedder(class_labels)
+            return condition if class_labels is None else condition + self.y_embedder(class_labels)  # type: ignore[no-any-return]
         if sizes is not None and aspect_ratios is not None:
             size = self.csize_embedder(sizes.flatten()).view(len(sizes), -1)  # (B, 2 D/3)
             condition = condition + torch.cat([size, self.ar_embedder(aspect_ratios.flatten())], dim=1)  # (B, D)
@@ -526,48 +529,50 @@ class DiT(nn.Module):
         """(B, N, p p C_out) to (B, C_out, H, W)."""
         size = self.config.patch_size
         image = patches.unflatten(2, (size, size, -1)).unflatten(1, grid)  # (B, h, w, p, p, C_out)
-        return image.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        return image.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # type: ignore[no-any-return]
 
-    def _check(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        captions: Captions | PreparedCaptions | None,
-        class_labels: Tensor | None,
-        sizes: Tensor | None,
-        aspect_ratios: Tensor | None,
-    ) -> tuple[int, int]:
-        """The grid (h, w) of patches. Raises ValueError for arguments that do not fit the configuration or each other."""
+    def _check_latents(self, latents: Tensor) -> tuple[int, int]:
+        """The grid (h, w) of patches. Raises ValueError for latents that cannot be cut into one."""
         config = self.config
         step = config.patch_size * (config.kv_compression.factor if config.kv_compression.layers else 1)
         if latents.ndim != 4 or latents.shape[1] != config.in_channels or latents.shape[2] % step or latents.shape[3] % step:
-            raise ValueError(
-                f"latents: expected (B, {config.in_channels}, H, W) with H and W multiples of {step}, found {list(latents.shape)}"
-            )
-        batch, text = len(latents), config.conditioning == "text"
-        expected = {
-            "timesteps": (timesteps, (batch,), True),
-            "class_labels": (class_labels, (batch,), None if not text else False),
-            "sizes": (sizes, (batch, 2), config.micro_conditioning),
-            "aspect_ratios": (aspect_ratios, (batch, 1), config.micro_conditioning),
-        }
-        for name, (value, shape, needed) in expected.items():
-            if value is None and needed:
-                raise ValueError(f"{name}: this network needs them, {shape}; found none")
-            if value is not None and (needed is False or tuple(value.shape) != shape):
-                raise ValueError(f"{name}: expected {shape if needed is not False else 'none'}, found {list(value.shape)}")
-        if text != (captions is not None):
-            raise ValueError(f"captions: expected {'captions' if text else 'none'} for a {config.conditioning}-conditional DiT")
-        if isinstance(captions, Captions):
-            self._check_captions(captions, batch=batch)
-        elif isinstance(captions, PreparedCaptions) and len(captions.blocks[0].keys) != batch:
-            raise ValueError(f"captions: expected {batch} for {batch} latents, found {len(captions.blocks[0].keys)}")
+            expected = f"(B, {config.in_channels}, H, W) with H and W multiples of {step}"
+            raise ValueError(f"latents: expected {expected}, found {list(latents.shape)}")
         return latents.shape[2] // config.patch_size, latents.shape[3] // config.patch_size
 
-    def _check_captions(self, captions: Captions, *, batch: int) -> None:
-        config, width, longest = self.config, captions.tokens.shape[1], int(captions.lengths.max())
-        if len(captions) != batch:
-            raise ValueError(f"captions: expected {batch} for {batch} latents, found {len(captions)}")
+    def _check_conditions(
+        self, batch: int, *, timesteps: Tensor, labels: Tensor | None, sizes: Tensor | None, ratios: Tensor | None
+    ) -> None:
+        """Raises ValueError for a condition that is missing, not this network's, or of another shape."""
+        micro, text = self.config.micro_conditioning, self.config.conditioning == "text"
+        for name, value, shape, expected, needed in [
+            ("timesteps", timesteps, (batch,), True, True),
+            ("class_labels", labels, (batch,), not text, False),
+            ("sizes", sizes, (batch, 2), micro, micro),
+            ("aspect_ratios", ratios, (batch, 1), micro, micro),
+        ]:
+            if value is None and needed:
+                raise ValueError(f"{name}: expected {list(shape)}, found none")
+            if value is not None and not expected:
+                raise ValueError(
+                    f"{name}: expected none with conditioning={self.config.conditioning}, micro_conditioning={micro}"
+                )
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name}: expected {list(shape)}, found {list(value.shape)}")
+
+    def _check_captions(self, captions: Captions | PreparedCaptions | None, *, batch: int) -> None:
+        """Raises ValueError for captions of another number, width or length, and where there should be none."""
+        config = self.config
+        if (config.conditioning == "text") != (captions is not None):
+            raise ValueError(f"captions: found {'none' if captions is None else 'some'} for conditioning={config.conditioning}")
+        if captions is None:
+            return
+        num = len(captions.blocks[0].keys) if isinstance(captions, PreparedCaptions) else len(captions)
+        if num != batch:
+            raise ValueError(f"captions: expected {batch} for {batch} latents, found {num}")
+        if isinstance(captions, PreparedCaptions):
+            return
+        width, longest = captions.tokens.shape[1], int(captions.lengths.max())
         if width != config.caption_width:
             raise ValueError(f"captions: expected tokens of width {config.caption_width}, found {width}: another text encoder?")
         if longest > config.max_caption_tokens:

@@ -149,3 +149,17 @@ PRESETS: dict[str, DiTConfig] = {
     "L/2": DiTConfig(width=1024, depth=24, num_heads=16),
     "XL/2": DiTConfig(),
 }
+
+
+@dataclass(frozen=True)
+class UnstatedConfig:
+    """What an official file does not tell; 0: as published, or as the file's pos_embed says."""
+
+    num_heads: int = 0
+    """Attention heads."""
+    num_classes: int = 0
+    """Classes of a class-conditional DiT."""
+    sample_size: int = 0
+    """Side of the latents, for a file without pos_embed: image side / 8."""
+    position_scale: float = 0.0
+    """Divides the positions."""

@@ -18,7 +18,7 @@ from model.command_line import UserError
 from model.generation import GeneratedImage, GenerationRequest
 from model.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
 from model.resolution import ImageSize, image_size
-from model.sampling import Conditioning, OnStep, draw_noise, image_generators, sample_latents
+from model.sampling import Conditioning, OnStep, draw_noise, image_generators, make_scheduler, sample_latents
 from model.text_encoder import TextEncoder
 from model.vae import VAE, to_pixels
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from model.diffusion import Objective
     from model.dit import Captions, DiT
     from model.dit_config import DiTConfig
 
@@ -51,6 +52,7 @@ class Pipeline:
         self.transformer_config = transformer_config
         self.downsampling = parts.downsampling
         self.runtime = runtime
+        self.objective = _objective(config)
         self._parts = parts
 
     def __call__(
@@ -75,9 +77,11 @@ class Pipeline:
         from tqdm import tqdm
 
         size = self._size(request)
+        make_scheduler(self.objective, request.sampling)  # refuses what does not go together before anything is loaded
         wanted = list(range(request.num_images) if images is None else images)
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
-        with tqdm(total=len(wanted) * request.sampling.num_steps, unit="step", disable=not progress) as bar:
+        total = len(wanted) * request.sampling.num_steps
+        with tqdm(total=total, unit="step", disable=not progress, delay=1e-3) as bar:  # not shown before the first step
 
             def after_step(step: int, timestep: float, latents: "torch.Tensor") -> None:
                 bar.update(len(latents))
@@ -151,10 +155,7 @@ class Pipeline:
         """Latents (images, C, h, w) in float32 on the CPU."""
         import torch
 
-        from model.diffusion import make_objective
-
         transformer = self._parts.transformer.get()
-        objective = make_objective(self.config.objective, self.config.objective_settings)
         finished = []
         for start in range(0, len(images), self.runtime.batch_size):
             batch = images[start : start + self.runtime.batch_size]
@@ -163,7 +164,7 @@ class Pipeline:
             noise = draw_noise(generators, self._latent_shape(size)) if request.noise is None else request.noise[list(batch)]
             latents = sample_latents(
                 transformer,
-                objective,
+                self.objective,
                 self._conditioning(encoded, [request.caption_index(image) for image in batch], size=size),
                 noise=noise,
                 config=request.sampling,
@@ -264,6 +265,15 @@ def pipeline_in_memory(
     )
     runtime = RuntimeConfig(device=str(next(transformer.parameters()).device), batch_size=batch_size)
     return Pipeline(config, parts, transformer_config=transformer.config, runtime=runtime)
+
+
+def _objective(config: PipelineConfig) -> "Objective":
+    from model.diffusion import make_objective
+
+    try:
+        return make_objective(config.objective, config.objective_settings)
+    except ValueError as error:
+        raise UserError(f"pipeline.json: {error}") from error
 
 
 def _fit(images: "torch.Tensor", size: ImageSize) -> "torch.Tensor":

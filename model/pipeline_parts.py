@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PartT = TypeVar("PartT")
 
+GENERATION_BATCH_TOKENS = 2048
+"""Caption tokens that are encoded together when generating: few, since they count beside the text encoder's weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
@@ -94,6 +97,7 @@ def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | 
         quantisation=runtime.quantisation,
         cleaning=config.caption_cleaning,
         max_caption_tokens=transformer_config.max_caption_tokens,
+        max_batch_tokens=max(GENERATION_BATCH_TOKENS, transformer_config.max_caption_tokens),
     )
     vae_config = VAEConfig(name=vae or config.vae.name, revision=None if vae else config.vae.revision, tiled=runtime.tiled_vae)
     keep = not runtime.staged

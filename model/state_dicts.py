@@ -5,13 +5,12 @@ Fused projections are three or two of diffusers' in a row; its DiTTransformer2DM
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.command_line import UserError
-from model.dit_config import DiTConfig, KVCompression
+from model.dit_config import DiTConfig
 
 StateDict = dict[str, Tensor]
 
@@ -66,7 +65,9 @@ def diffusers_names(config: DiTConfig) -> dict[str, Names]:
     """Our name of each parameter that diffusers has, and its name there. Raises UserError for what diffusers cannot hold."""
     if config.qk_norm or config.kv_compression.layers:
         found = "qk_norm" if config.qk_norm else "kv_compression"
-        raise UserError(f"diffusers' PixArtTransformer2DModel has no {found}: expected a network without; use --target official")
+        raise UserError(
+            f"diffusers' PixArtTransformer2DModel has no {found}: expected a network without; use --target official"
+        )
     blocks = [f"transformer_blocks.{index}" for index in range(config.depth)]
     text = config.conditioning == "text"
     linear = _TEXT | (_MICRO if config.micro_conditioning else {}) if text else _CLASS

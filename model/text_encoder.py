@@ -142,6 +142,7 @@ class TextEncoder:
 def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> TextEncoder:
     """Loads T5 and its tokenizer. Raises UserError for a name that leads nowhere and for a library that is not installed."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer, T5EncoderModel
     from transformers.utils import logging
 
@@ -153,7 +154,7 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
         options |= {"quantization_config": _quantisation(config.quantisation), "device_map": {"": device}}
     try:
         model = T5EncoderModel.from_pretrained(part.folder, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{part.folder} cannot be read as a T5 encoder: {error}") from error
     if len(tokenizer) * 2 < model.config.vocab_size:
         raise UserError(

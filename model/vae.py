@@ -139,12 +139,13 @@ def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
     import torch
     from diffusers import AutoencoderKL
     from diffusers.utils import logging
+    from safetensors import SafetensorError
 
     logging.disable_progress_bar()
     part = find_part(config.name, "vae", revision=config.revision)
     try:
         model = AutoencoderKL.from_pretrained(part.folder, torch_dtype=getattr(torch, config.dtype), use_safetensors=True)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{part.folder} cannot be read as an AutoencoderKL: {error}") from error
     vae = VAE(model.to(device, memory_format=torch.channels_last).eval(), part=part)  # bf16 needs channels_last to be quick
     if config.sliced:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 _HOME = pytest.StashKey[Path]()
@@ -24,6 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     home = Path(tempfile.mkdtemp(prefix="t2i-home-"))  # Ray writes an access token to the home folder
     config.stash[_HOME] = home
     os.environ.update(_ENVIRONMENT, HOME=str(home))
+    hypothesis.settings.register_profile("busy", deadline=None)  # a deadline measures the machine's other work
+    hypothesis.settings.load_profile("busy")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -40,9 +40,8 @@ def main(config: DemoConfig) -> int:
     scenes, photographs = out / "scenes", out / "photographs"
     runs = {"scenes": out / "runs" / "scenes", "photographs": out / "runs" / "photographs"}
     started = time.perf_counter()
-    if not scenes.exists():
-        _step("Render scenes with alt text, as JPEGs in tars", "examples.openmoji.scenes", "--count", str(config.count),
-              "--out", str(scenes), "--format", "tar")  # fmt: skip
+    _step("Render scenes with alt text, as JPEGs in tars", "examples.openmoji.scenes", "--count", str(config.count),
+          "--seed", "1", "--out", str(scenes), "--format", "tar")  # fmt: skip
     _step("Caption them on Ray", "captioner.run", "--images", str(scenes), "--out", str(runs["scenes"]))
     _step("Concept density: alt text against dense captions (the paper's Table 1)", "dataset_builder.density",
           str(runs["scenes"]), "--column", "alt_text", "caption")  # fmt: skip

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.prompts import PROMPT_SETS, Prompt, PromptSet, load_prompts, render
@@ -35,6 +35,7 @@ def test_alt_text_cannot_speak_as_user_or_add_an_image() -> None:
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_render_takes_any_alt_text(alt_text: str) -> None:
     question = render(ALT_TEXT, alt_text)
     assert question

@@ -98,7 +98,7 @@ def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path) -> No
     assert sum(row["num_nouns"] for row in captions) == sum(row["count"] for row in counts)
     assert sum(row["num_t5_nouns"] for row in captions) == sum(row["count_t5"] for row in counts)
     record = json.loads((run / "run.json").read_text())
-    assert record["prompts"]["prompts"][0]["text"] == "Describe this image and its style in a very detailed manner"
+    assert record["settings"]["prompts"]["prompts"][0]["text"] == "Describe this image and its style in a very detailed manner"
     assert read_status(Folder(str(run))).remaining == 0
 
 

@@ -99,7 +99,9 @@ def save_tiny_onevision(folder: Path, *, seed: int = 0) -> Path:
 def _save(folder: Path, model_class: Any, config: Any, processor: Any, *, seed: int) -> Path:
     torch.manual_seed(seed)
     model = model_class(config)
-    with torch.no_grad():  # larger logits than at initialisation, so that captions differ between images, and do not end at once
+    with (
+        torch.no_grad()
+    ):  # larger logits than at initialisation, so that captions differ between images, and do not end at once
         model.lm_head.weight.mul_(40)
         special = ["<pad>", "</s>", "<image>", "<video>"]
         model.lm_head.weight[processor.tokenizer.convert_tokens_to_ids(special)] *= 0.25

@@ -75,30 +75,40 @@ def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 class CountingFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """`counting://name` serves bytes from memory by ranges, as an object store does, and keeps every range that was fetched."""
+    """`counting://name` serves bytes from memory by ranges and keeps every range that was fetched.
+
+    Like s3fs it keeps listings until it is told to forget them.
+    """
 
     protocol = "counting"
     cachable = False
     files: ClassVar[dict[str, bytes]] = {}
     fetched: ClassVar[list[tuple[str, int, int]]] = []
+    listings: ClassVar[dict[str, list[str]]] = {}
 
     @classmethod
     def serve(cls, files: Mapping[str, bytes]) -> None:
         fsspec.register_implementation("counting", cls, clobber=True)
         cls.files = dict(files)
         cls.fetched = []
+        cls.listings = {}
 
     @classmethod
     def fetched_bytes(cls) -> int:
         return sum(end - start for _, start, end in cls.fetched)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        prefix = f"{path.rstrip('/')}/" if path else ""
         if path in self.files:
             return [self.info(path)]
-        names = {prefix + name.removeprefix(prefix).split("/", 1)[0] for name in self.files if name.startswith(prefix)}
-        # In no order, as file systems list.
-        return [self.info(name) if detail else name for name in sorted(names, key=lambda name: name[::-1])]
+        if path not in self.listings:
+            prefix = f"{path.rstrip('/')}/" if path else ""
+            names = {prefix + name.removeprefix(prefix).split("/", 1)[0] for name in self.files if name.startswith(prefix)}
+            # In an order of its own, as file systems list.
+            self.listings[path] = sorted(names, key=lambda name: name[::-1])
+        return [self.info(name) if detail else name for name in self.listings[path]]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.listings.clear()
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         path = self._strip_protocol(path)

@@ -1,7 +1,7 @@
 """Noun counts add up, however the captions are split into units."""
 
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builder.noun_counts import CaptionNouns, caption_nouns, count_nouns, merge_counts
@@ -41,6 +41,7 @@ def test_counts_by_hand() -> None:
 
 
 @given(captions=st.lists(CAPTIONS, max_size=20), cut=st.integers(0, 20))
+@settings(deadline=None)
 def test_units_add_up_to_the_whole(captions: list[CaptionNouns], cut: int) -> None:
     parts = [count_nouns(captions[cut:]), count_nouns(captions[:cut]).cast(versioned(NOUN_COUNTS))]
     assert merge_counts(parts).equals(count_nouns(captions))

@@ -22,15 +22,10 @@ from dataset_builder.byte_ranges import coalesce
 from dataset_builder.references import ImageFacts, ImageReader, content_hash, reference_of
 from dataset_builder.rejection import ImageError
 from dataset_builder.schema import ImageReference
-from dataset_builder.sources import find_sources, index_source
-from tests.dataset_builder.containers import CountingFileSystem, encode, jpeg, sa1b_json, tar_bytes, write
+from tests.dataset_builder.containers import CountingFileSystem, encode, jpeg, rows_of, sa1b_json, tar_bytes, write
 
 IMAGES = [jpeg(n) for n in range(7)]
 NO_FACTS = ImageFacts(alt_text=None, class_label=None, num_masks=None, mask_area_px=None, metadata=None)
-
-
-def rows_of(location: str | Path) -> list[dict[str, Any]]:
-    return [row for source in find_sources([str(location)]) for table in index_source(source) for row in table.to_pylist()]
 
 
 def read_all(location: str | Path) -> list[bytes]:

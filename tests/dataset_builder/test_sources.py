@@ -25,6 +25,8 @@ def mixed(tmp_path: Path) -> Path:
     write(tmp_path / "b.json", '{"a": 1}')
     write(tmp_path / "b.cls", "owl")
     write(tmp_path / "sub" / "deep" / "c.webp", b"")
+    write(tmp_path / "sub" / "Deeper" / "c.webp", b"")
+    write(tmp_path / "sub" / "aside" / "c.webp", b"")
     write(tmp_path / "sub" / "x.tar", tar_bytes([("./sa_1.jpg", jpeg(2)), ("./sa_1.json", sa1b_json(1, [5]))]))
     parquet(tmp_path / "z.parquet", {"image": [jpeg(3), jpeg(4)]})
     write(tmp_path / "sub" / "list.jsonl", '{"path": "elsewhere/d.jpg", "caption": "listed"}\n')
@@ -45,7 +47,7 @@ def test_a_folder_is_searched_for_all_kinds_in_a_fixed_order(mixed: Path) -> Non
         ("parquet", "/z.parquet"),
     ]
     assert relatives(mixed) == [
-        *("a.PNG", "b.jpg", "sub/deep/c.webp", "sub/elsewhere/d.jpg"),
+        *("a.PNG", "b.jpg", "sub/Deeper/c.webp", "sub/aside/c.webp", "sub/deep/c.webp", "sub/elsewhere/d.jpg"),
         *("sub/x.tar/sa_1.jpg", "z.parquet#0", "z.parquet#1"),
     ]
     tar = sources[2]
@@ -250,3 +252,10 @@ def test_a_second_search_sees_what_has_changed(tmp_path: Path) -> None:
     rows = rows_of(tmp_path)
     assert [row["relative"] for row in rows] == ["b.jpg", "a.jpg"]
     assert [sidecar["suffix"] for sidecar in rows[1]["sidecars"]] == [".txt"]
+
+
+def test_a_second_search_of_a_remote_folder_does_not_trust_old_listings() -> None:
+    CountingFileSystem.serve({"data/a.jpg": b"1"})
+    assert relatives("counting://data") == ["a.jpg"]
+    CountingFileSystem.files["data/b.jpg"] = b"2"
+    assert relatives("counting://data") == ["a.jpg", "b.jpg"]

@@ -18,6 +18,7 @@ from examples.openmoji.truth import judge, truth_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAVA, T5 = ROOT / "captioner/pretrained/llava-mini", ROOT / "model/pretrained/t5-mini"
+_NUM_SCENES = 24
 ENGLISH = [
     "A photo-realistic castle by the sea at sunset, 35 mm; isn't it lovely?",
     "#1 {curly} <angle> [square] 100% ~ \\ ^ | @home & co. $5 = 4 * 1.25",
@@ -30,8 +31,8 @@ def _unseen(count: int) -> list[Scene]:
 
 
 @cache
-def _captions(batch_size: int) -> list[str]:
-    return caption_scenes(EvaluateConfig(model=str(LLAVA), batch_size=batch_size), _unseen(24))
+def _captions(count: int, batch_size: int) -> list[str]:
+    return caption_scenes(EvaluateConfig(model=str(LLAVA), batch_size=batch_size), _unseen(_NUM_SCENES)[:count])
 
 
 def test_the_t5_tokenizer_is_a_plain_t5_tokenizer_of_modest_size() -> None:
@@ -87,13 +88,13 @@ def test_llava_mini_is_a_plain_llava_of_15_megabytes_at_most() -> None:
 
 
 def test_llava_mini_describes_scenes_it_has_never_seen() -> None:
-    figures = judge(_captions(24), [truth_of(scene) for scene in _unseen(24)])
+    figures = judge(_captions(_NUM_SCENES, _NUM_SCENES), [truth_of(scene) for scene in _unseen(_NUM_SCENES)])
     assert figures.object_f1 > 0.9 and figures.background > 0.9 and figures.place > 0.9
     assert figures.hallucination_rate < 0.2
 
 
 def test_a_caption_does_not_depend_on_its_batch() -> None:
-    assert _captions(24) == _captions(7)
+    assert _captions(_NUM_SCENES, _NUM_SCENES)[:5] == _captions(5, 2)
 
 
 def test_shorter_prompts_give_shorter_captions() -> None:

@@ -1,0 +1,48 @@
+"""Trains vae-mini on endless scenes and writes it where the default of `model.generate` looks for it.
+
+    python -m examples.openmoji.train_vae
+
+The same command again goes on where the last one stopped; `--out` gets a loadable model at every checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+from dataset_builder.command_line import run_command
+from examples.openmoji.training_config import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class TrainVAEConfig:
+    """vae-mini's training."""
+
+    out: str = "model/pretrained/vae-mini"
+    """Folder of the finished model."""
+    run_dir: str = "runs/vae-mini"
+    """Folder of the training state."""
+    seed: int = 0
+    """Seed of weights and scenes."""
+    noise: float = 0.2
+    """Largest deviation of the noise on latents of unit power while training."""
+    schedule: ScheduleConfig = field(
+        default_factory=lambda: ScheduleConfig(samples=110_000, batch_size=16, lr=1e-3, warmup_samples=2_000)
+    )
+    """How long and how fast; samples are images."""
+
+
+def main(config: TrainVAEConfig) -> int:
+    """Trains what is still to be trained."""
+    from examples.openmoji.vae_training import train
+
+    train(config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            TrainVAEConfig,
+            main,
+            prog="python -m examples.openmoji.train_vae",
+            example="python -m examples.openmoji.train_vae --schedule.samples 200000",
+        )
+    )

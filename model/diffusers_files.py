@@ -1,0 +1,228 @@
+"""Folders of diffusers: a whole pipeline (model_index.json) or a transformer alone, in and out.
+
+Source: diffusers 0.42, PixArtTransformer2DModel, DiTTransformer2DModel, PixArtAlphaPipeline.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig
+from model.command_line import UserError
+from model.diffusion import make_objective
+from model.dit_config import DiTConfig
+from model.frozen_parts import find_part
+from model.sampling import SCHEDULERS
+
+_INDEX = "model_index.json"
+_SIGMA_TOKENS = 300
+_SAMPLER = "dpm-solver++"
+# What our network does and diffusers makes a setting of: another value is another network.
+_FIXED = {
+    "attention_bias": (True,),
+    "activation_fn": ("gelu-approximate",),
+    "norm_elementwise_affine": (False,),
+    "attention_type": ("default", None),
+    "upcast_attention": (False,),
+    "dropout": (0, 0.0),
+    "double_self_attention": (False,),
+    "only_cross_attention": (False,),
+    "use_linear_projection": (False,),
+    "num_vector_embeds": (None,),
+}
+_READ = {
+    *("num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size", "patch_size"),
+    *("cross_attention_dim", "caption_channels", "use_additional_conditions", "interpolation_scale", "norm_type", "norm_eps"),
+}
+_WITHOUT_EFFECT = {"norm_num_groups", "num_embeds_ada_norm"}
+
+
+def read_folder(folder: Path) -> tuple[DiTConfig, dict[str, Tensor], PipelineConfig]:
+    """Configuration, tensors under diffusers' names, and what the pipeline around them says."""
+    root = folder / TRANSFORMER if (folder / _INDEX).is_file() else folder
+    values = _read_json(root / "config.json")
+    index = _read_json(folder / _INDEX) if root != folder else {}
+    sigma = "Sigma" in str(index.get("_class_name"))
+    config = _config_from_diffusers(values, max_caption_tokens=_SIGMA_TOKENS if sigma else 120)
+    return config, _read_tensors(root), _pipeline_config(folder, config, whole=bool(index))
+
+
+def write_folder(
+    folder: Path, state: Mapping[str, Tensor], config: DiTConfig, pipeline: PipelineConfig, *, copy_parts: bool
+) -> None:
+    """Writes a pipeline that diffusers' from_pretrained opens as it is; without copied parts these are given to it.
+
+    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found.
+    """
+    from safetensors.torch import save_file
+
+    text = config.conditioning == "text"
+    parts = _copy_parts(folder, pipeline, text=text) if copy_parts else {name: [None, None] for name in _part_names(text=text)}
+    (folder / TRANSFORMER).mkdir()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / TRANSFORMER / WEIGHTS, metadata={"format": "pt"}
+    )
+    about = {"_diffusers_version": version("diffusers")}
+    network = "PixArtTransformer2DModel" if text else "DiTTransformer2DModel"
+    _write_json(folder / TRANSFORMER / "config.json", {"_class_name": network, **about, **_config_to_diffusers(config)})
+    scheduler = SCHEDULERS[_SAMPLER]
+    settings = make_objective(pipeline.objective, pipeline.objective_settings).scheduler_config(_SAMPLER)
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **about, **settings})
+    sigma = config.max_caption_tokens == _SIGMA_TOKENS
+    kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
+    index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
+    _write_json(folder / _INDEX, index | parts)
+
+
+def _part_names(*, text: bool) -> list[str]:
+    return ["text_encoder", "tokenizer", "vae"] if text else ["vae"]
+
+
+def _copy_parts(folder: Path, pipeline: PipelineConfig, *, text: bool) -> dict[str, list[str | None]]:
+    """Copies VAE, text encoder and tokenizer; their entries in model_index.json."""
+    vae = find_part(pipeline.vae.name, "vae", revision=pipeline.vae.revision)
+    sources = {"vae": (vae.folder, ["diffusers", "AutoencoderKL"])}
+    if text:
+        encoder = find_part(pipeline.text_encoder.name, "text_encoder", revision=pipeline.text_encoder.revision)
+        settings = _read_json(encoder.tokenizer_folder / "tokenizer_config.json")
+        sources["text_encoder"] = (encoder.folder, ["transformers", "T5EncoderModel"])
+        sources["tokenizer"] = (encoder.tokenizer_folder, ["transformers", str(settings.get("tokenizer_class", "T5Tokenizer"))])
+    for name, (source, _) in sources.items():
+        (folder / name).mkdir()
+        for path in sorted(source.iterdir()):  # text encoder and tokenizer may lie in one folder
+            weights = path.name == "config.json" or ".safetensors" in path.name
+            if path.is_file() and (weights != (name == "tokenizer") or path.name.startswith("LICENSE")):
+                shutil.copy(path, folder / name / path.name)
+    return {name: list(entry) for name, (_, entry) in sources.items()}
+
+
+def _config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.head_width,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.depth,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch_size,
+        "attention_bias": True,
+        "activation_fn": "gelu-approximate",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+    }
+    if config.mlp_ratio != 4:
+        raise UserError(
+            f"diffusers' networks have an MLP ratio of 4, found mlp_ratio {config.mlp_ratio}: use --target official"
+        )
+    if config.conditioning == "class":
+        if not config.null_class or config.position_scale != 1:
+            raise UserError(
+                "diffusers' DiTTransformer2DModel has a null class and positions of scale 1, found "
+                f"null_class={config.null_class}, position_scale={config.position_scale}: use --target official"
+            )
+        return values | {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": config.num_classes}
+    return values | {
+        "norm_type": "ada_norm_single",
+        "num_embeds_ada_norm": 1000,
+        "cross_attention_dim": config.width,
+        "caption_channels": config.caption_width,
+        "interpolation_scale": config.position_scale,
+        "use_additional_conditions": config.micro_conditioning,
+    }
+
+
+def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int) -> DiTConfig:
+    kind = values.get("_class_name")
+    text = values.get("norm_type") == "ada_norm_single"
+    if kind not in ("PixArtTransformer2DModel", "DiTTransformer2DModel", "Transformer2DModel"):
+        raise UserError(f"expected a PixArtTransformer2DModel or DiTTransformer2DModel, found {kind}")
+    for key, value in values.items():
+        if key in _FIXED and value not in _FIXED[key]:
+            raise UserError(f"{key}: expected {' or '.join(map(str, _FIXED[key]))}, found {value}: another network")
+        if not key.startswith("_") and key not in _FIXED | dict.fromkeys(_READ | _WITHOUT_EFFECT) and value is not None:
+            raise UserError(f"{key}: expected no such setting, found {value}: another network")
+    size = int(values["sample_size"])
+    micro, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")
+    heads, head = int(values["num_attention_heads"]), int(values["attention_head_dim"])
+    out = values.get("out_channels") or values["in_channels"]
+    common: dict[str, Any] = {
+        "sample_size": size,
+        "patch_size": values["patch_size"],
+        "in_channels": values["in_channels"],
+        "width": heads * head,
+        "depth": values["num_layers"],
+        "num_heads": heads,
+        "learned_variance": out == 2 * values["in_channels"],
+    }
+    if not text:
+        return DiTConfig(**common, conditioning="class", num_classes=values["num_embeds_ada_norm"])
+    return DiTConfig(
+        **common,
+        caption_width=values["caption_channels"],
+        max_caption_tokens=max_caption_tokens,
+        micro_conditioning=size == 128 if micro is None else micro,  # what diffusers infers
+        position_scale=float(max(size // 64, 1) if scale is None else scale),
+    )
+
+
+def _pipeline_config(folder: Path, config: DiTConfig, *, whole: bool) -> PipelineConfig:
+    """The objective from the scheduler; text encoder and VAE are the folder's own where it has them."""
+    settings: dict[str, Any] = {}
+    objective = "diffusion"
+    if whole and (folder / "scheduler" / "scheduler_config.json").is_file():
+        scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+        if scheduler.get("use_flow_sigmas") or "Flow" in scheduler.get("_class_name", ""):
+            objective, settings = "rectified_flow", {"shift": float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))}
+        elif not config.learned_variance:
+            settings = {"learned_variance": False}
+    published = "PixArt-alpha/PixArt-XL-2-1024-MS"
+    own = {name: str(folder.resolve()) for name in ("text_encoder", "vae") if (folder / name / "config.json").is_file()}
+    return PipelineConfig(
+        objective=objective,
+        objective_settings=settings,
+        resolution=8 * config.sample_size,
+        text_encoder=PartConfig(name=own.get("text_encoder", published)),
+        vae=PartConfig(name=own.get("vae", published)),
+        licence="see the source",
+    )
+
+
+def _read_tensors(root: Path) -> dict[str, Tensor]:
+    """The tensors of one file, or of all files that an index names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    shards = root / f"{WEIGHTS}.index.json"
+    names = sorted(set(_read_json(shards)["weight_map"].values())) if shards.is_file() else [WEIGHTS]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        path = root / name
+        if not path.is_file():
+            raise UserError(
+                f"expected weights at {path}, found nothing; diffusers' .bin files are not read: save as safetensors"
+            )
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no safetensors: {error}") from error
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"expected a folder that diffusers wrote, found no {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,276 @@
+"""The two objectives, one interface: the noisy latents, the timesteps to draw, the loss, the scheduler that samples.
+
+Diffusion is the paper's: 1000 steps, linear betas, epsilon prediction, a learned variance. RectifiedFlow is a straight line
+from the latents to noise and its velocity, with logit-normal timesteps. Timesteps are 0..1000 for both.
+
+Source: DDPM (Ho et al. 2020), improved DDPM (Nichol and Dhariwal 2021, section 3.1), DiT's settings; Stable Diffusion 3 (Esser
+et al. 2024, section 3.1) for logit-normal timesteps and their shift.
+Shapes: B samples, C latent channels, H x W latent pixels.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+ModelFn = Callable[[Tensor, Tensor], Tensor]
+"""The network with its conditions bound: noisy latents (B, C, H, W) and timesteps (B,) to a prediction (B, C or 2 C, H, W)."""
+
+_BIN = 1 / 255
+"""Half the width of a bin in which the first step's likelihood is counted: DiT keeps that of 8-bit pixels for latents too."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Losses per sample, float32 (B,)."""
+
+    total: Tensor
+    """What training takes the mean of."""
+    parts: Mapping[str, Tensor]
+    """Named summands of the total."""
+
+
+class Objective(Protocol):
+    """What a network is trained for."""
+
+    def timesteps_at(self, quantiles: Tensor) -> Tensor:
+        """The timesteps in 0..1000 (B,) at these quantiles (B,) in 0..1 of the distribution that training draws from."""
+
+    def sample_timesteps(self, num: int, *, generator: torch.Generator) -> Tensor:
+        """Random timesteps (num,) on the generator's device."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents (B, C, H, W), float32."""
+
+    def loss(self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Losses:
+        """The loss of a network on latents (B, C, H, W) made noisy at timesteps (B,)."""
+
+    def scheduler_config(self, sampler: str) -> dict[str, Any]:
+        """Settings of diffusers' scheduler for a sampler. Raises ValueError for one that cannot sample this objective."""
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Epsilon prediction with a learned variance, as the paper trains it."""
+
+    num_train_timesteps: int = 1000
+    """Steps of the forward process."""
+    beta_start: float = 1e-4
+    """Variance that the first step adds."""
+    beta_end: float = 0.02
+    """Variance that the last step adds; linear between."""
+    learned_variance: bool = True
+    """The prediction's second half places the variance between the smallest and the largest that make sense."""
+
+    def timesteps_at(self, quantiles: Tensor) -> Tensor:
+        """Uniform over the whole steps 0..999, as floats."""
+        return (quantiles * self.num_train_timesteps).floor().clamp(max=self.num_train_timesteps - 1)
+
+    def sample_timesteps(self, num: int, *, generator: torch.Generator) -> Tensor:
+        """Random timesteps (num,) on the generator's device."""
+        return self.timesteps_at(torch.rand(num, generator=generator, device=generator.device))
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(alpha_bar) latents + sqrt(1 - alpha_bar) noise."""
+        at = self._at(timesteps)
+        return at.signal * latents.float() + at.noise * noise.float()  # (B, C, H, W)
+
+    def loss(self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Losses:
+        """Squared error of the noise, plus the variational bound in bits per dimension, which trains the variance alone.
+
+        Raises ValueError where the network has not the channels that the objective needs.
+        """
+        noisy = self.add_noise(latents, noise, timesteps)  # (B, C, H, W)
+        prediction = model_fn(noisy, timesteps).float()
+        _check_channels(prediction, latents, factor=2 if self.learned_variance else 1)
+        epsilon = prediction[:, : latents.shape[1]]  # (B, C, H, W)
+        error = (epsilon - noise.float()).square().flatten(1).mean(1)  # (B,)
+        if not self.learned_variance:
+            return Losses(total=error, parts={"mse": error})
+        variance = prediction[:, latents.shape[1] :]  # (B, C, H, W)
+        bound = self.bound(epsilon.detach(), variance, latents=latents.float(), noisy=noisy, timesteps=timesteps)  # (B,)
+        return Losses(total=error + bound, parts={"mse": error, "bound": bound})
+
+    def bound(self, epsilon: Tensor, variance: Tensor, *, latents: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """One term of the variational bound (B,), in bits per dimension.
+
+        KL of the true posterior q(x_{t-1} | x_t, x_0) from the network's step; at t = 0 the negative log-likelihood of the
+        latents in bins of 2/255. variance (B, C, H, W) is -1 at the smallest log-variance and 1 at the largest.
+        """
+        at = self._at(timesteps)
+        predicted = (noisy - at.noise * epsilon) / at.signal  # (B, C, H, W)
+        true_mean = at.from_latents * latents + at.from_noisy * noisy
+        mean = at.from_latents * predicted + at.from_noisy * noisy
+        share = (variance + 1) / 2
+        log_variance = share * at.log_largest + (1 - share) * at.log_smallest  # (B, C, H, W)
+        divergence = 0.5 * (
+            log_variance
+            - at.log_smallest
+            + (at.log_smallest - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+            - 1
+        )
+        likelihood = _binned_log_likelihood(latents, mean=mean, log_std=0.5 * log_variance)
+        nats = torch.where((timesteps == 0).view(-1, 1, 1, 1), -likelihood, divergence)  # (B, C, H, W)
+        return nats.flatten(1).mean(1) / math.log(2)
+
+    def scheduler_config(self, sampler: str) -> dict[str, Any]:
+        """dpm-solver++ or ddim; the settings of the published PixArt pipelines."""
+        schedule = {
+            "num_train_timesteps": self.num_train_timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": "linear",
+            "prediction_type": "epsilon",
+        }
+        if sampler == "dpm-solver++":
+            return schedule | {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "linspace"}
+        if sampler == "ddim":
+            return schedule | {"clip_sample": False, "timestep_spacing": "trailing"}
+        raise ValueError(f"sampler: expected dpm-solver++ or ddim for the objective diffusion, found {sampler}")
+
+    def _at(self, timesteps: Tensor) -> "_Schedule":
+        """The schedule's values at whole timesteps, each (B, 1, 1, 1)."""
+        table = _schedule(self, timesteps.device)
+        return _Schedule(*(values[timesteps.long()].view(-1, 1, 1, 1) for values in table))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Velocity prediction on the straight line (1 - t) latents + t noise; t is the timestep / 1000."""
+
+    mean: float = 0.0
+    """Of logit(t): above 0, more noise."""
+    std: float = 1.0
+    """Of logit(t)."""
+    shift: float = 1.0
+    """Moves the times of training and sampling towards noise, for more latent pixels: t becomes s t / (1 + (s - 1) t)."""
+    num_train_timesteps: int = 1000
+    """The timestep of pure noise."""
+
+    def timesteps_at(self, quantiles: Tensor) -> Tensor:
+        """Logit-normal, shifted."""
+        times = torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantiles))
+        return self.num_train_timesteps * self.shift * times / (1 + (self.shift - 1) * times)
+
+    def sample_timesteps(self, num: int, *, generator: torch.Generator) -> Tensor:
+        """Random timesteps (num,) on the generator's device."""
+        return self.timesteps_at(torch.rand(num, generator=generator, device=generator.device))
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """(1 - t) latents + t noise."""
+        times = (timesteps.float() / self.num_train_timesteps).view(-1, 1, 1, 1)
+        return torch.lerp(latents.float(), noise.float(), times)  # (B, C, H, W)
+
+    def loss(self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Losses:
+        """Squared error of the velocity, noise - latents. Raises ValueError for a network with a learned variance."""
+        prediction = model_fn(self.add_noise(latents, noise, timesteps), timesteps).float()
+        _check_channels(prediction, latents, factor=1)
+        error = (prediction - (noise.float() - latents.float())).square().flatten(1).mean(1)  # (B,)
+        return Losses(total=error, parts={"mse": error})
+
+    def scheduler_config(self, sampler: str) -> dict[str, Any]:
+        """dpm-solver++ (also what an exported pipeline has) or euler."""
+        if sampler == "dpm-solver++":
+            return {
+                "num_train_timesteps": self.num_train_timesteps,
+                "algorithm_type": "dpmsolver++",
+                "solver_order": 2,
+                "prediction_type": "flow_prediction",
+                "use_flow_sigmas": True,
+                "flow_shift": self.shift,
+            }
+        if sampler == "euler":
+            return {"num_train_timesteps": self.num_train_timesteps, "shift": self.shift}
+        raise ValueError(f"sampler: expected dpm-solver++ or euler for the objective rectified_flow, found {sampler}")
+
+
+OBJECTIVES: dict[str, type[Diffusion] | type[RectifiedFlow]] = {"diffusion": Diffusion, "rectified_flow": RectifiedFlow}
+
+
+def make_objective(name: str, settings: Mapping[str, Any] | None = None) -> Objective:
+    """An objective by its name in pipeline.json. Raises ValueError for an unknown name or setting."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective: expected {' or '.join(OBJECTIVES)}, found {name!r}")
+    try:
+        return OBJECTIVES[name](**(settings or {}))
+    except TypeError as error:
+        raise ValueError(f"objective {name}: {error}") from error
+
+
+def validation_noise(objective: Objective, latents: Tensor, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Noise (B, C, H, W) and timesteps (B,) that depend on the samples' places in the validation set alone.
+
+    The timesteps of successive places fall into the largest gap of those before, so that few samples cover all of them.
+    """
+    draws = [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(place)) for place in places]
+    quantiles = torch.tensor([(0.5 + place * _GOLDEN) % 1 for place in places], dtype=torch.float64)
+    return torch.stack(draws).to(latents.device), objective.timesteps_at(quantiles).float().to(latents.device)
+
+
+@torch.no_grad()
+def validation_loss(objective: Objective, model_fn: ModelFn, latents: Tensor, places: Sequence[int]) -> Losses:
+    """The loss at noise and timesteps that are the same at every call: comparable between steps, runs and batch sizes.
+
+    places: each sample's index in the validation set.
+    """
+    noise, timesteps = validation_noise(objective, latents, places)
+    return objective.loss(model_fn, latents, noise, timesteps)
+
+
+class _Schedule(NamedTuple):
+    """Per timestep; alpha_bar is the share of the latents' variance that is left."""
+
+    signal: Tensor
+    """sqrt(alpha_bar)"""
+    noise: Tensor
+    """sqrt(1 - alpha_bar)"""
+    from_latents: Tensor
+    """Weight of the latents in the posterior's mean."""
+    from_noisy: Tensor
+    """Weight of the noisy latents in it."""
+    log_smallest: Tensor
+    """Log-variance of the posterior; at t = 0, where it is -inf, that of t = 1."""
+    log_largest: Tensor
+    """log beta"""
+
+
+@lru_cache(maxsize=8)
+def _schedule(diffusion: Diffusion, device: torch.device) -> _Schedule:
+    """The tables (num_train_timesteps,), computed in float64."""
+    steps = diffusion.num_train_timesteps
+    betas = torch.linspace(diffusion.beta_start, diffusion.beta_end, steps, dtype=torch.float64)
+    left = torch.cumprod(1 - betas, dim=0)
+    before = torch.cat([left.new_ones(1), left[:-1]])
+    posterior = betas * (1 - before) / (1 - left)
+    tables = _Schedule(
+        signal=left.sqrt(),
+        noise=(1 - left).sqrt(),
+        from_latents=betas * before.sqrt() / (1 - left),
+        from_noisy=(1 - before) * (1 - betas).sqrt() / (1 - left),
+        log_smallest=torch.cat([posterior[1:2], posterior[1:]]).log(),
+        log_largest=betas.log(),
+    )
+    return _Schedule(*(table.float().to(device) for table in tables))
+
+
+def _binned_log_likelihood(values: Tensor, *, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-probability of each value's bin under a Gaussian; the outermost bins reach to infinity."""
+    centred, scale = values - mean, (-log_std).exp()
+    below = torch.where(values < -0.999, 0.0, torch.special.ndtr((centred - _BIN) * scale))
+    above = torch.where(values > 0.999, 1.0, torch.special.ndtr((centred + _BIN) * scale))
+    return (above - below).clamp(min=1e-12).log()
+
+
+def _check_channels(prediction: Tensor, latents: Tensor, *, factor: int) -> None:
+    expected = (len(latents), factor * latents.shape[1], *latents.shape[2:])
+    if tuple(prediction.shape) != expected:
+        raise ValueError(
+            f"prediction: expected {expected} for latents {tuple(latents.shape)}, found {tuple(prediction.shape)}; "
+            "does learned_variance of the network fit the objective?"
+        )

@@ -1,0 +1,216 @@
+"""Checkpoints of others in and out: nothing is lost, everything foreign is refused by name, diffusers opens what we write."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.checkpoint import load_checkpoint
+from model.command_line import UserError
+from model.convert import ConvertConfig, main
+from model.dit import DiT, KVCompression, position_table
+from model.dit_config import UnstatedConfig
+from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, captions, latents, padded_captions, random_network
+from tests.model.tiny_parts import save_tiny_checkpoint
+
+HEADS = UnstatedConfig(num_heads=4)
+
+
+def _official(network: DiT) -> dict[str, Tensor]:
+    config = network.config
+    side = config.base_grid
+    positions = position_table((side, side), width=config.width, base=side, scale=config.position_scale)
+    return {"pos_embed": positions[None]} | network.state_dict()
+
+
+def _save(path: Path, network: DiT) -> Path:
+    state = _official(network)
+    torch.save({"state_dict": state, "epoch": 3} if network.config.conditioning == "text" else state, path)
+    return path
+
+
+def _convert(source: str, target: str, checkpoint: Path, out: Path, **settings: Any) -> Path:
+    values: dict[str, Any] = {"unstated": HEADS, "copy_parts": False} | settings
+    assert main(ConvertConfig(checkpoint=str(checkpoint), out=str(out), source=source, target=target, **values)) == 0  # type: ignore[arg-type]
+    return out
+
+
+def _same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"micro_conditioning": True, "position_scale": 2.0},
+        {"qk_norm": True, "kv_compression": KVCompression(layers=(2,)), "position_scale": 0.5},
+        {"mlp_ratio": 3.0, "learned_variance": False},
+    ],
+    ids=["alpha", "multi-scale", "sigma", "other sizes"],
+)
+def test_official_to_native_and_back_loses_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    network = random_network(TEXT, **changes)
+    native = _convert("official", "native", _save(tmp_path / "in.pth", network), tmp_path / "native")
+    loaded, pipeline = load_checkpoint(native)
+    assert loaded.config == network.config and pipeline.resolution == 128
+    back = _convert("native", "official", native, tmp_path / "out.pth")
+    assert _same(torch.load(back, weights_only=True)["state_dict"], _official(network))
+    tensors = _convert("native", "official", native, tmp_path / "out.safetensors")
+    assert _same(load_file(tensors), _official(network))
+    assert _same(
+        load_checkpoint(_convert("official", "native", tensors, tmp_path / "again"))[0].state_dict(), network.state_dict()
+    )
+
+
+@pytest.mark.parametrize("micro", [False, True])
+def test_diffusers_opens_what_we_write_and_we_what_it_writes(tmp_path: Path, micro: bool) -> None:
+    network = random_network(TEXT, micro_conditioning=micro, position_scale=2.0)
+    folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", network), tmp_path / "diffusers")
+    theirs = PixArtTransformer2DModel.from_pretrained(folder / "transformer")
+    assert json.loads((folder / "transformer" / "config.json").read_text())["use_additional_conditions"] is micro
+    if not micro:
+        embeddings, mask = padded_captions()
+        expected = theirs(latents(), encoder_hidden_states=embeddings, timestep=TIMESTEPS, encoder_attention_mask=mask.long())
+        torch.testing.assert_close(network(latents(), TIMESTEPS, captions=captions()), expected.sample, rtol=1e-4, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "saved")
+    native = _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native", unstated=UnstatedConfig())
+    state = load_checkpoint(native)[0].state_dict()
+    assert not state.pop("y_embedder.y_embedding").any()  # diffusers has none
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in state.items())
+    again = _convert("native", "diffusers", native, tmp_path / "again")
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert _same(load_file(again / weights), load_file(folder / weights))
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "rectified_flow"])
+def test_a_whole_pipeline_opens_in_diffusers_as_it_is(tmp_path: Path, objective: str) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path, objective=objective)
+    folder = _convert("native", "diffusers", checkpoint, tmp_path / "out", copy_parts=True)
+    pipeline = PixArtAlphaPipeline.from_pretrained(folder)
+    assert isinstance(pipeline.scheduler, DPMSolverMultistepScheduler)
+    assert pipeline.scheduler.config["use_flow_sigmas"] is (objective == "rectified_flow")
+    image = pipeline("a red owl", num_inference_steps=2, use_resolution_binning=False, clean_caption=False, output_type="np")
+    assert image.images.shape == (1, 32, 32, 3)
+    back = load_checkpoint(_convert("diffusers", "native", folder, tmp_path / "back"))[1]
+    assert back.objective == objective and back.vae.name == str(folder.resolve())
+
+
+def test_a_dit_goes_both_ways_and_copies_that_differ_are_refused(tmp_path: Path) -> None:
+    network = random_network(CLASS)
+    folder = _convert("dit", "diffusers", _save(tmp_path / "in.pt", network), tmp_path / "diffusers")
+    theirs = DiTTransformer2DModel.from_pretrained(folder / "transformer")
+    back = _convert("diffusers", "official", folder, tmp_path / "out.pt")
+    assert _same(torch.load(back, weights_only=True), _official(network))
+    block: Any = theirs.transformer_blocks[2]
+    with torch.no_grad():
+        block.norm1.emb.class_embedder.embedding_table.weight[1, 1] += 1
+    theirs.save_pretrained(tmp_path / "apart")
+    with pytest.raises(
+        UserError, match=r"transformer_blocks\.2\.norm1\.emb\.class_embedder.* differs from transformer_blocks\.0"
+    ):
+        _convert("diffusers", "native", tmp_path / "apart", tmp_path / "native")
+
+
+def test_ema_or_raw(tmp_path: Path) -> None:
+    raw, ema = random_network(seed=1), random_network(seed=2)
+    path = tmp_path / "training.pth"
+    torch.save({"state_dict": _official(raw), "state_dict_ema": _official(ema), "optimizer": {"state": {}}}, path)
+    for weights, expected in {"auto": ema, "ema": ema, "raw": raw}.items():
+        native = _convert("official", "native", path, tmp_path / weights, weights=weights)
+        assert _same(load_checkpoint(native)[0].state_dict(), expected.state_dict())
+    with pytest.raises(UserError, match="holds no ema weights, found raw"):
+        _convert("official", "native", _save(tmp_path / "raw.pth", raw), tmp_path / "none", weights="ema")
+
+
+def test_the_report_names_every_key(tmp_path: Path) -> None:
+    state = _official(random_network())
+    del state["y_embedder.y_embedding"]
+    save_file(state, tmp_path / "in.safetensors")
+    _convert("official", "native", tmp_path / "in.safetensors", tmp_path / "native", report=str(tmp_path / "report.json"))
+    report = {key["name"]: key["status"] for key in json.loads((tmp_path / "report.json").read_text())}
+    assert report == dict.fromkeys(state, "loaded") | {"y_embedder.y_embedding": "missing"}
+    folder = _convert("native", "diffusers", tmp_path / "native", tmp_path / "diffusers")
+    _convert("diffusers", "native", folder, tmp_path / "back", report=str(tmp_path / "report.json"))
+    report = {key["name"]: key["status"] for key in json.loads((tmp_path / "report.json").read_text())}
+    assert report.keys() == load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors").keys()
+    assert report["transformer_blocks.0.attn1.to_q.weight"] == "reshaped"
+
+
+def _without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: _without(state, "blocks.1.mlp.fc2.bias"), r"1 missing: blocks\.1\.mlp\.fc2\.bias"),
+        (lambda state: state | {"blocks.1.lora.weight": torch.zeros(2)}, r"1 unexpected: blocks\.1\.lora\.weight"),
+        (lambda state: state | {"t_block.1.bias": torch.zeros(5)}, r"t_block\.1\.bias: expected \[288\], found \[5\]"),
+        (lambda state: state | {"pos_embed": torch.zeros(1, 64, 48)}, "pos_embed .*expected sine-cosine positions"),
+        (lambda state: _without(state, "pos_embed"), "no pos_embed.*--unstated.sample_size"),
+        (lambda _state: {"conv.weight": torch.zeros(2)}, "expected --source dit"),
+        (lambda _state: {}, "expected tensors by name, found nothing"),
+        (lambda _state: {"state_dict": {"x": 3}}, "expected tensors by name, found 'x', which is none"),
+    ],
+)
+def test_what_is_missing_or_foreign_is_named(tmp_path: Path, change: Any, message: str) -> None:
+    torch.save(change(_official(random_network())), tmp_path / "in.pth")
+    with pytest.raises(UserError, match=message):
+        _convert("official", "native", tmp_path / "in.pth", tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"in{suffix}"
+    state = _official(random_network())
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"5000 bytes\) is cut off or no checkpoint"):
+        _convert("official", "native", path, tmp_path / "native")
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("executed",))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": _official(random_network()), "args": _Harmful()}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match="cut off or no checkpoint"):
+        _convert("official", "native", tmp_path / "in.pth", tmp_path / "native")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_what_the_target_cannot_hold_is_refused(tmp_path: Path) -> None:
+    sigma = _save(tmp_path / "sigma.pth", random_network(qk_norm=True))
+    with pytest.raises(UserError, match="has no qk_norm"):
+        _convert("official", "diffusers", sigma, tmp_path / "out")
+    with pytest.raises(UserError, match="--source dit: found a text-conditional network"):
+        _convert("dit", "native", sigma, tmp_path / "out")
+    with pytest.raises(UserError, match="heads of width 48: give --unstated.num_heads"):
+        _convert("official", "native", sigma, tmp_path / "out", unstated=UnstatedConfig())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="already there"):
+        _convert("official", "native", sigma, tmp_path / "out")
+
+
+def test_another_network_in_a_folder_of_diffusers_is_named(tmp_path: Path) -> None:
+    folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
+    path = folder / "transformer" / "config.json"
+    values = json.loads(path.read_text())
+    for key, value in {"activation_fn": "silu", "_class_name": "UNet2DConditionModel", "num_experts": 3}.items():
+        path.write_text(json.dumps(values | {key: value}))
+        with pytest.raises(UserError, match=f"{value}"):
+            _convert("diffusers", "native", folder, tmp_path / "native")
+
+
+def test_unstated_settings_are_those_of_the_published_files() -> None:
+    assert asdict(UnstatedConfig()) == {"num_heads": 0, "num_classes": 0, "sample_size": 0, "position_scale": 0.0}

@@ -1,0 +1,196 @@
+"""The command: files where they are expected, PNGs that say what they are, nothing drawn twice, one line for what is wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.command_line import UserError, run_command
+from model.generate import GenerateConfig, main
+from model.generation import GenerationRequest
+from model.image_files import image_names
+from model.pipeline import open_pipeline
+from model.prompt_files import read_prompts
+from model.sampling import SamplingConfig
+from tests.model.tiny_parts import SIDE_PX, save_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_checkpoint(tmp_path_factory.mktemp("generate"), objective="rectified_flow"))
+
+
+def run(*arguments: str, checkpoint: str = "mini") -> int:
+    argv = [f"--checkpoint={checkpoint}", *arguments]
+    return run_command(GenerateConfig, main, prog="python -m model.generate", example="…", argv=argv)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_one_image_is_that_of_the_pipeline_and_says_what_it_is(checkpoint: str, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "owl.png"
+    assert (
+        run("--prompt", "Ä red owl 鳥", "--seed", "3", "--num_inference_steps", "4", "--out", str(out), checkpoint=checkpoint)
+        == 0
+    )
+    with Image.open(out) as image:
+        image.load()
+        text = dict(image.text)  # type: ignore[attr-defined]
+        assert image.size == (SIDE_PX, SIDE_PX)
+    assert (text["prompt"], text["seed"], text["negative_prompt"]) == ("Ä red owl 鳥", "3", "")
+    settings = json.loads(text["settings"])
+    assert (settings["sampler"], settings["num_inference_steps"], settings["guidance_scale"]) == ("dpm-solver++", 4, 4.5)
+    assert len(settings["checkpoint_fingerprint"]) == 16
+    config = GenerateConfig(out="", prompt="Ä red owl 鳥", seed=3, num_inference_steps=4)
+    expected = open_pipeline(checkpoint)(config.request())[0].image
+    assert np.array_equal(pixels(out), np.asarray(expected))
+
+
+def test_a_file_of_prompts_fills_a_folder_and_a_grid_once(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "images"
+    prompts.write_text('{"text": "a red owl"}\n\n{"text": "key"}\n{"text": "a red owl"}\n')
+    arguments = ["--prompts_file", str(prompts), "--prompt_column", "text", "--num_images_per_prompt", "2", "--grid",
+                 "--num_inference_steps", "2", "--out", str(out)]  # fmt: skip
+    assert run(*arguments, checkpoint=checkpoint) == 0
+    names = ["a-red-owl-s0.png", "a-red-owl-s1.png", "grid.png", "key-s0.png", "key-s1.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    grid = pixels(out / "grid.png")
+    assert grid.shape == (2 * SIDE_PX + 4, 2 * SIDE_PX + 4, 3)
+    assert np.array_equal(grid[:SIDE_PX, -SIDE_PX:], pixels(out / "a-red-owl-s1.png"))  # a row for each prompt
+    assert np.array_equal(grid[-SIDE_PX:, :SIDE_PX], pixels(out / "key-s0.png"))
+    assert "4 images drawn" in capsys.readouterr().out
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*-s*.png")}
+    (out / "key-s0.png").write_bytes((out / "key-s0.png").read_bytes()[:200])  # a copy that broke off
+    assert run(*arguments, checkpoint=checkpoint) == 0
+    assert "1 images drawn" in capsys.readouterr().out
+    assert {name for name, time in kept.items() if (out / name).stat().st_mtime_ns != time} == {"key-s0.png"}
+    assert np.array_equal(pixels(out / "key-s0.png"), grid[-SIDE_PX:, :SIDE_PX])
+    assert run(*arguments, "--guidance_scale", "2", checkpoint=checkpoint) == 0  # other settings are other images
+    assert "4 images drawn" in capsys.readouterr().out
+
+
+def test_only_a_grid_goes_to_a_png(checkpoint: str, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    options = ["--num_images_per_prompt", "3", "--num_inference_steps", "1", "--out", str(out)]
+    assert run("--prompt", "owl", "--grid", *options, checkpoint=checkpoint) == 0
+    assert pixels(out).shape == (2 * SIDE_PX + 4, 2 * SIDE_PX + 4, 3)  # three on two rows, the last place white
+    assert (pixels(out)[-SIDE_PX:, -SIDE_PX:] == 255).all()
+
+
+def test_a_long_prompt_is_reported(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--prompt", "owl " * 40, "--num_inference_steps", "1", "--out", str(tmp_path / "a.png"), checkpoint=checkpoint)
+    assert "1 prompts have more than 20 tokens, of which the rest is not read; the first: owl owl" in capsys.readouterr().out
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a file of prompts that holds none."""
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY.txt").write_text("\n \n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x.png"], "expected either --prompt or --prompts_file"),
+        (["--prompt", "a", "--prompts_file", "b.txt", "--out", "x"], "found both"),
+        (["--prompts_file", "EMPTY.txt", "--out", "x"], "EMPTY.txt is empty: expected a prompt at least"),
+        (["--prompts_file", "nowhere.txt", "--out", "x"], "nowhere.txt cannot be read: No such file"),
+        (["--prompt", "a", "--height", "30", "--out", "x.png"], "multiples of 4 px, found 30 x 32"),
+        (["--prompt", "a", "--num_inference_steps", "0", "--out", "x.png"], "num_inference_steps must be 1 to 1000"),
+        (["--prompt", "a", "--sampler", "ddim", "--out", "x.png"], "expected dpm-solver++ or euler"),
+        (["--prompt", "a", "--num_images_per_prompt", "2", "--out", "x.png"], "one image, not for 2: give a folder, or --grid"),
+        (["--prompt", "a", "--out", "x.jpg"], "expected a .png or a folder"),
+        (["--prompt", "a", "--checkpoint", "nowhere", "--out", "x.png"], "expected a checkpoint"),
+        (["--prompt", "a", "--device", "cuda:99", "--out", "x.png"], "device cuda:99"),
+        (["--prompt", "a", "--text_encoder", "./none", "--out", "x.png"], "there is no text_encoder in none"),
+        (["--prompt", "a", "--step", "3", "--out", "x.png"], "unknown option step"),
+    ],
+)
+def test_bad_input_is_one_line(
+    checkpoint: str, elsewhere: Path, capsys: pytest.CaptureFixture[str], *, arguments: list[str], message: str
+) -> None:
+    assert run(*arguments, checkpoint=checkpoint) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("error: ")
+    assert [path.name for path in elsewhere.iterdir()] == ["EMPTY.txt"]
+
+
+def test_without_a_shipped_checkpoint_mini_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.checkpoint.PRETRAINED", tmp_path)
+    assert run("--prompt", "a", "--out", str(tmp_path / "x.png")) == 2
+    assert "no shipped checkpoint" in capsys.readouterr().err
+
+
+@given(st.lists(st.text(min_size=1, max_size=90), min_size=2, max_size=6, unique=True))
+def test_names_are_unique_short_and_safe_and_do_not_depend_on_the_list(prompts: list[str]) -> None:
+    names = image_names(prompts * 2, [1] * len(prompts) + [2] * len(prompts))
+    assert len(set(names)) == 2 * len(prompts)
+    assert all("/" not in name and not name.startswith((".", "-")) and len(name.encode()) < 255 for name in names)
+    assert image_names(prompts[1:2], [2]) == [names[len(prompts) + 1]]
+
+
+def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\ufeffa red owl\n\n  key \na red owl\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "a.txt") == ("a red owl", "key")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one\u2028line", "id": 3}\n', encoding="utf-8")
+    assert read_prompts(tmp_path / "a.jsonl") == ("one\u2028line",)
+    (tmp_path / "a.csv").write_text('id,caption\n1,"a, red\nowl"\n2,key\n')
+    assert read_prompts(tmp_path / "a.csv", column="caption") == ("a, red\nowl", "key")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"id,caption\n1,x\n", "no column 'prompt', it has id, caption"),
+        ("a.csv", b"prompt,id\nx,1\n,2\n", "line 3: expected text in 'prompt', found none"),
+        ("a.csv", b"", "is empty"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 3}\n', "line 2: expected an object with text in 'prompt', found"),
+        ("a.jsonl", b"{\n", "line 1: not JSON"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.doc", b"x", "expected .txt, .jsonl or .csv, found .doc"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_refused_with_the_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_the_settings_of_the_command_reach_the_request() -> None:
+    config = GenerateConfig(
+        out="x",
+        prompt="a",
+        negative_prompt="b",
+        num_images_per_prompt=2,
+        seed=4,
+        sampler="ddim",
+        eta=0.5,
+        guidance_scale=3.0,
+        num_inference_steps=7,
+        height=64,
+        width=32,
+        resolution_binning=False,
+    )
+    assert config.request() == GenerationRequest(
+        prompts=("a",),
+        negative_prompt="b",
+        num_images_per_prompt=2,
+        seed=4,
+        height=64,
+        width=32,
+        resolution_binning=False,
+        sampling=SamplingConfig(sampler="ddim", eta=0.5, guidance_scale=3.0, num_inference_steps=7),
+    )

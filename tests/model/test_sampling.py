@@ -1,0 +1,139 @@
+"""From noise to latents: a network that knows the answer is led to it, by every sampler; guidance; seeds."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from model.command_line import UserError
+from model.diffusion import Diffusion, Objective, RectifiedFlow
+from model.dit import Captions
+from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, make_scheduler, sample_latents
+
+PAIRS = [("dpm-solver++", Diffusion()), ("ddim", Diffusion()), ("dpm-solver++", RectifiedFlow()), ("euler", RectifiedFlow()),
+         ("dpm-solver++", RectifiedFlow(shift=3.0)), ("euler", RectifiedFlow(shift=3.0))]  # fmt: skip
+
+
+class Oracle(torch.nn.Module):
+    """In place of a DiT: says what leads to `answers[caption]`, from the same equations as the training's noise."""
+
+    def __init__(self, objective: Objective, answers: torch.Tensor, *, learned_variance: bool) -> None:
+        super().__init__()
+        self.objective = objective
+        self.answers = torch.nn.Parameter(answers)  # (captions, C, h, w)
+        self.learned_variance = learned_variance
+        self.timesteps: list[float] = []
+
+    def prepare(self, captions: Captions) -> Captions:
+        return captions
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, *, captions: Captions, **_: Any) -> torch.Tensor:
+        self.timesteps.append(float(timesteps[0]))
+        answers = self.answers[captions.tokens[:, 0].long()]
+        if isinstance(self.objective, RectifiedFlow):
+            prediction = (latents - answers) / (timesteps / 1000).view(-1, 1, 1, 1)
+        else:
+            signal = self.objective.add_noise(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), timesteps[:1])
+            noise = self.objective.add_noise(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), timesteps[:1])
+            prediction = (latents - signal * answers) / noise
+        return torch.cat([prediction, torch.full_like(prediction, 9e9)], dim=1) if self.learned_variance else prediction
+
+
+def caption(*places: int) -> Captions:
+    """Captions of one token that says which answer they stand for."""
+    return Captions(
+        tokens=torch.tensor(places, dtype=torch.float32)[:, None], lengths=torch.ones(len(places), dtype=torch.long)
+    )
+
+
+def answers(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("sampler", "objective"), PAIRS)
+@pytest.mark.parametrize("steps", [5, 20])
+def test_every_sampler_ends_where_the_network_leads(sampler: str, objective: Objective, steps: int) -> None:
+    """Fails where a scheduler's schedule or sign is not that of the training."""
+    oracle = Oracle(objective, answers(), learned_variance=isinstance(objective, Diffusion))
+    latents = sample_latents(
+        oracle,  # type: ignore[arg-type]
+        objective,
+        Conditioning(captions=caption(2, 0)),
+        noise=draw_noise(image_generators([0, 1]), (4, 6, 6)),
+        config=SamplingConfig(sampler=sampler, num_inference_steps=steps, guidance_scale=1),
+    )
+    # diffusers rounds DPM-Solver's timesteps to whole ones, also where the noise level lies between.
+    tolerance = 0.05 if isinstance(objective, RectifiedFlow) and sampler == "dpm-solver++" else 1e-3
+    torch.testing.assert_close(latents, answers()[[2, 0]], rtol=0, atol=tolerance)
+    assert len(oracle.timesteps) == steps and oracle.timesteps == sorted(oracle.timesteps, reverse=True)
+    assert 950 < oracle.timesteps[0] <= 1000
+
+
+@pytest.mark.parametrize(("sampler", "objective"), PAIRS)
+def test_guidance_goes_from_the_negative_prompt_past_the_prompt_in_all_channels(sampler: str, objective: Objective) -> None:
+    oracle = Oracle(objective, answers(), learned_variance=isinstance(objective, Diffusion))
+    latents = sample_latents(
+        oracle,  # type: ignore[arg-type]
+        objective,
+        Conditioning(captions=caption(1), negative_captions=caption(2)),
+        noise=draw_noise(image_generators([0]), (4, 6, 6)),
+        config=SamplingConfig(sampler=sampler, guidance_scale=4.5),
+    )
+    expected = answers()[2] + 4.5 * (answers()[1] - answers()[2])
+    torch.testing.assert_close(latents[0], expected, rtol=0, atol=0.2 if sampler == "dpm-solver++" else 0.01)
+
+
+def test_noise_is_the_same_in_any_batch_and_that_of_diffusers() -> None:
+    together = draw_noise(image_generators([3, 7, 3]), (4, 6, 8))
+    assert torch.equal(together[1:2], draw_noise(image_generators([7]), (4, 6, 8)))
+    assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
+    assert torch.equal(together, randn_tensor((3, 4, 6, 8), generator=image_generators([3, 7, 3])))
+
+
+def test_the_noise_of_ddim_follows_the_seeds_and_given_steps_are_taken() -> None:
+    objective = Diffusion()
+    oracle = Oracle(objective, answers(), learned_variance=True)
+    noise = draw_noise(image_generators([5, 6]), (4, 6, 6))
+    seen: list[torch.Tensor] = []
+    for seeds, places in [((5, 6), (0, 1)), ((6,), (1,))]:
+        steps: list[torch.Tensor] = []
+        sample_latents(
+            oracle,  # type: ignore[arg-type]
+            objective,
+            Conditioning(captions=caption(*places)),
+            noise=noise[list(places)],
+            config=SamplingConfig(sampler="ddim", eta=1.0, guidance_scale=1),
+            generators=image_generators(seeds),
+            on_step=lambda step, timestep, latents, steps=steps: steps.append(latents),  # type: ignore[misc]
+        )
+        seen.append(steps[10][-1])
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-5, atol=1e-5)
+    given = make_scheduler(RectifiedFlow(), SamplingConfig(sampler="euler", sigmas=(1.0, 0.6, 0.2)))
+    assert given.timesteps.tolist() == pytest.approx([1000, 600, 200])
+    given = make_scheduler(Diffusion(), SamplingConfig(timesteps=(900, 400)))
+    assert given.timesteps.tolist() == [900, 400]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "heun"}, "sampler must be one of"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000"),
+        ({"guidance_scale": 0.5}, "guidance_scale must be 1 or more"),
+        ({"eta": 0.5}, "eta must be 0, or up to 1 with ddim"),
+        ({"timesteps": (1.0, 2.0)}, "timesteps and sigmas must be falling"),
+        ({"sampler": "ddim", "timesteps": (2.0, 1.0)}, "not with ddim"),
+        ({"sigmas": (1.0, 0.5)}, "sigmas must be given with euler only"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingConfig(**options)
+
+
+def test_a_sampler_of_the_other_objective_is_refused() -> None:
+    with pytest.raises(UserError, match="found euler"):
+        make_scheduler(Diffusion(), SamplingConfig(sampler="euler"))
+    with pytest.raises(UserError, match="found ddim"):
+        make_scheduler(RectifiedFlow(), SamplingConfig(sampler="ddim"))

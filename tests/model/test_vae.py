@@ -1,0 +1,121 @@
+"""Images to latents and back: what diffusers gives, with the scale in one place, for any dtype and in tiles."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from model.command_line import UserError
+from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
+from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_vae
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def vae(folder: Path) -> VAE:
+    return tiny_vae(folder)
+
+
+def images(count: int = 2, *, side: int = 32) -> torch.Tensor:
+    return torch.rand(count, 3, side, side + 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_latents_and_images_are_those_of_diffusers(folder: Path, vae: VAE) -> None:
+    theirs = AutoencoderKL.from_pretrained(folder)
+    with torch.no_grad():
+        posterior = theirs.encode(images()).latent_dist
+        decoded = theirs.decode(posterior.mean).sample
+    found = vae.encode(images())
+    assert found.mean.shape == (2, 4, 16, 20) == found.log_variance.shape
+    torch.testing.assert_close(found.mean, posterior.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.log_variance, posterior.logvar, rtol=1e-4, atol=1e-5)
+    latents = found.sample(vae.scale, generator=None)
+    torch.testing.assert_close(latents, posterior.mean * 0.7, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vae.decode(latents), decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_have_the_stated_mean_and_variance_and_follow_the_generator() -> None:
+    distribution = LatentDistribution(torch.full((1, 4, 64, 64), 3.0), torch.full((1, 4, 64, 64), 2.0).log())
+    scale = LatentScale(scaling_factor=0.5, shift_factor=1.0)
+    drawn = distribution.sample(scale, generator=torch.Generator().manual_seed(1))
+    assert abs(drawn.mean().item() - (3 - 1) * 0.5) < 0.03
+    assert abs(drawn.var().item() - 2 * 0.5**2) < 0.03
+    assert torch.equal(drawn, distribution.sample(scale, generator=torch.Generator().manual_seed(1)))
+    assert not torch.equal(drawn, distribution.sample(scale, generator=torch.Generator().manual_seed(2)))
+    rounded = LatentDistribution(distribution.mean.bfloat16(), distribution.log_variance.bfloat16())
+    assert rounded.sample(scale, generator=torch.Generator().manual_seed(1)).dtype == torch.float32
+    torch.testing.assert_close(scale.from_latents(scale.to_latents(drawn)), drawn)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"), [({}, 0.18215), ({"scaling_factor": 0.13025}, 0.13025), ({"shift_factor": 0.1}, 0.18215)]
+)
+def test_the_scale_is_the_configs(settings: dict[str, float], scale: float) -> None:
+    model = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, **settings)
+    assert VAE(model).scale == LatentScale(scale, settings.get("shift_factor", 0.0))
+
+
+def test_bfloat16_computes_in_it_and_hands_over_float32(folder: Path, vae: VAE) -> None:
+    rounded = load_vae(VAEConfig(name=str(folder), dtype="bfloat16"))
+    found, exact = rounded.encode(images()), vae.encode(images())
+    assert rounded.model.dtype == torch.bfloat16 and found.mean.dtype == torch.float32
+    assert 0 < (found.mean - exact.mean).abs().max() < 0.1
+    assert rounded.decode(exact.mean).dtype == torch.float32
+
+
+def test_tiles_bound_what_the_decoder_sees_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiled, whole = tiny_vae(folder, tiled=True), tiny_vae(folder)
+    tiled.tile(16)
+    sides: list[int] = []
+    forward = tiled.model.decoder.forward
+
+    def spy(x: torch.Tensor, *args: object) -> torch.Tensor:
+        sides.append(max(x.shape[2:]))
+        return forward(x, *args)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(tiled.model.decoder, "forward", spy)
+    latents = torch.randn(1, 4, 16, 20, generator=torch.Generator().manual_seed(0))
+    decoded = tiled.decode(latents)
+    assert decoded.shape == whole.decode(latents).shape == (1, 3, 32, 40)
+    assert len(sides) > 4 and max(sides) == 8
+    with pytest.raises(UserError, match="tiles whose side 8 divides, found 20 px"):
+        tiled.tile(20)
+
+
+def test_one_image_at_a_time_is_the_same(folder: Path, vae: VAE) -> None:
+    together = load_vae(VAEConfig(name=str(folder), sliced=False))
+    assert vae.model.use_slicing and not together.model.use_slicing
+    torch.testing.assert_close(vae.encode(images(3)).mean, together.encode(images(3)).mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fingerprint_knows_weights_and_scale_but_not_dtype(folder: Path, vae: VAE, tmp_path: Path) -> None:
+    assert load_vae(VAEConfig(name=str(folder), dtype="bfloat16")).fingerprint() == vae.fingerprint()
+    assert tiny_vae(save_tiny_vae(tmp_path / "seed", seed=1)).fingerprint() != vae.fingerprint()
+    assert tiny_vae(save_tiny_vae(tmp_path / "scale", scaling_factor=0.8)).fingerprint() != vae.fingerprint()
+
+
+def test_downsampling_is_known_without_loading(folder: Path, vae: VAE) -> None:
+    assert read_downsampling(VAEConfig(name=str(folder))) == vae.downsampling == 2
+
+
+def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sides that 2 divides, found 31 x 40 px"):
+        vae.encode(torch.zeros(1, 3, 31, 40))
+    with pytest.raises(UserError, match=r"expected latents \(B, 4, h, w\), found \(1, 8, 16, 16\)"):
+        vae.decode(torch.zeros(1, 8, 16, 16))
+    with pytest.raises(UserError, match="there is no vae in"):
+        load_vae(VAEConfig(name="/nowhere"))
+    t5 = save_tiny_t5(tmp_path / "t5")
+    with pytest.raises(UserError, match="is not that of an AutoencoderKL"):
+        read_downsampling(VAEConfig(name=str(t5)))
+    with pytest.raises(UserError, match="cannot be read as an AutoencoderKL"):
+        load_vae(VAEConfig(name=str(t5)))
+
+
+def test_pixels_are_clamped() -> None:
+    assert to_pixels(torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 0.5, 1, 1]
