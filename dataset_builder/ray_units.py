@@ -9,6 +9,7 @@ rejected with a reason, and the unit is run again without them, so that the resu
 """
 
 import logging
+import math
 import os
 import socket
 import time
@@ -120,7 +121,7 @@ def _unseen(paths: dict[str, str]) -> list[str]:
 def _check_answers(address: str) -> None:
     """A quick look at host:port, since Ray itself takes a minute to give up."""
     host, _, port = address.rpartition(":")
-    if address == "auto" or "://" in address or not port.isdigit():
+    if "://" in address or not port.isdigit():
         return
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
@@ -248,10 +249,15 @@ class _Driver:
         return _Replica(actor=actor, ready=actor.ready.remote())
 
     def _dispatch(self) -> None:
-        """Gives each loaded replica work, the least busy first."""
-        for _ in range(self.settings.units_in_flight):
+        """Gives each loaded replica work, the least busy first, and none more than its share of what is left.
+
+        The share counts replicas that still load, so that the first one to be ready does not take the last units for itself.
+        """
+        left = len(self.pending) + sum(len(replica.calls) for replica in self.replicas)
+        most = min(self.settings.units_in_flight, math.ceil(left / len(self.replicas)))
+        for depth in range(most):
             for replica in self.replicas:
-                if self.pending and replica.ready is None and len(replica.calls) < self.settings.units_in_flight:
+                if self.pending and replica.ready is None and len(replica.calls) <= depth:
                     self._start(replica, self.pending.popleft())
 
     def _start(self, replica: _Replica, state: _UnitState) -> None:

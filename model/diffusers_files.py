@@ -182,11 +182,13 @@ def _pipeline_config(folder: Path, config: DiTConfig, *, whole: bool) -> Pipelin
         elif not config.learned_variance:
             settings = {"learned_variance": False}
     published = "PixArt-alpha/PixArt-XL-2-1024-MS"
+    vae = folder / "vae" / "config.json"
+    factor = 2 ** (len(_read_json(vae)["block_out_channels"]) - 1) if vae.is_file() else 8  # pixels per latent pixel
     own = {name: str(folder.resolve()) for name in ("text_encoder", "vae") if (folder / name / "config.json").is_file()}
     return PipelineConfig(
         objective=objective,
         objective_settings=settings,
-        resolution=8 * config.sample_size,
+        resolution=factor * config.sample_size,
         text_encoder=PartConfig(name=own.get("text_encoder", published)),
         vae=PartConfig(name=own.get("vae", published)),
         licence="see the source",

@@ -274,9 +274,8 @@ class SelfAttention(nn.Module):
             self.sr = nn.utils.skip_init(
                 nn.Conv2d, config.width, config.width, kernel_size=self.factor, stride=self.factor, groups=config.width
             )
-            nn.init.constant_(self.sr.weight, self.factor**-2)  # the mean of the square
-            nn.init.zeros_(self.sr.bias)
             self.norm = nn.LayerNorm(config.width)
+            self.average_squares()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) to (B, N, D)."""
@@ -287,6 +286,11 @@ class SelfAttention(nn.Module):
             queries, keys = self.q_norm(queries).to(values.dtype), self.k_norm(keys).to(values.dtype)
         heads = [part.unflatten(2, (self.heads, -1)) for part in (queries, keys, values)]  # (B, N, heads, d)
         return self.proj(_attend(heads[0], heads[1], heads[2], None))  # type: ignore[no-any-return]
+
+    def average_squares(self) -> None:
+        """Sets the compression to the mean of each square: how it starts."""
+        nn.init.constant_(self.sr.weight, self.factor**-2)
+        nn.init.zeros_(self.sr.bias)
 
     def _compress(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """A depthwise convolution over squares: (B, N, D) to (B, N / factor^2, D)."""
@@ -462,10 +466,16 @@ class DiT(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Linear):
                 self._draw_linear(name, module, generator)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, SelfAttention) and module.factor > 1:
+                module.average_squares()
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1), generator=generator)
         nn.init.zeros_(self.x_embedder.proj.bias)
         if isinstance(self.y_embedder, LabelEmbedder):
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02, generator=generator)
+        else:
+            nn.init.zeros_(self.y_embedder.y_embedding)
         for name, parameter in self.named_parameters():
             if name.endswith("scale_shift_table"):
                 nn.init.normal_(parameter, std=self.config.width**-0.5, generator=generator)
@@ -521,8 +531,9 @@ class DiT(nn.Module):
         key = (grid, device, self.x_embedder.proj.weight.dtype)
         if key not in self._positions:
             config = self.config
-            table = position_table(grid, width=config.width, base=config.base_grid, scale=config.position_scale)
-            self._positions[key] = table.to(device, key[2])
+            with torch.inference_mode(mode=False):  # so that training may use a table that sampling made
+                table = position_table(grid, width=config.width, base=config.base_grid, scale=config.position_scale)
+                self._positions[key] = table.to(device, key[2])
         return self._positions[key]
 
     def _unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:

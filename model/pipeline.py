@@ -138,10 +138,19 @@ class Pipeline:
         if negatives is not None and len(negatives) > 1:
             negatives = negatives.select(indices)
         assert captions is not None, "a request has prompts or captions"
+        self._check_captions(captions)
         places = {index: place for place, index in enumerate(indices)}
         return EncodedPrompts(
             captions=captions.to("cpu"), negatives=negatives.to("cpu") if guided and negatives else None, cut=cut, places=places
         )
+
+    def _check_captions(self, captions: "Captions") -> None:
+        config, width, longest = self.transformer_config, captions.tokens.shape[1], int(captions.lengths.max())
+        if width != config.caption_width or longest > config.max_caption_tokens:
+            raise UserError(
+                f"captions: expected at most {config.max_caption_tokens} tokens of width {config.caption_width}, "
+                f"found {longest} of width {width}: another text encoder than in training?"
+            )
 
     def _sample(
         self,
@@ -249,8 +258,11 @@ def open_pipeline(
     """
     root = find_checkpoint(checkpoint)
     runtime = (runtime or RuntimeConfig()).resolved()
+    transformer_config = read_transformer_config(root)
+    if transformer_config.conditioning != "text":
+        raise UserError(f"{root} draws classes, not prompts: it is the class-conditional network of the pixel stage")
     parts = checkpoint_parts(root, runtime, text_encoder=text_encoder, vae=vae)
-    return Pipeline(read_pipeline_config(root), parts, transformer_config=read_transformer_config(root), runtime=runtime)
+    return Pipeline(read_pipeline_config(root), parts, transformer_config=transformer_config, runtime=runtime)
 
 
 def pipeline_in_memory(

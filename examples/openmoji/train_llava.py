@@ -41,7 +41,7 @@ class TrainLlavaConfig:
     """Seed of weights and scenes."""
     warmup: PhaseConfig = PhaseConfig(images=100_000, lr=1.2e-3, vision_lr=1.2e-3)
     """The phase of patch labels."""
-    captions: PhaseConfig = PhaseConfig(images=200_000, lr=1e-3, vision_lr=0.0, batch_size=32, warmup_images=8_000)
+    captions: PhaseConfig = PhaseConfig(images=150_000, lr=1e-3, vision_lr=0.0, batch_size=32, warmup_images=8_000)
     """The phase of captions."""
     compile: bool = True
     """Compile the networks; needs a C++ compiler."""
@@ -52,6 +52,15 @@ class TrainLlavaConfig:
     num_processes: int = 2
     """Processes that share each batch, of one thread each: where other programs run on the same cores, the threads of one
     process would wait for each other at every operation."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}.batch_size is {phase.batch_size}, which {self.num_processes} processes cannot share evenly: use a multiple"
+            for name, phase in (("warmup", self.warmup), ("captions", self.captions))
+            if phase.batch_size % self.num_processes
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 def main(config: TrainLlavaConfig) -> int:

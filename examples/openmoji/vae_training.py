@@ -50,7 +50,7 @@ def _train_rank(config: TrainVAEConfig) -> None:
         model,
         functools.partial(figures_of, noise=config.noise),
         schedule=config.schedule,
-        batches=functools.partial(_batches, config),
+        batches=functools.partial(scene_batches, config),
         run_dir=Path(config.run_dir),
         save=lambda: _save(model, config),
     )
@@ -95,7 +95,7 @@ def figures_of(model: "AutoencoderKL", pixels: Tensor, *, noise: float) -> Figur
     return loss, {"noisy_psnr_db": noisy_psnr, "power": power.item()}
 
 
-def _batches(config: TrainVAEConfig, first: int, share: tuple[int, int]) -> Iterator[Tensor]:
+def scene_batches(config: TrainVAEConfig, first: int, share: tuple[int, int]) -> Iterator[Tensor]:
     """uint8 (B, 3, 64, 64) in channels_last, for ever from batch number `first` on."""
     rank, ranks = share
     start = first * config.schedule.batch_size

@@ -99,7 +99,7 @@ def test_a_whole_pipeline_opens_in_diffusers_as_it_is(tmp_path: Path, objective:
     image = pipeline("a red owl", num_inference_steps=2, use_resolution_binning=False, clean_caption=False, output_type="np")
     assert image.images.shape == (1, 32, 32, 3)
     back = load_checkpoint(_convert("diffusers", "native", folder, tmp_path / "back"))[1]
-    assert back.objective == objective and back.vae.name == str(folder.resolve())
+    assert back.objective == objective and back.resolution == 32 and back.vae.name == str(folder.resolve())
 
 
 def test_a_dit_goes_both_ways_and_copies_that_differ_are_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from model.convert import ConvertConfig
 from model.convert import main as convert
 from model.diffusion import make_objective
 from model.dit import Captions, DiT
+from model.dit_config import DiTConfig
 from model.generation import GeneratedImage, GenerationRequest
 from model.pipeline import Pipeline, open_pipeline
 from model.pipeline_parts import RuntimeConfig
@@ -272,6 +273,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("model.pipeline_parts.load_text_encoder", None)
     with pytest.raises(UserError, match=message):
         open_pipeline(checkpoint)(GenerationRequest(prompts=("a",), **options))
+
+
+def test_captions_of_another_width_and_networks_without_captions_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    captions = Captions(tokens=torch.zeros(2, 5), lengths=torch.tensor([2]))
+    with pytest.raises(UserError, match="expected at most 20 tokens of width 32, found 2 of width 5"):
+        open_pipeline(checkpoint)(GenerationRequest(captions=captions, negative_captions=captions))
+    dit = DiT(DiTConfig(conditioning="class", width=48, depth=1, num_heads=4))
+    save_checkpoint(tmp_path / "classes", dit, PipelineConfig(objective="diffusion", resolution=32))
+    with pytest.raises(UserError, match="draws classes, not prompts"):
+        open_pipeline(tmp_path / "classes")
 
 
 @pytest.mark.parametrize(
