@@ -17,6 +17,7 @@ from dataset_builder.text_view import T5Config
 if TYPE_CHECKING:
     from dataset_builder.concept_density import ConceptDensity
     from dataset_builder.counted_text import CountedText, Texts
+    from dataset_builder.density_table import DensityRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +48,6 @@ class DensityConfig:
             raise ValueError("; ".join(problems))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DensityRow:
-    """A body of text with its figures by the views of density_table.VIEWS: of all of it, and expected of a sample."""
-
-    text: "CountedText"
-    whole: "dict[str, ConceptDensity]"
-    sample: "dict[str, ConceptDensity]"
-
-    @property
-    def captions_cut(self) -> float:
-        """The share of captions that the text encoder does not read to the end."""
-        return self.text.num_cut / self.text.num_captions if self.text.num_captions else 0.0
-
-    @property
-    def nouns_cut(self) -> float:
-        """The share of nouns that the text encoder does not read."""
-        written = self.whole["written"].total_nouns
-        return 1 - self.whole["t5"].total_nouns / written if written else 0.0
-
-
 def main(config: DensityConfig) -> int:
     """Prints the table or the JSON and returns 0."""
     from dataset_builder.density_table import density_table
@@ -93,11 +74,12 @@ def counted_texts(config: DensityConfig) -> "Iterator[CountedText]":
             yield from tagged_texts(texts, source=source, column=column, **options)  # type: ignore[arg-type]
 
 
-def density_row(text: "CountedText", *, sample_size: int) -> DensityRow:
+def density_row(text: "CountedText", *, sample_size: int) -> "DensityRow":
     """The figures of one body of text; a sample of more captions than it has is all of it."""
     import numpy as np
 
     from dataset_builder.concept_density import density_of, rarefied
+    from dataset_builder.density_table import DensityRow
 
     nouns = text.counts["noun"].to_pylist()
     is_concept = np.array([noun not in META_NOUNS for noun in nouns], dtype=bool)
@@ -128,7 +110,7 @@ def choose_sample_size(texts: "list[CountedText]", *, wanted: int | None) -> int
     return wanted or min(sizes)
 
 
-def as_json(rows: list[DensityRow], *, sample_size: int) -> dict[str, Any]:
+def as_json(rows: "list[DensityRow]", *, sample_size: int) -> dict[str, Any]:
     """All figures, and all that they depend on, as one JSON object."""
     from dataset_builder.concept_density import VALID_ABOVE
 

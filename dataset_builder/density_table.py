@@ -1,13 +1,14 @@
 """The paper's Table 1 as text: for each body of text the density as written and as T5 reads it, with and without meta-nouns."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset_builder.concept_density import PAPER_TABLE, VALID_ABOVE, ConceptDensity
 from dataset_builder.tagging import META_NOUNS
 
 if TYPE_CHECKING:
-    from dataset_builder.density import DensityRow
+    from dataset_builder.counted_text import CountedText
 
 VIEWS = {
     "written": "As written, all nouns",
@@ -20,7 +21,27 @@ VIEWS = {
 _NAME_WIDTH = 27
 
 
-def density_table(rows: "Sequence[DensityRow]", *, sample_size: int) -> str:
+@dataclass(frozen=True, kw_only=True)
+class DensityRow:
+    """A body of text with its figures by the ways in VIEWS: of all of it, and expected of a sample."""
+
+    text: "CountedText"
+    whole: dict[str, ConceptDensity]
+    sample: dict[str, ConceptDensity]
+
+    @property
+    def captions_cut(self) -> float:
+        """The share of captions that the text encoder does not read to the end."""
+        return self.text.num_cut / self.text.num_captions if self.text.num_captions else 0.0
+
+    @property
+    def nouns_cut(self) -> float:
+        """The share of nouns that the text encoder does not read."""
+        written = self.whole["written"].total_nouns
+        return 1 - self.whole["t5"].total_nouns / written if written else 0.0
+
+
+def density_table(rows: Sequence[DensityRow], *, sample_size: int) -> str:
     """The whole answer, at most 110 columns wide."""
     names = row_names(rows)
     sections = [
@@ -30,7 +51,7 @@ def density_table(rows: "Sequence[DensityRow]", *, sample_size: int) -> str:
     return "\n\n".join([*sections, _cut_section(names, rows), _paper_section(), _notes(rows, sample_size=sample_size)])
 
 
-def row_names(rows: "Sequence[DensityRow]") -> list[str]:
+def row_names(rows: Sequence[DensityRow]) -> list[str]:
     """Short names that tell the rows apart: the last part of the path where that is enough."""
     paths = {row.text.source for row in rows}
     short = {path: path.rstrip("/").rsplit("/", 1)[-1] for path in paths}
@@ -50,13 +71,13 @@ def _header(sample_size: int) -> str:
     )
 
 
-def _line(name: str, row: "DensityRow", view: str) -> str:
+def _line(name: str, row: DensityRow, view: str) -> str:
     whole, sample = row.whole[view], row.sample[view]
     written = f"{row.text.num_captions:>10,} {_pair(whole):>15} {whole.ratio:>7.1%} {_count(whole.total_nouns):>11} "
     return f"{_fitted(name)} {written}{whole.nouns_per_caption:>6.1f} {_pair(sample):>20} {sample.ratio:>7.1%}"
 
 
-def _cut_section(names: Sequence[str], rows: "Sequence[DensityRow]") -> str:
+def _cut_section(names: Sequence[str], rows: Sequence[DensityRow]) -> str:
     lines = ["What T5 does not read", f"{'':{_NAME_WIDTH}} {'captions cut':>15} {'nouns cut off':>15} {'reads':>12}"]
     for name, row in zip(names, rows, strict=True):
         reads = f"{row.text.t5['max_tokens']} tokens"
@@ -72,7 +93,7 @@ def _paper_section() -> str:
     return "\n".join(lines)
 
 
-def _notes(rows: "Sequence[DensityRow]", *, sample_size: int) -> str:
+def _notes(rows: Sequence[DensityRow], *, sample_size: int) -> str:
     notes = [
         *(f"Source: {source}" for source in dict.fromkeys(row.text.source for row in rows)),
         f"DN: distinct nouns. VN: those that appear more than {VALID_ABOVE} times. each: nouns per caption (one per image).",
@@ -91,14 +112,14 @@ def _notes(rows: "Sequence[DensityRow]", *, sample_size: int) -> str:
     return "\n".join(notes)
 
 
-def _tagger_note(row: "DensityRow") -> str:
+def _tagger_note(row: DensityRow) -> str:
     tagger = row.text.tagger
     lemmas = f"{tagger.get('lemmatiser', 'unknown')} {tagger.get('lemmatiser_version', '')}".strip()
     tags = " ".join(tagger.get("noun_tags", ()))
     return f"spaCy {tagger['model']} {tagger['version']}, tags {tags}; lower-case lemmas by {lemmas}"
 
 
-def _t5_note(row: "DensityRow") -> str:
+def _t5_note(row: DensityRow) -> str:
     return f"tokenizer {row.text.t5['tokenizer']}, the first {row.text.t5['max_tokens']} tokens with </s>"
 
 

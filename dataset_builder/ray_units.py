@@ -4,8 +4,8 @@ For each unit three Ray calls are chained: `prepare` (a CPU task: bytes to pixel
 `finish` (a CPU task: tables, commit). Data flows between workers through Ray's object store and never through the driver,
 which holds no state that the commits do not hold. At most `units_in_flight` units per replica exist at a time.
 
-A unit that fails is tried again; one that keeps failing is searched by halves for the images that fail alone. Those are
-rejected with a reason, and the unit is run again without them, so that the result does not depend on how it was found.
+A unit that keeps failing is searched by halves for the images that fail alone. Those are rejected with a reason, and the unit
+is run again without them, so that the result does not depend on how it was found.
 """
 
 import logging
@@ -121,7 +121,7 @@ def _unseen(paths: dict[str, str]) -> list[str]:
 def _check_answers(address: str) -> None:
     """A quick look at host:port, since Ray itself takes a minute to give up."""
     host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
+    if not port.isdigit() or "://" in address:
         return
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
@@ -202,10 +202,6 @@ def _prepare(job: UnitJob, unit: Unit, positions: Sequence[int]) -> tuple[Any, A
     return job.prepare(unit, positions)
 
 
-def _warm_up(job: UnitJob) -> None:
-    job.warm_up()
-
-
 def _finish(job: UnitJob, unit: Unit, *, facts: Any, output: Any, excluded: dict[int, Failure]) -> Commit | None:
     return job.finish(unit, facts=facts, output=output, excluded=excluded)
 
@@ -227,7 +223,7 @@ class _Driver:
         self.job = ray.put(job)
         self.prepare = ray.remote(num_cpus=settings.cpus_per_task, num_returns=2, max_retries=0)(_prepare)
         self.finish = ray.remote(num_cpus=settings.cpus_per_task, max_retries=0)(_finish)
-        self.warm = ray.remote(num_cpus=settings.cpus_per_task, max_retries=0)(_warm_up).remote(self.job)
+        self.warm = ray.remote(num_cpus=settings.cpus_per_task, max_retries=0)(lambda job: job.warm_up()).remote(self.job)
         self.replicas: list[_Replica] = []
 
     def run(self) -> None:
