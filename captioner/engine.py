@@ -132,7 +132,7 @@ class LlavaEngine:
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
 
-        pixels = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in images]  # (3, H, W)
+        pixels = [torch.tensor(image).permute(2, 0, 1) for image in images]  # (3, H, W)
         texts = [self._with_template(prompt) for prompt in prompts]
         inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt").to(self.device)
         for name, value in inputs.items():

@@ -15,10 +15,9 @@ from dataset_builder.command_line import UserError, run_command
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 LONGEST_SQL = "SELECT key, num_words, num_nouns, caption FROM captions ORDER BY num_nouns DESC, key LIMIT 3"
-PAIRS_SQL = """
-SELECT a.noun, b.noun AS beside, count(DISTINCT a.key) AS captions
-FROM nouns a JOIN nouns b ON a.key = b.key AND a.noun < b.noun
-WHERE NOT a.is_meta AND NOT b.is_meta GROUP BY ALL ORDER BY captions DESC, a.noun, b.noun LIMIT 5
+NEW_SQL = """
+SELECT noun, count(DISTINCT key) AS captions FROM nouns JOIN images USING (key)
+WHERE NOT is_meta AND NOT contains(alt_text, noun) GROUP BY noun ORDER BY captions DESC, noun LIMIT 6
 """
 UNSURE_SQL = "SELECT key, round(mean_logprob, 3) AS mean_logprob, caption FROM captions ORDER BY min_logprob LIMIT 3"
 PHOTOS_SQL = "SELECT key, round(mean_logprob, 3) AS mean_logprob, round(min_logprob, 2) AS min_logprob, caption FROM captions"
@@ -47,7 +46,7 @@ def main(config: DemoConfig) -> int:
           str(runs["scenes"]), "--column", "alt_text", "caption")  # fmt: skip
     for title, sql in [
         ("Ask SQL: the captions with the most nouns", LONGEST_SQL),
-        ("Ask SQL: what stands beside what", PAIRS_SQL),
+        ("Ask SQL: what the captions say that the alt text does not", NEW_SQL),
         ("Ask SQL: where the model was least sure", UNSURE_SQL),
     ]:
         _step(title, "dataset_builder.query", str(runs["scenes"]), sql)

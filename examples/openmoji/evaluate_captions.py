@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from dataset_builder.command_line import run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from examples.openmoji.composition import Scene
     from examples.openmoji.truth import CaptionFigures
 
 
@@ -65,37 +68,24 @@ def evaluate(config: EvaluateConfig) -> "CaptionFigures":
     return judge(captions, truths)
 
 
-def caption_scenes(config: EvaluateConfig, scenes: list) -> list[str]:  # type: ignore[type-arg]
-    """Greedy captions of scenes, in float32."""
+def caption_scenes(config: EvaluateConfig, scenes: "Sequence[Scene]") -> list[str]:
+    """Greedy captions of scenes, in float32, by the captioner's own engine; not cleaned."""
     import io
 
-    import torch
+    import numpy as np
     from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from captioner.engine import GenerationSettings, LlavaEngine
+    from captioner.model_source import resolve_model
     from examples.openmoji.composition import render
     from examples.openmoji.llava_mini import PROMPTS
     from examples.openmoji.scene_files import jpeg_bytes
 
-    model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(config.model)
-    captions: list[str] = []
-    for first in range(0, len(scenes), config.batch_size):
-        images = [Image.open(io.BytesIO(jpeg_bytes(render(scene)))) for scene in scenes[first : first + config.batch_size]]
-        question = {"type": "text", "text": PROMPTS[config.prompt]}
-        chats = [[{"role": "user", "content": [{"type": "image", "image": image}, question]}] for image in images]
-        inputs = processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
-        with torch.inference_mode():
-            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=128)
-        captions += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [caption.strip() for caption in captions]
+    settings = GenerationSettings(dtype="float32", batch_size=config.batch_size, max_new_tokens=128)
+    engine = LlavaEngine(resolve_model(config.model), settings)
+    images = [np.asarray(Image.open(io.BytesIO(jpeg_bytes(render(scene))))) for scene in scenes]
+    keys = [str(scene.index) for scene in scenes]
+    return [said.text for said in engine.caption(images, [PROMPTS[config.prompt]] * len(scenes), keys)]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ by `save_pretrained`. Tensor legend: B batch, L tokens, D width, V vocabulary.
 
 import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def _train_rank(rank: int, config: TrainLlavaConfig, address: str) -> None:
     tokenizer = llava_tokenizer(tokenizer_folder)
     model = build_model(tokenizer)
     model.set_attn_implementation("eager")  # faster than SDPA for short sequences on a CPU
-    if config.compile:
+    if _compiles(config.compile, rank=rank):
         for layer in [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]:
             layer.compile(dynamic=False)  # one layer at a time: all share one compilation
     labeller, captioner = PatchLabeller(model.model.vision_tower), CaptionTrainer(model, tokenizer)
@@ -73,6 +74,16 @@ def _train_rank(rank: int, config: TrainLlavaConfig, address: str) -> None:
         save=lambda: save_pretrained(model, tokenizer, Path(config.out)),
     )
     torch.distributed.destroy_process_group()
+
+
+def _compiles(choice: str, *, rank: int) -> bool:
+    """Whether to compile; `auto` falls back with one line where torch would find no compiler."""
+    if choice != "auto":
+        return choice == "true"
+    found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    if not found and rank == 0:
+        print("no C++ compiler here: training goes on uncompiled and slower", flush=True)
+    return found
 
 
 class CaptionTrainer(nn.Module):

@@ -90,6 +90,7 @@ def _train_rank(config: TrainT5Config) -> None:
         "t5",
         TextReader(encoder),
         text_figures,
+        inner=inner_matrices(encoder),
         schedule=config.schedule,
         batches=functools.partial(text_batches, config, tokenizer),
         run_dir=Path(config.run_dir),
@@ -115,6 +116,12 @@ def build_t5(tokenizer: "PreTrainedTokenizerBase") -> "T5EncoderModel":
         eos_token_id=tokenizer.eos_token_id,
     )
     return T5EncoderModel(config)
+
+
+def inner_matrices(encoder: "T5EncoderModel") -> list[nn.Parameter]:
+    """The matrices of the layers; word embeddings and position biases are tables, not matrices."""
+    named = encoder.encoder.block.named_parameters()
+    return [parameter for name, parameter in named if parameter.ndim > 1 and "relative_attention_bias" not in name]
 
 
 def text_figures(model: TextReader, batch: TextBatch) -> Figures:

@@ -7,6 +7,7 @@ command again goes on where the last one stopped; `--out` gets a loadable model 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dataset_builder.command_line import run_command
 
@@ -41,10 +42,10 @@ class TrainLlavaConfig:
     """Seed of weights and scenes."""
     warmup: PhaseConfig = PhaseConfig(images=100_000, lr=1.2e-3, vision_lr=1.2e-3)
     """The phase of patch labels."""
-    captions: PhaseConfig = PhaseConfig(images=150_000, lr=1e-3, vision_lr=0.0, batch_size=32, warmup_images=8_000)
+    captions: PhaseConfig = PhaseConfig(images=200_000, lr=1e-3, vision_lr=0.0, batch_size=32, warmup_images=8_000)
     """The phase of captions."""
-    compile: bool = True
-    """Compile the networks; needs a C++ compiler."""
+    compile: Literal["auto", "true", "false"] = "auto"
+    """Compile the networks; auto: where there is a C++ compiler."""
     log_interval_s: float = 20.0
     """Seconds between lines of figures."""
     checkpoint_images: int = 16_000

@@ -11,13 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
 
+from examples.openmoji.muon import Muon
 from examples.openmoji.training_config import ScheduleConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ BatchT = TypeVar("BatchT")
 ConfigT = TypeVar("ConfigT")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Figures = tuple[Tensor, dict[str, float]]
+Optimizers = list[torch.optim.Optimizer]
 
 
 def run_processes(work: Callable[[ConfigT], None], config: ConfigT, *, num_processes: int, seed: int) -> None:
@@ -56,6 +58,7 @@ def fit(
     module: ModuleT,
     figures_of: Callable[[ModuleT, BatchT], Figures],
     *,
+    inner: list[nn.Parameter],
     schedule: ScheduleConfig,
     batches: Callable[[int, tuple[int, int]], Iterator[BatchT]],
     run_dir: Path,
@@ -63,26 +66,27 @@ def fit(
 ) -> None:
     """Trains `module` from where its state in `run_dir` stands; the first process calls `save` after each checkpoint.
 
+    `inner` are the matrices and filters that Muon trains; AdamW trains the rest.
     `figures_of` gives the loss and other figures of a batch; `batches(first, (rank, ranks))` the rank's parts of the batches
     from number `first` on. Noise in `figures_of` comes from torch's generator, which is seeded anew for every step.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     run_dir.mkdir(parents=True, exist_ok=True)
     state = run_dir / f"{name}.pt"
-    optimizer = torch.optim.AdamW(_parameter_groups(module, schedule), betas=(0.9, 0.98), fused=True)
-    seen = saved = _load_state(state, module, optimizer)
+    optimizers = _optimizers(module, inner, schedule)
+    seen = saved = _load_state(state, module, optimizers)
     log = _Log(name, schedule, seen)
     stream = batches(seen // schedule.batch_size, (rank, ranks))
     while seen < schedule.samples:
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr_at(seen)
+        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+            group["lr"] = group["peak"] * schedule.lr_share(seen)
         torch.manual_seed(seen * ranks + rank)
-        loss, figures = _step(module, optimizer, figures_of, next(stream))
+        loss, figures = _step(module, optimizers, figures_of, next(stream))
         seen += schedule.batch_size
         if rank == 0:
             log.add(seen, loss, figures)
             if seen >= schedule.samples or seen - saved >= schedule.checkpoint_samples:
-                _save_state(state, module, optimizer, seen)
+                _save_state(state, module, optimizers, seen)
                 save()
                 saved = seen
     torch.distributed.barrier()
@@ -100,7 +104,7 @@ def save_pretrained(model: "PreTrainedModel | ModelMixin", out: Path) -> None:
 
 
 def _step(
-    module: ModuleT, optimizer: torch.optim.Optimizer, figures_of: Callable[[ModuleT, BatchT], Figures], batch: BatchT
+    module: ModuleT, optimizers: Optimizers, figures_of: Callable[[ModuleT, BatchT], Figures], batch: BatchT
 ) -> tuple[float, dict[str, float]]:
     """One step on the batch that all processes share; the figures are of this process's part."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -115,8 +119,9 @@ def _step(
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         # A copy: it takes the layout of the parameter, which fused AdamW expects.
         parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return loss.item(), figures
 
 
@@ -141,27 +146,35 @@ class _Log:
             self._start(seen)
 
 
-def _parameter_groups(module: nn.Module, schedule: ScheduleConfig) -> list[dict[str, Any]]:
-    """Matrices and filters, and the rest, which has no weight decay."""
-    parameters = list(module.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def _optimizers(module: nn.Module, inner: list[nn.Parameter], schedule: ScheduleConfig) -> Optimizers:
+    """Muon and AdamW; `peak` is a group's learning rate. Of the rest, vectors have no weight decay."""
+    to_muon = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in module.parameters() if id(parameter) not in to_muon]
+    decayed = [
+        {"params": [p for p in rest if p.ndim > 1], "peak": schedule.lr, "weight_decay": schedule.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "peak": schedule.lr, "weight_decay": 0.0},
     ]
+    muon = Muon([{"params": inner, "peak": schedule.muon_lr}], lr=0.0, momentum=0.95, weight_decay=schedule.weight_decay)
+    return [muon, torch.optim.AdamW(decayed, betas=(0.9, 0.98), fused=True)]
 
 
-def _load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the state if there is one; returns the samples seen."""
+def _load_state(path: Path, module: nn.Module, optimizers: Optimizers) -> int:
+    """Loads the state if there is one; returns the samples seen. The peaks of the configuration are kept."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        peaks = [group["peak"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak
     samples_seen: int = state["samples_seen"]
     return samples_seen
 
 
-def _save_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, seen: int) -> None:
+def _save_state(path: Path, module: nn.Module, optimizers: Optimizers, seen: int) -> None:
     unfinished = path.with_suffix(".unfinished")
-    torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict(), "samples_seen": seen}, unfinished)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"model": module.state_dict(), "optimizers": states, "samples_seen": seen}, unfinished)
     os.replace(unfinished, path)

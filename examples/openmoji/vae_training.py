@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from examples.openmoji.backgrounds import IMAGE_SIZE_PX
@@ -49,6 +49,7 @@ def _train_rank(config: TrainVAEConfig) -> None:
         "vae",
         model,
         functools.partial(figures_of, noise=config.noise),
+        inner=inner_filters(model),
         schedule=config.schedule,
         batches=functools.partial(scene_batches, config),
         run_dir=Path(config.run_dir),
@@ -78,6 +79,12 @@ def build_vae() -> "AutoencoderKL":
         model.encoder.conv_out.weight[LATENT_CHANNELS:] = 0
         model.encoder.conv_out.bias[LATENT_CHANNELS:] = 2 * math.log(_STATED_DEVIATION)
     return model.to(memory_format=torch.channels_last)
+
+
+def inner_filters(model: "AutoencoderKL") -> list[nn.Parameter]:
+    """The filters of all convolutions but the first and the last of encoder and decoder."""
+    outer = ("conv_in.weight", "conv_out.weight")
+    return [parameter for name, parameter in model.named_parameters() if parameter.ndim > 1 and not name.endswith(outer)]
 
 
 def figures_of(model: "AutoencoderKL", pixels: Tensor, *, noise: float) -> Figures:

@@ -13,7 +13,7 @@ from examples.openmoji.backgrounds import COLORS, PATTERNS
 from examples.openmoji.composition import PLACES, draw_scene
 from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.llava_mini import build_model
-from examples.openmoji.llava_training import CaptionTrainer, patch_figures_of, run_phase
+from examples.openmoji.llava_training import CaptionTrainer, _compiles, patch_figures_of, run_phase
 from examples.openmoji.llava_warmup import PatchLabeller, normalized
 from examples.openmoji.train_llava import PhaseConfig, TrainLlavaConfig
 from examples.openmoji.training_batches import batches, patch_labels
@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     phase = PhaseConfig(images=64, lr=1e-3, vision_lr=1e-3, batch_size=16, warmup_images=16)
 
     def trained(folder: str, keep: Path | None) -> dict[str, torch.Tensor]:
-        config = TrainLlavaConfig(run_dir=str(tmp_path / folder), checkpoint_images=32, compile=False, num_processes=1)
+        config = TrainLlavaConfig(run_dir=str(tmp_path / folder), checkpoint_images=32, compile="false", num_processes=1)
         (tmp_path / folder).mkdir(exist_ok=True)
         torch.manual_seed(0)
         labeller = PatchLabeller(build_model(AutoTokenizer.from_pretrained(TOKENIZER)).model.vision_tower)
@@ -94,9 +94,21 @@ def test_a_frozen_vision_tower_stays_as_it_is(tmp_path: Path) -> None:
     torch.manual_seed(0)
     captioner = CaptionTrainer(build_model(tokenizer), tokenizer)
     before = {name: weight.clone() for name, weight in captioner.state_dict().items()}
-    config = TrainLlavaConfig(run_dir=str(tmp_path), compile=False, num_processes=1)
+    config = TrainLlavaConfig(run_dir=str(tmp_path), compile="false", num_processes=1)
     phase = PhaseConfig(images=8, lr=1e-3, vision_lr=0.0, batch_size=4, warmup_images=0)
     run_phase("captions", captioner, caption_figures, config=config, phase=phase, tokenizer_folder=str(TOKENIZER))
     changed = {name for name, weight in captioner.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed and not any(name.startswith("vision_tower") for name in changed)
     assert any(name.startswith("projector") for name in changed)
+
+
+def test_without_a_compiler_auto_falls_back_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("examples.openmoji.llava_training.shutil.which", lambda _: None)
+    assert not _compiles("auto", rank=0)
+    assert capsys.readouterr().out.count("\n") == 1
+    assert _compiles("true", rank=0)
+    monkeypatch.setattr("examples.openmoji.llava_training.shutil.which", lambda name: f"/usr/bin/{name}")
+    assert _compiles("auto", rank=0)
+    assert not _compiles("false", rank=0)

@@ -13,12 +13,13 @@ from transformers import AutoTokenizer
 
 from examples.openmoji.composition import draw_scene
 from examples.openmoji.labelled_texts import FORMS, LABELS, labelled_text
-from examples.openmoji.t5_training import TextReader, build_t5, text_batch, text_batches, text_figures
+from examples.openmoji.muon import orthogonal
+from examples.openmoji.t5_training import TextReader, build_t5, inner_matrices, text_batch, text_batches, text_figures
 from examples.openmoji.train_t5 import TrainT5Config
 from examples.openmoji.train_vae import TrainVAEConfig
 from examples.openmoji.training_config import ScheduleConfig
 from examples.openmoji.training_loop import fit
-from examples.openmoji.vae_training import build_vae, figures_of, scene_batches
+from examples.openmoji.vae_training import build_vae, figures_of, inner_filters, scene_batches
 
 T5 = Path(__file__).resolve().parents[2] / "model/pretrained/t5-mini"
 
@@ -34,14 +35,20 @@ def alone() -> Iterator[None]:
 
 def _schedule(**changes: int) -> ScheduleConfig:
     settings = {"samples": 16, "batch_size": 4, "warmup_samples": 4, "checkpoint_samples": 8, "num_processes": 1}
-    return ScheduleConfig(**{**settings, **changes}, lr=1e-3)
+    return ScheduleConfig(**{**settings, **changes}, lr=1e-3, muon_lr=1e-3)
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
     schedule = _schedule(samples=100, batch_size=2, warmup_samples=18)
-    rates = [schedule.lr_at(seen) for seen in range(0, 100, 2)]
-    assert rates[0] == pytest.approx(1e-4) and rates[9:30] == pytest.approx([1e-3] * 21)
-    assert rates[-1] == pytest.approx(5e-5) and rates[30:] == sorted(rates[30:], reverse=True)
+    rates = [schedule.lr_share(seen) for seen in range(0, 100, 2)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:30] == pytest.approx([1.0] * 21)
+    assert rates[-1] == pytest.approx(0.05) and rates[30:] == sorted(rates[30:], reverse=True)
+
+
+def test_muon_makes_updates_orthogonal() -> None:
+    for shape in ((8, 30), (30, 8)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+        assert values.min() > 0.5 and values.max() < 1.5
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
@@ -115,10 +122,20 @@ def test_a_resumed_run_equals_an_unbroken_one(kind: str, tmp_path: Path) -> None
         run = partial(fit, kind, schedule=_schedule(), run_dir=tmp_path / folder, save=save)
         if kind == "vae":
             vae = build_vae()
-            run(vae, partial(figures_of, noise=0.2), batches=partial(scene_batches, TrainVAEConfig(schedule=_schedule())))
+            run(
+                vae,
+                partial(figures_of, noise=0.2),
+                inner=inner_filters(vae),
+                batches=partial(scene_batches, TrainVAEConfig(schedule=_schedule())),
+            )
             return dict(vae.state_dict())
         reader = TextReader(build_t5(tokenizer))
-        run(reader, text_figures, batches=partial(text_batches, TrainT5Config(schedule=_schedule()), tokenizer))
+        run(
+            reader,
+            text_figures,
+            inner=inner_matrices(reader.encoder),
+            batches=partial(text_batches, TrainT5Config(schedule=_schedule()), tokenizer),
+        )
         return dict(reader.state_dict())
 
     unbroken = trained("unbroken", tmp_path / "resumed" / f"{kind}.pt")
@@ -136,6 +153,7 @@ def test_the_log_variance_of_the_autoencoder_stays_the_same(tmp_path: Path) -> N
         "vae",
         model,
         partial(figures_of, noise=0.2),
+        inner=inner_filters(model),
         schedule=config.schedule,
         batches=partial(scene_batches, config),
         run_dir=tmp_path,

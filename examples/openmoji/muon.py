@@ -1,0 +1,49 @@
+"""Muon: momentum whose update of each matrix or filter is made orthogonal.
+
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale of the update is that of
+Liu et al. 2025, "Muon is scalable for LLM training", so that learning rates are like AdamW's. Deviation: torch.optim.Muon
+takes matrices only; a filter counts as a matrix of output channels x the rest.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_UPDATE_RMS = 0.2
+
+
+class Muon(torch.optim.Optimizer):
+    """For the matrices and filters between a network's first and last layer."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonal(parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1))
+                scale = _UPDATE_RMS * max(update.shape) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix with singular values near 1 instead of its own, in float32, by Newton-Schulz iterations in bf16."""
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x: Tensor = (matrix.T if is_tall else matrix).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if is_tall else x).float()
