@@ -62,11 +62,11 @@ class RaySettings:
         return max(1, int(resources.get("CPU", 1)) // self.cpus_per_replica)
 
     def replica_options(self, resources: Mapping[str, float]) -> dict[str, Any]:
-        """Ray options of a replica. On CPUs it claims half of its cores, so that tasks always find room beside it."""
+        """Ray options of a replica. It claims no CPU, so that tasks find room beside it however many nodes are lost."""
         if self.uses_gpus(resources):
-            return {"num_gpus": self.gpus_per_replica, "num_cpus": 1}
+            return {"num_gpus": self.gpus_per_replica, "num_cpus": 0}
         environment = cpu_environment(num_threads=self.cpus_per_replica)
-        return {"num_cpus": self.cpus_per_replica / 2, "runtime_env": {"env_vars": environment}}
+        return {"num_cpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
 
 
 def cpu_environment(*, num_threads: int) -> dict[str, str]:
