@@ -25,7 +25,7 @@ _LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How captions are decoded. All of it enters the run_id, except batch_size where dtype is float32."""
+    """How captions are decoded. All of it enters the run_id."""
 
     dtype: str = "auto"
     """float32, bfloat16, float16 or auto: bfloat16 on a GPU, float32 on a CPU."""
@@ -81,7 +81,8 @@ class LlavaEngine:
         options: dict[str, Any] = {"revision": source.revision} if source.on_hub else {}
         self.processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
         self.processor.tokenizer.padding_side = "left"
-        model = AutoModelForImageTextToText.from_pretrained(source.path_or_id, dtype=self._dtype(), **options)
+        options |= {"dtype": self._dtype(), "use_safetensors": True}
+        model = AutoModelForImageTextToText.from_pretrained(source.path_or_id, **options)
         self.model = model.to(self.device).eval()
         self.end_ids = _end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer.eos_token_id)
 

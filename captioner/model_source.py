@@ -70,7 +70,7 @@ def _from_hub(name: str, revision: str | None) -> tuple[dict[str, object], str]:
 
 
 def _folder_fingerprint(folder: Path) -> str:
-    """A hash over names, sizes and the first and last MiB of each file: a second for 14 GB, and any training changes it."""
+    """A hash over names, sizes and the first and last MiB of each file: a second for 14 GB."""
     digest = hashlib.sha256()
     for path in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".jinja", ".model")):
         size = path.stat().st_size

@@ -78,6 +78,7 @@ def caption_job(config: CaptionConfig) -> "CaptionJob":
 
 def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
     """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
+    from dataset_builder.locations import normalise
     from dataset_builder.plan import extend_plan
     from dataset_builder.sources import carried_columns, find_sources
 
@@ -89,7 +90,7 @@ def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
     record = {
         "run_id": job.run_id,
         "settings": settings,
-        "images": config.images,
+        "images": [normalise(source) for source in config.images],
         "licence": config.licence,
         "carried": carried,
         "argv": sys.argv,
@@ -101,6 +102,7 @@ def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
     if not run.create("run.json", json.dumps(record, indent=1).encode()):
         before = json.loads(run.read("run.json"))
         _check_same_run(run, before=before["settings"], now=settings)
+        _check_same_images(run, before=before["images"], now=record["images"])
         if before["carried"] != before["carried"] | carried:
             run.write("run.json", json.dumps(before | {"carried": before["carried"] | carried}, indent=1).encode())
     return extend_plan(run, sources, unit_size=config.unit_size)
@@ -112,6 +114,13 @@ def _check_same_run(run: Folder, *, before: dict[str, Any], now: dict[str, Any])
         raise UserError(
             f"{run.url} holds a run with another {', '.join(different)}: give another --out, or the settings in its run.json"
         )
+
+
+def _check_same_images(run: Folder, *, before: list[str], now: list[str]) -> None:
+    """A run may get more sources, never others: what was planned stays planned."""
+    missing = [source for source in before if source not in now]
+    if missing:
+        raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another --out")
 
 
 def _caption(config: CaptionConfig, job: "CaptionJob", units: "list[Unit]", progress: "Progress") -> None:

@@ -325,9 +325,9 @@ class _Driver:
 
     def _failed(self, state: _UnitState, stage: str, error: Exception) -> None:
         """Decides what comes next for a unit: once more, a search for the culprits, or the end of the run."""
-        died = not isinstance(error, RayTaskError)
+        died = not isinstance(error, RayTaskError) or isinstance(error.cause, RayError)  # the latter: an argument was lost
         state.failures += 1
-        if state.failures >= TRIES or not died:
+        if state.failures >= TRIES or (stage == "process" and not died):
             if stage == "finish" or (stage == "prepare" and not died):
                 raise UserError(f"unit {state.unit.number} failed in {stage}: {_cause(error)}") from error
             self._blame(state, Failure(reason="worker_died" if died else "model_error", message=_cause(error)))
@@ -343,7 +343,10 @@ class _Driver:
                 return
         elif state.searched:
             if state.one_by_one:
-                raise RuntimeError(f"unit {state.unit.number} fails although each image passes alone: {failure.message}")
+                raise UserError(
+                    f"unit {state.unit.number} fails although each of its images passes alone ({failure.message}): "
+                    "if memory ran out, start a new --out with a smaller --unit_size"
+                )
             state.one_by_one, state.failures = True, 0
             return
         else:

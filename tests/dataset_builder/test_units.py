@@ -57,3 +57,16 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     folder.write("commits/00000003.json", record)
     with pytest.raises(ValueError, match="schema version 99"):
         read_commits(folder)
+
+
+def test_a_store_that_says_no_to_its_own_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = Folder.create
+
+    def asked_twice(self: Folder, name: str, data: bytes) -> bool:
+        return create(self, name, data) and not name.startswith("commits/")
+
+    monkeypatch.setattr(Folder, "create", asked_twice)
+    folder = Folder(str(tmp_path))
+    written = commit(folder)
+    assert written is not None and read_commits(folder) == [written]
+    assert folder.exists(written.files["noun_counts"].path)
