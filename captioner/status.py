@@ -72,7 +72,7 @@ def read_status(run: Folder) -> RunStatus:
         reasons.update(commit.rejected)
     return RunStatus(
         planned=plan.num_images,
-        captioned=sum(commit.captioned for commit in commits),
+        captioned=sum(commit.completed for commit in commits),
         rejected=reasons.total(),
         rejected_by_reason=dict(reasons),
         units=plan.num_units,

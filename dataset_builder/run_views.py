@@ -115,7 +115,7 @@ def commits_table(run: RunFiles) -> "pa.Table":
 
     stages = ("prepare", "process", "finish")
     schema = pa.schema(
-        [(name, pa.int64()) for name in ("unit", "planned", "captioned", "num_rejected", "num_captions", "num_tokens")]
+        [(name, pa.int64()) for name in ("unit", "planned", "completed", "num_rejected", "num_captions", "num_tokens")]
         + [("rejected", pa.map_(pa.string(), pa.int64()))]
         + [(f"{stage}_s", pa.float64()) for stage in stages]
         + [("committed_at", pa.timestamp("ms")), ("attempt", pa.string())]
@@ -124,7 +124,7 @@ def commits_table(run: RunFiles) -> "pa.Table":
         {
             "unit": commit.unit,
             "planned": commit.planned,
-            "captioned": commit.captioned,
+            "completed": commit.completed,
             "num_rejected": sum(commit.rejected.values()),
             "num_captions": commit.files["captions"].rows if "captions" in commit.files else 0,
             "num_tokens": commit.num_tokens,

@@ -50,12 +50,12 @@ class CommittedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """The record that makes a unit exist. planned = captioned + sum(rejected.values()), in images."""
+    """The record that makes a unit exist. planned = completed + sum(rejected.values()), in images."""
 
     run_id: str
     unit: int
     planned: int
-    captioned: int
+    completed: int
     rejected: dict[str, int]
     files: dict[str, CommittedFile]
     num_tokens: int = 0
@@ -89,7 +89,7 @@ def commit_unit(
         run_id=run_id,
         unit=unit.number,
         planned=unit.num_images,
-        captioned=unit.num_images - sum(rejected.values()),
+        completed=unit.num_images - sum(rejected.values()),
         rejected=rejected,
         files=files,
         num_tokens=num_tokens,

@@ -11,7 +11,7 @@ from dataset_builder.units import Commit
 
 def commit(*, planned: int = 8, rejected: int = 0) -> Commit:
     reasons = {"broken": rejected} if rejected else {}
-    return Commit(run_id="r", unit=0, planned=planned, captioned=planned - rejected, rejected=reasons, files={}, num_tokens=80)
+    return Commit(run_id="r", unit=0, planned=planned, completed=planned - rejected, rejected=reasons, files={}, num_tokens=80)
 
 
 def test_a_line_adds_up_and_tells_when_it_ends() -> None:

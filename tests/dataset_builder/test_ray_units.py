@@ -93,7 +93,7 @@ def digests(commits: list[Commit]) -> list[str]:
 def test_every_unit_is_committed_once(tmp_path: Path) -> None:
     commits = run(tmp_path, {}, units=9)
     assert [commit.unit for commit in commits] == list(range(9))
-    assert sum(commit.captioned for commit in commits) == 36
+    assert sum(commit.completed for commit in commits) == 36
 
 
 def test_a_worker_that_dies_once_changes_nothing(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_once_changes_nothing(tmp_path: Path) -> None:
 def test_only_the_guilty_image_is_rejected(tmp_path: Path, trouble: str, reason: str) -> None:
     commits = run(tmp_path, {(1, 2): trouble}, units=3)
     assert [commit.rejected for commit in commits] == [{}, {reason: 1}, {}]
-    assert [commit.captioned for commit in commits] == [4, 3, 4]
+    assert [commit.completed for commit in commits] == [4, 3, 4]
 
 
 def test_two_guilty_images_of_one_unit_are_both_found(tmp_path: Path) -> None:

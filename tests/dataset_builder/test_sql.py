@@ -33,8 +33,8 @@ def test_images_are_those_read_and_those_still_to_be_read(run: Database) -> None
     read = rows(run, "SELECT key, width FROM images ORDER BY key")
     assert read == [(f"img_{n}", 64 if n < 6 else None) for n in (0, 1, 2, 3, 5, 6, 7)]  # img_4 is rejected
     assert rows(run, "SELECT key, reason FROM rejected") == [("img_4", "broken")]
-    planned, captioned, rejected = rows(run, "SELECT sum(planned), sum(captioned), sum(num_rejected) FROM commits")[0]
-    assert (planned, captioned, rejected) == (6, 5, 1)
+    planned, completed, rejected = rows(run, "SELECT sum(planned), sum(completed), sum(num_rejected) FROM commits")[0]
+    assert (planned, completed, rejected) == (6, 5, 1)
 
 
 def test_carried_columns_have_their_types_and_do_not_hide_ours(run: Database) -> None:

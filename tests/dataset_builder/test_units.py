@@ -27,7 +27,7 @@ def test_a_commit_publishes_its_tables(tmp_path: Path) -> None:
     assert written is not None
     assert committed_units(folder) == {3}
     assert read_commits(folder) == [written]
-    assert (written.planned, written.captioned, written.rejected) == (2, 1, {"broken": 1})
+    assert (written.planned, written.completed, written.rejected) == (2, 1, {"broken": 1})
     assert set(written.files) == {"noun_counts"}, "tables without rows are not written"
     found = pq.read_table(tmp_path / written.files["noun_counts"].path)
     assert found.equals(COUNTS)
