@@ -1,8 +1,9 @@
 """How true llava-mini's captions are, and what running on Ray costs: `python -m benchmarks.captioning`.
 
 Quality: scenes of held-out combinations go through `captioner.run`; what the captions say is held against the truth.
-Speed: the same scenes are captioned by `captioner.run` and by one process that does the same work in a plain loop, without
-Ray and without commits, in turn; pipeline_efficiency is the ratio of their images per second, start-up stated apart.
+Speed: the same scenes are captioned by `captioner.run`, by one process that does the same work in a plain loop, without Ray and
+without commits, and by one such process of one thread per core, in turn. pipeline_efficiency is the ratio of images per second
+of the first and the second, efficiency_of_processes of the first and the third; start-up is stated apart.
 """
 
 import json
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,10 @@ class CaptioningConfig:
     """The model, as for captioner.run."""
     loop_images: str = ""
     """Internal: caption this folder in a plain loop and print the speed."""
+    loop_part: int = 0
+    """Internal: which part of the units the loop takes."""
+    loop_parts: int = 1
+    """Internal: into how many parts the units are divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,30 +88,47 @@ def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
     _call(
         "examples.openmoji.scenes", "--count", str(config.speed_count), "--seed", "8", "--out", str(scenes), "--format", "tar"
     )
-    loop_environment = cpu_environment(num_threads=os.cpu_count() or 1)  # what a replica gets, with all of the cores
     loops: list[Timing] = []
+    processes: list[Timing] = []
     runs: list[Timing] = []
     words_per_s: list[float] = []
+    cores = os.cpu_count() or 1
     for turn in range(config.rounds):
-        output = _call(
-            "benchmarks.captioning", "--model", config.model, "--loop_images", str(scenes), environment=loop_environment
-        )
-        loop = json.loads(output.splitlines()[-1])
-        loops.append(Timing(start_up_s=loop["start_up_s"], images_per_s=loop["images_per_s"]))
-        words_per_s.append(loop["tagger_words_per_s"])
+        loop, words = _time_loops(config, scenes, num_processes=1, num_threads=cores)
+        loops.append(loop)
+        words_per_s.append(words)
+        processes.append(_time_loops(config, scenes, num_processes=cores, num_threads=1)[0])
         summary = _SUMMARY.search(_call("captioner.run", "--images", str(scenes), "--out", str(directory / f"speed-{turn}"),
                                         "--model", config.model))  # fmt: skip
         assert summary is not None
         runs.append(Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3])))
-    run_speed, loop_speed = (statistics.median(side.images_per_s for side in sides) for sides in (runs, loops))
+    speeds = [statistics.median(side.images_per_s for side in sides) for sides in (runs, loops, processes)]
     return {
-        "pipeline_efficiency": run_speed / loop_speed,
-        "run_images_per_s": run_speed,
-        "loop_images_per_s": loop_speed,
+        "pipeline_efficiency": speeds[0] / speeds[1],
+        "efficiency_of_processes": speeds[0] / speeds[2],
+        "run_images_per_s": speeds[0],
+        "loop_images_per_s": speeds[1],
+        "processes_images_per_s": speeds[2],
         "run_start_up_s": statistics.median(side.start_up_s for side in runs),
         "loop_start_up_s": statistics.median(side.start_up_s for side in loops),
         "tagger_words_per_s": statistics.median(words_per_s),
     }
+
+
+def _time_loops(config: CaptioningConfig, scenes: Path, *, num_processes: int, num_threads: int) -> tuple[Timing, float]:
+    """Plain loops at the same time, each over its part of the units: their speed together, and words/s tagged by one."""
+    environment = cpu_environment(num_threads=num_threads)  # what a replica gets
+    options = ["--model", config.model, "--loop_images", str(scenes), "--loop_parts", str(num_processes)]
+
+    def loop(part: int) -> dict[str, float]:
+        output = _call("benchmarks.captioning", *options, "--loop_part", str(part), environment=environment)
+        figures: dict[str, float] = json.loads(output.splitlines()[-1])
+        return figures
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        found = list(pool.map(loop, range(num_processes)))
+    timing = Timing(start_up_s=max(one["start_up_s"] for one in found), images_per_s=sum(one["images_per_s"] for one in found))
+    return timing, found[0]["tagger_words_per_s"]
 
 
 def _loop(config: CaptioningConfig) -> None:
@@ -119,7 +142,7 @@ def _loop(config: CaptioningConfig) -> None:
     with tempfile.TemporaryDirectory() as out:
         run = CaptionConfig(images=[config.loop_images], out=f"{out}/run", model=config.model)
         job = caption_job(run)
-        units = plan_run(run, Folder(run.out), job).units()
+        units = plan_run(run, Folder(run.out), job).units()[config.loop_part :: config.loop_parts]
         engine = job.load_engine()
         job.warm_up()
         loaded = time.perf_counter()
