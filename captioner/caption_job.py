@@ -7,7 +7,7 @@ how the cost of the distribution is measured.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +19,10 @@ from captioner.engine import Generation, GenerationSettings, LlavaEngine
 from captioner.model_source import ModelSource
 from captioner.prompts import PromptSet, render
 from dataset_builder import schema
-from dataset_builder.decoding import DecodeLimits, decode_image
+from dataset_builder.decoding import DecodeLimits
+from dataset_builder.images import read_images, rejected_row
 from dataset_builder.noun_counts import CaptionNouns, caption_nouns, count_nouns
 from dataset_builder.plan import read_unit
-from dataset_builder.references import ImageReader, content_hash, reference_of
-from dataset_builder.rejection import ImageError
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import NounTagger, TaggerConfig
 from dataset_builder.text_view import T5Config, T5View
@@ -74,25 +73,15 @@ class CaptionJob:
         """Reads and decodes the images at these positions; one that cannot be used becomes a rejected row."""
         started = time.perf_counter()
         rows = read_unit(Folder(self.run), unit)
-        pixels: list[np.ndarray] = []
-        images: list[dict[str, Any]] = []
-        rejected: list[dict[str, Any]] = []
-        with ImageReader() as reader:
-            reader.expect([rows[position] for position in positions])
-            for position in positions:
-                try:
-                    image, facts = self._read(reader, rows[position])
-                except ImageError as error:
-                    rejected.append(_rejected_row(rows[position], Failure(reason=error.reason, message=error.message)))
-                except Exception as error:  # noqa: BLE001 - the border of a sample: whatever a decoder raises costs this image alone
-                    found = f"{type(error).__name__}: {error}"
-                    rejected.append(_rejected_row(rows[position], Failure(reason="broken", message=found)))
-                else:
-                    pixels.append(image)
-                    images.append(facts)
+        read = read_images(
+            [rows[position] for position in positions], limits=self.limits, target_side_px=self.model.image_side_px
+        )
+        images = [one.facts for one in read.images]
         texts = {prompt.name: [render(prompt, image["alt_text"]) for image in images] for prompt in self.prompts.prompts}
-        payload = Payload(pixels=pixels, keys=[image["key"] for image in images], prompts=texts)
-        return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
+        payload = Payload(
+            pixels=[one.image.pixels for one in read.images], keys=[image["key"] for image in images], prompts=texts
+        )
+        return payload, Facts(images=images, rejected=read.rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
         """Loads the tagger and the tokenizer."""
@@ -120,7 +109,7 @@ class CaptionJob:
         rejected = list(facts.rejected)
         if excluded:
             rows = read_unit(folder, unit)
-            rejected += [_rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
         tables = self.tables(facts, output)
         tables["rejected"] = pa.Table.from_pylist(rejected, schema=schema.REJECTED)
         return commit_unit(
@@ -147,15 +136,6 @@ class CaptionJob:
             "captions": pa.Table.from_pylist(captions, schema=schema.CAPTIONS),
             "noun_counts": count_nouns(nouns),
         }
-
-    def _read(self, reader: ImageReader, row: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """One image and its row of schema.IMAGES. Raises ImageError."""
-        reference = reference_of(row)
-        data = reader.read(reference, max_bytes=self.limits.max_image_bytes)
-        image = decode_image(data, limits=self.limits, target_side_px=self.model.image_side_px)
-        facts = {"key": row["key"], **asdict(reference), "content_hash": content_hash(data)}
-        facts |= {"width": image.width, "height": image.height, "format": image.format}
-        return image.pixels, facts | asdict(reader.read_sidecars(row))
 
     def _caption_rows(
         self, prompt: str, keys: Sequence[str], generations: Sequence[Generation]
@@ -201,10 +181,6 @@ def _counted(nouns: CaptionNouns) -> dict[str, Any]:
         "num_t5_nouns": nouns.num_t5_nouns,
         "nouns": list(nouns.lemmas),
     }
-
-
-def _rejected_row(row: dict[str, Any], failure: Failure) -> dict[str, Any]:
-    return {"key": row["key"], **asdict(reference_of(row)), **asdict(failure)}
 
 
 @lru_cache(maxsize=1)

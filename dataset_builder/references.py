@@ -93,8 +93,8 @@ class ImageReader:
         """
         self._expected = {}
         for row in rows:
-            for part in ({**row, "uri": None}, *row["sidecars"]):
-                if part["byte_offset"] is not None and is_url(uri := part["uri"] or row["uri"]):
+            for part in ({**row, "uri": None}, *(row.get("sidecars") or ())):
+                if part.get("byte_offset") is not None and is_url(uri := part["uri"] or row["uri"]):
                     self._expected.setdefault(uri, []).append((part["byte_offset"], part["byte_length"]))
         for opened in self._tars.values():
             opened.expect(())
