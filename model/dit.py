@@ -280,10 +280,10 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         queries, keys, values = self.qkv(x).unflatten(2, (3, -1)).unbind(2)  # 3 x (B, N, D)
-        if self.factor > 1:
-            keys, values = self._compress(keys, grid), self._compress(values, grid)  # (B, N/4, D)
-        if self.normed:
+        if self.normed:  # before the compression, as in Sigma's code
             queries, keys = self.q_norm(queries).to(values.dtype), self.k_norm(keys).to(values.dtype)
+        if self.factor > 1:
+            keys, values = self._compress(keys, grid), self._compress(values, grid)  # (B, N / factor^2, D)
         heads = [part.unflatten(2, (self.heads, -1)) for part in (queries, keys, values)]  # (B, N, heads, d)
         return self.proj(_attend(heads[0], heads[1], heads[2], None))  # type: ignore[no-any-return]
 
