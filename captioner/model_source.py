@@ -4,15 +4,14 @@ Everything here happens in the driver, before Ray starts, so that a model that c
 worker logs. transformers is not imported.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_builder.command_line import UserError
+from dataset_builder.fingerprint import folder_fingerprint
 
 MINI = Path(__file__).parent / "pretrained" / "llava-mini"
-_EDGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
         config = json.loads((folder / "config.json").read_text())
-        found = _folder_fingerprint(folder)
+        found = folder_fingerprint(folder)
         location = str(folder.resolve())
     elif name == "mini" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no model folder {folder}: give a folder, a hub id or `mini`")
@@ -67,19 +66,6 @@ def _from_hub(name: str, revision: str | None) -> tuple[dict[str, object], str]:
         reason = str(error).splitlines()[0][:160]
         raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
     return json.loads(path.read_text()), path.parent.name
-
-
-def _folder_fingerprint(folder: Path) -> str:
-    """A hash over names, sizes and the first and last MiB of each file: a second for 14 GB."""
-    digest = hashlib.sha256()
-    for path in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".jinja", ".model")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_EDGE_BYTES))
-            file.seek(max(0, size - _EDGE_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 def _image_side(config: dict[str, object]) -> int:

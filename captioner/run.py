@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any
 from captioner.config import CaptionConfig, run_id, run_settings
 from dataset_builder.cluster import check_paths
 from dataset_builder.command_line import UserError, run_command
+from dataset_builder.rejection import allowed_rejections
 from dataset_builder.storage import Folder, is_local_path
 
 if TYPE_CHECKING:
     from captioner.caption_job import CaptionJob
-    from captioner.progress import Progress
     from dataset_builder.plan import Plan
+    from dataset_builder.progress import Progress
     from dataset_builder.units import Unit
-
-ALWAYS_ALLOWED_REJECTIONS = 100
 
 
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
-    from captioner.progress import BudgetExceeded, Progress
+    from dataset_builder.progress import BudgetExceeded, Progress
     from dataset_builder.units import committed_units
 
     started = time.perf_counter()
@@ -139,11 +138,6 @@ def _budget(config: CaptionConfig, run: Folder, plan: "Plan") -> int:
 
     rejected = sum(sum(commit.rejected.values()) for commit in read_commits(run))
     return allowed_rejections(config.max_rejected, plan.num_images) - rejected
-
-
-def allowed_rejections(share: float, num_images: int) -> int:
-    """The budget of rejected images for a whole run."""
-    return max(ALWAYS_ALLOWED_REJECTIONS, int(share * num_images))
 
 
 def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_units: int) -> str:

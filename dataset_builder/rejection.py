@@ -15,6 +15,8 @@ REJECTION_REASONS = {
     "worker_died": "the worker process died each time it had this image",
 }
 
+ALWAYS_ALLOWED_REJECTIONS = 100
+
 
 class ImageError(Exception):
     """One image cannot be used. `reason` is a key of REJECTION_REASONS; the message says what was found."""
@@ -27,3 +29,8 @@ class ImageError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageError, (self.reason, self.message)
+
+
+def allowed_rejections(share: float, num_images: int) -> int:
+    """The budget of rejected images for a whole run."""
+    return max(ALWAYS_ALLOWED_REJECTIONS, int(share * num_images))

@@ -103,6 +103,103 @@ REJECTED = pa.schema(
     ]
 )
 
+# One row per scored image. The CLIP scores are cosines over the sentences of all its captions: the mean of the captions' means,
+# and the least. sharpness is the variance of the Laplacian (sharpness.py); perceptual_hash holds the 64 bits of a pHash.
+SCORES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("clip_mean", pa.float32()),
+        pa.field("clip_least", pa.float32()),
+        pa.field("aesthetic", pa.float32()),
+        pa.field("sharpness", pa.float32(), nullable=False),
+        pa.field("perceptual_hash", pa.int64(), nullable=False),
+    ]
+)
+
+# One row per scored image and prompt, with the cosine of each sentence, in the order of the caption.
+CAPTION_SCORES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("clip_mean", pa.float32(), nullable=False),
+        pa.field("clip_least", pa.float32(), nullable=False),
+        pa.field("sentences", pa.list_(pa.string()), nullable=False),
+        pa.field("sentence_scores", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+# The CLIP embedding of each scored image, of length 1, in half precision.
+EMBEDDINGS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float16()), nullable=False),
+    ]
+)
+
+# One row per image that was looked at for duplicates. Groups are numbered in the order of their first image; null: alone.
+# A near group holds whole exact groups. is_kept is true for one image of each group, and for those without one.
+GROUPS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("exact_group", pa.int64()),
+        pa.field("near_group", pa.int64()),
+        pa.field("is_kept", pa.bool_(), nullable=False),
+    ]
+)
+
+# What a data set keeps of a caption. repetition is the share of its word trigrams that occurred in it before, opener its first
+# three words in lower case, meta_share the share of its nouns that are META_NOUNS.
+SAMPLE_CAPTION = pa.struct(
+    [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("num_words", pa.int32(), nullable=False),
+        pa.field("num_t5_tokens", pa.int32(), nullable=False),
+        pa.field("num_nouns", pa.int32(), nullable=False),
+        pa.field("num_distinct_nouns", pa.int32(), nullable=False),
+        pa.field("num_meta_nouns", pa.int32(), nullable=False),
+        pa.field("num_t5_nouns", pa.int32(), nullable=False),
+        pa.field("nouns", pa.list_(pa.string()), nullable=False),
+        pa.field("mean_logprob", pa.float32()),
+        pa.field("repetition", pa.float32(), nullable=False),
+        pa.field("opener", pa.string(), nullable=False),
+        pa.field("meta_share", pa.float32(), nullable=False),
+    ]
+)
+
+# One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
+# of `datasets`. bucket is the nearest aspect of BUCKETS_1024 as "height x width". Scores are null where not scored, groups
+# null where the image is alone in its group or was not compared.
+SAMPLES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        *(field.with_nullable(True) for field in _REFERENCE),
+        pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("format", pa.string()),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("captions", pa.list_(SAMPLE_CAPTION), nullable=False),
+        pa.field("alt_text", pa.string()),
+        pa.field("class_label", pa.string()),
+        pa.field("num_masks", pa.int32()),
+        pa.field("mask_area_px", pa.int64()),
+        pa.field("clip_mean", pa.float32()),
+        pa.field("clip_least", pa.float32()),
+        pa.field("aesthetic", pa.float32()),
+        pa.field("sharpness", pa.float32()),
+        pa.field("exact_group", pa.int64()),
+        pa.field("near_group", pa.int64()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReference:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from captioner.progress import BudgetExceeded, Progress
-from captioner.run import allowed_rejections
 from captioner.status import RunStatus
 from dataset_builder.cluster import RaySettings
+from dataset_builder.progress import BudgetExceeded, Progress
+from dataset_builder.rejection import allowed_rejections
 from dataset_builder.units import Commit
 
 

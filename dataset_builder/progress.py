@@ -1,4 +1,4 @@
-"""The line that moves while a run captions, and the budget of rejections that stops it."""
+"""The line that moves while units are worked on, and the budget of rejections that stops it."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from dataset_builder.units import Commit
 
 
 class BudgetExceeded(Exception):
-    """More images were rejected than the run allows."""
+    """More images were rejected than is allowed."""
 
 
 class Progress:
@@ -47,7 +47,8 @@ class Progress:
         self.rejected += rejected
         self.tokens += commit.num_tokens
         seconds = max(time.perf_counter() - self.started_at, 1e-9)
-        self.bar.set_postfix_str(f"{self.tokens / seconds:.0f} tokens/s, {self.rejected} rejected", refresh=False)
+        written = f"{self.tokens / seconds:.0f} tokens/s, " if self.tokens else ""
+        self.bar.set_postfix_str(f"{written}{self.rejected} rejected", refresh=False)
         self.bar.update(commit.planned)
         if self.rejected > self.budget:
             raise BudgetExceeded(f"{self.rejected} of {self.images} images were rejected in this run, more than the budget")
@@ -55,5 +56,6 @@ class Progress:
     def summary(self) -> str:
         """Images, time and speed since the models were loaded."""
         seconds = max(self.ended_at - self.started_at, 1e-9)
-        speed = f"{self.images / seconds:.1f} images/s, {self.tokens / seconds:.0f} tokens/s"
+        speed = f"{self.images / seconds:.1f} images/s"
+        speed += f", {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
         return f"{self.images} images in {seconds:.1f} s: {speed}"
