@@ -1,0 +1,50 @@
+"""What plans and logs need to know of a GPU: its peak, its memory, what an hour of it costs. Imports no torch.
+
+Peak: dense matrix products in bf16 (V100: fp16) without sparsity, from the makers' data sheets. Price: a rough default, since it
+changes by month and contract: A100 as the paper's $28,400 for 753 days imply, V100 that price by the paper's factor of 2.2, the
+others as listed for single on-demand GPUs at RunPod in spring 2026; none where we know no source.
+"""
+
+from dataclasses import dataclass
+
+PAPER_A100_PER_V100 = 2.2
+"""V100-days that an A100-day is worth. Source: PixArt-alpha, Table 4."""
+PAPER_A100_PRICE = 1.57
+"""Dollars per A100-hour: $28,400 / (753 x 24), to the cent. Source: PixArt-alpha (v3), abstract."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU."""
+
+    device_name: str
+    """What its CUDA or ROCm device name contains."""
+    peak_flops: float
+    """Floating-point operations a second."""
+    memory_bytes: int
+    """Memory."""
+    price: float | None = None
+    """Dollars an hour."""
+
+
+GPUS: dict[str, Gpu] = {
+    "v100": Gpu(
+        device_name="V100", peak_flops=125e12, memory_bytes=32 * 10**9, price=round(PAPER_A100_PRICE / PAPER_A100_PER_V100, 2)
+    ),
+    "a100-40gb": Gpu(device_name="A100-SXM4-40GB", peak_flops=312e12, memory_bytes=40 * 10**9),
+    "a100": Gpu(device_name="A100", peak_flops=312e12, memory_bytes=80 * 10**9, price=PAPER_A100_PRICE),
+    "l40s": Gpu(device_name="L40S", peak_flops=362e12, memory_bytes=48 * 10**9, price=0.79),
+    "rtx4090": Gpu(device_name="RTX 4090", peak_flops=165e12, memory_bytes=24 * 10**9, price=0.34),
+    "h100-pcie": Gpu(device_name="H100 PCIe", peak_flops=756e12, memory_bytes=80 * 10**9),
+    "h100": Gpu(device_name="H100", peak_flops=989e12, memory_bytes=80 * 10**9, price=2.69),
+    "h200": Gpu(device_name="H200", peak_flops=989e12, memory_bytes=141 * 10**9, price=3.59),
+    "b200": Gpu(device_name="B200", peak_flops=2250e12, memory_bytes=180 * 10**9, price=5.98),
+    "mi300x": Gpu(device_name="MI300X", peak_flops=1307e12, memory_bytes=192 * 10**9),
+}
+"""By the name that `--gpu` takes."""
+
+
+def gpu_of_device(device_name: str) -> Gpu | None:
+    """The GPU that torch.cuda.get_device_name() names; None for one that is not in the table."""
+    matches = [gpu for gpu in GPUS.values() if gpu.device_name in device_name]
+    return max(matches, key=lambda gpu: len(gpu.device_name), default=None)
