@@ -453,7 +453,10 @@ class DiT(nn.Module):
         return PreparedCaptions(blocks=tuple(block.cross_attn.keys_values(tokens) for block in blocks))
 
     def compile_blocks(self) -> None:
-        """torch.compile for each block in place: one compilation serves all, and names in the state dict stay as they are."""
+        """torch.compile for each block in place: one compilation serves all, and names in the state dict stay as they are.
+
+        With FSDP2, shard first: docs/network.md.
+        """
         for block in self.blocks:
             block.compile()
 
@@ -540,7 +543,10 @@ class DiT(nn.Module):
         """(B, N, p p C_out) to (B, C_out, H, W)."""
         size = self.config.patch_size
         image = patches.unflatten(2, (size, size, -1)).unflatten(1, grid)  # (B, h, w, p, p, C_out)
-        return image.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # type: ignore[no-any-return]
+        sides = grid[0] * size, grid[1] * size
+        # Contiguous, not a view: FSDP2 hooks into what a module returns, and an operation in place on a view would drop that.
+        output: Tensor = image.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *sides).contiguous()
+        return output  # (B, C_out, H, W)
 
     def _check_latents(self, latents: Tensor) -> tuple[int, int]:
         """The grid (h, w) of patches. Raises ValueError for latents that cannot be cut into one."""
