@@ -67,6 +67,10 @@ class LatentDistribution:
         if generator is None:
             return scale.to_latents(self.mean.float())
         noise = torch.randn(self.mean.shape, generator=generator, device=generator.device).to(self.mean.device)
+        return self.draw(scale, noise)
+
+    def draw(self, scale: LatentScale, noise: "torch.Tensor") -> "torch.Tensor":
+        """Latents (B, C, h, w) as the network sees them, in float32, with standard normal noise of the same shape."""
         deviation = (self.log_variance.float() / 2).exp()
         return scale.to_latents(self.mean.float() + deviation * noise)
 
