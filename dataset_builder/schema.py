@@ -148,8 +148,8 @@ GROUPS = pa.schema(
     ]
 )
 
-# What a data set keeps of a caption. repetition is the share of its word trigrams that occurred in it before, opener its first
-# three words in lower case, meta_share the share of its nouns that are META_NOUNS.
+# What a data set keeps of a caption. repetition is the share of its nouns that were named in it before, opener its first three
+# words in lower case, meta_share the share of its nouns that are META_NOUNS.
 SAMPLE_CAPTION = pa.struct(
     [
         pa.field("prompt", pa.string(), nullable=False),
@@ -171,8 +171,8 @@ SAMPLE_CAPTION = pa.struct(
 )
 
 # One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
-# of `datasets`. bucket is the nearest aspect of BUCKETS_1024 as "height x width". Scores are null where not scored, groups
-# null where the image is alone in its group or was not compared.
+# of `datasets`. bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored, groups
+# null where the image is alone or was not compared.
 SAMPLES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -197,6 +197,26 @@ SAMPLES = pa.schema(
         pa.field("exact_group", pa.int64()),
         pa.field("near_group", pa.int64()),
         pa.field("metadata", pa.string()),
+    ]
+)
+
+# Images of the runs that are not in a data set: the step of the recipe that dropped them, and why.
+DROPPED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+# Images by step, in order: how many were left after it, and how many it dropped for which reason. The first row is the input.
+FUNNEL = pa.schema(
+    [
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("kept", pa.int64(), nullable=False),
+        pa.field("dropped", pa.int64(), nullable=False),
     ]
 )
 
