@@ -10,6 +10,7 @@ REJECTION_REASONS = {
     "broken": "truncated or corrupt image data",
     "too_many_pixels": "larger than max_image_pixels",
     "too_small": "a side is shorter than min_side_px",
+    "changed": "the bytes are no longer those that were captioned",
     "bad_sidecar": "the JSON or text beside the image cannot be parsed",
     "model_error": "the model raised an error for this image alone",
     "worker_died": "the worker process died each time it had this image",

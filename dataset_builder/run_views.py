@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
-from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED
+from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, SCORES
+from dataset_builder.score_files import ScoreFiles, newest_scores
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import META_NOUNS
 from dataset_builder.units import Commit, read_commits
@@ -25,9 +26,18 @@ VIEWS = {
     "noun_counts": "one row per prompt and noun, summed over the run",
     "rejected": "one row per image that could not be captioned, with the reason",
     "commits": "one row per finished unit",
+    "scores": "one row per image of the newest scoring: CLIP, aesthetic, sharpness",
+    "caption_scores": "one row per image and prompt of the newest scoring, with the CLIP score of each sentence",
 }
 
-STORED = {"images": IMAGES, "captions": CAPTIONS, "noun_counts": NOUN_COUNTS, "rejected": REJECTED, "planned": INDEX}
+_OF_SCORES = {"scores": SCORES, "caption_scores": CAPTION_SCORES}
+STORED = _OF_SCORES | {
+    "images": IMAGES,
+    "captions": CAPTIONS,
+    "noun_counts": NOUN_COUNTS,
+    "rejected": REJECTED,
+    "planned": INDEX,
+}
 """The kinds of file, and the schema that each has."""
 
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
@@ -41,11 +51,14 @@ class RunFiles:
     record: dict[str, Any]
     commits: tuple[Commit, ...]
     open_parts: tuple[str, ...]
+    scores: ScoreFiles | None = None
 
     def paths(self, kind: str) -> list[str]:
         """The files of a kind of STORED, relative to the run."""
         if kind == "planned":
             return list(self.open_parts)
+        if kind in _OF_SCORES:
+            return self.scores.paths(kind) if self.scores else []
         return [commit.files[kind].path for commit in self.commits if kind in commit.files]
 
     @cached_property
@@ -79,9 +92,10 @@ def read_run(url: str) -> RunFiles:
         raise UserError(f"{url}/run.json cannot be read ({error}): check the folder") from None
     try:
         commits = tuple(read_commits(folder))
+        scores = newest_scores(folder)
     except ValueError as error:
         raise UserError(f"{url}: {error}: read it with the version that wrote it") from None
-    return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}))
+    return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}), scores)
 
 
 def is_run(url: str) -> bool:
@@ -104,6 +118,7 @@ def view_sql(run: RunFiles) -> list[str]:
         _nouns_sql(),
         _noun_counts_sql(),
         f"CREATE VIEW rejected AS SELECT {_columns(REJECTED)} FROM stored.rejected",
+        *(f"CREATE VIEW {name} AS SELECT {_columns(schema)} FROM stored.{name}" for name, schema in _OF_SCORES.items()),
     ]
 
 
