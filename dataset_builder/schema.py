@@ -171,8 +171,8 @@ SAMPLE_CAPTION = pa.struct(
 )
 
 # One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
-# of `datasets`. bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored, groups
-# null where the image is alone or was not compared.
+# of `datasets`. bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored,
+# groups where the image is alone or was not compared.
 SAMPLES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
