@@ -20,13 +20,11 @@ from dataset_builder.storage import Folder, is_local_path
 if TYPE_CHECKING:
     from captioner.caption_job import CaptionJob
     from dataset_builder.plan import Plan
-    from dataset_builder.progress import Progress
-    from dataset_builder.units import Unit
 
 
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
-    from dataset_builder.progress import BudgetExceeded, Progress
+    from dataset_builder.unit_run import run_job
     from dataset_builder.units import committed_units
 
     started = time.perf_counter()
@@ -38,14 +36,11 @@ def main(config: CaptionConfig) -> int:
     units = [unit for unit in plan.units(limit=config.limit) if unit.number not in done]
     print(_headline(config, job, plan, num_units=len(units)))
     if units:
-        progress = Progress(planned=sum(unit.num_images for unit in units), budget=_budget(config, run, plan))
-        try:
-            with progress:
-                _caption(config, job, units, progress)
-        except BudgetExceeded as error:
-            print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
+        visible = {config.out + "/run.json": job.run_id} if is_local_path(config.out) else {}
+        visible |= {path: "" for path in config.images if is_local_path(path)}
+        budget = _budget(config, run, plan)
+        if not run_job(job, units, settings=config.ray, visible=visible, budget=budget, started=started):
             return 1
-        print(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
     return _report(config, run, plan)
 
 
@@ -120,16 +115,6 @@ def _check_same_images(run: Folder, *, before: list[str], now: list[str]) -> Non
     missing = [source for source in before if source not in now]
     if missing:
         raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another --out")
-
-
-def _caption(config: CaptionConfig, job: "CaptionJob", units: "list[Unit]", progress: "Progress") -> None:
-    from dataset_builder.ray_units import check_visible, run_units, start_ray
-
-    start_ray(config.ray)
-    paths = {config.out + "/run.json": job.run_id} if is_local_path(config.out) else {}
-    paths |= {path: "" for path in config.images if is_local_path(path)}
-    check_visible(paths)
-    run_units(job, units, settings=config.ray, on_start=progress.start, on_commit=progress.update)
 
 
 def _budget(config: CaptionConfig, run: Folder, plan: "Plan") -> int:

@@ -1,0 +1,35 @@
+"""Works units off on Ray with a line that moves and a budget of rejections: what captioning, scoring and features share."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dataset_builder.cluster import RaySettings
+from dataset_builder.units import Unit
+
+if TYPE_CHECKING:
+    from dataset_builder.ray_units import UnitJob
+
+
+def run_job(
+    job: "UnitJob", units: Sequence[Unit], *, settings: RaySettings, visible: Mapping[str, str], budget: int, started: float
+) -> bool:
+    """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
+
+    Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
+    time.perf_counter(). Raises UserError as run_units does.
+    """
+    from dataset_builder.progress import BudgetExceeded, Progress
+    from dataset_builder.ray_units import check_visible, run_units, start_ray
+
+    progress = Progress(planned=sum(unit.num_images for unit in units), budget=budget)
+    try:
+        with progress:
+            start_ray(settings)
+            check_visible(visible)
+            run_units(job, units, settings=settings, on_start=progress.start, on_commit=progress.update)
+    except BudgetExceeded as error:
+        print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
+        return False
+    print(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
+    return True
