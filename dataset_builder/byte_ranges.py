@@ -30,10 +30,10 @@ class RangeFile:
         self._spans = coalesce(ranges) if self._is_remote else []
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly the range. Raises OSError if it ends behind the end of the file."""
+        """Exactly the range. Raises EOFError if it ends behind the end of the file."""
         data = self._buffered(offset, length) if self._is_remote else self._fetch(offset, length)
         if len(data) != length:
-            raise OSError(f"bytes {offset:,} to {offset + length:,} end behind the end of the file")
+            raise EOFError(f"bytes {offset:,} to {offset + length:,} end behind the end of the file")
         return data
 
     def _buffered(self, offset: int, length: int) -> bytes:

@@ -76,7 +76,7 @@ def decode_image(data: bytes, *, limits: DecodeLimits, target_side_px: int | Non
     JPEG is decoded at the least of 1/1, 1/2, 1/4 and 1/8 that is not below it: an image of SA-1B (shorter side 1500 px,
     typically 1500 x 2250) is decoded at 1/4 for a target of 336. Deterministic. 16-bit samples are scaled to 8 bits, not
     clipped; floats outside 0..1 and 32-bit integers are stretched from their least to their greatest value.
-    Raises ImageError: "empty", "too_many_bytes", "not_an_image", "broken", "too_many_pixels", "too_small".
+    Raises ImageError: "empty", "too_many_bytes", "not_an_image", "broken", "too_many_pixels", "too_small"; and MemoryError.
     Source: SA-1B, arXiv 2304.02643, section 5 (images are downsampled to a shorter side of 1500 pixels).
     """
     if not data:
@@ -114,12 +114,10 @@ def _failures_named(data: bytes) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except ImageError:
+        except (ImageError, MemoryError):  # too little memory says nothing about the image
             raise
         except UnidentifiedImageError as error:
             raise _unidentified(data) from error
-        except MemoryError as error:
-            raise ImageError("too_many_pixels", "not enough memory to decode it") from error
         except Exception as error:  # Decoders of hostile bytes raise anything: struct.error, IndexError, SyntaxError, …
             detail = " ".join(str(error).split()) or type(error).__name__
             raise ImageError("broken", f"{type(error).__name__}: {detail}") from error

@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dataset_builder.decoding import DecodedImage, DecodeLimits, decode_image
+from dataset_builder.outages import StoreError
 from dataset_builder.references import ImageReader, content_hash, reference_of
 from dataset_builder.rejection import ImageError
 from dataset_builder.units import Failure
+
+OUTAGE_AFTER = 32
+"""Images in a row that a store refuses, or that no web server gives, before that counts as an outage and not as theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +40,25 @@ class ReadImages:
 def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
     """Reads and decodes the images of these rows (schema.INDEX, or any table with a key and the columns of a reference).
 
-    An image that cannot be used becomes a rejected row. Raises what concerns more than one image, as `read_image` does.
+    An image that cannot be used becomes a rejected row. Raises StoreError where a store fails, so that nothing is rejected
+    that may be read another day, and MemoryError; neither is an image's own fault.
     """
     read = ReadImages(images=[], rejected=[])
+    refused = 0
     with ImageReader() as reader:
         reader.expect(rows)
         for row in rows:
             try:
                 read.images.append(read_image(reader, row, limits=limits, target_side_px=target_side_px))
+                refused = 0
             except ImageError as error:
-                failure = Failure(reason=error.reason, message=error.message)
-                read.rejected.append(rejected_row(row, failure))
+                read.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
+                refused = 0
+            except StoreError as error:
+                refused += 1
+                if not error.is_alone or refused == min(OUTAGE_AFTER, max(2, len(rows))):
+                    raise
+                read.rejected.append(rejected_row(row, Failure(reason="unreadable", message=str(error))))
     return read
 
 
@@ -55,7 +67,7 @@ def read_image(
 ) -> ReadImage:
     """Reads and decodes one image; its shorter side becomes at most `target_side_px` (see decoding.decode_image).
 
-    Raises ImageError where this image cannot be used, and nothing else that only this image is to blame for.
+    Raises ImageError where this image cannot be used, StoreError where its store fails or refuses, and MemoryError.
     """
     reference = reference_of(row)
     data = reader.read(reference, max_bytes=limits.max_image_bytes)

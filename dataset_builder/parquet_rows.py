@@ -18,7 +18,7 @@ class ParquetRows:
     """
 
     def __init__(self, uri: str) -> None:
-        """Opens the file. Raises OSError or pa.ArrowException; KeyError if it holds no image column."""
+        """Opens the file. Raises OSError or pa.ArrowException."""
         self._file = open_parquet(uri)
         self.layout: ParquetLayout = layout_of(self._file.schema_arrow)
         self._group_starts = [0]
@@ -41,7 +41,7 @@ class ParquetRows:
         self._file.close(force=True)
 
     def image(self, row: int) -> bytes | None:
-        """The bytes of an image; None if they are null. Raises IndexError for a row past the end."""
+        """The bytes of an image; None if they are null. Raises EOFError for a row past the end."""
         value = self._image_part(row, "bytes")
         return None if value is None or not value.is_valid else bytes(value.as_buffer())
 
@@ -52,6 +52,8 @@ class ParquetRows:
 
     def _image_part(self, row: int, part: str) -> Any:
         """A field of the image column, or the column itself if it is no struct; None where there is no such field."""
+        if self.layout.image is None:
+            raise ValueError("there is no column of images any more")
         batch = self._seek(row)
         column = batch.column(batch.schema.get_field_index(self.layout.image))
         if not pa.types.is_struct(column.type):
@@ -68,14 +70,22 @@ class ParquetRows:
     def _seek(self, row: int) -> pa.RecordBatch:
         """The batch that holds a row."""
         if not 0 <= row < self.num_rows:
-            raise IndexError(f"row {row} of {self.num_rows}")
+            raise EOFError(f"row {row} of {self.num_rows}")
         group = next(group for group, end in enumerate(self._group_starts[1:]) if row < end)
         if group != self._group or row < self._batch_start:
             self._start(group)
         while self._batch is None or row >= self._batch_start + self._batch.num_rows:
             self._batch_start += self._batch.num_rows if self._batch is not None else 0
-            self._batch = next(self._batches)
+            self._batch = self._next_batch()
         return self._batch
+
+    def _next_batch(self) -> pa.RecordBatch:
+        """After a failure the row group is begun again, so that each of its rows fails with the true cause."""
+        try:
+            return next(self._batches)
+        except Exception:
+            self._group = -1
+            raise
 
     def _start(self, group: int) -> None:
         columns = [*self.layout.image_leaves, *self.layout.types]

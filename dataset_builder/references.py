@@ -8,16 +8,15 @@ import json
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
-
-import pyarrow as pa
 
 from dataset_builder.byte_ranges import RangeFile
 from dataset_builder.carried import Carried, map_columns, merge, metadata_json
-from dataset_builder.locations import is_url, locate, one_line, open_binary, parent
+from dataset_builder.locations import is_url, locate, open_binary, parent
+from dataset_builder.outages import StoreError, retried
 from dataset_builder.parquet_rows import ParquetRows
 from dataset_builder.rejection import ImageError
 from dataset_builder.schema import ImageReference
@@ -100,7 +99,11 @@ class ImageReader:
             opened.expect(())
 
     def read(self, reference: ImageReference, *, max_bytes: int | None = None) -> bytes:
-        """The encoded image. Raises ImageError: "unreadable", "empty" or "too_many_bytes" (then it is not read whole)."""
+        """The encoded image.
+
+        Raises ImageError: "unreadable", "empty" or "too_many_bytes" (then it is not read whole); StoreError where the store
+        fails or refuses, after a few tries.
+        """
         data = self._read_any(reference, max_bytes)
         if not data:
             raise ImageError("empty", f"{_name(reference)} holds no bytes")
@@ -111,14 +114,13 @@ class ImageReader:
     def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
         """What the index, the files beside the image, and the other columns of its Parquet row say of it; the first counts.
 
-        `row` is a row of schema.INDEX as a dict. Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row.
+        `row` is a row of schema.INDEX as a dict. Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row; StoreError.
         """
         files = [(sidecar["suffix"], *self._read_sidecar(sidecar, row["uri"])) for sidecar in row["sidecars"]]
         data = parse_sidecars(files)
         carried = merge(Carried(alt_text=row["alt_text"], class_label=row["class_label"]), data.carried)
         if row["row"] is not None:
-            with _unreadable(row["uri"]):
-                carried = merge(carried, map_columns(self._open_parquet(row["uri"]).columns(row["row"])))
+            carried = merge(carried, map_columns(self._read_columns(row["uri"], row["row"])))
         return ImageFacts(
             alt_text=carried.alt_text,
             class_label=carried.class_label,
@@ -128,14 +130,25 @@ class ImageReader:
         )
 
     def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
-        with _unreadable(_name(reference)):
-            if reference.row is not None:
-                return self._read_row(reference.uri, reference.row, max_bytes)
-            if reference.byte_offset is not None and reference.byte_length is not None:
-                if max_bytes is not None and reference.byte_length > max_bytes:
-                    raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
-                return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
-            return _read_file(reference.uri, max_bytes)
+        read = partial(self._read_once, reference, max_bytes)
+        return retried(read, uri=reference.uri, name=_name(reference), before_retry=self._close_one)
+
+    def _read_once(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
+        if reference.row is not None:
+            return self._read_row(reference.uri, reference.row, max_bytes)
+        if reference.byte_offset is not None and reference.byte_length is not None:
+            if max_bytes is not None and reference.byte_length > max_bytes:
+                raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
+            return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
+        return _read_file(reference.uri, max_bytes)
+
+    def _read_columns(self, uri: str, row: int) -> dict[str, Any]:
+        """The scalar columns of a Parquet row."""
+
+        def read() -> dict[str, Any]:
+            return self._open_parquet(uri).columns(row)
+
+        return retried(read, uri=uri, name=f"{uri}, row {row}", before_retry=self._close_one)
 
     def _read_row(self, uri: str, row: int, max_bytes: int | None) -> bytes | None:
         """An image in a Parquet row, or the file that the row names instead, as `datasets` writes it if told not to embed."""
@@ -155,13 +168,19 @@ class ImageReader:
             raise ImageError("bad_sidecar", f"{where}: {error.message}") from error
 
     def _open_tar(self, uri: str) -> RangeFile:
-        opened = _cached(self._tars, uri) or _keep(self._tars, uri, RangeFile(uri))
+        opened = _cached(self._tars, uri) or _keep(self._tars, uri, _open_planned(RangeFile, uri))
         if uri in self._expected:
             opened.expect(self._expected.pop(uri))
         return opened
 
     def _open_parquet(self, uri: str) -> ParquetRows:
-        return _cached(self._parquet, uri) or _keep(self._parquet, uri, ParquetRows(uri))
+        return _cached(self._parquet, uri) or _keep(self._parquet, uri, _open_planned(ParquetRows, uri))
+
+    def _close_one(self, uri: str) -> None:
+        """Closes a file whose handle may have become stale; the next read opens it again."""
+        for opened in (self._tars.pop(uri, None), self._parquet.pop(uri, None)):
+            if opened is not None:
+                opened.close()
 
 
 class _Closable(Protocol):
@@ -169,6 +188,15 @@ class _Closable(Protocol):
 
 
 OpenedT = TypeVar("OpenedT", bound=_Closable)
+
+
+def _open_planned(open_container: Callable[[str], OpenedT], uri: str) -> OpenedT:
+    """Opens a container, which was there when its images were planned: one that has gone is no fault of theirs."""
+    try:
+        return open_container(uri)
+    except FileNotFoundError:
+        gone = f"{uri} was there when its images were planned, and is not now: put it back, then run the same command again"
+        raise StoreError(gone, is_alone=False, may_pass=True) from None
 
 
 def _cached(cache: OrderedDict[str, OpenedT], uri: str) -> OpenedT | None:
@@ -185,25 +213,12 @@ def _keep(cache: OrderedDict[str, OpenedT], uri: str, opened: OpenedT) -> Opened
     return opened
 
 
-@contextmanager
-def _unreadable(name: str) -> Iterator[None]:
-    """Turns whatever a file system raises into an ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except pa.ArrowException as error:
-        raise ImageError("unreadable", f"{name}: {one_line(error)}") from error
-    except Exception as error:  # Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base.
-        raise ImageError("unreadable", f"{name}: {type(error).__name__}: {one_line(error)}") from error
-
-
 def _read_file(uri: str, max_bytes: int | None) -> bytes:
     """A whole file. A local one is looked at first, since a pipe would block; a remote one is cut at the limit."""
     if not is_url(uri):
         status = os.stat(uri)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
+            raise ImageError("unreadable", f"{uri} is not a regular file")
         if max_bytes is not None and status.st_size > max_bytes:
             raise _too_many_bytes(uri, status.st_size, max_bytes)
     file: BinaryIO

@@ -237,7 +237,6 @@ def test_each_failure_has_its_reason_and_names_the_file(tmp_path: Path) -> None:
         (in_tar | {"byte_offset": 10**9}, None, "unreadable"),
         (in_tar | {"byte_length": 10**6}, None, "unreadable"),
         (in_tar | {"byte_length": 0}, None, "empty"),
-        (in_tar | {"uri": str(tmp_path / "none.tar")}, None, "unreadable"),
         (in_parquet, 4, "too_many_bytes"),
         (in_parquet | {"row": 1}, None, "empty"),
         (in_parquet | {"row": 2}, None, "empty"),
