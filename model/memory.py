@@ -165,14 +165,14 @@ def _peak_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(), torch.no_grad():
-        _fill(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        counter = _counter({tensor.untyped_storage()._cdata for tensor in model.state_dict().values()})
+        replace_tensors(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        counter = storage_counter({tensor.untyped_storage()._cdata for tensor in model.state_dict().values()})
         with counter:
             forward()
     return int(counter.peak)
 
 
-def _fill(model: "nn.Module", make: "Callable[[torch.Tensor], torch.Tensor]") -> None:
+def replace_tensors(model: "nn.Module", make: "Callable[[torch.Tensor], torch.Tensor]") -> None:
     """Replaces all parameters and buffers of a model."""
     from torch import nn
 
@@ -183,7 +183,7 @@ def _fill(model: "nn.Module", make: "Callable[[torch.Tensor], torch.Tensor]") ->
             setattr(module, name, make(buffer))
 
 
-def _counter(known: set[int]) -> Any:
+def storage_counter(known: set[int]) -> Any:
     """A mode that counts the bytes of storages from when an operation makes them until they are freed, but not `known` ones."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -2,8 +2,8 @@
 
 Counted are matrix products, attention and convolutions, two operations to a multiplication and addition, as torch's
 FlopCounterMode counts them; nothing is counted for activations, norms and sums. A backward pass makes two products for each
-product forward, one for the weights and one for the input, or one where the input needs no gradient. What gradient checkpointing
-or an attention kernel computes twice is not in it: utilisation is that of the model's own work.
+product forward, one for the weights and one for the input, or one where the input needs no gradient. What gradient
+checkpointing or an attention kernel computes twice is not in it: utilisation is that of the model's own work.
 
 D width, N patches, M keys of self-attention, L caption tokens, F channels of the text encoder; all figures are for one image.
 """

@@ -1,8 +1,8 @@
 """What plans and logs need to know of a GPU: its peak, its memory, what an hour of it costs. Imports no torch.
 
-Peak: dense matrix products in bf16 (V100: fp16) without sparsity, from the makers' data sheets. Price: a rough default, since it
-changes by month and contract: A100 as the paper's $28,400 for 753 days imply, V100 that price by the paper's factor of 2.2, the
-others as listed for single on-demand GPUs at RunPod in spring 2026; none where we know no source.
+Peak: dense matrix products in bf16 (V100: fp16) without sparsity, from the makers' data sheets. Price: a rough default, since
+it changes by month and contract: A100 as the paper's $28,400 for 753 days imply, V100 that price by the paper's factor of 2.2,
+the others as RunPod listed them for single GPUs on demand in spring 2026; none where we know no source.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import torch
 from model.diffusion import Diffusion
 from model.dit import Captions
 from model.dit_config import PRESETS
-from model.memory import OVERHEAD_BYTES, _counter, phase_bytes
+from model.memory import OVERHEAD_BYTES, phase_bytes, storage_counter
 from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, sample_latents
 from tests.model.tiny_parts import CAPTION_WIDTH, tiny_dit
 
@@ -31,7 +31,7 @@ def test_the_computed_activations_are_those_of_a_real_run() -> None:
     """Same network, real tensors, three steps of sampling: the figure is neither too low nor more than twice too high."""
     dit = tiny_dit().bfloat16()
     captions = Captions(tokens=torch.randn(2 * 20, CAPTION_WIDTH).bfloat16(), lengths=torch.tensor([20, 20]))
-    counter = _counter({tensor.untyped_storage()._cdata for tensor in dit.state_dict().values()})
+    counter = storage_counter({tensor.untyped_storage()._cdata for tensor in dit.state_dict().values()})
     noise = draw_noise(image_generators([0, 1]), (4, 64, 64))
     with counter:
         sample_latents(
