@@ -13,9 +13,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
+from dataset_builder.file_kinds import PassedOver
 from dataset_builder.sources import Source, index_source
-from dataset_builder.storage import Folder
-from dataset_builder.units import Unit
+from dataset_builder.storage import Folder, usable
+from dataset_builder.units import Unit, row_groups_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,13 +36,17 @@ class PlanPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All index files of a run, in the order of their units, and what the sources looked like when they were read."""
+    """All index files of a run, in the order of their units, and what the sources looked like when they were read.
+
+    num_passed_over counts the files in tars that were left out because of their names.
+    """
 
     unit_size: int
     parts: tuple[PlanPart, ...]
     sources: tuple[dict[str, Any], ...]
     num_plans: int
     num_repeated: int
+    num_passed_over: int
 
     @property
     def num_units(self) -> int:
@@ -81,6 +86,7 @@ def read_plan(run: Folder, *, unit_size: int) -> Plan:
         sources=tuple(source for record in records for source in record["sources"]),
         num_plans=len(records),
         num_repeated=sum(record["num_repeated"] for record in records),
+        num_passed_over=sum(record.get("num_passed_over", 0) for record in records),
     )
 
 
@@ -90,21 +96,25 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
     Containers that are as they were when they were planned are not opened again. Raises UserError where a tar or a Parquet
     file has changed, since the planned byte ranges and rows would no longer hold.
     """
-    plan = read_plan(run, unit_size=unit_size)
+    with usable(run):
+        plan = read_plan(run, unit_size=unit_size)
     fresh = _unseen(sources, plan)
     if not fresh:
         return plan
-    parts, num_repeated = _index(run, fresh, plan)
+    in_tars = PassedOver()
+    parts, num_repeated = _index(run, fresh, plan, passed_over=in_tars)
     if not parts and plan.num_plans:
         return plan
     record = {
         "parts": [asdict(part) for part in parts],
         "sources": [asdict(source) for source in fresh],
         "num_repeated": num_repeated,
+        "num_passed_over": in_tars.files,
     }
-    if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
-        raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")
-    return read_plan(run, unit_size=unit_size)
+    with usable(run):
+        if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
+            raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")
+        return read_plan(run, unit_size=unit_size)
 
 
 def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
@@ -131,7 +141,7 @@ def _unseen(sources: Sequence[Source], plan: Plan) -> list[Source]:
     return fresh
 
 
-def _index(run: Folder, sources: Sequence[Source], plan: Plan) -> tuple[list[PlanPart], int]:
+def _index(run: Folder, sources: Sequence[Source], plan: Plan, *, passed_over: PassedOver) -> tuple[list[PlanPart], int]:
     """Writes the index files of what is new; returns them and how many references stood there more than once."""
     from dataset_builder.sql import scratch_database
 
@@ -141,7 +151,7 @@ def _index(run: Folder, sources: Sequence[Source], plan: Plan) -> tuple[list[Pla
             _insert(database, "planned (SELECT key, uri, member, row FROM batch)", _read_part(run, part))
         first = True
         for source in sources:
-            for batch in index_source(source):
+            for batch in index_source(source, passed_over=passed_over):
                 staged = "SELECT *, nextval('positions') AS position FROM batch"
                 if first:
                     database.execute("CREATE SEQUENCE positions")
@@ -206,7 +216,8 @@ def _write_parts(run: Folder, reader: Any, plan: Plan) -> Iterator[PlanPart]:
     units = _row_groups(reader, plan.unit_size)
     while tables := list(islice(units, UNITS_PER_PART)):
         path = f"images/plan-{plan.num_plans}-{attempt}-{first_unit:08d}.parquet"
-        run.create(path, _row_groups_bytes(tables))
+        with usable(run):
+            run.create(path, row_groups_bytes(tables))
         yield PlanPart(path=path, first_unit=first_unit, units=len(tables), rows=sum(len(table) for table in tables))
         first_unit += len(tables)
 
@@ -225,17 +236,3 @@ def _row_groups(reader: Any, unit_size: int) -> Iterator["pa.Table"]:
             pending = pending.slice(unit_size)
     if len(pending):
         yield pending
-
-
-def _row_groups_bytes(tables: "Sequence[pa.Table]") -> bytes:
-    import io
-
-    import pyarrow.parquet as pq
-
-    from dataset_builder.schema import INDEX, versioned
-
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, versioned(INDEX), compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table.cast(versioned(INDEX)).combine_chunks(), row_group_size=len(table))
-    return buffer.getvalue()

@@ -12,6 +12,8 @@ REJECTION_REASONS = {
     "too_small": "a side is shorter than min_side_px",
     "changed": "the bytes are no longer those that were captioned",
     "bad_sidecar": "the JSON or text beside the image cannot be parsed",
+    "no_caption": "there is neither a caption nor an alt text to train on",
+    "no_class_label": "there is no class label to train on",
     "model_error": "the model raised an error for this image alone",
     "worker_died": "the worker process died each time it had this image",
 }

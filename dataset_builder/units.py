@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import secrets
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedFile:
-    """A file that a commit publishes. `path` is relative to the run."""
+    """A file that a commit publishes. `path` is relative to the run; `../` leads to a file that another run's commit owns."""
 
     path: str
     rows: int
@@ -74,14 +75,17 @@ def commit_unit(
     rejected: dict[str, int],
     num_tokens: int = 0,
     seconds: dict[str, float] | None = None,
+    arrow: Collection[str] = (),
+    shared: Mapping[str, CommittedFile] | None = None,
 ) -> Commit | None:
     """Writes the tables (by folder name) and publishes them; returns None where the unit was committed already.
 
-    Tables without rows are not written.
+    Tables without rows are not written. Those named in `arrow` become uncompressed Arrow files, which a reader maps into
+    memory, the others Parquet. `shared` are files that stay another commit's and are published by this one too.
     """
     attempt = secrets.token_hex(4)
     files = {
-        kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table)
+        kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table, as_arrow=kind in arrow)
         for kind, table in tables.items()
         if len(table)
     }
@@ -91,7 +95,7 @@ def commit_unit(
         planned=unit.num_images,
         completed=unit.num_images - sum(rejected.values()),
         rejected=rejected,
-        files=files,
+        files={**files, **(shared or {})},
         num_tokens=num_tokens,
         seconds=seconds or {},
         attempt=attempt,
@@ -131,9 +135,32 @@ def table_bytes(table: "pa.Table") -> bytes:
     return buffer.getvalue()
 
 
-def _write_table(folder: Folder, *, kind: str, unit: Unit, attempt: str, table: "pa.Table") -> CommittedFile:
-    data = table_bytes(table)
-    path = f"{kind}/{unit.number:08d}-{attempt}.parquet"
+def arrow_bytes(table: "pa.Table") -> bytes:
+    """A table as one uncompressed Arrow file of one record batch."""
+    import pyarrow as pa
+
+    schema = versioned(table.schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table.replace_schema_metadata(schema.metadata).combine_chunks())
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def row_groups_bytes(tables: "Sequence[pa.Table]") -> bytes:
+    """Tables of one schema as one Parquet file (zstd), a row group each: what a plan's units are read from."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, versioned(tables[0].schema), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.cast(versioned(table.schema)).combine_chunks(), row_group_size=len(table))
+    return buffer.getvalue()
+
+
+def _write_table(folder: Folder, *, kind: str, unit: Unit, attempt: str, table: "pa.Table", as_arrow: bool) -> CommittedFile:
+    data = arrow_bytes(table) if as_arrow else table_bytes(table)
+    path = f"{kind}/{unit.number:08d}-{attempt}.{'arrow' if as_arrow else 'parquet'}"
     if not folder.create(path, data):
         raise FileExistsError(f"{path} exists: two attempts drew the same random name")
     return CommittedFile(path=path, rows=len(table), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
