@@ -1,6 +1,7 @@
-"""Answers SQL questions about a captioning run, also while the job writes it; nothing can be changed.
+"""Answers SQL questions about a captioning run, also while the job writes it, or a data set; nothing can be changed.
 
 python -m dataset_builder.query RUN "SELECT noun, count FROM noun_counts ORDER BY count DESC LIMIT 10"
+python -m dataset_builder.query DATASET "FROM density()"
 python -m dataset_builder.query RUN                      an interactive prompt
 """
 
@@ -19,7 +20,7 @@ from dataset_builder.command_line import UserError, run_command
 if TYPE_CHECKING:
     from dataset_builder.sql import Database
 
-_HELP = "end a question with ;   \\d lists the tables   \\d TABLE its columns   \\r reads the run again   \\q leaves"
+_HELP = "end a question with ;   \\d lists tables and macros   \\d TABLE its columns   \\r reads the files again   \\q leaves"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class QueryConfig:
     """Raises ValueError for max_rows below 1."""
 
     run: str
-    """Folder or URL of a captioning run."""
+    """Folder or URL of a captioning run or a data set."""
     sql: str = ""
     """The question, or several with ; between them. Without it: an interactive prompt."""
     format: Literal["table", "csv", "json"] = "table"
@@ -42,9 +43,9 @@ class QueryConfig:
 
 def main(config: QueryConfig) -> int:
     """Prints the answers and returns 0."""
-    from dataset_builder.sql import open_run
+    from dataset_builder.sql import open_stored
 
-    with open_run(config.run) as database:
+    with open_stored(config.run) as database:
         if config.sql.strip():
             for statement in database.statements(config.sql):
                 print_answer(database, statement, config)
@@ -65,18 +66,18 @@ def print_answer(database: "Database", statement: str, config: QueryConfig) -> N
 
 def converse(config: QueryConfig) -> None:
     """Asks for SQL on standard input until \\q or its end; errors are printed and the conversation goes on."""
-    from dataset_builder.sql import open_run
+    from dataset_builder.sql import open_stored
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         import readline  # noqa: F401 - gives input() its history and editing
 
         print(f"{config.run}: {_HELP}")
-    database = open_run(config.run)
+    database = open_stored(config.run)
     for text in _questions(is_terminal):
         try:
             if text == "\\r":
-                reopened = open_run(config.run)
+                reopened = open_stored(config.run)
                 database.close()
                 database = reopened
             elif text.startswith("\\"):
@@ -118,7 +119,7 @@ def _questions(is_terminal: bool) -> Iterator[str]:
 
 def _print_tables(database: "Database", command: str) -> None:
     """Answers \\d and \\d TABLE. Raises UserError for another command."""
-    from dataset_builder.run_views import VIEWS
+    from dataset_builder.macros import MACROS
 
     words = command.split()
     if words[0] != "\\d" or len(words) > 2:
@@ -126,8 +127,8 @@ def _print_tables(database: "Database", command: str) -> None:
     if len(words) == 2:
         database.show(f"DESCRIBE {words[1]}", max_rows=200, max_width=110)
         return
-    for name in database.views:
-        print(f"{name:12} {VIEWS[name]}")
+    for name, what in {**database.comments, **MACROS}.items():
+        print(f"{name:34} {what}")
 
 
 def _print_csv(database: "Database", statement: str) -> None:

@@ -1,10 +1,11 @@
 """The views that SQL sees on a captioning run, as plain SQL text over the files that the run's commits and plans name.
 
 `stored` holds one relation per kind of file as it is on disk; the views stand on it. Their columns are those of
-dataset_builder.schema, also where a kind has no file yet.
+dataset_builder.schema, also where a kind has no file yet. What a data set has in common with a run stands here too.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ STORED = _OF_SCORES | {
 }
 """The kinds of file, and the schema that each has."""
 
+# What has words has text; the text itself would take long to read.
+_WITH_TEXT = "count(*) FILTER (num_words > 0)"
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
 
@@ -53,6 +56,30 @@ class RunFiles:
     open_parts: tuple[str, ...]
     scores: ScoreFiles | None = None
 
+    @property
+    def views(self) -> dict[str, str]:
+        """VIEWS."""
+        return VIEWS
+
+    @property
+    def schemas(self) -> "dict[str, pa.Schema]":
+        """STORED."""
+        return STORED
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the captions were written and counted with."""
+        settings: dict[str, Any] = self.record.get("settings", {})
+        return settings
+
+    def tables(self) -> "dict[str, pa.Table]":
+        """The views that do not come from files."""
+        return {"commits": commits_table(self)}
+
+    def statements(self) -> list[str]:
+        """The statements that create the other views on the relations of `stored`."""
+        return view_sql(self)
+
     def paths(self, kind: str) -> list[str]:
         """The files of a kind of STORED, relative to the run."""
         if kind == "planned":
@@ -64,19 +91,7 @@ class RunFiles:
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        taken = {name.lower() for name in IMAGES.names}
-        columns = {}
-        for source_name, kind in self.record.get("carried", {}).items():
-            if kind not in _CARRIED_TYPES:
-                raise UserError(
-                    f"{self.folder.url}/run.json carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}"
-                )
-            name = source_name if source_name.lower() not in taken else f"source_{source_name}"
-            while name.lower() in taken:
-                name += "_"
-            taken.add(name.lower())
-            columns[name] = (source_name, kind)
-        return columns
+        return carried_columns(self.record.get("carried", {}), taken=IMAGES.names, where=f"{self.folder.url}/run.json")
 
 
 def read_run(url: str) -> RunFiles:
@@ -103,11 +118,19 @@ def is_run(url: str) -> bool:
     return Folder(url).exists("run.json")
 
 
-def stored_sql(kind: str, urls: list[str]) -> str:
-    """The relation `stored.<kind>` over its files, of which there is at least one."""
-    columns = ", ".join(quoted(name) for name in STORED[kind].names)
-    files = ", ".join(literal(url) for url in urls)
-    return f"CREATE VIEW stored.{kind} AS SELECT {columns} FROM read_parquet([{files}], hive_partitioning = false)"
+def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str) -> dict[str, tuple[str, str]]:
+    """How columns of sources (name → SQL type) are called where names are `taken`: name → (name in the metadata, SQL type)."""
+    used = {name.lower() for name in taken}
+    columns = {}
+    for source_name, kind in carried.items():
+        if kind not in _CARRIED_TYPES:
+            raise UserError(f"{where} carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}")
+        name = source_name if source_name.lower() not in used else f"source_{source_name}"
+        while name.lower() in used:
+            name += "_"
+        used.add(name.lower())
+        columns[name] = (source_name, kind)
+    return columns
 
 
 def view_sql(run: RunFiles) -> list[str]:
@@ -115,8 +138,10 @@ def view_sql(run: RunFiles) -> list[str]:
     return [
         _images_sql(run),
         f"CREATE VIEW captions AS SELECT {_columns(CAPTIONS)} FROM stored.captions",
-        _nouns_sql(),
-        _noun_counts_sql(),
+        nouns_sql(),
+        noun_counts_sql(),
+        f"CREATE VIEW stored.tallies AS SELECT prompt, {_WITH_TEXT} AS num_captions FROM captions GROUP BY ALL",
+        "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
         f"CREATE VIEW rejected AS SELECT {_columns(REJECTED)} FROM stored.rejected",
         *(f"CREATE VIEW {name} AS SELECT {_columns(schema)} FROM stored.{name}" for name, schema in _OF_SCORES.items()),
     ]
@@ -172,34 +197,40 @@ def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
     return tuple(path for path in sorted(units) if not done.issuperset(units[path]))
 
 
+def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
+    """The carried columns, taken out of the JSON in the column `metadata`."""
+    return [
+        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
+        for name, (source_name, kind) in carried.items()
+    ]
+
+
+def nouns_sql() -> str:
+    """The view `nouns` on the view `captions`."""
+    return (
+        f"CREATE VIEW nouns AS SELECT key, prompt, position, noun, noun IN ({_meta_nouns()}) AS is_meta, "
+        "position <= num_t5_nouns AS read_by_t5 FROM (SELECT key, prompt, num_t5_nouns, unnest(nouns) AS noun, "
+        "generate_subscripts(nouns, 1) AS position FROM captions)"
+    )
+
+
+def noun_counts_sql() -> str:
+    """The view `noun_counts`, the sum of the counts in `stored`."""
+    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
+    is_meta = f"noun IN ({_meta_nouns()}) AS is_meta"
+    return f"CREATE VIEW noun_counts AS SELECT prompt, noun, {sums}, {is_meta} FROM stored.noun_counts GROUP BY ALL"
+
+
 def _images_sql(run: RunFiles) -> str:
     """Images of finished units as they were read, and those of the index that no finished unit has dealt with."""
-    own = [name for name in IMAGES.names if name != "metadata"]
-    carried = [
-        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
-        for name, (source_name, kind) in run.carried.items()
-    ]
+    own = [quoted(name) for name in IMAGES.names if name != "metadata"]
     both = [name for name in IMAGES.names if name in INDEX.names]
     return (
-        f"CREATE VIEW images AS SELECT {', '.join([*map(quoted, own), *carried])} FROM ("
+        f"CREATE VIEW images AS SELECT {', '.join([*own, *carried_sql(run.carried)])} FROM ("
         f"SELECT {_columns(IMAGES)} FROM stored.images UNION ALL BY NAME "
         f"SELECT {', '.join(map(quoted, both))} FROM stored.planned "
         "WHERE key NOT IN (SELECT key FROM stored.images UNION ALL SELECT key FROM stored.rejected))"
     )
-
-
-def _nouns_sql() -> str:
-    return (
-        f"CREATE VIEW nouns AS SELECT key, prompt, position, noun, noun IN ({_meta_nouns()}) AS is_meta, "
-        "position <= num_t5_nouns AS read_by_t5 FROM (SELECT key, prompt, num_t5_nouns, unnest(nouns) AS noun, "
-        "generate_subscripts(nouns, 1) AS position FROM stored.captions)"
-    )
-
-
-def _noun_counts_sql() -> str:
-    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
-    is_meta = f"noun IN ({_meta_nouns()}) AS is_meta"
-    return f"CREATE VIEW noun_counts AS SELECT prompt, noun, {sums}, {is_meta} FROM stored.noun_counts GROUP BY ALL"
 
 
 def _columns(schema: "pa.Schema") -> str:

@@ -220,6 +220,18 @@ FUNNEL = pa.schema(
     ]
 )
 
+# NOUN_COUNTS of a data set, by split.
+SPLIT_NOUN_COUNTS = pa.schema([pa.field("split", pa.string(), nullable=False), *NOUN_COUNTS])
+
+# Which captions hold a noun. A noun has several rows, one for each stretch of the samples; a row group is sorted by noun.
+NOUN_INDEX = pa.schema(
+    [
+        pa.field("noun", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("keys", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReference:

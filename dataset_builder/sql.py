@@ -1,25 +1,34 @@
-"""SQL over a captioning run, read-only: the only file that imports duckdb.
+"""SQL over captioning runs and data sets, read-only: the only file that imports duckdb.
 
-`open_run` answers questions about a run at the moment of opening, also while the job writes. The SQL reads the views of
-dataset_builder/run_views.py and nothing else: no other file, no setting, no environment, and it writes nowhere.
+`open_stored` answers questions about a run or a data set, `open_run` about a run: as it is at the moment of opening, also while
+the job writes. The SQL reads the views of run_views.py or dataset_files.py and the macros of macros.py, and nothing else: no
+other file, no setting, no environment, and it writes nowhere. `open_workbench` has several runs at once, and tables of its own.
 """
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import duckdb
 
 from dataset_builder.command_line import UserError
-from dataset_builder.run_views import STORED, VIEWS, RunFiles, commits_table, literal, read_run, stored_sql, view_sql
+from dataset_builder.dataset_files import is_dataset, read_dataset
+from dataset_builder.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
+from dataset_builder.run_views import RunFiles, literal, quoted, read_run
+from dataset_builder.storage import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 4096
+# What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.
+_MEMORY_LIMIT = "3GB"
+# The unit of a file of a run: its name begins with it.
+_UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) AS INTEGER)"
 _COMMENT_OR_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(rf"{_COMMENT_OR_SPACE}EXPLAIN\b{_COMMENT_OR_SPACE}(?:ANALYZE\b|\([^()]*\))?", re.IGNORECASE | re.DOTALL)
 # The files of the views only; no variables of this process, no extensions from the network; then nothing can be changed.
@@ -33,13 +42,46 @@ _LOCKS = (
 )
 
 
+class Stored(Protocol):
+    """What can be asked: RunFiles and DatasetFiles."""
+
+    @property
+    def folder(self) -> Folder:
+        """Where the files are."""
+
+    @property
+    def views(self) -> dict[str, str]:
+        """The views, and what each is."""
+
+    @property
+    def schemas(self) -> "dict[str, pa.Schema]":
+        """The kinds of file, and the schema of each."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the captions were written and counted with."""
+
+    def paths(self, kind: str) -> list[str]:
+        """The files of a kind."""
+
+    def tables(self) -> "dict[str, pa.Table]":
+        """The relations that do not come from files."""
+
+    def statements(self) -> list[str]:
+        """The statements that create the views."""
+
+
 class Database:
     """A locked database with `views` (name → columns) of what has these `settings`. Not for several threads at once."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, views: dict[str, list[str]], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, *, comments: dict[str, str], settings: dict[str, Any], ending: ExitStack
+    ) -> None:
         self._connection = connection
+        self._ending = ending
         self.settings = settings
-        self.views = views
+        self.comments = comments
+        self.views = {name: _columns(connection, name) for name in comments}
 
     def __enter__(self) -> Self:
         return self
@@ -48,8 +90,8 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
-        self._connection.close()
+        """Ends the connection and deletes what it spilled."""
+        self._ending.close()
 
     def statements(self, sql: str) -> list[str]:
         """The statements of a text, each one a question. Raises UserError for one that is none, or that cannot be parsed."""
@@ -95,16 +137,27 @@ class Database:
     @contextmanager
     def _result(self, sql: str) -> Iterator[duckdb.DuckDBPyRelation]:
         """The answer to one statement, inside a read-only transaction: a WITH can hold an INSERT."""
+        with self._explained():
+            statement = self._one(sql)
+            self._connection.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                yield self._connection.sql(statement)
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what duckdb raises into a UserError."""
+        try:
+            yield
+        except (duckdb.Error, OSError) as error:  # a stream of Arrow batches reports duckdb's errors as OSError
+            raise UserError(self._explain(error)) from None
+
+    def _one(self, sql: str) -> str:
         statements = self.statements(sql)
         if len(statements) != 1:
             raise UserError(f"expected one SQL statement, found {len(statements)}: ask one question at a time")
-        self._connection.execute("BEGIN TRANSACTION READ ONLY")
-        try:
-            yield self._connection.sql(statements[0])
-        except (duckdb.Error, OSError) as error:  # a stream of Arrow batches reports duckdb's errors as OSError
-            raise UserError(self._explain(error)) from None
-        finally:
-            self._connection.execute("ROLLBACK")
+        return statements[0]
 
     def _check(self, statement: duckdb.Statement) -> None:
         if statement.type == duckdb.StatementType.SELECT:
@@ -116,7 +169,7 @@ class Database:
                 return
         kind = statement.type.name.replace("_", " ")
         raise UserError(
-            f"{kind} statements are refused, since a run is only read: ask with SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
+            f"{kind} statements are refused, since data are only read: ask with SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
         )
 
     def _explain(self, error: Exception) -> str:
@@ -125,6 +178,9 @@ class Database:
         table = re.search(r'(?:Table with name|Referenced table) "?(.+?)"? (?:does not exist|not found)', message)
         if table:
             return f"there is no table {table.group(1)}: {_nearest(table.group(1), list(self.views))}"
+        macro = re.search(r"(?:Function|Macro) with name \"?(.+?)\"? does not exist", message)
+        if macro and (near := difflib.get_close_matches(macro.group(1), [name.partition("(")[0] for name in MACROS], n=1)):
+            return f"there is no {macro.group(1)}(): did you mean {near[0]}()?"
         column = re.search(r'(?:Referenced column|column named) "(.+?)"(?: not found|\n|$)', message)
         if column:
             used = [name for name in self.views if re.search(rf"\b{name}\b", message)] or list(self.views)
@@ -136,9 +192,48 @@ class Database:
         return f"{first}: correct the SQL"
 
 
+class Workbench(Database):
+    """A locked database that can keep the answers to its own questions as tables, for as long as it is open."""
+
+    def keep(self, name: str, sql: str) -> None:
+        """Makes a table of one statement's answer, in place of one of that name. Raises UserError as `batches` does."""
+        with self._explained():
+            self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {self._one(sql)}")
+
+    def keep_table(self, name: str, table: "pa.Table") -> None:
+        """Makes a table of an Arrow table."""
+        _create_table(self._connection, name, table)
+
+
 def open_run(url: str) -> Database:
     """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError where there is none."""
-    return _open_files(read_run(url))
+    return _open_one(read_run(url))
+
+
+def open_stored(url: str) -> Database:
+    """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
+    return _open_one(read_dataset(url) if is_dataset(url) else read_run(url))
+
+
+def open_workbench(runs: Mapping[str, RunFiles]) -> Workbench:
+    """Several runs at once, by name: each of their views (but for `commits`) has all rows, with a column `run` before its own.
+
+    The relations `run_<n>.stored.<kind>` are the files of the n-th run alone, with a column `unit`.
+    """
+    with ExitStack() as stack:
+        connection = stack.enter_context(_scratch())
+        for number, run in enumerate(runs.values()):
+            connection.execute(f"ATTACH ':memory:' AS run_{number}")
+            connection.execute(f"USE run_{number}")
+            _create_views(connection, run)
+        connection.execute("USE memory")
+        comments = {name: what for name, what in next(iter(runs.values())).views.items() if name != "commits"}
+        for view in comments:
+            parts = [f"SELECT {literal(name)} AS run, * FROM run_{number}.{view}" for number, name in enumerate(runs)]
+            connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(parts)}")
+        connection.execute(HOLDS_ALL)
+        _lock(connection, list(runs.values()))
+        return Workbench(connection, comments=comments, settings={}, ending=stack.pop_all())
 
 
 @contextmanager
@@ -149,37 +244,69 @@ def scratch_database(directory: str) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _open_files(run: RunFiles) -> Database:
-    connection = duckdb.connect()
-    urls = {kind: [_url(run, path) for path in run.paths(kind)] for kind in STORED}
-    if not run.folder.is_local:
-        connection.register_filesystem(run.folder.filesystem)
+@contextmanager
+def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
+    with tempfile.TemporaryDirectory(prefix="t2i-sql-") as directory, scratch_database(directory) as connection:
+        connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
+        yield connection
+
+
+def _open_one(stored: Stored) -> Database:
+    with ExitStack() as stack:
+        connection = stack.enter_context(_scratch())
+        _create_views(connection, stored)
+        connection.create_function("expected_nouns", expected_nouns, *EXPECTED_NOUNS_TYPES)
+        for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
+            connection.execute(statement)
+        _lock(connection, [stored])
+        return Database(connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all())
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored) -> None:
+    """The relations of `stored` and the views on them, in the present catalog."""
+    folder = stored.folder
+    if not folder.is_local and not connection.filesystem_is_registered(_protocol(folder)):
+        connection.register_filesystem(folder.filesystem)
     connection.execute("CREATE SCHEMA stored")
     try:
-        for kind, schema in STORED.items():
-            if urls[kind]:
-                connection.execute(stored_sql(kind, urls[kind]))
+        for kind, schema in stored.schemas.items():
+            if files := ", ".join(literal(url) for url in _urls(stored, kind)):
+                connection.execute(
+                    f"CREATE VIEW stored.{kind} AS SELECT {', '.join(map(quoted, schema.names))}, {_UNIT} AS unit "
+                    f"FROM read_parquet([{files}], hive_partitioning = false)"
+                )
             else:
                 _create_table(connection, f"stored.{kind}", schema.empty_table())
-        _create_table(connection, "commits", commits_table(run))
-        for statement in view_sql(run):
+                connection.execute(f"ALTER TABLE stored.{kind} ADD COLUMN unit INTEGER")
+        for name, table in stored.tables().items():
+            _create_table(connection, name, table)
+        for statement in stored.statements():
             connection.execute(statement)
     except (duckdb.Error, OSError) as error:
-        connection.close()
         raise UserError(
-            f"{run.folder.url} cannot be read: {' '.join(str(error).split())}; check that its files are there"
+            f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files are there"
         ) from None
-    paths = ", ".join(literal(url) for kind in STORED for url in urls[kind])
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> None:
+    paths = ", ".join(literal(url) for stored in opened for kind in stored.schemas for url in _urls(stored, kind))
     for statement in _LOCKS:
         connection.execute(statement.format(paths=paths))
-    return Database(connection, {name: _columns(connection, name) for name in VIEWS}, run.record.get("settings", {}))
 
 
-def _url(run: RunFiles, path: str) -> str:
-    """A file of the run as duckdb opens it."""
-    if run.folder.is_local:
-        return run.folder.path(path)
-    return str(run.folder.filesystem.unstrip_protocol(run.folder.path(path)))
+def _urls(stored: Stored, kind: str) -> list[str]:
+    """The files of a kind as duckdb opens them."""
+    return [stored_url(stored.folder, path) for path in stored.paths(kind)]
+
+
+def stored_url(folder: Folder, path: str) -> str:
+    """A file of a run or a data set as duckdb opens it."""
+    return folder.path(path) if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.path(path)))
+
+
+def _protocol(folder: Folder) -> str:
+    protocol = folder.filesystem.protocol
+    return protocol if isinstance(protocol, str) else str(protocol[0])
 
 
 def _create_table(connection: duckdb.DuckDBPyConnection, name: str, table: "pa.Table") -> None:

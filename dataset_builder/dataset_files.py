@@ -1,0 +1,128 @@
+"""A data set on disk: dataset.json names its files; the views that SQL sees on it are plain SQL text over them.
+
+A data set exists once dataset.json does, which is written last. Readers list the files from it, never by a glob.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dataset_builder.command_line import UserError
+from dataset_builder.run_views import carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted
+from dataset_builder.schema import DROPPED, FUNNEL, NOUN_INDEX, SAMPLE_CAPTION, SAMPLES, SCHEMA_VERSION, SPLIT_NOUN_COUNTS
+from dataset_builder.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATASET_RECORD = "dataset.json"
+
+VIEWS = {
+    "samples": "one row per image, with its captions, scores and split",
+    "images": "the same without the captions, with the columns that the sources carried",
+    "captions": "one row per image and prompt",
+    "nouns": "one row per noun of a caption, in its order (position starts at 1)",
+    "noun_counts": "one row per prompt and noun, summed over the splits",
+    "scores": "one row per image: CLIP, aesthetic, sharpness",
+    "funnel": "images left and dropped by each step of the recipe, in order; the first row is the input",
+    "dropped": "one row per image of the runs that is not here, with the step and the reason",
+}
+
+STORED = {
+    "samples": SAMPLES,
+    "noun_counts": SPLIT_NOUN_COUNTS,
+    "noun_index": NOUN_INDEX,
+    "funnel": FUNNEL,
+    "dropped": DROPPED,
+}
+"""The kinds of file, and the schema that each has."""
+
+_SCORES = ("clip_mean", "clip_least", "aesthetic", "sharpness")
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """A data set: its folder and its dataset.json."""
+
+    folder: Folder
+    record: dict[str, Any]
+
+    @property
+    def views(self) -> dict[str, str]:
+        """VIEWS."""
+        return VIEWS
+
+    @property
+    def schemas(self) -> "dict[str, pa.Schema]":
+        """STORED."""
+        return STORED
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the captions were counted with."""
+        settings: dict[str, Any] = self.record["settings"]
+        return settings
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The splits and how many images each has."""
+        splits: dict[str, int] = self.record["splits"]
+        return splits
+
+    def paths(self, kind: str, *, split: str | None = None) -> list[str]:
+        """The files of a kind of STORED, relative to the data set, in the order of their rows; those of samples by split."""
+        files = [file for file in self.record["files"] if file["kind"] == kind]
+        return [file["path"] for file in files if split is None or file["split"] == split]
+
+    def tables(self) -> "dict[str, pa.Table]":
+        """The relations that do not come from files."""
+        import pyarrow as pa
+
+        schema = pa.schema([("prompt", pa.string()), ("num_captions", pa.int64())])
+        rows = [{"prompt": prompt, "num_captions": number} for prompt, number in self.record["num_captions"].items()]
+        return {"stored.tallies": pa.Table.from_pylist(rows, schema=schema)}
+
+    def statements(self) -> list[str]:
+        """The statements that create VIEWS on the relations of `stored`."""
+        images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "image", "metadata")]
+        samples, counts = "FROM stored.samples", "noun, count FROM stored.noun_counts"
+        fields = ", ".join(f"c.{quoted(field.name)} AS {quoted(field.name)}" for field in SAMPLE_CAPTION)
+        return [
+            f"CREATE VIEW samples AS SELECT {', '.join(map(quoted, SAMPLES.names))} FROM stored.samples",
+            f"CREATE VIEW images AS SELECT {', '.join([*images, *carried_sql(self.carried)])} FROM stored.samples",
+            f"CREATE VIEW captions AS SELECT key, split, {fields} FROM (SELECT key, split, unnest(captions) AS c {samples})",
+            nouns_sql(),
+            noun_counts_sql(),
+            f"CREATE VIEW stored.bodies AS SELECT prompt AS body, {counts} UNION ALL SELECT split, {counts}",
+            f"CREATE VIEW scores AS SELECT key, {', '.join(_SCORES)} FROM stored.samples",
+            "CREATE VIEW funnel AS SELECT * EXCLUDE unit FROM stored.funnel",
+            "CREATE VIEW dropped AS SELECT * EXCLUDE unit FROM stored.dropped",
+        ]
+
+    @cached_property
+    def carried(self) -> dict[str, tuple[str, str]]:
+        """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
+        return carried_columns(self.record["carried"], taken=SAMPLES.names, where=f"{self.folder.url}/{DATASET_RECORD}")
+
+
+def is_dataset(url: str) -> bool:
+    """Whether a finished data set is at `url`."""
+    return Folder(url).exists(DATASET_RECORD)
+
+
+def read_dataset(url: str) -> DatasetFiles:
+    """The data set at `url`. Raises UserError where there is none, or one of another schema version."""
+    folder = Folder(url)
+    try:
+        record = json.loads(folder.read(DATASET_RECORD))
+    except FileNotFoundError:
+        raise UserError(
+            f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build --out wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url}/{DATASET_RECORD} cannot be read ({error}): check the folder") from None
+    if record.get("schema_version") != SCHEMA_VERSION:
+        found = record.get("schema_version")
+        raise UserError(f"{url} has schema version {found}, this program reads {SCHEMA_VERSION}: build it again")
+    return DatasetFiles(folder, record)
