@@ -135,6 +135,7 @@ def _loop(config: CaptioningConfig) -> None:
     """One process: the same decoding, generation, cleaning and counting, unit after unit; prints one line of JSON."""
     from captioner.config import CaptionConfig
     from captioner.run import caption_job, plan_run
+    from dataset_builder.sources import find_sources
     from dataset_builder.storage import Folder
     from dataset_builder.tagging import NounTagger
 
@@ -142,7 +143,7 @@ def _loop(config: CaptioningConfig) -> None:
     with tempfile.TemporaryDirectory() as out:
         run = CaptionConfig(images=[config.loop_images], out=f"{out}/run", model=config.model)
         job = caption_job(run)
-        units = plan_run(run, Folder(run.out), job).units()[config.loop_part :: config.loop_parts]
+        units = plan_run(run, Folder(run.out), job, find_sources(run.images)).units()[config.loop_part :: config.loop_parts]
         engine = job.load_engine()
         job.warm_up()
         loaded = time.perf_counter()

@@ -10,11 +10,16 @@ from captioner.engine import GenerationSettings
 from captioner.model_source import ModelSource
 from captioner.prompts import PromptSet
 from dataset_builder.cluster import RaySettings
+from dataset_builder.command_line import UserError
 from dataset_builder.decoding import DecodeLimits
+from dataset_builder.storage import Folder
 from dataset_builder.tagging import TaggerConfig
 from dataset_builder.text_view import T5Config
 
 ENGINES = ("llava",)
+UNIT_SIZE = 512
+UNIT_BYTES = 1 << 30
+"""What the decoded images of a unit may come to, since a few units per replica are in memory at one time."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class CaptionConfig:
     """Name of a prompt set (paper, ladder, alt_text) or a YAML file."""
     limit: int | None = None
     """Caption the first units of the plan that hold at least this many images."""
-    unit_size: int = 512
-    """Images per unit of work, which is committed as a whole."""
+    unit_size: int | None = None
+    """Images per unit of work, which is committed as a whole; default: 512, or as many as decode into 1 GiB of photographs."""
     licence: str = ""
     """Licence and terms of the images, recorded with the run and passed on to data set and model cards."""
     max_rejected: float = 0.1
@@ -59,7 +64,7 @@ class CaptionConfig:
                 ("images", "one source or more", bool(self.images)),
                 ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
                 ("limit", "1 or more", self.limit is None or self.limit >= 1),
-                ("unit_size", "1 or more", self.unit_size >= 1),
+                ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
                 ("max_rejected", "between 0 and 1", 0 <= self.max_rejected <= 1),
             ]
             if not holds
@@ -84,8 +89,37 @@ def run_settings(
         "cleaning_version": CLEANING_VERSION,
         "tagger": tagger,
         "t5": t5,
-        "unit_size": config.unit_size,
+        "unit_size": config.unit_size or default_unit_size(model.image_side_px),
     }
+
+
+def default_unit_size(image_side_px: int) -> int:
+    """How many images of 3:2, decoded to this shorter side, fit into a unit."""
+    return max(1, min(UNIT_SIZE, UNIT_BYTES // (image_side_px * image_side_px * 3 * 3 // 2)))
+
+
+def read_record(run: Folder) -> dict[str, Any] | None:
+    """The run.json of a captioning run; None where there is none. Raises UserError where it is damaged or of something else."""
+    from dataset_builder.schema import SCHEMA_VERSION
+    from dataset_builder.storage import usable
+
+    with usable(run):
+        data = run.read("run.json") if run.exists("run.json") else None
+    if data is None:
+        return None
+    where, advice = f"{run.url}/run.json", "give another --out, or the folder of a captioning run"
+    try:
+        record = json.loads(data)
+        found = {name: type(record[name]) for name in ("run_id", "settings", "images", "carried")}
+        version, unit_size = record["settings"]["schema_version"], record["settings"]["unit_size"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{where} is damaged or of something else ({len(data)} bytes): {advice}") from None
+    if [*found.values(), type(unit_size)] != [str, dict, list, dict, int]:
+        raise UserError(f"{where} is not the record of a captioning run: {advice}")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{where} has schema version {version}, this program writes {SCHEMA_VERSION}: {advice}")
+    assert isinstance(record, dict)
+    return record
 
 
 def run_id(settings: dict[str, Any]) -> str:

@@ -5,8 +5,11 @@ worker logs. transformers is not imported.
 """
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.fingerprint import folder_fingerprint
@@ -16,7 +19,10 @@ MINI = Path(__file__).parent / "pretrained" / "llava-mini"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files."""
+    """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files.
+
+    `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded.
+    """
 
     name: str
     location: str
@@ -36,7 +42,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
-        config = json.loads((folder / "config.json").read_text())
+        config = _read_config(folder / "config.json")
         found = folder_fingerprint(folder)
         location = str(folder.resolve())
     elif name == "mini" or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -44,16 +50,18 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     else:
         config, found = _from_hub(name, revision)
         location = name
-    if "vision_config" not in config:
+    if not isinstance(config.get("vision_config"), dict):
         raise UserError(
             f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint"
         )
-    return ModelSource(
-        name=name, location=location, revision=found, on_hub=not folder.is_dir(), image_side_px=_image_side(config)
-    )
+    try:
+        side_px = _image_side(config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the config.json of {name} is not that of a LLaVA checkpoint ({error}): fetch it again") from None
+    return ModelSource(name=name, location=location, revision=found, on_hub=not folder.is_dir(), image_side_px=side_px)
 
 
-def _from_hub(name: str, revision: str | None) -> tuple[dict[str, object], str]:
+def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], str]:
     """The config of a hub model and the commit that the revision stands for, from the cache where there is no network."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -65,14 +73,30 @@ def _from_hub(name: str, revision: str | None) -> tuple[dict[str, object], str]:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:160]
         raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
-    return json.loads(path.read_text()), path.parent.name
+    return _read_config(path), path.parent.name
 
 
-def _image_side(config: dict[str, object]) -> int:
-    """The longest side in pixels that the model can use: of its grid of crops where it has one, else of its vision tower."""
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch the model again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object: fetch the model again")
+    return config
+
+
+def _image_side(config: dict[str, Any]) -> int:
+    """What the shorter side of an image is worth, in pixels: that of the largest grid of crops, else of the vision tower.
+
+    OneVision's `anyres_max_9` reduces what it sees of a larger grid to as many tokens as 9 crops give, so that a grid of
+    6 x 6 crops (2304 px) is worth one of 3 x 3. Raises TypeError or ValueError for a config of another form.
+    """
+    crop_px = int(config["vision_config"].get("image_size", 336))
     grid = config.get("image_grid_pinpoints")
-    if isinstance(grid, list) and grid:
-        return max(int(side) for pair in grid for side in pair)
-    vision = config["vision_config"]
-    assert isinstance(vision, dict)
-    return int(vision.get("image_size", 336))
+    if not grid:
+        return crop_px
+    side_px = max(min(int(side) for side in pair) for pair in grid)
+    default = "anyres_max_9" if config.get("model_type") == "llava_onevision" else ""
+    most = re.fullmatch(r"anyres_max_(\d+)", str(config.get("vision_aspect_ratio") or default))
+    return min(side_px, math.ceil(crop_px * math.sqrt(int(most[1])))) if most else side_px

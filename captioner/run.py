@@ -7,45 +7,60 @@ in the run's folder, and the same command goes on where the commits end.
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.config import CaptionConfig, run_id, run_settings
+from captioner.config import CaptionConfig, read_record, run_id, run_settings
+from captioner.prompts import PROMPT_SETS
 from dataset_builder.cluster import check_paths
 from dataset_builder.command_line import UserError, run_command
 from dataset_builder.rejection import allowed_rejections
 from dataset_builder.storage import Folder, is_local_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from captioner.caption_job import CaptionJob
     from dataset_builder.plan import Plan
+    from dataset_builder.sources import Source
 
 
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
+    from dataset_builder.file_kinds import PassedOver
+    from dataset_builder.sources import find_sources
     from dataset_builder.unit_run import run_job
-    from dataset_builder.units import committed_units
+    from dataset_builder.units import read_commits
 
     started = time.perf_counter()
-    check_paths([*config.images, config.out])
+    check_paths([*config.images, config.out, *_path_settings(config)])
+    config = _with_absolute_paths(config)
     run = Folder(config.out)
     job = caption_job(config)
-    plan = plan_run(config, run, job)
-    done = committed_units(run)
-    units = [unit for unit in plan.units(limit=config.limit) if unit.number not in done]
+    passed_over = PassedOver()
+    sources = find_sources(config.images, passed_over=passed_over)
+    job = with_dtype(job, _dtype(config, run))
+    plan = plan_run(config, run, job, sources)
+    commits = read_commits(run)
+    done = {commit.unit for commit in commits}
+    wanted = plan.units(limit=config.limit)
+    units = [unit for unit in wanted if unit.number not in done]
     print(_headline(config, job, plan, num_units=len(units)))
+    if line := passed_over.line(in_tars=plan.num_passed_over):
+        print(line)
+    counted = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
+    allowed = allowed_rejections(config.max_rejected, sum(counted.values()))
     if units:
-        visible = {config.out + "/run.json": job.run_id} if is_local_path(config.out) else {}
-        visible |= {path: "" for path in config.images if is_local_path(path)}
-        budget = _budget(config, run, plan)
-        if not run_job(job, units, settings=config.ray, visible=visible, budget=budget, started=started):
+        budget = allowed - sum(sum(commit.rejected.values()) for commit in commits)
+        if not run_job(job, units, settings=config.ray, visible=_visible(config, job), budget=budget, started=started):
             return 1
-    return _report(config, run, plan)
+    return _report(config, run, allowed=allowed)
 
 
 def caption_job(config: CaptionConfig) -> "CaptionJob":
-    """The work on a unit, with everything resolved that can be resolved before Ray starts. Raises UserError."""
+    """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError."""
     from captioner.caption_job import CaptionJob
     from captioner.model_source import resolve_model
     from captioner.prompts import load_prompts
@@ -70,13 +85,35 @@ def caption_job(config: CaptionConfig) -> "CaptionJob":
     )
 
 
-def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
-    """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
-    from dataset_builder.locations import normalise
-    from dataset_builder.plan import extend_plan
-    from dataset_builder.sources import carried_columns, find_sources
+def with_dtype(job: "CaptionJob", dtype: str) -> "CaptionJob":
+    """The same work in that dtype, which is part of what a run is."""
+    settings = json.loads(job.settings)
+    settings["generation"]["dtype"] = dtype
+    generation = replace(job.generation, dtype=dtype)
+    return replace(job, generation=generation, settings=json.dumps(settings), run_id=run_id(settings))
 
-    sources = find_sources(config.images)
+
+def _dtype(config: CaptionConfig, run: Folder) -> str:
+    """The dtype of the model, never `auto`: that of the run where there is one, else what suits the replicas' devices.
+
+    The devices are those of the cluster, since the machine of this process may have other ones; so this attaches to Ray.
+    """
+    if config.generation.dtype != "auto":
+        return config.generation.dtype
+    if record := read_record(run):
+        return str(record["settings"].get("generation", {}).get("dtype", ""))
+    from dataset_builder.ray_units import replicas_use_gpus, start_ray
+
+    start_ray(config.ray)
+    return "bfloat16" if replicas_use_gpus(config.ray) else "float32"
+
+
+def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob", sources: "Sequence[Source]") -> "Plan":
+    """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
+    from dataset_builder.plan import extend_plan
+    from dataset_builder.sources import carried_columns
+    from dataset_builder.storage import usable
+
     carried: dict[str, str] = {}
     for source in sources:
         carried |= carried_columns(source)
@@ -84,26 +121,35 @@ def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "Plan":
     record = {
         "run_id": job.run_id,
         "settings": settings,
-        "images": [normalise(source) for source in config.images],
+        "images": config.images,
         "licence": config.licence,
         "carried": carried,
         "argv": sys.argv,
         "config": asdict(config),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if run.exists() and not run.exists("run.json") and run.names():
-        raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
-    if not run.create("run.json", json.dumps(record, indent=1).encode()):
-        before = json.loads(run.read("run.json"))
-        _check_same_run(run, before=before["settings"], now=settings)
-        _check_same_images(run, before=before["images"], now=record["images"])
-        if before["carried"] != before["carried"] | carried:
-            run.write("run.json", json.dumps(before | {"carried": before["carried"] | carried}, indent=1).encode())
-    return extend_plan(run, sources, unit_size=config.unit_size)
+    with usable(run):
+        if run.exists() and not run.exists("run.json") and run.names():
+            raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
+        if not run.create("run.json", json.dumps(record, indent=1).encode()):
+            _update_record(run, record)
+    return extend_plan(run, sources, unit_size=settings["unit_size"])
+
+
+def _update_record(run: Folder, record: dict[str, Any]) -> None:
+    """Checks that a run is the one that was begun, and records columns that grown sources carry."""
+    before = read_record(run)
+    assert before is not None
+    _check_same_run(run, before=before["settings"], now=record["settings"])
+    _check_same_images(run, before=before["images"], now=record["images"])
+    carried = before["carried"] | record["carried"]
+    if before["carried"] != carried:
+        run.write("run.json", json.dumps(before | {"carried": carried}, indent=1).encode())
 
 
 def _check_same_run(run: Folder, *, before: dict[str, Any], now: dict[str, Any]) -> None:
-    different = [name for name in now if before.get(name) != now[name]]
+    here, there = _flat(now), _flat(before)
+    different = [name for name in here if name not in there or here[name] != there[name]]
     if different:
         raise UserError(
             f"{run.url} holds a run with another {', '.join(different)}: give another --out, or the settings in its run.json"
@@ -117,12 +163,46 @@ def _check_same_images(run: Folder, *, before: list[str], now: list[str]) -> Non
         raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another --out")
 
 
-def _budget(config: CaptionConfig, run: Folder, plan: "Plan") -> int:
-    """How many images may still be rejected before the run stops."""
-    from dataset_builder.units import read_commits
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
-    rejected = sum(sum(commit.rejected.values()) for commit in read_commits(run))
-    return allowed_rejections(config.max_rejected, plan.num_images) - rejected
+
+def _path_settings(config: CaptionConfig) -> list[str]:
+    """The settings beside images and out that are local paths here, and not names."""
+    names = (config.model, config.prompts, config.tagger.spacy_model, config.t5.tokenizer)
+    shipped = ("mini", *PROMPT_SETS)
+    return [name for name in names if name not in shipped and (name.startswith((".", "~")) or Path(name).exists())]
+
+
+def _with_absolute_paths(config: CaptionConfig) -> CaptionConfig:
+    """Local paths as workers need them, whose working directory is another one."""
+    from dataset_builder.locations import normalise
+
+    paths = _path_settings(config)
+
+    def absolute(name: str) -> str:
+        return normalise(name) if name in paths else name
+
+    return replace(
+        config,
+        out=normalise(config.out),
+        images=[normalise(source) for source in config.images],
+        model=absolute(config.model),
+        tagger=replace(config.tagger, spacy_model=absolute(config.tagger.spacy_model)),
+        t5=replace(config.t5, tokenizer=absolute(config.t5.tokenizer)),
+    )
+
+
+def _visible(config: CaptionConfig, job: "CaptionJob") -> dict[str, str]:
+    """The local paths that every node must see, and the text that must be in them."""
+    read_by_workers = (config.model, config.tagger.spacy_model, config.t5.tokenizer)
+    paths = {path: "" for path in config.images if is_local_path(path)}
+    paths |= {path: "" for path in _path_settings(config) if path in read_by_workers}
+    return paths | ({f"{config.out}/run.json": job.run_id} if is_local_path(config.out) else {})
 
 
 def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_units: int) -> str:
@@ -134,13 +214,13 @@ def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_uni
     )
 
 
-def _report(config: CaptionConfig, run: Folder, plan: "Plan") -> int:
+def _report(config: CaptionConfig, run: Folder, *, allowed: int) -> int:
     from captioner.status import read_status
 
     status = read_status(run)
     print(status.line())
-    if status.rejected > allowed_rejections(config.max_rejected, plan.num_images):
-        print(f"error: more images were rejected than --max_rejected {config.max_rejected} allows", file=sys.stderr)
+    if status.rejected > allowed:
+        print(f"error: more images are rejected than --max_rejected {config.max_rejected} allows", file=sys.stderr)
         return 1
     return 0
 

@@ -58,15 +58,17 @@ class RunStatus:
 
 def read_status(run: Folder) -> RunStatus:
     """Reads how a run stands. Raises UserError where there is none."""
-    import json
-
+    from captioner.config import read_record
     from dataset_builder.plan import read_plan
+    from dataset_builder.storage import usable
     from dataset_builder.units import read_commits
 
-    if not run.exists("run.json"):
+    record = read_record(run)
+    if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
-    plan = read_plan(run, unit_size=json.loads(run.read("run.json"))["settings"]["unit_size"])
-    commits = read_commits(run)
+    with usable(run):
+        plan = read_plan(run, unit_size=record["settings"]["unit_size"])
+        commits = read_commits(run)
     reasons: Counter[str] = Counter()
     for commit in commits:
         reasons.update(commit.rejected)

@@ -1,5 +1,7 @@
 """What a file is, judged by its name alone: an image, a file beside one, a tar, Parquet, a list, or nothing to look at."""
 
+from dataclasses import dataclass
+
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
@@ -16,12 +18,49 @@ COMPRESSED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".
 PARQUET_SUFFIX = ".parquet"
 TEXT_LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
+_MARKED_SUFFIXES = (PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)
+
 EXPECTED = "image files, .tar (WebDataset, SA-1B), .parquet with image bytes, or a list of paths (.jsonl, .csv, .tsv, .parquet)"
 
 
-def is_ignored(name: str) -> bool:
-    """Whether one component of a path is passed over in a search: hidden, marked by `_`, or made by macOS (`__MACOSX`)."""
-    return name.startswith(("_", "."))
+@dataclass
+class PassedOver:
+    """Counts what a search leaves out because of its name: files that would have been taken, and folders."""
+
+    files: int = 0
+    folders: int = 0
+
+    def line(self, *, in_tars: int = 0) -> str:
+        """One line for a person, empty where nothing was passed over; `in_tars` are more files."""
+        counts = [(self.files + in_tars, "file"), (self.folders, "folder")]
+        found = " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
+        marks = "hidden (.), or a folder, Parquet file or list that begins with _"
+        return f"passed over because of their names: {found} ({marks})" if found else ""
+
+
+def is_ignored(name: str, *, is_folder: bool) -> bool:
+    """Whether a search passes over one component of a path: hidden, or a folder, Parquet file or list marked by `_`.
+
+    `_` marks what lies beside the data (`_SUCCESS`, `__MACOSX`); images keep it, since cameras write `_DSC1234.JPG`.
+    """
+    return name.startswith(".") or (name.startswith("_") and (is_folder or name.lower().endswith(_MARKED_SUFFIXES)))
+
+
+def is_ignored_path(path: str) -> bool:
+    """Whether any component of a file's path is passed over.
+
+    >>> is_ignored_path("a/_DSC1.jpg"), is_ignored_path("__MACOSX/a.jpg"), is_ignored_path("a/._DSC1.jpg")
+    (False, True, True)
+    """
+    if not path.startswith((".", "_")) and "/." not in path and "/_" not in path:
+        return False  # the inner loop of indexing
+    *folders, name = path.split("/")
+    return is_ignored(name, is_folder=False) or any(is_ignored(folder, is_folder=True) for folder in folders)
+
+
+def is_source(name: str) -> bool:
+    """Whether the suffix is that of an image or of something that holds or names images."""
+    return is_image(name) or is_compressed_tar(name) or name.lower().endswith((TAR_SUFFIX, *_MARKED_SUFFIXES))
 
 
 def is_image(name: str) -> bool:

@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from dataset_builder.command_line import UserError
-from dataset_builder.file_kinds import is_ignored
+from dataset_builder.file_kinds import PassedOver, is_ignored, is_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +142,24 @@ def forget_listings(location: str) -> None:
         open_filesystem(location)[0].invalidate_cache()
 
 
-def walk(folder: str, relative: str = "", *, above: frozenset[str] = frozenset()) -> Iterator[Folder]:
+def walk(
+    folder: str, relative: str = "", *, passed_over: PassedOver | None = None, above: frozenset[str] = frozenset()
+) -> Iterator[Folder]:
     """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out.
 
     Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder that is
-    being walked already (`above` holds those). Raises UserError for a folder that may not be listed or a name not in UTF-8.
+    being walked already (`above` holds those). `passed_over` counts the names left out.
+    Raises UserError for a folder that may not be listed or a name not in UTF-8.
     """
     true_path = folder if is_url(folder) else os.path.realpath(folder)
     if true_path in above:
         return
     with readable(folder, "check its permissions"):
-        files, subfolders = _list(folder)
+        files, subfolders = _list(folder, passed_over or PassedOver())
     yield Folder(uri=folder, relative=relative, files=files)
+    inside = above | {true_path}
     for name in subfolders:
-        yield from walk(join(folder, name), f"{relative}/{name}" if relative else name, above=above | {true_path})
+        yield from walk(join(folder, name), f"{relative}/{name}" if relative else name, passed_over=passed_over, above=inside)
 
 
 def list_files(folder: str) -> list[str]:
@@ -164,7 +168,7 @@ def list_files(folder: str) -> list[str]:
         return []
     with readable(folder, "check its permissions"):
         try:
-            return _list(folder)[0]
+            return _list(folder, PassedOver())[0]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -177,9 +181,16 @@ def open_binary(location: str, *, sequential: bool = False) -> BinaryIO:
     return cast(BinaryIO, filesystem.open(path, "rb", cache_type="readahead" if sequential else "none"))
 
 
-def _list(folder: str) -> tuple[list[str], list[str]]:
+def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
     """Sorted names of the files and of the subfolders."""
-    found = list(_remote_names(folder) if is_url(folder) else _local_names(folder))
+    found = []
+    for name, is_folder in _remote_names(folder) if is_url(folder) else _local_names(folder):
+        if not is_ignored(name, is_folder=is_folder):
+            found.append((name, is_folder))
+        elif is_folder:
+            passed_over.folders += 1
+        elif is_source(name):
+            passed_over.files += 1
     files = sorted(name for name, is_folder in found if not is_folder)
     for name in files:
         if not name.isascii():
@@ -190,8 +201,7 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
 def _local_names(folder: str) -> Iterator[tuple[str, bool]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not is_ignored(entry.name):
-                yield entry.name, entry.is_dir()
+            yield entry.name, entry.is_dir()
 
 
 def _remote_names(folder: str) -> Iterator[tuple[str, bool]]:
@@ -199,7 +209,7 @@ def _remote_names(folder: str) -> Iterator[tuple[str, bool]]:
     for info in filesystem.ls(path, detail=True):
         name = info["name"].rstrip("/")
         last = name.rsplit("/", 1)[-1]
-        if name != path.rstrip("/") and not is_ignored(last):
+        if name != path.rstrip("/"):
             yield last, info["type"] == "directory"
 
 

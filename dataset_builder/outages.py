@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from dataset_builder.command_line import UserError
-from dataset_builder.locations import is_url, one_line
+from dataset_builder.locations import one_line
 from dataset_builder.rejection import ImageError
+from dataset_builder.storage import is_store_failure
 
 RETRY_AFTER_S = (1.0, 4.0, 15.0)
 WEB_RETRY_AFTER_S = (1.0,)
@@ -35,7 +36,7 @@ class StoreError(UserError):
         return _store_error, (str(self), self.is_alone, self.may_pass)
 
 
-def _store_error(message: str, is_alone: bool, may_pass: bool) -> StoreError:  # noqa: FBT001 - what pickle calls
+def _store_error(message: str, is_alone: bool, may_pass: bool) -> StoreError:
     return StoreError(message, is_alone=is_alone, may_pass=may_pass)
 
 
@@ -73,8 +74,7 @@ def _judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError
         return ImageError("unreadable", found)
     if isinstance(error, PermissionError):
         return StoreError(f"cannot read {found}; check the permissions", is_alone=True, may_pass=False)
-    # Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base; Python's other ones are bugs.
-    if isinstance(error, OSError) or (is_url(uri) and type(error).__module__ != "builtins"):
+    if is_store_failure(error, uri):
         advice = "the same command goes on once the store answers"
         return StoreError(f"cannot read {found}; {advice}", is_alone=is_web, may_pass=True)
     return None

@@ -51,7 +51,9 @@ class Progress:
         self.bar.set_postfix_str(f"{written}{self.rejected} rejected", refresh=False)
         self.bar.update(commit.planned)
         if self.rejected > self.budget:
-            raise BudgetExceeded(f"{self.rejected} of {self.images} images were rejected in this run, more than the budget")
+            raise BudgetExceeded(
+                f"{self.rejected} of the {self.images} images done just now are rejected, {self.budget} more were allowed"
+            )
 
     def summary(self) -> str:
         """Images, time and speed since the models were loaded."""

@@ -71,8 +71,10 @@ def run_units(
 def start_ray(settings: RaySettings) -> None:
     """Attaches to the Ray that the settings name, or starts one of our own that ends with this process.
 
-    Raises UserError where the address does not answer.
+    Does nothing where this process has a Ray already. Raises UserError where the address does not answer.
     """
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = settings.resolved_address
     if address is None:
@@ -95,6 +97,11 @@ def _start_own_ray() -> None:
         else:
             return
     raise UserError(f"Ray could not start on this machine ({failed}): run this again when it is less busy")
+
+
+def replicas_use_gpus(settings: RaySettings) -> bool:
+    """Whether the replicas will run on GPUs; asks the Ray that was started."""
+    return settings.uses_gpus(ray.cluster_resources())
 
 
 def check_visible(paths: Mapping[str, str]) -> None:

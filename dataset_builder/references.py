@@ -114,7 +114,8 @@ class ImageReader:
     def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
         """What the index, the files beside the image, and the other columns of its Parquet row say of it; the first counts.
 
-        `row` is a row of schema.INDEX as a dict. Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row; StoreError.
+        `row` is a row of schema.INDEX as a dict.
+        Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row; and StoreError.
         """
         files = [(sidecar["suffix"], *self._read_sidecar(sidecar, row["uri"])) for sidecar in row["sidecars"]]
         data = parse_sidecars(files)

@@ -20,6 +20,7 @@ from dataset_builder.file_kinds import (
     PARQUET_SUFFIX,
     TAR_SUFFIX,
     TEXT_LIST_SUFFIXES,
+    PassedOver,
     is_compressed_tar,
     is_image,
     suffix_of,
@@ -73,12 +74,12 @@ class Source:
     """For files: the lists (uri, path column) whose images are left to them."""
 
 
-def find_sources(images: Sequence[str]) -> list[Source]:
+def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None) -> list[Source]:
     """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
 
-    Names that begin with `_` or `.` are passed over, save those given themselves. What lies in two of the given folders is
-    found once. An image that a list names is left to the list; other lists and Parquet files without images are passed over
-    with a warning in the log.
+    Names as in file_kinds.is_ignored are passed over, save those given themselves, and counted in `passed_over`. What lies in
+    two of the given folders is found once. An image that a list names is left to the list; other lists and Parquet files
+    without images are passed over with a warning in the log.
     Raises UserError in one line: nothing there, no images, a compressed tar, an empty or unreadable list or Parquet file.
     """
     if not images:
@@ -88,7 +89,7 @@ def find_sources(images: Sequence[str]) -> list[Source]:
         location = normalise(given)
         forget_listings(location)
         details = describe(location)
-        for source in _search(location) if details.is_folder else [_single(location, details)]:
+        for source in _search(location, passed_over) if details.is_folder else [_single(location, details)]:
             found.setdefault(source.uri, source)
     folders = [source.uri for source in found.values() if source.kind == "files" and source.is_searched]
     kept = [
@@ -101,15 +102,16 @@ def find_sources(images: Sequence[str]) -> list[Source]:
     return sorted(kept, key=lambda source: source.uri)
 
 
-def index_source(source: Source) -> Iterator[pa.Table]:
+def index_source(source: Source, *, passed_over: PassedOver | None = None) -> Iterator[pa.Table]:
     """The images of a source as tables of SOURCE_INDEX with at most 65,536 rows, in a fixed order; reads headers only.
 
     Rows are in the order of the tar, Parquet file or list; for loose files, those of a folder by name, then its subfolders.
     `relative` tells apart what one search finds, but a list may name an image twice, and two roots may hold the same paths.
     Memory: the names in one tar or one folder; for files beside lists, also 16 bytes for each listed image.
+    `passed_over` counts the images in a tar that are left out because of their names.
     Raises UserError in one line for a source that is empty, damaged or holds no image.
     """
-    return to_tables(_rows(source))
+    return to_tables(_rows(source, passed_over))
 
 
 def carried_columns(source: Source) -> dict[str, str]:
@@ -126,9 +128,9 @@ def carried_columns(source: Source) -> dict[str, str]:
     return duckdb_types(_sampled_metadata(source))
 
 
-def _rows(source: Source) -> Iterator[IndexRow]:
+def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
     if source.kind == "tar":
-        return index_tar(source.uri, source.root)
+        return index_tar(source.uri, source.root, passed_over=passed_over)
     if source.kind == "parquet":
         return index_parquet(source.uri, source.root)
     if source.kind == "list":
@@ -139,11 +141,11 @@ def _rows(source: Source) -> Iterator[IndexRow]:
     return index_folder(source.uri, listed=ListedImages(source.lists, folder=source.root))
 
 
-def _search(root: str) -> list[Source]:
+def _search(root: str, passed_over: PassedOver | None) -> list[Source]:
     """All sources below a folder; UserError if there is none."""
     sources: list[Source] = []
     has_images = False
-    for folder in walk(root):
+    for folder in walk(root, passed_over=passed_over):
         for name in folder.files:
             if is_image(name):
                 has_images = True

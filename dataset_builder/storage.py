@@ -5,6 +5,7 @@ and create-if-absent.
 """
 
 import os
+import posixpath
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,8 @@ class Folder:
         return isinstance(self.filesystem, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """The path of `name` inside the filesystem."""
-        return f"{self.root}/{name}"
+        """The path of `name` inside the filesystem; `../` leads out of the folder."""
+        return posixpath.normpath(f"{self.root}/{name}")
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file, or without a name the folder itself."""
@@ -104,6 +105,27 @@ class Folder:
         """Opens a file for random access reading."""
         with self.filesystem.open(self.path(name), "rb") as file:
             yield file
+
+
+@contextmanager
+def usable(folder: Folder) -> Iterator[None]:
+    """Turns a failure of the folder's store into a UserError in one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_store_failure(error, folder.url):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "check that it exists, its permissions and credentials, or give another folder"
+        raise UserError(f"cannot work in {folder.url} ({type(error).__name__}: {reason}): {advice}") from error
+
+
+def is_store_failure(error: Exception, url: str) -> bool:
+    """Whether a file system or an object store raised it, as far as that can be told.
+
+    Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base; Python's other ones are bugs.
+    """
+    return isinstance(error, OSError) or (not is_local_path(url) and type(error).__module__ != "builtins")
 
 
 def is_local_path(url: str) -> bool:

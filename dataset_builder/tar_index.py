@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from dataset_builder.command_line import UserError
-from dataset_builder.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, is_image, split_suffix
+from dataset_builder.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, PassedOver, is_ignored_path, is_image, split_suffix
 from dataset_builder.index_rows import IndexRow, SidecarRow
 from dataset_builder.locations import describe, is_url, open_binary, readable, relative_to
 
@@ -36,21 +36,22 @@ class TarMember(NamedTuple):
     length: int
 
 
-def index_tar(uri: str, root: str) -> Iterator[IndexRow]:
+def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
     """The images of a tar in the order of the archive, each with the files that share its path without the suffix.
 
     A WebDataset sample's files share the name up to its first dot; that is tried second. Images and their sidecars need
     not be adjacent, so the headers are read to the end before the first row. Of two members with one path the later counts,
-    as in unpacking. Names with a component that begins with `_` or `.` are left out.
+    as in unpacking. What file_kinds.is_ignored_path names is left out, and counted in `passed_over`.
     Raises UserError if the tar is empty, compressed, truncated or damaged, holds sparse files or links, or holds no image.
     """
     images: dict[str, TarMember] = {}
     sidecars: dict[str, dict[str, SidecarRow]] = {}
     for member in walk_tar(uri):
-        if _is_left_out(member.path):
-            continue
         stem, suffix = split_suffix(member.path)
-        if suffix in IMAGE_SUFFIXES:
+        if is_ignored_path(member.path):
+            if passed_over is not None:
+                passed_over.files += suffix in IMAGE_SUFFIXES
+        elif suffix in IMAGE_SUFFIXES:
             images[member.path] = member
         elif suffix in SIDECAR_SUFFIXES:
             sidecars.setdefault(stem, {})[suffix] = SidecarRow(suffix, None, member.offset, member.length)
@@ -88,7 +89,7 @@ def first_json(uri: str, *, count: int) -> list[TarMember]:
     pairs: list[TarMember] = []
     for member in walk_tar(uri):
         stem, suffix = split_suffix(member.path)
-        if _is_left_out(member.path):
+        if is_ignored_path(member.path):
             continue
         if suffix in IMAGE_SUFFIXES:
             images.add(stem)
@@ -249,10 +250,6 @@ def _clean(path: str) -> str:
         return path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return "/".join(parts) + ("/" if path.endswith("/") else "")
-
-
-def _is_left_out(path: str) -> bool:
-    return path.startswith(("_", ".")) or "/_" in path or "/." in path
 
 
 def _sample_key(path: str) -> str:

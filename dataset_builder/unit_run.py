@@ -16,12 +16,16 @@ def run_job(
 ) -> bool:
     """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
 
+    A budget below zero is used up already: then nothing is run.
     Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
     time.perf_counter(). Raises UserError as run_units does.
     """
     from dataset_builder.progress import BudgetExceeded, Progress
     from dataset_builder.ray_units import check_visible, run_units, start_ray
 
+    if budget < 0:
+        print("error: more images are rejected already than --max_rejected allows: raise it to go on", file=sys.stderr)
+        return False
     progress = Progress(planned=sum(unit.num_images for unit in units), budget=budget)
     try:
         with progress:

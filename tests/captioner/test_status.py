@@ -36,7 +36,7 @@ def test_progress_counts_and_stops_past_the_budget() -> None:
         progress.update(commit(rejected=2))
         progress.update(None)
         assert (progress.images, progress.rejected, progress.tokens) == (8, 2, 80)
-        with pytest.raises(BudgetExceeded, match="3 of 16 images"):
+        with pytest.raises(BudgetExceeded, match="3 of the 16 images done just now are rejected, 2 more were allowed"):
             progress.update(commit(rejected=1))
 
 

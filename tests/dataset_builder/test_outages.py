@@ -44,7 +44,7 @@ class FlakyFileSystem(CountingFileSystem):
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which is waited for."""
     made: list[float] = []
-    monkeypatch.setattr(outages.time, "sleep", made.append)
+    monkeypatch.setattr("time.sleep", made.append)
     return made
 
 

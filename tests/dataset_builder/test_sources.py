@@ -12,13 +12,18 @@ import pytest
 
 from dataset_builder import index_rows
 from dataset_builder.command_line import UserError
+from dataset_builder.file_kinds import PassedOver
 from dataset_builder.sources import Source, find_sources, index_source
 from tests.dataset_builder.containers import CountingFileSystem, jpeg, parquet, relatives, rows_of, sa1b_json, tar_bytes, write
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """A folder with one of each kind, and names that are passed over."""
+    """A folder with one of each kind, and names that are passed over: 3 files and 3 folders."""
+    write(tmp_path / "_DSC1234.JPG", jpeg(5))
+    write(tmp_path / "_DSC1234.txt", "by a camera")
+    write(tmp_path / "._DSC1234.JPG", b"macOS")
+    write(tmp_path / "_list.csv", "path\nb.jpg\n")
     write(tmp_path / "b.jpg", jpeg(1))
     write(tmp_path / "a.PNG", b"never opened")
     write(tmp_path / "b.txt", "an owl")
@@ -47,9 +52,12 @@ def test_a_folder_is_searched_for_all_kinds_in_a_fixed_order(mixed: Path) -> Non
         ("parquet", "/z.parquet"),
     ]
     assert relatives(mixed) == [
-        *("a.PNG", "b.jpg", "sub/Deeper/c.webp", "sub/aside/c.webp", "sub/deep/c.webp", "sub/elsewhere/d.jpg"),
+        *("_DSC1234.JPG", "a.PNG", "b.jpg", "sub/Deeper/c.webp", "sub/aside/c.webp", "sub/deep/c.webp", "sub/elsewhere/d.jpg"),
         *("sub/x.tar/sa_1.jpg", "z.parquet#0", "z.parquet#1"),
     ]
+    passed_over = PassedOver()
+    find_sources([str(mixed)], passed_over=passed_over)
+    assert passed_over == PassedOver(files=3, folders=3)
     tar = sources[2]
     assert tar.num_bytes == (mixed / "sub" / "x.tar").stat().st_size
     assert tar.modified is not None
@@ -76,7 +84,7 @@ def test_order_and_content_do_not_depend_on_the_file_systems_order(mixed: Path, 
 
 
 def test_loose_images_carry_the_places_of_their_sidecars_unread(mixed: Path) -> None:
-    row = rows_of(mixed)[1]
+    row = rows_of(mixed)[2]
     assert (row["stem"], row["uri"], row["alt_text"], row["metadata"]) == ("b", str(mixed / "b.jpg"), None, None)
     assert [(sidecar["suffix"], sidecar["uri"]) for sidecar in row["sidecars"]] == [
         (suffix, str(mixed / f"b{suffix}")) for suffix in (".txt", ".cls", ".json")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset_builder.command_line import UserError
+from dataset_builder.file_kinds import PassedOver
 from dataset_builder.tar_index import first_json, index_tar, walk_tar
 from tests.dataset_builder.containers import CountingFileSystem, jpeg, sa1b_json, tar_bytes, write
 
@@ -53,10 +54,13 @@ def test_webdataset_samples_pair_by_the_name_up_to_the_first_dot(tmp_path: Path)
     assert rows[1].sidecars == ()
 
 
-def test_ignored_names_and_folders_yield_nothing(tmp_path: Path) -> None:
+def test_ignored_names_and_folders_yield_nothing_and_are_counted(tmp_path: Path) -> None:
     names = ["_x.jpg", ".x.jpg", "__MACOSX/a.jpg", "a/._b.jpg", "a/.git/c.jpg", "a/_d/e.jpg", "./good_one.jpg", "a/b_.jpg"]
     path = write(tmp_path / "x.tar", tar_bytes([(name, b"1") for name in names]))
-    assert [row.member for row in index_tar(str(path), str(tmp_path))] == ["good_one.jpg", "a/b_.jpg"]
+    passed_over = PassedOver()
+    rows = index_tar(str(path), str(tmp_path), passed_over=passed_over)
+    assert [row.member for row in rows] == ["_x.jpg", "good_one.jpg", "a/b_.jpg"]
+    assert passed_over.files == 5
 
 
 def test_of_two_members_with_one_path_the_later_counts_as_in_unpacking(tmp_path: Path) -> None:
