@@ -152,7 +152,7 @@ class DataConfig:
     caption_dropout: float = 0.1
     """Share of samples that are trained with the null caption, or without a class. Source: the authors' code."""
     loader_threads: int = 2
-    """Threads that read batches ahead. The order does not depend on it."""
+    """Threads that read batches ahead; 0: they are read when they are needed. The order does not depend on it."""
     prefetch: int = 4
     """Batches that are read ahead."""
 
@@ -291,7 +291,7 @@ class TrainConfig:
             ("optim.gradient_clip", "above 0", optim.gradient_clip > 0),
             ("data.caption_weights", "0 or more", all(weight >= 0 for weight in data.caption_weights.values())),
             ("data.caption_dropout", "from 0 to below 1", 0 <= data.caption_dropout < 1),
-            ("data.loader_threads", "1 or more", data.loader_threads >= 1),
+            ("data.loader_threads", "0 or more", data.loader_threads >= 0),
             ("data.prefetch", "1 or more", data.prefetch >= 1),
         ]
 

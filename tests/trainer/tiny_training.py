@@ -1,0 +1,119 @@
+"""Feature stores and settings that train in a second: random latents and captions, a DiT of a few thousand parameters."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from dataset_builder.storage import Folder
+from dataset_builder.units import commit_unit
+from model.checkpoint import PartConfig
+from model.dit import Captions
+from model.vae import LatentDistribution
+from trainer.config import (
+    CheckpointConfig,
+    DataConfig,
+    EmaConfig,
+    NetworkConfig,
+    OptimConfig,
+    Rung,
+    TrainConfig,
+    WatchConfig,
+)
+from trainer.feature_info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
+from trainer.feature_plan import PlannedUnit
+from trainer.feature_tables import SampleFacts, captions_table, latents_table
+
+CAPTION_WIDTH = 16
+DOWNSAMPLING = 2
+SHAPES = ((16, 16), (24, 8))
+"""The buckets, in pixels."""
+
+
+def write_store(
+    features: Path, *, stage: str = "alignment", resolution: int = 16, num_units: int = 4, rows: int = 6, **info: Any
+) -> Path:
+    """FEATURES/<stage>/<resolution> with units of both buckets; the last two are validation. `info` replaces its facts."""
+    folder = Folder(str(features / stage / str(resolution)))
+    classes = stage == "pixel"
+    facts = FeaturesInfo(
+        **{
+            "stage": stage,
+            "resolution": resolution,
+            "buckets": tuple((height * resolution // 16, width * resolution // 16) for height, width in SHAPES),
+            "latent_channels": 4,
+            "downsampling": DOWNSAMPLING,
+            "scaling_factor": 0.5,
+            "shift_factor": 0.0,
+            "vae": PartConfig(name="nowhere", fingerprint="v"),
+            "text_encoder": None if classes else PartConfig(name="nowhere", fingerprint="t"),
+            "caption_storage": "none" if classes else "bfloat16",
+            "caption_width": 0 if classes else CAPTION_WIDTH,
+            "max_caption_tokens": 0 if classes else 10,
+            "class_names": ("owl", "key", "cup") if classes else (),
+            **info,
+        }
+    )
+    folder.write(FEATURES_FILE, facts.to_json())
+    units = [_unit(number, num_units, rows, facts) for number in range(num_units)]
+    folder.write("plan/0.json", json.dumps({"units": [asdict(unit) for unit in units], "validation_share": 0.0}).encode())
+    for unit in units:
+        _commit(folder, unit, facts)
+    null = torch.randn(2, CAPTION_WIDTH, generator=torch.Generator().manual_seed(5)).bfloat16()
+    save_file({NULL_CAPTION_NAME: null}, Path(folder.root) / NULL_CAPTION_FILE)
+    return Path(folder.root)
+
+
+def _unit(number: int, num_units: int, rows: int, info: FeaturesInfo) -> PlannedUnit:
+    split = "validation" if number >= num_units - 2 else "train"
+    bucket = info.buckets[number % 2]
+    return PlannedUnit(number=number, part="", row_group=0, num_images=rows, split=split, buckets={info.resolution: bucket})
+
+
+def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo) -> None:
+    generator = torch.Generator().manual_seed(unit.number)
+    height, width = unit.buckets[info.resolution]
+    shape = (unit.num_images, info.latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING)
+    latents = LatentDistribution(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator) - 3)
+    names = [("dense", "alt_text")] * unit.num_images
+    facts = [
+        SampleFacts(
+            key=f"u{unit.number}r{row}",
+            height=height,
+            width=width,
+            class_label=row % 3 if info.class_names else None,
+            captions=() if info.class_names else tuple((name, f"{name} {row}") for name in names[row]),
+        )
+        for row in range(unit.num_images)
+    ]
+    tables = {"latents": latents_table(facts, latents)}
+    if info.caption_storage != "none":
+        lengths = torch.randint(1, 10, (2 * unit.num_images,), generator=generator)
+        tokens = torch.randn(int(lengths.sum()), CAPTION_WIDTH, generator=generator)
+        tables["captions"] = captions_table(names, Captions(tokens=tokens, lengths=lengths), as_int8=False)
+    commit_unit(folder, run_id="tiny", unit=unit, tables=tables, rejected={}, arrow=list(tables))
+
+
+def tiny_config(root: Path, *, stage: Any = "alignment", images: int = 40, batch_size: int = 4, **changes: Any) -> TrainConfig:
+    """Trains in a second on a store under root/features; `changes` replace its settings."""
+    settings: dict[str, Any] = {
+        "stage": stage,
+        "conditioning": "class" if stage == "pixel" else "text",
+        "features": str(root / "features"),
+        "run_dir": str(root / "runs"),
+        "ladder": (Rung(resolution=16, images=images, batch_size=batch_size),),
+        "init_from": "scratch",
+        "device": "cpu",
+        "precision": "float32",
+        "compile": False,
+        "network": NetworkConfig(width=24, depth=2, num_heads=2),
+        "optim": OptimConfig(lr=1e-3, warmup_steps=2),
+        "ema": EmaConfig(half_life_images=20),
+        "data": DataConfig(loader_threads=1),
+        "checkpoint": CheckpointConfig(every_images=12, keep_last=2),
+        "watch": WatchConfig(every_steps=1, validate_every_images=20, validation_images=8, sample_every_images=0),
+    }
+    return TrainConfig(**settings | changes)

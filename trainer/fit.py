@@ -1,0 +1,71 @@
+"""Trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, on one device, or with --num_workers N on Ray Train.
+
+A stage starts from the newest checkpoint of the stage before, and the same command again goes on where it stood. SIGTERM,
+Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with exit code 130.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from dataset_builder.cluster import check_paths
+from dataset_builder.command_line import UserError, run_command
+from model.command_line import UserError as ModelError
+from trainer.config import TrainConfig
+from trainer.stages import STAGES
+
+INTERRUPTED = 130
+
+
+def main(config: TrainConfig) -> int:
+    """Trains one stage; returns 0 when it is done, 130 when it was stopped."""
+    try:
+        return 0 if train_stage(config) else INTERRUPTED
+    except ModelError as error:
+        raise UserError(str(error)) from error
+
+
+def train_stage(config: TrainConfig) -> bool:
+    """Trains one stage here or on Ray; returns whether it is done. Raises UserError."""
+    import torch
+
+    from trainer.loop import train
+    from trainer.workers import join_workers
+
+    check_paths([config.features, config.run_dir])
+    if config.num_workers > 1:
+        from trainer.on_ray import train_on_ray
+
+        return train_on_ray(config)
+    try:
+        with join_workers(config.device, timeout_s=config.distributed.timeout_s) as workers:
+            return train(config, workers)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory ({str(error).splitlines()[0]}): give --gradient_checkpointing, or fewer --device_tokens than "
+            f"{config.device_tokens}; the batch stays as it is"
+        ) from error
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command; `--stage all` is three of them, and ends with the first that does not get to its end."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def start(config: TrainConfig) -> int:
+        """Trains one stage, or all of them in order."""
+        if config.stage != "all":
+            return main(config)
+        codes = (run([*arguments, "--stage", stage]) for stage in STAGES)
+        return next((code for code in codes if code), 0)
+
+    return run_command(
+        TrainConfig,
+        start,
+        prog="python -m trainer.fit",
+        example="python -m trainer.fit --stage aesthetic",
+        presets={"stage": STAGES},
+        argv=arguments,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

@@ -1,0 +1,297 @@
+"""The training loop: rung after rung of a stage's ladder, from where it stands to its end, or until it is told to stop.
+
+Everything that is random or ordered follows from the seed and the images seen, so that a training that was killed goes on from
+its last checkpoint bit for bit as if nothing had been (on CPUs; on as many workers).
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from dataset_builder.command_line import UserError
+from model.checkpoint import PipelineConfig
+from model.diffusion import make_objective
+from model.dit import DiTConfig
+from trainer.batches import Preparation
+from trainer.checkpoints import Checkpoints, Position
+from trainer.config import TrainConfig
+from trainer.data_order import DataOrder
+from trainer.ema import ema_decay
+from trainer.feature_info import FeaturesInfo
+from trainer.feature_store import FeatureBatch, FeatureStore
+from trainer.flops import training_flops
+from trainer.gpus import gpu_of_device
+from trainer.loader import CaptionChoice, Loader
+from trainer.networks import network_around, sizes_text, with_positions
+from trainer.optimizer import learning_rate
+from trainer.run_folder import RunFolder
+from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
+from trainer.start import LadderPlace, find_start, ladder_place, open_state, run_path
+from trainer.stop_signal import StopSignal
+from trainer.train_step import StepSettings, TrainState, train_step
+from trainer.validation import SPLIT, ValidationSet, measure
+from trainer.watch import StepRecord, Watch
+from trainer.workers import Workers
+
+TRAIN = "train"
+
+
+def train(config: TrainConfig, workers: Workers) -> bool:
+    """Trains a stage; returns whether it is done, or was told to stop. All workers call it. Raises UserError."""
+    start = workers.from_first(find_start(config))
+    images_seen = int(start.checkpoint.name) if start.resumes and start.checkpoint else 0
+    place = ladder_place(config.ladder, images_seen)
+    run = RunFolder(run_path(config), workers)
+    if place is None:
+        run.say(f"{config.stage}: all {images_seen} images are seen, the newest checkpoint is {start.checkpoint}")
+        return True
+    check_workers(config, workers.num)
+    store = open_features(config, place)
+    state = open_state(config, start, rung=place.rung, info=store.info, workers=workers)
+    run.start(config, workers, origin=str(start), images_seen=images_seen)
+    run.say(f"{config.stage}: {start}; {sizes_text(state.network.config)}; {workers.num} workers, {workers.device.type}")
+    watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
+    checkpoints = Checkpoints(run.path, config.checkpoint, workers)
+    checkpoints.remove_partial()
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
+    try:
+        with StopSignal(run, workers) as stop:
+            while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints).run(stop):
+                place = ladder_place(config.ladder, state.images_seen)
+                store = open_features(config, place) if place is not None else store
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    ending = "done" if place is None else "stopped, and goes on with the same command"
+    run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {checkpoints.folder}")
+    return place is None
+
+
+def open_features(config: TrainConfig, place: LadderPlace) -> FeatureStore:
+    """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
+    rung = place.rung
+    try:
+        store = FeatureStore.open(config.features_folder(rung))
+    except UserError as error:
+        raise UserError(f"{error} (for this stage: {config.precompute_command(rung)})") from None
+    info = store.info
+    problems = {
+        f"resolution {info.resolution}, expected {rung.resolution}": info.resolution != rung.resolution,
+        "captions, expected classes": config.conditioning == "class" and not info.class_names,
+        "classes, expected captions": config.conditioning == "text" and bool(info.class_names),
+        "texts without features, which --online encodes": (
+            config.conditioning == "text" and not info.class_names and info.caption_storage == "none" and not config.online
+        ),
+    }
+    if found := [text for text, holds in problems.items() if holds]:
+        raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {config.precompute_command(rung)}")
+    return store
+
+
+def check_workers(config: TrainConfig, num_workers: int) -> None:
+    """Raises UserError for a batch that cannot be shared evenly: every worker weighs the same in the gradient."""
+    for rung in config.ladder:
+        if rung.batch_size % num_workers:
+            near = max(1, round(rung.batch_size / num_workers)) * num_workers
+            raise UserError(
+                f"a batch of {rung.batch_size} images cannot be shared by {num_workers} workers: give a multiple, as {near}"
+            )
+
+
+def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) -> PipelineConfig:
+    """What the checkpoints say of how to generate."""
+    terms = [part for part in (config.licence, info.licence) if part]
+    common = PipelineConfig(
+        objective=config.objective.name,
+        objective_settings=config.objective.settings,
+        resolution=resolution,
+        vae=info.vae,
+        licence="; ".join(terms),
+    )
+    if info.text_encoder is None:
+        return common
+    return replace(common, text_encoder=info.text_encoder, caption_cleaning=info.caption_cleaning)
+
+
+@dataclass(eq=False)
+class RungTraining:
+    """One rung: its data, and what is done at which step."""
+
+    config: TrainConfig
+    place: LadderPlace
+    workers: Workers
+    run_folder: RunFolder
+    state: TrainState
+    store: FeatureStore
+    watch: Watch
+    checkpoints: Checkpoints
+
+    def __post_init__(self) -> None:
+        config, rung, info = self.config, self.place.rung, self.store.info
+        self.state.network.rebase(with_positions(self.state.network.config, rung, info))
+        self.network: DiTConfig = self.state.network.config
+        self.precision = getattr(torch, config.precision)
+        self.objective = make_objective(config.objective.name, config.objective.settings)
+        encoder = open_text_encoder(config, info, device=str(self.workers.device)) if config.online else None
+        self.preparation = Preparation(
+            network=self.network,
+            objective=self.objective,
+            scale=self.store.scale,
+            device=self.workers.device,
+            seed=config.seed,
+            class_dropout=config.data.caption_dropout if self.network.null_class else 0.0,
+            device_tokens=config.device_tokens,
+            text_encoder=encoder,
+        )
+        self.pipeline = pipeline_config(config, info, rung.resolution)
+        self.validation = self._validation_set()
+        self.grids = self._sample_grids() if config.watch.sample_every_images and self.workers.is_first else None
+        self._say_what_is_read()
+
+    def run(self, stop: StopSignal) -> bool:
+        """Trains to the rung's end; returns whether it got there."""
+        rung, state = self.place.rung, self.state
+        order = DataOrder(self.store.samples(TRAIN), seed=self.config.seed + self.place.index, batch_size=rung.batch_size)
+        data = self.config.data
+        loader = Loader(
+            self.store,
+            order,
+            start_images_seen=state.images_seen - self.place.images_before,
+            rank=self.workers.rank,
+            world_size=self.workers.num,
+            num_workers=data.loader_threads,
+            prefetch=data.prefetch,
+            captions=CaptionChoice(dropout=data.caption_dropout, weights=data.caption_weights or None),
+            pin=self.workers.device.type == "cuda",
+        )
+        end = self.place.images_before + rung.images_seen
+        with loader:
+            while state.images_seen < end:
+                step = self._step(next(loader), wait_s=loader.wait_s)
+                stops = stop.stops(look=step % self.config.watch.every_steps == 0)
+                self._after_step(ends=stops or state.images_seen == end)
+                if stops:
+                    return state.images_seen == end
+        return True
+
+    def _step(self, batch: FeatureBatch, *, wait_s: float) -> int:
+        """One optimiser step; returns its number in the stage, from 1."""
+        config, rung, state = self.config, self.place.rung, self.state
+        in_rung = state.images_seen - self.place.images_before
+        settings = StepSettings(
+            lr=learning_rate(config.optim, step=in_rung // rung.batch_size, num_steps=rung.num_steps),
+            ema_decay=ema_decay(config.ema, batch_size=rung.batch_size, images_seen=in_rung + rung.batch_size),
+            gradient_clip=config.optim.gradient_clip,
+            precision=self.precision,
+            num_samples=rung.batch_size // self.workers.num,
+        )
+        places = [state.images_seen + place for place in self.workers.slice(rung.batch_size)]
+        result = train_step(state, self.objective, self.preparation.training_parts(batch, places), settings)
+        state.images_seen += rung.batch_size
+        step = self._steps_before() + in_rung // rung.batch_size + 1
+        record = StepRecord(
+            step=step,
+            images_seen=state.images_seen,
+            resolution=rung.resolution,
+            images_left=self.place.images_before + rung.images_seen - state.images_seen,
+            lr=settings.lr,
+            keys=batch.keys,
+            flops=self._flops(batch) * rung.batch_size,
+            batch_size=rung.batch_size,
+            wait_s=wait_s,
+        )
+        self.watch.add(record, result)
+        return step
+
+    def _after_step(self, *, ends: bool) -> None:
+        """What is due after a step. A checkpoint comes last: its thread may then write while training goes on."""
+        watch, every = self.config.watch, self.config.checkpoint.every_images
+        self.checkpoints.check()
+        if self.validation and self._is_due(watch.validate_every_images):
+            with self.watch.paused():
+                self._validate(self.validation)
+        if self._is_due(watch.sample_every_images):
+            with self.watch.paused():
+                self._draw_samples()
+        if ends or self._is_due(every):
+            self.watch.flush()
+            with self.watch.paused():
+                self._save()
+
+    def _is_due(self, every_images: int) -> bool:
+        """Whether the last step reached a multiple of so many images."""
+        now = self.state.images_seen
+        return every_images > 0 and now // every_images > (now - self.place.rung.batch_size) // every_images
+
+    def _validate(self, samples: ValidationSet) -> None:
+        bands = self.config.watch.timestep_bands
+        found = measure(samples, self.state, self.preparation, self.workers, bands=bands, precision=self.precision)
+        row = {"kind": "validation", "images_seen": self.state.images_seen, "resolution": self.place.rung.resolution}
+        self.run_folder.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)})
+        self.run_folder.say(f"{self.state.images_seen} images: {found}")
+
+    def _draw_samples(self) -> None:
+        """All workers give their part of the average's weights, the first one draws."""
+        weights = self.state.ema.full_weights()
+        if self.grids is not None:
+            network = network_around(self.network, weights).to(self.workers.device).eval()
+            with torch.autocast(self.workers.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+                path = self.grids.draw(network, self.state.images_seen)
+            self.run_folder.say(f"{self.state.images_seen} images: samples in {path}")
+
+    def _save(self) -> None:
+        position = Position(
+            images_seen=self.state.images_seen,
+            ladder=self.config.ladder,
+            seed=self.config.seed,
+            features=self.store.info.fingerprint,
+            content=self.store.content,
+        )
+        self.checkpoints.save(self.state, self.pipeline, position)
+
+    def _validation_set(self) -> ValidationSet | None:
+        watch = self.config.watch
+        if not watch.validate_every_images and not watch.sample_every_images:
+            return None
+        if SPLIT not in self.store.splits:
+            self.run_folder.say(f"{self.store.folder.url} has no validation split: no validation loss is measured")
+            return None
+        weights = self.config.data.caption_weights
+        return ValidationSet.of(
+            self.store, self.preparation, num_images=watch.validation_images, weights=weights, workers=self.workers
+        )
+
+    def _sample_grids(self) -> SampleGrids | None:
+        subjects = choose_subjects(self.config, self.validation, self.store, self.preparation.text_encoder)
+        if subjects is None:
+            self.run_folder.say("no samples are drawn: give --watch.prompts, or features with a validation split")
+            return None
+        vae = open_vae(self.config, self.store.info, device=str(self.workers.device))
+        return SampleGrids(self.run_folder.path, pipeline=self.pipeline, subjects=subjects, vae=vae, config=self.config.watch)
+
+    def _say_what_is_read(self) -> None:
+        store, rung = self.store, self.place.rung
+        sizes = store.bucket_sizes(TRAIN)
+        missing = f"; {store.missing_units} units are not made yet" if store.missing_units else ""
+        self.run_folder.say(
+            f"{rung.resolution} px: {rung.images_seen} images in {rung.num_steps} steps of {rung.batch_size}, from "
+            f"{sum(sizes.values())} samples in {len(sizes)} buckets of {store.folder.url}{missing}"
+        )
+
+    def _steps_before(self) -> int:
+        return sum(rung.num_steps for rung in self.config.ladder[: self.place.index])
+
+    def _flops(self, batch: FeatureBatch) -> float:
+        """Of an image of the batch, forward and backward."""
+        patch = self.network.patch_size
+        tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
+        return training_flops(self.network, grid=(batch.bucket[0] // patch, batch.bucket[1] // patch), caption_tokens=tokens)
+
+
+def _peak_flops(config: TrainConfig, device: torch.device) -> float | None:
+    """Operations a second that MFU is a share of; None where they are not known."""
+    if config.watch.peak_tflops is not None:
+        return config.watch.peak_tflops * 1e12
+    gpu = gpu_of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return gpu.peak_flops if gpu is not None else None

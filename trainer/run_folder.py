@@ -1,0 +1,101 @@
+"""The folder of a run: what it was started with, and what it has measured.
+
+config.yaml     all settings, as they were resolved at the last start
+starts.jsonl    a line for each start: time, command, versions, device, where from
+metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
+samples/        grids of samples
+checkpoints/    see trainer/checkpoints.py
+STOP            whoever makes this file has the training save a checkpoint and end
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from trainer.config import TrainConfig
+from trainer.workers import Workers
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+STOP = "STOP"
+_LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
+
+
+class RunFolder:
+    """Only the first worker writes; the others' calls do nothing."""
+
+    def __init__(self, path: Path, workers: Workers) -> None:
+        self.path = path
+        self._writes = workers.is_first
+
+    def start(self, config: TrainConfig, workers: Workers, *, origin: str, images_seen: int) -> None:
+        """Records what a start is made of, before its first step; rows of metrics after `images_seen` will be measured anew."""
+        if not self._writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / STOP).unlink(missing_ok=True)
+        _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+        record = {
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "origin": origin,
+            "images_seen": images_seen,
+            "argv": sys.argv,
+            "num_workers": workers.num,
+            "device": _device_name(workers.device),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        }
+        with (self.path / "starts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        rows = [row for row in read_metrics(self.path) if row["images_seen"] <= images_seen]
+        _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends a row."""
+        if self._writes:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def say(self, line: str) -> None:
+        """Prints a line, once for all workers."""
+        if self._writes:
+            print(line, flush=True)
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody made the file STOP."""
+        return (self.path / STOP).exists()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All whole rows of metrics.jsonl; a last line that a kill cut off is none."""
+    path = run / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
