@@ -219,7 +219,7 @@ class Pipeline:
                 negative_prompt=request.negative_prompt if request.negative_captions is None else None,
                 seed=None if request.noise is not None else request.image_seed(image),
                 num_cut_tokens=encoded.cut[encoded.places[caption]],
-                image=None if pixels is None else _to_output(pixels, output),
+                image=None if pixels is None else to_output(pixels, output),
                 latents=own,
             )
 
@@ -297,7 +297,7 @@ def _fit(images: "torch.Tensor", size: ImageSize) -> "torch.Tensor":
     return to_pixels(images)
 
 
-def _to_output(pixels: "torch.Tensor", output: Output) -> "Image.Image | np.ndarray":
+def to_output(pixels: "torch.Tensor", output: Output) -> "Image.Image | np.ndarray":
     """One image (1, 3, H, W) in 0..1 as PIL, 8 bits, or as numpy (H, W, 3) float32."""
     array = pixels[0].permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
     if output == "numpy":

@@ -125,11 +125,30 @@ def sample_latents(
     import torch
 
     device = next(transformer.parameters()).device
-    scheduler = make_scheduler(objective, config, device=device)
-    step_options: dict[str, Any] = {"eta": config.eta, "generator": list(generators or [])} if config.eta else {}
-    latents = noise.to(device, torch.float32)
     with torch.no_grad():
         predict = _predictor(transformer, conditioning, config)
+    return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, on_step=on_step)
+
+
+def denoise(
+    predict: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]",
+    objective: "Objective",
+    *,
+    noise: "torch.Tensor",
+    config: SamplingConfig,
+    generators: "Sequence[torch.Generator] | None" = None,
+    on_step: OnStep | None = None,
+) -> "torch.Tensor":
+    """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on its device, for any network.
+
+    `predict` makes a guided prediction (B, C, h, w) in float32 of latents and a timestep (). Raises UserError likewise.
+    """
+    import torch
+
+    scheduler = make_scheduler(objective, config, device=noise.device)
+    step_options: dict[str, Any] = {"eta": config.eta, "generator": list(generators or [])} if config.eta else {}
+    latents = noise.to(torch.float32)
+    with torch.no_grad():
         for step, timestep in enumerate(scheduler.timesteps):
             prediction = predict(latents, timestep)
             latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
