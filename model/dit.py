@@ -15,7 +15,7 @@ Source: PixArt-alpha (arXiv 2310.00426), section 2; DiT (2212.09748); PixArt-Sig
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -459,6 +459,12 @@ class DiT(nn.Module):
         """
         for block in self.blocks:
             block.compile()
+
+    def rebase(self, config: DiTConfig) -> None:
+        """Takes the positions of another resolution: `config` differs from the network's in sample_size and position_scale."""
+        assert replace(config, sample_size=self.config.sample_size, position_scale=self.config.position_scale) == self.config
+        self.config = config
+        self._positions.clear()
 
     def initialise(self, generator: torch.Generator) -> "DiT":
         """Draws all weights as the authors do and returns itself. Deterministic for a generator of the parameters' device.
