@@ -1,0 +1,226 @@
+"""Encodes images and captions once, before training: `python -m trainer.precompute --dataset DATASET --out FEATURES --stage S`.
+
+Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; stopped and started
+again, it goes on with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and
+a caption encoded once.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dataset_builder.cluster import check_paths
+from dataset_builder.command_line import UserError, run_command
+from dataset_builder.rejection import allowed_rejections
+from dataset_builder.storage import Folder, is_local_path
+from trainer.feature_info import FEATURES_FILE, FeaturesInfo, read_info
+from trainer.precompute_config import PrecomputeConfig
+
+if TYPE_CHECKING:
+    from trainer.feature_plan import FeaturePlan
+    from trainer.feature_sources import FeatureSource
+    from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask
+
+PATCH_SIZE = 2
+"""Latents along a patch of the network: sides of buckets are multiples of it."""
+
+
+def main(config: PrecomputeConfig) -> int:
+    """Makes the features; returns 0, or 1 where units failed or more images were rejected than the budget allows."""
+    from trainer.feature_sources import open_source
+    from trainer.precompute_job import PrecomputeJob
+
+    check_paths([config.dataset, config.out])
+    source = open_source(config.dataset)
+    stores = {resolution: Folder(f"{config.out}/{config.stage}/{resolution}") for resolution in sorted(config.resolution)}
+    encoders = _encoders(config)
+    infos = _existing_infos(config, stores)
+    facts = None
+    if infos is None:
+        facts = _describe(config, encoders)
+        infos = _create_stores(config, source, stores, facts)
+    plan = _plan(config, source, stores, infos)
+    tasks = pending_tasks(plan, stores)
+    print(_headline(config, plan, num_units=len(tasks)))
+    num_failed = 0
+    if tasks:
+        _check_same_encoders(infos, facts or _describe(config, encoders))
+        urls = {resolution: folder.url for resolution, folder in stores.items()}
+        job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
+        num_failed = _run(config, job, tasks, budget=allowed_rejections(config.max_rejected, plan.num_samples))
+    return 1 if _report(config, stores, num_failed=num_failed) else 0
+
+
+def pending_tasks(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[UnitTask]":
+    """The units that some store lacks, each with the resolutions that lack it."""
+    from dataset_builder.units import committed_units
+    from trainer.precompute_job import UnitTask
+
+    done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
+    lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
+    return [UnitTask(unit=unit, resolutions=resolutions) for unit, resolutions in lacking if resolutions]
+
+
+def _encoders(config: PrecomputeConfig) -> "Encoders":
+    from trainer.precompute_job import Encoders
+
+    text_encoder = config.text_encoder if config.storage != "none" else None
+    return Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
+
+
+def _describe(config: PrecomputeConfig, encoders: "Encoders") -> "EncoderFacts":
+    from trainer.on_ray import start_and_describe
+
+    return start_and_describe(encoders, config.ray, visible={path: "" for path in [config.dataset] if is_local_path(path)})
+
+
+def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
+    """What the stores say; None where none of them exists. Raises UserError for stores that were made with other settings."""
+    found = {resolution: read_info(folder) for resolution, folder in stores.items() if folder.exists(FEATURES_FILE)}
+    settings = config.identity()
+    for resolution, info in found.items():
+        different = [name for name in settings if info.settings.get(name) != settings[name]]
+        if different:
+            raise UserError(
+                f"{stores[resolution].url} was made with another {', '.join(different)}: give another --out, or the settings "
+                f"in its {FEATURES_FILE}"
+            )
+    if found and len(found) < len(stores):  # stopped between two creations
+        return None
+    return found or None
+
+
+def _create_stores(
+    config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], facts: "EncoderFacts"
+) -> dict[int, FeaturesInfo]:
+    """Writes the null caption and features.json into each store."""
+    from safetensors.torch import save
+
+    from trainer.feature_info import NULL_CAPTION_FILE, NULL_CAPTION_NAME
+    from trainer.feature_sources import class_names
+
+    names = class_names(source) if config.features.labels else ()
+    infos = {resolution: _info(config, source, facts, resolution=resolution, class_names=names) for resolution in stores}
+    for resolution, folder in stores.items():
+        if folder.exists() and not folder.exists(FEATURES_FILE) and folder.names():
+            raise UserError(f"{folder.url} is not empty and holds no features: give another --out")
+        if facts.null_caption is not None:
+            folder.create(NULL_CAPTION_FILE, save({NULL_CAPTION_NAME: facts.null_caption}))
+        folder.create(FEATURES_FILE, infos[resolution].to_json())
+    return infos
+
+
+def _info(
+    config: PrecomputeConfig, source: "FeatureSource", facts: "EncoderFacts", *, resolution: int, class_names: tuple[str, ...]
+) -> FeaturesInfo:
+    from trainer.buckets import bucket_table
+
+    text = config.text_encoder
+    quantised = "" if text.quantisation == "none" else f"/{text.quantisation}"
+    square = config.features.square
+    return FeaturesInfo(
+        stage=config.stage,
+        resolution=resolution,
+        buckets=bucket_table(resolution, multiple=facts.downsampling * PATCH_SIZE, square=square),
+        latent_channels=facts.latent_channels,
+        downsampling=facts.downsampling,
+        scaling_factor=facts.scale.scaling_factor,
+        shift_factor=facts.scale.shift_factor,
+        vae=facts.vae,
+        text_encoder=facts.text_encoder,
+        text_encoder_dtype=f"{text.dtype}{quantised}" if facts.text_encoder else "",
+        caption_storage=config.storage,
+        caption_cleaning=text.cleaning,
+        caption_width=facts.caption_width,
+        max_caption_tokens=text.max_caption_tokens if facts.text_encoder else 0,
+        class_names=class_names,
+        seed=config.seed,
+        unit_size=config.samples_per_unit,
+        source=source.url,
+        licence=source.licence,
+        settings=config.identity(),
+    )
+
+
+def _plan(
+    config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], infos: Mapping[int, FeaturesInfo]
+) -> "FeaturePlan":
+    from trainer.feature_plan import PlanSettings, extend_feature_plan
+
+    settings = PlanSettings(
+        tables={resolution: info.buckets for resolution, info in infos.items()},
+        seed=config.seed,
+        unit_size=config.samples_per_unit,
+        validation_share=config.validation_share,
+        min_validation=config.min_validation,
+    )
+    return extend_feature_plan(list(stores.values()), source, settings)
+
+
+def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts") -> None:
+    """Raises UserError where the encoders are not those that the stores were begun with."""
+    for info in infos.values():
+        for kind, before, now in (("vae", info.vae, facts.vae), ("text_encoder", info.text_encoder, facts.text_encoder)):
+            if before is not None and now is not None and before.fingerprint != now.fingerprint:
+                raise UserError(
+                    f"the features at {info.resolution} px were begun with another {kind} (fingerprint {before.fingerprint}, "
+                    f"now {now.fingerprint}): give that one with --{kind}.name, or another --out"
+                )
+
+
+def _run(config: PrecomputeConfig, job: "PrecomputeJob", tasks: "Sequence[UnitTask]", *, budget: int) -> int:
+    """Makes the units; returns how many failed. Raises UserError where the budget of rejections is used up."""
+    from dataset_builder.progress import BudgetExceeded, Progress
+    from trainer.on_ray import precompute
+
+    failures: list[int] = []
+
+    def on_failure(unit: int, error: str) -> None:
+        failures.append(unit)
+        print(f"unit {unit} failed: {error}", file=sys.stderr)
+
+    progress = Progress(planned=sum(task.unit.num_images for task in tasks), budget=budget)
+    try:
+        with progress:
+            precompute(job, tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
+    except BudgetExceeded as error:
+        raise UserError(f"{error}: see the reasons in rejected, or raise --max_rejected") from error
+    print(progress.summary())
+    return len(failures)
+
+
+def _headline(config: PrecomputeConfig, plan: "FeaturePlan", *, num_units: int) -> str:
+    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
+    return f"features of {config.dataset} at {sizes}: {plan.num_samples} samples in {len(plan.units)} units; {num_units} to do"
+
+
+def _report(config: PrecomputeConfig, stores: Mapping[int, Folder], *, num_failed: int) -> bool:
+    """Prints what each store holds; True where something is missing."""
+    from dataset_builder.units import read_commits
+
+    for resolution, folder in stores.items():
+        commits = read_commits(folder)
+        num_bytes = sum(
+            file.num_bytes for commit in commits for file in commit.files.values() if not file.path.startswith("..")
+        )
+        rejected: dict[str, int] = {}
+        for commit in commits:
+            for reason, count in commit.rejected.items():
+                rejected[reason] = rejected.get(reason, 0) + count
+        reasons = f", rejected: {rejected}" if rejected else ""
+        samples = sum(commit.completed for commit in commits)
+        print(f"{folder.url}: {samples} samples at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
+    if num_failed:
+        print(f"error: {num_failed} units of {config.dataset} failed: mend the cause and run this again", file=sys.stderr)
+    return num_failed > 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            PrecomputeConfig,
+            main,
+            prog="python -m trainer.precompute",
+            example="python -m trainer.precompute --dataset photos --out features --stage alignment --resolution 256 512",
+        )
+    )

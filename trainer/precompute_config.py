@@ -1,0 +1,106 @@
+"""The settings of trainer.precompute, and which of them make a store what it is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from dataset_builder.cluster import RaySettings
+from dataset_builder.decoding import DecodeLimits
+from model.text_encoder import TextEncoderConfig
+from model.vae import VAEConfig
+from trainer.feature_info import Storage
+
+StageName = Literal["pixel", "alignment", "aesthetic"]
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """What a stage trains on."""
+
+    labels: bool
+    """Class labels; else captions."""
+    square: bool
+    """Square images only; else aspect buckets."""
+
+
+STAGES: Mapping[StageName, StageFeatures] = {
+    "pixel": StageFeatures(labels=True, square=True),
+    "alignment": StageFeatures(labels=False, square=False),
+    "aesthetic": StageFeatures(labels=False, square=False),
+}
+
+
+@dataclass(frozen=True)
+class PrecomputeConfig:
+    """All settings of `python -m trainer.precompute`."""
+
+    dataset: str
+    """A data set, a captioning run, or images with class labels (pixel stage): a path or an fsspec URL."""
+    out: str
+    """Folder of all features; this command writes OUT/<stage>/<resolution>/."""
+    stage: StageName
+    """pixel: class labels, square images; alignment, aesthetic: captions, aspect buckets."""
+    resolution: list[int] = field(default_factory=lambda: [256])
+    """Side of a square image in pixels; several are made in one pass."""
+    square: bool = False
+    """Crop all images square, also in a stage with aspect buckets."""
+    captions: Storage = "bfloat16"
+    """How T5's features are stored: bfloat16, int8 with a scale per token, or none, then trainer.fit --online encodes."""
+    vae: VAEConfig = field(default_factory=lambda: VAEConfig(sliced=False))
+    """The autoencoder."""
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    """The encoder of captions."""
+    batch_px: int = 1 << 22
+    """Pixels of the images that the VAE encodes together: 64 images of 256 x 256."""
+    unit_size: int = 0
+    """Images of a unit; 0: 256, fewer above 512 px. The order of training shuffles whole units."""
+    validation_share: float = 0.01
+    """Share of the images that become the validation split, where the data set names none; by a hash of the key."""
+    min_validation: int = 64
+    """At least about so many, but no more than a tenth."""
+    seed: int = 0
+    """Of the shuffle."""
+    max_rejected: float = 0.01
+    """Share of rejected images above which the run stops, after the first 100."""
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    """What is refused before it is decoded."""
+    ray: RaySettings = field(default_factory=lambda: RaySettings(gpus_per_replica=0.5))
+    """Where it runs; a replica is one encoder, and by default each GPU holds a VAE and a T5."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {bound}, not {getattr(self, name)}"
+            for name, bound, holds in [
+                ("resolution", "different numbers above 0", 0 < len(set(self.resolution)) == len(self.resolution)),
+                ("batch_px", "1 or more", self.batch_px >= 1),
+                ("unit_size", "0 or more", self.unit_size >= 0),
+                ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
+                ("min_validation", "0 or more", self.min_validation >= 0),
+                ("max_rejected", "from 0 to 1", 0 <= self.max_rejected <= 1),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def features(self) -> StageFeatures:
+        """What the stage trains on."""
+        chosen = STAGES[self.stage]
+        return replace(chosen, square=chosen.square or self.square)
+
+    @property
+    def storage(self) -> Storage:
+        """How captions are stored; not at all where there are labels."""
+        return "none" if self.features.labels else self.captions
+
+    @property
+    def samples_per_unit(self) -> int:
+        """`unit_size`, or about 200 MB of pixels."""
+        return self.unit_size or max(16, min(256, (1 << 26) // max(self.resolution) ** 2))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make a store what it is: another value is another store."""
+        kept = ("dataset", "stage", "square", "captions", "vae", "text_encoder", "seed", "limits")
+        values = {name: value for name, value in asdict(self).items() if name in (*kept, "validation_share", "min_validation")}
+        return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
