@@ -1,0 +1,278 @@
+"""All that the trainer does on Ray; nothing else in this package imports it.
+
+Training: workers by Ray Train, replaced when they are lost, each running trainer.loop. Every worker holds a GPU, or some cores,
+and all of them write and read the same run folder. A lost worker ends its group; Ray starts a new one, which finds the last
+checkpoint by itself, as any resumed training does.
+
+Features: units stream through Ray Data. They are read and cropped on CPU workers, VAE and T5 have replicas of their own, CPU
+workers write and commit. A block is one unit, so that memory holds as many units as Ray's object store has room for, and the
+state of the work is in the commits alone.
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import ray.data
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from dataset_builder.cluster import RaySettings, cpu_environment
+from dataset_builder.command_line import UserError
+from dataset_builder.ray_units import check_visible, start_ray
+from dataset_builder.storage import is_local_path
+from dataset_builder.units import Commit
+from trainer.config import TrainConfig
+from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask, UnitWork
+from trainer.run_folder import STOP
+from trainer.start import find_start, run_path
+
+LOGS = "ray"
+ACTOR_TRIES = 2
+"""How often a replica that died is started again, and what it was working on is tried again."""
+MAX_FAILED_UNITS = 8
+"""Failed units after which the making of features ends: more than a few have a common cause."""
+
+ResultT = TypeVar("ResultT")
+
+
+def train_on_ray(config: TrainConfig) -> bool:
+    """Trains a stage on `num_workers` workers; returns whether it is done, or was told to stop. Raises UserError."""
+    find_start(config)  # what is missing is said before anything is started
+    run = run_path(config).resolve()
+    run.mkdir(parents=True, exist_ok=True)
+    start_ray(RaySettings(address=config.distributed.address))
+    check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
+    before = signal.signal(signal.SIGTERM, _Stop(run))
+    try:
+        result = _trainer(config, run, use_gpu=use_gpu).fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(
+            f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
+            f"{_last_line(error)}; the workers' logs are in {run / LOGS}; the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if isinstance(result.return_value, str):
+        raise UserError(result.return_value)
+    return bool(result.return_value)
+
+
+class _Stop:
+    """SIGTERM asks the workers to save and stop, through the file that they look for."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / STOP
+
+    def __call__(self, _received: int, _frame: FrameType | None) -> None:
+        self._path.touch()
+
+
+def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:
+    resources, distributed = _resources(config, use_gpu=use_gpu), config.distributed
+    environment = {} if use_gpu else cpu_environment(num_threads=distributed.cpus_per_worker)
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": config},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=distributed.timeout_s),
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=LOGS,
+            storage_path=str(run),
+            failure_config=FailureConfig(max_failures=distributed.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+
+
+def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
+    """Of a worker. Raises UserError for more workers than GPUs: Ray would wait for them for ever."""
+    available = ray.cluster_resources()
+    if use_gpu:
+        if available["GPU"] < config.num_workers:
+            raise UserError(
+                f"--num_workers {config.num_workers}: this Ray has {available['GPU']:.0f} GPUs, one for each worker"
+            )
+        return {"GPU": 1}
+    return {"CPU": min(config.distributed.cpus_per_worker, available.get("CPU", 1) / config.num_workers)}
+
+
+def _work(settings: dict[str, Any]) -> bool | str:
+    """On a worker: whether the stage is done, or why it cannot go on, which starting again would not change."""
+    from trainer.loop import train
+    from trainer.watch import NotFinite
+    from trainer.workers import join_workers
+
+    config: TrainConfig = settings["config"]
+    device = str(get_device()) if config.device in ("auto", "cuda") else config.device
+    try:
+        with join_workers(device, timeout_s=config.distributed.timeout_s) as workers:
+            return train(config, workers)
+    except NotFinite as error:
+        return str(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Mapping[str, str]) -> EncoderFacts:
+    """Starts Ray or attaches to it, and loads the encoders once on a worker to see what they are.
+
+    Raises UserError where a node does not see a path of `visible`, or an encoder cannot be had there.
+    """
+    start_ray(settings)
+    check_visible(visible)
+    options = settings.replica_options(ray.cluster_resources())
+    try:
+        facts: EncoderFacts = ray.get(ray.remote(max_retries=ACTOR_TRIES, **options)(_describe).remote(encoders))
+    except RayError as error:
+        raise UserError(f"the encoders cannot be loaded: {_cause(error)}") from error
+    return facts
+
+
+def precompute(
+    job: PrecomputeJob,
+    tasks: Sequence[UnitTask],
+    settings: RaySettings,
+    *,
+    on_commit: Callable[[Commit | None], None],
+    on_failure: Callable[[int, str], None],
+) -> None:
+    """Makes all units; `on_commit` is called for each that is written, `on_failure` with number and error for one that is not.
+
+    Raises UserError where a worker dies again and again, nothing has happened for `unit_timeout_s`, or MAX_FAILED_UNITS failed.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = settings.unit_timeout_s
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    failed = 0
+    try:
+        for row in _pipeline(job, tasks, settings).iter_rows():
+            unit, commit, error = row["result"]
+            if not error:
+                on_commit(commit)
+                continue
+            failed += 1
+            on_failure(unit, error)
+            if failed >= MAX_FAILED_UNITS:
+                raise UserError(f"{failed} units failed, the last one by {error}: mend the cause, then run this again to go on")
+    except RayError as error:
+        raise UserError(f"a worker failed for good ({_cause(error)}): mend the cause, then run this again to go on") from error
+
+
+class ImageEncoder:
+    """A replica of the VAE."""
+
+    def __init__(self, job: PrecomputeJob) -> None:
+        self.job = job
+        self.vae = job.encoders.load_vae()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A block of one unit."""
+        return _on_units(batch, "vae", lambda work: self.job.encode_images(self.vae, work))
+
+
+class CaptionEncoder:
+    """A replica of T5."""
+
+    def __init__(self, job: PrecomputeJob) -> None:
+        self.job = job
+        self.encoder = job.encoders.load_text_encoder()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A block of one unit."""
+        return _on_units(batch, "t5", lambda work: self.job.encode_captions(self.encoder, work))
+
+
+def _describe(encoders: Encoders) -> EncoderFacts:
+    return encoders.describe()
+
+
+def _pipeline(job: PrecomputeJob, tasks: Sequence[UnitTask], settings: RaySettings) -> Any:
+    """The stages; nothing runs before it is iterated over."""
+    works = [{"work": UnitWork(task=task)} for task in tasks]
+    on_cpu = {"batch_size": 1, "num_cpus": settings.cpus_per_task, "fn_args": (job,), "max_retries": ACTOR_TRIES}
+    dataset = ray.data.from_items(works, override_num_blocks=len(works)).map_batches(_decode, **on_cpu)
+    encoders = (ImageEncoder, CaptionEncoder) if job.encoders.text_encoder else (ImageEncoder,)
+    pool = _replicas(settings, num_pools=len(encoders))
+    for encoder in encoders:
+        dataset = dataset.map_batches(encoder, batch_size=1, fn_constructor_args=(job,), **pool)
+    return dataset.map_batches(_finish, **on_cpu)
+
+
+def _replicas(settings: RaySettings, *, num_pools: int) -> dict[str, Any]:
+    """A fixed pool, each member with the next unit at hand while it works on one.
+
+    Pools divide GPUs among them; CPUs they share, which the operating system does better. Raises UserError for too few GPUs.
+    """
+    resources = ray.cluster_resources()
+    size = settings.count_replicas(resources)
+    if settings.uses_gpus(resources):
+        size = settings.num_replicas or max(1, size // num_pools)
+        if size * num_pools * settings.gpus_per_replica > resources["GPU"]:
+            raise UserError(
+                f"{num_pools} encoders with {size} replicas of {settings.gpus_per_replica:g} GPUs each do not fit on "
+                f"{resources['GPU']:g} GPUs: give a smaller --ray.gpus_per_replica or --ray.num_replicas"
+            )
+    return {
+        "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        "max_restarts": ACTOR_TRIES,
+        "max_task_retries": ACTOR_TRIES,
+        **settings.replica_options(resources),
+    }
+
+
+def _decode(batch: dict[str, Any], job: PrecomputeJob) -> dict[str, Any]:
+    return _on_units(batch, "decode", lambda work: job.decode(work.task))
+
+
+def _finish(batch: dict[str, Any], job: PrecomputeJob) -> dict[str, Any]:
+    results = []
+    for work in batch["work"]:
+        commit, error = (None, work.error) if work.error else _attempt("finish", job.finish, work, otherwise=None)
+        results.append((work.task.unit.number, commit, error))
+    return {"result": _objects(results)}
+
+
+def _on_units(batch: dict[str, Any], step: str, call: Callable[[UnitWork], UnitWork]) -> dict[str, Any]:
+    """The step on each unit that is still well."""
+    works = []
+    for work in batch["work"]:
+        done, error = (work, work.error) if work.error else _attempt(step, call, work, otherwise=UnitWork(task=work.task))
+        works.append(replace(done, error=error))
+    return {"work": _objects(works)}
+
+
+def _attempt(step: str, call: Callable[[UnitWork], ResultT], work: UnitWork, *, otherwise: ResultT) -> tuple[ResultT, str]:
+    """What the step returns, or `otherwise` and its error: one unit's failure is reported and does not end the run."""
+    try:
+        return call(work), ""
+    except Exception as error:  # noqa: BLE001 - encoders and stores raise anything
+        return otherwise, f"{step}: {type(error).__name__}: {_last_line(error)}"
+
+
+def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
+    """A column of Python objects."""
+    column = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):  # numpy would take tuples apart
+        column[place] = value
+    return column
+
+
+def _cause(error: Exception) -> str:
+    """One line on what happened on a worker."""
+    cause = getattr(error, "cause", None)
+    return _last_line(cause if isinstance(cause, Exception) else error)
