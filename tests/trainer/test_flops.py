@@ -34,7 +34,7 @@ def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool) -> int
         )
         if backward:
             output.sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("config", [TEXT, CLASS, SIGMA], ids=["text", "class", "sigma"])

@@ -1,0 +1,254 @@
+"""GPU-days, money, memory and disk of a training before it is paid for, of the stages as trainer/stages.py has them.
+
+python -m trainer.plan --stage all --gpu h100 --num_gpus 64
+python -m trainer.plan --stage aesthetic --gpu a100 --num_gpus 8 --price 1.2 --utilisation 0.35 --json
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+from dataset_builder.command_line import UserError, run_command
+from trainer.config import Rung, Sharding, StageName, TrainConfig
+from trainer.gpus import GPUS, Gpu
+
+if TYPE_CHECKING:
+    from model.dit_config import DiTConfig
+    from trainer.training_memory import Activations, TrainingMemory
+
+_KEY_BYTES = 100
+"""A row of a feature store without latents and captions: key, sizes, names of the captions."""
+_CAPTION_BYTES = 64
+"""A stored caption beside its tokens, at most."""
+_TEXT_BYTES_PER_TOKEN = 5
+"""English text of a T5 token, generously."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Settings of `python -m trainer.plan`."""
+
+    stage: StageName = "all"
+    """pixel, alignment, aesthetic, or all."""
+    gpu: str = "h100"
+    """v100, a100-40gb, a100, l40s, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
+    num_gpus: int = 64
+    """GPUs that share the work."""
+    utilisation: float = 0.3
+    """Share of a GPU's peak that training uses: an assumption. The paper's rows imply 0.07 to 0.28; a run's log has yours."""
+    price: float | None = None
+    """Dollars per GPU-hour; default: a rough one for the GPU, see trainer/gpus.py."""
+    peak_tflops: float | None = None
+    """Peak of the GPU in 10^12 operations a second; default: of its data sheet."""
+    memory_gb: float | None = None
+    """Memory of the GPU in 10^9 bytes; default: of its data sheet."""
+    gradient_checkpointing: bool = False
+    """Count the GPU-days of training with it; memory is shown with and without."""
+    num_images: int | None = None
+    """Images of a stage's data set, for the disk; default: the paper's 1M, 10M and 14M."""
+    caption_tokens: float = 120
+    """Mean length of the captions in T5 tokens; the default, the longest that are read, is the upper bound."""
+    caption_variants: int = 1
+    """Captions stored for an image."""
+    latent_channels: int = 4
+    """Of the VAE."""
+    downsampling: int = 8
+    """Pixels per latent of the VAE, along a side."""
+    caption_width: int = 4096
+    """Channels of the text encoder's tokens."""
+    json: bool = False
+    """Print one line of JSON in place of the tables."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.gpu not in GPUS:
+            problems.append(
+                f"gpu: expected one of {', '.join(GPUS)} (another one: --peak_tflops, --memory_gb), found {self.gpu}"
+            )
+        if not 0 < self.utilisation <= 1:
+            problems.append(f"utilisation: expected more than 0 and at most 1, found {self.utilisation}")
+        values = asdict(self).items()
+        numbers = {name: value for name, value in values if isinstance(value, int | float) and not isinstance(value, bool)}
+        problems += [f"{name}: expected a positive number, found {value}" for name, value in numbers.items() if value <= 0]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def device(self) -> Gpu:
+        """The GPU with the figures given."""
+        gpu = GPUS[self.gpu]
+        return replace(
+            gpu,
+            peak_flops=gpu.peak_flops if self.peak_tflops is None else self.peak_tflops * 1e12,
+            memory_bytes=gpu.memory_bytes if self.memory_gb is None else int(self.memory_gb * 1e9),
+            price=gpu.price if self.price is None else self.price,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """A GPU's memory in one way of sharing the work."""
+
+    sharding: Sharding
+    gradient_checkpointing: bool
+    memory: "TrainingMemory"
+    num_images: int
+    """Images that the GPU works on at once: its share of the batch, cut where device_tokens says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskPlan:
+    """Bytes of a rung's features; captions are in the first rung of a stage alone, the others share them."""
+
+    latents: float
+    captions_bf16: float
+    captions_int8: float
+    texts: float
+    """In place of captions, for training that encodes them itself (--online)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungPlan:
+    """A rung of a stage."""
+
+    stage: str
+    resolution: int
+    num_steps: int
+    batch_size: int
+    images_seen: int
+    dataset_images: int
+    flops_per_image: float
+    """Of the model's own work, forward and backward."""
+    gpu_days: float
+    cost: float | None
+    """Dollars."""
+    patches: int
+    """Of an image."""
+    memory: tuple[MemoryPlan, ...]
+    disk: DiskPlan
+
+    @property
+    def flops(self) -> float:
+        """Of all images seen."""
+        return self.images_seen * self.flops_per_image
+
+
+def main(config: PlanConfig) -> int:
+    """Prints the plan and returns 0."""
+    from trainer.plan_table import plan_table
+
+    rungs = plan(config)
+    print(json.dumps(as_json(rungs, config)) if config.json else plan_table(rungs, config))
+    return 0
+
+
+def plan(config: PlanConfig) -> list[RungPlan]:
+    """Of each rung, in the order of training. Raises UserError where the GPUs cannot share a batch evenly."""
+    from trainer.stages import STAGES
+
+    stages = [make() for name, make in STAGES.items() if config.stage in (name, "all")]
+    common = gcd(*(rung.batch_size for train in stages for rung in train.ladder))
+    if common % config.num_gpus:
+        near = max((number for number in range(1, common + 1) if common % number == 0 and number < config.num_gpus), default=1)
+        batches = ", ".join(f"{rung.batch_size:,}" for train in stages for rung in train.ladder)
+        raise UserError(f"--num_gpus {config.num_gpus} does not divide the batches of {batches}: try {near}")
+    return [_rung_plan(train, rung, config) for train in stages for rung in train.ladder]
+
+
+def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
+    """All figures, with the settings."""
+    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": [asdict(rung) for rung in rungs]}
+
+
+def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
+    from trainer.flops import dit_flops, total
+    from trainer.paper_costs import PAPER_DATASET_IMAGES
+
+    network = _network(train, rung, config)
+    grid = (network.base_grid, network.base_grid)
+    layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
+    flops = total(layers).training
+    again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
+    work = rung.images_seen * (flops + again * config.gradient_checkpointing)
+    gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
+    num_images = config.num_images or PAPER_DATASET_IMAGES[train.stage]
+    return RungPlan(
+        stage=train.stage,
+        resolution=rung.resolution,
+        num_steps=rung.num_steps,
+        batch_size=rung.batch_size,
+        images_seen=rung.images_seen,
+        dataset_images=num_images,
+        flops_per_image=flops,
+        gpu_days=gpu_days,
+        cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
+        patches=grid[0] * grid[1],
+        memory=_memory_plans(train, rung, network, num_gpus=config.num_gpus),
+        disk=_disk_plan(train, rung, network, config, num_images=num_images),
+    )
+
+
+def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> "DiTConfig":
+    return train.network.dit_config(
+        conditioning=train.conditioning,
+        sample_size=rung.resolution // config.downsampling,
+        in_channels=config.latent_channels,
+        learned_variance=train.objective.learned_variance,
+        caption_width=config.caption_width,
+    )
+
+
+def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_gpus: int) -> tuple[MemoryPlan, ...]:
+    from trainer.training_memory import training_memory
+
+    num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
+    shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
+    plans = []
+    for sharding in shardings:
+        for checkpointing in (False, True):
+            memory = training_memory(
+                network,
+                _activations(network, checkpointing, train.precision),
+                num_gpus=num_gpus,
+                sharding=sharding,
+                precision=train.precision,
+            )
+            plans.append(
+                MemoryPlan(sharding=sharding, gradient_checkpointing=checkpointing, memory=memory, num_images=num_images)
+            )
+    return tuple(plans)
+
+
+@lru_cache
+def _activations(network: "DiTConfig", checkpointing: bool, precision: str) -> "Activations":
+    from trainer.training_memory import measure_activations
+
+    grid = (network.base_grid, network.base_grid)
+    return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision)
+
+
+def _disk_plan(train: TrainConfig, rung: Rung, network: "DiTConfig", config: PlanConfig, *, num_images: int) -> DiskPlan:
+    """Latents are mean and log-variance in bf16; int8 tokens have a float32 scale each."""
+    latents = 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
+    has_captions = train.conditioning == "text" and rung is train.ladder[0]
+    captions = num_images * config.caption_variants * has_captions
+    tokens, width = config.caption_tokens, config.caption_width
+    return DiskPlan(
+        latents=num_images * latents,
+        captions_bf16=captions * (2 * tokens * width + _CAPTION_BYTES),
+        captions_int8=captions * (tokens * (width + 4) + _CAPTION_BYTES),
+        texts=captions * _TEXT_BYTES_PER_TOKEN * tokens,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            PlanConfig,
+            main,
+            prog="python -m trainer.plan",
+            example="python -m trainer.plan --stage all --gpu h100 --num_gpus 64",
+        )
+    )

@@ -1,0 +1,118 @@
+"""A plan as text: time and money, memory of a GPU, disk, and the paper's own figures beside them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from trainer.gpus import PAPER_A100_PER_V100
+from trainer.paper_costs import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
+
+if TYPE_CHECKING:
+    from trainer.plan import MemoryPlan, PlanConfig, RungPlan
+
+_COST = ("stage", "px", "images", "steps", "batch", "TFLOP/image", "FLOP", "GPU-days", "days", "dollars")
+_SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "AdamW", "EMA", "copies", "an image", "images", "total")
+_DISK = ("stage", "px", "images", "latents", "captions bf16", "captions int8", "--online")
+_PAPER = ("stage", "px", "images", "V100-days", "FLOP", "used")
+_TEXT_COLUMNS = {"stage", "sharding", "recompute", "fit at most"}
+
+
+def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
+    """The whole answer."""
+    sections = (_cost_section(rungs, config), _memory_section(rungs, config), _disk_section(rungs, config), _paper_section())
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    gpu, num = config.device, config.num_gpus
+    price = "no price known: --price" if gpu.price is None else f"${gpu.price:.2f} an hour"
+    extra = ", gradient checkpointing" if config.gradient_checkpointing else ""
+    yield f"{num} x {config.gpu} of {gpu.peak_flops / 1e12:,.0f} TFLOP/s, {config.utilisation:.0%} of them used{extra}; {price}"
+    rows = [
+        (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), _money(rung.cost))
+        for rung in rungs
+    ]
+    flops, days = (sum(values) for values in zip(*((rung.flops, rung.gpu_days) for rung in rungs), strict=True))
+    cost = None if gpu.price is None else 24 * days * gpu.price
+    images, steps = sum(rung.images_seen for rung in rungs), sum(rung.num_steps for rung in rungs)
+    rows.append(("in all", "", _count(images), f"{steps:,}", "", "", *_work(flops, days, num), _money(cost)))
+    yield from _aligned(_COST, rows)
+    yield "Not in it: captioning, features, validation, samples. Gradient checkpointing takes up to a third more."
+
+
+def _what(rung: "RungPlan") -> tuple[object, ...]:
+    return rung.stage, rung.resolution, _count(rung.images_seen), f"{rung.num_steps:,}", f"{rung.batch_size:,}"
+
+
+def _work(flops: float, gpu_days: float, num_gpus: int) -> tuple[str, str, str]:
+    return f"{flops:.2e}", f"{gpu_days:.1f}", f"{gpu_days / num_gpus:.2f}"
+
+
+def _memory_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    memory = config.device.memory_bytes
+    yield f"GB on a GPU of {memory / 1e9:.0f}; an upper bound, since torch.compile takes less"
+    rows = [
+        (rung.stage, rung.resolution, *_memory_row(plan, memory_bytes=memory, patches=rung.patches))
+        for rung in rungs
+        for plan in rung.memory
+    ]
+    yield from _aligned((*_SIZES, "fit at most"), rows)
+    yield "recompute: --gradient_checkpointing. copies: of weights, in bf16; under fsdp, blocks while they are whole."
+    yield "images: that a GPU works on at once. !: too many; take the --device_tokens on the right, recompute, or fsdp."
+
+
+def _memory_row(plan: "MemoryPlan", *, memory_bytes: int, patches: int) -> tuple[str, ...]:
+    part = plan.memory
+    most = part.most_images(memory_bytes)
+    fit = f"{most:,} (--device_tokens {most * patches})" if most else "none"
+    states = (part.weights, part.gradients, part.optimiser, part.ema, part.gathered)
+    image, total = f"{part.activations_per_image / 1e9:.2f}", _gb(part.total(plan.num_images))
+    mark = "" if plan.num_images <= most else "!"
+    recompute = "yes" if plan.gradient_checkpointing else "no"
+    return plan.sharding, recompute, *map(_gb, states), image, str(plan.num_images), f"{mark}{total}", fit
+
+
+def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    yield f"GB of features; {config.caption_tokens:g} tokens a caption, captions of an image: {config.caption_variants}"
+    sizes = [(rung.disk.latents, rung.disk.captions_bf16, rung.disk.captions_int8, rung.disk.texts) for rung in rungs]
+    rows = [
+        (rung.stage, rung.resolution, _count(rung.dataset_images), *(_gb(part) if part else "-" for part in parts))
+        for rung, parts in zip(rungs, sizes, strict=True)
+    ]
+    yield from _aligned(_DISK, rows)
+    latents, *ways = (sum(column) for column in zip(*sizes, strict=True))
+    answers = (f"{_gb(latents + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True))
+    yield f"In all {', '.join(answers)}. Resolutions of a stage share their captions."
+
+
+def _paper_section() -> Iterator[str]:
+    yield "For reference: Table 4 of the PixArt-alpha paper, and the share of a V100's 125 TFLOP/s that its days imply"
+    rows = [
+        (row.stage, row.resolution, _count(row.images_seen), row.v100_days, f"{row.flops:.2e}", f"{row.utilisation:.1%}")
+        for row in PAPER_ROWS
+    ]
+    yield from _aligned(_PAPER, rows)
+    days = f"{sum(row.v100_days for row in PAPER_ROWS)} V100-days / {PAPER_A100_PER_V100} = {paper_a100_days():.0f} A100-days"
+    yield f"{days}; ${PAPER_DOLLARS:,} / ({PAPER_A100_DAYS} x 24 h) = ${paper_dollars_per_a100_hour():.2f} per A100-hour"
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Columns two spaces apart, words to the left and numbers to the right."""
+    cells = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        places = zip(header, row, widths, strict=True)
+        yield "  ".join(text.ljust(n) if name in _TEXT_COLUMNS else text.rjust(n) for name, text, n in places).rstrip()
+
+
+def _count(number: int) -> str:
+    if number < 1_000_000:
+        return f"{number:,}"
+    return f"{number / 1e6:,.0f}M" if number >= 10_000_000 else f"{number / 1e6:.1f}M"
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.0f}" if num_bytes >= 100e9 else f"{num_bytes / 1e9:.1f}"
+
+
+def _money(dollars: float | None) -> str:
+    return "?" if dollars is None else f"{dollars:,.0f}"
