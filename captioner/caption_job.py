@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from captioner.engine import Generation, GenerationSettings, LlavaEngine
 from captioner.model_source import ModelSource
 from captioner.prompts import PromptSet, render
 from dataset_builder import schema
+from dataset_builder.caption_counts import count_captions, load_t5_view, load_tagger
 from dataset_builder.decoding import DecodeLimits
 from dataset_builder.images import read_images, rejected_row
-from dataset_builder.noun_counts import CaptionNouns, caption_nouns, count_nouns
+from dataset_builder.noun_counts import CaptionNouns, count_nouns
 from dataset_builder.plan import read_unit
 from dataset_builder.storage import Folder
-from dataset_builder.tagging import NounTagger, TaggerConfig
-from dataset_builder.text_view import T5Config, T5View
+from dataset_builder.tagging import TaggerConfig
+from dataset_builder.text_view import T5Config
 from dataset_builder.units import Commit, Failure, Unit, commit_unit
 
 
@@ -85,12 +85,17 @@ class CaptionJob:
 
     def warm_up(self) -> None:
         """Loads the tagger and the tokenizer."""
-        _tagger(self.tagger).tag(["an owl"])
-        _t5_view(self.t5).measure(["an owl"])
+        load_tagger(self.tagger).tag(["an owl"])
+        load_t5_view(self.t5).measure(["an owl"])
 
     def load_engine(self) -> LlavaEngine:
         """The model, on this replica's device."""
         return LlavaEngine(self.model, self.generation)
+
+    def check(self, engine: LlavaEngine) -> None:
+        """Captions one grey image: a model that cannot do that can caption nothing."""
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        engine.caption([grey], [render(self.prompts.prompts[0], "an owl")], ["check"])
 
     def process(self, engine: LlavaEngine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
@@ -142,13 +147,10 @@ class CaptionJob:
     ) -> tuple[list[dict[str, Any]], list[CaptionNouns]]:
         """Rows of schema.CAPTIONS and what was counted for them."""
         cleaned = [clean(said.text, finish_reason=said.finish_reason) for said in generations]
-        texts = [one.caption for one in cleaned]
-        views = _t5_view(self.t5).measure(texts)
-        tagged = zip(_tagger(self.tagger).tag(texts), views, strict=True)
-        nouns = [caption_nouns(found, prompt=prompt, cut_char=view.cut_char) for found, view in tagged]
+        counted, nouns = count_captions([one.caption for one in cleaned], prompt=prompt, tagger=self.tagger, t5=self.t5)
         rows = [
-            {"key": key, **_said(said), **_cleaned(one), "num_t5_tokens": view.num_t5_tokens, **_counted(found)}
-            for key, said, one, view, found in zip(keys, generations, cleaned, views, nouns, strict=True)
+            {"key": key, **_said(said), **_cleaned(one), **found}
+            for key, said, one, found in zip(keys, generations, cleaned, counted, strict=True)
         ]
         return rows, nouns
 
@@ -168,27 +170,4 @@ def _cleaned(cleaned: CleanedCaption) -> dict[str, Any]:
         "caption": cleaned.caption,
         "status": cleaned.status,
         "flags": list(cleaned.flags),
-        "num_words": len(cleaned.caption.split()),
     }
-
-
-def _counted(nouns: CaptionNouns) -> dict[str, Any]:
-    return {
-        "prompt": nouns.prompt,
-        "num_nouns": len(nouns.lemmas),
-        "num_distinct_nouns": nouns.num_distinct,
-        "num_meta_nouns": nouns.num_meta,
-        "num_t5_nouns": nouns.num_t5_nouns,
-        "nouns": list(nouns.lemmas),
-    }
-
-
-@lru_cache(maxsize=1)
-def _tagger(config: TaggerConfig) -> NounTagger:
-    """Loaded once per worker process."""
-    return NounTagger(config)
-
-
-@lru_cache(maxsize=1)
-def _t5_view(settings: T5Config) -> T5View:
-    return T5View(settings)

@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import chain
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
+from dataset_builder.caption_counts import load_t5_view, load_tagger
 from dataset_builder.command_line import UserError
 from dataset_builder.noun_counts import caption_nouns, count_nouns, merge_counts
 from dataset_builder.run_views import quoted
-from dataset_builder.tagging import NounTagger, TaggerConfig
-from dataset_builder.text_view import T5Config, T5View
+from dataset_builder.tagging import TaggerConfig
+from dataset_builder.text_view import T5Config
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +85,7 @@ class _Counted:
 
 
 def counted_captions(run: "Database", *, source: str) -> list[CountedText]:
-    """The captions of a run, a row to a prompt, from what its workers counted; nothing is tagged.
+    """The captions of a run or a data set, a row to a prompt, as they were counted when written; nothing is tagged.
 
     Raises UserError where run.json does not name the tagger and the tokenizer.
     """
@@ -93,11 +93,7 @@ def counted_captions(run: "Database", *, source: str) -> list[CountedText]:
     missing = [name for name in ("tagger", "t5") if name not in settings]
     if missing:
         raise UserError(f"{source}/run.json has no {' and no '.join(missing)}: caption again with this version")
-    longest = int(settings["t5"]["max_tokens"])
-    tallies = run.fetch(
-        "SELECT prompt, count(*) FILTER (caption <> '') AS num_captions, count(*) FILTER (caption = '') AS num_empty, "
-        f"count(*) FILTER (num_t5_tokens > {longest}) AS num_cut FROM captions GROUP BY prompt ORDER BY prompt"
-    ).to_pylist()
+    tallies = run.fetch("SELECT prompt, num_captions, num_empty, num_cut FROM stored.tallies ORDER BY prompt").to_pylist()
     every = run.fetch("SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun")
     return [
         CountedText(
@@ -135,7 +131,7 @@ def tagged_texts(
 
     The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer cannot be had.
     """
-    tagger_description, t5_description = _tagger(tagger).describe(), _t5_view(t5).describe()
+    tagger_description, t5_description = load_tagger(tagger).describe(), load_t5_view(t5).describe()
     tasks = _tasks(texts)
     first, num_chars = [], 0
     for task in tasks:
@@ -201,22 +197,13 @@ def _count_task(prompts: Sequence[str], texts: Sequence[str | None], tagger: Tag
             tally.num_empty += 1
     written = [text for _, _, text in kept]
     captions = []
-    for (tally, prompt, _), nouns, view in zip(kept, _tagger(tagger).tag(written), _t5_view(t5).measure(written), strict=True):
+    tagged, views = load_tagger(tagger).tag(written), load_t5_view(t5).measure(written)
+    for (tally, prompt, _), nouns, view in zip(kept, tagged, views, strict=True):
         captions.append(caption_nouns(nouns, prompt=prompt, cut_char=view.cut_char))
         tally.num_captions += 1
         tally.num_cut += view.num_t5_tokens > t5.max_tokens
     counted.tables.append(count_nouns(captions))
     return counted
-
-
-@lru_cache(maxsize=2)
-def _tagger(config: TaggerConfig) -> NounTagger:
-    return NounTagger(config)
-
-
-@lru_cache(maxsize=2)
-def _t5_view(config: T5Config) -> T5View:
-    return T5View(config)
 
 
 def _of_prompt(counts: "pa.Table", prompt: str) -> "pa.Table":

@@ -129,7 +129,7 @@ def plan_scores(scored: "Folder", out: "Folder", *, is_run: bool) -> "list[Unit]
     from dataset_builder.dataset_files import read_dataset
     from dataset_builder.score_plan import index_samples, run_units_to_score
 
-    units = run_units_to_score(scored) if is_run else index_samples(scored, read_dataset(scored.url).sample_paths(), out)
+    units = run_units_to_score(scored) if is_run else index_samples(scored, read_dataset(scored.url).paths("samples"), out)
     if not units:
         raise UserError(f"{scored.url} holds no captioned image yet: caption first")
     return units

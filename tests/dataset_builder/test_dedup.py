@@ -1,6 +1,7 @@
 """Duplicates: what is found, what is not, which image stays."""
 
 import itertools
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,12 @@ def test_cells_and_blocks_find_the_planted_duplicates(tmp_path: Path, monkeypatc
     monkeypatch.setattr(cosine, "_BLOCK", 50)
     vectors = RNG.normal(size=(600, 24))
     vectors[300:] = vectors[:300] + 0.01 * RNG.normal(size=(300, 24))
-    file = cosine.EmbeddingFile(tmp_path / "embeddings")
-    for part in np.array_split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 7):
-        file.append(part.astype(np.float16))
-    found = {
-        pair for one, other in cosine.cosine_pairs(file, least=0.99) for pair in zip(one.tolist(), other.tolist(), strict=True)
-    }
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with closing(cosine.EmbeddingFile(tmp_path / "embeddings")) as file:
+        for part in np.array_split(vectors, 7):
+            file.append(part.astype(np.float16))
+        pairs = list(cosine.cosine_pairs(file, least=0.99))
+    found = {pair for one, other in pairs for pair in zip(one.tolist(), other.tolist(), strict=True)}
     assert found == {(row, row + 300) for row in range(300)}
 
 
