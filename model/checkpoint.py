@@ -7,9 +7,6 @@ fingerprints, how captions are cleaned, the licence. Loads are strict. A folder 
 import dataclasses
 import difflib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from model.command_line import UserError
 from model.dit_config import DiTConfig
 from model.frozen_parts import PRETRAINED, fingerprint
+from model.new_files import new_folder
 from model.text_encoder import Cleaning
 
 if TYPE_CHECKING:
@@ -93,7 +91,7 @@ def load_checkpoint(
     tensors = _read_tensors(root / TRANSFORMER / WEIGHTS)
     with torch.device("meta"):
         transformer = DiT(read_transformer_config(root))
-    _check_tensors(tensors, dict(transformer.state_dict()), where=root / TRANSFORMER / WEIGHTS)
+    check_tensors(tensors, transformer.state_dict(), complaint=f"{root / TRANSFORMER / WEIGHTS} does not fit its config.json")
     transformer.load_state_dict(tensors, strict=True, assign=True)
     return transformer.to(device=device, dtype=dtype).eval(), config
 
@@ -108,22 +106,12 @@ def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConf
     target = Path(folder)
     if (target / PIPELINE).exists() or (target / TRANSFORMER).exists():
         raise UserError(f"{target} already holds a checkpoint: give another folder, or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(target) as partial:
         (partial / TRANSFORMER).mkdir()
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
         save_file(tensors, partial / TRANSFORMER / WEIGHTS, metadata={"format": "pt"})
         _write_json(partial / TRANSFORMER / "config.json", transformer.config.to_dict())
         _write_json(partial / PIPELINE, config.to_dict())
-        partial.chmod(0o755)  # mkdtemp's folder is the owner's alone
-        if not target.exists():
-            os.replace(partial, target)
-        else:
-            os.replace(partial / TRANSFORMER, target / TRANSFORMER)
-            os.replace(partial / PIPELINE, target / PIPELINE)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -175,6 +163,22 @@ def checkpoint_fingerprint(root: Path) -> str:
             return fingerprint((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
+
+
+def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, torch.Tensor]", *, complaint: str) -> None:
+    """Raises UserError, after the complaint, that names the tensors that are missing, unexpected or of another shape."""
+    problems = []
+    for what, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
+        if names:
+            problems.append(f"{len(names)} {what}: {', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''}")
+    shared = sorted(expected.keys() & found.keys())
+    problems += [
+        f"{name}: expected {list(expected[name].shape)}, found {list(found[name].shape)}"
+        for name in shared
+        if expected[name].shape != found[name].shape
+    ]
+    if problems:
+        raise UserError(f"{complaint}: {'; '.join(problems[:5])}")
 
 
 def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str) -> None:
@@ -231,22 +235,3 @@ def _read_tensors(path: Path) -> "dict[str, torch.Tensor]":
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is cut off or no safetensors ({path.stat().st_size} bytes): {error}") from error
-
-
-def _check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, torch.Tensor]", *, where: Path) -> None:
-    """Raises UserError that names the tensors that are missing, unexpected or of another shape."""
-    problems = [
-        f"{len(names)} {what} (first: {names[0]})"
-        for what, names in [
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("unexpected", sorted(found.keys() - expected.keys())),
-        ]
-        if names
-    ]
-    problems += [
-        f"{name}: expected {tuple(expected[name].shape)}, found {tuple(found[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name].shape != found[name].shape
-    ][:3]
-    if problems:
-        raise UserError(f"{where} does not fit its config.json: {'; '.join(problems)}")

@@ -1,23 +1,21 @@
 """Checkpoints of others in, checkpoints for others out: `python -m model.convert --source … --target … IN OUT`.
 
-in:  official (PixArt-alpha and Sigma, .pth or .safetensors), dit (class-conditional DiT), diffusers (a folder), native
+in:  official (PixArt-alpha and Sigma, .pth or .safetensors), dit (class-conditional DiT), diffusers (a folder), native,
+     or preset: an untrained network of these sizes, to try all commands with
 out: native (a folder of ours), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens)
 Every key is accounted for; one that is missing, unexpected or of another shape is refused by name. Nothing is lost either way.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from model.command_line import UserError, run_command
 from model.dit_config import DiTConfig, UnstatedConfig
+from model.new_files import new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Status = Literal["loaded", "reshaped", "missing", "unexpected"]
+_COMPLAINT = "{} is not the network that its shapes imply"
 _PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
 
 
@@ -34,10 +33,10 @@ class ConvertConfig:
     """Settings of `python -m model.convert`."""
 
     checkpoint: str
-    """What to convert: a file (official, dit) or a folder (diffusers, native)."""
+    """What to convert: a file (official, dit), a folder (diffusers, native), or the name of a preset."""
     out: str
     """Where to: a new folder (native, diffusers), or a file that ends in .pth, .pt or .safetensors (official)."""
-    source: Literal["official", "dit", "diffusers", "native"]
+    source: Literal["official", "dit", "diffusers", "native", "preset"]
     """What the input is."""
     target: Literal["native", "official", "diffusers"]
     """What to write."""
@@ -48,11 +47,11 @@ class ConvertConfig:
     report: str = ""
     """Write what became of every key to this JSON file."""
     objective: Literal["diffusion", "rectified_flow"] = "diffusion"
-    """What an official file was trained for."""
+    """What an official file was trained for, or a preset will be."""
     text_encoder: str = ""
-    """Text encoder to go with an official file; empty: the published one."""
+    """Text encoder to go with an official file or a preset; empty: the published one, for the preset mini the shipped one."""
     vae: str = ""
-    """VAE to go with an official file; empty: the published one."""
+    """VAE, likewise."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
     """What an official file does not tell."""
 
@@ -83,7 +82,8 @@ def main(config: ConvertConfig) -> int:
     write(conversion, config)
     counts = Counter(key.status for key in conversion.keys)
     statuses: tuple[Status, ...] = ("loaded", "reshaped", "missing", "unexpected")
-    print(", ".join(f"{status} {counts[status]}" for status in statuses))
+    if conversion.keys:
+        print(", ".join(f"{status} {counts[status]}" for status in statuses))
     for key in conversion.keys:
         if key.note:
             print(f"  {key.name}: {key.note}")
@@ -103,6 +103,8 @@ def read(config: ConvertConfig) -> Conversion:
         return _read_native(path)
     if config.source == "diffusers":
         return _read_diffusers(path)
+    if config.source == "preset":
+        return _draw_preset(config)
     return _read_official(path, config)
 
 
@@ -122,7 +124,7 @@ def write(conversion: Conversion, config: ConvertConfig) -> None:
         write_weights(out, state, wrapped=conversion.config.conditioning == "text")
     elif config.target == "diffusers":
         theirs = to_diffusers(conversion.state, conversion.config)
-        with _new_folder(out) as folder:
+        with new_folder(out) as folder:
             write_folder(folder, theirs, conversion.config, conversion.pipeline, copy_parts=config.copy_parts)
     else:
         network = _on_meta(lambda: DiT(conversion.config))
@@ -142,7 +144,7 @@ def _read_native(path: Path) -> Conversion:
 def _read_official(path: Path, config: ConvertConfig) -> Conversion:
     import torch
 
-    from model.checkpoint import PartConfig, PipelineConfig
+    from model.checkpoint import check_tensors
     from model.official_files import NULL_CAPTION, POSITIONS, infer_config, read_weights
 
     state = read_weights(path, weights=config.weights)
@@ -155,30 +157,53 @@ def _read_official(path: Path, config: ConvertConfig) -> Conversion:
         dtype = state["x_embedder.proj.weight"].dtype
         state[NULL_CAPTION] = torch.zeros(network.max_caption_tokens, network.caption_width, dtype=dtype)
         keys.append(Key(name=NULL_CAPTION, status="missing", ours=NULL_CAPTION, note="zeros; only the authors' code reads it"))
-    _check(state, _expected(network), where=path)
+    check_tensors(state, _expected(network), complaint=_COMPLAINT.format(path))
     published = _PUBLISHED.get(network.max_caption_tokens, _PUBLISHED[120])
-    flow = config.objective == "rectified_flow"
-    pipeline = PipelineConfig(
-        objective=config.objective,
-        objective_settings={} if flow or network.learned_variance else {"learned_variance": False},
-        resolution=8 * network.sample_size,
-        text_encoder=PartConfig(name=config.text_encoder or published),
-        vae=PartConfig(name=config.vae or published),
-        licence="see the source",
-    )
+    pipeline = _pipeline(network, config, part=published, licence="see the source")
     return Conversion(config=network, state=state, pipeline=pipeline, keys=keys)
+
+
+def _draw_preset(config: ConvertConfig) -> Conversion:
+    """An untrained network: the weights that a training starts from, the same at every call."""
+    import torch
+
+    from model.dit import PRESETS, DiT
+
+    name = config.checkpoint
+    if name not in PRESETS:
+        raise UserError(f"--source preset: expected one of {', '.join(PRESETS)}, found {name}")
+    network = replace(PRESETS[name], learned_variance=config.objective == "diffusion")
+    state = DiT(network).initialise(torch.Generator().manual_seed(0)).state_dict()
+    pipeline = _pipeline(network, config, part="mini" if name == "mini" else _PUBLISHED[120], licence="untrained")
+    return Conversion(config=network, state=state, pipeline=pipeline, keys=[])
+
+
+def _pipeline(network: DiTConfig, config: ConvertConfig, *, part: str, licence: str) -> "PipelineConfig":
+    """What goes with a network that comes without a pipeline; `part` has text encoder and VAE where none are given."""
+    from model.checkpoint import PartConfig, PipelineConfig
+
+    plain = config.objective == "rectified_flow" or network.learned_variance
+    return PipelineConfig(
+        objective=config.objective,
+        objective_settings={} if plain else {"learned_variance": False},
+        resolution=8 * network.sample_size,
+        text_encoder=PartConfig(name=config.text_encoder or part),
+        vae=PartConfig(name=config.vae or part),
+        licence=licence,
+    )
 
 
 def _read_diffusers(path: Path) -> Conversion:
     import torch
 
+    from model.checkpoint import check_tensors
     from model.diffusers_files import read_folder
     from model.official_files import NULL_CAPTION
     from model.state_dicts import diffusers_names, from_diffusers, to_diffusers
 
     network, theirs, pipeline = read_folder(path)
     expected = _on_meta(lambda: to_diffusers(_expected(network), network))
-    _check(theirs, expected, where=path)
+    check_tensors(theirs, expected, complaint=_COMPLAINT.format(path))
     names = diffusers_names(network)
     keys = [
         Key(name=part, status="loaded" if len(name.theirs) == 1 else "reshaped", ours=ours)
@@ -204,35 +229,6 @@ def _on_meta(make: Callable[[], T]) -> T:
 
     with torch.device("meta"):
         return make()
-
-
-def _check(found: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]", *, where: Path) -> None:
-    """Raises UserError that names what is missing, unexpected or of another shape."""
-    problems = []
-    for what, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
-        if names:
-            shown = ", ".join(sorted(names)[:8]) + (" …" if len(names) > 8 else "")
-            problems.append(f"{len(names)} {what}: {shown}")
-    problems += [
-        f"{name}: expected {list(expected[name].shape)}, found {list(found[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name].shape != found[name].shape
-    ]
-    if problems:
-        raise UserError(f"{where} is not the network that its shapes imply: {'; '.join(problems[:6])}")
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends well, and vanishes when it does not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

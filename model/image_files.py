@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.command_line import UserError
+from model.new_files import new_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,15 +41,8 @@ def save_png(image: "Image.Image", path: Path, values: Mapping[str, Any]) -> Non
     for key, text in _texts(values).items():
         info.add_itxt(key, text)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".png", dir=path.parent)
-        os.close(handle)
-        try:
+        with new_file(path) as partial:
             image.save(partial, format="PNG", pnginfo=info)
-            Path(partial).chmod(0o644)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -4,9 +4,7 @@ The configuration is read off the names and shapes; what these do not tell (head
 `pos_embed`) is known for the published widths or given. Pickled files are read with weights_only: nothing is executed.
 """
 
-import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 from model.command_line import UserError
 from model.dit import position_table
 from model.dit_config import DiTConfig, KVCompression, UnstatedConfig
+from model.new_files import new_file
 
 POSITIONS = "pos_embed"
 NULL_CAPTION = "y_embedder.y_embedding"
@@ -164,16 +163,9 @@ def write_weights(path: Path, state: Mapping[str, Tensor], *, wrapped: bool) -> 
 
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"expected OUT to end in .pth, .pt or .safetensors, found {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with new_file(path) as partial:
         if path.suffix == ".safetensors":
             save_file(tensors, partial)
         else:
             torch.save({"state_dict": tensors} if wrapped else tensors, partial)
-        Path(partial).chmod(0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
