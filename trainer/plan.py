@@ -1,4 +1,4 @@
-"""GPU-days, money, memory and disk of a training before it is paid for, of the stages as trainer/stages.py has them.
+"""GPU-days, money, memory and disk of a training before it is paid for: the stages as trainer.fit would run them.
 
 python -m trainer.plan --stage all --gpu h100 --num_gpus 64
 python -m trainer.plan --stage aesthetic --gpu a100 --num_gpus 8 --price 1.2 --utilisation 0.35 --json
@@ -32,6 +32,8 @@ class PlanConfig:
 
     stage: StageName = "all"
     """pixel, alignment, aesthetic, or all."""
+    fit_config: str | None = None
+    """The YAML file that trainer.fit will be given by --config; default: the stages as they are."""
     gpu: str = "h100"
     """v100, a100-40gb, a100, l40s, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
     num_gpus: int = 64
@@ -146,15 +148,33 @@ def main(config: PlanConfig) -> int:
 
 def plan(config: PlanConfig) -> list[RungPlan]:
     """Of each rung, in the order of training. Raises UserError where the GPUs cannot share a batch evenly."""
-    from trainer.stages import STAGES
-
-    stages = [make() for name, make in STAGES.items() if config.stage in (name, "all")]
+    stages = stage_configs(config)
     common = gcd(*(rung.batch_size for train in stages for rung in train.ladder))
     if common % config.num_gpus:
         near = max((number for number in range(1, common + 1) if common % number == 0 and number < config.num_gpus), default=1)
         batches = ", ".join(f"{rung.batch_size:,}" for train in stages for rung in train.ladder)
         raise UserError(f"--num_gpus {config.num_gpus} does not divide the batches of {batches}: try {near}")
     return [_rung_plan(train, rung, config) for train in stages for rung in train.ladder]
+
+
+def stage_configs(config: PlanConfig) -> list[TrainConfig]:
+    """What trainer.fit would be run with. Raises UserError for a file of settings that it would refuse."""
+    from trainer.stages import STAGES
+
+    names = [name for name in STAGES if config.stage in (name, "all")]
+    if config.fit_config is None:
+        return [STAGES[name]() for name in names]
+    found: list[TrainConfig] = []
+
+    def keep(train: TrainConfig) -> int:
+        found.append(train)
+        return 0
+
+    for name in names:
+        arguments = ["--config", config.fit_config, "--stage", name]
+        if run_command(TrainConfig, keep, prog="python -m trainer.fit", example="", presets={"stage": STAGES}, argv=arguments):
+            raise UserError(f"trainer.fit would not start with --config {config.fit_config}")
+    return found
 
 
 def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:

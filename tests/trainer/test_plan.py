@@ -1,0 +1,130 @@
+"""A plan agrees with the paper's Table 4, with the stages, with the stores, and refuses what training would refuse."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dataset_builder.command_line import UserError, run_command
+from trainer.config import StageName
+from trainer.gpus import GPUS, PAPER_A100_PRICE
+from trainer.paper_costs import (
+    PAPER_A100_DAYS,
+    PAPER_DOLLARS,
+    PAPER_ROWS,
+    paper_a100_days,
+    paper_dollars_per_a100_hour,
+)
+from trainer.plan import PlanConfig, main, plan, stage_configs
+
+SMALL = {"ladder": [{"resolution": 64, "images": 6400, "batch_size": 64}], "network": {"width": 48, "depth": 2, "num_heads": 4}}
+
+
+def _small(tmp_path: Path, **settings: object) -> Path:
+    """Settings of a fit that is planned in no time."""
+    path = tmp_path / "fit.yaml"
+    path.write_text(json.dumps(SMALL | settings))  # JSON is YAML
+    return path
+
+
+def _config(tmp_path: Path, *, stage: StageName = "alignment", num_gpus: int = 4) -> PlanConfig:
+    return PlanConfig(stage=stage, num_gpus=num_gpus, fit_config=str(_small(tmp_path)))
+
+
+def test_the_stages_see_the_images_of_the_papers_table() -> None:
+    rungs = [(train.stage, rung) for train in stage_configs(PlanConfig()) for rung in train.ladder]
+    table = [(row.stage, row.resolution, row.images_seen, row.batch_size, row.num_steps) for row in PAPER_ROWS]
+    assert [(stage, rung.resolution, rung.images_seen, rung.batch_size, rung.num_steps) for stage, rung in rungs] == table
+    assert [round(row.images_seen / 1e6, 1) for row in PAPER_ROWS] == [307.2, 1708.8, 1025.3, 256.0, 6.1]
+
+
+def test_the_papers_sum_follows_from_its_rows_and_factors() -> None:
+    assert sum(row.v100_days for row in PAPER_ROWS) == 1656
+    assert round(paper_a100_days()) == PAPER_A100_DAYS
+    assert round(paper_dollars_per_a100_hour(), 2) == PAPER_A100_PRICE
+    assert paper_a100_days() * 24 * PAPER_A100_PRICE == pytest.approx(PAPER_DOLLARS, rel=0.002)
+
+
+def test_the_papers_rows_imply_a_utilisation_that_a_v100_can_have() -> None:
+    used = {(row.stage, row.resolution): row.utilisation for row in PAPER_ROWS}
+    assert all(0.15 < share < 0.35 for (_, resolution), share in used.items() if resolution < 1024)
+    assert used["aesthetic", 1024] == pytest.approx(0.069, abs=0.001)  # 16K steps of 384 took as long as twice the work
+
+
+def test_at_the_utilisation_of_a_row_the_plan_gives_the_papers_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.plan._memory_plans", lambda *_args, **_settings: ())  # the memory of XL takes its time
+    row = next(row for row in PAPER_ROWS if row.stage == "alignment")
+    (rung,) = plan(PlanConfig(stage="alignment", gpu="v100", utilisation=row.utilisation))
+    assert rung.gpu_days == pytest.approx(row.v100_days)
+    assert rung.cost == pytest.approx(24 * row.v100_days * (GPUS["v100"].price or 0))
+
+
+def test_days_and_money_scale_as_they_should(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    (once,) = plan(config)
+    (half,) = plan(dataclasses.replace(config, utilisation=config.utilisation / 2, price=1.0))
+    assert half.gpu_days == pytest.approx(2 * once.gpu_days)
+    assert half.cost == pytest.approx(24 * half.gpu_days)
+    (again,) = plan(dataclasses.replace(config, gradient_checkpointing=True))
+    assert 1 < again.gpu_days / once.gpu_days < 4 / 3
+    (unpriced,) = plan(dataclasses.replace(config, gpu="mi300x"))
+    assert unpriced.cost is None
+
+
+def test_disk_is_what_a_store_writes(tmp_path: Path) -> None:
+    config = dataclasses.replace(_config(tmp_path), num_images=1000, caption_tokens=80, caption_variants=2)
+    disk = plan(config)[0].disk
+    assert disk.captions_bf16 == 1000 * 2 * (80 * 4096 * 2 + 64)
+    assert disk.captions_int8 == 1000 * 2 * (80 * (4096 + 4) + 64)
+    assert 1000 * 2 * 2 * 4 * 8 * 8 < disk.latents < 1000 * (2 * 2 * 4 * 8 * 8 + 200)
+    assert 0 < disk.texts < disk.captions_int8 / 100
+    classes = plan(dataclasses.replace(config, stage="pixel"))[0].disk
+    assert classes.captions_bf16 == classes.texts == 0
+
+
+def test_the_settings_of_a_fit_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _small(tmp_path, device_tokens=64)
+    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), json=True)
+    assert main(config) == 0
+    (rung,) = json.loads(capsys.readouterr().out)["rungs"]
+    assert (rung["resolution"], rung["images_seen"], rung["num_steps"], rung["patches"]) == (64, 6400, 100, 16)
+    assert {part["num_images"] for part in rung["memory"]} == {4}  # 64 tokens: 4 images, not a quarter of 64
+    path.write_text("batch: 3")
+    with pytest.raises(UserError, match=r"would not start"):
+        plan(config)
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--num_gpus 24 does not divide the batches of 64: try 16"):
+        plan(_config(tmp_path, num_gpus=24))
+
+
+def test_the_table_shows_what_fits_and_what_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(_config(tmp_path, num_gpus=1), caption_width=32)
+    keeps, recomputes = (part.memory.total(part.num_images) for part in plan(config)[0].memory)
+    between = str((keeps + recomputes) / 2e9)
+    arguments = ["--stage", "alignment", "--num_gpus", "1", "--fit_config", str(config.fit_config), "--memory_gb", between]
+    arguments += ["--caption_width", "32"]
+    assert run_command(PlanConfig, main, prog="plan", example="plan", argv=arguments) == 0
+    table = capsys.readouterr().out
+    marks = ["!" in line for line in table.splitlines() if " ddp " in line]
+    assert marks == [True, False]
+    assert "fsdp  " not in table.split("recompute:")[0]  # one GPU shares with nobody
+    assert "1656 V100-days / 2.2 = 753 A100-days" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "h1000"], "gpu: expected one of v100"),
+        (["--utilisation", "1.5"], "utilisation: expected more than 0 and at most 1"),
+        (["--num_gpus", "0"], "num_gpus: expected a positive number"),
+        (["--price", "-1"], "price: expected a positive number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(PlanConfig, main, prog="plan", example="plan", argv=arguments) == 2
+    assert message in capsys.readouterr().err
