@@ -9,8 +9,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
-from dataset_builder.run_views import carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted
-from dataset_builder.schema import DROPPED, FUNNEL, NOUN_INDEX, SAMPLE_CAPTION, SAMPLES, SCHEMA_VERSION, SPLIT_NOUN_COUNTS
+from dataset_builder.run_views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
+from dataset_builder.schema import (
+    DROPPED,
+    FUNNEL,
+    NOUN_INDEX,
+    SAMPLE_CAPTION,
+    SAMPLES,
+    SCHEMA_VERSION,
+    SPLIT_NOUN_COUNTS,
+    TALLIES,
+)
+from dataset_builder.score_files import ScoreFiles, newest_scores
 from dataset_builder.storage import Folder
 
 if TYPE_CHECKING:
@@ -24,12 +34,14 @@ VIEWS = {
     "captions": "one row per image and prompt",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the splits",
-    "scores": "one row per image: CLIP, aesthetic, sharpness",
+    "scores": "one row per image: CLIP, aesthetic, sharpness, of the data set's newest scoring or else its runs'",
+    "caption_scores": "one row per image and prompt, where the data set itself was scored",
+    "embeddings": "one row per image: its CLIP embedding, where the data set itself was scored",
     "funnel": "images left and dropped by each step of the recipe, in order; the first row is the input",
     "dropped": "one row per image of the runs that is not here, with the step and the reason",
 }
 
-STORED = {
+STORED = SCORED | {
     "samples": SAMPLES,
     "noun_counts": SPLIT_NOUN_COUNTS,
     "noun_index": NOUN_INDEX,
@@ -38,7 +50,8 @@ STORED = {
 }
 """The kinds of file, and the schema that each has."""
 
-_SCORES = ("clip_mean", "clip_least", "aesthetic", "sharpness")
+# Where the data set itself was not scored, the scores are those of the runs, which the samples hold.
+_SCORES_OF_SAMPLES = "SELECT key, clip_mean, clip_least, aesthetic, sharpness, NULL::BIGINT AS perceptual_hash FROM samples"
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class DatasetFiles:
 
     folder: Folder
     record: dict[str, Any]
+    scores: ScoreFiles | None = None
 
     @property
     def views(self) -> dict[str, str]:
@@ -72,6 +86,8 @@ class DatasetFiles:
 
     def paths(self, kind: str, *, split: str | None = None) -> list[str]:
         """The files of a kind of STORED, relative to the data set, in the order of their rows; those of samples by split."""
+        if kind in SCORED:
+            return self.scores.paths(kind) if self.scores else []
         files = [file for file in self.record["files"] if file["kind"] == kind]
         return [file["path"] for file in files if split is None or file["split"] == split]
 
@@ -79,9 +95,7 @@ class DatasetFiles:
         """The relations that do not come from files."""
         import pyarrow as pa
 
-        schema = pa.schema([("prompt", pa.string()), ("num_captions", pa.int64())])
-        rows = [{"prompt": prompt, "num_captions": number} for prompt, number in self.record["num_captions"].items()]
-        return {"stored.tallies": pa.Table.from_pylist(rows, schema=schema)}
+        return {"stored.tallies": pa.Table.from_pylist(self.record["captions"], schema=TALLIES)}
 
     def statements(self) -> list[str]:
         """The statements that create VIEWS on the relations of `stored`."""
@@ -95,7 +109,7 @@ class DatasetFiles:
             nouns_sql(),
             noun_counts_sql(),
             f"CREATE VIEW stored.bodies AS SELECT prompt AS body, {counts} UNION ALL SELECT split, {counts}",
-            f"CREATE VIEW scores AS SELECT key, {', '.join(_SCORES)} FROM stored.samples",
+            *(scores_sql() if self.scores else [f"CREATE VIEW scores AS {_SCORES_OF_SAMPLES}", *scores_sql()[1:]]),
             "CREATE VIEW funnel AS SELECT * EXCLUDE unit FROM stored.funnel",
             "CREATE VIEW dropped AS SELECT * EXCLUDE unit FROM stored.dropped",
         ]
@@ -125,4 +139,4 @@ def read_dataset(url: str) -> DatasetFiles:
     if record.get("schema_version") != SCHEMA_VERSION:
         found = record.get("schema_version")
         raise UserError(f"{url} has schema version {found}, this program reads {SCHEMA_VERSION}: build it again")
-    return DatasetFiles(folder, record)
+    return DatasetFiles(folder, record, newest_scores(folder))

@@ -1,4 +1,4 @@
-"""Concept density, the paper's Table 1, of any number of captioning runs and Parquet files side by side.
+"""Concept density, the paper's Table 1, of any number of captioning runs, data sets and Parquet files side by side.
 
 python -m dataset_builder.density RUN                                      the captions, a row to a prompt
 python -m dataset_builder.density RUN --column alt_text caption            what came with the images, what was written
@@ -25,7 +25,7 @@ class DensityConfig:
     """Raises ValueError for no sources, no columns or a number below 1."""
 
     sources: tuple[str, ...]
-    """Captioning runs, Parquet files, and folders of Parquet files; local paths or fsspec URLs."""
+    """Captioning runs, data sets, Parquet files, and folders of Parquet files; local paths or fsspec URLs."""
     column: tuple[str, ...] = ("caption",)
     """Text columns, a row to each: of a run those of `captions` and `images`, carried ones too."""
     sample_size: int | None = None
@@ -62,10 +62,11 @@ def main(config: DensityConfig) -> int:
 def counted_texts(config: DensityConfig) -> "Iterator[CountedText]":
     """The rows of the table without their figures: each source's columns in the order asked for, and their prompts."""
     from dataset_builder.counted_text import tagged_texts
+    from dataset_builder.dataset_files import is_dataset
     from dataset_builder.run_views import is_run
 
     for source in config.sources:
-        if is_run(source):
+        if is_run(source) or is_dataset(source):
             yield from _run_texts(source, config)
             continue
         for column in config.column:
@@ -137,9 +138,9 @@ def _figures(density: "ConceptDensity") -> dict[str, float]:
 
 def _run_texts(source: str, config: DensityConfig) -> "Iterator[CountedText]":
     from dataset_builder.counted_text import counted_captions, run_texts, tagged_texts
-    from dataset_builder.sql import open_run
+    from dataset_builder.sql import open_stored
 
-    with open_run(source) as run:
+    with open_stored(source) as run:
         tagger = TaggerConfig.as_described(run.settings.get("tagger"), default=config.tagger)
         t5 = T5Config.as_described(run.settings.get("t5"), default=config.t5)
         for column in config.column:

@@ -19,8 +19,9 @@ MACROS = {
 
 _DENSITY = """
 CREATE MACRO density() AS TABLE
-SELECT prompt, counted, num_captions, valid_nouns, distinct_nouns, valid_nouns / nullif(distinct_nouns, 0) AS ratio,
-    total_nouns, total_nouns / nullif(num_captions, 0) AS nouns_per_caption
+SELECT prompt, counted, num_captions, valid_nouns, distinct_nouns,
+    round(valid_nouns / nullif(distinct_nouns, 0), 4) AS ratio, total_nouns,
+    round(total_nouns / nullif(num_captions, 0), 2) AS nouns_per_caption
 FROM (
     SELECT prompt, way AS position, [{ways}][way] AS counted, count(*) FILTER (number > {valid_above}) AS valid_nouns,
         count(*) FILTER (number > 0) AS distinct_nouns, sum(number)::BIGINT AS total_nouns
@@ -39,8 +40,8 @@ SELECT prompt, noun, count, num_captions, is_meta FROM noun_counts WHERE count >
 
 _RAREFIED = """
 CREATE MACRO rarefied(n) AS TABLE
-SELECT prompt, num_captions, figures.valid_nouns, figures.distinct_nouns,
-    figures.valid_nouns / nullif(figures.distinct_nouns, 0) AS ratio
+SELECT prompt, num_captions, round(figures.valid_nouns, 1) AS valid_nouns, round(figures.distinct_nouns, 1) AS distinct_nouns,
+    round(figures.valid_nouns / nullif(figures.distinct_nouns, 0), 4) AS ratio
 FROM (
     SELECT prompt, least(n, num_captions) AS num_captions,
         expected_nouns(counts, num_captions, least(n, num_captions)) AS figures
@@ -49,7 +50,7 @@ FROM (
 """
 
 _BODY = """
-SELECT noun, sum(count)::BIGINT AS count, sum(count) / sum(sum(count)) OVER () AS share FROM stored.bodies
+SELECT noun, sum(count)::BIGINT AS count, round(sum(count) / sum(sum(count)) OVER (), 6) AS share FROM stored.bodies
 WHERE body = CASE WHEN {name} IN (SELECT body FROM stored.bodies) THEN {name}
     ELSE error('there is no prompt or split "' || {name} || '": there are '
         || (SELECT string_agg(DISTINCT body, ', ' ORDER BY body) FROM stored.bodies)) END
@@ -59,7 +60,7 @@ GROUP BY noun
 _COMPARE = f"""
 CREATE MACRO compare(a, b) AS TABLE
 SELECT noun, coalesce(one.count, 0) AS count_a, coalesce(other.count, 0) AS count_b,
-    coalesce(one.share, 0) AS share_a, coalesce(other.share, 0) AS share_b, share_a - share_b AS difference
+    coalesce(one.share, 0) AS share_a, coalesce(other.share, 0) AS share_b, round(share_a - share_b, 6) AS difference
 FROM ({_BODY.format(name="a")}) AS one FULL JOIN ({_BODY.format(name="b")}) AS other USING (noun)
 ORDER BY difference DESC, noun
 """

@@ -8,17 +8,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from dataset_builder.command_line import UserError
-from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, SCORES
+from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, SCORES
 from dataset_builder.score_files import ScoreFiles, newest_scores
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import META_NOUNS
 from dataset_builder.units import Commit, read_commits
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VIEWS = {
     "images": "one row per image, read or still to be read, with the columns that the source carried",
@@ -29,10 +28,13 @@ VIEWS = {
     "commits": "one row per finished unit",
     "scores": "one row per image of the newest scoring: CLIP, aesthetic, sharpness",
     "caption_scores": "one row per image and prompt of the newest scoring, with the CLIP score of each sentence",
+    "embeddings": "one row per image of the newest scoring: its CLIP embedding, of length 1",
 }
 
-_OF_SCORES = {"scores": SCORES, "caption_scores": CAPTION_SCORES}
-STORED = _OF_SCORES | {
+# As duckdb reads them: it has no half precision.
+_EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
+SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
+STORED = SCORED | {
     "images": IMAGES,
     "captions": CAPTIONS,
     "noun_counts": NOUN_COUNTS,
@@ -41,8 +43,6 @@ STORED = _OF_SCORES | {
 }
 """The kinds of file, and the schema that each has."""
 
-# What has words has text; the text itself would take long to read.
-_WITH_TEXT = "count(*) FILTER (num_words > 0)"
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
 
@@ -62,7 +62,7 @@ class RunFiles:
         return VIEWS
 
     @property
-    def schemas(self) -> "dict[str, pa.Schema]":
+    def schemas(self) -> dict[str, pa.Schema]:
         """STORED."""
         return STORED
 
@@ -72,7 +72,7 @@ class RunFiles:
         settings: dict[str, Any] = self.record.get("settings", {})
         return settings
 
-    def tables(self) -> "dict[str, pa.Table]":
+    def tables(self) -> dict[str, pa.Table]:
         """The views that do not come from files."""
         return {"commits": commits_table(self)}
 
@@ -84,9 +84,28 @@ class RunFiles:
         """The files of a kind of STORED, relative to the run."""
         if kind == "planned":
             return list(self.open_parts)
-        if kind in _OF_SCORES:
+        if kind in SCORED:
             return self.scores.paths(kind) if self.scores else []
         return [commit.files[kind].path for commit in self.commits if kind in commit.files]
+
+    def unit_paths(self, kind: str, units: Iterable[int]) -> list[str]:
+        """The files of a kind of these units alone; a unit without rows of the kind has none."""
+        paths = self._paths_by_unit[kind]
+        return [paths[unit] for unit in units if unit in paths]
+
+    @cached_property
+    def _paths_by_unit(self) -> dict[str, dict[int, str]]:
+        kinds = [kind for kind in STORED if kind != "planned" and kind not in SCORED]
+        found = {kind: {c.unit: c.files[kind].path for c in self.commits if kind in c.files} for kind in kinds}
+        for kind in SCORED:
+            commits = [commit for commit in (self.scores.commits if self.scores else ()) if kind in commit.files]
+            found[kind] = dict(zip([commit.unit for commit in commits], self.paths(kind), strict=True))
+        return found
+
+    @property
+    def image_columns(self) -> list[str]:
+        """The columns of the view `images`."""
+        return [*(name for name in IMAGES.names if name != "metadata"), *self.carried]
 
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
@@ -140,18 +159,16 @@ def view_sql(run: RunFiles) -> list[str]:
         f"CREATE VIEW captions AS SELECT {_columns(CAPTIONS)} FROM stored.captions",
         nouns_sql(),
         noun_counts_sql(),
-        f"CREATE VIEW stored.tallies AS SELECT prompt, {_WITH_TEXT} AS num_captions FROM captions GROUP BY ALL",
+        _tallies_sql(max_tokens=int(run.settings.get("t5", {}).get("max_tokens", 0))),
         "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
         f"CREATE VIEW rejected AS SELECT {_columns(REJECTED)} FROM stored.rejected",
-        *(f"CREATE VIEW {name} AS SELECT {_columns(schema)} FROM stored.{name}" for name, schema in _OF_SCORES.items()),
+        *scores_sql(),
     ]
 
 
-def commits_table(run: RunFiles) -> "pa.Table":
+def commits_table(run: RunFiles) -> pa.Table:
     """The view `commits`: what the commit records say, one row per unit; times are UTC, durations seconds."""
     from datetime import UTC, datetime
-
-    import pyarrow as pa
 
     stages = ("prepare", "process", "finish")
     schema = pa.schema(
@@ -176,6 +193,11 @@ def commits_table(run: RunFiles) -> "pa.Table":
         for commit in run.commits
     ]
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def stored_url(folder: Folder, path: str) -> str:
+    """A file of a run or a data set as duckdb opens it."""
+    return folder.path(path) if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.path(path)))
 
 
 def literal(text: str) -> str:
@@ -203,6 +225,11 @@ def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
         f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
         for name, (source_name, kind) in carried.items()
     ]
+
+
+def scores_sql() -> list[str]:
+    """The views on the newest scoring."""
+    return [f"CREATE VIEW {name} AS SELECT {_columns(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
 
 
 def nouns_sql() -> str:
@@ -233,7 +260,14 @@ def _images_sql(run: RunFiles) -> str:
     )
 
 
-def _columns(schema: "pa.Schema") -> str:
+def _tallies_sql(*, max_tokens: int) -> str:
+    """schema.TALLIES. What has no words has no text; the text itself would take long to read."""
+    filters = {"num_captions": "num_words > 0", "num_empty": "num_words = 0", "num_cut": f"num_t5_tokens > {max_tokens}"}
+    counts = ", ".join(f"count(*) FILTER ({condition}) AS {name}" for name, condition in filters.items())
+    return f"CREATE VIEW stored.tallies AS SELECT prompt, {counts} FROM captions GROUP BY prompt"
+
+
+def _columns(schema: pa.Schema) -> str:
     return ", ".join(map(quoted, schema.names))
 
 

@@ -223,6 +223,16 @@ FUNNEL = pa.schema(
 # NOUN_COUNTS of a data set, by split.
 SPLIT_NOUN_COUNTS = pa.schema([pa.field("split", pa.string(), nullable=False), *NOUN_COUNTS])
 
+# How many captions of a prompt have words, how many have none, and how many the text encoder does not read to the end.
+TALLIES = pa.schema(
+    [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("num_captions", pa.int64(), nullable=False),
+        pa.field("num_empty", pa.int64(), nullable=False),
+        pa.field("num_cut", pa.int64(), nullable=False),
+    ]
+)
+
 # Which captions hold a noun. A noun has several rows, one for each stretch of the samples; a row group is sorted by noun.
 NOUN_INDEX = pa.schema(
     [

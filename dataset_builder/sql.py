@@ -18,7 +18,7 @@ import duckdb
 from dataset_builder.command_line import UserError
 from dataset_builder.dataset_files import is_dataset, read_dataset
 from dataset_builder.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
-from dataset_builder.run_views import RunFiles, literal, quoted, read_run
+from dataset_builder.run_views import RunFiles, literal, quoted, read_run, stored_url
 from dataset_builder.storage import Folder
 
 if TYPE_CHECKING:
@@ -200,6 +200,15 @@ class Workbench(Database):
         with self._explained():
             self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {self._one(sql)}")
 
+    def define(self, name: str, sql: str) -> None:
+        """Makes a view of one statement. Raises UserError as `batches` does."""
+        with self._explained():
+            self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {self._one(sql)}")
+
+    def change(self, update: str) -> None:
+        """Runs an UPDATE of a table that was kept; for SQL of this program only."""
+        self._connection.execute(update)
+
     def keep_table(self, name: str, table: "pa.Table") -> None:
         """Makes a table of an Arrow table."""
         _create_table(self._connection, name, table)
@@ -207,12 +216,12 @@ class Workbench(Database):
 
 def open_run(url: str) -> Database:
     """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError where there is none."""
-    return _open_one(read_run(url))
+    return open_files(read_run(url))
 
 
 def open_stored(url: str) -> Database:
     """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
-    return _open_one(read_dataset(url) if is_dataset(url) else read_run(url))
+    return open_files(read_dataset(url) if is_dataset(url) else read_run(url))
 
 
 def open_workbench(runs: Mapping[str, RunFiles]) -> Workbench:
@@ -251,11 +260,13 @@ def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def _open_one(stored: Stored) -> Database:
+def open_files(stored: Stored) -> Database:
+    """The run or data set whose record was read already."""
     with ExitStack() as stack:
         connection = stack.enter_context(_scratch())
         _create_views(connection, stored)
-        connection.create_function("expected_nouns", expected_nouns, *EXPECTED_NOUNS_TYPES)
+        parameters, result = EXPECTED_NOUNS_TYPES
+        connection.create_function("expected_nouns", expected_nouns, list(parameters), result)
         for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
             connection.execute(statement)
         _lock(connection, [stored])
@@ -297,11 +308,6 @@ def _lock(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> No
 def _urls(stored: Stored, kind: str) -> list[str]:
     """The files of a kind as duckdb opens them."""
     return [stored_url(stored.folder, path) for path in stored.paths(kind)]
-
-
-def stored_url(folder: Folder, path: str) -> str:
-    """A file of a run or a data set as duckdb opens it."""
-    return folder.path(path) if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.path(path)))
 
 
 def _protocol(folder: Folder) -> str:
