@@ -81,19 +81,21 @@ def ladder_place(ladder: tuple[Rung, ...], images_seen: int) -> LadderPlace | No
 def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot go on from."""
     position = Position.read(checkpoint)
-    was, now = ladder_place(position.ladder, position.images_seen), ladder_place(config.ladder, position.images_seen)
-    begun = now.index if now else len(config.ladder)
+    last_image = position.images_seen - 1
+    was, now = ladder_place(position.ladder, last_image), ladder_place(config.ladder, last_image)
+    assert was is not None, "the ladder of then reached as far as it did"
     problems = [
         f"{name} {old} then, {new} now"
         for name, old, new in [
             ("seed", position.seed, config.seed),
-            ("finished rungs", position.ladder[:begun], config.ladder[:begun]),
-            ("batch size", was and was.rung.batch_size, now and now.rung.batch_size),
-            ("resolution", was and was.rung.resolution, now and now.rung.resolution),
+            ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
+            ("batch size", was.rung.batch_size, now and now.rung.batch_size),
+            ("resolution", was.rung.resolution, now and now.rung.resolution),
         ]
-        if old != new and not (name in ("batch size", "resolution") and was is None)
+        if old != new
     ]
-    mid_rung = now is not None and position.images_seen > now.images_before
+    following = ladder_place(config.ladder, position.images_seen)
+    mid_rung = following is not None and position.images_seen > following.images_before
     if mid_rung and position.features != info.fingerprint:
         problems.append(f"features {position.features} then, {info.fingerprint} now")
     if problems:

@@ -1,0 +1,140 @@
+"""Stages follow each other, each from what the one before left; what is missing or does not fit is said with what to do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataset_builder.command_line import UserError
+from model.checkpoint import PartConfig, load_checkpoint, read_pipeline_config
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer import fit, tensorboard
+from trainer.checkpoints import newest_checkpoint
+from trainer.config import NetworkConfig, Rung, TrainConfig
+from trainer.run_folder import read_metrics
+from trainer.stages import STAGES
+
+PAPER_IMAGES = {"pixel": 307_200_000, "alignment": 1_708_800_000, "aesthetic": 1_025_280_000 + 256_000_000 + 6_144_000}
+
+
+def _newest(config: TrainConfig) -> Path:
+    checkpoint = newest_checkpoint(Path(config.run_folder))
+    assert checkpoint is not None
+    return checkpoint
+
+
+def test_stages_have_the_papers_values() -> None:
+    stages = {name: stage() for name, stage in STAGES.items()}
+    assert {name: stage.images for name, stage in stages.items()} == PAPER_IMAGES
+    assert [rung.resolution for rung in stages["aesthetic"].ladder] == [256, 512, 1024]
+    assert {stage.optim.lr for stage in stages.values()} == {2e-5}
+    network = stages["alignment"].network.dit_config(conditioning="text", sample_size=32, in_channels=4, learned_variance=True)
+    assert (network.width, network.depth, network.num_heads, network.patch_size) == (1152, 28, 16, 2)
+
+
+def test_three_stages_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = tmp_path / "features"
+    for stage, resolution in [("pixel", 16), ("alignment", 16), ("aesthetic", 16), ("aesthetic", 32)]:
+        write_store(features, stage=stage, resolution=resolution)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"features: {features}\nrun_dir: {tmp_path / 'runs'}\ndevice: cpu\ncompile: false\nprecision: float32\n"
+        "ladder: [{resolution: 16, images: 8, batch_size: 4}]\n"
+        "network: {width: 24, depth: 2, num_heads: 2}\n"
+        "watch: {sample_every_images: 0, validate_every_images: 0}\n"
+    )
+    assert fit.run(["--stage", "all", "--config", str(config)]) == 0
+    output = capsys.readouterr().out
+    assert "alignment: starts from" in output and "runs/pixel/checkpoints/000000000008" in output
+    assert "aesthetic: done; 8 images seen" in output
+    taller = "[{resolution: 16, images: 8, batch_size: 4}, {resolution: 32, images: 4, batch_size: 2}]"
+    assert fit.run(["--stage", "aesthetic", "--config", str(config), "--ladder", taller]) == 0
+    network, pipeline = load_checkpoint(tmp_path / "runs" / "aesthetic" / "checkpoints" / "000000000012")
+    assert (network.config.sample_size, network.config.position_scale, pipeline.resolution) == (16, 2.0, 32)
+    assert network.config.conditioning == "text"
+
+
+def test_a_stage_without_its_predecessor_names_the_command(tmp_path: Path) -> None:
+    write_store(tmp_path / "features")
+    with pytest.raises(UserError, match=r"python -m trainer\.fit --stage pixel, or give --init_from"):
+        fit.main(tiny_config(tmp_path, follows="pixel", init_from=None))
+
+
+def test_missing_features_name_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.precompute --dataset DATASET .* --stage alignment --resolution 16"):
+        fit.main(tiny_config(tmp_path))
+
+
+def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=8)
+    assert fit.main(config) == 0
+    write_store(tmp_path / "others", text_encoder=PartConfig(name="another", fingerprint="x"))
+    other = replace(config, features=str(tmp_path / "others"), run_dir=str(tmp_path / "other"), init_from=config.run_folder)
+    with pytest.raises(UserError, match=r"trained with the text encoder nowhere \(t\), .* come from another \(x\)"):
+        fit.main(other)
+    write_store(tmp_path / "wider", latent_channels=3)
+    with pytest.raises(UserError, match="in_channels 4 and 3"):
+        fit.main(replace(other, features=str(tmp_path / "wider")))
+
+
+def test_a_network_keeps_its_sizes_and_gains_sizes_without_effect(tmp_path: Path) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=8)
+    assert fit.main(config) == 0
+    start = replace(config, run_dir=str(tmp_path / "next"), init_from=config.run_folder)
+    with pytest.raises(UserError, match="width 48 and 24"):
+        fit.main(replace(start, network=NetworkConfig(width=48)))
+    micro = replace(
+        start, network=NetworkConfig(micro_conditioning=True), ladder=(Rung(resolution=16, images=4, batch_size=4),)
+    )
+    assert fit.main(micro) == 0
+    assert load_checkpoint(_newest(micro))[0].config.micro_conditioning
+    first = [
+        read_metrics(Path(one.run_folder))[0]["loss"]
+        for one in (micro, replace(start, run_dir=str(tmp_path / "plain")))
+        if fit.main(one) == 0
+    ]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_a_checkpoint_says_what_it_was_trained_with(tmp_path: Path) -> None:
+    write_store(tmp_path / "features", licence="CC0")
+    config = tiny_config(tmp_path, images=4, licence="Apache-2.0")
+    assert fit.main(config) == 0
+    pipeline = read_pipeline_config(_newest(config))
+    assert (pipeline.text_encoder.fingerprint, pipeline.vae.fingerprint, pipeline.resolution) == ("t", "v", 16)
+    assert pipeline.licence == "Apache-2.0; CC0"
+    assert (Path(config.run_folder) / "config.yaml").is_file()
+
+
+def test_out_of_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trainer.loop.train", exhausted)
+    with pytest.raises(UserError, match="--gradient_checkpointing, or fewer --device_tokens than 49152"):
+        fit.main(tiny_config(tmp_path))
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
+    from trainer.loop import check_workers
+
+    with pytest.raises(UserError, match="batch of 4 images cannot be shared by 3 workers: give a multiple, as 3"):
+        check_workers(tiny_config(tmp_path), 3)
+
+
+def test_tensorboard_reads_the_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=20)
+    assert fit.main(config) == 0
+    assert tensorboard.main(tensorboard.TensorBoardConfig([config.run_folder])) == 0
+    events = EventAccumulator(f"{config.run_folder}/tensorboard")
+    events.Reload()
+    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    expected = {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
+    assert losses == pytest.approx(expected)
+    assert len(events.Scalars("validation/loss_of_band_3")) == 1
