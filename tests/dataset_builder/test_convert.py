@@ -1,0 +1,109 @@
+"""Foreign captions in, by each of the ways in which they are published."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset_builder.command_line import UserError
+from dataset_builder.convert import ConvertConfig, import_run
+from dataset_builder.sql import open_run
+from dataset_builder.storage import Folder
+from dataset_builder.text_archive import find_texts, store_texts
+from tests.dataset_builder.containers import jpeg, parquet, tar_bytes, write
+from tests.dataset_builder.plain_loop import run_plainly
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+
+
+def _import(tmp_path: Path, source: Any, given: Path, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code, and the rows of `captions` by key."""
+    config = ConvertConfig(input=str(given), out=str(tmp_path / "run"), source=source, target="run", **options)
+    code = import_run(config, config.out)
+    return code, {row["key"]: row for row in _rows(tmp_path, "SELECT * FROM captions")}
+
+
+def _rows(tmp_path: Path, sql: str) -> list[dict[str, Any]]:
+    with open_run(str(tmp_path / "run")) as run:
+        rows: list[dict[str, Any]] = run.fetch(sql).to_pylist()
+    return rows
+
+
+def test_images_with_texts_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    for number, text in enumerate(["An owl\non a tree.", "A house and a house.", None]):
+        write(folder / f"{number}.jpg", jpeg(number, size=(96, 80)))
+        if text:
+            write(folder / f"{number}.txt", text)
+    write(folder / "bad.jpg", b"\xff\xd8\xff broken")
+    write(folder / "bad.txt", "A dog.")
+    code, captions = _import(tmp_path, "image-txt", folder)
+    assert code == 0
+    assert {key: row["caption"] for key, row in captions.items()} == {
+        "0": "An owl on a tree.",
+        "1": "A house and a house.",
+        "2": "",
+    }
+    assert {row["status"] for row in captions.values()} == {"ok", "empty"}
+    assert captions["1"] | {"prompt": "image-txt", "nouns": ["house", "house"], "num_distinct_nouns": 1} == captions["1"]
+    assert _rows(tmp_path, "SELECT key, width, height FROM images WHERE key = '0'") == [{"key": "0", "width": 96, "height": 80}]
+    assert [row["key"] for row in _rows(tmp_path, "SELECT key FROM rejected")] == ["bad"]
+    assert "4 images = 3 imported + 1 rejected" in capsys.readouterr().out
+    assert _import(tmp_path, "image-txt", folder) == (0, captions)
+    assert "0 to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a run of other images or settings"):
+        _import(tmp_path, "image-txt", folder, prompt="other")
+
+
+def test_sam_llava_finds_its_images_by_their_number(tmp_path: Path) -> None:
+    images = write(tmp_path / "sa_000000.tar", tar_bytes([(f"./sa_{n}.jpg", jpeg(n)) for n in (1, 2, 10)]))
+    texts = [("./sa_10.txt", b"A dog runs."), ("./sa_1.txt", b" An owl. \n"), ("sa_7.txt", b"A cat."), ("sa_1.txt", b"Again.")]
+    archive = write(tmp_path / "captions.tar.gz", gzip.compress(tar_bytes([*texts, ("readme.md", b"")])))
+    code, captions = _import(tmp_path, "sam-llava", archive, images=(str(images),))
+    assert code == 0
+    assert {key: row["caption"] for key, row in captions.items()} == {"sa_1": "An owl.", "sa_2": "", "sa_10": "A dog runs."}
+    assert store_texts(str(archive), Folder(str(tmp_path / "run"))) == 3
+
+
+def test_texts_are_found_in_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset_builder.text_archive._ROW_GROUP", 7)
+    monkeypatch.setattr("dataset_builder.text_archive._BATCH", 5)
+    monkeypatch.setattr("dataset_builder.parquet_parts.FILE_BYTES", 1)
+    texts = {f"sa_{number}": f"text {number}" for number in range(40)}
+    archive = write(tmp_path / "a.tar", tar_bytes([(f"{key}.txt", text.encode()) for key, text in texts.items()]))
+    run = Folder(str(tmp_path / "run"))
+    assert store_texts(str(archive), run) == 40
+    assert len(json.loads(run.read("texts.json"))["parts"]) > 1
+    assert find_texts(run, [*texts, "sa_99"]) == texts
+    assert find_texts(run, ["sa_3", "sa_20"]) == {"sa_3": "text 3", "sa_20": "text 20"}
+
+
+def test_laion_parquet_and_webdataset(tmp_path: Path) -> None:
+    images = [jpeg(1), jpeg(2)]
+    table = parquet(tmp_path / "laion" / "a.parquet", {"jpg": images, "TEXT": ["An owl", "A house"], "similarity": [0.3, 0.2]})
+    code, captions = _import(tmp_path / "a", "laion", table.parent)
+    assert (code, sorted(row["caption"] for row in captions.values())) == (0, ["A house", "An owl"])
+    members = [("7.jpg", images[0]), ("7.txt", b"An owl"), ("8.jpg", images[1]), ("8.json", b'{"caption": "A house"}')]
+    shard = write(tmp_path / "shard.tar", tar_bytes(members))
+    code, captions = _import(tmp_path / "b", "webdataset", shard, prompt="alt_text")
+    assert {key: (row["prompt"], row["caption"]) for key, row in captions.items()} == {
+        "7": ("alt_text", "An owl"),
+        "8": ("alt_text", "A house"),
+    }
+
+
+def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "photos" / "a.jpg", jpeg())
+    with pytest.raises(UserError, match="is no laion"):
+        _import(tmp_path, "laion", tmp_path / "photos")
+    for name, data, message in [("damaged.tar.gz", b"\x1f\x8b no", "damaged"), ("empty.tar", tar_bytes([]), "no .txt")]:
+        with pytest.raises(UserError, match=message):
+            store_texts(str(write(tmp_path / name, data)), Folder(str(tmp_path / name.split(".", maxsplit=1)[0])))
+    for options in ({"source": "dataset", "target": "run"}, {"source": "sam-llava", "target": "run"}):
+        with pytest.raises(ValueError, match=r"webdataset|--images"):
+            ConvertConfig(input="a", out="b", **options)  # type: ignore[arg-type]
