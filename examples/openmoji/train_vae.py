@@ -24,7 +24,7 @@ class TrainVAEConfig:
     noise: float = 0.2
     """Largest deviation of the noise on latents of unit power while training."""
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(samples=60_000, batch_size=16, lr=1e-3, muon_lr=3e-3, warmup_samples=1_000)
+        default_factory=lambda: ScheduleConfig(samples=48_000, batch_size=16, lr=1e-3, muon_lr=3e-3, warmup_samples=1_000)
     )
     """How long and how fast; samples are images."""
 
