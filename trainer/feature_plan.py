@@ -117,10 +117,10 @@ def _plan_fresh(folder: Folder, plan: FeaturePlan, source: FeatureSource, settin
         _stage(database, folder, plan=plan, source=source, settings=settings)
         share = plan.validation_share
         if share is None:
-            (count,) = database.execute("SELECT count(*) FROM fresh").fetchone()
+            count = database.sql("SELECT count(*) FROM fresh").fetchall()[0][0]
             share = max(settings.validation_share, min(0.1, settings.min_validation / max(count, 1)))
         cut = {"seed": str(settings.seed), "unit_size": settings.unit_size, "threshold": int(share * 2**64)}
-        reader = database.execute(_UNITS_SQL, cut).to_arrow_reader(settings.unit_size * 16)
+        reader = database.sql(_UNITS_SQL, params=cut).to_arrow_reader(settings.unit_size * 16)
         units = [asdict(unit) for unit in _write_units(folder, reader, plan, settings)]
     return {"units": units, "validation_share": share}
 
@@ -139,9 +139,9 @@ def _stage(database: Any, folder: Folder, *, plan: FeaturePlan, source: FeatureS
     for table in source.tables():
         _insert(database, "staged", "SELECT * FROM batch", table.append_column("buckets", _buckets(table, settings, source)))
     database.execute("CREATE TABLE fresh AS SELECT * FROM staged ANTI JOIN planned USING (key)")
-    repeated = database.execute("SELECT key FROM fresh GROUP BY key HAVING count(*) > 1 LIMIT 1").fetchone()
+    repeated = database.sql("SELECT key FROM fresh GROUP BY key HAVING count(*) > 1 LIMIT 1").fetchall()
     if repeated:
-        raise UserError(f"{source.url} has the key {repeated[0]} twice: build a data set of it, which gives unique keys")
+        raise UserError(f"{source.url} has the key {repeated[0][0]} twice: build a data set of it, which gives unique keys")
 
 
 def _insert(database: Any, table: str, select: str, batch: "pa.Table", *, create: bool = False) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,9 @@ from dataset_builder.command_line import UserError
 from dataset_builder.locations import normalise
 from dataset_builder.schema import IMAGES, check_version
 from dataset_builder.storage import Folder
+
+if TYPE_CHECKING:
+    from dataset_builder.dataset_files import DatasetFiles
 
 ALT_TEXT = "alt_text"
 """The name of the alt text among the captions, which bear the names of their prompts."""
@@ -52,10 +55,13 @@ class FeatureSource(Protocol):
 
 def open_source(url: str) -> FeatureSource:
     """Finds out what is at `url`. Raises UserError where nothing is that features can be made of."""
+    from dataset_builder.dataset_files import is_dataset
+    from dataset_builder.run_views import is_run
+
     folder = Folder(normalise(url))
-    if folder.exists("dataset.json"):
+    if is_dataset(folder.url):
         return DatasetSource(folder.url)
-    if folder.exists("run.json"):
+    if is_run(folder.url):
         return RunSource(folder.url)
     return LabelledImages(folder.url)
 
@@ -67,25 +73,21 @@ class DatasetSource:
     url: str
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """dataset.json."""
-        try:
-            record: dict[str, Any] = json.loads(Folder(self.url).read("dataset.json"))
-        except ValueError as error:
-            raise UserError(f"{self.url}/dataset.json cannot be read ({error}): build the data set again") from None
-        return record
+    def files(self) -> "DatasetFiles":
+        """What dataset.json names."""
+        from dataset_builder.dataset_files import read_dataset
+
+        return read_dataset(self.url)
 
     @property
     def licence(self) -> str:
         """Of all its sources."""
-        return "; ".join(sorted({str(one["licence"]) for one in self.record.get("sources", []) if one.get("licence")}))
+        return "; ".join(sorted({run["licence"] for run in self.files.record["runs"] if run.get("licence")}))
 
     def tables(self) -> Iterator[pa.Table]:
         """From its Parquet files, in order. An embedded image is referred to by file and row."""
-        folder = Folder(self.url)
-        for split in sorted(self.record["splits"]):
-            for name in folder.names(f"samples/{split}"):
-                yield from self._file(folder, f"samples/{split}/{name}")
+        for name in self.files.paths("samples"):
+            yield from self._file(self.files.folder, name)
 
     def _file(self, folder: Folder, name: str) -> Iterator[pa.Table]:
         captions = ["captions.list.element.prompt", "captions.list.element.caption"]

@@ -6,7 +6,9 @@ a caption encoded once.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset_builder.cluster import check_paths
@@ -25,30 +27,67 @@ PATCH_SIZE = 2
 """Latents along a patch of the network: sides of buckets are multiples of it."""
 
 
-def main(config: PrecomputeConfig) -> int:
-    """Makes the features; returns 0, or 1 where units failed or more images were rejected than the budget allows."""
-    from trainer.feature_sources import open_source
-    from trainer.precompute_job import PrecomputeJob
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Stores that exist and are planned, and what is left to do."""
 
+    job: "PrecomputeJob"
+    plan: "FeaturePlan"
+    tasks: "list[UnitTask]"
+
+
+def main(config: PrecomputeConfig) -> int:
+    """Makes the features; returns 0, or 1 where units failed. Raises UserError."""
     check_paths([config.dataset, config.out])
-    source = open_source(config.dataset)
-    stores = {resolution: Folder(f"{config.out}/{config.stage}/{resolution}") for resolution in sorted(config.resolution)}
-    encoders = _encoders(config)
-    infos = _existing_infos(config, stores)
-    facts = None
+    visible = {path: "" for path in [config.dataset] if is_local_path(path)}
+
+    def describe(encoders: "Encoders") -> "EncoderFacts":
+        from trainer.on_ray import start_and_describe
+
+        return start_and_describe(encoders, config.ray, visible=visible)
+
+    prepared = prepare(config, describe=describe)
+    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
+    print(
+        f"features of {config.dataset} at {sizes}: {prepared.plan.num_samples} samples in {len(prepared.plan.units)} units; "
+        f"{len(prepared.tasks)} to do"
+    )
+    num_failed = _run(config, prepared) if prepared.tasks else 0
+    _report(stores_of(config))
+    if num_failed:
+        print(f"error: {num_failed} units failed: mend the cause, then run this again", file=sys.stderr)
+    return 1 if num_failed else 0
+
+
+def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
+    """The stores that the command writes, by rising resolution."""
+    return {resolution: Folder(f"{config.out}/{config.stage}/{resolution}") for resolution in sorted(config.resolution)}
+
+
+def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], EncoderFacts]") -> Preparation:
+    """Creates or checks the stores and plans what the source has new. `describe` loads the encoders, where that is needed.
+
+    Raises UserError for a source without samples, stores that were made with other settings, and other encoders.
+    """
+    from trainer.feature_sources import open_source
+    from trainer.precompute_job import Encoders, PrecomputeJob
+
+    source, stores = open_source(config.dataset), stores_of(config)
+    text_encoder = config.text_encoder if config.storage != "none" else None
+    encoders = Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
+    infos, facts = _existing_infos(config, stores), None
     if infos is None:
-        facts = _describe(config, encoders)
+        facts = describe(encoders)
         infos = _create_stores(config, source, stores, facts)
     plan = _plan(config, source, stores, infos)
+    if not plan.units:
+        raise UserError(f"{config.dataset} has no sample: give a data set, a captioning run or images with class labels")
     tasks = pending_tasks(plan, stores)
-    print(_headline(config, plan, num_units=len(tasks)))
-    num_failed = 0
     if tasks:
-        _check_same_encoders(infos, facts or _describe(config, encoders))
-        urls = {resolution: folder.url for resolution, folder in stores.items()}
-        job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
-        num_failed = _run(config, job, tasks, budget=allowed_rejections(config.max_rejected, plan.num_samples))
-    return 1 if _report(config, stores, num_failed=num_failed) else 0
+        _check_same_encoders(infos, facts or describe(encoders))
+    urls = {resolution: folder.url for resolution, folder in stores.items()}
+    job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
+    return Preparation(job=job, plan=plan, tasks=tasks)
 
 
 def pending_tasks(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[UnitTask]":
@@ -59,19 +98,6 @@ def pending_tasks(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[Un
     done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
     lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
     return [UnitTask(unit=unit, resolutions=resolutions) for unit, resolutions in lacking if resolutions]
-
-
-def _encoders(config: PrecomputeConfig) -> "Encoders":
-    from trainer.precompute_job import Encoders
-
-    text_encoder = config.text_encoder if config.storage != "none" else None
-    return Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
-
-
-def _describe(config: PrecomputeConfig, encoders: "Encoders") -> "EncoderFacts":
-    from trainer.on_ray import start_and_describe
-
-    return start_and_describe(encoders, config.ray, visible={path: "" for path in [config.dataset] if is_local_path(path)})
 
 
 def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
@@ -102,12 +128,12 @@ def _create_stores(
     names = class_names(source) if config.features.labels else ()
     infos = {resolution: _info(config, source, facts, resolution=resolution, class_names=names) for resolution in stores}
     for resolution, folder in stores.items():
-        if folder.exists() and not folder.exists(FEATURES_FILE) and folder.names():
+        if not folder.exists(FEATURES_FILE) and set(folder.names()) - {NULL_CAPTION_FILE}:
             raise UserError(f"{folder.url} is not empty and holds no features: give another --out")
         if facts.null_caption is not None:
             folder.create(NULL_CAPTION_FILE, save({NULL_CAPTION_NAME: facts.null_caption}))
         folder.create(FEATURES_FILE, infos[resolution].to_json())
-    return infos
+    return {resolution: read_info(folder) for resolution, folder in stores.items()}
 
 
 def _info(
@@ -168,7 +194,7 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
                 )
 
 
-def _run(config: PrecomputeConfig, job: "PrecomputeJob", tasks: "Sequence[UnitTask]", *, budget: int) -> int:
+def _run(config: PrecomputeConfig, prepared: Preparation) -> int:
     """Makes the units; returns how many failed. Raises UserError where the budget of rejections is used up."""
     from dataset_builder.progress import BudgetExceeded, Progress
     from trainer.on_ray import precompute
@@ -179,40 +205,28 @@ def _run(config: PrecomputeConfig, job: "PrecomputeJob", tasks: "Sequence[UnitTa
         failures.append(unit)
         print(f"unit {unit} failed: {error}", file=sys.stderr)
 
-    progress = Progress(planned=sum(task.unit.num_images for task in tasks), budget=budget)
+    planned = sum(task.unit.num_images for task in prepared.tasks)
+    progress = Progress(planned=planned, budget=allowed_rejections(config.max_rejected, prepared.plan.num_samples))
     try:
         with progress:
-            precompute(job, tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
+            precompute(prepared.job, prepared.tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
     except BudgetExceeded as error:
         raise UserError(f"{error}: see the reasons in rejected, or raise --max_rejected") from error
     print(progress.summary())
     return len(failures)
 
 
-def _headline(config: PrecomputeConfig, plan: "FeaturePlan", *, num_units: int) -> str:
-    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
-    return f"features of {config.dataset} at {sizes}: {plan.num_samples} samples in {len(plan.units)} units; {num_units} to do"
-
-
-def _report(config: PrecomputeConfig, stores: Mapping[int, Folder], *, num_failed: int) -> bool:
-    """Prints what each store holds; True where something is missing."""
+def _report(stores: Mapping[int, Folder]) -> None:
+    """Prints what each store holds."""
     from dataset_builder.units import read_commits
 
     for resolution, folder in stores.items():
         commits = read_commits(folder)
-        num_bytes = sum(
-            file.num_bytes for commit in commits for file in commit.files.values() if not file.path.startswith("..")
-        )
-        rejected: dict[str, int] = {}
-        for commit in commits:
-            for reason, count in commit.rejected.items():
-                rejected[reason] = rejected.get(reason, 0) + count
-        reasons = f", rejected: {rejected}" if rejected else ""
-        samples = sum(commit.completed for commit in commits)
+        files = [file for commit in commits for file in commit.files.values() if not file.path.startswith("../")]
+        rejected = sum((Counter(commit.rejected) for commit in commits), Counter[str]())
+        reasons = "".join(f", {count} rejected as {reason}" for reason, count in sorted(rejected.items()))
+        samples, num_bytes = sum(commit.completed for commit in commits), sum(file.num_bytes for file in files)
         print(f"{folder.url}: {samples} samples at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
-    if num_failed:
-        print(f"error: {num_failed} units of {config.dataset} failed: mend the cause and run this again", file=sys.stderr)
-    return num_failed > 0
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ class PrecomputeJob:
         """On a CPU worker: the unit's rows, each read and decoded once and cropped for each resolution."""
         started = time.perf_counter()
         unit, info = task.unit, self.infos[task.resolutions[0]]
-        rows = read_unit(Folder(self.stores[info.resolution]), unit)
+        rows = read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
         sizes = {resolution: unit.buckets[resolution] for resolution in task.resolutions}
         labels = {name: label for label, name in enumerate(info.class_names)}
         facts: list[SampleFacts] = []

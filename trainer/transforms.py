@@ -20,19 +20,21 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def fit(pixels: Pixels, size: "Size") -> Pixels:
-    """The image at exactly `size` (height, width): resized to cover it, aspect kept to the pixel, then cropped centrally.
+    """The image at exactly `size` (height, width): resized so that it covers it, aspect kept, the rest cropped on both sides.
 
-    An image that has the size already is returned as it is.
+    An image that covers the size to the pixel, as decoding leaves most, is only cropped.
     """
     from PIL import Image
 
     height, width = size
-    covering = _covering_size(pixels.shape[0], pixels.shape[1], size)
-    if covering != pixels.shape[:2]:
-        image = Image.fromarray(pixels).resize((covering[1], covering[0]), Image.Resampling.LANCZOS)
-        pixels = np.asarray(image)
-    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    if _covering_size(pixels.shape[0], pixels.shape[1], size) == pixels.shape[:2]:
+        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    scale = max(height / pixels.shape[0], width / pixels.shape[1])
+    beyond = ((pixels.shape[1] - width / scale) / 2, (pixels.shape[0] - height / scale) / 2)
+    # Only what is kept is resized: an image of 10 x 10,000 pixels must not become one of 256 x 256,000.
+    box = (beyond[0], beyond[1], pixels.shape[1] - beyond[0], pixels.shape[0] - beyond[1])
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def decoding_side_px(height: int, width: int, sizes: Sequence["Size"]) -> int:

@@ -1,0 +1,243 @@
+"""Features are what on-the-fly encoding gives; a bad image costs itself; a stopped run goes on; another encoder is refused."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dataset_builder.command_line import UserError
+from dataset_builder.decoding import DecodeLimits, decode_image
+from dataset_builder.storage import Folder
+from dataset_builder.units import committed_units, read_commits
+from model.text_encoder import TextEncoderConfig, load_text_encoder
+from model.vae import load_vae
+from tests.model.tiny_parts import save_tiny_vae
+from tests.trainer.tiny_sources import make_features, run_tasks, tiny_precompute, write_class_folders, write_dataset
+from trainer.buckets import nearest_buckets
+from trainer.feature_store import FeatureStore, SampleRequest
+from trainer.precompute import prepare
+from trainer.precompute_config import PrecomputeConfig
+from trainer.precompute_job import Encoders
+from trainer.transforms import decoding_side_px, fit, to_signed
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "dataset")
+
+
+def store(config: PrecomputeConfig, resolution: int = 32) -> FeatureStore:
+    return FeatureStore.open(f"{config.out}/{config.stage}/{resolution}")
+
+
+def all_samples(features: FeatureStore) -> dict[str, SampleRequest]:
+    """A request with the first caption for each sample, by key."""
+    requests = [
+        SampleRequest(unit=unit, row=row, caption=0)
+        for split in features.splits
+        for units in features.samples(split).values()
+        for unit, rows in units
+        for row in range(rows)
+    ]
+    return {features.read([request]).keys[0]: request for request in requests}
+
+
+@pytest.mark.parametrize("embed", [False, True], ids=["references", "embedded"])
+def test_what_is_stored_is_what_encoding_on_the_fly_gives(tmp_path: Path, embed: bool) -> None:
+    config = tiny_precompute(tmp_path, write_dataset(tmp_path / "dataset", embed=embed))
+    make_features(config)
+    features, vae = store(config), load_vae(config.vae)
+    text_encoder = load_text_encoder(config.text_encoder)
+    table = features.info.buckets
+    samples = all_samples(features)
+    assert len(samples) == 20
+    for key, request in samples.items():
+        batch = features.read([request])
+        data = (tmp_path / "dataset" / "pictures" / f"{key}.png").read_bytes()
+        height, width = (int(side) for side in batch.sizes[0])
+        size = table[nearest_buckets([height], [width], table)[0]]
+        image = decode_image(data, limits=DecodeLimits(), target_side_px=decoding_side_px(height, width, [size]))
+        assert (image.height, image.width) == (height, width)
+        expected = vae.encode(to_signed(torch.from_numpy(fit(image.pixels, size))[None]))
+        torch.testing.assert_close(batch.mean, expected.mean.bfloat16(), rtol=0.02, atol=1e-3)
+        torch.testing.assert_close(batch.log_variance, expected.log_variance.bfloat16(), rtol=0.02, atol=1e-3)
+        assert batch.texts is not None and batch.captions is not None
+        assert batch.texts[0] == f"a large owl number {int(key[-3:])} on the left"
+        tokens = text_encoder.encode(batch.texts).tokens.bfloat16()
+        torch.testing.assert_close(batch.captions.tokens, tokens, rtol=0.02, atol=1e-2)
+        assert batch.bucket == (size[0] // 2, size[1] // 2)
+
+
+def test_two_resolutions_share_their_captions(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset, resolution=[64, 32])
+    make_features(config)
+    small, large = store(config, 32), store(config, 64)
+    assert not (tmp_path / "features" / "alignment" / "64" / "captions").exists()
+    for key, request in all_samples(large).items():
+        batches = [features.read([request]) for features in (small, large)]
+        assert batches[0].keys == batches[1].keys == [key]
+        assert batches[0].captions is not None and batches[1].captions is not None
+        assert torch.equal(batches[0].captions.tokens, batches[1].captions.tokens)
+    alone = tiny_precompute(tmp_path, dataset, resolution=[64], out=str(tmp_path / "alone"))
+    make_features(alone)
+    one, both = store(alone, 64), large
+    request = all_samples(one)["picture_003"]
+    torch.testing.assert_close(one.read([request]).mean, both.read([all_samples(both)["picture_003"]]).mean)
+
+
+def test_splits_and_buckets_are_kept_apart(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset)
+    make_features(config)
+    features = store(config)
+    assert features.splits == ("train", "validation") and features.missing_units == 0
+    assert sum(features.bucket_sizes("train").values()) == 16
+    assert sum(features.bucket_sizes("validation").values()) == 4
+    assert len(features.bucket_sizes("train")) > 2
+    with pytest.raises(UserError, match="no samples of the split test; there is train, validation"):
+        features.samples("test")
+
+
+def test_every_caption_variant_is_stored_and_the_null_caption_once(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset)
+    make_features(config)
+    features = store(config)
+    encoder = load_text_encoder(config.text_encoder)
+    samples = all_samples(features)
+    with_alt, without_alt = samples["picture_002"], samples["picture_001"]
+    assert features.caption_names(with_alt.unit, with_alt.row) == ("dense", "alt_text")
+    assert features.caption_names(without_alt.unit, without_alt.row) == ("dense",)
+    chosen = dataclasses.replace(with_alt, caption=1)
+    assert features.read([chosen]).texts == ["an owl 2"]
+    null = features.read([dataclasses.replace(with_alt, caption=None)])
+    assert null.texts == [""] and null.captions is not None
+    torch.testing.assert_close(null.captions.tokens, encoder.null_captions().tokens.bfloat16())
+
+
+def test_int8_is_close_and_half_the_size(tmp_path: Path, dataset: Path) -> None:
+    exact, small = (
+        tiny_precompute(tmp_path, dataset, captions=storage, out=str(tmp_path / storage)) for storage in ("bfloat16", "int8")
+    )
+    for config in (exact, small):
+        make_features(config)
+    stores = [store(config) for config in (exact, small)]
+    requests = [all_samples(features)["picture_004"] for features in stores]
+    batches = [
+        features.read([request, dataclasses.replace(request, caption=None)])
+        for features, request in zip(stores, requests, strict=True)
+    ]
+    tokens = [batch.captions.tokens.float() for batch in batches if batch.captions is not None]
+    assert (tokens[0] - tokens[1]).abs().max() < tokens[0].abs().max() / 100
+    assert not torch.equal(tokens[0], tokens[1])
+
+
+def test_texts_alone_are_stored_for_training_that_encodes(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset, captions="none")
+    make_features(config)
+    features = store(config)
+    batch = features.read([all_samples(features)["picture_002"]])
+    assert batch.captions is None and batch.texts == ["a large owl number 2 on the left"]
+
+
+def test_a_bad_image_costs_itself_alone(tmp_path: Path, dataset: Path) -> None:
+    (dataset / "pictures" / "picture_007.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (dataset / "pictures" / "picture_009.png").unlink()
+    config = tiny_precompute(tmp_path, dataset)
+    make_features(config)
+    features = store(config)
+    assert set(all_samples(features)) == {f"picture_{number:03d}" for number in range(20)} - {"picture_007", "picture_009"}
+    assert features.num_rejected == 2
+    commits = [commit for commit in read_commits(features.folder) if commit.rejected]
+    rows = [row for one in commits for row in pq.read_table(features.folder.path(one.files["rejected"].path)).to_pylist()]
+    assert {(row["key"], row["reason"]) for row in rows} == {("picture_007", "broken"), ("picture_009", "unreadable")}
+
+
+def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset, resolution=[32, 64])
+    prepared = prepare(config, describe=Encoders.describe)
+    run_tasks(prepared.job, prepared.tasks[:3])
+    stopped_between = f"{config.out}/alignment/64/commits/{prepared.tasks[0].unit.number:08d}.json"
+    Path(stopped_between).unlink()
+    before = read_commits(Folder(f"{config.out}/alignment/32"))
+    again = prepare(config, describe=Encoders.describe)
+    assert [task.resolutions for task in again.tasks[:1]] == [(64,)]
+    assert len(again.tasks) == len(prepared.tasks) - 2
+    run_tasks(again.job, again.tasks)
+    for resolution in (32, 64):
+        assert store(config, resolution).missing_units == 0 and len(all_samples(store(config, resolution))) == 20
+    after = read_commits(Folder(f"{config.out}/alignment/32"))
+    assert [commit for commit in after if commit.unit in {one.unit for one in before}] == before
+    assert not prepare(config, describe=Encoders.describe).tasks
+
+
+def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", count=10)
+    config = tiny_precompute(tmp_path, tmp_path / "dataset")
+    make_features(config)
+    before = committed_units(Folder(f"{config.out}/alignment/32"))
+    write_dataset(tmp_path / "dataset", count=15)
+    new = [commit.unit for commit in make_features(config) if commit is not None]
+    assert min(new) > max(before)
+    assert len(all_samples(store(config))) == 15
+
+
+def test_class_folders_make_labels_by_name(tmp_path: Path) -> None:
+    config = tiny_precompute(tmp_path, write_class_folders(tmp_path / "classes"), stage="pixel", min_validation=1)
+    make_features(config)
+    features = store(config)
+    assert features.info.class_names == ("key", "owl") and features.info.buckets == ((32, 32),)
+    samples = all_samples(features)
+    for key, label in (("owl/0.png", 1), ("key/3.png", 0)):
+        batch = features.read([samples[key]])
+        assert batch.class_labels is not None and batch.class_labels.tolist() == [label]
+        assert batch.captions is None and batch.texts is None and batch.bucket == (16, 16)
+
+
+def test_another_encoder_cannot_go_on(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset)
+    prepared = prepare(config, describe=Encoders.describe)
+    run_tasks(prepared.job, prepared.tasks[:1])
+    save_tiny_vae(tmp_path / "vae", seed=1)
+    with pytest.raises(UserError, match="begun with another vae"):
+        prepare(config, describe=Encoders.describe)
+
+
+def test_other_settings_are_refused(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset)
+    prepare(config, describe=Encoders.describe)
+    shorter = TextEncoderConfig(name=str(tmp_path / "t5"), max_caption_tokens=10)
+    other = dataclasses.replace(config, text_encoder=shorter, seed=3)
+    with pytest.raises(UserError, match="was made with another seed, text_encoder|was made with another text_encoder, seed"):
+        prepare(other, describe=Encoders.describe)
+
+
+def test_resolutions_that_make_no_buckets_are_refused(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset, resolution=[33])
+    with pytest.raises(UserError, match="--resolution 33: expected a multiple of 4 px, try 32"):
+        prepare(config, describe=Encoders.describe)
+
+
+@pytest.mark.slow
+def test_the_command_makes_on_ray_what_a_loop_makes(tmp_path: Path, dataset: Path) -> None:
+    (dataset / "pictures" / "picture_007.png").write_bytes(b"broken")
+    config = tiny_precompute(tmp_path, dataset)
+    command = [sys.executable, "-m", "trainer.precompute", "--dataset", str(dataset), "--out", str(tmp_path / "on_ray")]
+    command += ["--stage", "alignment", "--resolution", "32", "64", "--unit_size", "4", "--vae.name", str(tmp_path / "vae")]
+    command += ["--text_encoder.name", str(tmp_path / "t5"), "--text_encoder.max_caption_tokens", "20", "--vae.sliced", "false"]
+    command += ["--text_encoder.dtype", "float32", "--ray.num_replicas", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "19 samples at 64 px" in done.stdout and "1 rejected as not_an_image" in done.stdout
+    both = dataclasses.replace(config, resolution=[32, 64])
+    make_features(both)
+    for resolution in (32, 64):
+        here, there = store(both, resolution), FeatureStore.open(str(tmp_path / "on_ray" / "alignment" / str(resolution)))
+        samples = all_samples(here)
+        assert samples == all_samples(there)
+        for request in samples.values():
+            torch.testing.assert_close(here.read([request]).mean, there.read([request]).mean, rtol=0.02, atol=1e-3)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert again.returncode == 0 and "0 to do" in again.stdout
