@@ -16,10 +16,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report import print_report
 from dataset_builder.command_line import UserError, run_command
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _SIDE, _PLACES, _TOKENS, _WIDTH = 32, 120, 60, 1152
 _KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn_linear"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn_linear", "convolution"),
     "attention": ("scaled_dot_product", "softmax"),
     "activation": ("gelu", "silu"),
     "norms": ("layer_norm",),
@@ -53,6 +54,9 @@ class DiTStepConfig:
     """How often each side is timed, in turn; the median counts."""
     compile: bool = True
     """Time compiled networks too."""
+    attention: Literal["default", "plain"] = "default"
+    """What computes attention on both sides. default: whatever torch picks; plain: its reference in bf16, since on a CPU the
+    default's backward pass takes several times as long as that."""
     profile: bool = True
     """Show where the time of an eager step goes."""
     memory_of: str = ""
@@ -61,9 +65,29 @@ class DiTStepConfig:
 
 def main(config: DiTStepConfig) -> int:
     """Prints the figures; returns 0."""
-    if config.memory_of:
-        print(json.dumps(_peak_memory(config)))
-        return 0
+    with _attention(config.attention):
+        if config.memory_of:
+            print(json.dumps(_peak_memory(config)))
+        else:
+            print_report("DiT step", _figures(config))
+    return 0
+
+
+@contextmanager
+def _attention(kind: Literal["default", "plain"]) -> Iterator[None]:
+    """The kernels of scaled_dot_product_attention inside the block."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if kind == "default":
+        yield
+        return
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPUs too: else it computes in float32
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _figures(config: DiTStepConfig) -> dict[str, float]:
     steps = {"ours": _our_step(config), "diffusers": _their_step(config)}
     if config.compile:
         steps |= {"ours compiled": _our_step(config, compiled=True), "diffusers compiled": _their_step(config, compiled=True)}
@@ -82,10 +106,8 @@ def main(config: DiTStepConfig) -> int:
     sampling = _in_turn({"ours": _our_sampling(config), "diffusers": _their_sampling(config)}, rounds=config.rounds)
     figures["sampling_ratio"] = sampling["diffusers"] / sampling["ours"]
     if config.profile:
-        for name in ("ours", "diffusers"):
-            print(f"{name}, one eager step: {_where_time_goes(steps[name])}")
-    print_report("DiT step", figures)
-    return 0
+        _print_profile({name: _where_time_goes(steps[name]) for name in ("ours", "diffusers")})
+    return figures
 
 
 def _in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
@@ -257,7 +279,8 @@ def _matrix_products(config: DiTStepConfig) -> Callable[[], None]:
 def _memory(side: str, config: DiTStepConfig) -> float:
     """Peak memory of one side's step in bytes, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.dit_step", f"--memory_of={side}", f"--depth={config.depth}"]
-    done = subprocess.run([*command, f"--batch={config.batch}"], check=False, capture_output=True, text=True)
+    command += [f"--batch={config.batch}", f"--attention={config.attention}"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {side} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -277,18 +300,24 @@ def _memory_status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
-def _where_time_goes(step: Callable[[], None]) -> str:
-    """Shares of a step's time by kind of operation."""
+def _where_time_goes(step: Callable[[], None]) -> Counter[str]:
+    """Milliseconds of one step by kind of operation."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
-    shares: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     for event in profiler.key_averages():
         kind = next((kind for kind, names in _KINDS.items() if any(name in event.key for name in names)), "the rest")
-        shares[kind] += event.self_cpu_time_total
-    total = shares.total()
-    return ", ".join(f"{kind} {share / total:.0%}" for kind, share in shares.most_common())
+        times[kind] += event.self_cpu_time_total / 1000
+    return times
+
+
+def _print_profile(times: Mapping[str, Counter[str]]) -> None:
+    print(f"{'one eager step, ms':<22}" + "".join(f"{name:>12}" for name in times))
+    for kind in [*_KINDS, "the rest"]:
+        if any(times[name][kind] for name in times):
+            print(f"  {kind:<20}" + "".join(f"{times[name][kind]:>12.0f}" for name in times))
 
 
 if __name__ == "__main__":

@@ -341,9 +341,9 @@ class TextBlock(nn.Module):
         """
         modulation = (self.scale_shift_table + shared).to(_compute_dtype(x)).unsqueeze(2)  # (B, 6, 1, D)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.unbind(1)  # 6 x (B, 1, D)
-        x = torch.addcmul(x, gate, self.attn(_modulate(x, shift, scale), grid))  # (B, N, D)
+        x = x + gate * self.attn(_modulate(x, shift, scale), grid)  # (B, N, D)
         x = x + self.cross_attn(x, captions)
-        return torch.addcmul(x, gate_mlp, self.mlp(_modulate(x, shift_mlp, scale_mlp)))
+        return x + gate_mlp * self.mlp(_modulate(x, shift_mlp, scale_mlp))  # type: ignore[no-any-return]
 
 
 class ClassBlock(nn.Module):
@@ -360,8 +360,8 @@ class ClassBlock(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             modulation = self.adaLN_modulation(condition).unflatten(1, (6, 1, -1))  # (B, 6, 1, D)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.to(_compute_dtype(x)).unbind(1)  # 6 x (B, 1, D)
-        x = torch.addcmul(x, gate, self.attn(_modulate(x, shift, scale), grid))  # (B, N, D)
-        return torch.addcmul(x, gate_mlp, self.mlp(_modulate(x, shift_mlp, scale_mlp)))
+        x = x + gate * self.attn(_modulate(x, shift, scale), grid)  # (B, N, D)
+        return x + gate_mlp * self.mlp(_modulate(x, shift_mlp, scale_mlp))  # type: ignore[no-any-return]
 
 
 class FinalLayer(nn.Module):

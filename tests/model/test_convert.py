@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
@@ -14,8 +15,11 @@ from torch import Tensor
 from model.checkpoint import load_checkpoint
 from model.command_line import UserError
 from model.convert import ConvertConfig, main
-from model.dit import DiT, KVCompression, position_table
+from model.dit import PRESETS, DiT, KVCompression, position_table
 from model.dit_config import UnstatedConfig
+from model.generation import GenerationRequest
+from model.pipeline import open_pipeline
+from model.sampling import SamplingConfig
 from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, captions, latents, padded_captions, random_network
 from tests.model.tiny_parts import save_tiny_checkpoint
 
@@ -100,6 +104,32 @@ def test_a_whole_pipeline_opens_in_diffusers_as_it_is(tmp_path: Path, objective:
     assert image.images.shape == (1, 32, 32, 3)
     back = load_checkpoint(_convert("diffusers", "native", folder, tmp_path / "back"))[1]
     assert back.objective == objective and back.resolution == 32 and back.vae.name == str(folder.resolve())
+
+
+def test_an_untrained_mini_goes_all_ways_and_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    """The walk-through of docs/generating.md, with the shipped text encoder and VAE."""
+    native = _convert("preset", "native", Path("mini"), tmp_path / "untrained")
+    assert load_checkpoint(native)[0].config == PRESETS["mini"]
+    official = _convert("native", "official", native, tmp_path / "mine.pth")
+    back = _convert("official", "native", official, tmp_path / "back", text_encoder="mini", vae="mini")
+    assert _same(load_checkpoint(back)[0].state_dict(), load_checkpoint(native)[0].state_dict())
+    folder = _convert("native", "diffusers", back, tmp_path / "mine-diffusers", copy_parts=True)
+    sampling = SamplingConfig(num_inference_steps=2)
+    ours = open_pipeline(back)(GenerationRequest(prompts=("a large owl on the left",), sampling=sampling), output="numpy")
+    pipeline = PixArtAlphaPipeline.from_pretrained(folder)
+    options = {"use_resolution_binning": False, "clean_caption": False, "output_type": "np", "num_inference_steps": 2}
+    theirs = pipeline("a large owl on the left", generator=torch.Generator().manual_seed(0), **options).images
+    assert theirs.shape == (1, 64, 64, 3) and theirs.std() > 0.1
+    assert np.abs(np.asarray(ours[0].image) - theirs[0]).max() <= 1 / 255
+
+
+def test_presets_are_drawn_for_both_objectives_and_others_are_named(tmp_path: Path) -> None:
+    native = _convert("preset", "native", Path("mini"), tmp_path / "flow", objective="rectified_flow")
+    network, pipeline = load_checkpoint(native)
+    assert pipeline.objective == "rectified_flow" and not network.config.learned_variance
+    assert network.blocks[0].attn.qkv.weight.any()  # type: ignore[union-attr, operator]
+    with pytest.raises(UserError, match="expected one of mini, S/2, .*, found mimi"):
+        _convert("preset", "native", Path("mimi"), tmp_path / "none")
 
 
 def test_a_dit_goes_both_ways_and_copies_that_differ_are_refused(tmp_path: Path) -> None:
