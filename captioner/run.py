@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from captioner.caption_job import CaptionJob
     from dataset_builder.plan import Plan
     from dataset_builder.sources import Source
+    from dataset_builder.units import Commit, Unit
 
 
 def main(config: CaptionConfig) -> int:
@@ -50,8 +51,7 @@ def main(config: CaptionConfig) -> int:
     print(_headline(config, job, plan, num_units=len(units)))
     if line := passed_over.line(in_tars=plan.num_passed_over):
         print(line)
-    counted = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
-    allowed = allowed_rejections(config.max_rejected, sum(counted.values()))
+    allowed = _allowed(config, wanted, commits)
     if units:
         budget = allowed - sum(sum(commit.rejected.values()) for commit in commits)
         if not run_job(job, units, settings=config.ray, visible=_visible(config, job), budget=budget, started=started):
@@ -212,6 +212,12 @@ def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_uni
         f"run {job.run_id} in {config.out}: {plan.num_images} images in {plan.num_units} units{repeated}; "
         f"{num_units} units to do; model {config.model}; prompts {job.prompts.name} ({prompts})"
     )
+
+
+def _allowed(config: CaptionConfig, wanted: "Sequence[Unit]", commits: "Sequence[Commit]") -> int:
+    """How many images may be rejected, of those that this command wants and those that earlier ones did."""
+    counted = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
+    return allowed_rejections(config.max_rejected, sum(counted.values()))
 
 
 def _report(config: CaptionConfig, run: Folder, *, allowed: int) -> int:

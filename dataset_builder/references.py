@@ -197,7 +197,7 @@ def _open_planned(open_container: Callable[[str], OpenedT], uri: str) -> OpenedT
         return open_container(uri)
     except FileNotFoundError:
         gone = f"{uri} was there when its images were planned, and is not now: put it back, then run the same command again"
-        raise StoreError(gone, is_alone=False, may_pass=True) from None
+        raise StoreError(gone, is_alone=False, may_pass=False) from None
 
 
 def _cached(cache: OrderedDict[str, OpenedT], uri: str) -> OpenedT | None:

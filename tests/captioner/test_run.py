@@ -1,5 +1,7 @@
 """The main job as its users start it: nothing is lost, a resume cannot mix, and what went wrong is one line."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -8,10 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
+from captioner.run import _allowed, main
 from captioner.status import read_status
+from dataset_builder.cluster import RaySettings
+from dataset_builder.command_line import UserError, run_command
 from dataset_builder.storage import Folder
-from dataset_builder.units import read_commits
+from dataset_builder.unit_run import run_job
+from dataset_builder.units import Commit, Unit, read_commits
 from tests.captioner.conftest import caption, run_arguments, save_pictures
+from tests.dataset_builder.containers import jpeg, tar_bytes
 
 
 def table(run: Path, kind: str) -> pa.Table:
@@ -54,12 +62,17 @@ def broken_images(folder: Path) -> dict[str, str]:
 
 def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captioned(tmp_path: Path, tiny_llava: Path) -> None:
     expected = broken_images(tmp_path / "images")
-    save_pictures(tmp_path / "images", count=12)
+    save_pictures(tmp_path / "images", count=11)
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "images" / "_DSC1234.JPG")
+    (tmp_path / "images" / "._DSC1234.JPG").write_bytes(b"what macOS leaves beside it")
+    (tmp_path / "images" / "_truth").mkdir()
     code, output = caption(
         run_arguments(tmp_path / "images", tmp_path / "run", tiny_llava, "--limits.max_image_pixels", "100000000")
     )
     assert code == 0, output
     assert "24 planned = 14 captioned + 10 rejected" in output
+    assert "passed over because of their names: 1 file and 1 folder" in output
+    assert "_DSC1234" in table(tmp_path / "run", "captions")["key"].to_pylist()
     rejected = table(tmp_path / "run", "rejected").to_pylist()
     assert {row["key"]: row["reason"] for row in rejected} == expected
     assert all(row["message"] for row in rejected)
@@ -67,7 +80,8 @@ def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captio
 
 def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path) -> None:
     images, run = save_pictures(tmp_path / "images", count=20), tmp_path / "run"
-    code, output = caption(run_arguments(images, run, tiny_llava, "--limit", "9", "--prompts", "ladder"))
+    begun = ["--limit", "9", "--prompts", "ladder", "--generation.dtype", "bfloat16"]
+    code, output = caption(run_arguments(images, run, tiny_llava, *begun))
     assert code == 0 and "20 planned = 16 captioned + 0 rejected + 4 to do; 2 of 3 units" in output, output
     first = {commit.unit: commit for commit in read_commits(Folder(str(run)))}
 
@@ -82,13 +96,21 @@ def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path
     assert len(pairs) == 23 * 3 and len(set(pairs)) == len(pairs)
     assert table(run, "images")["alt_text"][3].as_py() == "a picture of the number 3"
 
-    code, output = caption(run_arguments(images, run, tiny_llava))
-    assert code == 2 and "holds a run with another prompts" in output
+    record = json.loads((run / "run.json").read_text())
+    assert record["settings"]["generation"]["dtype"] == "bfloat16", "auto goes on with what the run was begun in"
+
+    code, output = in_process(run_arguments(images, run, tiny_llava, *begun[:-1], "float32"))
+    assert code == 2 and "holds a run with another generation.dtype:" in output
+    code, output = in_process(run_arguments(images, run, tiny_llava))
+    assert code == 2 and "holds a run with another prompts.name, prompts.prompts" in output
 
 
-def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path) -> None:
-    images, run = save_pictures(tmp_path / "images", count=5), tmp_path / "run"
-    assert caption(run_arguments(images, run, tiny_llava))[0] == 0
+def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = save_pictures(tmp_path / "images", count=5).parent / "run"
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    code, output = caption(run_arguments("images", "run", tiny_llava))
+    assert code == 0 and f"in {run}: 5 images" in output, "workers have another working directory"
     captions, counts = table(run, "captions").to_pylist(), table(run, "noun_counts").to_pylist()
     for row in captions:
         assert row["num_words"] == len(row["caption"].split())
@@ -98,6 +120,7 @@ def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path) -> No
     assert sum(row["num_nouns"] for row in captions) == sum(row["count"] for row in counts)
     assert sum(row["num_t5_nouns"] for row in captions) == sum(row["count_t5"] for row in counts)
     record = json.loads((run / "run.json").read_text())
+    assert record["settings"]["generation"]["dtype"] == "float32", "auto is not what a run is named by"
     assert record["settings"]["prompts"]["prompts"][0]["text"] == "Describe this image and its style in a very detailed manner"
     assert read_status(Folder(str(run))).remaining == 0
 
@@ -142,7 +165,91 @@ def test_without_arguments_it_says_how_to_begin() -> None:
     assert code == 2 and "example: python -m captioner.run --images photos/ --out runs/photos" in output
 
 
-def test_a_job_refuses_relative_paths(tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tar_that_has_gone_ends_the_run_and_rejects_nothing(tmp_path: Path, tiny_llava: Path) -> None:
+    images, run = save_pictures(tmp_path / "images", count=8), tmp_path / "run"
+    one = tmp_path / "images" / "x.tar"
+    one.write_bytes(tar_bytes([(f"t{number}.jpg", jpeg(number)) for number in range(4)]))
+    assert caption(run_arguments(images, run, tiny_llava, "--limit", "8"))[0] == 0
+    one.unlink()
+    code, output = caption(run_arguments(images, run, tiny_llava))
+    assert code == 2 and "Traceback" not in output, output
+    assert f"{one} was there when its images were planned, and is not now: put it back" in output
+    assert read_status(Folder(str(run))).rejected == 0
+
+
+def in_process(arguments: list[str]) -> tuple[int, str]:
+    """The command without a process of its own, for what ends before Ray starts."""
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+        code = run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
+    return code, output.getvalue()
+
+
+def fails(arguments: list[str], message: str) -> None:
+    code, output = in_process([*arguments, "--generation.dtype", "float32"])
+    assert code == 2 and output.count("error:") == 1 and message in output and len(output.splitlines()) == 1, output
+
+
+def test_a_folder_that_cannot_be_written_and_records_of_something_else_are_one_line(tmp_path: Path, tiny_llava: Path) -> None:
+    images, run = save_pictures(tmp_path / "images", count=1), tmp_path / "run"
+    (tmp_path / "file").write_text("")
+    fails(run_arguments(images, tmp_path / "file" / "run", tiny_llava), "cannot work in")
+    fails(run_arguments(images, "nonsense://run", tiny_llava), "nonsense")
+    run.mkdir()
+    for content in ("", "{", "[]", "{}", '{"settings": {}}', '{"run_id": 1, "settings": [], "images": {}, "carried": 0}'):
+        (run / "run.json").write_text(content)
+        fails(run_arguments(images, run, tiny_llava), "run.json is damaged or of something else")
+        with pytest.raises(UserError, match="damaged or of something else"):
+            read_status(Folder(str(run)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["", "{", "[1]", '{"vision_config": {"image_size": "large"}}', '{"vision_config": {}, "image_grid_pinpoints": [5]}'],
+)
+def test_a_model_with_a_bad_config_is_one_line(tmp_path: Path, config: str) -> None:
+    images = save_pictures(tmp_path / "images", count=1)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(config)
+    fails(run_arguments(images, tmp_path / "run", tmp_path / "model"), "config.json")
+
+
+def test_the_budget_counts_what_is_wanted_and_what_was_done(tmp_path: Path) -> None:
+    config = CaptionConfig(images=["images"], out="run", max_rejected=0.5)
+    units = [Unit(number=number, part="", row_group=0, num_images=512) for number in range(3)]
+    commit = Commit(run_id="", unit=2, planned=512, completed=512, rejected={}, files={})
+    assert _allowed(config, units[:1], []) == 256
+    assert _allowed(config, units[:1], [commit]) == 512
+    assert _allowed(config, units, [commit]) == 768
+
+
+def test_a_budget_that_is_used_up_stops_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not run_job(None, [], settings=RaySettings(), visible={}, budget=-1, started=0.0)  # type: ignore[arg-type]
+    assert "more images are rejected already than --max_rejected allows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--images", "images"),
+        ("--out", "run"),
+        ("--model", "model"),
+        ("--model", "./nowhere"),
+        ("--prompts", "mine.yaml"),
+        ("--tagger.spacy_model", "model"),
+        ("--t5.tokenizer", "model"),
+    ],
+)
+def test_a_job_refuses_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, option: str, value: str) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    code, output = caption(run_arguments("images", tmp_path / "run", tiny_llava))
-    assert code == 2 and "images: a relative path inside a Ray job" in output
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine.yaml").write_text("")
+    options = {"--images": str(tmp_path), "--out": str(tmp_path / "run"), option: value}
+    fails([word for pair in options.items() for word in pair], f"{value}: a relative path inside a Ray job")
+
+
+@pytest.mark.parametrize(("side_px", "size"), [(64, 512), (336, 512), (672, 512), (1152, 179), (100_000, 1)])
+def test_a_unit_is_smaller_where_the_model_reads_large_images(side_px: int, size: int) -> None:
+    assert default_unit_size(side_px) == size
+    assert size in (1, 512) or 0.99 * UNIT_BYTES < size * side_px * side_px * 4.5 <= UNIT_BYTES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset_builder.command_line import UserError
-from dataset_builder.storage import Folder
+from dataset_builder.storage import Folder, usable
 from tests.s3 import s3_bucket
 
 
@@ -68,3 +68,16 @@ def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
 def test_a_protocol_that_nobody_knows_is_one_line() -> None:
     with pytest.raises(UserError, match="nonsense://bucket/run cannot be opened"):
         Folder("nonsense://bucket/run").exists()
+
+
+def test_a_store_that_cannot_be_used_is_one_line_and_a_bug_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = Folder(str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="cannot work in .*file/run .NotADirectoryError.*permissions"), usable(folder):
+        folder.create("run.json", b"{}")
+    with pytest.raises(KeyError), usable(folder):
+        raise KeyError("a bug")
+    with s3_bucket() as bucket:
+        folder = Folder(f"{bucket}-of-nobody/run")
+        with pytest.raises(UserError, match="cannot work in s3://.*of-nobody/run .FileNotFoundError"), usable(folder):
+            folder.create("run.json", b"{}")
