@@ -1,12 +1,34 @@
 """Which Ray to run on, and how much of it. Ray itself is imported in ray_units.py alone."""
 
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import is_local_path
+
+CONNECT_S = 5.0
+POLL_S = 1.0
+LOST_S = 20.0  # Ray's head may be away for so long; after 60 s Ray ends the process without a word to us
+
+
+class RayLost(UserError):
+    """Ray, or the node of this process, is gone; the message says what was seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of the cluster that is alive, with all that it has, taken or not."""
+
+    node_id: str
+    name: str
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True)
@@ -18,7 +40,7 @@ class RaySettings:
     num_replicas: int = 0
     """Replicas of the model; 0: one per GPU, or without GPUs as many as the cores hold."""
     gpus_per_replica: float = 1.0
-    """GPUs of a replica, where the cluster has any."""
+    """GPUs of a replica, where the cluster has any: a fraction below 1, or a whole number; 0: the replicas run on CPUs."""
     cpus_per_replica: int = 1
     """Cores of a replica: threads of the model where it runs on the CPU."""
     cpus_per_task: float = 1.0
@@ -26,18 +48,25 @@ class RaySettings:
     units_in_flight: int = 3
     """Units per replica that are decoded, in the model or being committed at one time; bounds the memory."""
     unit_timeout_s: float = 3600.0
-    """Seconds that one unit may keep a worker busy before it is stopped and the unit is tried again."""
+    """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and tried again."""
+    load_timeout_s: float = 1800.0
+    """Seconds that a replica may take to load the model before it is stopped and tried again."""
 
     def __post_init__(self) -> None:
         problems = [
             f"{name} must be {bound}, not {getattr(self, name)}"
             for name, bound, holds in [
                 ("num_replicas", "0 or more", self.num_replicas >= 0),
-                ("gpus_per_replica", "0 or more", self.gpus_per_replica >= 0),
+                (
+                    "gpus_per_replica",
+                    "a fraction below 1 or a whole number",
+                    0 <= self.gpus_per_replica < 1 or (self.gpus_per_replica >= 1 and self.gpus_per_replica % 1 == 0),
+                ),
                 ("cpus_per_replica", "1 or more", self.cpus_per_replica >= 1),
                 ("cpus_per_task", "above 0", self.cpus_per_task > 0),
                 ("units_in_flight", "1 or more", self.units_in_flight >= 1),
                 ("unit_timeout_s", "above 0", self.unit_timeout_s > 0),
+                ("load_timeout_s", "above 0", self.load_timeout_s > 0),
             ]
             if not holds
         ]
@@ -49,17 +78,54 @@ class RaySettings:
         """The address to attach to; None for a Ray of one's own."""
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
+    def check(self, nodes: Sequence[Node], *, on_gpus: bool) -> None:
+        """Raises UserError for settings that no node can meet: Ray would wait for ever for one that can."""
+        cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
+        fitting = len(self._slots(nodes, on_gpus=on_gpus))
+        problems = [
+            f"--ray.{name} {getattr(self, name):g}: {found}"
+            for name, found, holds in [
+                ("cpus_per_task", f"the largest node has {cpus:g} CPUs", self.cpus_per_task <= cpus),
+                ("cpus_per_replica", f"the largest node has {cpus:g} CPUs", on_gpus or self.cpus_per_replica <= cpus),
+                ("gpus_per_replica", f"the largest node has {gpus:g} GPUs", not on_gpus or self.gpus_per_replica <= gpus),
+                ("num_replicas", f"the GPUs hold {fitting}", not on_gpus or fitting == 0 or self.num_replicas <= fitting),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise UserError(f"{'; '.join(problems)}: give at most that, or a larger cluster")
+
     def uses_gpus(self, resources: Mapping[str, float]) -> bool:
         """True where the cluster has GPUs and a replica wants one."""
         return resources.get("GPU", 0) > 0 and self.gpus_per_replica > 0
 
     def count_replicas(self, resources: Mapping[str, float]) -> int:
-        """How many replicas the cluster's resources hold."""
+        """How many replicas a cluster's resources hold, where others choose their nodes (Ray Data's pools)."""
         if self.num_replicas:
             return self.num_replicas
         if self.uses_gpus(resources):
             return max(1, int(resources["GPU"] / self.gpus_per_replica))
         return max(1, int(resources.get("CPU", 1)) // self.cpus_per_replica)
+
+    def places(self, nodes: Sequence[Node], *, on_gpus: bool) -> list[str]:
+        """The node id of each replica, spread evenly: as many as the nodes hold, or `num_replicas`.
+
+        `on_gpus`: what uses_gpus said at the start, since a run that has lost its GPUs must not go on on CPUs, where captions
+        differ. On CPUs a `num_replicas` beyond the cores is met by going round the nodes again: the replicas then share them.
+        """
+        slots = self._slots(nodes, on_gpus=on_gpus)
+        if not self.num_replicas:
+            return slots
+        repeated = slots if on_gpus else itertools.cycle(slots)
+        return list(itertools.islice(repeated, self.num_replicas))
+
+    def _slots(self, nodes: Sequence[Node], *, on_gpus: bool) -> list[str]:
+        held = {
+            node.node_id: int(node.gpus / self.gpus_per_replica if on_gpus else node.cpus / self.cpus_per_replica)
+            for node in nodes
+        }
+        rounds = range(max(held.values(), default=0))
+        return [node_id for turn in rounds for node_id, number in held.items() if turn < number]
 
     def replica_options(self, resources: Mapping[str, float]) -> dict[str, Any]:
         """Ray options of a replica. It claims no CPU, so that tasks find room beside it however many nodes are lost."""
@@ -81,6 +147,52 @@ def cpu_environment(*, num_threads: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{tunable}" for tunable in tunables),
     }
+
+
+def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
+    """From what ray.nodes() says. Raises RayLost where no node is alive."""
+    nodes = [
+        Node(
+            node_id=node["NodeID"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+        )
+        for node in described
+        if node["Alive"]
+    ]
+    if not nodes:
+        raise RayLost("no node of this Ray is alive")
+    return nodes
+
+
+def no_answer(address: str) -> str:
+    """Why nothing listens at host:port, or ""; at once, where Ray itself takes a minute to give up."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def wait_for_head(address: str) -> None:
+    """Returns once something listens at host:port. Raises RayLost where that takes longer than LOST_S."""
+    deadline = time.monotonic() + LOST_S
+    while unanswered := no_answer(address):
+        if time.monotonic() > deadline:
+            raise RayLost(f"its head at {address} does not answer: {unanswered}")
+        time.sleep(POLL_S)
+
+
+def unseen_paths(paths: Mapping[str, str]) -> list[str]:
+    """The local paths that this machine does not see, or not with the text in it that is given for it."""
+    plain = {path: path.removeprefix("file://") for path in paths}
+    return [
+        path
+        for path, text in paths.items()
+        if not os.path.exists(plain[path]) or (text and text not in Path(plain[path]).read_text())
+    ]
 
 
 def is_inside_job() -> bool:

@@ -50,9 +50,15 @@ class Progress:
         written = f"{self.tokens / seconds:.0f} tokens/s, " if self.tokens else ""
         self.bar.set_postfix_str(f"{written}{self.rejected} rejected", refresh=False)
         self.bar.update(commit.planned)
-        if self.rejected > self.budget:
+        self.check_budget(0)
+
+    def check_budget(self, num_uncommitted: int) -> None:
+        """Raises BudgetExceeded; `num_uncommitted` images are rejected already in units that are not done."""
+        rejected = self.rejected + num_uncommitted
+        if rejected > self.budget:
             raise BudgetExceeded(
-                f"{self.rejected} of the {self.images} images done just now are rejected, {self.budget} more were allowed"
+                f"{rejected} of the {self.images + num_uncommitted} images done just now are rejected, "
+                f"{self.budget} more were allowed"
             )
 
     def summary(self) -> str:

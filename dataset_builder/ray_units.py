@@ -4,52 +4,36 @@ For each unit three Ray calls are chained: `prepare` (a CPU task: bytes to pixel
 `finish` (a CPU task: tables, commit). Data flows between workers through Ray's object store and never through the driver,
 which holds no state that the commits do not hold. At most `units_in_flight` units per replica exist at a time.
 
-A unit that keeps failing is searched by halves for the images that fail alone. Those are rejected with a reason, and the unit
-is run again without them, so that the result does not depend on how it was found.
+What a failure means for a unit is decided in culprits.py, what runs on the workers is in unit_workers.py.
 """
 
 import logging
 import math
 import os
-import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import LocalRayletDiedError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dataset_builder.cluster import RaySettings
+from dataset_builder.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, unseen_paths, wait_for_head
 from dataset_builder.command_line import UserError
-from dataset_builder.units import Commit, Failure, Unit
+from dataset_builder.culprits import OpenUnit
+from dataset_builder.unit_workers import JobFailed, ModelBroken, Replica, UnitJob, describe, finish_unit, prepare_unit, warm_up
+from dataset_builder.units import Commit, Unit
 
-TRIES = 2
 POLL_S = 1.0
-CONNECT_S = 5.0
-START_TRIES = 2
-
-
-class UnitJob(Protocol):
-    """What a kind of work does with a unit. Instances are pickled to the workers, so they hold settings only."""
-
-    def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Any, Any]:
-        """On a CPU worker: (payload for the model, facts for `finish`) of the images at these positions of the unit."""
-
-    def warm_up(self) -> None:
-        """On a CPU worker, while the models load: whatever `prepare` and `finish` load once per process."""
-
-    def load_engine(self) -> Any:
-        """On a replica, once: the model."""
-
-    def process(self, engine: Any, payload: Any, *, one_by_one: bool) -> Any:
-        """On a replica: the model's output for a payload; `one_by_one` asks for the smallest batches."""
-
-    def finish(self, unit: Unit, *, facts: Any, output: Any, excluded: dict[int, Failure]) -> Commit | None:
-        """On a CPU worker: writes and commits; None where another attempt had committed already."""
+LOOK_S = 5.0  # between two looks at Ray itself
+STALL_GRACE_S = 300.0  # for starting workers and noticing lost nodes, on top of the time limits
+VISIBLE_S = 300.0
+LOAD_TRIES = 2
+START_TRIES = 3
+LEAST_LIMIT_S = 60.0
 
 
 def run_units(
@@ -59,41 +43,58 @@ def run_units(
     settings: RaySettings,
     on_start: Callable[[], None],
     on_commit: Callable[[Commit | None], None],
+    on_reject: Callable[[int], None] | None = None,
 ) -> None:
     """Runs all units; returns when each is committed. `on_start` is called once the first model is loaded, `on_commit`
-    after each unit; it may raise to stop.
+    after each unit, `on_reject` after each image that was found to fail alone, with their number in the units that are not
+    committed yet; the last two may raise to stop.
 
-    Raises UserError where the model cannot be loaded or a unit cannot be finished.
+    Raises UserError where the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
+    finished, or Ray is lost.
     """
-    _Driver(job, units, settings=settings, on_start=on_start, on_commit=on_commit).run()
+    driver = _Driver(job, units, settings=settings, on_start=on_start, on_commit=on_commit, on_reject=on_reject)
+    try:
+        driver.run()
+    except (RayLost, RayError) as error:
+        raise UserError(
+            f"Ray was lost ({error if isinstance(error, RayLost) else describe(error)}): "
+            f"run the same command again; {driver.num_committed} units of this run are committed"
+        ) from error
 
 
 def start_ray(settings: RaySettings) -> None:
-    """Attaches to the Ray that the settings name, or starts one of our own that ends with this process.
+    """Attaches to the Ray that the settings name, or starts one of our own that ends with this process; once in a process.
 
-    Does nothing where this process has a Ray already. Raises UserError where the address does not answer.
+    Raises UserError where the address does not answer.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls that are started again leave errors that nobody reads
     address = settings.resolved_address
     if address is None:
         _start_own_ray()
         return
-    _check_answers(address)
+    advice = "start one, or leave the address out"
+    if "://" in address:
+        raise UserError(f"{address} is not host:port or auto: {advice}; to a cluster from outside goes `ray job submit`")
+    unanswered = no_answer(address) if ":" in address else ""
+    if unanswered:
+        raise UserError(f"no Ray answers at {address} ({unanswered}): {advice}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise UserError(f"no Ray answers at {address} ({_cause(error)}): start one, or leave the address out") from None
+        raise UserError(f"no Ray answers at {address} ({describe(error)}): {advice}") from None
 
 
 def _start_own_ray() -> None:
+    """Tries more than once: each part of Ray gives the next one half a minute, which a busy machine exceeds."""
     for _ in range(START_TRIES):
         try:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception where its processes take longer than it waits
             ray.shutdown()
-            failed = _cause(error)
+            failed = describe(error)
         else:
             return
     raise UserError(f"Ray could not start on this machine ({failed}): run this again when it is less busy")
@@ -106,111 +107,52 @@ def replicas_use_gpus(settings: RaySettings) -> bool:
 
 def check_visible(paths: Mapping[str, str]) -> None:
     """Raises UserError unless every node sees each local path, with the text in it where a text is given."""
-    for node in (node for node in ray.nodes() if node["Alive"]):
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        unseen = ray.get(ray.remote(num_cpus=0, scheduling_strategy=strategy)(_unseen).remote(dict(paths)))
-        if unseen:
+    looks = {node: ray.remote(num_cpus=0, **_on_node(node.node_id, soft=False))(unseen_paths) for node in _nodes()}
+    unseen = {node: look.remote(dict(paths)) for node, look in looks.items()}
+    for node, ref in unseen.items():
+        try:
+            found = ray.get(ref, timeout=VISIBLE_S)
+        except RayError as error:
+            raise UserError(f"node {node.name} could not look at {', '.join(paths)}: {_message(error)}") from error
+        if found:
             raise UserError(
-                f"{', '.join(unseen)}: not visible on node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}); "
-                "use a folder that all nodes share, or object storage"
+                f"{', '.join(found)}: not visible on node {node.name}; use a folder that all nodes share, or object storage"
             )
 
 
-def _unseen(paths: dict[str, str]) -> list[str]:
-    plain = {path: path.removeprefix("file://") for path in paths}
-    return [
-        path
-        for path, text in paths.items()
-        if not os.path.exists(plain[path]) or (text and text not in Path(plain[path]).read_text())
-    ]
+def _nodes() -> list[Node]:
+    return alive_nodes(ray.nodes())
 
 
-def _check_answers(address: str) -> None:
-    """A quick look at host:port, since Ray itself takes a minute to give up."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or "://" in address:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise UserError(f"no Ray answers at {address} ({error}): start one, or leave the address out") from None
+def _on_node(node_id: str, *, soft: bool) -> dict[str, Any]:
+    """The Ray option that binds a task or an actor to a node; `soft`: another one will do where that is lost."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft)}
 
 
-@dataclass
-class _UnitState:
-    """What the driver knows of a unit that is not committed. `suspects` is not empty while culprits are searched."""
+@dataclass(eq=False)
+class _Place:
+    """A replica: its actor, the node that it is meant for, and `loading` until the model is loaded."""
 
-    unit: Unit
-    failures: int = 0
-    one_by_one: bool = False
-    searched: bool = False
-    excluded: dict[int, Failure] = field(default_factory=dict)
-    suspects: deque[list[int]] = field(default_factory=deque)
-
-    @property
-    def positions(self) -> list[int]:
-        if self.suspects:
-            return self.suspects[0]
-        return [position for position in range(self.unit.num_images) if position not in self.excluded]
-
-    def search(self, positions: list[int]) -> None:
-        """Replaces the front suspect by its two halves."""
-        self.failures = 0
-        middle = (len(positions) + 1) // 2
-        halves = [half for half in (positions[:middle], positions[middle:]) if half]
-        self.suspects.extendleft(reversed(halves))
+    actor: Any
+    node_id: str
+    loading: ray.ObjectRef | None
+    failed_loads: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Call:
     """One chain prepare, process, finish (a probe has no finish) on a replica."""
 
-    state: _UnitState
+    state: OpenUnit
+    replica: _Place
     facts: ray.ObjectRef
     payload: ray.ObjectRef
     output: ray.ObjectRef
     commit: ray.ObjectRef | None
-    head_since: float = 0.0
 
     @property
     def last(self) -> ray.ObjectRef:
         return self.output if self.commit is None else self.commit
-
-
-@dataclass
-class _Replica:
-    actor: Any
-    ready: ray.ObjectRef | None
-    calls: list[_Call] = field(default_factory=list)
-
-    def head(self) -> _Call | None:
-        """The call that the actor is working on, or will next: it runs them in order."""
-        for call in self.calls:
-            if not _is_done(call.output):
-                return call
-        return None
-
-
-class _Engine:
-    """The actor around the model."""
-
-    def __init__(self, job: UnitJob) -> None:
-        self.job = job
-        self.engine = job.load_engine()
-
-    def ready(self) -> bool:
-        return True
-
-    def process(self, payload: Any, one_by_one: bool) -> Any:
-        return self.job.process(self.engine, payload, one_by_one=one_by_one)
-
-
-def _prepare(job: UnitJob, unit: Unit, positions: Sequence[int]) -> tuple[Any, Any]:
-    return job.prepare(unit, positions)
-
-
-def _finish(job: UnitJob, unit: Unit, *, facts: Any, output: Any, excluded: dict[int, Failure]) -> Commit | None:
-    return job.finish(unit, facts=facts, output=output, excluded=excluded)
 
 
 class _Driver:
@@ -222,186 +164,231 @@ class _Driver:
         settings: RaySettings,
         on_start: Callable[[], None],
         on_commit: Callable[[Commit | None], None],
+        on_reject: Callable[[int], None] | None,
     ) -> None:
         self.settings = settings
         self.on_start: Callable[[], None] | None = on_start
         self.on_commit = on_commit
-        self.pending = deque(_UnitState(unit) for unit in units)
-        self.job = ray.put(job)
-        self.prepare = ray.remote(num_cpus=settings.cpus_per_task, num_returns=2, max_retries=0)(_prepare)
-        self.finish = ray.remote(num_cpus=settings.cpus_per_task, max_retries=0)(_finish)
-        self.warm = ray.remote(num_cpus=settings.cpus_per_task, max_retries=0)(lambda job: job.warm_up()).remote(self.job)
-        self.replicas: list[_Replica] = []
+        self.on_reject = on_reject
+        self.num_committed = 0
+        self.next_look = self.moved_at = time.monotonic()
+        self.on_gpus = False
+        self.options: dict[str, Any] = {}
+        self.pending = deque(OpenUnit(unit) for unit in units)
+        self.calls: list[_Call] = []
+        self.replicas: list[_Place] = []
+        self.job = job
+        task = {"num_cpus": settings.cpus_per_task, "max_retries": 0}
+        self.prepare = ray.remote(num_returns=2, **task)(prepare_unit)
+        self.finish = ray.remote(**task)(finish_unit)
+        self.warm_up = ray.remote(**task)(warm_up)
+        self.warming: ray.ObjectRef | None = None
 
     def run(self) -> None:
-        num_replicas = self.settings.count_replicas(ray.cluster_resources())
-        self.replicas = [self._new_replica() for _ in range(max(1, min(num_replicas, len(self.pending))))]
+        nodes = _nodes()
+        self.on_gpus = replicas_use_gpus(self.settings)
+        self.options = self.settings.replica_options(ray.cluster_resources())
+        self.settings.check(nodes, on_gpus=self.on_gpus)
+        self.job = ray.put(self.job)
+        self.warming = self.warm_up.remote(self.job, limit_s=self.settings.load_timeout_s)
+        places = self.settings.places(nodes, on_gpus=self.on_gpus)[: len(self.pending)]
+        self.replicas = [self._new_replica(node_id) for node_id in places]
         try:
-            ray.wait([self.warm], fetch_local=False)
-            while self.pending or any(replica.calls for replica in self.replicas):
-                self._dispatch()
+            while self.pending or self.calls:
+                self._look()
+                if self.warming is None:
+                    self._dispatch()
                 self._collect()
-                self._stop_late_calls()
         finally:
-            for replica in self.replicas:
-                ray.kill(replica.actor)
+            with suppress(RayError):  # Ray may be gone, and its actors with it
+                for replica in self.replicas:
+                    ray.kill(replica.actor)
 
-    def _new_replica(self) -> _Replica:
-        options = self.settings.replica_options(ray.cluster_resources())
-        actor = ray.remote(max_restarts=0, **options)(_Engine).remote(self.job)
-        return _Replica(actor=actor, ready=actor.ready.remote())
+    def _look(self) -> None:
+        """Looks whether Ray is still there. Without it, calls would wait for ever for a node that is gone."""
+        if time.monotonic() < self.next_look:
+            return
+        context = ray.get_runtime_context()
+        wait_for_head(context.gcs_address)
+        if context.get_node_id() not in {node.node_id for node in _nodes()}:
+            raise RayLost("the node of this command is dead")
+        self.next_look = time.monotonic() + LOOK_S
+
+    def _new_replica(self, node_id: str, *, failed_loads: int = 0) -> _Place:
+        placed = {} if self.on_gpus else _on_node(node_id, soft=True)  # where a GPU is free, Ray knows itself
+        actor = ray.remote(max_restarts=0, **self.options | placed)(Replica).remote(self.job)
+        return _Place(actor, node_id, actor.load.remote(self.settings.load_timeout_s), failed_loads)
 
     def _dispatch(self) -> None:
         """Gives each loaded replica work, the least busy first, and none more than its share of what is left.
 
         The share counts replicas that still load, so that the first one to be ready does not take the last units for itself.
         """
-        left = len(self.pending) + sum(len(replica.calls) for replica in self.replicas)
-        most = min(self.settings.units_in_flight, math.ceil(left / len(self.replicas)))
+        most = min(self.settings.units_in_flight, math.ceil((len(self.pending) + len(self.calls)) / len(self.replicas)))
+        busy = Counter(call.replica for call in self.calls)
         for depth in range(most):
             for replica in self.replicas:
-                if self.pending and replica.ready is None and len(replica.calls) <= depth:
-                    self._start(replica, self.pending.popleft())
+                if self.pending and replica.loading is None and busy[replica] <= depth:
+                    self.calls.append(self._start(replica, self.pending.popleft()))
+                    busy[replica] += 1
 
-    def _start(self, replica: _Replica, state: _UnitState) -> None:
-        payload, facts = self.prepare.remote(self.job, state.unit, state.positions)
-        output = replica.actor.process.remote(payload, state.one_by_one)
-        probe = bool(state.suspects)
+    def _start(self, replica: _Place, state: OpenUnit) -> _Call:
+        positions, limit_s = state.positions, self.settings.unit_timeout_s
+        if state.is_probe:  # a part of a unit gets its part of the time: one that hangs is found in hours, not in days
+            limit_s = max(limit_s * len(positions) / state.unit.num_images, min(limit_s, LEAST_LIMIT_S))
+        payload, facts = self.prepare.remote(self.job, state.unit, positions, limit_s=limit_s)
+        output = replica.actor.process.remote(payload, one_by_one=state.one_by_one, keep=not state.is_probe, limit_s=limit_s)
+        if state.is_probe:
+            return _Call(state, replica, facts, payload, output, None)
         results = {"facts": facts, "output": output, "excluded": state.excluded}
-        commit = None if probe else self.finish.remote(self.job, state.unit, **results)
-        replica.calls.append(_Call(state, facts, payload, output, commit))
+        return _Call(
+            state, replica, facts, payload, output, self.finish.remote(self.job, state.unit, **results, limit_s=limit_s)
+        )
 
     def _collect(self) -> None:
-        """Waits for anything to happen and deals with all that has."""
-        loading = [replica.ready for replica in self.replicas if replica.ready is not None]
-        running = [call.last for replica in self.replicas for call in replica.calls]
-        ray.wait(loading + running, num_returns=1, timeout=POLL_S, fetch_local=False)
-        for replica in list(self.replicas):
-            if replica.ready is not None and _is_done(replica.ready):
-                self._loaded(replica)
-            for call in [call for call in replica.calls if _is_done(call.last)]:
-                if call in replica.calls:
-                    self._ended(replica, call)
+        """Waits for anything to happen and deals with all that has. Raises UserError where nothing can happen any more."""
+        waiting = [self.warming, *(replica.loading for replica in self.replicas), *(call.last for call in self.calls)]
+        done, _ = ray.wait([ref for ref in waiting if ref is not None], num_returns=1, timeout=POLL_S, fetch_local=False)
+        self._check_moving(moved=bool(done))
+        if self.warming is not None and _is_done(self.warming):
+            self._warmed_up()
+        for replica in [one for one in self.replicas if one.loading is not None and _is_done(one.loading)]:
+            self._loaded(replica)
+        for call in [one for one in self.calls if _is_done(one.last)]:
+            if call in self.calls:  # else a neighbour of a failed one, started again meanwhile
+                self._ended(call)
 
-    def _loaded(self, replica: _Replica) -> None:
-        assert replica.ready is not None
-        try:
-            ray.get(replica.ready)
-            replica.ready = None
+    def _check_moving(self, *, moved: bool) -> None:
+        """Each call ends in time by its own limit: when none does, workers hang past help, or others hold the cluster."""
+        if moved:
+            self.moved_at = time.monotonic()
+        limit_s = max(self.settings.unit_timeout_s, self.settings.load_timeout_s) + STALL_GRACE_S
+        if time.monotonic() - self.moved_at > limit_s:
+            raise UserError(
+                f"nothing has moved for {limit_s:.0f} s: the workers hang, or other jobs hold the cluster's CPUs and GPUs; "
+                "look at `ray status`, then run the same command again"
+            )
+
+    def _warmed_up(self) -> None:
+        assert self.warming is not None
+        error = _error(self.warming)
+        if error is not None:
+            raise UserError(f"the workers cannot be made ready: {self._with_limit(error, 'load_timeout_s')}") from error
+        self.warming = None
+
+    def _loaded(self, replica: _Place) -> None:
+        assert replica.loading is not None
+        error = _error(replica.loading)
+        if error is None:
+            replica.loading, replica.failed_loads = None, 0
             if self.on_start is not None:
                 self.on_start()
                 self.on_start = None
-        except RayError as error:
-            self.replicas.remove(replica)
-            if not self.replicas:
-                raise UserError(f"the model could not be loaded: {_cause(error)}") from error
-
-    def _ended(self, replica: _Replica, call: _Call) -> None:
-        stage, error = _outcome(call)
-        if error is None:
-            replica.calls.remove(call)
-            self._succeeded(call)
-        elif stage == "process":
-            self._replace(replica, error)
-        else:
-            replica.calls.remove(call)
-            self._failed(call.state, stage, error)
-
-    def _succeeded(self, call: _Call) -> None:
-        if call.commit is not None:
-            self.on_commit(ray.get(call.commit))
             return
-        call.state.suspects.popleft()
-        call.state.failures = 0
-        self.pending.appendleft(call.state)
+        replica.failed_loads += 1
+        hopeless = _is_raised(error) and self.on_start is not None  # it raised where none has ever loaded: it will again
+        if hopeless or replica.failed_loads >= LOAD_TRIES:
+            ray.kill(replica.actor)
+            self.replicas.remove(replica)
+        else:
+            self._renew(replica)
+        if not self.replicas:
+            raise UserError(f"the model could not be loaded: {self._with_limit(error, 'load_timeout_s')}") from error
 
-    def _replace(self, replica: _Replica, error: Exception) -> None:
-        """The replica died or raised, which may have left its device unusable: a new one takes its place.
+    def _renew(self, replica: _Place) -> None:
+        """Puts a new replica in the place of a dead one, or on another node; leaves it out where the rest hold no more."""
+        ray.kill(replica.actor)
+        self.replicas.remove(replica)
+        taken = [one.node_id for one in self.replicas]
+        places = self.settings.places(_nodes(), on_gpus=self.on_gpus)
+        if len(places) > len(taken):
+            free = Counter(places) - Counter(taken)
+            self.replicas.append(self._new_replica(next(free.elements()), failed_loads=replica.failed_loads))
+        elif not taken:
+            raise RayLost("no node is left that can hold the model")
+
+    def _ended(self, call: _Call) -> None:
+        if _error(call.last) is not None:
+            stage, error = _failure(call)
+            assert error is not None
+            if stage == "process" and _replica_is_gone(error):
+                self._replace(call.replica, error)
+            else:
+                self.calls.remove(call)
+                self._failed(call.state, stage, error)
+            return
+        self.calls.remove(call)
+        if call.commit is None:
+            call.state.passed()
+            self.pending.appendleft(call.state)
+        else:
+            self.num_committed += 1
+            self.on_commit(ray.get(call.commit))
+
+    def _replace(self, replica: _Place, error: Exception) -> None:
+        """The replica died, or its model broke: a new one takes its place.
 
         Only the call that it was working on is to blame; those queued behind are started again.
         """
-        failed = [call for call in replica.calls if not _is_done(call.output) or _outcome(call)[0] == "process"]
-        replica.calls = [call for call in replica.calls if call not in failed]
+        failed = [call for call in self.calls if call.replica is replica and _failure(call)[0] == "process"]
+        self.calls = [call for call in self.calls if call not in failed]
         at_work = [call for call in failed[:1] if _is_done(call.payload)]
         self.pending.extendleft(call.state for call in reversed(failed[len(at_work) :]))
+        if replica in self.replicas:
+            self._renew(replica)
         for call in at_work:
-            self._failed(call.state, "process", error)
-        ray.kill(replica.actor)
-        fresh = self._new_replica()
-        replica.actor, replica.ready = fresh.actor, fresh.ready
+            self._failed(call.state, "process", _failure(call)[1] or error)
 
-    def _failed(self, state: _UnitState, stage: str, error: Exception) -> None:
-        """Decides what comes next for a unit: once more, a search for the culprits, or the end of the run."""
-        died = not isinstance(error, RayTaskError) or isinstance(error.cause, RayError)  # the latter: an argument was lost
-        state.failures += 1
-        if state.failures >= TRIES or (stage == "process" and not died):
-            if stage == "finish" or (stage == "prepare" and not died):
-                raise UserError(f"unit {state.unit.number} failed in {stage}: {_cause(error)}") from error
-            self._blame(state, Failure(reason="worker_died" if died else "model_error", message=_cause(error)))
+    def _failed(self, state: OpenUnit, stage: str, error: Exception) -> None:
+        num_excluded = len(state.excluded)
         self.pending.appendleft(state)
+        state.failed(stage, self._with_limit(error, "unit_timeout_s"), died=not _is_raised(error))
+        if self.on_reject is not None and len(state.excluded) > num_excluded:
+            self.on_reject(sum(len(one.excluded) for one in [*self.pending, *(call.state for call in self.calls)]))
 
-    def _blame(self, state: _UnitState, failure: Failure) -> None:
-        positions = state.positions
-        if state.suspects:
-            state.suspects.popleft()
-            if len(positions) == 1:
-                state.excluded[positions[0]] = failure
-                state.failures, state.searched = 0, False
-                return
-        elif state.searched:
-            if state.one_by_one:
-                raise UserError(
-                    f"unit {state.unit.number} fails although each of its images passes alone ({failure.message}): "
-                    "if memory ran out, start a new --out with a smaller --unit_size"
-                )
-            state.one_by_one, state.failures = True, 0
-            return
-        else:
-            state.searched = True
-        state.search(positions)
-
-    def _stop_late_calls(self) -> None:
-        """The watchdog: ends what has been at the head of its replica for longer than `unit_timeout_s`."""
-        now = time.monotonic()
-        for replica in self.replicas:
-            call = replica.head()
-            if call is None:
-                continue
-            call.head_since = call.head_since or now
-            if now - call.head_since > self.settings.unit_timeout_s:
-                call.head_since = now
-                if _is_done(call.payload):
-                    ray.kill(replica.actor)
-                else:
-                    ray.cancel(call.payload, force=True)
+    def _with_limit(self, error: Exception, limit: str) -> str:
+        """The message of an error; that of a death names the limit which may have been the cause of it."""
+        ending = "" if _is_raised(error) else f" (--ray.{limit} is {getattr(self.settings, limit):g})"
+        return _message(error) + ending
 
 
 def _is_done(ref: ray.ObjectRef) -> bool:
     return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
 
 
-def _outcome(call: _Call) -> tuple[str, Exception | None]:
-    """The first stage of an ended chain that failed, and its error; ("", None) where all went well."""
-    if _error(call.last) is None:
-        return "", None
-    stages = [("prepare", call.facts), ("process", call.output), ("finish", call.last)]
-    failed = ((stage, _error(ref)) for stage, ref in stages if _is_done(ref))
-    return next((stage, error) for stage, error in failed if error is not None)
+def _failure(call: _Call) -> tuple[str, Exception | None]:
+    """The stage that a call failed in, with its error, or is in, with None. Never waits."""
+    if not _is_done(call.output):
+        return "process", None
+    error = _error(call.output)
+    if error is None:
+        return "finish", _error(call.last) if _is_done(call.last) else None
+    prepare_error = _error(call.facts) if _is_done(call.facts) else None
+    return ("process", error) if prepare_error is None else ("prepare", prepare_error)
 
 
 def _error(ref: ray.ObjectRef) -> Exception | None:
+    """The error of an ended call. Raises RayLost."""
     try:
         ray.get(ref)
+    except LocalRayletDiedError as error:
+        raise RayLost(describe(error)) from error
     except RayError as error:
         found: Exception = error
         return found
     return None
 
 
-def _cause(error: Exception) -> str:
+def _is_raised(error: Exception) -> bool:
+    """Whether the job's own code raised, rather than its worker dying or its data being lost."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, JobFailed)
+
+
+def _replica_is_gone(error: Exception) -> bool:
+    return isinstance(error, RayActorError) or (isinstance(error, RayTaskError) and isinstance(error.cause, ModelBroken))
+
+
+def _message(error: Exception) -> str:
     """One line on what happened, without Ray's own traceback."""
     cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
-    if isinstance(error, ActorDiedError) and "creation task" in lines[0]:
-        return lines[-1][:500]
-    return f"{type(cause).__name__}: {lines[0]}"[:500]
+    return str(cause) if isinstance(cause, JobFailed) else describe(cause)

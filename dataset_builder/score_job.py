@@ -75,7 +75,7 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """Settings of the work on a unit; see dataset_builder.ray_units.UnitJob for the calls."""
+    """Settings of the work on a unit; see dataset_builder.unit_workers.UnitJob for the calls."""
 
     scored: str
     """The captioning run or data set."""
@@ -116,6 +116,12 @@ class ScoreJob:
             return None
         clip = ClipEncoder(self.clip, batch_size=self.batch_size)
         return Models(clip, AestheticPredictor(self.aesthetic).to(clip.device) if self.aesthetic else None)
+
+    def check(self, engine: Models | None) -> None:
+        """Embeds one grey image and one text, and rates the image."""
+        if engine is not None and self.clip is not None:
+            pixels = image_pixels(np.full((64, 64, 3), 128, np.uint8), self.clip)[None]
+            self.process(engine, Payload(pixels, sentence_tokens(["an owl"], self.clip)), one_by_one=True)
 
     def process(self, engine: Models | None, payload: Payload, *, one_by_one: bool) -> Output:
         """Embeds images and sentences."""

@@ -8,7 +8,7 @@ from dataset_builder.cluster import RaySettings
 from dataset_builder.units import Unit
 
 if TYPE_CHECKING:
-    from dataset_builder.ray_units import UnitJob
+    from dataset_builder.unit_workers import UnitJob
 
 
 def run_job(
@@ -31,7 +31,14 @@ def run_job(
         with progress:
             start_ray(settings)
             check_visible(visible)
-            run_units(job, units, settings=settings, on_start=progress.start, on_commit=progress.update)
+            run_units(
+                job,
+                units,
+                settings=settings,
+                on_start=progress.start,
+                on_commit=progress.update,
+                on_reject=progress.check_budget,
+            )
     except BudgetExceeded as error:
         print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
         return False

@@ -1,0 +1,79 @@
+"""Where replicas go, and which wishes no cluster can meet: those are one line, since Ray would wait for ever."""
+
+import socket
+import threading
+from collections import Counter
+
+import pytest
+
+from dataset_builder import cluster
+from dataset_builder.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, wait_for_head
+from dataset_builder.command_line import UserError
+
+
+def node(name: str, *, cpus: float = 0, gpus: float = 0) -> Node:
+    return Node(node_id=name, name=name, cpus=cpus, gpus=gpus)
+
+
+HEAD, SMALL, LARGE = node("head"), node("small", cpus=4), node("large", cpus=11)
+GPUS = [node("one", cpus=8, gpus=1), node("three", cpus=8, gpus=3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "expected"),
+    [
+        (RaySettings(cpus_per_replica=4), [HEAD, SMALL, LARGE], {"small": 1, "large": 2}),
+        (RaySettings(cpus_per_replica=4, num_replicas=2), [SMALL, LARGE], {"small": 1, "large": 1}),
+        (RaySettings(cpus_per_replica=4, num_replicas=5), [SMALL, LARGE], {"small": 2, "large": 3}),
+        (RaySettings(), GPUS, {"one": 1, "three": 3}),
+        (RaySettings(gpus_per_replica=2), GPUS, {"three": 1}),
+        (RaySettings(gpus_per_replica=0.5, num_replicas=3), GPUS, {"one": 2, "three": 1}),
+    ],
+)
+def test_replicas_are_placed_node_by_node(settings: RaySettings, nodes: list[Node], expected: dict[str, int]) -> None:
+    settings.check(nodes, on_gpus=nodes is GPUS)
+    assert Counter(settings.places(nodes, on_gpus=nodes is GPUS)) == expected
+
+
+def test_a_run_that_lost_its_gpus_does_not_go_on_on_cpus() -> None:
+    assert RaySettings().places([SMALL], on_gpus=True) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        (RaySettings(cpus_per_task=12), [SMALL, LARGE], "--ray.cpus_per_task 12: the largest node has 11 CPUs"),
+        (RaySettings(cpus_per_replica=12), [SMALL, LARGE], "--ray.cpus_per_replica 12: the largest node has 11 CPUs"),
+        (RaySettings(gpus_per_replica=4), GPUS, "--ray.gpus_per_replica 4: the largest node has 3 GPUs"),
+        (RaySettings(num_replicas=5), GPUS, "--ray.num_replicas 5: the GPUs hold 4"),
+    ],
+)
+def test_what_no_node_can_meet_is_refused(settings: RaySettings, nodes: list[Node], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings.check(nodes, on_gpus=nodes is GPUS)
+
+
+def test_gpus_of_a_replica_are_a_fraction_or_whole() -> None:
+    with pytest.raises(ValueError, match="gpus_per_replica must be a fraction below 1 or a whole number, not 1.5"):
+        RaySettings(gpus_per_replica=1.5)
+
+
+def test_dead_nodes_do_not_count() -> None:
+    described = {"NodeID": "n", "NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 2.0}}
+    assert alive_nodes([described | {"Alive": True}, described | {"Alive": False}])[0].cpus == 2
+    with pytest.raises(RayLost, match="no node of this Ray is alive"):
+        alive_nodes([described | {"Alive": False}])
+
+
+def test_a_head_that_comes_back_is_waited_for_and_one_that_does_not_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        assert "refused" in no_answer(address)
+        back = threading.Timer(0.3, head.listen)
+        back.start()
+        wait_for_head(address)
+        back.join()
+    monkeypatch.setattr(cluster, "LOST_S", 0.0)
+    with pytest.raises(RayLost, match="does not answer"):
+        wait_for_head(address)
