@@ -1,0 +1,102 @@
+"""The report as one HTML page without anything from elsewhere: no script, style, font or picture is fetched."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table that the reader can sort by any column. Cells are text or numbers."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A thumbnail with its caption. `figures` are shown under it, and the gallery can be sorted by them."""
+
+    key: str
+    jpeg_base64: str
+    caption: str
+    figures: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading, a line of explanation, and its contents as HTML."""
+
+    title: str
+    lead: str
+    body: str
+
+
+def page(*, title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """The whole document."""
+    links = " ".join(f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(sections))
+    bodies = "".join(
+        f'<section id="s{number}"><h2>{escape(one.title)}</h2><p class="lead">{escape(one.lead)}</p>{one.body}</section>'
+        for number, one in enumerate(sections)
+    )
+    style, script = (_beside(f"report.{kind}") for kind in ("css", "js"))
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>'
+        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header><main>{bodies}</main>"
+        f"<script>{script}</script></body></html>"
+    )
+
+
+def table_html(table: Table) -> str:
+    """A sortable table; numbers are set to the right and sorted as numbers."""
+    if not table.rows:
+        return '<p class="none">Nothing to show.</p>'
+    head = "".join(f'<th tabindex="0" role="button">{escape(name)}</th>' for name in table.columns)
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
+
+
+def charts_html(charts: Iterable[str]) -> str:
+    """Charts side by side; empty ones are left out."""
+    return f'<div class="charts">{"".join(f"<figure>{chart}</figure>" for chart in charts if chart)}</div>'
+
+
+def gallery_html(pictures: Sequence[Picture]) -> str:
+    """Thumbnails, with a menu to sort them."""
+    if not pictures:
+        return '<p class="none">No picture could be read.</p>'
+    names = list(dict.fromkeys(name for picture in pictures for name in picture.figures))
+    options = "".join(f"<option>{escape(name)}</option>" for name in ("key", *names))
+    cards = "".join(map(_card, pictures))
+    return (
+        f'<p><label>Sort by <select id="by">{options}</select></label> '
+        f'<label><input type="checkbox" id="down"> greatest first</label></p><div class="gallery" id="gallery">{cards}</div>'
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"<td>{escape('' if value is None else str(value))}</td>"
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f'<td class="number" data-value="{value}">{shown}</td>'
+
+
+def _card(picture: Picture) -> str:
+    known = {name: value for name, value in picture.figures.items() if value is not None}
+    data = "".join(f' data-{escape(name)}="{value}"' for name, value in known.items())
+    figures = " · ".join(f"{escape(name.replace('_', ' '))} {value:.3g}" for name, value in known.items())
+    return (
+        f'<article data-key="{escape(picture.key)}"{data}>'
+        f'<img loading="lazy" alt="{escape(picture.key)}" src="data:image/jpeg;base64,{picture.jpeg_base64}">'
+        f'<h3>{escape(picture.key)}</h3><p class="figures">{figures}</p><p>{escape(picture.caption)}</p></article>'
+    )
+
+
+def _beside(name: str) -> str:
+    """The text of a file that lies beside this one."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
