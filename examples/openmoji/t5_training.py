@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from examples.openmoji.composition import draw_scene
 from examples.openmoji.labelled_texts import LABELS, LabelledText, labelled_text
 from examples.openmoji.train_t5 import TrainT5Config
-from examples.openmoji.training_loop import Figures, fit, run_processes, save_pretrained
+from examples.openmoji.training_loop import Figures, fit, muon_and_adamw, run_processes, save_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, T5EncoderModel
@@ -86,11 +86,12 @@ def _train_rank(config: TrainT5Config) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(config.out)
     encoder = build_t5(tokenizer)
+    reader = TextReader(encoder)
     fit(
         "t5",
-        TextReader(encoder),
+        reader,
         text_figures,
-        inner=inner_matrices(encoder),
+        optimizers=muon_and_adamw(reader, inner_matrices(encoder), config.schedule),
         schedule=config.schedule,
         batches=functools.partial(text_batches, config, tokenizer),
         run_dir=Path(config.run_dir),

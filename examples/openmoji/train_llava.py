@@ -6,28 +6,28 @@ Two phases: the vision tower learns to label patches (llava_warmup.py), then the
 command again goes on where the last one stopped; `--out` gets a loadable model at every checkpoint.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from dataset_builder.command_line import run_command
+from examples.openmoji.training_config import PhaseConfig
+
+_FINAL_LR_SHARE = 0.05
 
 
-@dataclass(frozen=True)
-class PhaseConfig:
-    """How one phase trains."""
+@dataclass(frozen=True, kw_only=True)
+class LlavaPhaseConfig(PhaseConfig):
+    """One phase; after the warm-up the learning rates follow a cosine to a twentieth. Samples are images."""
 
-    images: int
-    """Images to train on."""
-    lr: float
-    """Peak learning rate of AdamW; reached after warmup_images, then a cosine to a twentieth."""
     vision_lr: float
-    """The same for the vision tower; 0 freezes it."""
-    batch_size: int = 64
-    """Images a step, of all processes."""
-    warmup_images: int = 20_000
-    """Images until the peak of the learning rate."""
-    weight_decay: float = 0.01
-    """AdamW's, on matrices."""
+    """Peak learning rate of the vision tower; 0 freezes it."""
+
+    def lr_share(self, seen: int) -> float:
+        """The share of the peak learning rates in the step after `seen` images."""
+        progress = max(0, seen - self.warmup_samples) / max(1, self.samples - self.warmup_samples)
+        falling = _FINAL_LR_SHARE + (1 - _FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+        return min(super().lr_share(seen), falling)
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class TrainLlavaConfig:
     """Folder of the training state."""
     seed: int = 0
     """Seed of weights and scenes."""
-    warmup: PhaseConfig = PhaseConfig(images=100_000, lr=1.2e-3, vision_lr=1.2e-3)
+    warmup: LlavaPhaseConfig = LlavaPhaseConfig(
+        samples=100_000, batch_size=64, lr=1.2e-3, vision_lr=1.2e-3, warmup_samples=20_000, checkpoint_samples=16_000
+    )
     """The phase of patch labels."""
-    captions: PhaseConfig = PhaseConfig(images=200_000, lr=1e-3, vision_lr=0.0, batch_size=32, warmup_images=8_000)
+    captions: LlavaPhaseConfig = LlavaPhaseConfig(
+        samples=200_000, batch_size=32, lr=1e-3, vision_lr=0.0, warmup_samples=8_000, checkpoint_samples=16_000
+    )
     """The phase of captions."""
     compile: Literal["auto", "true", "false"] = "auto"
     """Compile the networks; auto: where there is a C++ compiler."""
-    log_interval_s: float = 20.0
-    """Seconds between lines of figures."""
-    checkpoint_images: int = 16_000
-    """Images between checkpoints."""
     num_processes: int = 2
     """Processes that share each batch, of one thread each: where other programs run on the same cores, the threads of one
     process would wait for each other at every operation."""
@@ -78,6 +78,6 @@ if __name__ == "__main__":
             TrainLlavaConfig,
             main,
             prog="python -m examples.openmoji.train_llava",
-            example="python -m examples.openmoji.train_llava --captions.images 300000",
+            example="python -m examples.openmoji.train_llava --captions.samples 300000",
         )
     )

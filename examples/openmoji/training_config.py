@@ -1,30 +1,40 @@
-"""Settings that the trainings of vae-mini and t5-mini share."""
+"""Settings that the trainings of the small world's networks share."""
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How long a network trains, and how fast."""
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """How long a network trains, and how fast: warm-up, then as a subclass says."""
 
     samples: int
     """Samples to train on."""
     batch_size: int
     """Samples a step, of all processes."""
     lr: float
-    """Peak learning rate of AdamW: reached after warmup_samples, held, then taken to 0 in a straight line."""
-    muon_lr: float
-    """The same of Muon, for the inner matrices and filters."""
+    """Peak learning rate of AdamW, reached after warmup_samples."""
     warmup_samples: int
     """Samples until the peak."""
-    decay_share: float = 0.4
-    """Share of all samples over which the learning rate falls, at the end."""
     weight_decay: float = 0.01
     """On matrices and filters."""
     checkpoint_samples: int = 10_000
     """Samples between checkpoints."""
     log_interval_s: float = 20.0
     """Seconds between lines of figures."""
+
+    def lr_share(self, seen: int) -> float:
+        """The share of the peak learning rate in the step after `seen` samples."""
+        return min(1.0, (seen + self.batch_size) / (self.warmup_samples + self.batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(PhaseConfig):
+    """With Muon for the inner matrices and filters; after the warm-up held, then taken to 0 in a straight line."""
+
+    muon_lr: float
+    """Peak learning rate of Muon."""
+    decay_share: float = 0.4
+    """Share of all samples over which the learning rates fall, at the end."""
     num_processes: int = 2
     """Processes of one thread each that share every batch."""
 
@@ -36,6 +46,5 @@ class ScheduleConfig:
 
     def lr_share(self, seen: int) -> float:
         """The share of the peak learning rates in the step after `seen` samples."""
-        rising = (seen + self.batch_size) / (self.warmup_samples + self.batch_size)
         falling = (self.samples - seen) / max(1.0, self.samples * self.decay_share)
-        return max(0.0, min(1.0, rising, falling))
+        return max(0.0, min(super().lr_share(seen), falling))

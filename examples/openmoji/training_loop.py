@@ -1,4 +1,4 @@
-"""The training loop of vae-mini and t5-mini: data-parallel processes of one thread each, which resume from the run folder.
+"""The training loop of the small world's networks: data-parallel processes of one thread each, which resume where they were.
 
 The state (weights, optimizer, samples seen) is only ever read back by this program; the model that others load is written
 by `save_pretrained`.
@@ -19,11 +19,11 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from examples.openmoji.muon import Muon
-from examples.openmoji.training_config import ScheduleConfig
+from examples.openmoji.training_config import PhaseConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
 _MAX_GRADIENT_NORM = 1.0
 
@@ -58,22 +58,21 @@ def fit(
     module: ModuleT,
     figures_of: Callable[[ModuleT, BatchT], Figures],
     *,
-    inner: list[nn.Parameter],
-    schedule: ScheduleConfig,
+    optimizers: Optimizers,
+    schedule: PhaseConfig,
     batches: Callable[[int, tuple[int, int]], Iterator[BatchT]],
     run_dir: Path,
     save: Callable[[], None],
 ) -> None:
     """Trains `module` from where its state in `run_dir` stands; the first process calls `save` after each checkpoint.
 
-    `inner` are the matrices and filters that Muon trains; AdamW trains the rest.
+    `optimizers` hold all parameters; each group has its learning rate at the `peak`.
     `figures_of` gives the loss and other figures of a batch; `batches(first, (rank, ranks))` the rank's parts of the batches
     from number `first` on. Noise in `figures_of` comes from torch's generator, which is seeded anew for every step.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     run_dir.mkdir(parents=True, exist_ok=True)
     state = run_dir / f"{name}.pt"
-    optimizers = _optimizers(module, inner, schedule)
     seen = saved = _load_state(state, module, optimizers)
     log = _Log(name, schedule, seen)
     stream = batches(seen // schedule.batch_size, (rank, ranks))
@@ -92,12 +91,26 @@ def fit(
     torch.distributed.barrier()
 
 
-def save_pretrained(model: "PreTrainedModel | ModelMixin", out: Path) -> None:
-    """Writes the model's weights in bf16, with its configuration; each file replaces the old one whole."""
+def muon_and_adamw(module: nn.Module, inner: list[nn.Parameter], schedule: ScheduleConfig) -> Optimizers:
+    """Muon for `inner`, matrices and filters, and AdamW for the rest, of which vectors have no weight decay."""
+    to_muon = {id(parameter) for parameter in inner}
+    rest = [parameter for parameter in module.parameters() if id(parameter) not in to_muon]
+    decayed = [
+        {"params": [p for p in rest if p.ndim > 1], "peak": schedule.lr, "weight_decay": schedule.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "peak": schedule.lr, "weight_decay": 0.0},
+    ]
+    muon = Muon([{"params": inner, "peak": schedule.muon_lr}], lr=0.0, momentum=0.95, weight_decay=schedule.weight_decay)
+    return [muon, torch.optim.AdamW(decayed, betas=(0.9, 0.98), fused=True)]
+
+
+def save_pretrained(model: "PreTrainedModel | ModelMixin", out: Path, *, processor: "ProcessorMixin | None" = None) -> None:
+    """Writes the weights in bf16, with configuration and processor; each file replaces the old one whole."""
     out.mkdir(parents=True, exist_ok=True)
     half = copy.deepcopy(model).to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         half.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
         for path in Path(folder).iterdir():
             path.chmod(0o644)
             os.replace(path, out / path.name)
@@ -110,7 +123,7 @@ def _step(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, figures = figures_of(module, batch)
     loss.backward()
-    parameters = list(module.parameters())
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     # Zeros for what this part of the batch did not ask about: another part may have.
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     torch.distributed.all_reduce(flat)
@@ -128,7 +141,7 @@ def _step(
 class _Log:
     """Prints the means since the last line."""
 
-    def __init__(self, name: str, schedule: ScheduleConfig, seen: int) -> None:
+    def __init__(self, name: str, schedule: PhaseConfig, seen: int) -> None:
         self.name, self.schedule = name, schedule
         self._start(seen)
 
@@ -144,18 +157,6 @@ class _Log:
             rate = (seen - self.first) / seconds
             print(f"{self.name} {seen}/{self.schedule.samples} samples, {rate:.0f}/s, {means}", flush=True)
             self._start(seen)
-
-
-def _optimizers(module: nn.Module, inner: list[nn.Parameter], schedule: ScheduleConfig) -> Optimizers:
-    """Muon and AdamW; `peak` is a group's learning rate. Of the rest, vectors have no weight decay."""
-    to_muon = {id(parameter) for parameter in inner}
-    rest = [parameter for parameter in module.parameters() if id(parameter) not in to_muon]
-    decayed = [
-        {"params": [p for p in rest if p.ndim > 1], "peak": schedule.lr, "weight_decay": schedule.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "peak": schedule.lr, "weight_decay": 0.0},
-    ]
-    muon = Muon([{"params": inner, "peak": schedule.muon_lr}], lr=0.0, momentum=0.95, weight_decay=schedule.weight_decay)
-    return [muon, torch.optim.AdamW(decayed, betas=(0.9, 0.98), fused=True)]
 
 
 def _load_state(path: Path, module: nn.Module, optimizers: Optimizers) -> int:

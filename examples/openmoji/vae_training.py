@@ -24,7 +24,7 @@ from examples.openmoji.composition import draw_scene, render
 from examples.openmoji.llava_warmup import normalized
 from examples.openmoji.reconstruction import psnr
 from examples.openmoji.train_vae import TrainVAEConfig
-from examples.openmoji.training_loop import Figures, fit, run_processes, save_pretrained
+from examples.openmoji.training_loop import Figures, fit, muon_and_adamw, run_processes, save_pretrained
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -49,7 +49,7 @@ def _train_rank(config: TrainVAEConfig) -> None:
         "vae",
         model,
         functools.partial(figures_of, noise=config.noise),
-        inner=inner_filters(model),
+        optimizers=muon_and_adamw(model, inner_filters(model), config.schedule),
         schedule=config.schedule,
         batches=functools.partial(scene_batches, config),
         run_dir=Path(config.run_dir),

@@ -15,7 +15,7 @@ from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.llava_mini import build_model
 from examples.openmoji.llava_training import CaptionTrainer, _compiles, patch_figures_of, run_phase
 from examples.openmoji.llava_warmup import PatchLabeller, normalized
-from examples.openmoji.train_llava import PhaseConfig, TrainLlavaConfig
+from examples.openmoji.train_llava import LlavaPhaseConfig, TrainLlavaConfig
 from examples.openmoji.training_batches import batches, patch_labels
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "captioner/pretrained/llava-mini"
@@ -64,10 +64,10 @@ def test_patch_labels_say_what_a_patch_shows() -> None:
 
 
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
-    phase = PhaseConfig(images=64, lr=1e-3, vision_lr=1e-3, batch_size=16, warmup_images=16)
+    phase = LlavaPhaseConfig(samples=64, batch_size=16, lr=1e-3, vision_lr=1e-3, warmup_samples=16, checkpoint_samples=32)
 
     def trained(folder: str, keep: Path | None) -> dict[str, torch.Tensor]:
-        config = TrainLlavaConfig(run_dir=str(tmp_path / folder), checkpoint_images=32, compile="false", num_processes=1)
+        config = TrainLlavaConfig(run_dir=str(tmp_path / folder), compile="false", num_processes=1)
         (tmp_path / folder).mkdir(exist_ok=True)
         torch.manual_seed(0)
         labeller = PatchLabeller(build_model(AutoTokenizer.from_pretrained(TOKENIZER)).model.vision_tower)
@@ -82,7 +82,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
         return labeller.state_dict()
 
     unbroken = trained("unbroken", tmp_path / "resumed" / "warmup.pt")
-    assert torch.load(tmp_path / "resumed" / "warmup.pt", weights_only=True)["images_seen"] == 32
+    assert torch.load(tmp_path / "resumed" / "warmup.pt", weights_only=True)["samples_seen"] == 32
     resumed = trained("resumed", None)
     assert all(torch.equal(resumed[name], weight) for name, weight in unbroken.items())
 
@@ -95,7 +95,7 @@ def test_a_frozen_vision_tower_stays_as_it_is(tmp_path: Path) -> None:
     captioner = CaptionTrainer(build_model(tokenizer), tokenizer)
     before = {name: weight.clone() for name, weight in captioner.state_dict().items()}
     config = TrainLlavaConfig(run_dir=str(tmp_path), compile="false", num_processes=1)
-    phase = PhaseConfig(images=8, lr=1e-3, vision_lr=0.0, batch_size=4, warmup_images=0)
+    phase = LlavaPhaseConfig(samples=8, batch_size=4, lr=1e-3, vision_lr=0.0, warmup_samples=0)
     run_phase("captions", captioner, caption_figures, config=config, phase=phase, tokenizer_folder=str(TOKENIZER))
     changed = {name for name, weight in captioner.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed and not any(name.startswith("vision_tower") for name in changed)

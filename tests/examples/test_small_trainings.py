@@ -18,7 +18,7 @@ from examples.openmoji.t5_training import TextReader, build_t5, inner_matrices, 
 from examples.openmoji.train_t5 import TrainT5Config
 from examples.openmoji.train_vae import TrainVAEConfig
 from examples.openmoji.training_config import ScheduleConfig
-from examples.openmoji.training_loop import fit
+from examples.openmoji.training_loop import fit, muon_and_adamw
 from examples.openmoji.vae_training import build_vae, figures_of, inner_filters, scene_batches
 
 T5 = Path(__file__).resolve().parents[2] / "model/pretrained/t5-mini"
@@ -125,7 +125,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind: str, tmp_path: Path) -> None
             run(
                 vae,
                 partial(figures_of, noise=0.2),
-                inner=inner_filters(vae),
+                optimizers=muon_and_adamw(vae, inner_filters(vae), _schedule()),
                 batches=partial(scene_batches, TrainVAEConfig(schedule=_schedule())),
             )
             return dict(vae.state_dict())
@@ -133,7 +133,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind: str, tmp_path: Path) -> None
         run(
             reader,
             text_figures,
-            inner=inner_matrices(reader.encoder),
+            optimizers=muon_and_adamw(reader, inner_matrices(reader.encoder), _schedule()),
             batches=partial(text_batches, TrainT5Config(schedule=_schedule()), tokenizer),
         )
         return dict(reader.state_dict())
@@ -153,7 +153,7 @@ def test_the_log_variance_of_the_autoencoder_stays_the_same(tmp_path: Path) -> N
         "vae",
         model,
         partial(figures_of, noise=0.2),
-        inner=inner_filters(model),
+        optimizers=muon_and_adamw(model, inner_filters(model), config.schedule),
         schedule=config.schedule,
         batches=partial(scene_batches, config),
         run_dir=tmp_path,
