@@ -77,7 +77,7 @@ class Preparation:
         if batch.captions is not None:
             return batch.captions
         assert self.text_encoder is not None and batch.texts is not None, "checked when the features were opened"
-        return self.text_encoder.encode(batch.texts)
+        return self.text_encoder.encode(batch.texts).to(dtype=torch.bfloat16)  # as they would be stored
 
     def latents(self, batch: FeatureBatch, rows: range, noise: Tensor) -> Tensor:
         """Drawn from the VAE's distribution with this noise, and scaled: (B, C, h, w) float32 on the device."""

@@ -134,10 +134,13 @@ def choose_subjects(
 def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = "cpu") -> TextEncoder:
     """The features' text encoder. Raises UserError for another one."""
     assert info.text_encoder is not None
+    dtype, _, quantisation = info.text_encoder_dtype.partition("/")
     encoder = load_text_encoder(
         TextEncoderConfig(
             name=config.text_encoder or info.text_encoder.name,
             revision=None if config.text_encoder else info.text_encoder.revision,
+            dtype=dtype or TextEncoderConfig.dtype,  # type: ignore[arg-type]
+            quantisation=quantisation or "none",  # type: ignore[arg-type]
             cleaning=info.caption_cleaning,
             max_caption_tokens=info.max_caption_tokens,
             max_batch_tokens=max(info.max_caption_tokens, TextEncoderConfig.max_batch_tokens),

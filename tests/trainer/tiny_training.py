@@ -12,6 +12,7 @@ from dataset_builder.storage import Folder
 from dataset_builder.units import commit_unit
 from model.checkpoint import PartConfig
 from model.dit import Captions
+from model.text_encoder import TextEncoder
 from model.vae import LatentDistribution
 from trainer.config import (
     CheckpointConfig,
@@ -34,9 +35,19 @@ SHAPES = ((16, 16), (24, 8))
 
 
 def write_store(
-    features: Path, *, stage: str = "alignment", resolution: int = 16, num_units: int = 4, rows: int = 6, **info: Any
+    features: Path,
+    *,
+    stage: str = "alignment",
+    resolution: int = 16,
+    num_units: int = 4,
+    rows: int = 6,
+    encoder: TextEncoder | None = None,
+    **info: Any,
 ) -> Path:
-    """FEATURES/<stage>/<resolution> with units of both buckets; the last two are validation. `info` replaces its facts."""
+    """FEATURES/<stage>/<resolution> with units of both buckets; the last two are validation. `info` replaces its facts.
+
+    The captions' features are random, or what `encoder` makes of their texts.
+    """
     folder = Folder(str(features / stage / str(resolution)))
     classes = stage == "pixel"
     facts = FeaturesInfo(
@@ -61,8 +72,10 @@ def write_store(
     units = [_unit(number, num_units, rows, facts) for number in range(num_units)]
     folder.write("plan/0.json", json.dumps({"units": [asdict(unit) for unit in units], "validation_share": 0.0}).encode())
     for unit in units:
-        _commit(folder, unit, facts)
-    null = torch.randn(2, CAPTION_WIDTH, generator=torch.Generator().manual_seed(5)).bfloat16()
+        _commit(folder, unit, facts, encoder)
+    null = torch.randn(2, facts.caption_width, generator=torch.Generator().manual_seed(5)).bfloat16()
+    if encoder is not None:
+        null = encoder.null_captions().tokens.bfloat16()
     save_file({NULL_CAPTION_NAME: null}, Path(folder.root) / NULL_CAPTION_FILE)
     return Path(folder.root)
 
@@ -73,7 +86,7 @@ def _unit(number: int, num_units: int, rows: int, info: FeaturesInfo) -> Planned
     return PlannedUnit(number=number, part="", row_group=0, num_images=rows, split=split, buckets={info.resolution: bucket})
 
 
-def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo) -> None:
+def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: TextEncoder | None) -> None:
     generator = torch.Generator().manual_seed(unit.number)
     height, width = unit.buckets[info.resolution]
     shape = (unit.num_images, info.latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING)
@@ -91,9 +104,12 @@ def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo) -> None:
     ]
     tables = {"latents": latents_table(facts, latents)}
     if info.caption_storage != "none":
-        lengths = torch.randint(1, 10, (2 * unit.num_images,), generator=generator)
-        tokens = torch.randn(int(lengths.sum()), CAPTION_WIDTH, generator=generator)
-        tables["captions"] = captions_table(names, Captions(tokens=tokens, lengths=lengths), as_int8=False)
+        lengths = torch.randint(1, info.max_caption_tokens, (2 * unit.num_images,), generator=generator)
+        tokens = torch.randn(int(lengths.sum()), info.caption_width, generator=generator)
+        captions = Captions(tokens=tokens, lengths=lengths)
+        if encoder is not None:
+            captions = encoder.encode([text for one in facts for _, text in one.captions])
+        tables["captions"] = captions_table(names, captions, as_int8=False)
     commit_unit(folder, run_id="tiny", unit=unit, tables=tables, rejected={}, arrow=list(tables))
 
 
