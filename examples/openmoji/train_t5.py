@@ -23,7 +23,7 @@ class TrainT5Config:
     """Seed of weights, scenes and phrasings."""
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(
-            samples=80_000, batch_size=64, lr=1.5e-3, muon_lr=3e-3, warmup_samples=3_000, checkpoint_samples=20_000
+            samples=180_000, batch_size=64, lr=1.5e-3, muon_lr=3e-3, warmup_samples=3_000, checkpoint_samples=20_000
         )
     )
     """How long and how fast; samples are texts."""
