@@ -7,6 +7,7 @@ loss_*         noise prediction loss; loss_source is the source's own
 loss_after_*   the same after a short training with captions that name the class
 """
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,11 +39,32 @@ class InitialisationBenchmarkConfig:
     batch: int = 64
     """Samples of a step."""
     seed: int = 0
-    """Of weights and data."""
+    """Of weights and data, the first of `num_seeds`."""
+    num_seeds: int = 3
+    """How often all is done, each time from another seed."""
 
 
 def main(config: InitialisationBenchmarkConfig) -> int:
-    """Prints the figures; returns 0."""
+    """Prints the figures, means over the seeds; returns 0."""
+    runs = [_figures(replace(config, seed=config.seed + index)) for index in range(config.num_seeds)]
+    figures = {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
+    print(f"{'shared MLP':<12}{'modulation':>12}{'loss':>12}{'loss after':>12}    loss after, by seed")
+    for name in _choices(config):
+        by_seed = " ".join(f"{run[f'loss_after_{name}']:.5f}" for run in runs)
+        columns = (figures[f"{kind}_{name}"] for kind in ("modulation", "loss", "loss_after"))
+        print(f"{name:<12}" + "".join(f"{value:>12.5f}" for value in columns) + f"    {by_seed}")
+    print_report("Initialisation", figures)
+    return 0
+
+
+def _choices(config: InitialisationBenchmarkConfig) -> dict[str, Literal["mean"] | int]:
+    """Which MLPs are tried as the shared one."""
+    choices: dict[str, Literal["mean"] | int] = {"mean": "mean"}
+    return choices | {f"block_{index}": index for index in (0, config.depth // 2, config.depth - 1)}
+
+
+def _figures(config: InitialisationBenchmarkConfig) -> dict[str, float]:
+    """The figures of one seed."""
     import torch
 
     from model.dit import DiT, DiTConfig
@@ -54,9 +76,7 @@ def main(config: InitialisationBenchmarkConfig) -> int:
     source = DiT(source_config).initialise(torch.Generator().manual_seed(config.seed))
     _train(source, config, steps=config.steps)
     figures = {"loss_source": _loss(source, config)}
-    choices: list[Literal["mean"] | int] = ["mean", 0, config.depth // 2, config.depth - 1]
-    for choice in choices:
-        name = choice if choice == "mean" else f"block_{choice}"
+    for name, choice in _choices(config).items():
         target = DiT(replace(source_config, conditioning="text", caption_width=_CAPTION_WIDTH, max_caption_tokens=1))
         generator = torch.Generator().manual_seed(config.seed)
         initialise_from_class_dit(target, source, generator=generator, config=InitialisationConfig(shared_mlp=choice))
@@ -64,8 +84,7 @@ def main(config: InitialisationBenchmarkConfig) -> int:
         figures[f"loss_{name}"] = _loss(target, config)
         _train(target, config, steps=config.steps_after)
         figures[f"loss_after_{name}"] = _loss(target, config)
-    print_report("Initialisation", figures)
-    return 0
+    return figures
 
 
 def _batch(num: int, generator: "torch.Generator") -> "tuple[Tensor, Tensor]":

@@ -99,6 +99,10 @@ def _copy_parts(folder: Path, pipeline: PipelineConfig, *, text: bool) -> dict[s
             weights = path.name == "config.json" or ".safetensors" in path.name
             if path.is_file() and (weights != (name == "tokenizer") or path.name.startswith("LICENSE")):
                 shutil.copy(path, folder / name / path.name)
+    if text:  # without torch_dtype diffusers computes in float32, but transformers in what this file says
+        config = folder / "text_encoder" / "config.json"
+        values = {key: value for key, value in _read_json(config).items() if key != "torch_dtype"}
+        _write_json(config, values | {"dtype": "float32"})
     return {name: list(entry) for name, (_, entry) in sources.items()}
 
 

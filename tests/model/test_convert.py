@@ -1,7 +1,7 @@
 """Checkpoints of others in and out: nothing is lost, everything foreign is refused by name, diffusers opens what we write."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,10 @@ def test_a_whole_pipeline_opens_in_diffusers_as_it_is(tmp_path: Path, objective:
 
 def test_an_untrained_mini_goes_all_ways_and_draws_what_diffusers_draws(tmp_path: Path) -> None:
     """The walk-through of docs/generating.md, with the shipped text encoder and VAE."""
-    native = _convert("preset", "native", Path("mini"), tmp_path / "untrained")
-    assert load_checkpoint(native)[0].config == PRESETS["mini"]
+    flow: dict[str, Any] = {"objective": "rectified_flow"}
+    native = _convert("preset", "native", Path("mini"), tmp_path / "untrained", **flow)
     official = _convert("native", "official", native, tmp_path / "mine.pth")
-    back = _convert("official", "native", official, tmp_path / "back", text_encoder="mini", vae="mini")
+    back = _convert("official", "native", official, tmp_path / "back", text_encoder="mini", vae="mini", **flow)
     assert _same(load_checkpoint(back)[0].state_dict(), load_checkpoint(native)[0].state_dict())
     folder = _convert("native", "diffusers", back, tmp_path / "mine-diffusers", copy_parts=True)
     sampling = SamplingConfig(num_inference_steps=2)
@@ -124,10 +124,14 @@ def test_an_untrained_mini_goes_all_ways_and_draws_what_diffusers_draws(tmp_path
 
 
 def test_presets_are_drawn_for_both_objectives_and_others_are_named(tmp_path: Path) -> None:
-    native = _convert("preset", "native", Path("mini"), tmp_path / "flow", objective="rectified_flow")
-    network, pipeline = load_checkpoint(native)
-    assert pipeline.objective == "rectified_flow" and not network.config.learned_variance
-    assert network.blocks[0].attn.qkv.weight.any()  # type: ignore[union-attr, operator]
+    for objective, expected in {
+        "diffusion": PRESETS["mini"],
+        "rectified_flow": replace(PRESETS["mini"], learned_variance=False),
+    }.items():
+        native = _convert("preset", "native", Path("mini"), tmp_path / objective, objective=objective)
+        network, pipeline = load_checkpoint(native)
+        assert network.config == expected and pipeline.objective == objective
+        assert network.t_block[1].weight.any()  # type: ignore[operator]
     with pytest.raises(UserError, match="expected one of mini, S/2, .*, found mimi"):
         _convert("preset", "native", Path("mimi"), tmp_path / "none")
 
