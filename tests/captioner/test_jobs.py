@@ -1,10 +1,8 @@
 """The same command as a job on a running Ray, with the code shipped along and with the package installed."""
 
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,21 +11,11 @@ import pytest
 from captioner.status import read_status
 from dataset_builder.storage import Folder
 from tests.captioner.conftest import run_arguments, save_pictures
+from tests.ray_nodes import RAY, ray_head
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def call(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -36,18 +24,13 @@ def call(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """A Ray head on loopback with ports, token and folder of its own; yields the address for jobs."""
-    port, dashboard, agent = free_ports(3)
-    with pytest.MonkeyPatch.context() as environment, tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+    """The address for jobs of a Ray head that asks for a token, as `ray.init` does by itself."""
+    with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         call([RAY, "get-auth-token", "--generate"])
-        loopback = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
-        ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-        started = call([RAY, "start", "--head", *loopback, *ports, f"--temp-dir={folder}", "--num-cpus=2"])
-        assert started.returncode == 0, started.stdout + started.stderr
-        yield f"http://127.0.0.1:{dashboard}"
-        call([RAY, "stop", "--force"])
+        with ray_head(num_cpus=2) as started:
+            yield started.jobs
 
 
 @pytest.mark.parametrize("ships_code", [True, False])

@@ -43,7 +43,7 @@ def the_driver(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def the_worker(driver: psutil.Process) -> list[psutil.Process]:
-    return [child for child in driver.children(recursive=True) if "_Engine" in " ".join(child.cmdline())]
+    return [child for child in driver.children(recursive=True) if "ray::Replica" in " ".join(child.cmdline())]
 
 
 def all_of_ray(driver: psutil.Process) -> list[psutil.Process]:
@@ -68,9 +68,13 @@ def test_a_kill_in_the_middle_changes_nothing(
         assert targets, "there was nothing to kill"
         for target in targets:
             os.kill(target.pid, signal.SIGKILL)
-        process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=180)
     finally:
         process.kill()
+    assert "Traceback" not in output, output
+    if victims is all_of_ray:
+        assert process.returncode == 2, output
+        assert "error: Ray was lost (" in output and "run the same command again" in output, output
     interrupted = len(committed_units(Folder(str(run))))
     code, output = caption(arguments)
     assert code == 0, output
