@@ -42,7 +42,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportJob:
-    """Settings of the work on a unit; see dataset_builder.ray_units.UnitJob for the calls."""
+    """Settings of the work on a unit; see dataset_builder.unit_workers.UnitJob for the calls."""
 
     run: str
     run_id: str
