@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 
-from dataset_builder import decoding, images, outages
+from dataset_builder import decoding, images, outages, unit_workers
 from dataset_builder.decoding import DecodeLimits
 from dataset_builder.images import ReadImages, read_images
 from dataset_builder.outages import StoreError
@@ -172,3 +172,10 @@ def test_dead_web_addresses_are_rejected_and_a_dead_web_ends_the_work(web: str, 
     assert [row["key"] for row in found.rejected] == ["404.jpg", "503.jpg", "403.jpg", "500.jpg", "nobody.jpg"]
     with pytest.raises(StoreError, match="503"):
         read([{"key": str(n), "uri": f"{web}/503-{n}.jpg"} for n in range(9)])
+
+
+def test_a_lack_of_memory_is_told_apart_from_what_a_job_raises() -> None:
+    with pytest.raises(MemoryError), unit_workers._limited(60):
+        raise MemoryError
+    with pytest.raises(unit_workers.JobFailed, match="KeyError"), unit_workers._limited(60):
+        raise KeyError("x")
