@@ -10,18 +10,16 @@ import json
 import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.commands import run_module
 from benchmarks.report import print_report
 from dataset_builder.cluster import cpu_environment
-from dataset_builder.command_line import UserError, run_command
+from dataset_builder.command_line import run_command
 
 _SUMMARY = re.compile(r"start-up ([\d.]+) s, then (\d+) images in ([\d.]+) s")
 
@@ -72,9 +70,9 @@ def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
     from examples.openmoji.truth import judge, read_truths
 
     scenes, run = directory / "unseen", directory / "quality"
-    _call("examples.openmoji.scenes", "--count", str(config.quality_count), "--seed", "7", "--split", "unseen",
+    run_module("examples.openmoji.scenes", "--count", str(config.quality_count), "--seed", "7", "--split", "unseen",
           "--out", str(scenes), "--format", "tar")  # fmt: skip
-    _call("captioner.run", "--images", str(scenes), "--out", str(run), "--model", config.model)
+    run_module("captioner.run", "--images", str(scenes), "--out", str(run), "--model", config.model)
     with open_run(str(run)) as database:
         captions = {row["key"]: row["caption"] for row in database.fetch("SELECT key, caption FROM captions").to_pylist()}
     truths = read_truths(str(scenes / TRUTH_FILE))
@@ -85,7 +83,7 @@ def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
 
 def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
     scenes = directory / "speed"
-    _call(
+    run_module(
         "examples.openmoji.scenes", "--count", str(config.speed_count), "--seed", "8", "--out", str(scenes), "--format", "tar"
     )
     loops: list[Timing] = []
@@ -98,8 +96,8 @@ def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
         loops.append(loop)
         words_per_s.append(words)
         processes.append(_time_loops(config, scenes, num_processes=cores, num_threads=1)[0])
-        summary = _SUMMARY.search(_call("captioner.run", "--images", str(scenes), "--out", str(directory / f"speed-{turn}"),
-                                        "--model", config.model))  # fmt: skip
+        out = str(directory / f"speed-{turn}")
+        summary = _SUMMARY.search(run_module("captioner.run", "--images", str(scenes), "--out", out, "--model", config.model))
         assert summary is not None
         runs.append(Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3])))
     speeds = [statistics.median(side.images_per_s for side in sides) for sides in (runs, loops, processes)]
@@ -121,7 +119,7 @@ def _time_loops(config: CaptioningConfig, scenes: Path, *, num_processes: int, n
     options = ["--model", config.model, "--loop_images", str(scenes), "--loop_parts", str(num_processes)]
 
     def loop(part: int) -> dict[str, float]:
-        output = _call("benchmarks.captioning", *options, "--loop_part", str(part), environment=environment)
+        output = run_module("benchmarks.captioning", *options, "--loop_part", str(part), environment=environment)
         figures: dict[str, float] = json.loads(output.splitlines()[-1])
         return figures
 
@@ -164,15 +162,6 @@ def _loop(config: CaptioningConfig) -> None:
         "tagger_words_per_s": num_words / (time.perf_counter() - tagging),
     }
     print(json.dumps(figures))
-
-
-def _call(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Runs a command of the foundry and returns its output."""
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **(environment or {})})
-    if done.returncode:
-        raise UserError(f"python -m {module} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

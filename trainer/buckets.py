@@ -15,7 +15,7 @@ from model.resolution import BINNED_RESOLUTIONS, size_table
 
 Size = tuple[int, int]
 """Height and width, in pixels or in latent pixels."""
-IntArray = npt.NDArray[np.integer[Any]]
+Sides = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 MAX_ASPECT = 4.0
 
@@ -37,11 +37,12 @@ def bucket_table(resolution: int, *, multiple: int, square: bool = False) -> tup
     return _computed_table(resolution, multiple)
 
 
-def nearest_buckets(heights: IntArray, widths: IntArray, table: Sequence[Size]) -> IntArray:
+def nearest_buckets(heights: Sides, widths: Sides, table: Sequence[Size]) -> npt.NDArray[np.int32]:
     """For each image the place in the table of the size whose aspect ratio is nearest on a logarithmic scale, int32."""
     aspects = np.log(np.asarray(heights) / np.asarray(widths))  # (n,)
     offered = np.log([height / width for height, width in table])  # (buckets,)
-    return np.abs(aspects[:, None] - offered).argmin(axis=1).astype(np.int32)
+    places: npt.NDArray[np.int32] = np.abs(aspects[:, None] - offered).argmin(axis=1).astype(np.int32)
+    return places
 
 
 def _computed_table(resolution: int, multiple: int) -> tuple[Size, ...]:

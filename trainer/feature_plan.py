@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import Folder
 from dataset_builder.units import Unit, row_groups_bytes
@@ -152,10 +155,9 @@ def _insert(database: Any, table: str, select: str, batch: "pa.Table", *, create
 
 def _buckets(table: "pa.Table", settings: PlanSettings, source: FeatureSource) -> "pa.Array":
     """For each sample, its bucket at each resolution, as places in the tables."""
-    import numpy as np
     import pyarrow as pa
 
-    places = []
+    places: list[npt.NDArray[np.int32]] = []
     for sizes in settings.tables.values():
         if len(sizes) == 1:
             places.append(np.zeros(len(table), dtype=np.int32))

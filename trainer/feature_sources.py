@@ -46,8 +46,13 @@ SAMPLE = pa.schema(
 class FeatureSource(Protocol):
     """Something that features can be made of."""
 
-    url: str
-    licence: str
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    @property
+    def licence(self) -> str:
+        """Licence and terms of the images, as far as they are known."""
 
     def tables(self) -> Iterator[pa.Table]:
         """Its samples as tables of SAMPLE. Raises UserError where it cannot be read."""

@@ -36,8 +36,8 @@ from trainer.run_folder import STOP
 from trainer.start import find_start, run_path
 
 LOGS = "ray"
-ACTOR_TRIES = 2
-"""How often a replica that died is started again, and what it was working on is tried again."""
+TRIES = 2
+"""How often a worker of the features that died is started again, and what it was working on is tried again."""
 MAX_FAILED_UNITS = 8
 """Failed units after which the making of features ends: more than a few have a common cause."""
 
@@ -135,7 +135,7 @@ def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Ma
     check_visible(visible)
     options = settings.replica_options(ray.cluster_resources())
     try:
-        facts: EncoderFacts = ray.get(ray.remote(max_retries=ACTOR_TRIES, **options)(_describe).remote(encoders))
+        facts: EncoderFacts = ray.get(ray.remote(max_retries=TRIES, **options)(_describe).remote(encoders))
     except RayError as error:
         raise UserError(f"the encoders cannot be loaded: {_cause(error)}") from error
     return facts
@@ -204,7 +204,7 @@ def _describe(encoders: Encoders) -> EncoderFacts:
 def _pipeline(job: PrecomputeJob, tasks: Sequence[UnitTask], settings: RaySettings) -> Any:
     """The stages; nothing runs before it is iterated over."""
     works = [{"work": UnitWork(task=task)} for task in tasks]
-    on_cpu = {"batch_size": 1, "num_cpus": settings.cpus_per_task, "fn_args": (job,), "max_retries": ACTOR_TRIES}
+    on_cpu = {"batch_size": 1, "num_cpus": settings.cpus_per_task, "fn_args": (job,), "ray_remote_args_fn": _task_tries}
     dataset = ray.data.from_items(works, override_num_blocks=len(works)).map_batches(_decode, **on_cpu)
     encoders = (ImageEncoder, CaptionEncoder) if job.encoders.text_encoder else (ImageEncoder,)
     pool = _replicas(settings, num_pools=len(encoders))
@@ -227,12 +227,21 @@ def _replicas(settings: RaySettings, *, num_pools: int) -> dict[str, Any]:
                 f"{num_pools} encoders with {size} replicas of {settings.gpus_per_replica:g} GPUs each do not fit on "
                 f"{resources['GPU']:g} GPUs: give a smaller --ray.gpus_per_replica or --ray.num_replicas"
             )
+    options = settings.replica_options(resources)
     return {
         "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        "max_restarts": ACTOR_TRIES,
-        "max_task_retries": ACTOR_TRIES,
-        **settings.replica_options(resources),
+        "ray_remote_args_fn": _replica_tries,
+        **{name: options[name] for name in ("num_cpus", "num_gpus", "runtime_env") if name in options},
     }
+
+
+def _task_tries() -> dict[str, int]:
+    """Ray Data tries for ever by default."""
+    return {"max_retries": TRIES}
+
+
+def _replica_tries() -> dict[str, int]:
+    return {"max_restarts": TRIES, "max_task_retries": TRIES}
 
 
 def _decode(batch: dict[str, Any], job: PrecomputeJob) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dataset_builder.rejection import ImageError
 from dataset_builder.storage import Folder
 from dataset_builder.units import Commit, Failure, commit_unit
 from model.checkpoint import PartConfig
+from model.frozen_parts import FrozenPart
 from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
 from trainer.buckets import Size
@@ -75,9 +76,9 @@ class EncoderFacts:
     scale: LatentScale
     latent_channels: int
     downsampling: int
-    text_encoder: PartConfig | None
-    caption_width: int
-    null_caption: "torch.Tensor | None"
+    text_encoder: PartConfig | None = None
+    caption_width: int = 0
+    null_caption: "torch.Tensor | None" = None
     """T5("") (L, F) bf16."""
 
 
@@ -105,18 +106,17 @@ class Encoders:
         import torch
 
         vae = self.load_vae()
-        part = _part_config(self.vae.name, vae.part, vae.fingerprint())
-        facts = {
-            "vae": part,
-            "scale": vae.scale,
-            "latent_channels": vae.latent_channels,
-            "downsampling": vae.downsampling,
-        }
+        facts = EncoderFacts(
+            vae=_part_config(self.vae.name, vae.part, vae.fingerprint()),
+            scale=vae.scale,
+            latent_channels=vae.latent_channels,
+            downsampling=vae.downsampling,
+        )
         if self.text_encoder is None:
-            return EncoderFacts(**facts, text_encoder=None, caption_width=0, null_caption=None)
+            return facts
         encoder = self.load_text_encoder()
-        return EncoderFacts(
-            **facts,
+        return replace(
+            facts,
             text_encoder=_part_config(self.text_encoder.name, encoder.part, encoder.fingerprint()),
             caption_width=encoder.width,
             null_caption=encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous(),
@@ -242,7 +242,7 @@ class PrecomputeJob:
         return facts, image.pixels
 
 
-def _part_config(name: str, part: Any, fingerprint: str) -> PartConfig:
+def _part_config(name: str, part: FrozenPart | None, fingerprint: str) -> PartConfig:
     return PartConfig(name=name, revision=(part.revision or None) if part else None, fingerprint=fingerprint)
 
 

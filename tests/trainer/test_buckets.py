@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from dataset_builder.command_line import UserError
 from dataset_builder.decoding import DecodeLimits, decode_image
@@ -79,11 +78,6 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
 
 def test_it_is_an_antialiased_resize_and_a_centre_crop() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (96, 160, 3), dtype=np.uint8)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    resized = functional.resize(image, [48, 80], interpolation=functional.InterpolationMode.BICUBIC, antialias=True)
-    expected = functional.center_crop(resized, [48, 48]).permute(1, 2, 0).numpy()
-    difference = abs(fit(pixels, (48, 48)).astype(float) - expected)
-    assert difference.mean() < 8, "Lanczos and bicubic differ by little, even on noise"
     whole = Image.fromarray(pixels).resize((80, 48), Image.Resampling.LANCZOS)
     assert np.array_equal(fit(pixels, (48, 48)), np.asarray(whole)[:, 16:64])
 

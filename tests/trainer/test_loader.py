@@ -21,8 +21,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 def batches(store: FeatureStore, *, start: int = 0, threads: int = 2, rank: int = 0, world_size: int = 1) -> list[FeatureBatch]:
     order = DataOrder(store.samples("train"), seed=0, batch_size=4)
     captions = CaptionChoice(dropout=0.3, weights={"dense": 1.0, "alt_text": 2.0})
-    options = {"start_images_seen": start * 4, "num_workers": threads, "rank": rank, "world_size": world_size}
-    with Loader(store, order, captions=captions, **options) as loader:
+    with Loader(
+        store,
+        order,
+        captions=captions,
+        start_images_seen=start * 4,
+        num_workers=threads,
+        rank=rank,
+        world_size=world_size,
+    ) as loader:
         return list(itertools.islice(loader, COUNT - start))
 
 

@@ -1,0 +1,17 @@
+"""Runs a command of the foundry in a process of its own, as its users do."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from dataset_builder.command_line import UserError
+
+
+def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """`python -m module arguments`; returns its output. Raises UserError, with its last line, where it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **(environment or {})})
+    if done.returncode:
+        raise UserError(f"python -m {module} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return done.stdout

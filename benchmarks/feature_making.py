@@ -1,0 +1,209 @@
+"""How fast features are made: trainer.precompute on Ray, bare forward passes, the original scheme; see benchmarks/features.py.
+
+Each side is timed in processes of its own, in turn, with all cores and the same thread settings. What is timed: on Ray, from
+the first commit to the last; bare, the forward passes of the same batches, nothing read or written; the original, a sample at a
+time, captions padded to the limit, the files written as its tools write them.
+"""
+
+import json
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from benchmarks.commands import run_module
+from dataset_builder.cluster import RaySettings, cpu_environment
+from dataset_builder.command_line import run_command
+
+if TYPE_CHECKING:
+    from model.text_encoder import TextEncoder
+    from model.vae import VAE
+    from trainer.precompute_config import PrecomputeConfig
+    from trainer.transforms import Pixels
+
+LIMIT = 120
+LENGTHS = (40, 80, 120)
+SIDE_PX = 256
+
+
+@dataclass(frozen=True)
+class FeatureMakingConfig:
+    """Settings of one timed side in its own process."""
+
+    root: str
+    """Folder with the models and the data set."""
+    side: Literal["bare", "original"] = "bare"
+    """Which scheme."""
+    unit_size: int = 24
+    """Samples of a unit."""
+
+
+def making_figures(directory: Path, *, units: int, unit_size: int, rounds: int) -> dict[str, float]:
+    """Samples per second of the three sides, the medians of the rounds, and their ratios."""
+    root = directory / "making"
+    _save_models(root)
+    _write_dataset(root / "dataset", count=units * unit_size)
+    environment = cpu_environment(num_threads=os.cpu_count() or 1)
+    speeds: dict[str, list[float]] = {"ray": [], "bare": [], "original": []}
+    for turn in range(rounds):
+        out = root / f"features-{turn}"
+        config = _precompute_config(root, out, unit_size)
+        settings = root / f"precompute-{turn}.json"  # JSON is YAML
+        settings.write_text(json.dumps(asdict(config)))
+        run_module("trainer.precompute", "--config", str(settings))
+        speeds["ray"].append(_speed_of_commits(out / "alignment" / str(SIDE_PX)))
+        for side in ("bare", "original"):
+            options = ["--root", str(root), "--side", side, "--unit_size", str(unit_size)]
+            output = run_module("benchmarks.feature_making", *options, environment=environment)
+            speeds[side].append(json.loads(output.splitlines()[-1])["samples_per_s"])
+    ray, bare, original = (statistics.median(speeds[side]) for side in ("ray", "bare", "original"))
+    return {
+        "precompute_efficiency": ray / bare,
+        "precompute_ratio": ray / original,
+        "precompute_samples_per_s": ray,
+        "bare_samples_per_s": bare,
+        "original_scheme_samples_per_s": original,
+    }
+
+
+def main(config: FeatureMakingConfig) -> int:
+    """Times one side and prints one line of JSON; returns 0."""
+    from trainer.precompute import prepare
+    from trainer.precompute_job import Encoders
+
+    root = Path(config.root)
+    out = root / f"{config.side}-{os.getpid()}"
+    prepared = prepare(_precompute_config(root, out, config.unit_size), describe=Encoders.describe)
+    vae, encoder = prepared.job.encoders.load_vae(), prepared.job.encoders.load_text_encoder()
+    works = [prepared.job.decode(task) for task in prepared.tasks[:3]]
+    num_samples = sum(len(work.facts) for work in works[1:])
+    for number, work in enumerate(works):
+        if number == 1:  # the first unit warms up
+            started = time.perf_counter()
+        texts = [text for one in work.facts for _, text in one.captions]
+        if config.side == "bare":
+            _bare(work.pixels[SIDE_PX], texts, vae, encoder)
+        else:
+            _original_scheme(work.pixels[SIDE_PX], texts, vae, encoder, out=out)
+    print(json.dumps({"samples_per_s": num_samples / (time.perf_counter() - started)}))
+    return 0
+
+
+def _bare(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "TextEncoder") -> None:
+    """The forward passes alone."""
+    import torch
+
+    from trainer.transforms import to_signed
+
+    vae.encode(to_signed(torch.from_numpy(pixels)))
+    encoder.encode(texts)
+
+
+def _original_scheme(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "TextEncoder", *, out: Path) -> None:
+    """PixArt-alpha's tools/extract_features.py: one sample at a time, captions padded, a compressed file for each."""
+    import numpy as np
+    import torch
+
+    from trainer.transforms import to_signed
+
+    for number, (image, text) in enumerate(zip(pixels, texts, strict=True)):
+        found = vae.encode(to_signed(torch.from_numpy(image[None])))
+        np.save(out / f"{number}.npy", torch.cat([found.mean, found.log_variance], dim=1)[0].numpy())
+        asked = encoder.tokenizer(text.lower(), padding="max_length", max_length=LIMIT, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            tokens = encoder.model(input_ids=asked.input_ids, attention_mask=asked.attention_mask).last_hidden_state
+        features = tokens.float().numpy()
+        np.savez_compressed(out / f"{number}.npz", caption_feature=features, attention_mask=asked.attention_mask.numpy())
+
+
+def _save_models(root: Path) -> None:
+    """Two layers of T5-XXL with the small tokenizer, and a VAE like SD's at half of its width; random weights."""
+    import shutil
+
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import T5Config, T5EncoderModel
+
+    from model.frozen_parts import find_part
+
+    torch.manual_seed(0)
+    part = find_part("mini", "text_encoder")
+    sizes = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 2}
+    model = T5EncoderModel(T5Config.from_pretrained(part.folder, **sizes))
+    model.to(torch.bfloat16).save_pretrained(root / "t5")
+    for path in part.tokenizer_folder.glob("*token*.json"):
+        shutil.copy(path, root / "t5")
+    channels = (64, 128, 256, 256)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(block_out_channels=channels, layers_per_block=2, sample_size=SIDE_PX, **blocks).save_pretrained(root / "vae")
+
+
+def _write_dataset(folder: Path, *, count: int) -> None:
+    """A data set of images with captions of LENGTHS tokens."""
+    import numpy as np
+    import pyarrow as pa
+    from PIL import Image
+
+    from dataset_builder.schema import SAMPLE_CAPTION, SAMPLES, SCHEMA_VERSION
+    from dataset_builder.storage import Folder
+    from dataset_builder.units import table_bytes
+
+    (folder / "images").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    empty = {field.name: [] if pa.types.is_list(field.type) else "" for field in SAMPLE_CAPTION}
+    empty |= {field.name: 0 for field in SAMPLE_CAPTION if pa.types.is_primitive(field.type)}
+    rows = []
+    for number in range(count):
+        path = folder / "images" / f"{number}.jpg"
+        corners = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(corners).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(path)
+        caption = {**empty, "prompt": "dense", "caption": "owl " * (LENGTHS[number % 3] - 1)}
+        row = {"key": str(number), "run": "", "split": "train", "uri": str(path), "content_hash": "", "bucket": "1.0"}
+        rows.append(row | {"width": SIDE_PX, "height": SIDE_PX, "captions": [caption]})
+    name = "samples/train/part-00000.parquet"
+    Folder(str(folder)).write(name, table_bytes(pa.Table.from_pylist(rows, schema=SAMPLES)))
+    files = [{"kind": "samples", "split": "train", "path": name, "rows": count}]
+    record = {"schema_version": SCHEMA_VERSION, "runs": [], "files": files}
+    (folder / "dataset.json").write_text(json.dumps(record))
+
+
+def _precompute_config(root: Path, out: Path, unit_size: int) -> "PrecomputeConfig":
+    from model.text_encoder import TextEncoderConfig
+    from model.vae import VAEConfig
+    from trainer.precompute_config import PrecomputeConfig
+
+    return PrecomputeConfig(
+        dataset=str(root / "dataset"),
+        out=str(out),
+        stage="alignment",
+        resolution=[SIDE_PX],
+        square=True,
+        unit_size=unit_size,
+        vae=VAEConfig(name=str(root / "vae"), dtype="bfloat16", sliced=False),
+        text_encoder=TextEncoderConfig(name=str(root / "t5"), max_caption_tokens=LIMIT),
+        ray=RaySettings(num_replicas=1, cpus_per_replica=os.cpu_count() or 1),
+    )
+
+
+def _speed_of_commits(store: Path) -> float:
+    """Samples per second between the first commit and the last."""
+    from dataset_builder.storage import Folder
+    from dataset_builder.units import read_commits
+
+    commits = sorted(read_commits(Folder(str(store))), key=lambda commit: commit.committed_at)
+    first, last = (datetime.fromisoformat(commits[place].committed_at) for place in (0, -1))
+    return sum(commit.completed for commit in commits[1:]) / (last - first).total_seconds()
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            FeatureMakingConfig,
+            main,
+            prog="python -m benchmarks.feature_making",
+            example="python -m benchmarks.feature_making --root models --side bare",
+        )
+    )
