@@ -36,7 +36,7 @@ def histogram_svg(histogram: Histogram) -> str:
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         left, right = frame.x(low), frame.x(high)
         y = frame.y(count)
-        hover = f"<title>{_number(low)} to {_number(high)}: {count:,}</title>"
+        hover = f"<title>{short_number(low)} to {short_number(high)}: {count:,}</title>"
         place = f'x="{left:.1f}" y="{y:.1f}" width="{max(right - left - 1, 0.5):.1f}" height="{frame.bottom - y:.1f}"'
         bars.append(f'<rect class="bar" {place}>{hover}</rect>')
     if histogram.mark and edges[0] <= histogram.mark[0] <= edges[-1]:
@@ -58,10 +58,10 @@ def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "") -> str:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
         drawn.append(f'<polyline class="line c{number % 6}" points="{path}"/>')
         for x, y in line.points:
-            hover = f"<title>{escape(line.name)}: {_number(x)}, {_number(y)}</title>"
+            hover = f"<title>{escape(line.name)}: {short_number(x)}, {short_number(y)}</title>"
             drawn.append(f'<circle class="c{number % 6}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3">{hover}</circle>')
         if len(series) > 1:
-            y = _TOP + 12 * number + 6
+            y = frame.bottom - 8 - 13 * number
             drawn.append(f'<text class="legend c{number % 6}" x="{_LEFT + 8}" y="{y}">{escape(line.name)}</text>')
     if x_name:
         drawn.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>')
@@ -94,17 +94,18 @@ def _svg(title: str, frame: _Frame, drawn: Sequence[str]) -> str:
         value = frame.top * tick / (_TICKS - 1)
         y = frame.y(value)
         axes.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        axes.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        axes.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
         place = frame.low + (frame.high - frame.low) * tick / (_TICKS - 1)
         x = frame.x(place)
-        axes.append(f'<text class="axis" x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{_number(place)}</text>')
+        anchor = "end" if tick == _TICKS - 1 else "middle"
+        axes.append(f'<text class="axis" x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{short_number(place)}</text>')
     heading = f'<text class="title" x="{_LEFT}" y="14">{escape(title)}</text>'
     inside = heading + "".join([*axes, *drawn])
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{inside}</svg>'
 
 
-def _number(value: float) -> str:
-    """Short enough for an axis."""
+def short_number(value: float) -> str:
+    """A number in at most seven characters."""
     if not math.isfinite(value):
         return "?"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

@@ -81,9 +81,9 @@ def density_rows(database: "Database") -> Table:
         for row in found
     ]
     for paper in PAPER_TABLE:
-        valid, distinct = paper.vn_dn.split(" / ")
-        each = [paper.name, "the paper's Table 1", "11.2M", valid, distinct, 100 * paper.ratio, paper.total_nouns]
-        rows.append([*each, paper.nouns_per_image])
+        valid, distinct = map(_whole, paper.vn_dn.split(" / "))
+        figures = [100 * paper.ratio, _whole(paper.total_nouns), paper.nouns_per_image]
+        rows.append([paper.name, "the paper's Table 1, rounded", 11_200_000, valid, distinct, *figures])
     names = ("captions of", "counted", "captions", "VN", "DN", "VN / DN in %", "nouns", "nouns a caption")
     note = "VN and DN grow with the number of captions; compare bodies of different size by the curves below."
     return Table(columns=names, rows=rows, note=note)
@@ -199,6 +199,11 @@ def _thumbnail(data: bytes) -> str:
     image.thumbnail((2 * _THUMBNAIL_PX, 2 * _THUMBNAIL_PX))
     image.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _whole(printed: str) -> int:
+    """A number as the paper prints it: 210K, 72.0M."""
+    return round(float(printed[:-1]) * {"K": 1_000, "M": 1_000_000}[printed[-1]])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from dataset_builder.report_charts import short_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -55,7 +57,9 @@ def table_html(table: Table) -> str:
     """A sortable table; numbers are set to the right and sorted as numbers."""
     if not table.rows:
         return '<p class="none">Nothing to show.</p>'
-    head = "".join(f'<th tabindex="0" role="button">{escape(name)}</th>' for name in table.columns)
+    kinds = (' class="number"' if _is_number(cell) else "" for cell in table.rows[0])
+    named = zip(table.columns, kinds, strict=True)
+    head = "".join(f'<th tabindex="0" role="button"{kind}>{escape(name)}</th>' for name, kind in named)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
@@ -80,16 +84,20 @@ def gallery_html(pictures: Sequence[Picture]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         return f"<td>{escape('' if value is None else str(value))}</td>"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f'<td class="number" data-value="{value}">{shown}</td>'
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _card(picture: Picture) -> str:
     known = {name: value for name, value in picture.figures.items() if value is not None}
     data = "".join(f' data-{escape(name)}="{value}"' for name, value in known.items())
-    figures = " · ".join(f"{escape(name.replace('_', ' '))} {value:.3g}" for name, value in known.items())
+    figures = " · ".join(f"{escape(name.replace('_', ' '))} {short_number(value)}" for name, value in known.items())
     return (
         f'<article data-key="{escape(picture.key)}"{data}>'
         f'<img loading="lazy" alt="{escape(picture.key)}" src="data:image/jpeg;base64,{picture.jpeg_base64}">'

@@ -1,0 +1,142 @@
+"""The report: complete, self-contained, safe against what captions hold, and working in a browser."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset_builder.command_line import UserError
+from dataset_builder.report import ReportConfig, main
+from dataset_builder.report_charts import Histogram, Series, histogram_svg, lines_svg, short_number
+from dataset_builder.report_data import funnel_table, rarefaction
+from dataset_builder.sql import open_stored
+from dataset_builder.storage import Folder
+from tests.dataset_builder.small_run import SmallRun
+
+SECTIONS = ["Funnel", "Concept density", "Rarefaction", "Histograms", "Density against"]
+SECTIONS += ["Frequent nouns", "Rare nouns", "Repetitions", "Gallery"]
+
+
+class _Page(HTMLParser):
+    """Headings, cells and whatever a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.fetched: list[str] = []
+        self._in_heading = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_heading = tag == "h2"
+        self.fetched += [
+            value for name, value in attrs if name in ("src", "href") and value and not value.startswith(("#", "data:"))
+        ]
+
+    def handle_data(self, data: str) -> None:
+        if self._in_heading:
+            self.headings.append(data)
+            self._in_heading = False
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    dense = "An owl <script>alert(1)</script> & a house, a tree, an owl and an owl."
+    SmallRun(captions={"dense": dense, "short": "An image of an owl."}).write(Folder(str(tmp_path / "run")))
+    return tmp_path / "run"
+
+
+def _report(run: Path, **options: Any) -> str:
+    out = run.parent / "report.html"
+    assert main(ReportConfig(source=str(run), out=str(out), **options)) == 0
+    return out.read_text()
+
+
+def test_a_report_has_all_parts_and_fetches_nothing(run: Path) -> None:
+    text = _report(run)
+    page = _Page()
+    page.feed(text)
+    assert page.headings == SECTIONS
+    assert page.fetched == []
+    assert "url(" not in text
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "SAM-LLaVA" in text
+    assert "T5 reads 6" in text
+
+
+def test_the_funnel_of_a_run_adds_up(run: Path) -> None:
+    with open_stored(str(run)) as database:
+        rows = funnel_table(database).rows
+    assert rows == [["planned", "", 8, 0], ["rejected", "broken", 7, 1], ["waiting", "", 5, 2]]
+
+
+def test_curves_end_at_the_density_of_the_whole(run: Path) -> None:
+    with open_stored(str(run)) as database:
+        whole = {row["prompt"]: row for row in database.fetch("FROM density() WHERE counted = 'written'").to_pylist()}
+        curves = rarefaction(database)
+    for line in curves["DN"]:
+        assert line.points[-1] == (whole[line.name]["num_captions"], whole[line.name]["distinct_nouns"])
+        assert [y for _, y in line.points] == sorted(y for _, y in line.points)
+
+
+def test_charts_stay_inside_their_frame_and_hold_every_count() -> None:
+    bars = histogram_svg(Histogram(title="a < b", edges=[0, 1, 2, 3], counts=[5, 0, 2], mark=(2, "here")))
+    assert [int(count) for count in re.findall(r": (\d+)</title>", bars)] == [5, 0, 2]
+    assert "a &lt; b" in bars
+    lines = lines_svg("x", [Series(name="one", points=[(3, 0.0), (3, 4.0)])])
+    for number in re.findall(r'c[xy]="([-\d.]+)"', lines):
+        assert 0 <= float(number) <= 420
+    assert lines_svg("x", [Series(name="empty", points=[])]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0"), (0.12345, "0.123"), (12345, "12.3k"), (2.5e6, "2.5M"), (float("nan"), "?")]
+)
+def test_numbers_are_short(value: float, shown: str) -> None:
+    assert short_number(value) == shown
+
+
+def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
+    SmallRun(num_committed=0).write(Folder(str(tmp_path / "run")))
+    with pytest.raises(UserError, match="no caption to report on yet"):
+        main(ReportConfig(source=str(tmp_path / "run"), out=str(tmp_path / "report.html")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Debian's chromium-driver")
+def test_a_browser_sorts_tables_and_reports_no_error(run: Path, tmp_path: Path) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    _report(run)
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ):
+        options.add_argument(flag)
+    options.add_argument("--disable-sync")
+    options.add_argument(f"--user-data-dir={tmp_path / 'browser'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    try:
+        browser.get((run.parent / "report.html").as_uri())
+        section = browser.find_element(By.ID, f"s{SECTIONS.index('Frequent nouns')}")
+        header = section.find_elements(By.TAG_NAME, "th")[2]
+        header.click()
+        cells = section.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(3)")
+        counts = [int(str(cell.get_attribute("data-value"))) for cell in cells]
+        assert counts == sorted(counts)
+        header.click()
+        first = section.find_element(By.CSS_SELECTOR, "tbody td:nth-child(3)")
+        assert int(str(first.get_attribute("data-value"))) == max(counts)
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []  # type: ignore[no-untyped-call]
+    finally:
+        browser.quit()
