@@ -29,9 +29,11 @@ def train_stage(config: TrainConfig) -> bool:
     import torch
 
     from trainer.loop import train
+    from trainer.start import check_workers
     from trainer.workers import join_workers
 
     check_paths([config.features, config.run_dir])
+    check_workers(config, config.num_workers)
     if config.num_workers > 1:
         from trainer.on_ray import train_on_ray
 

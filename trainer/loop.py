@@ -27,7 +27,7 @@ from trainer.networks import network_around, sizes_text, with_positions
 from trainer.optimizer import learning_rate
 from trainer.run_folder import RunFolder
 from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
-from trainer.start import LadderPlace, find_start, ladder_place, open_state, run_path
+from trainer.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
 from trainer.stop_signal import StopSignal
 from trainer.train_step import StepSettings, TrainState, train_step
 from trainer.validation import SPLIT, ValidationSet, measure
@@ -87,16 +87,6 @@ def open_features(config: TrainConfig, place: LadderPlace) -> FeatureStore:
     if found := [text for text, holds in problems.items() if holds]:
         raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {config.precompute_command(rung)}")
     return store
-
-
-def check_workers(config: TrainConfig, num_workers: int) -> None:
-    """Raises UserError for a batch that cannot be shared evenly: every worker weighs the same in the gradient."""
-    for rung in config.ladder:
-        if rung.batch_size % num_workers:
-            near = max(1, round(rung.batch_size / num_workers)) * num_workers
-            raise UserError(
-                f"a batch of {rung.batch_size} images cannot be shared by {num_workers} workers: give a multiple, as {near}"
-            )
 
 
 def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) -> PipelineConfig:

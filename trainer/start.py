@@ -78,6 +78,16 @@ def ladder_place(ladder: tuple[Rung, ...], images_seen: int) -> LadderPlace | No
     return None
 
 
+def check_workers(config: TrainConfig, num_workers: int) -> None:
+    """Raises UserError for a batch that cannot be shared evenly: every worker weighs the same in the gradient."""
+    for rung in config.ladder:
+        if rung.batch_size % num_workers:
+            near = max(1, round(rung.batch_size / num_workers)) * num_workers
+            raise UserError(
+                f"a batch of {rung.batch_size} images cannot be shared by {num_workers} workers: give a multiple, as {near}"
+            )
+
+
 def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot go on from."""
     position = Position.read(checkpoint)

@@ -77,18 +77,18 @@ class RunReader:
 
         shutil.rmtree(self._run / FOLDER, ignore_errors=True)
         self._rows, self._images = [], set()
-        self._writer = SummaryWriter(str(self._run / FOLDER))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._run / FOLDER))
 
 
 def _add_row(writer: "SummaryWriter", row: dict[str, Any]) -> None:
     images = row["images_seen"]
     for name in _SCALARS:
         if row.get(name) is not None:
-            writer.add_scalar(f"{row['kind']}/{name}", row[name], images)  # type: ignore[no-untyped-call]
+            writer.add_scalar(f"{row['kind']}/{name}", row[name], images)
     for place, loss in enumerate(row.get("bands", ())):
-        writer.add_scalar(f"{row['kind']}/loss_of_band_{place}", loss, images)  # type: ignore[no-untyped-call]
+        writer.add_scalar(f"{row['kind']}/loss_of_band_{place}", loss, images)
     if row["kind"] == "spike":
-        writer.add_text("spike", ", ".join(row["keys"]), images)  # type: ignore[no-untyped-call]
+        writer.add_text("spike", ", ".join(row["keys"]), images)
 
 
 def _add_image(writer: "SummaryWriter", path: Path) -> None:
@@ -97,7 +97,7 @@ def _add_image(writer: "SummaryWriter", path: Path) -> None:
 
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    writer.add_image("samples", pixels, int(path.stem), dataformats="HWC")  # type: ignore[no-untyped-call]
+    writer.add_image("samples", pixels, int(path.stem), dataformats="HWC")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _config(features: Path, run_dir: Path, **changes: object) -> TrainConfig:
+def _config(features: Path, run_dir: Path, **changes: Any) -> TrainConfig:
     return tiny_config(run_dir, features=str(features), **changes)
 
 

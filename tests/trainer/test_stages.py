@@ -119,14 +119,14 @@ def test_out_of_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
-    from trainer.loop import check_workers
+    from trainer.start import check_workers
 
     with pytest.raises(UserError, match="batch of 4 images cannot be shared by 3 workers: give a multiple, as 3"):
         check_workers(tiny_config(tmp_path), 3)
 
 
 def test_tensorboard_reads_the_metrics(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=20)

@@ -4,12 +4,13 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 from model.checkpoint import PartConfig
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
@@ -25,7 +26,7 @@ def _train_together(config: TrainConfig) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.start_processes(_worker, args=(config, port), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
+    start_processes(_worker, args=(config, port), nprocs=2, start_method="fork")
 
 
 def _worker(rank: int, config: TrainConfig, port: int) -> None:
@@ -66,7 +67,7 @@ def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding)
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 
 
-def _watched(tmp_path: Path, stage: str, **info: object) -> TrainConfig:
+def _watched(tmp_path: Path, stage: str, **info: Any) -> TrainConfig:
     vae = save_tiny_vae(tmp_path / "vae")
     part = PartConfig(name=str(vae), fingerprint=tiny_vae(vae).fingerprint())
     write_store(tmp_path / "features", stage=stage, vae=part, **info)
@@ -92,7 +93,12 @@ def test_captions_that_are_stored_train_as_captions_that_are_encoded_online(tmp_
     t5 = save_tiny_t5(tmp_path / "t5")
     encoder = tiny_text_encoder(t5)
     part = PartConfig(name=str(t5), fingerprint=encoder.fingerprint())
-    facts = {"text_encoder": part, "text_encoder_dtype": "float32", "caption_width": encoder.width, "max_caption_tokens": 20}
+    facts: dict[str, Any] = {
+        "text_encoder": part,
+        "text_encoder_dtype": "float32",
+        "caption_width": encoder.width,
+        "max_caption_tokens": 20,
+    }
     write_store(tmp_path / "texts", caption_storage="none", **facts)
     write_store(tmp_path / "features", encoder=encoder, **facts)
     stored = tiny_config(tmp_path, images=16)

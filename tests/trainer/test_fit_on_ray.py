@@ -1,0 +1,59 @@
+"""On Ray Train: a worker that dies is replaced, and the training goes on from the last checkpoint as if it had not."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from dataset_builder.command_line import UserError
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer.checkpoints import list_checkpoints
+from trainer.config import DistributedConfig, TrainConfig
+from trainer.fit import main
+from trainer.run_folder import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    ray.shutdown()
+
+
+def _losses(config: TrainConfig) -> dict[int, float]:
+    return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
+
+
+@pytest.mark.timeout(600)
+def test_a_lost_worker_is_replaced(tmp_path: Path) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=48, num_workers=2, distributed=DistributedConfig(sharding="fsdp"))
+    alone = replace(config, run_dir=str(tmp_path / "alone"), num_workers=1)
+    assert main(alone) == 0
+    killer = threading.Thread(target=_kill_a_worker_after_a_checkpoint, args=(config,), daemon=True)
+    killer.start()
+    assert main(config) == 0
+    killer.join(timeout=1)
+    starts = (Path(config.run_folder) / "starts.jsonl").read_text().splitlines()
+    assert len(starts) == 2 and "resumes" in starts[1]
+    assert _losses(config) == pytest.approx(_losses(alone), rel=1e-4)
+    with pytest.raises(UserError, match="batch of 4 images cannot be shared by 3 workers"):
+        main(replace(config, num_workers=3))
+
+
+def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
+    """SIGKILL to a process that trains, once there is a checkpoint to go on from."""
+    while not list_checkpoints(Path(config.run_folder)):
+        time.sleep(0.02)
+    workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+    os.kill(workers[-1].pid, signal.SIGKILL)
