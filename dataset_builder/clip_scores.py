@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
 _CONFIG = "open_clip_config.json"
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+# Not after "Dr.", "St." or the letters of "U.S.", which are two letters at most.
+_SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])[.!?]+[\"')\]]*(?=\s)")
 _GAP = re.compile(r"\s+")
 
 
@@ -123,7 +125,8 @@ def sentence_tokens(sentences: Sequence[str], source: ClipSource) -> npt.NDArray
 
 def split_sentences(text: str, source: ClipSource) -> list[str]:
     """The sentences of a caption, each short enough for the model; a longer one is halved at a gap between words."""
-    sentences = [part for part in _SENTENCE_END.split(text.strip()) if part]
+    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    sentences = [part for begin, end in pairwise([0, *ends, len(text)]) if (part := text[begin:end].strip())]
     return [piece for sentence in sentences for piece in _fitting(sentence, source)]
 
 

@@ -98,7 +98,6 @@ def _write_shard(shard: _Shard) -> _Written:
     buffer = io.BytesIO()
     images = 0
     failed: dict[str, str] = {}
-    taken: set[str] = set()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar, ImageReader() as reader:
         for row in _rows(shard):
             try:
@@ -106,7 +105,7 @@ def _write_shard(shard: _Shard) -> _Written:
             except ImageError as error:
                 failed[row["key"]] = f"{error.reason}: {error.message}"
                 continue
-            name = _name(row["key"], taken)
+            name = _name(row["key"])
             _add(tar, f"{name}.{_SUFFIXES.get(row['format'], 'img')}", data)
             _add(tar, f"{name}.txt", _caption(row, shard.prompt).encode())
             _add(tar, f"{name}.json", json.dumps(_facts(row), ensure_ascii=False).encode())
@@ -156,15 +155,9 @@ def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
     return carried | {name: value for name, value in row.items() if name not in left_out and value is not None}
 
 
-def _name(key: str, taken: set[str]) -> str:
-    """A key as WebDataset wants it: the suffix begins at the first dot of a name, so it must have none; unique in its shard."""
-    wanted = name = key.replace(".", "_").strip("/")
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    taken.add(name)
-    return name
+def _name(key: str) -> str:
+    """A key as WebDataset wants it, where the suffix begins at the first dot; different keys keep different names."""
+    return key.replace("%", "%25").replace(".", "%2E").strip("/")
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

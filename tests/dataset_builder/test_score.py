@@ -1,0 +1,166 @@
+"""Scores: each figure against another way to get it, and what a user sees when something does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from safetensors.torch import load_file, save_file
+
+from dataset_builder.aesthetic import AestheticPredictor
+from dataset_builder.build import BuildConfig, build_dataset
+from dataset_builder.clip_scores import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
+from dataset_builder.command_line import UserError
+from dataset_builder.convert import ConvertConfig, import_run
+from dataset_builder.score import ScoreConfig, main
+from dataset_builder.sharpness import perceptual_hash, sharpness
+from dataset_builder.sql import open_run, open_stored
+from tests.dataset_builder.containers import encode, write
+from tests.dataset_builder.plain_loop import run_plainly
+from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor
+
+TEXTS = {
+    "a": "An owl sits on a tree. The sky is blue!",
+    "b": "A very long sentence about a house with a red door and a green roof and a blue wall and a garden. A dog.",
+    "c": "",
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of three smooth images of 90 x 60."""
+    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    for number, (key, text) in enumerate(TEXTS.items()):
+        write(tmp_path / "photos" / f"{key}.png", encode(_picture(number), "PNG"))
+        write(tmp_path / "photos" / f"{key}.txt", text)
+    config = ConvertConfig(input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run")
+    assert import_run(config, config.out) == 0
+    return tmp_path / "run"
+
+
+def _picture(seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((90, 60), Image.Resampling.BICUBIC)
+
+
+def _rows(run: Path, sql: str) -> list[dict[str, Any]]:
+    with open_run(str(run)) as database:
+        rows: list[dict[str, Any]] = database.fetch(sql).to_pylist()
+    return rows
+
+
+def test_scores_are_those_of_open_clip_and_of_the_predictor(run: Path, clip: Path, tmp_path: Path) -> None:
+    import open_clip
+
+    predictor = write_tiny_predictor(tmp_path / "aesthetic.safetensors")
+    assert main(ScoreConfig(source=str(run), clip=str(clip), aesthetic=str(predictor), batch_size=2)) == 0
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip}")
+    said = {row["key"]: row for row in _rows(run, "SELECT * FROM caption_scores")}
+    scores = {row["key"]: row for row in _rows(run, "SELECT * FROM scores")}
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{clip}")
+    for number, key in enumerate("ab"):
+        with torch.inference_mode():
+            image = model.eval().encode_image(transform(_picture(number))[None], normalize=True)
+            texts = model.encode_text(tokenizer(said[key]["sentences"]), normalize=True)
+        expected = (texts @ image[0]).tolist()
+        assert said[key]["sentence_scores"] == pytest.approx(expected, abs=2e-3)  # pixels travel as 8 bits
+        assert said[key]["clip_mean"] == pytest.approx(np.mean(said[key]["sentence_scores"]), abs=1e-6)
+        assert said[key]["clip_least"] == scores[key]["clip_least"] == min(said[key]["sentence_scores"])
+        weights = load_file(predictor)
+        hidden = image
+        for place in (0, 2, 4, 6, 7):
+            hidden = hidden @ weights[f"layers.{place}.weight"].T + weights[f"layers.{place}.bias"]
+        assert scores[key]["aesthetic"] == pytest.approx(hidden.item(), abs=2e-2)
+        assert scores[key]["sharpness"] == pytest.approx(sharpness(np.array(_picture(number))), rel=1e-5)
+    assert len(said) == 2
+    assert scores["c"] | {"clip_mean": None, "clip_least": None} == scores["c"]
+
+
+def test_scoring_goes_on_where_it_ended_and_shows_the_newest(run: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (str(clip), "none"):
+        assert main(ScoreConfig(source=str(run), clip=name)) == 0
+    assert [row["clip_mean"] for row in _rows(run, "SELECT clip_mean FROM scores")] == [None] * 3
+    capsys.readouterr()
+    assert main(ScoreConfig(source=str(run), clip="none")) == 0
+    assert "0 of 1 units to do" in capsys.readouterr().out
+    assert len(list((run / "scores").glob("*.json"))) == 2
+
+
+def test_an_image_that_has_changed_or_gone_is_rejected_by_name(run: Path) -> None:
+    photos = run.parent / "photos"
+    (photos / "a.png").write_bytes(encode(_picture(9), "PNG"))
+    (photos / "b.png").unlink()
+    assert main(ScoreConfig(source=str(run), clip="none")) == 0
+    assert [row["key"] for row in _rows(run, "SELECT key FROM scores")] == ["c"]
+
+
+def test_sentences_are_short_enough_and_lose_no_word(clip: Path) -> None:
+    source = resolve_clip(str(clip))
+    sentences = split_sentences(TEXTS["b"], source)
+    assert " ".join(sentences) == TEXTS["b"]
+    assert len(sentences) > 2
+    assert (sentence_tokens([*sentences, ""], source)[:, -1] == 0).all()
+    assert split_sentences("Dr. Who (a man!) He runs. ", source) == ["Dr. Who (a man!)", "He runs."]
+    assert split_sentences("  ", source) == []
+    unbreakable = "x" * 500
+    assert split_sentences(unbreakable, source) == [unbreakable]
+
+
+def test_a_batch_changes_no_embedding(clip: Path) -> None:
+    source = resolve_clip(str(clip))
+    pixels = np.stack([image_pixels(np.array(_picture(seed)), source) for seed in range(5)])
+    together, alone = (ClipEncoder(source, batch_size=size).embed_images(pixels) for size in (4, 1))
+    assert together.shape == (5, WIDTH)
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(5))
+
+
+def test_a_blurred_picture_is_less_sharp_and_a_small_copy_looks_the_same() -> None:
+    picture = _picture(3)
+    blurred = picture.filter(ImageFilter.GaussianBlur(4))
+    assert sharpness(np.array(blurred)) < sharpness(np.array(picture)) / 2
+    assert sharpness(np.zeros((2, 9, 3), np.uint8)) == 0
+    codes = [perceptual_hash(np.array(image)) for image in (picture, picture.resize((45, 30)), _picture(4))]
+    distance = [int(np.bitwise_count(np.uint64((codes[0] ^ code) & (2**64 - 1)))) for code in codes[1:]]
+    assert distance[0] <= 4
+    assert distance[1] > 16
+
+
+def test_what_cannot_be_used_is_one_line(clip: Path, run: Path, tmp_path: Path) -> None:
+    pickled = write(tmp_path / "sac+logos+ava1-l14-linearMSE.pth", b"\x80\x02}q\x00.")
+    with pytest.raises(UserError, match="save the published .pth as safetensors"):
+        AestheticPredictor(str(pickled))
+    save_file({"layers.0.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="is not LAION's aesthetic predictor"):
+        AestheticPredictor(str(tmp_path / "other.safetensors"))
+    wide = write_tiny_predictor(tmp_path / "wide.safetensors", width=768)
+    with pytest.raises(UserError, match=f"width 768, .* gives {WIDTH}"):
+        main(ScoreConfig(source=str(run), clip=str(clip), aesthetic=str(wide)))
+    with pytest.raises(UserError, match="did you mean .*ViT-L-14:openai"):
+        resolve_clip("ViT-L-14:opnai")
+    with pytest.raises(UserError, match="needs open_clip_config.json and weights in safetensors"):
+        resolve_clip(str(tmp_path))
+    with pytest.raises(UserError, match="neither a captioning run nor a data set"):
+        main(ScoreConfig(source=str(tmp_path), clip="none"))
+    with pytest.raises(ValueError, match="name a CLIP"):
+        ScoreConfig(source="run", clip="none", aesthetic="a.safetensors")
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_a_data_set_scores_as_its_run_did(run: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, *, embed: bool) -> None:
+    monkeypatch.setattr("dataset_builder.score_plan.UNIT_IMAGES", 2)
+    dataset = run.parent / "data"
+    build_dataset(BuildConfig(captions=(str(run),), out=str(dataset), embed=embed))
+    for source in (run, dataset):
+        assert main(ScoreConfig(source=str(source), clip=str(clip))) == 0
+    kept = "SELECT * FROM {view} WHERE key IN ('a', 'b') ORDER BY key"  # "c" has no caption, so it is not in the data set
+    for view in ("scores", "caption_scores"):
+        with open_stored(str(dataset)) as found:
+            assert found.fetch(kept.format(view=view)).to_pylist() == _rows(run, kept.format(view=view))

@@ -1,0 +1,78 @@
+"""A data set out and in again: nothing is lost on the way."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dataset_builder.build import BuildConfig, build_dataset
+from dataset_builder.convert import ConvertConfig, import_run, main
+from dataset_builder.sql import open_run
+from tests.dataset_builder.containers import jpeg, write
+from tests.dataset_builder.plain_loop import run_plainly
+
+TEXTS = {"owl.v1": "An owl on a tree.", "owl_v1": "Another owl.", "dog": "A dog runs."}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    for number, (name, text) in enumerate(TEXTS.items()):
+        write(tmp_path / "photos" / f"{name}.jpg", jpeg(number, size=(40, 30)))
+        write(tmp_path / "photos" / f"{name}.txt", text)
+    config = ConvertConfig(input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run")
+    assert import_run(config, config.out) == 0
+    build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "data")))
+    return tmp_path / "data"
+
+
+def _export(dataset: Path, *, images_per_shard: int = 1000) -> tuple[int, dict[str, bytes]]:
+    """The exit code and the members of all shards."""
+    out = dataset.parent / "shards"
+    config = ConvertConfig(
+        input=str(dataset),
+        out=str(out),
+        source="dataset",
+        target="webdataset",
+        num_workers=1,
+        images_per_shard=images_per_shard,
+    )
+    code = main(config)
+    members: dict[str, bytes] = {}
+    for shard in sorted(out.rglob("*.tar")):
+        with tarfile.open(fileobj=io.BytesIO(shard.read_bytes())) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                members[f"{shard.parent.name}/{member.name}"] = content.read()
+    return code, members
+
+
+def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, members = _export(dataset, images_per_shard=2)
+    assert code == 0
+    facts = {json.loads(data)["key"]: name for name, data in members.items() if name.endswith(".json")}
+    assert set(facts) == set(TEXTS)
+    for key, name in facts.items():
+        assert members[name.removesuffix("json") + "txt"].decode() == TEXTS[key]
+        assert members[name.removesuffix("json") + "jpg"] == (dataset.parent / "photos" / f"{key}.jpg").read_bytes()
+        assert "." not in name.rsplit("/", 1)[-1].removesuffix(".json")
+    config = ConvertConfig(
+        input=str(dataset.parent / "shards"), out=str(dataset.parent / "again"), source="webdataset", target="run"
+    )
+    assert import_run(config, config.out) == 0
+    with open_run(config.out) as run:
+        assert sorted(run.fetch("SELECT caption FROM captions")["caption"].to_pylist()) == sorted(TEXTS.values())
+    capsys.readouterr()
+    assert _export(dataset, images_per_shard=2) == (0, members)
+    assert "0 to write" in capsys.readouterr().out
+
+
+def test_an_image_that_has_changed_is_left_out_by_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dataset.parent / "photos" / "dog.jpg").write_bytes(jpeg(99))
+    code, members = _export(dataset)
+    assert code == 1
+    assert not any("dog" in name for name in members)
+    assert "left out: dog: changed" in capsys.readouterr().err
