@@ -151,6 +151,8 @@ def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int
             raise UserError(f"{key}: expected {' or '.join(map(str, _FIXED[key]))}, found {value}: another network")
         if not key.startswith("_") and key not in _FIXED | dict.fromkeys(_READ | _WITHOUT_EFFECT) and value is not None:
             raise UserError(f"{key}: expected no such setting, found {value}: another network")
+    if text and values.get("norm_eps", 1e-6) != 1e-6:  # a class-conditional one has diffusers' default, 1e-5, for DiT's 1e-6
+        raise UserError(f"norm_eps: expected 1e-06, found {values['norm_eps']}: another network")
     size = int(values["sample_size"])
     micro, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")
     heads, head = int(values["num_attention_heads"]), int(values["attention_head_dim"])

@@ -256,7 +256,8 @@ def _schedule(diffusion: Diffusion, device: torch.device) -> _Schedule:
         log_smallest=torch.cat([posterior[1:2], posterior[1:]]).log(),
         log_largest=betas.log(),
     )
-    return _Schedule(*(table.float().to(device) for table in tables))
+    with torch.inference_mode(mode=False):  # so that training may use tables that an evaluation made
+        return _Schedule(*(table.float().to(device) for table in tables))
 
 
 def _binned_log_likelihood(values: Tensor, *, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -240,7 +240,12 @@ def test_another_network_in_a_folder_of_diffusers_is_named(tmp_path: Path) -> No
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
     path = folder / "transformer" / "config.json"
     values = json.loads(path.read_text())
-    for key, value in {"activation_fn": "silu", "_class_name": "UNet2DConditionModel", "num_experts": 3}.items():
+    for key, value in {
+        "activation_fn": "silu",
+        "_class_name": "UNet2DConditionModel",
+        "num_experts": 3,
+        "norm_eps": 1e-5,
+    }.items():
         path.write_text(json.dumps(values | {key: value}))
         with pytest.raises(UserError, match=f"{value}"):
             _convert("diffusers", "native", folder, tmp_path / "native")

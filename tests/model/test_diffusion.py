@@ -106,6 +106,15 @@ def test_the_scheduler_finds_the_way_back(objective: Objective) -> None:
     torch.testing.assert_close(x, latents, rtol=0, atol=5e-3)
 
 
+def test_training_can_use_what_an_evaluation_in_inference_mode_made() -> None:
+    objective = Diffusion(beta_end=0.0123)  # no other test has made its tables
+    with torch.inference_mode():
+        objective.add_noise(_draw(0), _draw(1), TIMESTEPS)
+    latents = _draw(0).requires_grad_()
+    objective.add_noise(latents, _draw(1), TIMESTEPS).sum().backward()
+    assert latents.grad is not None
+
+
 def test_samplers_that_do_not_fit_are_named() -> None:
     assert FlowMatchEulerDiscreteScheduler.from_config(RectifiedFlow(shift=2.0).scheduler_config("euler")).config["shift"] == 2
     with pytest.raises(ValueError, match=r"expected dpm-solver\+\+ or euler .* found ddim"):
