@@ -133,7 +133,8 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
             fully_shard(block, mp_policy=_gathered(config))
         fully_shard(network)
     elif workers.num > 1:
-        model = DistributedDataParallel(network, forward_sync_buffers=False)  # the one buffer never changes
+        # The one buffer never changes; gradients live in the buckets in which they travel, and not twice.
+        model = DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
     if config.compile and can_compile(workers):
         network.compile_blocks()
     return TrainState(
