@@ -31,7 +31,8 @@ def fit(pixels: Pixels, size: "Size") -> Pixels:
     if _covering_size(pixels.shape[0], pixels.shape[1], size) == pixels.shape[:2]:
         return np.ascontiguousarray(pixels[top : top + height, left : left + width])
     scale = max(height / pixels.shape[0], width / pixels.shape[1])
-    beyond = ((pixels.shape[1] - width / scale) / 2, (pixels.shape[0] - height / scale) / 2)
+    # Never below zero: rounding may take off a little more than there is.
+    beyond = [max(0.0, (side - kept / scale) / 2) for side, kept in ((pixels.shape[1], width), (pixels.shape[0], height))]
     # Only what is kept is resized: an image of 10 x 10,000 pixels must not become one of 256 x 256,000.
     box = (beyond[0], beyond[1], pixels.shape[1] - beyond[0], pixels.shape[0] - beyond[1])
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=box))

@@ -44,7 +44,7 @@ def test_the_nearest_bucket_is_nearest_by_ratio() -> None:
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), place=st.integers(0, 32))
-@settings(max_examples=30)
+@settings(max_examples=300)
 def test_images_of_any_size_fit(height: int, width: int, place: int) -> None:
     size = bucket_table(256, multiple=16)[place]
     pixels = np.zeros((height, width, 3), dtype=np.uint8)

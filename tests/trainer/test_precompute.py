@@ -89,6 +89,15 @@ def test_two_resolutions_share_their_captions(tmp_path: Path, dataset: Path) -> 
     torch.testing.assert_close(one.read([request]).mean, both.read([all_samples(both)["picture_003"]]).mean)
 
 
+def test_features_live_on_object_storage_too(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset, resolution=[32, 64], out="memory://features")
+    make_features(config)
+    for resolution in (32, 64):
+        features = store(config, resolution)
+        request = all_samples(features)["picture_003"]
+        assert features.read([request]).texts == ["a large owl number 3 on the left"]
+
+
 def test_splits_and_buckets_are_kept_apart(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset)
     make_features(config)
