@@ -89,7 +89,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._workers.gather(None)  # the folder is there for all
-        weights = state.ema.full_weights()
+        weights = state.ema.full_weights(keep=self._workers.is_first)
         network = network_around(state.network.config, weights) if self._workers.is_first else None
         alone = self._workers.num == 1
         tensors = async_save(

@@ -9,7 +9,7 @@ StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]
 Schedule = Literal["constant", "cosine"]
 SCRATCH = "scratch"
-DIFFUSION = "diffusion"
+DIFFUSION: Literal["diffusion"] = "diffusion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +77,20 @@ class NetworkConfig:
         num_classes: int = 1000,
         position_scale: float = 1.0,
     ) -> DiTConfig:
-        """The whole configuration, with what features and objective decide. Raises ValueError where it makes no network."""
+        """The whole configuration, with what features and objective decide. Raises ValueError where it makes no network.
+
+        Micro-conditioning and Sigma's additions are for captions; a class-conditional network is without them.
+        """
+        text = conditioning == "text"
         return DiTConfig(
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
             patch_size=self.patch_size,
             mlp_ratio=self.mlp_ratio,
-            micro_conditioning=self.micro_conditioning,
-            qk_norm=self.qk_norm,
-            kv_compression=self.kv_compression,
+            micro_conditioning=text and self.micro_conditioning,
+            qk_norm=text and self.qk_norm,
+            kv_compression=self.kv_compression if text else KVCompression(),
             conditioning=conditioning,
             sample_size=sample_size,
             in_channels=in_channels,
@@ -102,7 +106,7 @@ class NetworkConfig:
 class ObjectiveConfig:
     """What the network is trained for: see model/diffusion.py."""
 
-    name: str = DIFFUSION
+    name: Literal["diffusion", "rectified_flow"] = DIFFUSION
     """diffusion (the paper's) or rectified_flow."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What its class is made with; empty: its defaults."""

@@ -37,10 +37,14 @@ class Ema:
                         module.reshard()  # else its next forward would read the average, gathered before
                 torch._foreach_copy_(self._parameters(), own)
 
-    def full_weights(self) -> dict[str, Tensor]:
-        """Whole tensors on the CPU, with the network's buffers: a copy. All workers must ask where they are sharded."""
+    def full_weights(self, *, keep: bool) -> dict[str, Tensor]:
+        """Whole tensors on the CPU, with the network's buffers: a copy; empty unless `keep`.
+
+        Where they are sharded all workers must call this, one tensor is whole at a time, and only some keep them.
+        """
         tensors = dict(self._network.state_dict()) | self.weights
-        return {name: whole(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        wholes = ((name, whole(tensor)) for name, tensor in tensors.items())
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in wholes if keep}
 
     def _parameters(self) -> list[Tensor]:
         return _local(parameter.detach() for parameter in self._network.parameters())

@@ -11,7 +11,7 @@ import torch
 
 from dataset_builder.command_line import UserError
 from model.checkpoint import PipelineConfig
-from model.diffusion import make_objective
+from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
 from trainer.batches import Preparation
 from trainer.checkpoints import Checkpoints, Position
@@ -104,6 +104,22 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
     return replace(common, text_encoder=info.text_encoder, caption_cleaning=info.caption_cleaning)
 
 
+def open_objective(config: TrainConfig) -> Objective:
+    """Raises UserError for settings that the objective has not."""
+    try:
+        return make_objective(config.objective.name, config.objective.settings)
+    except ValueError as error:
+        raise UserError(f"--objective: {error}") from error
+
+
+def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None:
+    """Raises UserError where latents of some bucket cannot be cut into the network's patches."""
+    factor = network.kv_compression.factor if network.kv_compression.layers else 1
+    step = info.downsampling * network.patch_size * factor
+    if wrong := [f"{height} x {width}" for height, width in info.buckets if height % step or width % step]:
+        raise UserError(f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}")
+
+
 @dataclass(eq=False)
 class RungTraining:
     """One rung: its data, and what is done at which step."""
@@ -122,7 +138,8 @@ class RungTraining:
         self.state.network.rebase(with_positions(self.state.network.config, rung, info))
         self.network: DiTConfig = self.state.network.config
         self.precision = getattr(torch, config.precision)
-        self.objective = make_objective(config.objective.name, config.objective.settings)
+        check_buckets(self.network, info, where=self.store.folder.url)
+        self.objective = open_objective(config)
         encoder = open_text_encoder(config, info, device=str(self.workers.device)) if config.online else None
         self.preparation = Preparation(
             network=self.network,
@@ -223,7 +240,7 @@ class RungTraining:
 
     def _draw_samples(self) -> None:
         """All workers give their part of the average's weights, the first one draws."""
-        weights = self.state.ema.full_weights()
+        weights = self.state.ema.full_weights(keep=self.grids is not None)
         if self.grids is not None:
             network = network_around(self.network, weights).to(self.workers.device).eval()
             with torch.autocast(self.workers.device.type, dtype=self.precision, enabled=self.precision != torch.float32):

@@ -22,22 +22,27 @@ from trainer.optimizer import make_optimizer
 from trainer.train_step import TrainState
 from trainer.workers import Workers
 
-_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "qk_norm", "kv_compression")
+_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
+_OF_CAPTIONS = ("qk_norm", "kv_compression")
+"""Chosen anew where a network that reads captions starts from one that reads classes."""
 
 
 def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
-    """Of a network that starts from nothing."""
+    """Of a network that starts from nothing. Raises UserError for sizes that make none."""
     text = config.conditioning == "text"
-    return config.network.dit_config(
-        conditioning=config.conditioning,
-        sample_size=rung.resolution // info.downsampling,
-        in_channels=info.latent_channels,
-        learned_variance=config.objective.learned_variance,
-        caption_width=info.caption_width if text else DiTConfig.caption_width,
-        max_caption_tokens=info.max_caption_tokens if text else DiTConfig.max_caption_tokens,
-        num_classes=DiTConfig.num_classes if text else len(info.class_names),
-        position_scale=rung.position_scale or 1.0,
-    )
+    try:
+        return config.network.dit_config(
+            conditioning=config.conditioning,
+            sample_size=rung.resolution // info.downsampling,
+            in_channels=info.latent_channels,
+            learned_variance=config.objective.learned_variance,
+            caption_width=info.caption_width if text else DiTConfig.caption_width,
+            max_caption_tokens=info.max_caption_tokens if text else DiTConfig.max_caption_tokens,
+            num_classes=DiTConfig.num_classes if text else len(info.class_names),
+            position_scale=rung.position_scale or 1.0,
+        )
+    except ValueError as error:
+        raise UserError(f"--network: {error}") from error
 
 
 def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
@@ -45,21 +50,17 @@ def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: Featur
 
     Raises UserError where that and the settings or the features contradict each other.
     """
-    asked = {
-        name: getattr(config.network, name)
-        for name in _SIZES
-        if getattr(config.network, name) != getattr(NetworkConfig(), name)
-    }
-    own = {name: getattr(source, name) for name in asked}
-    if differing := [f"{name} {value} and {own[name]}" for name, value in asked.items() if value != own[name]]:
+    kept = _SIZES if source.conditioning != config.conditioning else (*_SIZES, *_OF_CAPTIONS)
+    default = NetworkConfig()
+    asked = {name: getattr(config.network, name) for name in kept if getattr(config.network, name) != getattr(default, name)}
+    if differing := [
+        f"{name} {value} and {getattr(source, name)}" for name, value in asked.items() if value != getattr(source, name)
+    ]:
         raise UserError(f"--network and the checkpoint to start from differ: {', '.join(differing)}; leave --network out")
-    fresh = new_config(config, rung, info)
-    target = replace(
-        fresh,
-        **{name: getattr(source, name) for name in _SIZES},
-        micro_conditioning=config.network.micro_conditioning or source.micro_conditioning,
-        null_class=source.null_class,
-    )
+    sizes = {name: getattr(source, name) for name in kept}
+    micro = config.network.micro_conditioning or source.micro_conditioning
+    network = replace(config.network, **sizes, micro_conditioning=micro)
+    target = replace(new_config(replace(config, network=network), rung, info), null_class=source.null_class)
     names = ["in_channels"]
     if source.conditioning == target.conditioning:
         names += ["learned_variance", *(["caption_width"] if target.conditioning == "text" else ["num_classes"])]

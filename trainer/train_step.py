@@ -91,9 +91,13 @@ class StepSettings:
     """What differs from step to step, or stays."""
 
     lr: float
+    """Learning rate."""
     ema_decay: float
+    """What the average keeps of itself."""
     gradient_clip: float
+    """Largest norm of the gradient."""
     precision: torch.dtype
+    """Of matrix products."""
     num_samples: int
     """Samples of this worker in the step, over all parts."""
 
