@@ -36,7 +36,8 @@ SOURCES = {
 
 _KINDS = {"image-txt": ("files",), "laion": ("parquet", "list"), "webdataset": ("tar",)}
 _UNIT_IMAGES = 512
-_RUN_INSIDE = "imported"
+_RUN_BESIDE = ".run"
+"""What the run is called by way of which a data set is made; it stays, so that another recipe can be tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def main(config: ConvertConfig) -> int:
     check_paths([config.input, config.out, *config.images])
     if config.target == "webdataset":
         return _export(config)
-    run = config.out if config.target == "run" else f"{config.out.rstrip('/')}/{_RUN_INSIDE}"
+    run = config.out if config.target == "run" else config.out.rstrip("/") + _RUN_BESIDE
     code = import_run(config, run)
     if code or config.target == "run":
         return code

@@ -9,6 +9,7 @@ import pytest
 
 from dataset_builder.build import BuildConfig, build_dataset
 from dataset_builder.convert import ConvertConfig, import_run, main
+from dataset_builder.dataset_files import read_dataset
 from dataset_builder.sql import open_run
 from tests.dataset_builder.containers import jpeg, write
 from tests.dataset_builder.plain_loop import run_plainly
@@ -68,6 +69,15 @@ def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.C
     capsys.readouterr()
     assert _export(dataset, images_per_shard=2) == (0, members)
     assert "0 to write" in capsys.readouterr().out
+
+
+def test_a_data_set_at_once(dataset: Path) -> None:
+    out = str(dataset.parent / "once")
+    photos = str(dataset.parent / "photos")
+    config = ConvertConfig(input=photos, out=out, source="image-txt", target="dataset", licence="CC0")
+    for _ in range(2):
+        assert main(config) == 0
+    assert sum(read_dataset(out).splits.values()) == 3
 
 
 def test_an_image_that_has_changed_is_left_out_by_name(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
