@@ -11,6 +11,7 @@ state of the work is in the commits alone.
 
 import logging
 import signal
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -158,9 +159,12 @@ def precompute(
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = settings.unit_timeout_s
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with warnings.catch_warnings():  # the only way to bound the tries is one that Ray Data will replace
+        warnings.simplefilter("ignore")
+        pipeline = _pipeline(job, tasks, settings)
     failed = 0
     try:
-        for row in _pipeline(job, tasks, settings).iter_rows():
+        for row in pipeline.iter_rows():
             unit, commit, error = row["result"]
             if not error:
                 on_commit(commit)

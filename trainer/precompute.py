@@ -196,6 +196,8 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
 
 def _run(config: PrecomputeConfig, prepared: Preparation) -> int:
     """Makes the units; returns how many failed. Raises UserError where the budget of rejections is used up."""
+    from tqdm import tqdm
+
     from dataset_builder.progress import BudgetExceeded, Progress
     from trainer.on_ray import precompute
 
@@ -203,7 +205,7 @@ def _run(config: PrecomputeConfig, prepared: Preparation) -> int:
 
     def on_failure(unit: int, error: str) -> None:
         failures.append(unit)
-        print(f"unit {unit} failed: {error}", file=sys.stderr)
+        tqdm.write(f"unit {unit} failed: {error}", file=sys.stderr)  # above the line that moves
 
     planned = sum(task.unit.num_images for task in prepared.tasks)
     progress = Progress(planned=planned, budget=allowed_rejections(config.max_rejected, prepared.plan.num_samples))
