@@ -59,7 +59,7 @@ def find_duplicates(
     """Groups the images of batches of CANDIDATES; run and key together are unique.
 
     `embeddings` has batches of (run, key, embedding), in any order, for any of the images; it is read where min_cosine is set.
-    Memory: about 300 bytes to an image; the embeddings go through a temporary file in `directory`, 2 bytes to a number.
+    Memory: about 450 bytes to an image; the embeddings go through a temporary file in `directory`, 2 bytes to a number.
     Raises ValueError for embeddings of different widths.
     """
     images = pa.Table.from_batches((batch.select(CANDIDATES.names).cast(CANDIDATES) for batch in candidates), CANDIDATES)
