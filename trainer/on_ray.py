@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -173,7 +174,7 @@ def precompute(
             on_failure(unit, error)
             if failed >= MAX_FAILED_UNITS:
                 raise UserError(f"{failed} units failed, the last one by {error}: mend the cause, then run this again to go on")
-    except RayError as error:
+    except (RayError, ExecutionTimeoutError, SystemException) as error:
         raise UserError(f"a worker failed for good ({_cause(error)}): mend the cause, then run this again to go on") from error
 
 
