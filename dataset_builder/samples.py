@@ -38,9 +38,11 @@ def sample_batches(bench: "Workbench", runs: dict[str, RunFiles]) -> "Iterator[p
     Sorted by key within a table. The tables follow run by run, then the least keys of their units, so that a run is sorted
     where the keys of its units do not overlap, as those of a sorted source do not.
     """
+    names = list(runs)
+    prompts = [_prompts(bench, number, run) for number, run in enumerate(runs.values())]
     for stretch in _stretches(bench):
-        name = list(runs)[stretch.run]
-        yield _as_samples(bench.fetch(_stretch_sql(stretch, name, runs[name])))
+        name = names[stretch.run]
+        yield _as_samples(bench.fetch(_stretch_sql(stretch, name, runs[name], prompts[stretch.run])))
 
 
 def _stretches(bench: "Workbench") -> Iterator[_Stretch]:
@@ -61,21 +63,34 @@ def _run_of(row: dict[str, Any]) -> int:
     return int(row["run"])
 
 
-def _stretch_sql(stretch: _Stretch, name: str, run: RunFiles) -> str:
+def _prompts(bench: "Workbench", run: int, files: RunFiles) -> list[str]:
+    """The prompts of the captions that are kept, in the order of the run's settings."""
+    found = bench.fetch(f"SELECT DISTINCT prompt FROM survey WHERE run = {run} AND step IS NULL ORDER BY prompt")
+    known = [prompt["name"] for prompt in files.settings.get("prompts", {}).get("prompts", [])]
+    return sorted(found["prompt"].to_pylist(), key=[*known, *found["prompt"].to_pylist()].index)
+
+
+def _stretch_sql(stretch: _Stretch, name: str, run: RunFiles, prompts: list[str]) -> str:
+    """A join for each prompt: to group the captions by key would take twice as long."""
     here = f"run = {stretch.run} AND unit IN ({', '.join(map(str, stretch.units))})"
-    prompts = ", ".join(literal(prompt["name"]) for prompt in run.settings.get("prompts", {}).get("prompts", []))
     own = [field.name for field in SAMPLE_CAPTION if field.name not in CAPTION_FIGURES]
     fields = [f"{quoted(name)} := c.{quoted(name)}" for name in own]
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
+    texts = ", ".join(
+        f"text_{number} AS (SELECT key, struct_pack({', '.join(fields)}) AS caption FROM {_files(stretch, run, 'captions')} c "
+        f"JOIN (SELECT key, prompt FROM survey WHERE {here} AND step IS NULL) USING (key, prompt) "
+        f"WHERE prompt = {literal(prompt)})"
+        for number, prompt in enumerate(prompts)
+    )
+    joins = " ".join(f"LEFT JOIN text_{number} USING (key)" for number in range(len(prompts)))
+    captions = f"[{', '.join(f'text_{number}.caption' for number in range(len(prompts)))}]"
+    if len(prompts) > 1:
+        captions = f"list_filter({captions}, lambda c: c IS NOT NULL)"
     return (
-        f"WITH here AS (SELECT * FROM chosen WHERE {here}), "
-        f"kept AS (SELECT key, prompt FROM survey WHERE {here} AND step IS NULL), "
-        f"texts AS (SELECT c.key, list(struct_pack({', '.join(fields)}) "
-        f"ORDER BY list_position([{prompts}]::VARCHAR[], c.prompt), c.prompt) AS captions "
-        f"FROM {_files(stretch, run, 'captions')} c JOIN kept USING (key, prompt) GROUP BY c.key) "
+        f"WITH here AS (SELECT * FROM chosen WHERE {here}), {texts} "
         f"SELECT here.sample_key AS key, {literal(name)} AS run, here.split, {', '.join(f'i.{quoted(n)}' for n in _IMAGE)}, "
-        f"texts.captions, {', '.join(f's.{n}' for n in _SCORES)}, here.exact_group, here.near_group "
-        f"FROM here JOIN {_files(stretch, run, 'images')} i USING (key) JOIN texts USING (key) "
+        f"{captions} AS captions, {', '.join(f's.{n}' for n in _SCORES)}, here.exact_group, here.near_group "
+        f"FROM here JOIN {_files(stretch, run, 'images')} i USING (key) {joins} "
         f"LEFT JOIN {_files(stretch, run, 'scores')} s USING (key) ORDER BY sample_key"
     )
 
