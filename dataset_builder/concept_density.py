@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 VALID_ABOVE = 10
 """A noun is valid when it appears strictly more often."""
 
+VIEWS = {
+    "written": "As written, all nouns",
+    "written_without_meta": "As written, without meta-nouns",
+    "t5": "As T5 reads it, all nouns",
+    "t5_without_meta": "As T5 reads it, without meta-nouns",
+}
+"""The ways to count, and what the table calls them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptDensity:

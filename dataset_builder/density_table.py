@@ -4,19 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataset_builder.concept_density import PAPER_TABLE, VALID_ABOVE, ConceptDensity
+from dataset_builder.concept_density import PAPER_TABLE, VALID_ABOVE, VIEWS, ConceptDensity
 from dataset_builder.tagging import META_NOUNS
 
 if TYPE_CHECKING:
     from dataset_builder.counted_text import CountedText
-
-VIEWS = {
-    "written": "As written, all nouns",
-    "written_without_meta": "As written, without meta-nouns",
-    "t5": "As T5 reads it, all nouns",
-    "t5_without_meta": "As T5 reads it, without meta-nouns",
-}
-"""The ways to count, and what the table calls them."""
 
 _NAME_WIDTH = 27
 

@@ -81,8 +81,7 @@ SELECT key, prompt FROM (
 
 def macro_sql(*, has_noun_index: bool) -> list[str]:
     """The statements that create MACROS; the function `expected_nouns` must be there."""
-    from dataset_builder.concept_density import VALID_ABOVE
-    from dataset_builder.density_table import VIEWS
+    from dataset_builder.concept_density import VALID_ABOVE, VIEWS
 
     ways = ", ".join(f"'{name}'" for name in VIEWS)
     return [

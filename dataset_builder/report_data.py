@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from dataset_builder.concept_density import PAPER_TABLE, rarefied
+from dataset_builder.concept_density import VIEWS as WAYS
 from dataset_builder.decoding import DecodeLimits, decode_image
-from dataset_builder.density_table import VIEWS as WAYS
 from dataset_builder.references import ImageReader, reference_of
 from dataset_builder.rejection import ImageError
 from dataset_builder.report_charts import Histogram, Series

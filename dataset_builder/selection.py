@@ -183,7 +183,7 @@ class Selection:
         near = self._add(Step("dedup", "nearly the same as another image"))
         self._bench.change(
             "UPDATE picked SET exact_group = g.exact_group, near_group = g.near_group, step = CASE WHEN NOT g.is_kept THEN "
-            f"CASE WHEN g.near_group IS NULL THEN {exact} ELSE {near} END END FROM groups g "
+            f"CASE WHEN g.exact_group IS NOT NULL THEN {exact} ELSE {near} END END FROM groups g "
             f"WHERE picked.step IS NULL AND g.run = {self._run_name()} AND g.key = picked.key "
             "AND (g.exact_group IS NOT NULL OR g.near_group IS NOT NULL)"
         )
