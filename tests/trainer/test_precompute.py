@@ -1,10 +1,13 @@
 """Features are what on-the-fly encoding gives; a bad image costs itself; a stopped run goes on; another encoder is refused."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -250,3 +253,29 @@ def test_the_command_makes_on_ray_what_a_loop_makes(tmp_path: Path, dataset: Pat
             torch.testing.assert_close(here.read([request]).mean, there.read([request]).mean, rtol=0.02, atol=1e-3)
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert again.returncode == 0 and "0 to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_killed_replica_is_replaced_and_loses_nothing(tmp_path: Path) -> None:
+    config = tiny_precompute(tmp_path, write_class_folders(tmp_path / "classes", count=60), stage="pixel", unit_size=2)
+    command = [sys.executable, "-m", "trainer.precompute", "--dataset", config.dataset, "--out", config.out, "--stage", "pixel"]
+    command += ["--resolution", "32", "--unit_size", "2", "--vae.name", config.vae.name, "--ray.num_replicas", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    commits, killed = tmp_path / "features" / "pixel" / "32" / "commits", False
+    while process.poll() is None and not killed:
+        if commits.exists() and len(list(commits.glob("*.json"))) >= 3:
+            killed = _kill_replica(process.pid)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=240)
+    assert killed and process.returncode == 0, output
+    assert len(all_samples(store(config))) == 60 and store(config).missing_units == 0
+
+
+def _kill_replica(parent: int) -> bool:
+    """Kills the VAE's process among the children; whether there was one."""
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ImageEncoder" in " ".join(child.cmdline()):
+                child.kill()
+                return True
+    return False
