@@ -23,7 +23,7 @@ from dataset_builder.sql import Database, open_stored
 from dataset_builder.storage import Folder
 from tests.dataset_builder.small_run import SmallRun
 
-ALL = {"train": 1.0}
+ALL: dict[str, float | str] = {"train": 1.0}
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_quantiles_are_of_the_captions_that_are_left(config: BuildConfig) -> Non
 
 def test_each_split_has_its_share_and_a_condition_comes_in_its_turn(config: BuildConfig, tmp_path: Path) -> None:
     run = SmallRun(num_images=2000, unit_size=1000, rejected=()).write(Folder(str(tmp_path / "many")))
-    splits = {"validation": 0.1, "best": "score >= 900", "train": 0.8}
+    splits: dict[str, float | str] = {"validation": 0.1, "best": "score >= 900", "train": 0.8}
     many = replace(config, captions=(run.url,), splits=splits)
     with built(many) as database:
         sizes = dict(ask(database, "SELECT split, count(*) FROM samples GROUP BY split"))
