@@ -7,6 +7,7 @@ eager_ratio, compiled_ratio    our images per second, eager and compiled, over d
 compiled_vs_compiled           ours over diffusers', both compiled
 memory_ratio                   peak memory of a training step above the weights, ours over diffusers'; a process each
 sampling_ratio                 our images per second over the diffusers pipeline's, both eager
+compiled_sampling_ratio        ours with compiled blocks over the same
 of_matmul_floor                time of the matrix products alone over the time of our compiled (else eager) step
 """
 
@@ -103,8 +104,13 @@ def _figures(config: DiTStepConfig) -> dict[str, float]:
     if config.compile:
         figures["compiled_ratio"] = seconds["diffusers"] / best
         figures["compiled_vs_compiled"] = seconds["diffusers compiled"] / best
-    sampling = _in_turn({"ours": _our_sampling(config), "diffusers": _their_sampling(config)}, rounds=config.rounds)
+    samplings = {"ours": _our_sampling(config), "diffusers": _their_sampling(config)}
+    if config.compile:
+        samplings["ours compiled"] = _our_sampling(config, compiled=True)
+    sampling = _in_turn(samplings, rounds=config.rounds)
     figures["sampling_ratio"] = sampling["diffusers"] / sampling["ours"]
+    if config.compile:
+        figures["compiled_sampling_ratio"] = sampling["diffusers"] / sampling["ours compiled"]
     if config.profile:
         _print_profile({name: _where_time_goes(steps[name]) for name in ("ours", "diffusers")})
     return figures
@@ -204,7 +210,7 @@ def _training_step(network: Any, forward: Callable[[], "Tensor"], target: "Tenso
     return step
 
 
-def _our_sampling(config: DiTStepConfig) -> Callable[[], object]:
+def _our_sampling(config: DiTStepConfig, *, compiled: bool = False) -> Callable[[], object]:
     import torch
 
     from model.diffusion import Diffusion
@@ -212,6 +218,8 @@ def _our_sampling(config: DiTStepConfig) -> Callable[[], object]:
     from model.sampling import Conditioning, SamplingConfig, sample_latents
 
     network, inputs = _our_network(config).to(torch.bfloat16).eval(), _inputs(config.batch // 2)
+    if compiled:
+        network.compile_blocks()
     captions = Captions.from_padded(inputs.embeddings.bfloat16(), inputs.mask)
     conditioning = Conditioning(captions=captions, negative_captions=captions)
     return lambda: sample_latents(network, Diffusion(), conditioning, noise=inputs.latents, config=SamplingConfig())
