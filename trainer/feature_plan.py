@@ -59,9 +59,13 @@ class PlanSettings:
     tables: Mapping[int, Sequence[Size]]
     """The buckets of each resolution."""
     seed: int
+    """Of the order in which samples are cut into units."""
     unit_size: int
+    """Samples a unit, at most."""
     validation_share: float
+    """Share of the samples for validation where the source has no splits."""
     min_validation: int
+    """Samples for validation that there should be at least, where that is no more than a tenth."""
 
 
 def read_feature_plan(folder: Folder) -> FeaturePlan:

@@ -130,7 +130,7 @@ def test_too_many_rejected_images_stop_the_run_with_1(tmp_path: Path, tiny_llava
     for number in range(120):
         (images / f"broken-{number}.jpg").write_bytes(b"nonsense")
     code, output = caption(run_arguments(images, tmp_path / "run", tiny_llava))
-    assert code == 1 and "were rejected" in output and "Traceback" not in output, output
+    assert code == 1 and "are rejected" in output and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize(
