@@ -34,7 +34,7 @@ from dataset_builder.storage import is_local_path
 from dataset_builder.units import Commit
 from trainer.config import TrainConfig
 from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask, UnitWork
-from trainer.run_folder import STOP
+from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
 
 LOGS = "ray"
@@ -56,7 +56,8 @@ def train_on_ray(config: TrainConfig) -> bool:
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     before = signal.signal(signal.SIGTERM, _Stop(run))
     try:
-        result = _trainer(config, run, use_gpu=use_gpu).fit()
+        with printed_log(run):  # the workers' own output stays in Ray's files
+            result = _trainer(config, run, use_gpu=use_gpu).fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "

@@ -2,6 +2,7 @@
 
 config.yaml     all settings, as they were resolved at the last start
 starts.jsonl    a line for each start: time, command, versions, device, where from
+log.txt         the lines that the training prints
 metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
 samples/        grids of samples
 checkpoints/    see trainer/checkpoints.py
@@ -12,7 +13,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +30,9 @@ from trainer.workers import Workers
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
+LOG = "log.txt"
 STOP = "STOP"
+_FOLLOW_S = 0.5
 _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
 
 
@@ -66,13 +71,41 @@ class RunFolder:
                 file.write(json.dumps(row) + "\n")
 
     def say(self, line: str) -> None:
-        """Prints a line, once for all workers."""
+        """Prints a line, once for all workers, and keeps it in log.txt."""
         if self._writes:
             print(line, flush=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def asked_to_stop(self) -> bool:
         """Whether somebody made the file STOP."""
         return (self.path / STOP).exists()
+
+
+@contextmanager
+def printed_log(run: Path) -> Iterator[None]:
+    """While this is open, prints what workers in other processes add to a run's log.txt."""
+    path, ends = run / LOG, threading.Event()
+    seen = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        position, last = seen, False
+        while not last:
+            last = ends.wait(_FOLLOW_S)
+            if path.exists():
+                with path.open(encoding="utf-8") as file:
+                    file.seek(position)
+                    print(file.read(), end="", flush=True)
+                    position = file.tell()
+
+    thread = threading.Thread(target=follow, name="log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.checkpoints import kept_checkpoints, list_checkpoints, newest_checkpoint
 from trainer.config import CheckpointConfig, DataConfig, Rung, TrainConfig
 from trainer.fit import main
-from trainer.run_folder import STOP, read_metrics
+from trainer.run_folder import LOG, STOP, RunFolder, printed_log, read_metrics
+from trainer.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
@@ -145,6 +146,14 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_keys(tmp_path: Path) -> None
     newest = newest_checkpoint(Path(config.run_folder))
     assert newest is not None
     assert all(bool(weight.isfinite().all()) for weight in _weights(config).values())
+
+
+def test_the_log_of_workers_is_printed_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / LOG).write_text("of an earlier start\n")
+    with printed_log(tmp_path):
+        RunFolder(tmp_path, Workers()).say("step 1")
+    assert capsys.readouterr().out == "step 1\nstep 1\n"  # by who says it, and by who follows
+    assert (tmp_path / LOG).read_text() == "of an earlier start\nstep 1\n"
 
 
 def test_the_last_and_every_nth_checkpoint_stay() -> None:
