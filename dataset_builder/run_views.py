@@ -195,9 +195,10 @@ def commits_table(run: RunFiles) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def stored_url(folder: Folder, path: str) -> str:
-    """A file of a run or a data set as duckdb opens it."""
-    return folder.path(path) if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.path(path)))
+def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
+    """Files of a run or a data set as duckdb opens them."""
+    root = folder.root if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.root))
+    return [f"{root.rstrip('/')}/{path}" for path in paths]
 
 
 def literal(text: str) -> str:
@@ -244,8 +245,8 @@ def nouns_sql() -> str:
 def noun_counts_sql() -> str:
     """The view `noun_counts`, the sum of the counts in `stored`."""
     sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
-    is_meta = f"noun IN ({_meta_nouns()}) AS is_meta"
-    return f"CREATE VIEW noun_counts AS SELECT prompt, noun, {sums}, {is_meta} FROM stored.noun_counts GROUP BY ALL"
+    summed = f"SELECT prompt, noun, {sums} FROM stored.noun_counts GROUP BY prompt, noun"
+    return f"CREATE VIEW noun_counts AS SELECT *, noun IN ({_meta_nouns()}) AS is_meta FROM ({summed})"
 
 
 def _images_sql(run: RunFiles) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.run_views import RunFiles, literal, quoted, stored_url
+from dataset_builder.run_views import RunFiles, literal, quoted, stored_urls
 from dataset_builder.schema import SAMPLE_CAPTION
 from dataset_builder.selection import CAPTION_FIGURES
 
@@ -97,7 +97,7 @@ def _stretch_sql(stretch: _Stretch, name: str, run: RunFiles, prompts: list[str]
 
 def _files(stretch: _Stretch, run: RunFiles, kind: str) -> str:
     """The relation over the files of a stretch; that of the whole run, which is empty then, where there are none."""
-    urls = ", ".join(literal(stored_url(run.folder, path)) for path in run.unit_paths(kind, stretch.units))
+    urls = ", ".join(map(literal, stored_urls(run.folder, run.unit_paths(kind, stretch.units))))
     return f"read_parquet([{urls}], hive_partitioning = false)" if urls else f"run_{stretch.run}.stored.{kind}"
 
 

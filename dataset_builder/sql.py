@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -18,7 +19,7 @@ import duckdb
 from dataset_builder.command_line import UserError
 from dataset_builder.dataset_files import is_dataset, read_dataset
 from dataset_builder.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
-from dataset_builder.run_views import RunFiles, literal, quoted, read_run, stored_url
+from dataset_builder.run_views import RunFiles, literal, quoted, read_run, stored_urls
 from dataset_builder.storage import Folder
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Stored(Protocol):
 
 
 class Database:
-    """A locked database with `views` (name → columns) of what has these `settings`. Not for several threads at once."""
+    """A locked database with views, each with its comment, of what has these `settings`. Not for several threads at once."""
 
     def __init__(
         self, connection: duckdb.DuckDBPyConnection, *, comments: dict[str, str], settings: dict[str, Any], ending: ExitStack
@@ -81,7 +82,11 @@ class Database:
         self._ending = ending
         self.settings = settings
         self.comments = comments
-        self.views = {name: _columns(connection, name) for name in comments}
+
+    @cached_property
+    def views(self) -> dict[str, list[str]]:
+        """The views and their columns; looked up when first asked for, since every look goes through the list of files."""
+        return {name: _columns(self._connection, name) for name in self.comments}
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +182,7 @@ class Database:
         message = str(error)
         table = re.search(r'(?:Table with name|Referenced table) "?(.+?)"? (?:does not exist|not found)', message)
         if table:
-            return f"there is no table {table.group(1)}: {_nearest(table.group(1), list(self.views))}"
+            return f"there is no table {table.group(1)}: {_nearest(table.group(1), list(self.comments))}"
         macro = re.search(r"(?:Function|Macro) with name \"?(.+?)\"? does not exist", message)
         if macro and (near := difflib.get_close_matches(macro.group(1), [name.partition("(")[0] for name in MACROS], n=1)):
             return f"there is no {macro.group(1)}(): did you mean {near[0]}()?"
@@ -188,7 +193,7 @@ class Database:
             return f"there is no column {column.group(1)}: {_nearest(column.group(1), known)}"
         first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
         if isinstance(error, duckdb.PermissionException) or "has been locked" in message or "read-only mode" in message:
-            return f"SQL here only reads the views {', '.join(self.views)}: {first}"
+            return f"SQL here only reads the views {', '.join(self.comments)}: {first}"
         return f"{first}: correct the SQL"
 
 
@@ -276,7 +281,9 @@ def open_files(stored: Stored) -> Database:
 def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored) -> None:
     """The relations of `stored` and the views on them, in the present catalog."""
     folder = stored.folder
-    if not folder.is_local and not connection.filesystem_is_registered(_protocol(folder)):
+    if folder.is_local:
+        connection.execute("SET enable_external_file_cache = false")  # the system caches; this costs a third with small files
+    elif not connection.filesystem_is_registered(_protocol(folder)):
         connection.register_filesystem(folder.filesystem)
     connection.execute("CREATE SCHEMA stored")
     try:
@@ -307,7 +314,7 @@ def _lock(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> No
 
 def _urls(stored: Stored, kind: str) -> list[str]:
     """The files of a kind as duckdb opens them."""
-    return [stored_url(stored.folder, path) for path in stored.paths(kind)]
+    return stored_urls(stored.folder, stored.paths(kind))
 
 
 def _protocol(folder: Folder) -> str:
