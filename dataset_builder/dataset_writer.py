@@ -40,8 +40,8 @@ class DatasetWriter:
         self._max_tokens = max_tokens
         self.tallies = TALLIES.empty_table()
         self.records: list[dict[str, Any]] = []
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(2)
+        self._pending: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ class DatasetWriter:
     def add(self, samples: "pa.Table") -> None:
         """Appends rows of schema.SAMPLES; returns while they are written, once the rows before them are."""
         self._wait()
-        self._pending = self._pool.submit(self._add, samples)
+        self._pending = [self._pool.submit(add, samples) for add in (self._add_samples, self._add_nouns)]
 
     def write(self, kind: str, tables: "Iterable[pa.Table | pa.RecordBatch]") -> None:
         """Writes another kind of dataset_files.STORED, whole."""
@@ -73,17 +73,19 @@ class DatasetWriter:
         self._close(parts, kind=kind)
 
     def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
+        for pending in self._pending:
+            pending.result()
 
-    def _add(self, samples: "pa.Table") -> None:
+    def _add_samples(self, samples: "pa.Table") -> None:
         import pyarrow.compute as pc
-
-        from dataset_builder.noun_counts import merge_counts
-        from dataset_builder.sample_nouns import SampleNouns, sum_tallies
 
         for split, parts in self._samples.items():
             parts.add(samples.filter(pc.equal(samples["split"], split)).replace_schema_metadata(self._schema.metadata))
+
+    def _add_nouns(self, samples: "pa.Table") -> None:
+        from dataset_builder.noun_counts import merge_counts
+        from dataset_builder.sample_nouns import SampleNouns, sum_tallies
+
         nouns = SampleNouns(samples)
         self._index.add(nouns.index().replace_schema_metadata(versioned(STORED["noun_index"]).metadata))
         for split, table in nouns.counts().items():
