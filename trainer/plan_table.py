@@ -7,7 +7,7 @@ from trainer.gpus import PAPER_A100_PER_V100
 from trainer.paper_costs import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
 
 if TYPE_CHECKING:
-    from trainer.plan import MemoryPlan, PlanConfig, RungPlan
+    from trainer.plan_config import MemoryPlan, PlanConfig, RungPlan
 
 _COST = ("stage", "px", "images", "steps", "batch", "TFLOP/image", "FLOP", "GPU-days", "days", "dollars")
 _SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "AdamW", "EMA", "copies", "an image", "images", "total")

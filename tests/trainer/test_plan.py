@@ -16,7 +16,8 @@ from trainer.paper_costs import (
     paper_a100_days,
     paper_dollars_per_a100_hour,
 )
-from trainer.plan import PlanConfig, main, plan, stage_configs
+from trainer.plan import main, plan, stage_configs
+from trainer.plan_config import PlanConfig
 
 SMALL = {"ladder": [{"resolution": 64, "images": 6400, "batch_size": 64}], "network": {"width": 48, "depth": 2, "num_heads": 4}}
 
