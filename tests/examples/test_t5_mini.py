@@ -20,7 +20,7 @@ CAPTION = "A large owl is on the left. The background is plain pink."
 
 @cache
 def _figures() -> dict[str, float]:
-    return probe(ProbeConfig(count=200, train_count=2000))
+    return probe(ProbeConfig(count=400))
 
 
 def test_it_is_a_plain_t5_encoder() -> None:
@@ -32,11 +32,13 @@ def test_it_is_a_plain_t5_encoder() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["objects", "background", "place", "size"])
 def test_linear_probes_find_what_a_caption_says(name: str) -> None:
-    assert _figures()[name] >= 0.97
+    assert _figures()[name] >= 0.98
 
 
+@pytest.mark.slow
 def test_the_words_alone_do_not_tell_which_place_belongs_to_which_object() -> None:
     assert _figures()["place_of_embeddings"] < 0.3
 
