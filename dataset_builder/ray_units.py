@@ -58,7 +58,7 @@ def run_units(
     except (RayLost, RayError) as error:
         raise UserError(
             f"Ray was lost ({error if isinstance(error, RayLost) else describe(error)}): "
-            f"run the same command again; {driver.num_committed} units of this run are committed"
+            f"run the same command again; {driver.num_committed} units were committed this time"
         ) from error
 
 
