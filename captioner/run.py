@@ -53,7 +53,7 @@ def main(config: CaptionConfig) -> int:
         print(line)
     allowed = _allowed(config, wanted, commits)
     if units:
-        budget = allowed - sum(sum(commit.rejected.values()) for commit in commits)
+        budget = allowed - sum(commit.num_rejected for commit in commits)
         if not run_job(job, units, settings=config.ray, visible=_visible(config, job), budget=budget, started=started):
             return 1
     return _report(config, run, allowed=allowed)
@@ -111,19 +111,16 @@ def _dtype(config: CaptionConfig, run: Folder) -> str:
 def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob", sources: "Sequence[Source]") -> "Plan":
     """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
     from dataset_builder.plan import extend_plan
-    from dataset_builder.sources import carried_columns
+    from dataset_builder.sources import all_carried_columns
     from dataset_builder.storage import usable
 
-    carried: dict[str, str] = {}
-    for source in sources:
-        carried |= carried_columns(source)
     settings = json.loads(job.settings)
     record = {
         "run_id": job.run_id,
         "settings": settings,
         "images": config.images,
         "licence": config.licence,
-        "carried": carried,
+        "carried": all_carried_columns(sources),
         "argv": sys.argv,
         "config": asdict(config),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -117,13 +117,13 @@ def import_run(config: ConvertConfig, url: str) -> int:
         units = [unit for unit in plan.units() if unit.number not in done]
         print(f"{url}: {plan.num_images:,} images in {plan.num_units:,} units, {len(units):,} to do")
         allowed = allowed_rejections(config.max_rejected, plan.num_images)
-        rejected = sum(sum(commit.rejected.values()) for commit in read_commits(run))
+        rejected = sum(commit.num_rejected for commit in read_commits(run))
         visible = {path: "" for path in (url, *(source.root for source in sources)) if is_local_path(path)}
         ended = not units or run_job(
             job, units, settings=config.ray, visible=visible, budget=allowed - rejected, started=started
         )
         commits = read_commits(run)
-    rejected = sum(sum(commit.rejected.values()) for commit in commits)
+    rejected = sum(commit.num_rejected for commit in commits)
     print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1
 
@@ -180,17 +180,14 @@ def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list
     """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
     from dataset_builder.locations import normalise
     from dataset_builder.plan import extend_plan
-    from dataset_builder.sources import carried_columns
+    from dataset_builder.sources import all_carried_columns
 
-    carried: dict[str, str] = {}
-    for source in sources:
-        carried |= carried_columns(source)
     record = {
         "run_id": job.run_id,
         "settings": _settings(config),
         "images": [normalise(path) for path in config.images or (config.input,)],
         "licence": config.licence,
-        "carried": carried,
+        "carried": all_carried_columns(sources),
         "argv": sys.argv,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -42,7 +42,7 @@ class Progress:
         """Counts a unit; None is one that somebody else committed. Raises BudgetExceeded."""
         if commit is None:
             return
-        rejected = sum(commit.rejected.values())
+        rejected = commit.num_rejected
         self.images += commit.planned
         self.rejected += rejected
         self.tokens += commit.num_tokens

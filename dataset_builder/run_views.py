@@ -182,7 +182,7 @@ def commits_table(run: RunFiles) -> pa.Table:
             "unit": commit.unit,
             "planned": commit.planned,
             "completed": commit.completed,
-            "num_rejected": sum(commit.rejected.values()),
+            "num_rejected": commit.num_rejected,
             "num_captions": commit.files["captions"].rows if "captions" in commit.files else 0,
             "num_tokens": commit.num_tokens,
             "rejected": list(commit.rejected.items()),

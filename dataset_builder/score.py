@@ -73,7 +73,7 @@ def main(config: ScoreConfig) -> int:
     done = committed_units(out)
     left = [unit for unit in units if unit.number not in done]
     print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {len(left)} of {len(units)} units to do")
-    rejected = sum(sum(commit.rejected.values()) for commit in read_commits(out))
+    rejected = sum(commit.num_rejected for commit in read_commits(out))
     budget = allowed_rejections(config.max_rejected, _images(units))
     if left:
         paths = [config.source, config.aesthetic or "", config.clip if job.clip and job.clip.is_folder else ""]
@@ -81,7 +81,7 @@ def main(config: ScoreConfig) -> int:
         if not run_job(job, left, settings=config.ray, visible=visible, budget=budget - rejected, started=started):
             return 1
     commits = read_commits(out)
-    rejected = sum(sum(commit.rejected.values()) for commit in commits)
+    rejected = sum(commit.num_rejected for commit in commits)
     print(f"{_images(units)} images = {sum(commit.completed for commit in commits)} scored + {rejected} rejected")
     return 1 if rejected > budget else 0
 

@@ -7,7 +7,7 @@ for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -126,6 +126,14 @@ def carried_columns(source: Source) -> dict[str, str]:
     if source.kind == "parquet":
         return layout_of(read_schema(source.uri)).metadata_types
     return duckdb_types(_sampled_metadata(source))
+
+
+def all_carried_columns(sources: Iterable[Source]) -> dict[str, str]:
+    """What `carried_columns` says of all the sources; of a name that several carry, the type in the last."""
+    carried: dict[str, str] = {}
+    for source in sources:
+        carried |= carried_columns(source)
+    return carried
 
 
 def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:

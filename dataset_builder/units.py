@@ -51,7 +51,7 @@ class CommittedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """The record that makes a unit exist. planned = completed + sum(rejected.values()), in images."""
+    """The record that makes a unit exist. planned = completed + num_rejected, in images."""
 
     run_id: str
     unit: int
@@ -64,6 +64,11 @@ class Commit:
     attempt: str = ""
     committed_at: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def num_rejected(self) -> int:
+        """For whatever reason."""
+        return sum(self.rejected.values())
 
 
 def commit_unit(

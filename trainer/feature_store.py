@@ -88,7 +88,7 @@ class FeatureStore:
         """T5("") (L, F) bf16; none where there are class labels or no features of captions."""
         self.missing_units = len(plan.units) - len(commits)
         """Units that are planned and not made yet."""
-        self.num_rejected = sum(sum(commit.rejected.values()) for commit in commits)
+        self.num_rejected = sum(commit.num_rejected for commit in commits)
         """Samples that could not be used."""
         self._planned = {unit.number: unit for unit in plan.units}
         self._commits = {commit.unit: commit for commit in commits if "latents" in commit.files}

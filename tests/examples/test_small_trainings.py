@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,15 +21,6 @@ from examples.openmoji.training_loop import fit, muon_and_adamw
 from examples.openmoji.vae_training import build_vae, figures_of, inner_filters, scene_batches
 
 T5 = Path(__file__).resolve().parents[2] / "model/pretrained/t5-mini"
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of one."""
-    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def _schedule(**changes: int) -> ScheduleConfig:

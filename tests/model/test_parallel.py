@@ -1,6 +1,5 @@
 """The network under DDP, FSDP2 and torch.compile computes what it computes alone, under the names that checkpoints have."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -17,15 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.dit import Captions, DiT
 from tests.model.tiny_networks import TIMESTEPS, captions, latents, random_network
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    """A process group of one."""
-    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def _step(network: torch.nn.Module, *, autocast: bool = False) -> dict[str, Tensor]:
