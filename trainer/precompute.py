@@ -37,7 +37,7 @@ class Preparation:
 
 
 def main(config: PrecomputeConfig) -> int:
-    """Makes the features; returns 0, or 1 where units failed. Raises UserError."""
+    """Makes the features; returns 0, or 1 where units failed or more samples were rejected than allowed. Raises UserError."""
     check_paths([config.dataset, config.out])
     visible = {path: "" for path in [config.dataset] if is_local_path(path)}
 
@@ -52,11 +52,12 @@ def main(config: PrecomputeConfig) -> int:
         f"features of {config.dataset} at {sizes}: {prepared.plan.num_samples} samples in {len(prepared.plan.units)} units; "
         f"{len(prepared.tasks)} to do"
     )
-    num_failed = _run(config, prepared) if prepared.tasks else 0
+    allowed = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
+    done = allowed >= 0 and (not prepared.tasks or _run(config, prepared, allowed=allowed))
+    if allowed < 0:
+        print("error: more samples are rejected already than --max_rejected allows: raise it to go on", file=sys.stderr)
     _report(stores_of(config))
-    if num_failed:
-        print(f"error: {num_failed} units failed: mend the cause, then run this again", file=sys.stderr)
-    return 1 if num_failed else 0
+    return 0 if done else 1
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
@@ -98,6 +99,15 @@ def pending_tasks(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[Un
     done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
     lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
     return [UnitTask(unit=unit, resolutions=resolutions) for unit, resolutions in lacking if resolutions]
+
+
+def rejected_before(config: PrecomputeConfig, prepared: Preparation) -> int:
+    """Samples that earlier starts rejected, in units that are done at all resolutions."""
+    from dataset_builder.units import read_commits
+
+    to_do = {task.unit.number for task in prepared.tasks}
+    rejected = {commit.unit: commit.num_rejected for folder in stores_of(config).values() for commit in read_commits(folder)}
+    return sum(number for unit, number in rejected.items() if unit not in to_do)
 
 
 def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
@@ -194,8 +204,8 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
                 )
 
 
-def _run(config: PrecomputeConfig, prepared: Preparation) -> int:
-    """Makes the units; returns how many failed. Raises UserError where the budget of rejections is used up."""
+def _run(config: PrecomputeConfig, prepared: Preparation, *, allowed: int) -> bool:
+    """Makes the units; False, with a line on stderr, where units failed or more than `allowed` samples are rejected."""
     from tqdm import tqdm
 
     from dataset_builder.progress import BudgetExceeded, Progress
@@ -207,15 +217,17 @@ def _run(config: PrecomputeConfig, prepared: Preparation) -> int:
         failures.append(unit)
         tqdm.write(f"unit {unit} failed: {error}", file=sys.stderr)  # above the line that moves
 
-    planned = sum(task.unit.num_images for task in prepared.tasks)
-    progress = Progress(planned=planned, budget=allowed_rejections(config.max_rejected, prepared.plan.num_samples))
+    progress = Progress(planned=sum(task.unit.num_images for task in prepared.tasks), budget=allowed)
     try:
         with progress:
             precompute(prepared.job, prepared.tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
     except BudgetExceeded as error:
-        raise UserError(f"{error}: see the reasons in rejected, or raise --max_rejected") from error
+        print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
+        return False
     print(progress.summary())
-    return len(failures)
+    if failures:
+        print(f"error: {len(failures)} units failed: mend the cause, then run this again", file=sys.stderr)
+    return not failures
 
 
 def _report(stores: Mapping[int, Folder]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from dataset_builder.command_line import UserError
 from dataset_builder.decoding import DecodeLimits, decode_image
+from dataset_builder.rejection import ALWAYS_ALLOWED_REJECTIONS
 from dataset_builder.storage import Folder
 from dataset_builder.units import committed_units, read_commits
 from model.text_encoder import TextEncoderConfig, load_text_encoder
@@ -22,7 +23,7 @@ from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, run_tasks, tiny_precompute, write_class_folders, write_dataset
 from trainer.buckets import nearest_buckets
 from trainer.feature_store import FeatureStore, SampleRequest
-from trainer.precompute import prepare
+from trainer.precompute import main, prepare
 from trainer.precompute_config import PrecomputeConfig
 from trainer.precompute_job import Encoders
 from trainer.transforms import decoding_side_px, fit, to_signed
@@ -230,6 +231,17 @@ def test_resolutions_that_make_no_buckets_are_refused(tmp_path: Path, dataset: P
     config = tiny_precompute(tmp_path, dataset, resolution=[33])
     with pytest.raises(UserError, match="--resolution 33: expected a multiple of 4 px, try 32"):
         prepare(config, describe=Encoders.describe)
+
+
+def test_the_budget_counts_what_earlier_starts_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_dataset(tmp_path / "dataset", count=ALWAYS_ALLOWED_REJECTIONS + 10)
+    for number in range(ALWAYS_ALLOWED_REJECTIONS + 1):
+        (dataset / "pictures" / f"picture_{number:03d}.png").write_bytes(b"broken")
+    config = tiny_precompute(tmp_path, dataset, unit_size=32)
+    make_features(config)
+    assert main(config) == 1
+    assert "more samples are rejected already than --max_rejected allows" in capsys.readouterr().err
+    assert main(dataclasses.replace(config, max_rejected=1.0)) == 0
 
 
 @pytest.mark.slow
