@@ -11,6 +11,7 @@ from dataset_builder.cluster import check_paths
 from dataset_builder.command_line import UserError, run_command
 from model.command_line import UserError as ModelError
 from trainer.config import TrainConfig
+from trainer.stage_files import choose_stage
 from trainer.stages import STAGES
 
 INTERRUPTED = 130
@@ -59,13 +60,18 @@ def run(argv: Sequence[str] | None = None) -> int:
         codes = (run([*arguments, "--stage", stage]) for stage in STAGES)
         return next((code for code in codes if code), 0)
 
+    try:
+        chosen = choose_stage(arguments, STAGES)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return run_command(
         TrainConfig,
         start,
         prog="python -m trainer.fit",
         example="python -m trainer.fit --stage aesthetic",
         presets={"stage": STAGES},
-        argv=arguments,
+        argv=chosen,
     )
 
 

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dataset_builder.command_line import UserError
 from model.checkpoint import PartConfig, load_checkpoint, read_pipeline_config
+from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit, tensorboard
 from trainer.checkpoints import newest_checkpoint
@@ -55,6 +58,28 @@ def test_three_stages_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert network.config.conditioning == "text"
 
 
+def test_a_file_says_something_of_each_stage_and_flags_go_over_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "optim: {lr: 0.5, warmup_steps: 7}\nstages: {pixel: {optim: {lr: 0.25}, seed: 3}, aesthetic: {seed: 4}}\n"
+    )
+
+    def printed(*arguments: str) -> dict[str, Any]:
+        assert fit.run([*arguments, "--print_config"]) == 0
+        values: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+        return values
+
+    pixel = printed("--stage", "pixel", "--config", str(config))
+    assert (pixel["optim"]["lr"], pixel["optim"]["warmup_steps"], pixel["seed"], pixel["stage"]) == (0.25, 7, 3, "pixel")
+    assert pixel["conditioning"] == "class"
+    alignment = printed("--stage", "alignment", f"--config={config}")
+    assert (alignment["optim"]["lr"], alignment["seed"]) == (0.5, 0)
+    assert printed("--stage", "aesthetic", "--config", str(config), "--seed", "9")["seed"] == 9
+    config.write_text("stages: {pixels: {seed: 3}}")
+    assert fit.run(["--stage", "pixel", "--config", str(config)]) == 2
+    assert "expected pixel, alignment, aesthetic, found pixels" in capsys.readouterr().err
+
+
 def test_a_stage_without_its_predecessor_names_the_command(tmp_path: Path) -> None:
     write_store(tmp_path / "features")
     with pytest.raises(UserError, match=r"python -m trainer\.fit --stage pixel, or give --init_from"):
@@ -77,6 +102,21 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "wider", latent_channels=3)
     with pytest.raises(UserError, match="in_channels 4 and 3"):
         fit.main(replace(other, features=str(tmp_path / "wider")))
+
+
+def test_features_of_another_scale_are_refused(tmp_path: Path) -> None:
+    scales = {"once": 0.7, "other": 0.9}
+    for name, scale in scales.items():
+        vae = tiny_vae(save_tiny_vae(tmp_path / f"vae-{name}", scaling_factor=scale))  # the same weights
+        part = PartConfig(name=f"vae-{name}", fingerprint=vae.fingerprint())
+        write_store(tmp_path / name, vae=part, scaling_factor=scale)
+    config = tiny_config(tmp_path, images=8, features=str(tmp_path / "once"))
+    assert fit.main(config) == 0
+    other = replace(config, features=str(tmp_path / "other"), run_dir=str(tmp_path / "next"), init_from=config.run_folder)
+    with pytest.raises(UserError, match=r"trained with the VAE vae-once .* come from vae-other"):
+        fit.main(other)
+    with pytest.raises(UserError, match=r"trained with the VAE vae-once"):
+        fit.main(replace(config, features=str(tmp_path / "other"), ladder=(Rung(resolution=16, images=16, batch_size=4),)))
 
 
 def test_a_network_keeps_its_sizes_and_gains_sizes_without_effect(tmp_path: Path) -> None:
@@ -114,8 +154,8 @@ def test_out_of_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.loop.train", exhausted)
-    with pytest.raises(UserError, match="--gradient_checkpointing, or fewer --device_tokens than 49152"):
-        fit.main(tiny_config(tmp_path))
+    with pytest.raises(UserError, match="--gradient_checkpointing, or fewer --device_tokens than 96"):
+        fit.main(tiny_config(tmp_path, device_tokens=96))
 
 
 def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
