@@ -154,12 +154,16 @@ def _last_drop(funnel: "pa.Table") -> str:
 
 def _new_folder(url: str) -> Folder:
     """The folder for a new data set, without what an interrupted build left. Raises UserError where something else is in it."""
+    from dataset_builder.dataset_files import STORED
+    from dataset_builder.run_views import SCORED
+
     folder = Folder(url)
     started = folder.exists(_MARK)
     if not started and folder.exists() and folder.filesystem.find(folder.root):
         raise UserError(f"{url} holds other files: give another --out")
     folder.write(_MARK, b"A data set is being built here, or was until something stopped it: build again.\n")
-    for name in ("samples", "noun_index", "dropped", "funnel.parquet", "noun_counts.parquet"):
+    kinds = STORED.keys() - SCORED.keys()
+    for name in (*kinds, *(f"{kind}.parquet" for kind in kinds)):
         if folder.exists(name):
             folder.filesystem.rm(folder.path(name), recursive=True)
     return folder
@@ -179,7 +183,7 @@ def _write(writer: "DatasetWriter", bench: "Workbench", selection: "Selection", 
     from dataset_builder.schema import DROPPED
 
     lost = [DROPPED.empty_table()]
-    for samples in sample_batches(bench, selection.runs):
+    for samples in sample_batches(bench, selection):
         if not embed:
             writer.add(samples)
             continue
@@ -187,6 +191,8 @@ def _write(writer: "DatasetWriter", bench: "Workbench", selection: "Selection", 
             writer.add(embedded.samples)
             lost.append(embedded.dropped)
     writer.write("dropped", chain(bench.batches(selection.dropped_sql()), lost))
+    writer.write("dropped_captions", bench.batches(selection.dropped_captions_sql()))
+    writer.write("groups", bench.batches(selection.groups_sql()))
     funnel = selection.funnel(lost=Counter(reason for table in lost for reason in table["reason"].to_pylist()))
     writer.write("funnel", [funnel])
     return funnel

@@ -12,7 +12,9 @@ from dataset_builder.command_line import UserError
 from dataset_builder.run_views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from dataset_builder.schema import (
     DROPPED,
+    DROPPED_CAPTIONS,
     FUNNEL,
+    GROUPS,
     NOUN_INDEX,
     SAMPLE_CAPTION,
     SAMPLES,
@@ -39,6 +41,8 @@ VIEWS = {
     "embeddings": "one row per image: its CLIP embedding, where the data set itself was scored",
     "funnel": "images left and dropped by each step of the recipe, in order; the first row is the input",
     "dropped": "one row per image of the runs that is not here, with the step and the reason",
+    "dropped_captions": "one row per caption that is not here although its image is, with the step and the reason",
+    "groups": "one row per image that is in a group of duplicates, kept or not",
 }
 
 STORED = SCORED | {
@@ -47,9 +51,12 @@ STORED = SCORED | {
     "noun_index": NOUN_INDEX,
     "funnel": FUNNEL,
     "dropped": DROPPED,
+    "dropped_captions": DROPPED_CAPTIONS,
+    "groups": GROUPS,
 }
 """The kinds of file, and the schema that each has."""
 
+_PLAIN = ("funnel", "dropped", "dropped_captions", "groups")
 # Where the data set itself was not scored, the scores are those of the runs, which the samples hold.
 _SCORES_OF_SAMPLES = "SELECT key, clip_mean, clip_least, aesthetic, sharpness, NULL::BIGINT AS perceptual_hash FROM samples"
 
@@ -110,8 +117,7 @@ class DatasetFiles:
             noun_counts_sql(),
             f"CREATE VIEW stored.bodies AS SELECT prompt AS body, {counts} UNION ALL SELECT split, {counts}",
             *(scores_sql() if self.scores else [f"CREATE VIEW scores AS {_SCORES_OF_SAMPLES}", *scores_sql()[1:]]),
-            "CREATE VIEW funnel AS SELECT * EXCLUDE unit FROM stored.funnel",
-            "CREATE VIEW dropped AS SELECT * EXCLUDE unit FROM stored.dropped",
+            *(f"CREATE VIEW {name} AS SELECT * EXCLUDE unit FROM stored.{name}" for name in _PLAIN),
         ]
 
     @cached_property

@@ -74,9 +74,8 @@ def find_duplicates(
         hashed = _join_hashes(near, images["perceptual_hash"], radius=config.max_hamming)
     if config.min_cosine is not None:
         with_embedding = _join_embeddings(near, images, embeddings, least=config.min_cosine, directory=directory)
-    groups = near.labels() if config.is_near else exact.labels()
     return Duplicates(
-        groups=_group_table(images, exact=exact.labels(), near=near.labels() if config.is_near else None, kept_of=groups),
+        groups=_group_table(images, exact=exact.labels(), near=near.labels() if config.is_near else None),
         num_images=len(images),
         num_without_hash=len(images) - hashed,
         num_without_embedding=len(images) - with_embedding,
@@ -130,13 +129,15 @@ def _row_numbers(names: pa.Table) -> npt.NDArray[np.uint64]:
     return np.frombuffer(digests, np.uint64)
 
 
-def _group_table(images: pa.Table, *, exact: Rows, near: Rows | None, kept_of: Rows) -> pa.Table:
+def _group_table(images: pa.Table, *, exact: Rows, near: Rows | None) -> pa.Table:
+    first_of_copies = _kept(images, exact)
     columns = {
         "run": images["run"],
         "key": images["key"],
         "exact_group": _numbered(exact),
         "near_group": _numbered(near) if near is not None else pa.nulls(len(images), pa.int64()),
-        "is_kept": pa.array(_kept(images, kept_of)),
+        "is_copy": pa.array(~first_of_copies),
+        "is_kept": pa.array(first_of_copies if near is None else _kept(images, near)),
     }
     return pa.table(columns, schema=GROUPS)
 

@@ -30,10 +30,10 @@ def embed_images(samples: "pa.Table") -> Iterator[Embedded]:
 def _embed(samples: "pa.Table") -> Embedded:
     import pyarrow as pa
 
+    from dataset_builder.recipe_steps import EMBED
     from dataset_builder.references import ImageReader, content_hash, reference_of
     from dataset_builder.rejection import ImageError
     from dataset_builder.schema import DROPPED, SAMPLES
-    from dataset_builder.selection import EMBED
 
     rows = samples.select(
         ["key", "run", "uri", "member", "byte_offset", "byte_length", "row", "content_hash", "format"]

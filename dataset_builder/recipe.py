@@ -29,6 +29,8 @@ class RecipeConfig:
     """Which images count as the same one; of each group one is kept."""
     max_per_noun: int | None = None
     """Flattens the head of the noun distribution: no noun is expected in more images than this. Images are drawn by a hash."""
+    uncapped_nouns: tuple[str, ...] = ()
+    """Nouns that `max_per_noun` leaves alone, beside the meta-nouns: what every caption says, such as a style."""
     splits: dict[str, float | str] = field(default_factory=lambda: {"validation": 0.01, "train": 0.99})
     """Each split's share of the images (drawn by a hash of the key) or SQL condition; the first that takes an image has it."""
     seed: int = 0
@@ -55,8 +57,3 @@ class RecipeConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that `least` and `quantiles` name."""
-        return [*self.least, *self.quantiles]

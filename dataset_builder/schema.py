@@ -137,13 +137,15 @@ EMBEDDINGS = pa.schema(
 )
 
 # One row per image that was looked at for duplicates. Groups are numbered in the order of their first image; null: alone.
-# A near group holds whole exact groups. is_kept is true for one image of each group, and for those without one.
+# A near group holds whole exact groups. is_kept is true for one image of each group, and for those without one; is_copy for
+# all of an exact group but the one that stays, or would stay if there were no near ones.
 GROUPS = pa.schema(
     [
         pa.field("run", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
         pa.field("exact_group", pa.int64()),
         pa.field("near_group", pa.int64()),
+        pa.field("is_copy", pa.bool_(), nullable=False),
         pa.field("is_kept", pa.bool_(), nullable=False),
     ]
 )
@@ -205,6 +207,17 @@ DROPPED = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("run", pa.string(), nullable=False),
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+# Captions that are not in a data set although their image is. key and run are those of the caption's run.
+DROPPED_CAPTIONS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
         pa.field("step", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
     ]

@@ -1,17 +1,19 @@
 """The steps of a recipe as SQL over captioning runs: which captions and images stay, and why the others do not.
 
-Leaves three tables in the workbench: `survey` (a row to a caption), `picked` (a row to an image) and `chosen` (the images of
-the data set). `step` is the number of the step that dropped a row, null for what stays. An image goes with its last caption.
+Leaves these tables in the workbench: `survey` (a row to a caption), `picked` (a row to an image of a run), `guests` (see
+merged_images.py), `groups` (of duplicates) and `chosen` (the images of the data set). `step` is the number of the step that
+dropped a row, null for what stays. An image goes with its last caption.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.dedup_config import DedupConfig
+from dataset_builder.merged_images import keep_guests, keep_repeated, prompts_of_several
 from dataset_builder.recipe import RecipeConfig
+from dataset_builder.recipe_steps import CAPTION_FIGURES, EMBED, REJECTED, Step, row_steps
 from dataset_builder.run_views import RunFiles, literal, quoted
 from dataset_builder.schema import CAPTIONS, SCORES
 from dataset_builder.tagging import META_NOUNS
@@ -22,28 +24,8 @@ if TYPE_CHECKING:
     from dataset_builder.dedup import Duplicates
     from dataset_builder.sql import Workbench
 
-REJECTED = "rejected"
-EMBED = "embed"
-"""Steps that no recipe takes: what the captioner rejected, and images that could not be read to be embedded."""
-
 HISTOGRAMS = {"num_words": 10, "num_nouns": 5, "num_t5_tokens": 20}
 """What the card shows a histogram of, and the width of a class."""
-
-# What a data set knows of a caption beside the columns of the run.
-CAPTION_FIGURES = {
-    "repetition": "(1 - num_distinct_nouns / greatest(num_nouns, 1))::FLOAT * (num_nouns > 0)::FLOAT",
-    "opener": r"lower(regexp_extract(caption, '^\s*(\S+(?:\s+\S+){0,2})', 1))",
-    "meta_share": "(num_meta_nouns / greatest(num_nouns, 1))::FLOAT",
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of the recipe, its reason for dropping a caption, and the SQL that is true for one that it drops."""
-
-    name: str
-    reason: str
-    drops: str = ""
 
 
 class Selection:
@@ -54,8 +36,10 @@ class Selection:
         self._recipe = recipe
         self.runs = runs
         self.names = list(runs)
-        self.steps = list(_row_steps(recipe))
+        self.steps = list(row_steps(recipe))
         self.notes: list[str] = []
+        self.renamed: dict[tuple[int, str], str] = {}
+        """Number of a run and prompt → what the prompt is called in the data set, where that is something else."""
 
     def take_steps(self) -> None:
         """Makes the tables. Raises UserError for SQL that is none and for columns that are not there."""
@@ -65,6 +49,7 @@ class Selection:
         self._survey()
         self._keep_quantiles()
         self._pick()
+        self._merge()
         self._drop_duplicates()
         self._thin_nouns()
         self._split()
@@ -89,7 +74,7 @@ class Selection:
 
     def histograms(self) -> dict[str, dict[int, int]]:
         """How many captions of the data set have so many words, nouns and T5 tokens: the least of each class → captions."""
-        kept = "survey JOIN chosen USING (run, key) WHERE step IS NULL"
+        kept = "kept JOIN chosen ON chosen.run = home AND chosen.key = kept.key"
         histograms = {}
         for name, width in HISTOGRAMS.items():
             least = f"{name} // {width} * {width} AS least"
@@ -99,13 +84,22 @@ class Selection:
 
     def dropped_sql(self) -> str:
         """Every image of the runs that was dropped, as schema.DROPPED, in the order of runs and keys."""
-        names = ", ".join(literal(step.name) for step in self.steps)
-        reasons = ", ".join(literal(step.reason) for step in self.steps)
         return (
-            f"SELECT key, {self._run_name()} AS run, [{names}][step + 1] AS step, [{reasons}][step + 1] AS reason "
-            f"FROM picked WHERE step IS NOT NULL UNION ALL SELECT key, run, {literal(REJECTED)}, reason FROM rejected "
-            "ORDER BY run, key"
+            f"SELECT key, {self._run_name()} AS run, {self._step_names()} FROM picked WHERE step IS NOT NULL "
+            f"UNION ALL SELECT key, run, {literal(REJECTED)}, reason FROM rejected ORDER BY run, key"
         )
+
+    def dropped_captions_sql(self) -> str:
+        """Every caption that was dropped while its image stays, as schema.DROPPED_CAPTIONS."""
+        return (
+            f"SELECT s.key, {self._run_name('s.run')} AS run, prompt, {self._step_names()} FROM survey s "
+            "LEFT JOIN guests USING (run, key) JOIN (SELECT run AS home_run, key AS home_key FROM chosen) "
+            "ON home_run = coalesce(home, s.run) AND home_key = s.key WHERE step IS NOT NULL ORDER BY run, s.key, prompt"
+        )
+
+    def groups_sql(self) -> str:
+        """The images that are in a group of duplicates, as schema.GROUPS."""
+        return "FROM groups WHERE exact_group IS NOT NULL OR near_group IS NOT NULL ORDER BY run, key"
 
     def _counts(self) -> Iterator[tuple[Step, int]]:
         """How many images each step dropped, in order; images that the captioner rejected come first."""
@@ -161,11 +155,36 @@ class Selection:
             "FROM survey GROUP BY run, key",
         )
 
+    def _merge(self) -> None:
+        """Images that several runs hold become one. Its splits' conditions hold where they hold for a caption of any run."""
+        keep_guests(self._bench, num_runs=len(self.names))
+        if len(self.names) == 1:
+            return
+        run_ids = [str(run.record.get("run_id")) for run in self.runs.values()]
+        image = self._add(Step("merged", "the same image in another run: its captions are put together"))
+        caption = self._add(Step("merged", "the same caption in another run"))
+        keep_repeated(self._bench, run_ids=run_ids)
+        self._bench.change(
+            f"UPDATE survey SET step = {caption} FROM repeated r WHERE {_same_row('survey', 'r')} AND r.prompt = survey.prompt"
+        )
+        for name in map(_condition, self._conditions):
+            holds = f"SELECT home AS run, key FROM guests JOIN picked USING (run, key) WHERE {name}"
+            self._bench.change(f"UPDATE picked SET {name} = true FROM ({holds}) g WHERE {_same_row('picked', 'g')}")
+        self._bench.change(f"UPDATE picked SET step = {image} FROM guests g WHERE {_same_row('picked', 'g')}")
+        for prompt in prompts_of_several(self._bench):
+            named = [f"{self.names[run_ids.index(run_id)]}/{prompt}" for run_id in run_ids]
+            self.renamed |= {(number, prompt): name for number, name in enumerate(named)}
+            self.notes.append(
+                f"several runs have captions of one image under {prompt}: they are {' and '.join(dict.fromkeys(named))} here"
+            )
+
     def _drop_duplicates(self) -> None:
         from dataset_builder.dedup import find_duplicates
+        from dataset_builder.schema import GROUPS
 
         config = self._recipe.dedup
         if not config.is_on:
+            self._bench.keep_table("groups", GROUPS.empty_table())
             return
         left = f"(SELECT {self._run_name()} AS run, key FROM picked WHERE step IS NULL)"
         images = (
@@ -182,15 +201,15 @@ class Selection:
         exact = self._add(Step("dedup", "the same bytes as another image"))
         near = self._add(Step("dedup", "nearly the same as another image"))
         self._bench.change(
-            "UPDATE picked SET exact_group = g.exact_group, near_group = g.near_group, step = CASE WHEN NOT g.is_kept THEN "
-            f"CASE WHEN g.exact_group IS NOT NULL THEN {exact} ELSE {near} END END FROM groups g "
+            "UPDATE picked SET exact_group = g.exact_group, near_group = g.near_group, step = CASE WHEN g.is_kept THEN NULL "
+            f"WHEN g.is_copy THEN {exact} ELSE {near} END FROM groups g "
             f"WHERE picked.step IS NULL AND g.run = {self._run_name()} AND g.key = picked.key "
             "AND (g.exact_group IS NOT NULL OR g.near_group IS NOT NULL)"
         )
 
     def _thin_nouns(self) -> None:
         """Draws images so that each noun is expected in at most `max_per_noun`: with probability most / (images that have it),
-        by the most frequent of its nouns. Meta-nouns, which name no concept, do not count."""
+        by the most frequent of its nouns. Meta-nouns, which name no concept, and those of `uncapped_nouns` do not count."""
         most = self._recipe.max_per_noun
         if most is None:
             return
@@ -199,12 +218,12 @@ class Selection:
             f"SELECT {index}::SMALLINT AS run, key, prompt, nouns FROM run_{index}.captions" for index in range(len(self.names))
         )
         left = "(SELECT run, key FROM picked WHERE step IS NULL)"
-        meta = ", ".join(map(literal, sorted(META_NOUNS)))
+        uncapped = ", ".join(map(literal, sorted(META_NOUNS.union(self._recipe.uncapped_nouns))))
         self._bench.keep(
             "image_nouns",
-            f"SELECT DISTINCT run, key, noun FROM (SELECT run, key, unnest(nouns) AS noun FROM ({captions}) "
-            "JOIN (SELECT run, key, prompt FROM survey WHERE step IS NULL) USING (run, key, prompt)) "
-            f"JOIN {left} USING (run, key) WHERE noun NOT IN ({meta})",
+            f"SELECT DISTINCT run, key, noun FROM (SELECT home AS run, key, unnest(nouns) AS noun FROM ({captions}) "
+            "JOIN (SELECT run, home, key, prompt FROM kept) USING (run, key, prompt)) "
+            f"JOIN {left} USING (run, key) WHERE noun NOT IN ({uncapped})",
         )
         frequent = f"SELECT noun, count(*) AS images FROM image_nouns GROUP BY noun HAVING count(*) > {most}"
         self._bench.keep(
@@ -213,7 +232,7 @@ class Selection:
             f"HAVING {self._uniform('noun')} >= {most} / max(images)",
         )
         self._bench.keep("image_nouns", "SELECT 1 AS nothing")
-        self._bench.change(f"UPDATE picked SET step = {number} FROM thinned t WHERE t.run = picked.run AND t.key = picked.key")
+        self._bench.change(f"UPDATE picked SET step = {number} FROM thinned t WHERE {_same_row('picked', 't')}")
 
     def _split(self) -> None:
         number = self._add(Step("splits", "in no split"))
@@ -228,7 +247,7 @@ class Selection:
         self._bench.change(f"UPDATE picked SET step = {number} WHERE step IS NULL AND split IS NULL")
 
     def _choose(self) -> None:
-        """A key that several runs have gets the name of its run before it."""
+        """A key that is that of different images in several runs gets the name of its run before it."""
         shared = "SELECT key FROM picked WHERE step IS NULL GROUP BY key HAVING count(*) > 1"
         self._bench.keep(
             "chosen",
@@ -250,8 +269,13 @@ class Selection:
         self.steps.append(step)
         return len(self.steps) - 1
 
-    def _run_name(self) -> str:
-        return f"[{', '.join(map(literal, self.names))}][picked.run + 1]"
+    def _run_name(self, number: str = "picked.run") -> str:
+        return f"[{', '.join(map(literal, self.names))}][{number} + 1]"
+
+    def _step_names(self) -> str:
+        """The columns `step` and `reason` by the number of a step."""
+        names, reasons = ([literal(getattr(step, of)) for step in self.steps] for of in ("name", "reason"))
+        return f"[{', '.join(names)}][step + 1] AS step, [{', '.join(reasons)}][step + 1] AS reason"
 
     def _uniform(self, purpose: str) -> str:
         """A number in [0, 1) that depends on the seed, the purpose and the key alone."""
@@ -263,32 +287,16 @@ class Selection:
         return table.to_pylist()  # type: ignore[no-any-return]
 
 
-def _row_steps(recipe: RecipeConfig) -> Iterator[Step]:
-    """The steps that look at one caption at a time."""
-    yield Step("captioned", "not captioned yet", "width IS NULL")
-    yield Step("captioned", "has no caption", "prompt IS NULL")
-    if recipe.prompts:
-        yield Step("prompts", "another prompt", f"prompt NOT IN ({', '.join(map(literal, recipe.prompts))})")
-    statuses = ", ".join(map(literal, recipe.statuses))
-    yield Step("statuses", f"status is not {' or '.join(recipe.statuses)}", f"status NOT IN ({statuses})")
-    if recipe.min_side_px:
-        side = f"least(width, height) < {recipe.min_side_px}"
-        yield Step("min_side_px", f"shorter side below {recipe.min_side_px} px", side)
-    if recipe.max_aspect is not None:
-        aspect = f"greatest(width, height) > {recipe.max_aspect!r} * least(width, height)"
-        yield Step("max_aspect", f"aspect above {recipe.max_aspect:g}", aspect)
-    for name, least in recipe.least.items():
-        yield Step("least", f"{name} below {least:g} or missing", f"coalesce({quoted(name)} < {least!r}, true)")
-    if recipe.where:
-        yield Step("where", recipe.where, f"coalesce(NOT ({recipe.where}\n), true)")
-
-
 def _not_compared(found: "Duplicates", config: DedupConfig) -> Iterator[str]:
     advice = "python -m dataset_builder.score measures what is missing"
     if config.max_hamming is not None and found.num_without_hash:
         yield f"{found.num_without_hash:,} images have no perceptual hash to compare, being plain or not scored: {advice}"
     if config.min_cosine is not None and found.num_without_embedding:
         yield f"{found.num_without_embedding:,} images have no embedding to compare, not being scored: {advice}"
+
+
+def _same_row(table: str, other: str) -> str:
+    return f"{other}.run = {table}.run AND {other}.key = {table}.key"
 
 
 def _value(index: int) -> str:

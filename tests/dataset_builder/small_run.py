@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from dataset_builder.noun_counts import CaptionNouns, count_nouns
-from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, REJECTED
+from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, REJECTED, SCORES
+from dataset_builder.score_files import record_name, score_folder
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import TaggerConfig
 from dataset_builder.units import Unit, commit_unit, table_bytes
@@ -25,6 +26,11 @@ class SmallRun:
     unit_size: int = 3
     num_committed: int = 2
     rejected: tuple[str, ...] = ("img_4",)
+    run_id: str = "0123456789ab"
+    content_hashes: dict[str, str] = field(default_factory=dict)
+    """By key; "00" where nothing is said."""
+    perceptual_hashes: dict[str, int] = field(default_factory=dict)
+    """By key; the run is scored where there are any."""
     captions: dict[str, str] = field(
         default_factory=lambda: {
             "dense": "An owl sits beside a house and a tree under the sky.",
@@ -38,7 +44,7 @@ class SmallRun:
     def write(self, folder: Folder) -> Folder:
         """Writes the run and returns the folder."""
         record = {
-            "run_id": "0123456789ab",
+            "run_id": self.run_id,
             "carried": self.carried,
             "settings": {
                 "tagger": {"model": TaggerConfig().spacy_model, "version": "3.8.0", "noun_tags": ["NN", "NNS", "NNP", "NNPS"]},
@@ -52,6 +58,8 @@ class SmallRun:
         self._write_plan(folder, units)
         for number in range(self.num_committed):
             self.commit(folder, number, units[number])
+        if self.perceptual_hashes:
+            self._score(folder)
         return folder
 
     def commit(self, folder: Folder, number: int, images: Sequence[int]) -> None:
@@ -65,12 +73,12 @@ class SmallRun:
         rejected = [key for key in keys if key in self.rejected]
         commit = commit_unit(
             folder,
-            run_id="0123456789ab",
+            run_id=self.run_id,
             unit=Unit(number=number, part="", row_group=0, num_images=len(images)),
             tables={
                 "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
                 "noun_counts": count_nouns(nouns),
-                "images": pa.Table.from_pylist([_image(key) for key in good], schema=IMAGES),
+                "images": pa.Table.from_pylist([self._image(key) for key in good], schema=IMAGES),
                 "rejected": pa.Table.from_pylist(
                     [{"key": key, "uri": f"/data/{key}.jpg", "reason": "broken", "message": "truncated"} for key in rejected],
                     schema=REJECTED,
@@ -81,6 +89,18 @@ class SmallRun:
             seconds={"prepare": 0.5, "process": 2.0, "finish": 0.25},
         )
         assert commit is not None
+
+    def _image(self, key: str) -> dict[str, Any]:
+        row = _index_row(key)
+        del row["sidecars"]
+        return row | {"content_hash": self.content_hashes.get(key, "00"), "width": 64, "height": 48, "format": "JPEG"}
+
+    def _score(self, folder: Folder) -> None:
+        folder.write(record_name("1"), json.dumps({"score_id": "1", "created_at": "2026-01-01"}).encode())
+        rows = [{"key": key, "sharpness": 1.0, "perceptual_hash": code} for key, code in self.perceptual_hashes.items()]
+        unit = Unit(number=0, part="", row_group=0, num_images=len(rows))
+        tables = {"scores": pa.Table.from_pylist(rows, schema=SCORES)}
+        assert commit_unit(score_folder(folder, "1"), run_id="1", unit=unit, tables=tables, rejected={}) is not None
 
     def _write_plan(self, folder: Folder, units: Sequence[range]) -> None:
         parts = []
@@ -103,12 +123,6 @@ def _index_row(key: str) -> dict[str, Any]:
         "class_label": "owl",
         "metadata": json.dumps(metadata),
     }
-
-
-def _image(key: str) -> dict[str, Any]:
-    row = _index_row(key)
-    del row["sidecars"]
-    return row | {"content_hash": "00", "width": 64, "height": 48, "format": "JPEG"}
 
 
 def _caption(key: str, prompt: str, text: str) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def test_near_groups_hold_whole_exact_groups_and_chains(tmp_path: Path) -> None:
     assert found.groups["near_group"].to_pylist() == [0, 0, 0, None, 0]
     assert found.groups["exact_group"].to_pylist() == [None, None, 0, None, 0]
     assert found.num_without_hash == 1
+    assert found.groups["is_copy"].to_pylist() == [False, False, False, False, True]
+    assert _kept(found) == ["0", "3"]  # "2" is no copy of it, only nearly the same
 
 
 def test_plain_pictures_are_not_compared_by_hash(tmp_path: Path) -> None:
