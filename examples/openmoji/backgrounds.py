@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 IMAGE_SIZE_PX = 64
-_PERIOD_PX = 16
+PERIOD_PX = 16
 _DOT_RADIUS_PX = 4.0
 
 # Colour -> (main tone, second tone), sRGB.
@@ -44,9 +44,9 @@ def background_pixels(color: str, pattern: str) -> npt.NDArray[np.uint8]:
 def _second_tone_share(pattern: str) -> npt.NDArray[np.float64]:
     """The share of the second tone in each pixel, in 0..1, shape (64, 64)."""
     y, x = np.mgrid[:IMAGE_SIZE_PX, :IMAGE_SIZE_PX]
-    half, shift = _PERIOD_PX // 2, _PERIOD_PX // 4
+    half, shift = PERIOD_PX // 2, PERIOD_PX // 4
     column, row = (x + shift) // half % 2, (y + shift) // half % 2
-    to_dot = np.hypot((x + 0.5) % _PERIOD_PX - half, (y + 0.5) % _PERIOD_PX - half)
+    to_dot = np.hypot((x + 0.5) % PERIOD_PX - half, (y + 0.5) % PERIOD_PX - half)
     shares = {
         "plain": np.zeros_like(to_dot),
         "striped": column,
