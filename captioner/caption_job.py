@@ -28,6 +28,8 @@ from dataset_builder.tagging import TaggerConfig
 from dataset_builder.text_view import T5Config
 from dataset_builder.units import Commit, Failure, Unit, commit_unit
 
+_TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -69,6 +71,11 @@ class CaptionJob:
     tagger: TaggerConfig
     t5: T5Config
 
+    @property
+    def replica_bytes(self) -> float:
+        """What a replica on a CPU takes of a node's memory, roughly; 0 where the model's size is not known."""
+        return _TAKEN * self.model.num_parameters * (4 if self.generation.dtype == "float32" else 2)
+
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
         """Reads and decodes the images at these positions; one that cannot be used becomes a rejected row."""
         started = time.perf_counter()
@@ -93,16 +100,14 @@ class CaptionJob:
         return LlavaEngine(self.model, self.generation)
 
     def check(self, engine: LlavaEngine) -> None:
-        """Captions one grey image: a model that cannot do that can caption nothing."""
-        grey = np.full((64, 64, 3), 128, np.uint8)
-        engine.caption([grey], [render(self.prompts.prompts[0], "an owl")], ["check"])
+        """One token about a grey image: a model that cannot say that can caption nothing."""
+        engine.check(np.full((64, 64, 3), 128, np.uint8), render(self.prompts.prompts[0], "an owl"))
 
     def process(self, engine: LlavaEngine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
         started = time.perf_counter()
-        size = 1 if one_by_one else None
         said = {
-            name: engine.caption(payload.pixels, texts, payload.keys, batch_size=size)
+            name: engine.caption(payload.pixels, texts, payload.keys, one_by_one=one_by_one)
             for name, texts in payload.prompts.items()
         }
         return Output(generations=said, seconds=time.perf_counter() - started)

@@ -2,7 +2,8 @@
 
 Any checkpoint of AutoModelForImageTextToText with a chat template will do: LLaVA 1.5, NeXT, OneVision, llava-mini.
 Rows are padded on the left and masked, so that in float32 a caption does not depend on the images beside it in its batch;
-in bf16 it may, by rounding, so batches are a fixed function of the unit.
+in bf16 it may, by rounding, so batches are a fixed function of the unit, until memory runs out: from there on, this engine's
+batches are smaller.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ class GenerationSettings:
     dtype: str = "auto"
     """float32, bfloat16, float16 or auto: bfloat16 on a GPU, float32 on a CPU."""
     batch_size: int = 64
-    """Images per batch; halved by itself where memory runs out."""
+    """Images per batch; halved by itself, for the rest of a replica's life, where memory runs out."""
     max_new_tokens: int = 300
     """Tokens after which a caption is cut, with finish_reason `length`."""
     temperature: float = 0.0
@@ -68,15 +69,20 @@ class Generation:
 
 
 class LlavaEngine:
-    """A loaded model and its processor. Deterministic: the same images, prompts and keys give the same captions."""
+    """A loaded model and its processor. Deterministic: the same images, prompts and keys give the same captions.
+
+    `batch_size` is that of the settings, or what memory was found to hold. Nothing but its end tokens is taken from the
+    checkpoint's generation_config: a repetition penalty in it would make greedy captions and log-probabilities something else.
+    """
 
     def __init__(self, source: ModelSource, settings: GenerationSettings) -> None:
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.settings = settings
+        self.batch_size = settings.batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options: dict[str, Any] = {"revision": source.revision} if source.on_hub else {}
         self.processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
@@ -85,30 +91,39 @@ class LlavaEngine:
         model = AutoModelForImageTextToText.from_pretrained(source.path_or_id, **options)
         self.model = model.to(self.device).eval()
         self.end_ids = _end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer.eos_token_id)
+        self.model.generation_config = GenerationConfig()  # what `generate` is not told, it takes from here
 
     def caption(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, batch_size: int | None = None
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
         Raises what the model raises; running out of memory at a batch of one among it.
         """
-        size = batch_size or self.settings.batch_size
         generations: list[Generation] = []
         while len(generations) < len(images):
+            size = 1 if one_by_one else self.batch_size
             batch = slice(len(generations), len(generations) + size)
             try:
-                generations += self._caption_batch(images[batch], prompts[batch], keys[batch])
+                generations += self._caption_batch(
+                    images[batch], prompts[batch], keys[batch], max_new_tokens=self.settings.max_new_tokens
+                )
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or size == 1:
                     raise
-                size = max(1, size // 2)
+                self.batch_size = min(size, len(images[batch])) // 2 or 1
             else:
                 continue
             self._free_memory()
         return generations
 
-    def _caption_batch(self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str]) -> list[Generation]:
+    def check(self, image: np.ndarray, prompt: str) -> None:
+        """Has the model say one token about an image, uint8 (H, W, 3). Raises what the model raises."""
+        self._caption_batch([image], [prompt], ["check"], max_new_tokens=1)
+
+    def _caption_batch(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_new_tokens: int
+    ) -> list[Generation]:
         import torch
         from transformers import LogitsProcessorList
 
@@ -121,7 +136,7 @@ class LlavaEngine:
                 **inputs,
                 do_sample=False,
                 num_beams=1,
-                max_new_tokens=self.settings.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 logits_processor=LogitsProcessorList([chooser]),
                 pad_token_id=self._pad_id(),
                 eos_token_id=self.end_ids,

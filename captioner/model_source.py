@@ -13,6 +13,7 @@ from typing import Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.fingerprint import folder_fingerprint
+from dataset_builder.hub import NotOnHub, hub_file, hub_parameters
 
 MINI = Path(__file__).parent / "pretrained" / "llava-mini"
 
@@ -21,7 +22,8 @@ MINI = Path(__file__).parent / "pretrained" / "llava-mini"
 class ModelSource:
     """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files.
 
-    `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded.
+    `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
+    many replicas a node's memory holds; 0: unknown.
     """
 
     name: str
@@ -29,6 +31,7 @@ class ModelSource:
     revision: str
     on_hub: bool
     image_side_px: int
+    num_parameters: int = 0
 
     @property
     def path_or_id(self) -> str:
@@ -45,11 +48,13 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         config = _read_config(folder / "config.json")
         found = folder_fingerprint(folder)
         location = str(folder.resolve())
+        num_parameters = _stored_parameters(folder)
     elif name == "mini" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no model folder {folder}: give a folder, a hub id or `mini`")
     else:
-        config, found = _from_hub(name, revision)
-        location = name
+        config, cached = _from_hub(name, revision)
+        location, found = name, cached.name
+        num_parameters = _stored_parameters(cached) or hub_parameters(name, revision=found)
     if not isinstance(config.get("vision_config"), dict):
         raise UserError(
             f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint"
@@ -58,22 +63,37 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         side_px = _image_side(config)
     except (TypeError, ValueError) as error:
         raise UserError(f"the config.json of {name} is not that of a LLaVA checkpoint ({error}): fetch it again") from None
-    return ModelSource(name=name, location=location, revision=found, on_hub=not folder.is_dir(), image_side_px=side_px)
+    return ModelSource(
+        name=name,
+        location=location,
+        revision=found,
+        on_hub=not folder.is_dir(),
+        image_side_px=side_px,
+        num_parameters=num_parameters,
+    )
 
 
-def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], str]:
-    """The config of a hub model and the commit that the revision stands for, from the cache where there is no network."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:
+    """The config of a hub model and its folder in the cache, which is named by the commit that the revision stands for."""
     try:
-        path = Path(hf_hub_download(name, "config.json", revision=revision))
-    except HFValidationError:
-        raise UserError(f"{name} is neither a folder nor a hub id: give a folder, a hub id or `mini`") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0][:160]
+        path = hub_file(name, "config.json", revision=revision)
+    except NotOnHub as reason:
         raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
-    return _read_config(path), path.parent.name
+    return _read_config(path), path.parent
+
+
+def _stored_parameters(folder: Path) -> int:
+    """The number of parameters in a folder's safetensors, read from their headers; 0 where one cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    try:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return 0
+    return count
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A caption belongs to its image and prompt alone; whatever LLaVA it is, and however little memory there is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from captioner.engine import Generation, GenerationSettings, LlavaEngine
+from captioner.engine import Generation, GenerationSettings, LlavaEngine, TokenChooser
 from captioner.model_source import MINI, resolve_model
 from dataset_builder.command_line import UserError
 from tests.captioner.tiny_llava import save_tiny_llava, save_tiny_next, save_tiny_onevision
@@ -86,19 +87,50 @@ def test_memory_that_runs_out_halves_the_batch(tiny_llava: Path, monkeypatch: py
     sizes: list[int] = []
     caption_batch = LlavaEngine._caption_batch
 
-    def at_most_one(self: LlavaEngine, batch: Any, prompts: Any, keys: Any) -> list[Generation]:
+    def at_most_two(self: LlavaEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
         sizes.append(len(batch))
-        if len(batch) > 1:
+        if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return caption_batch(self, batch, prompts, keys)
+        return caption_batch(self, batch, prompts, keys, **how)
 
-    monkeypatch.setattr(LlavaEngine, "_caption_batch", at_most_one)
+    monkeypatch.setattr(LlavaEngine, "_caption_batch", at_most_two)
     assert_equal(model.caption(images(), PROMPTS, KEYS), expected)
-    assert sizes == [4, 2, *[1] * 6]
+    assert_equal(model.caption(images(), PROMPTS, KEYS, one_by_one=True), expected)
+    assert_equal(model.caption(images(), PROMPTS, KEYS), expected)
+    assert sizes == [4, *[2] * 3, *[1] * 6, *[2] * 3], "what memory holds is found out once"
+
+
+def test_greedy_is_greedy_whatever_the_checkpoint_would_rather_do(tmp_path: Path) -> None:
+    plain, other = save_tiny_llava(tmp_path / "plain"), save_tiny_llava(tmp_path / "other")
+    file = other / "generation_config.json"
+    wishes = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "min_new_tokens": 20, "suppress_tokens": [5, 6, 7]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | wishes))
+    assert_equal(engine(other).caption(images(), PROMPTS, KEYS), engine(plain).caption(images(), PROMPTS, KEYS))
+
+
+def test_the_end_tokens_of_the_checkpoint_end_a_caption(tmp_path: Path) -> None:
+    file = save_tiny_llava(tmp_path) / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, 9]}))
+    assert engine(tmp_path).end_ids == [1, 9]
+
+
+def test_a_model_is_tried_out_with_one_token(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, choose, num_steps = engine(tiny_llava), TokenChooser.__call__, 0
+
+    def counted(self: TokenChooser, *scores: torch.Tensor) -> torch.Tensor:
+        nonlocal num_steps
+        num_steps += 1
+        return choose(self, *scores)
+
+    monkeypatch.setattr(TokenChooser, "__call__", counted)
+    model.check(images(1)[0], "owl")
+    assert num_steps == 1
+    model.caption(images(1), PROMPTS[:1], KEYS[:1])
+    assert num_steps == 1 + 12
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> list[Generation]:
+    def broken(*_: Any, **__: Any) -> list[Generation]:
         raise RuntimeError("size mismatch")
 
     monkeypatch.setattr(LlavaEngine, "_caption_batch", broken)

@@ -1,0 +1,71 @@
+"""Files of the Hugging Face hub, asked for once: where there is no network, the cache answers, or one line does, at once.
+
+huggingface_hub by itself asks six times for what is not in its cache: 24 s and a warning each time, where no hub is in reach.
+Its HTTPError is that of its HTTP library, which changes its name between versions.
+"""
+
+from pathlib import Path
+
+_BUSY = (408, 429)  # and whatever is 500 or more: the hub itself is unwell, and the cache may help
+
+
+class NotOnHub(Exception):
+    """A file that cannot be had; the message is the reason, a part of a sentence."""
+
+
+def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
+    """Where a file of a repository lies in the cache: fetched where the hub answers, else as it was fetched before.
+
+    The name of its folder is the commit. Raises NotOnHub.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
+
+    answers = _answers(name, file, revision)
+    try:
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=not answers))
+    except LocalEntryNotFoundError:
+        raise NotOnHub("the hub is out of reach, and its cache on this machine does not have it") from None
+    except (HTTPError, OSError) as error:
+        raise NotOnHub(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _answers(name: str, file: str, revision: str | None) -> bool:
+    """Whether the hub has the file; False where it cannot be asked. Raises NotOnHub where it says no."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file, revision=revision))
+    except HFValidationError:
+        raise NotOnHub("that is neither a folder nor a hub id") from None
+    except HfHubHTTPError as error:
+        if error.response.status_code >= 500 or error.response.status_code in _BUSY:
+            return False
+        raise NotOnHub(_refusal(error, file=file, revision=revision)) from None
+    except (HTTPError, OSError):
+        return False
+    return True
+
+
+def _refusal(error: Exception, *, file: str, revision: str | None) -> str:
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    reasons = {
+        GatedRepoError: "its licence has to be accepted on the hub first, and HF_TOKEN set",
+        RepositoryNotFoundError: "the hub has nothing of that name, or HF_TOKEN does not open it",
+        RevisionNotFoundError: f"it has no revision {revision}",
+        EntryNotFoundError: f"it has no {file}",
+    }
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), " ".join(str(error).split()))
+
+
+def hub_parameters(name: str, *, revision: str | None = None) -> int:
+    """The number of parameters in a repository's safetensors, read from their headers; 0 where that cannot be found out."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError  # type: ignore[attr-defined]
+
+    try:
+        return sum(get_safetensors_metadata(name, revision=revision).parameter_count.values())
+    except (HTTPError, NotASafetensorsRepoError, OSError, SafetensorsParsingError):
+        return 0
