@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import eq
 
-CLEANING_VERSION = 1
+CLEANING_VERSION = 2
 """Changes whenever a rule does: it is part of what a run is."""
 
 STATUSES = {
@@ -118,14 +118,23 @@ def _roles(text: str) -> str | None:
     return rest[: later.start()] if later else rest
 
 
+# Not every "I cannot" declines ("I can't help noticing the red door"), nor every "no image" ("no image of a person").
+_FILE = r"(?:image|picture|photo(?:graph)?|file|attachment)s?\b"
 _REFUSAL = re.compile(
-    r"""\W*(?:
+    rf"""\W*(?:unfortunately,?\s|as\sthere\sis\sno\simage,?\s)?(?:
         (?:I['\u2019]m|I\sam|we\sare)\s(?:very\s|really\s|so\s|truly\s)?(?:sorry|unable\b|not\sable\b|afraid\sI\b)
       | (?:my\sapologies|I\sapologi[sz]e|sorry,\s(?:but\s)?I)\b
-      | (?:unfortunately,?\s|as\sthere\sis\sno\simage,?\s)?
-        I\s(?:cannot|can['\u2019]t|can\snot|could\snot|do\snot|don['\u2019]t|am\sunable)\b
+      | I\s(?:cannot|can\snot|could\snot|do\snot|(?:can|couldn|don)['\u2019]t)\s(?:actually\s|directly\s|really\s)?(?:
+            (?:see|view|find|access|open|load|display|look\sat)\s(?:[a-z]+\s){{0,2}}(?:{_FILE}(?!\s(?:of|on|that)\b)|it[.,;!])
+          | (?:assist|process|analy[sz]e|describe|interpret|identify|recogni[sz]e|provide|fulfil|comply|answer|comment|discuss)
+          | help\b(?!\s(?:but|\w+ing)\b)
+          | do\s(?:that|this|so|it)\b
+          | have\s(?:the\s|any\s|direct\s|visual\s)*(?:ability|access|capabilit|eyes|{_FILE})
+          | (?:know|tell|say|determine)\sw(?:hat|ho)\b
+        )
       | as\san?\s(?:AI|artificial\sintelligence|(?:large\s)?language\smodel|text-based)\b
-      | (?:there\sis|I\ssee)\sno\simage\b
+      | (?:there\sis|I\ssee)\sno\s{_FILE}
+        (?=\W*$|\s?[.,;:!?]|\s(?:here|to|for|with|provided|attached|given|available|shown|in\syour)\b)
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -292,7 +301,7 @@ _OPENER = re.compile(
       | (?:(?:image|detailed)\s)?(?:description|caption)\s?:\s
       | in\s(?:the|this)\s(?:provided\s|given\s)?{_IMAGE}\s?,?\s(?:(?:we|you|one|I)\s(?:can\s)?(?:also\s)?see\s)?
       | (?:the|this)\s(?:provided\s|given\s)?{_IMAGE}\s(?:prominently\s|vividly\s|primarily\s)?{_SHOWS}\s(?:that\s)?
-      | (?:the|this)\s(?:provided\s|given\s)?{_IMAGE}\sis\s(?=an?\s)
+      | (?:the|this)\s(?:provided\s|given\s)?{_IMAGE}\sis\s(?=an?\s)(?!a\s(?:bit|little|lot|touch|tad)\s)
       | this\sis\san?\s{_IMAGE}\s(?:of|showing|featuring|depicting|that\s{_SHOWS})\s
       | an?\s{_IMAGE}\s(?:of|showing|featuring|depicting|that\s{_SHOWS})\s
     )(?=\S)""",
@@ -328,7 +337,7 @@ RULES = (
     Rule(name="role_leak", what="USER:, ASSISTANT:, ### Human: go at the start, and cut all that follows later", apply=_roles),
     Rule(name="markdown", what="headings, lists, bold, code, links become running text", apply=_markdown),
     Rule(name="white_space", what="one line, single spaces", apply=_white_space, flagged=False),
-    Rule(name="refusal", what='"I\'m sorry", "As an AI", "I cannot see"', apply=_refusal, status="refusal"),
+    Rule(name="refusal", what='"I\'m sorry", "As an AI", "I cannot see the image"', apply=_refusal, status="refusal"),
     Rule(name="loop", what="a repeated sentence or run of words is cut to the first", apply=_loops),
     Rule(
         name="unfinished",
