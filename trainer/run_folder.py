@@ -6,14 +6,17 @@ log.txt         the lines that the training prints
 metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
 samples/        grids of samples
 checkpoints/    see trainer/checkpoints.py
+.lock           held by the training that writes here
 STOP            whoever makes this file has the training save a checkpoint and end
 """
 
+import fcntl
 import json
 import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +28,7 @@ from typing import Any
 import torch
 import yaml
 
+from dataset_builder.command_line import UserError
 from trainer.config import TrainConfig
 from trainer.workers import Workers
 
@@ -32,6 +36,7 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 LOG = "log.txt"
 STOP = "STOP"
+_LOCK = ".lock"
 _FOLLOW_S = 0.5
 _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
 
@@ -42,6 +47,24 @@ class RunFolder:
     def __init__(self, path: Path, workers: Workers) -> None:
         self.path = path
         self._writes = workers.is_first
+
+    @contextmanager
+    def held(self, *, wait_s: float) -> Iterator[None]:
+        """Nobody else on this machine trains in the folder meanwhile. Raises UserError where somebody still does after `wait_s`.
+
+        Workers that outlive their driver need some seconds to end.
+        """
+        if not self._writes:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("w") as file:
+            until = time.monotonic() + wait_s
+            while not _locked(file.fileno()):
+                if time.monotonic() > until:
+                    raise UserError(f"another training writes to {self.path}: let it end, or give another --run_dir")
+                time.sleep(_FOLLOW_S)
+            yield
 
     def start(self, config: TrainConfig, workers: Workers, *, origin: str, images_seen: int) -> None:
         """Records what a start is made of, before its first step; rows of metrics after `images_seen` will be measured anew."""
@@ -113,6 +136,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _replace(path: Path, text: str) -> None:
