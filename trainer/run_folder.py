@@ -50,7 +50,7 @@ class RunFolder:
 
     @contextmanager
     def held(self, *, wait_s: float) -> Iterator[None]:
-        """Nobody else on this machine trains in the folder meanwhile. Raises UserError where somebody still does after `wait_s`.
+        """Nobody else on this machine trains here meanwhile. Raises UserError where somebody still does after `wait_s`.
 
         Workers that outlive their driver need some seconds to end.
         """
