@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,4 +29,9 @@ def _commit() -> str:
 
 
 def _hardware() -> str:
-    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
+    """The cores, and the GPUs by name."""
+    import torch
+
+    names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    gpus = ", ".join(f"{count} x {name}" for name, count in names.items())
+    return f"{os.cpu_count()} cores ({platform.machine()}), {gpus or 'no GPU'}"
