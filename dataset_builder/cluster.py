@@ -12,6 +12,7 @@ from typing import Any
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import is_local_path
 
+_GPU_TYPE = "accelerator_type:"
 CONNECT_S = 5.0
 POLL_S = 1.0
 LOST_S = 20.0  # Ray's head may be away for so long; after 60 s Ray ends the process without a word to us
@@ -29,6 +30,10 @@ class Node:
     name: str
     cpus: float
     gpus: float
+    memory_bytes: float = 0.0
+    """What Ray gives to work: what was free when it started, without its object store; 0: unknown."""
+    gpu_types: tuple[str, ...] = ()
+    """As Ray names them: A100, H100."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class RaySettings:
     address: str | None = None
     """Address of a running Ray (host:port, auto). Default: RAY_ADDRESS, which a Ray job sets, else a Ray of one's own."""
     num_replicas: int = 0
-    """Replicas of the model; 0: one per GPU, or without GPUs as many as the cores hold."""
+    """Replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
     gpus_per_replica: float = 1.0
     """GPUs of a replica, where the cluster has any: a fraction below 1, or a whole number; 0: the replicas run on CPUs."""
     cpus_per_replica: int = 1
@@ -107,23 +112,26 @@ class RaySettings:
             return max(1, int(resources["GPU"] / self.gpus_per_replica))
         return max(1, int(resources.get("CPU", 1)) // self.cpus_per_replica)
 
-    def places(self, nodes: Sequence[Node], *, on_gpus: bool) -> list[str]:
+    def places(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
         """The node id of each replica, spread evenly: as many as the nodes hold, or `num_replicas`.
 
         `on_gpus`: what uses_gpus said at the start, since a run that has lost its GPUs must not go on on CPUs, where captions
         differ. On CPUs a `num_replicas` beyond the cores is met by going round the nodes again: the replicas then share them.
+        `replica_bytes`: what a replica on a CPU takes of a node's memory; 0: not known. `num_replicas` goes before it.
         """
-        slots = self._slots(nodes, on_gpus=on_gpus)
         if not self.num_replicas:
-            return slots
+            return self._slots(nodes, on_gpus=on_gpus, replica_bytes=replica_bytes)
+        slots = self._slots(nodes, on_gpus=on_gpus)
         repeated = slots if on_gpus else itertools.cycle(slots)
         return list(itertools.islice(repeated, self.num_replicas))
 
-    def _slots(self, nodes: Sequence[Node], *, on_gpus: bool) -> list[str]:
+    def _slots(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
         held = {
             node.node_id: int(node.gpus / self.gpus_per_replica if on_gpus else node.cpus / self.cpus_per_replica)
             for node in nodes
         }
+        if replica_bytes and not on_gpus:
+            held = _within_memory(held, nodes, replica_bytes=replica_bytes)
         rounds = range(max(held.values(), default=0))
         return [node_id for turn in rounds for node_id, number in held.items() if turn < number]
 
@@ -133,6 +141,27 @@ class RaySettings:
             return {"num_gpus": self.gpus_per_replica, "num_cpus": 0}
         environment = cpu_environment(num_threads=self.cpus_per_replica)
         return {"num_cpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
+
+
+def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_bytes: float) -> dict[str, int]:
+    """As many replicas as are held by each node's cores and memory; at least one on the node with the most memory."""
+    known = [node for node in nodes if node.memory_bytes and held[node.node_id]]
+    fitting = dict(held) | {node.node_id: min(held[node.node_id], int(node.memory_bytes / replica_bytes)) for node in known}
+    if known and not any(fitting.values()):
+        fitting[max(known, key=lambda node: node.memory_bytes).node_id] = 1
+    return fitting
+
+
+def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: float) -> str:
+    """What to print where memory holds fewer replicas on CPUs than the cores; "" elsewhere."""
+    wanted = len(settings.places(nodes, on_gpus=False))
+    held = len(settings.places(nodes, on_gpus=False, replica_bytes=replica_bytes))
+    if held == wanted:
+        return ""
+    return (
+        f"{held} of the {wanted} replicas that the cores hold, since each takes about {replica_bytes / 1e9:.2g} GB of memory: "
+        "--ray.cpus_per_replica gives them more cores each, --ray.num_replicas overrules this"
+    )
 
 
 def cpu_environment(*, num_threads: int) -> dict[str, str]:
@@ -157,6 +186,8 @@ def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
             name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
+            memory_bytes=node["Resources"].get("memory", 0.0),
+            gpu_types=tuple(name.removeprefix(_GPU_TYPE) for name in node["Resources"] if name.startswith(_GPU_TYPE)),
         )
         for node in described
         if node["Alive"]
@@ -164,6 +195,14 @@ def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
     if not nodes:
         raise RayLost("no node of this Ray is alive")
     return nodes
+
+
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """In a few words: `2 nodes, 48 CPUs, 8 GPUs (A100)`."""
+    types = sorted({name for node in nodes for name in node.gpu_types})
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    named = f" ({', '.join(types)})" if types else ""
+    return f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {cpus:g} CPUs, {gpus:g} GPUs{named}"
 
 
 def no_answer(address: str) -> str:

@@ -44,15 +44,24 @@ def run_units(
     on_start: Callable[[], None],
     on_commit: Callable[[Commit | None], None],
     on_reject: Callable[[int], None] | None = None,
+    replica_bytes: float = 0,
 ) -> None:
     """Runs all units; returns when each is committed. `on_start` is called once the first model is loaded, `on_commit`
     after each unit, `on_reject` after each image that was found to fail alone, with their number in the units that are not
-    committed yet; the last two may raise to stop.
+    committed yet; the last two may raise to stop. `replica_bytes`: see RaySettings.places.
 
     Raises UserError where the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
     finished, or Ray is lost.
     """
-    driver = _Driver(job, units, settings=settings, on_start=on_start, on_commit=on_commit, on_reject=on_reject)
+    driver = _Driver(
+        job,
+        units,
+        settings=settings,
+        on_start=on_start,
+        on_commit=on_commit,
+        on_reject=on_reject,
+        replica_bytes=replica_bytes,
+    )
     try:
         driver.run()
     except (RayLost, RayError) as error:
@@ -105,9 +114,14 @@ def replicas_use_gpus(settings: RaySettings) -> bool:
     return settings.uses_gpus(ray.cluster_resources())
 
 
+def cluster_nodes() -> list[Node]:
+    """The nodes of the Ray that was started. Raises RayLost."""
+    return alive_nodes(ray.nodes())
+
+
 def check_visible(paths: Mapping[str, str]) -> None:
     """Raises UserError unless every node sees each local path, with the text in it where a text is given."""
-    looks = {node: ray.remote(num_cpus=0, **_on_node(node.node_id, soft=False))(unseen_paths) for node in _nodes()}
+    looks = {node: ray.remote(num_cpus=0, **_on_node(node.node_id, soft=False))(unseen_paths) for node in cluster_nodes()}
     unseen = {node: look.remote(dict(paths)) for node, look in looks.items()}
     for node, ref in unseen.items():
         try:
@@ -118,10 +132,6 @@ def check_visible(paths: Mapping[str, str]) -> None:
             raise UserError(
                 f"{', '.join(found)}: not visible on node {node.name}; use a folder that all nodes share, or object storage"
             )
-
-
-def _nodes() -> list[Node]:
-    return alive_nodes(ray.nodes())
 
 
 def _on_node(node_id: str, *, soft: bool) -> dict[str, Any]:
@@ -165,8 +175,10 @@ class _Driver:
         on_start: Callable[[], None],
         on_commit: Callable[[Commit | None], None],
         on_reject: Callable[[int], None] | None,
+        replica_bytes: float,
     ) -> None:
         self.settings = settings
+        self.replica_bytes = replica_bytes
         self.on_start: Callable[[], None] | None = on_start
         self.on_commit = on_commit
         self.on_reject = on_reject
@@ -185,14 +197,13 @@ class _Driver:
         self.warming: ray.ObjectRef | None = None
 
     def run(self) -> None:
-        nodes = _nodes()
+        nodes = cluster_nodes()
         self.on_gpus = replicas_use_gpus(self.settings)
         self.options = self.settings.replica_options(ray.cluster_resources())
         self.settings.check(nodes, on_gpus=self.on_gpus)
         self.job = ray.put(self.job)
         self.warming = self.warm_up.remote(self.job, limit_s=self.settings.load_timeout_s)
-        places = self.settings.places(nodes, on_gpus=self.on_gpus)[: len(self.pending)]
-        self.replicas = [self._new_replica(node_id) for node_id in places]
+        self.replicas = [self._new_replica(node_id) for node_id in self._places(nodes)[: len(self.pending)]]
         try:
             while self.pending or self.calls:
                 self._look()
@@ -204,13 +215,16 @@ class _Driver:
                 for replica in self.replicas:
                     ray.kill(replica.actor)
 
+    def _places(self, nodes: list[Node]) -> list[str]:
+        return self.settings.places(nodes, on_gpus=self.on_gpus, replica_bytes=self.replica_bytes)
+
     def _look(self) -> None:
         """Looks whether Ray is still there. Without it, calls would wait for ever for a node that is gone."""
         if time.monotonic() < self.next_look:
             return
         context = ray.get_runtime_context()
         wait_for_head(context.gcs_address)
-        if context.get_node_id() not in {node.node_id for node in _nodes()}:
+        if context.get_node_id() not in {node.node_id for node in cluster_nodes()}:
             raise RayLost("the node of this command is dead")
         self.next_look = time.monotonic() + LOOK_S
 
@@ -300,7 +314,7 @@ class _Driver:
         ray.kill(replica.actor)
         self.replicas.remove(replica)
         taken = [one.node_id for one in self.replicas]
-        places = self.settings.places(_nodes(), on_gpus=self.on_gpus)
+        places = self._places(cluster_nodes())
         if len(places) > len(taken):
             free = Counter(places) - Counter(taken)
             self.replicas.append(self._new_replica(next(free.elements()), failed_loads=replica.failed_loads))

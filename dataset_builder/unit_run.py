@@ -12,13 +12,21 @@ if TYPE_CHECKING:
 
 
 def run_job(
-    job: "UnitJob", units: Sequence[Unit], *, settings: RaySettings, visible: Mapping[str, str], budget: int, started: float
+    job: "UnitJob",
+    units: Sequence[Unit],
+    *,
+    settings: RaySettings,
+    visible: Mapping[str, str],
+    budget: int,
+    started: float,
+    replica_bytes: float = 0,
 ) -> bool:
     """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
 
     A budget below zero is used up already: then nothing is run.
     Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
-    time.perf_counter(). Raises UserError as run_units does.
+    time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). Raises UserError as
+    run_units does.
     """
     from dataset_builder.progress import BudgetExceeded, Progress
     from dataset_builder.ray_units import check_visible, run_units, start_ray
@@ -38,6 +46,7 @@ def run_job(
                 on_start=progress.start,
                 on_commit=progress.update,
                 on_reject=progress.check_budget,
+                replica_bytes=replica_bytes,
             )
     except BudgetExceeded as error:
         print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)

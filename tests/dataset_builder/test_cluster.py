@@ -7,12 +7,21 @@ from collections import Counter
 import pytest
 
 from dataset_builder import cluster
-from dataset_builder.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, wait_for_head
+from dataset_builder.cluster import (
+    Node,
+    RayLost,
+    RaySettings,
+    alive_nodes,
+    describe_nodes,
+    memory_line,
+    no_answer,
+    wait_for_head,
+)
 from dataset_builder.command_line import UserError
 
 
-def node(name: str, *, cpus: float = 0, gpus: float = 0) -> Node:
-    return Node(node_id=name, name=name, cpus=cpus, gpus=gpus)
+def node(name: str, *, cpus: float = 0, gpus: float = 0, memory_gb: float = 0) -> Node:
+    return Node(node_id=name, name=name, cpus=cpus, gpus=gpus, memory_bytes=memory_gb * 1e9)
 
 
 HEAD, SMALL, LARGE = node("head"), node("small", cpus=4), node("large", cpus=11)
@@ -33,6 +42,33 @@ GPUS = [node("one", cpus=8, gpus=1), node("three", cpus=8, gpus=3)]
 def test_replicas_are_placed_node_by_node(settings: RaySettings, nodes: list[Node], expected: dict[str, int]) -> None:
     settings.check(nodes, on_gpus=nodes is GPUS)
     assert Counter(settings.places(nodes, on_gpus=nodes is GPUS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory_gb", "expected"),
+    [
+        (RaySettings(), (100, 40), {"small": 2, "large": 1}),
+        (RaySettings(), (100, 10), {"small": 2}),
+        (RaySettings(), (20, 10), {"small": 1}),  # it may swap, but a run that a rough figure forbids is worse
+        (RaySettings(), (1000, 0), {"small": 4, "large": 11}),
+        (RaySettings(cpus_per_replica=4), (100, 1000), {"small": 1, "large": 2}),
+        (RaySettings(num_replicas=6), (20, 10), {"small": 3, "large": 3}),
+    ],
+)
+def test_replicas_on_cpus_fit_into_memory(settings: RaySettings, memory_gb: tuple[int, int], expected: dict[str, int]) -> None:
+    nodes = [node("small", cpus=4, memory_gb=memory_gb[0]), node("large", cpus=11, memory_gb=memory_gb[1])]
+    assert Counter(settings.places(nodes, on_gpus=False, replica_bytes=36.4e9)) == expected
+    said = memory_line(settings, nodes, replica_bytes=36.4e9)
+    wanted = len(settings.places(nodes, on_gpus=False))
+    held = sum(expected.values())
+    assert said.startswith(f"{held} of the {wanted} replicas that the cores hold, since each takes about 36 GB") == (
+        held < wanted
+    )
+
+
+def test_replicas_on_gpus_do_not_count_the_nodes_memory() -> None:
+    nodes = [node("one", cpus=8, gpus=2, memory_gb=10)]
+    assert RaySettings().places(nodes, on_gpus=True, replica_bytes=36.4e9) == ["one", "one"]
 
 
 def test_a_run_that_lost_its_gpus_does_not_go_on_on_cpus() -> None:
@@ -58,9 +94,23 @@ def test_gpus_of_a_replica_are_a_fraction_or_whole() -> None:
         RaySettings(gpus_per_replica=1.5)
 
 
+def test_a_cluster_is_described_in_a_few_words() -> None:
+    described = {"NodeID": "n", "NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.1", "Alive": True}
+    gpus = {"Resources": {"CPU": 16.0, "GPU": 4.0, "accelerator_type:A100": 1.0}}
+    nodes = alive_nodes([described | gpus, described | gpus, described | {"Resources": {}}])
+    assert describe_nodes(nodes) == "3 nodes, 32 CPUs, 8 GPUs (A100)"
+    assert describe_nodes([SMALL]) == "1 node, 4 CPUs, 0 GPUs"
+
+
 def test_dead_nodes_do_not_count() -> None:
-    described = {"NodeID": "n", "NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 2.0}}
-    assert alive_nodes([described | {"Alive": True}, described | {"Alive": False}])[0].cpus == 2
+    described = {
+        "NodeID": "n",
+        "NodeManagerHostname": "host",
+        "NodeManagerAddress": "10.0.0.1",
+        "Resources": {"CPU": 2.0, "memory": 7.0},
+    }
+    (alive,) = alive_nodes([described | {"Alive": True}, described | {"Alive": False}])
+    assert (alive.cpus, alive.gpus, alive.memory_bytes) == (2, 0, 7)
     with pytest.raises(RayLost, match="no node of this Ray is alive"):
         alive_nodes([described | {"Alive": False}])
 
