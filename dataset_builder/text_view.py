@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
+from dataset_builder.hub import NotOnHub, hub_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+AUTO = "auto"
+_PIXART = "google/t5-v1_1-xxl"
 # By path, since this package does not import `model`.
 _SHIPPED = {"mini": Path(__file__).resolve().parents[1] / "model" / "pretrained" / "t5-mini"}
 
@@ -21,13 +24,19 @@ class T5Config:
     """Which tokenizer cuts the captions, and where. Raises ValueError for fewer than 2 tokens."""
 
     tokenizer: str = "mini"
-    """A folder or hub id with a fast T5 tokenizer, or "mini" for the one of the small world."""
+    """Folder or hub id with T5's tokenizer.json or spiece.model; `mini`: the small world's; `auto`, where there is a --model:
+    `mini` beside `mini`, else that of PixArt-alpha, google/t5-v1_1-xxl."""
     max_tokens: int = 120
     """Tokens that the encoder reads, the closing </s> among them. Source: PixArt-alpha, 120."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
             raise ValueError(f"max_tokens must be at least 2 (a token and </s>), found {self.max_tokens}")
+
+    def of_model(self, name: str) -> "T5Config":
+        """With the tokenizer that `auto` means beside the captions of this model."""
+        tokenizer = "mini" if name == "mini" else _PIXART
+        return replace(self, tokenizer=tokenizer) if self.tokenizer == AUTO else self
 
     @classmethod
     def as_described(cls, description: Mapping[str, Any] | None, *, default: "T5Config") -> "T5Config":
@@ -68,36 +77,55 @@ class T5View:
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":
-        name = str(_SHIPPED.get(self.config.tokenizer, self.config.tokenizer))
-        tokenizer = _from_file(Path(name) / "tokenizer.json") if Path(name).is_dir() else _from_hub(name)
+        name = self.config.tokenizer
+        try:
+            folder = _SHIPPED.get(name) or Path(name)
+            tokenizer = _from_folder(folder if folder.is_dir() else _hub_folder(name))
+        except (NotOnHub, ValueError) as reason:
+            raise UserError(
+                f"the T5 tokenizer {name} cannot be loaded ({reason}): fetch it first, or give a folder that holds its "
+                "tokenizer.json or spiece.model with --t5.tokenizer, or `--t5.tokenizer mini` for that of the small world, "
+                "whose token counts are not those of T5"
+            ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
 
-def _from_file(path: Path) -> "Tokenizer":
-    """What save_pretrained of a fast tokenizer wrote, without the seconds that transformers takes to import."""
+def _hub_folder(name: str) -> Path:
+    """Where a hub tokenizer's file lies in the cache; some repositories have one kind, some the other. Raises NotOnHub."""
+    try:
+        return hub_file(name, "tokenizer.json").parent
+    except NotOnHub:
+        return hub_file(name, "spiece.model").parent
+
+
+def _from_folder(folder: Path) -> "Tokenizer":
+    """A fast tokenizer, which knows offsets. Raises ValueError where there is none in the folder."""
+    if (folder / "tokenizer.json").is_file():
+        return _fast(folder / "tokenizer.json")
+    if (folder / "spiece.model").is_file():
+        return _converted(folder)
+    raise ValueError("it has neither tokenizer.json nor spiece.model")
+
+
+def _fast(path: Path) -> "Tokenizer":
+    """What save_pretrained wrote, without the seconds that transformers takes to import."""
     from tokenizers import Tokenizer
 
-    if not path.is_file():
-        raise UserError(
-            f"the tokenizer {path.parent} cannot be loaded: it has no tokenizer.json; save a fast one with save_pretrained"
-        )
     tokenizer: Tokenizer = Tokenizer.from_file(str(path))
     return tokenizer
 
 
-def _from_hub(name: str) -> "Tokenizer":
-    from transformers import AutoTokenizer
+def _converted(folder: Path) -> "Tokenizer":
+    """From SentencePiece, which is how google/t5-v1_1-xxl and PixArt's pipelines come."""
+    from sentencepiece import SentencePieceProcessor
+    from transformers import T5Tokenizer
 
+    path = folder / "spiece.model"
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
-        raise UserError(
-            f"the tokenizer {name} cannot be loaded ({reason}): give a folder or hub id with a T5 tokenizer"
-        ) from None
-    if not loaded.is_fast:
-        raise UserError(f"the tokenizer {name} has no fast version, so no offsets: give one that has")
-    tokenizer: Tokenizer = loaded.backend_tokenizer
+        SentencePieceProcessor(model_file=str(path))  # else transformers takes a damaged file for one of tiktoken
+    except (OSError, RuntimeError):
+        raise ValueError(f"{path} is damaged") from None
+    tokenizer: Tokenizer = T5Tokenizer.from_pretrained(folder).backend_tokenizer
     return tokenizer

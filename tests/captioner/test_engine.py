@@ -143,6 +143,10 @@ def test_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
     assert resolve_model(str(one)).revision == resolve_model(str(one)).revision != resolve_model(str(other)).revision
 
 
+def test_the_size_of_a_model_is_known_before_it_is_loaded(tiny_llava: Path) -> None:
+    assert resolve_model(str(tiny_llava)).num_parameters == engine(tiny_llava).model.num_parameters()
+
+
 def test_what_is_no_model_of_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="is a llama model, which reads no images"):

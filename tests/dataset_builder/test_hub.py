@@ -1,5 +1,6 @@
 """A hub that answers, refuses, or is not there: each is one answer at once. The hub is a small server on this machine."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,17 +10,19 @@ from collections.abc import Iterator
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "config.json": json.dumps({"model_type": "llava", "vision_config": {"image_size": 64}}).encode(),
     "model.safetensors": save({"one": np.zeros((3, 5), np.float16), "two": np.zeros(7, np.float16)}),
 }
-ASK = """
+ASK_MODEL = """
 import json, sys, time
 from captioner.model_source import resolve_model
 from dataset_builder.command_line import UserError
@@ -32,6 +35,12 @@ for name in sys.argv[1:]:
         print(error)
     if time.monotonic() - started > 15:
         print("as long as six tries", file=sys.stderr)
+"""
+
+ASK_T5 = """
+import sys
+from dataset_builder.text_view import T5Config, T5View
+print(T5View(T5Config(tokenizer=sys.argv[1])).measure(["red owls"])[0].num_t5_tokens)
 """
 
 
@@ -73,11 +82,11 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def ask(*names: str, hub: str, home: Path) -> tuple[list[str], str]:
-    """Lines and standard error of a process that looks for models, with the hub at an address."""
+def ask(*names: str, hub: str, home: Path, script: str = ASK_MODEL) -> tuple[list[str], str]:
+    """Lines and standard error of a process that looks for names, with the hub at an address."""
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-c", ASK, *names]
+    command = [sys.executable, "-c", script, *names]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
     return done.stdout.splitlines(), done.stderr
 
@@ -108,3 +117,21 @@ def test_without_a_network_there_is_one_line_at_once(tmp_path: Path) -> None:
     lines, said = ask("some/llava", hub="http://127.0.0.1:9", home=tmp_path)
     assert (len(lines), said) == (1, "")
     assert "the hub is out of reach" in lines[0]
+
+
+def test_the_hubs_t5_has_spiece_model_alone(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    ids: dict[str, Any] = {
+        "pad_id": 0,
+        "eos_id": 1,
+        "unk_id": 2,
+        "bos_id": -1,
+        "vocab_size": 30,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+    }
+    SentencePieceTrainer.train(sentence_iterator=iter(["red owls", "an owl", "a red fish"]), model_writer=file, **ids)
+    monkeypatch.setitem(FILES, "spiece.model", file.getvalue())
+    expected = str(len(SentencePieceProcessor(model_proto=file.getvalue()).encode("red owls")) + 1)
+    for address in (hub, "http://127.0.0.1:9"):
+        assert ask("some/t5", hub=address, home=tmp_path, script=ASK_T5) == ([expected], "")

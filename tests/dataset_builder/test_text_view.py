@@ -1,15 +1,19 @@
 """The part of a text that T5 reads, by the tokenizer's own offsets."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dataset_builder.command_line import UserError
 from dataset_builder.text_view import T5Config, T5View, TextView
+
+WORDS = ["owl", "red", "fish", "large", "tiny", "stone", "key", "apple", "tree", "lamp", "boat", "green", "field", "cloud"]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +70,49 @@ def test_the_shipped_tokenizer_is_found_by_its_name() -> None:
     assert T5Config.as_described(described, default=T5Config(tokenizer="x", max_tokens=9)) == T5Config()
 
 
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but spiece.model, trained as T5's was: ids of its own for padding, end and unknown, NFKC."""
+    folder = tmp_path_factory.mktemp("spiece")
+    sentences = (f"{size} {thing}s sit by the {thing} of {size} ﬁre" for size in WORDS for thing in WORDS)
+    options: dict[str, Any] = {
+        "pad_id": 0,
+        "eos_id": 1,
+        "unk_id": 2,
+        "bos_id": -1,
+        "vocab_size": 60,
+        "hard_vocab_limit": False,
+        "normalization_rule_name": "nmt_nfkc",
+    }
+    SentencePieceTrainer.train(
+        sentence_iterator=sentences, model_prefix=str(folder / "spiece"), model_type="unigram", minloglevel=2, **options
+    )
+    return folder
+
+
+def test_spiece_model_counts_as_sentencepiece_itself_does(spiece: Path) -> None:
+    texts = ["", "red owls", "A large ﬁsh,  far  away; a tiny owl\nsits.", "stones " * 90, "日本 red"]
+    itself = SentencePieceProcessor(model_file=str(spiece / "spiece.model"))
+    views = T5View(T5Config(tokenizer=str(spiece), max_tokens=20)).measure(texts)
+    assert [view.num_t5_tokens for view in views] == [len(itself.encode(text)) + 1 for text in texts]
+    assert itself.decode(itself.encode(texts[3])[:19]) == texts[3][: views[3].cut_char]
+
+
+def test_auto_is_the_small_worlds_for_its_own_model_alone() -> None:
+    auto = T5Config(tokenizer="auto", max_tokens=77)
+    assert auto.of_model("mini") == T5Config(tokenizer="mini", max_tokens=77)
+    assert auto.of_model("./llava") == T5Config(tokenizer="google/t5-v1_1-xxl", max_tokens=77)
+    assert T5Config(tokenizer="mini").of_model("./llava") == T5Config(tokenizer="mini")
+
+
 def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"the tokenizer {tmp_path} cannot be loaded"):
-        T5View(T5Config(tokenizer=str(tmp_path))).measure(["x"])
+    view = T5View(T5Config(tokenizer=str(tmp_path)))
+    with pytest.raises(UserError, match=f"the T5 tokenizer {tmp_path} cannot be loaded .it has neither"):
+        view.measure(["x"])
+    (tmp_path / "spiece.model").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="spiece.model is damaged"):
+        view.measure(["x"])
+    with pytest.raises(UserError, match=r"someone/t5 cannot be loaded .the hub is out of reach.* `--t5.tokenizer mini`"):
+        T5View(T5Config(tokenizer="someone/t5")).measure(["x"])
     with pytest.raises(ValueError, match="max_tokens"):
         T5Config(max_tokens=1)
