@@ -247,8 +247,9 @@ class TrainConfig:
     """Compile the blocks; without a compiler on this machine it runs as it is, and says so."""
     gradient_checkpointing: bool = False
     """Compute activations twice in place of keeping them: a third more time, far less memory."""
-    device_tokens: int = 49_152
-    """Patches that a device works on at once; a batch beyond it is accumulated. 192 images of 256 px, 12 of 1024 px."""
+    device_tokens: int = 32_768
+    """Patches that a device works on at once; a batch beyond it is accumulated. 128 images of 256 px, 8 of 1024 px: what XL/2
+    and 80 GB allow; see trainer.plan for another network or GPU."""
     online: bool = False
     """Encode captions while training, for those who lack the disk: features made with --captions none."""
     text_encoder: str | None = None

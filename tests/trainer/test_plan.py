@@ -96,6 +96,14 @@ def test_the_settings_of_a_fit_are_planned(tmp_path: Path, capsys: pytest.Captur
         plan(config)
 
 
+def test_every_stage_fits_an_80_gb_gpu_as_it_is() -> None:
+    rungs = plan(PlanConfig(num_gpus=1, gpu="h100"))
+    kept = [(one, part) for one in rungs for part in one.memory if not part.gradient_checkpointing]
+    needed = {(one.stage, one.resolution): part.memory.total(part.num_images) for one, part in kept}
+    assert len(needed) == len(PAPER_ROWS)
+    assert max(needed.values()) < GPUS["h100"].memory_bytes, needed
+
+
 def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--num_gpus 24 does not divide the batches of 64: try 16"):
         plan(_config(tmp_path, num_gpus=24))
