@@ -35,14 +35,21 @@ from trainer.watch import StepRecord, Watch
 from trainer.workers import Workers
 
 TRAIN = "train"
+_WAIT_FOR_RUN_S = 60.0
 
 
 def train(config: TrainConfig, workers: Workers) -> bool:
     """Trains a stage; returns whether it is done, or was told to stop. All workers call it. Raises UserError."""
+    workers.from_first(find_start(config))  # what is missing is said before a folder is made
+    run = RunFolder(run_path(config), workers)
+    with run.held(wait_s=_WAIT_FOR_RUN_S):
+        return _train(config, workers, run)
+
+
+def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     start = workers.from_first(find_start(config))
     images_seen = int(start.checkpoint.name) if start.resumes and start.checkpoint else 0
     place = ladder_place(config.ladder, images_seen)
-    run = RunFolder(run_path(config), workers)
     if place is None:
         run.say(f"{config.stage}: all {images_seen} images are seen, the newest checkpoint is {start.checkpoint}")
         return True
@@ -51,6 +58,10 @@ def train(config: TrainConfig, workers: Workers) -> bool:
     state = open_state(config, start, rung=place.rung, info=store.info, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=images_seen)
     run.say(f"{config.stage}: {start}; {sizes_text(state.network.config)}; {workers.num} workers, {workers.device.type}")
+    if images_seen > place.images_before and start.checkpoint and Position.read(start.checkpoint).content != store.content:
+        run.say(
+            f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
+        )
     watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
@@ -120,6 +131,18 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
         raise UserError(f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}")
 
 
+def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> None:
+    """Raises UserError where they name no caption variant that is there: all samples would be trained with the null caption."""
+    if not weights or store.info.class_names:
+        return
+    unit, rows = next(iter(store.samples(TRAIN).values()))[0]
+    names = {name for row in range(rows) for name in store.caption_names(unit, row)}
+    if not any(weights.get(name) for name in names):
+        raise UserError(
+            f"--data.caption_weights gives no weight to any caption in {store.folder.url}: they are {', '.join(sorted(names))}"
+        )
+
+
 @dataclass(eq=False)
 class RungTraining:
     """One rung: its data, and what is done at which step."""
@@ -139,6 +162,7 @@ class RungTraining:
         self.network: DiTConfig = self.state.network.config
         self.precision = getattr(torch, config.precision)
         check_buckets(self.network, info, where=self.store.folder.url)
+        check_caption_weights(config.data.caption_weights, self.store)
         self.objective = open_objective(config)
         encoder = open_text_encoder(config, info, device=str(self.workers.device)) if config.online else None
         self.preparation = Preparation(

@@ -11,12 +11,14 @@ state of the work is in the commits alone.
 
 import logging
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dataset_builder.cluster import RaySettings, cpu_environment
@@ -38,6 +40,7 @@ from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
 
 LOGS = "ray"
+_LOOK_S = 0.5
 TRIES = 2
 """How often a worker of the features that died is started again, and what it was working on is tried again."""
 MAX_FAILED_UNITS = 8
@@ -54,30 +57,61 @@ def train_on_ray(config: TrainConfig) -> bool:
     start_ray(RaySettings(address=config.distributed.address))
     check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
-    before = signal.signal(signal.SIGTERM, _Stop(run))
     try:
-        with printed_log(run):  # the workers' own output stays in Ray's files
-            result = _trainer(config, run, use_gpu=use_gpu).fit()
+        with printed_log(run), _StopRequests(run) as stop:  # the workers' own output stays in Ray's files
+            result = _finished(_trainer(config, run, use_gpu=use_gpu), stop)
     except ray.train.TrainingFailedError as error:
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
             f"{_last_line(error)}; the workers' logs are in {run / LOGS}; the same command goes on from the last checkpoint"
         ) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if isinstance(result.return_value, str):
         raise UserError(result.return_value)
     return bool(result.return_value)
 
 
-class _Stop:
-    """SIGTERM asks the workers to save and stop, through the file that they look for."""
+class _StopRequests:
+    """SIGTERM and Ctrl-C ask the workers to save and stop, through the file that they look for. A second Ctrl-C interrupts."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / STOP
+        self._received = False
+        self._before: dict[signal.Signals, Any] = {}
 
-    def __call__(self, _received: int, _frame: FrameType | None) -> None:
-        self._path.touch()
+    def __enter__(self) -> Self:
+        self._before = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for received, handler in self._before.items():
+            signal.signal(received, handler)
+
+    def pass_on(self) -> None:
+        """Makes the file; again and again, since workers that start, also after a loss, remove it."""
+        if self._received:
+            self._path.touch()
+
+    def _receive(self, received: int, _frame: FrameType | None) -> None:
+        if self._received and received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = True
+
+
+def _finished(trainer: TorchTrainer, stop: _StopRequests) -> Result:
+    """What trainer.fit() returns; called in a thread, since in the main one Ray would take Ctrl-C to end it without saving."""
+    done: Future[Result] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised again by result()
+            done.set_exception(error)
+
+    threading.Thread(target=fit, name="train", daemon=True).start()
+    while not done.done():
+        wait([done], timeout=_LOOK_S)
+        stop.pass_on()
+    return done.result()
 
 
 def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:

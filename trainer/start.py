@@ -90,7 +90,7 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
 
 def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot go on from."""
-    position = Position.read(checkpoint)
+    position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
     last_image = position.images_seen - 1
     was, now = ladder_place(position.ladder, last_image), ladder_place(config.ladder, last_image)
     assert was is not None, "the ladder of then reached as far as it did"
@@ -98,6 +98,8 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
         f"{name} {old} then, {new} now"
         for name, old, new in [
             ("seed", position.seed, config.seed),
+            ("objective", pipeline.objective, config.objective.name),
+            ("settings of the objective", pipeline.objective_settings, config.objective.settings),
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),

@@ -174,8 +174,9 @@ class Watch:
             last = newest_checkpoint(self._run.path)
             where = f"samples {', '.join(keys[:_NAMED_KEYS])}" if keys else "no single sample: the gradient or the weights"
             raise NotFinite(
-                f"the loss is not finite at {step.images_seen} images (loss {mean}, gradient norm {norm}; {where}); "
-                f"the last good checkpoint is {last or 'none'}; look at these samples, or lower --optim.lr and run this again"
+                f"the loss is not finite at step {step.step}, {step.images_seen} images (loss {mean}, gradient norm {norm}; "
+                f"{where}); the last good checkpoint is {last or 'none'}; look at these samples, or lower --optim.lr and run "
+                "this again"
             )
 
     def _name_spikes(self, interval: _Interval, losses: list[Tensor], means: list[float]) -> None:
@@ -191,7 +192,10 @@ class Watch:
         keys = [key for _, key in worst]
         row = {"kind": "spike", "images_seen": step.images_seen, "loss": mean, "usual_loss": usual, "keys": keys}
         self._run.add_metrics(row | {"losses": [loss for loss, _ in worst]})
-        self._run.say(f"a spike at {step.images_seen} images: loss {mean:.4f}, usually {usual:.4f}; samples {', '.join(keys)}")
+        self._run.say(
+            f"a spike at step {step.step}, {step.images_seen} images: loss {mean:.4f}, usually {usual:.4f}; "
+            f"samples {', '.join(keys)}"
+        )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from dataset_builder.command_line import UserError
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.checkpoints import kept_checkpoints, list_checkpoints, newest_checkpoint
-from trainer.config import CheckpointConfig, DataConfig, Rung, TrainConfig
+from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, TrainConfig
 from trainer.fit import main
 from trainer.run_folder import LOG, STOP, RunFolder, printed_log, read_metrics
 from trainer.workers import Workers
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_keys(tmp_path: Path) -> None
             offset = _latents_offset(path)
             data[offset : offset + 2] = b"\xc0\x7f"  # a bf16 NaN
             path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match=r"not finite at \d+ images .* samples u0r0\); the last good checkpoint is .*0012"):
+    with pytest.raises(UserError, match=r"not finite at step \d+, .* samples u0r0\); the last good checkpoint is .*0012"):
         main(config)
     newest = newest_checkpoint(Path(config.run_folder))
     assert newest is not None
@@ -154,6 +154,14 @@ def test_the_log_of_workers_is_printed_elsewhere(tmp_path: Path, capsys: pytest.
         RunFolder(tmp_path, Workers()).say("step 1")
     assert capsys.readouterr().out == "step 1\nstep 1\n"  # by who says it, and by who follows
     assert (tmp_path / LOG).read_text() == "of an earlier start\nstep 1\n"
+
+
+def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path, Workers()), RunFolder(tmp_path, Workers())
+    with first.held(wait_s=0.0), pytest.raises(UserError, match="another training writes to"), second.held(wait_s=0.0):
+        pass
+    with second.held(wait_s=0.0):
+        pass
 
 
 def test_the_last_and_every_nth_checkpoint_stay() -> None:
@@ -169,10 +177,26 @@ def test_settings_that_would_change_the_past_are_refused(features: Path, tmp_pat
     for change, words in [
         ({"seed": 1}, "seed 0 then, 1 now"),
         ({"ladder": (Rung(resolution=16, images=21, batch_size=3),)}, "batch size"),
+        ({"objective": ObjectiveConfig(settings={"beta_end": 0.03})}, "settings of the objective"),
     ]:
         with pytest.raises(UserError, match=words):
             main(replace(longer, **change))  # type: ignore[arg-type]
     assert main(longer) == 0
+
+
+def test_features_that_grew_are_said_to_change_the_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=24)
+    assert main(replace(config, ladder=(Rung(resolution=16, images=12, batch_size=4),))) == 0
+    write_store(tmp_path / "features", num_units=6)
+    assert main(config) == 0
+    assert "have changed since the checkpoint: from here on their order is another one" in capsys.readouterr().out
+
+
+def test_weights_of_captions_that_there_are_not_are_refused(features: Path, tmp_path: Path) -> None:
+    config = _config(features, tmp_path, data=DataConfig(caption_weights={"dens": 1.0}))
+    with pytest.raises(UserError, match=r"gives no weight to any caption in .*: they are alt_text, dense"):
+        main(config)
 
 
 @contextmanager

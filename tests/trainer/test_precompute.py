@@ -21,8 +21,12 @@ from model.text_encoder import TextEncoderConfig, load_text_encoder
 from model.vae import load_vae
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, run_tasks, tiny_precompute, write_class_folders, write_dataset
+from tests.trainer.tiny_training import tiny_config
 from trainer.buckets import nearest_buckets
+from trainer.config import Rung
+from trainer.feature_plan import read_feature_plan
 from trainer.feature_store import FeatureStore, SampleRequest
+from trainer.fit import main as train
 from trainer.precompute import main, prepare
 from trainer.precompute_config import PrecomputeConfig
 from trainer.precompute_job import Encoders
@@ -166,6 +170,20 @@ def test_a_bad_image_costs_itself_alone(tmp_path: Path, dataset: Path) -> None:
     commits = [commit for commit in read_commits(features.folder) if commit.rejected]
     rows = [row for one in commits for row in pq.read_table(features.folder.path(one.files["rejected"].path)).to_pylist()]
     assert {(row["key"], row["reason"]) for row in rows} == {("picture_007", "broken"), ("picture_009", "unreadable")}
+
+
+def test_a_bucket_without_a_sample_that_can_be_used_is_trained_around(tmp_path: Path, dataset: Path) -> None:
+    wide = [number for number in range(20) if number % 4 == 2]  # 30 x 64 pixels, alone in their bucket
+    for number in wide:
+        (dataset / "pictures" / f"picture_{number:03d}.png").write_bytes(b"broken")
+    config = tiny_precompute(tmp_path, dataset)
+    make_features(config)
+    features = store(config)
+    assert features.num_rejected == len(wide) and features.missing_units == 0
+    planned = {unit.buckets[32] for unit in read_feature_plan(features.folder).units}
+    assert len({bucket for split in features.splits for bucket in features.samples(split)}) == len(planned) - 1
+    settings = tiny_config(tmp_path, ladder=(Rung(resolution=32, images=24, batch_size=4),), features=config.out)
+    assert train(settings) == 0
 
 
 def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:

@@ -44,7 +44,7 @@ def write_store(
     encoder: TextEncoder | None = None,
     **info: Any,
 ) -> Path:
-    """FEATURES/<stage>/<resolution> with units of both buckets; the last two are validation. `info` replaces its facts.
+    """FEATURES/<stage>/<resolution> with units of all buckets in turn; the last two are validation. `info` replaces its facts.
 
     The captions' features are random, or what `encoder` makes of their texts.
     """
@@ -82,7 +82,7 @@ def write_store(
 
 def _unit(number: int, num_units: int, rows: int, info: FeaturesInfo) -> PlannedUnit:
     split = "validation" if number >= num_units - 2 else "train"
-    bucket = info.buckets[number % 2]
+    bucket = info.buckets[number % len(info.buckets)]
     return PlannedUnit(number=number, part="", row_group=0, num_images=rows, split=split, buckets={info.resolution: bucket})
 
 
