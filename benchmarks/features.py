@@ -5,8 +5,9 @@ compressed .npz with the caption padded in float32 and one .npy with the latents
 tools/extract_features.py). Both sides read the same samples in turn, from a warm page cache, in one thread.
 
 Making: trainer.precompute on Ray against the bare forward passes of the same models in one process (precompute_efficiency), and
-bare passes against the original scheme, one sample at a time, padded to the limit, files compressed (precompute_ratio). The
-models have random weights and are large enough for a batch to take about a second.
+against the original scheme, one sample at a time, padded to the limit, files compressed, in the same bf16 (precompute_ratio).
+The models have random weights and are large enough for a batch to take about a second. benchmarks/feature_making.py says what
+is timed.
 """
 
 import statistics
@@ -44,9 +45,11 @@ class FeaturesBenchConfig:
     rounds: int = 5
     """How often each side of reading is timed, in turn."""
     units: int = 8
-    """Units that trainer.precompute makes; the first one is not timed."""
-    unit_size: int = 24
+    """Units whose making is timed, beside two that warm up."""
+    unit_size: int = 48
     """Samples of such a unit."""
+    cpus_per_replica: int = 1
+    """Cores of a replica of VAE or T5 on Ray; there are as many of each as the machine holds, and they share its cores."""
     making_rounds: int = 2
     """How often each side of making is timed, in turn."""
     making: bool = True
@@ -61,7 +64,11 @@ def main(config: FeaturesBenchConfig) -> int:
             from benchmarks.feature_making import making_figures
 
             figures |= making_figures(
-                Path(directory), units=config.units, unit_size=config.unit_size, rounds=config.making_rounds
+                Path(directory),
+                units=config.units,
+                unit_size=config.unit_size,
+                rounds=config.making_rounds,
+                cpus_per_replica=config.cpus_per_replica,
             )
     print_report("Features", figures)
     return 0
