@@ -5,13 +5,14 @@ S = P - A B, to put the drawing somewhere lowers the squared error of "nothing b
 
     gain = 2 D.S - S.S          summed over the drawing's pixels and channels
 
-and its fit is gain / S.S: 1 for the very drawing, 0 for one as good as nothing. Every kind in every size is tried at every
-place, by FFT; the greatest gain of sufficient fit is an object, and what overlaps it is none.
+and its fit is gain / S.S: 1 for the very drawing, 0 for one as good as nothing. Every kind in every second size is tried at
+every place, by FFT, D and P and A being blurred by a pixel: a network's outlines may be a pixel off. The greatest gain of
+sufficient fit may be an object, and nothing that overlaps it; it is one if it is like the drawing inside too.
 S.S depends on the background alone, and repeats with it every 16 pixels.
 Shapes: T drawings (kind and size), H = W = 64 pixels; colours in 0..1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,9 @@ from examples.openmoji.truth import ReadCaption, TrueObject
 
 VERSION = "1"
 """Changes with any of the numbers below."""
-MIN_FIT = 0.5
-"""Below, nothing is found."""
+MIN_FIT, MIN_COSINE, MIN_CORRELATION = 0.5, 0.9, 0.6
+"""What an object must reach: the share of the drawing that the image shows, the cosine between S and D, and within the
+outline the correlation of the colors with the drawing's, which a blob of the right shape has not."""
 _SIZES_PX = (20, 22, 23, 28, 30, 32, 34)
 _SMALLEST_LARGE_PX = 26
 _MAX_OVERLAP = 0.3
@@ -41,6 +43,8 @@ _MIN_BACKGROUND_SHARE = 0.8
 """Of the pixels beside the objects: else the background is none of ours."""
 # Corners are looked for in so many rows and columns: whole periods of the background, and room for the smallest drawing.
 _CORNERS = 48
+# A Gaussian with a deviation of one pixel.
+_KERNEL = torch.softmax(-0.5 * torch.arange(-3.0, 4.0).square(), dim=0)
 _PLACE_NAMES = {cell: name for name, cell in PLACES.items()}
 
 
@@ -57,8 +61,8 @@ class FoundObject:
     y_px: int
     width_px: int
     height_px: int
-    fit: float
-    """1: the very drawing."""
+    correlation: float
+    """Of the colors within the outline; 1: the very drawing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class FoundScene:
     """What an image shows."""
 
     objects: tuple[FoundObject, ...]
-    """The clearest first."""
+    """Those that explain most of the image first."""
     color: str
     """Of the background; "" where it is none of the small world's."""
     pattern: str
@@ -82,7 +86,7 @@ class FoundScene:
             patterns=frozenset({self.pattern} - {""}),
             relations=(),
         )
-        things = [f"{found.size} {found.kind} at {found.place} (fit {found.fit:.2f})" for found in self.objects]
+        things = [f"{found.size} {found.kind} at {found.place} ({found.correlation:.2f})" for found in self.objects]
         background = f"{self.pattern} {self.color} background" if self.color else "no known background"
         return Reading(read=read, seen=", ".join([*things, background]))
 
@@ -93,6 +97,8 @@ class SpriteBank:
 
     labels: tuple[tuple[str, int], ...]
     """Kind and size in pixels of each drawing."""
+    drawings: tuple[Tensor, ...]
+    """Premultiplied RGBA of each, (4, h, w)."""
     heights: Tensor
     """(T,)"""
     widths: Tensor
@@ -115,7 +121,7 @@ def sprite_bank(kinds: Sequence[str] = KIND_NAMES) -> SpriteBank:
     drawings = [torch.from_numpy(sprite(*label) / np.float32(255)).permute(2, 0, 1) for label in labels]  # (4, h, w)
     layers = torch.zeros(4, len(labels), IMAGE_SIZE_PX, IMAGE_SIZE_PX)  # (4, T, H, W)
     for index, drawing in enumerate(drawings):
-        layers[:, index, : drawing.shape[1], : drawing.shape[2]] = drawing
+        layers[:, index, : drawing.shape[1], : drawing.shape[2]] = _softened(drawing, "constant")
     heights, widths = (torch.tensor([drawing.shape[axis] for drawing in drawings]) for axis in (1, 2))
     corner = torch.arange(_CORNERS)
     too_low, too_right = (corner > IMAGE_SIZE_PX - sides[:, None] for sides in (heights, widths))  # (T, R)
@@ -123,12 +129,13 @@ def sprite_bank(kinds: Sequence[str] = KIND_NAMES) -> SpriteBank:
     backgrounds = _to_tensor(np.stack([background_pixels(*name) for name in names]))
     return SpriteBank(
         labels=labels,
+        drawings=tuple(drawings),
         heights=heights,
         widths=widths,
         spectra=_spectra(torch.cat([layers[:3], -layers[3:]])),
         outside=too_low[:, :, None] | too_right[:, None, :],
         backgrounds=backgrounds,
-        energies=torch.stack([_energy(background, layers) for background in backgrounds]),
+        energies=torch.stack([_energy(_softened(background, "circular"), layers) for background in backgrounds]),
         background_names=names,
     )
 
@@ -144,15 +151,16 @@ def _find_scene(image: Tensor, bank: SpriteBank) -> FoundScene:
     """What an image (3, H, W) shows."""
     nearest = _nearest_background(image, bank)
     background = bank.backgrounds[nearest]
-    rest = image - background
-    fields = torch.cat([rest, (rest * background).sum(0, keepdim=True)])  # (4, H, W)
+    soft = _softened(background, "circular")
+    rest = _softened(image - background, "replicate")
+    fields = torch.cat([rest, (rest * soft).sum(0, keepdim=True)])  # (4, H, W)
     products = _correlate(fields, bank.spectra)[:, :_CORNERS, :_CORNERS]  # (T, R, R)
     tiles = _CORNERS // PERIOD_PX
     energies = bank.energies[nearest].repeat(1, tiles, tiles)  # (T, R, R)
     gains = (2 * products - energies).masked_fill(bank.outside, 0.0)
-    objects = _find_objects(gains, energies, bank)
-    known = _is_background(image, background, objects)
-    color, pattern = bank.background_names[nearest] if known else ("", "")
+    found = [_found_object(place, rest, soft, bank) for place in _find_places(gains, energies, bank)]
+    objects = tuple(one for one in found if one is not None)
+    color, pattern = bank.background_names[nearest] if _is_background(image, background, objects) else ("", "")
     return FoundScene(objects=objects, color=color, pattern=pattern)
 
 
@@ -165,6 +173,15 @@ def _nearest_background(image: Tensor, bank: SpriteBank) -> int:
     return int((image - bank.backgrounds).square().sum(1).clamp(max=_FAR).mean((1, 2)).argmin())
 
 
+def _softened(field: Tensor, padding: str) -> Tensor:
+    """A field (C, H, W) blurred, so that outlines which are a pixel off still meet."""
+    channels = len(field)
+    padded = torch.nn.functional.pad(field[None], [len(_KERNEL) // 2] * 4, mode=padding)
+    rows = torch.nn.functional.conv2d(padded, _KERNEL[:, None].expand(channels, 1, -1, 1), groups=channels)
+    softened: Tensor = torch.nn.functional.conv2d(rows, _KERNEL.expand(channels, 1, 1, -1), groups=channels)[0]
+    return softened
+
+
 def _energy(background: Tensor, layers: Tensor) -> Tensor:
     """S.S = P.P - 2 (P A).B + (A A).(B B) before a background (3, H, W), for drawings (4, T, H, W): (T, 16, 16)."""
     color, alpha = layers[:3], layers[3:]
@@ -174,7 +191,8 @@ def _energy(background: Tensor, layers: Tensor) -> Tensor:
 
 
 def _spectra(layers: Tensor) -> Tensor:
-    return torch.fft.rfft2(layers).conj().resolve_conj()
+    spectra: Tensor = torch.fft.rfft2(layers).conj().resolve_conj()
+    return spectra
 
 
 def _correlate(fields: Tensor, spectra: Tensor) -> Tensor:
@@ -182,42 +200,61 @@ def _correlate(fields: Tensor, spectra: Tensor) -> Tensor:
     found = torch.zeros_like(spectra[0])
     for field, layer in zip(torch.fft.rfft2(fields), spectra, strict=True):
         found.addcmul_(layer, field)
-    return torch.fft.irfft2(found, s=(IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    correlations: Tensor = torch.fft.irfft2(found, s=(IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+    return correlations
 
 
-def _find_objects(gains: Tensor, energies: Tensor, bank: SpriteBank) -> tuple[FoundObject, ...]:
-    """Greedy: the greatest gain is an object, and all that overlaps it is not. Both are (T, R, R)."""
+def _find_places(gains: Tensor, energies: Tensor, bank: SpriteBank) -> Iterator[tuple[int, int, int]]:
+    """Drawing, top and left of what may be objects, greedily: the greatest gain first, and nothing that overlaps it.
+
+    Both are (T, R, R).
+    """
     drawing, top, left = torch.nonzero(gains > MIN_FIT * energies, as_tuple=True)
-    gain, energy = gains[drawing, top, left], energies[drawing, top, left]
-    height, width = bank.heights[drawing], bank.widths[drawing]
-    objects: list[FoundObject] = []
-    while len(gain) and len(objects) < _MAX_OBJECTS:
-        best = int(gain.argmax())
-        if gain[best] <= 0:
+    gain, height, width = gains[drawing, top, left], bank.heights[drawing], bank.widths[drawing]
+    for _ in range(_MAX_OBJECTS):
+        if not len(gain) or float(gain.max()) <= 0:
             break
+        best = int(gain.argmax())
         y, x, h, w = (int(values[best]) for values in (top, left, height, width))
-        objects.append(_found_object(bank.labels[int(drawing[best])], (y, x, h, w), float(gain[best] / energy[best])))
+        yield int(drawing[best]), y, x
         rows = ((top + height).clamp(max=y + h) - top.clamp(min=y)).clamp(min=0)
         columns = ((left + width).clamp(max=x + w) - left.clamp(min=x)).clamp(min=0)
         overlaps = rows * columns > _MAX_OVERLAP * (height * width).clamp(max=h * w)
         gain = gain.masked_fill(overlaps, 0.0)
-    return tuple(objects)
 
 
-def _found_object(label: tuple[str, int], box: tuple[int, int, int, int], fit: float) -> FoundObject:
-    (kind, size_px), (y_px, x_px, height_px, width_px) = label, box
+def _found_object(place: tuple[int, int, int], rest: Tensor, background: Tensor, bank: SpriteBank) -> FoundObject | None:
+    """The object at a place, if it is like its drawing. `rest` and `background` are (3, H, W), blurred."""
+    index, top, left = place
+    (kind, size_px), drawing = bank.labels[index], bank.drawings[index]
+    height, width = drawing.shape[1:]
+    soft = _softened(drawing, "constant")
+    inside = drawing[3] > 0.5  # (h, w)
+    there, behind = (field[:, top : top + height, left : left + width][:, inside] for field in (rest, background))
+    expected = soft[:3, inside] - soft[3, inside] * behind  # S, (3, pixels)
+    cosine, correlation = _cosine(there, expected), _cosine(_centered(there + behind), _centered(expected + behind))
+    if cosine < MIN_COSINE or correlation < MIN_CORRELATION:
+        return None
     # Cells are 16 pixels apart, with their centers at 16, 32 and 48.
-    row, column = ((start + side // 2 - 8) // 16 for start, side in ((y_px, height_px), (x_px, width_px)))
+    row, column = (min(max((start + side // 2 - 8) // 16, 0), 2) for start, side in ((top, height), (left, width)))
     return FoundObject(
         kind=kind,
         size="large" if size_px >= _SMALLEST_LARGE_PX else "small",
-        place=_PLACE_NAMES[min(max(row, 0), 2), min(max(column, 0), 2)],
-        x_px=x_px,
-        y_px=y_px,
-        width_px=width_px,
-        height_px=height_px,
-        fit=fit,
+        place=_PLACE_NAMES[row, column],
+        x_px=left,
+        y_px=top,
+        width_px=width,
+        height_px=height,
+        correlation=correlation,
     )
+
+
+def _centered(colors: Tensor) -> Tensor:
+    return colors - colors.mean(dim=1, keepdim=True)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-3))
 
 
 def _is_background(image: Tensor, background: Tensor, objects: Sequence[FoundObject]) -> bool:
