@@ -14,7 +14,7 @@ from dataset_builder.command_line import UserError
 from dataset_builder.decoding import DecodeLimits
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import TaggerConfig
-from dataset_builder.text_view import T5Config
+from dataset_builder.text_view import AUTO, T5Config
 
 ENGINES = ("llava",)
 UNIT_SIZE = 512
@@ -44,15 +44,15 @@ class CaptionConfig:
     """Images per unit of work, which is committed as a whole; default: 512, or as many as decode into 1 GiB of photographs."""
     licence: str = ""
     """Licence and terms of the images, recorded with the run and passed on to data set and model cards."""
-    max_rejected: float = 0.1
-    """Share of the planned images that may be rejected before the run stops; 100 images are always allowed."""
+    max_rejected: float | None = None
+    """Share of the planned images that may be rejected before the run stops; default: 1 %, but at least 100."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How captions are decoded."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Which images are refused."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
     """What counts as a noun."""
-    t5: T5Config = field(default_factory=T5Config)
+    t5: T5Config = field(default_factory=lambda: T5Config(tokenizer=AUTO))
     """The text encoder that will read the captions."""
     ray: RaySettings = field(default_factory=RaySettings)
     """Where the work runs."""
@@ -65,7 +65,7 @@ class CaptionConfig:
                 ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
                 ("limit", "1 or more", self.limit is None or self.limit >= 1),
                 ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
-                ("max_rejected", "between 0 and 1", 0 <= self.max_rejected <= 1),
+                ("max_rejected", "between 0 and 1", self.max_rejected is None or 0 <= self.max_rejected <= 1),
             ]
             if not holds
         ]

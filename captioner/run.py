@@ -7,17 +7,17 @@ in the run's folder, and the same command goes on where the commits end.
 import json
 import sys
 import time
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from captioner.config import CaptionConfig, read_record, run_id, run_settings
+from captioner.config import CaptionConfig, run_id, run_settings
 from captioner.prompts import PROMPT_SETS
 from dataset_builder.cluster import check_paths
-from dataset_builder.command_line import UserError, run_command
+from dataset_builder.command_line import run_command
 from dataset_builder.rejection import allowed_rejections
 from dataset_builder.storage import Folder, is_local_path
+from dataset_builder.text_view import AUTO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
+    from captioner.run_record import check_commits, check_folder, known_dtype
     from dataset_builder.file_kinds import PassedOver
     from dataset_builder.sources import find_sources
     from dataset_builder.unit_run import run_job
@@ -39,12 +40,14 @@ def main(config: CaptionConfig) -> int:
     check_paths([*config.images, config.out, *_path_settings(config)])
     config = _with_absolute_paths(config)
     run = Folder(config.out)
-    job = caption_job(config)
+    check_folder(run)
+    job = with_dtype(caption_job(config), known_dtype(config, run))
     passed_over = PassedOver()
     sources = find_sources(config.images, passed_over=passed_over)
-    job = with_dtype(job, _dtype(config, run))
     plan = plan_run(config, run, job, sources)
+    job = _settled(config, run, job)
     commits = read_commits(run)
+    check_commits(run, commits, run_id=job.run_id)
     done = {commit.unit for commit in commits}
     wanted = plan.units(limit=config.limit)
     units = [unit for unit in wanted if unit.number not in done]
@@ -53,10 +56,20 @@ def main(config: CaptionConfig) -> int:
         print(line)
     allowed = _allowed(config, wanted, commits)
     if units:
+        _record_start(config, run, job)
         budget = allowed - sum(commit.num_rejected for commit in commits)
-        if not run_job(job, units, settings=config.ray, visible=_visible(config, job), budget=budget, started=started):
+        if not run_job(
+            job,
+            units,
+            settings=config.ray,
+            visible=_visible(config, job),
+            budget=budget,
+            started=started,
+            replica_bytes=job.replica_bytes,
+        ):
             return 1
-    return _report(config, run, allowed=allowed)
+    check_commits(run, read_commits(run), run_id=job.run_id)
+    return _report(run, allowed=allowed)
 
 
 def caption_job(config: CaptionConfig) -> "CaptionJob":
@@ -69,8 +82,9 @@ def caption_job(config: CaptionConfig) -> "CaptionJob":
 
     model = resolve_model(config.model, revision=config.revision)
     prompts = load_prompts(config.prompts)
+    t5 = config.t5.of_model(config.model)
     settings = run_settings(
-        config, model=model, prompts=prompts, tagger=NounTagger(config.tagger).describe(), t5=T5View(config.t5).describe()
+        config, model=model, prompts=prompts, tagger=NounTagger(config.tagger).describe(), t5=T5View(t5).describe()
     )
     return CaptionJob(
         run=config.out,
@@ -81,7 +95,7 @@ def caption_job(config: CaptionConfig) -> "CaptionJob":
         generation=config.generation,
         limits=config.limits,
         tagger=config.tagger,
-        t5=config.t5,
+        t5=t5,
     )
 
 
@@ -93,85 +107,51 @@ def with_dtype(job: "CaptionJob", dtype: str) -> "CaptionJob":
     return replace(job, generation=generation, settings=json.dumps(settings), run_id=run_id(settings))
 
 
-def _dtype(config: CaptionConfig, run: Folder) -> str:
-    """The dtype of the model, never `auto`: that of the run where there is one, else what suits the replicas' devices.
+def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJob":
+    """The same work in a dtype that is not `auto`: in what suits the replicas' devices.
 
     The devices are those of the cluster, since the machine of this process may have other ones; so this attaches to Ray.
     """
-    if config.generation.dtype != "auto":
-        return config.generation.dtype
-    if record := read_record(run):
-        return str(record["settings"].get("generation", {}).get("dtype", ""))
+    if job.generation.dtype != "auto":
+        return job
+    from captioner.run_record import settle_dtype
     from dataset_builder.ray_units import replicas_use_gpus, start_ray
 
     start_ray(config.ray)
-    return "bfloat16" if replicas_use_gpus(config.ray) else "float32"
+    job = with_dtype(job, "bfloat16" if replicas_use_gpus(config.ray) else "float32")
+    settle_dtype(run, json.loads(job.settings))
+    return job
+
+
+def _record_start(config: CaptionConfig, run: Folder, job: "CaptionJob") -> None:
+    """Records what this start runs on, and says where memory holds fewer replicas than the cores."""
+    from captioner.starts import record_start
+    from dataset_builder.cluster import describe_nodes, memory_line
+    from dataset_builder.ray_units import cluster_nodes, replicas_use_gpus, start_ray
+
+    start_ray(config.ray)
+    nodes, on_gpus = cluster_nodes(), replicas_use_gpus(config.ray)
+    record_start(run, config, dtype=job.generation.dtype, cluster=describe_nodes(nodes), on_gpus=on_gpus)
+    if not on_gpus and (line := memory_line(config.ray, nodes, replica_bytes=job.replica_bytes)):
+        print(line)
 
 
 def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob", sources: "Sequence[Source]") -> "Plan":
     """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
-    from dataset_builder.plan import extend_plan
-    from dataset_builder.sources import all_carried_columns
-    from dataset_builder.storage import usable
+    from captioner.run_record import begin
+    from dataset_builder.plan import extend_plan, record_carried
 
     settings = json.loads(job.settings)
-    record = {
-        "run_id": job.run_id,
-        "settings": settings,
-        "images": config.images,
-        "licence": config.licence,
-        "carried": all_carried_columns(sources),
-        "argv": sys.argv,
-        "config": asdict(config),
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    with usable(run):
-        if run.exists() and not run.exists("run.json") and run.names():
-            raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
-        if not run.create("run.json", json.dumps(record, indent=1).encode()):
-            _update_record(run, record)
-    return extend_plan(run, sources, unit_size=settings["unit_size"])
-
-
-def _update_record(run: Folder, record: dict[str, Any]) -> None:
-    """Checks that a run is the one that was begun, and records columns that grown sources carry."""
-    before = read_record(run)
-    assert before is not None
-    _check_same_run(run, before=before["settings"], now=record["settings"])
-    _check_same_images(run, before=before["images"], now=record["images"])
-    carried = before["carried"] | record["carried"]
-    if before["carried"] != carried:
-        run.write("run.json", json.dumps(before | {"carried": carried}, indent=1).encode())
-
-
-def _check_same_run(run: Folder, *, before: dict[str, Any], now: dict[str, Any]) -> None:
-    here, there = _flat(now), _flat(before)
-    different = [name for name in here if name not in there or here[name] != there[name]]
-    if different:
-        raise UserError(
-            f"{run.url} holds a run with another {', '.join(different)}: give another --out, or the settings in its run.json"
-        )
-
-
-def _check_same_images(run: Folder, *, before: list[str], now: list[str]) -> None:
-    """A run may get more sources, never others: what was planned stays planned."""
-    missing = [source for source in before if source not in now]
-    if missing:
-        raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another --out")
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    begin(config, run, settings)
+    plan = extend_plan(run, sources, unit_size=settings["unit_size"])
+    record_carried(run, plan)
+    return plan
 
 
 def _path_settings(config: CaptionConfig) -> list[str]:
     """The settings beside images and out that are local paths here, and not names."""
     names = (config.model, config.prompts, config.tagger.spacy_model, config.t5.tokenizer)
-    shipped = ("mini", *PROMPT_SETS)
+    shipped = ("mini", AUTO, *PROMPT_SETS)
     return [name for name in names if name not in shipped and (name.startswith((".", "~")) or Path(name).exists())]
 
 
@@ -206,9 +186,13 @@ def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_uni
     prompts = ", ".join(prompt.name for prompt in job.prompts.prompts)
     repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
     return (
-        f"run {job.run_id} in {config.out}: {plan.num_images} images in {plan.num_units} units{repeated}; "
-        f"{num_units} units to do; model {config.model}; prompts {job.prompts.name} ({prompts})"
+        f"run {job.run_id} in {config.out}: {_count(plan.num_images, 'image')} in {_count(plan.num_units, 'unit')}{repeated}; "
+        f"{_count(num_units, 'unit')} to do; model {config.model}; prompts {job.prompts.name} ({prompts})"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _allowed(config: CaptionConfig, wanted: "Sequence[Unit]", commits: "Sequence[Commit]") -> int:
@@ -217,13 +201,13 @@ def _allowed(config: CaptionConfig, wanted: "Sequence[Unit]", commits: "Sequence
     return allowed_rejections(config.max_rejected, sum(counted.values()))
 
 
-def _report(config: CaptionConfig, run: Folder, *, allowed: int) -> int:
+def _report(run: Folder, *, allowed: int) -> int:
     from captioner.status import read_status
 
     status = read_status(run)
     print(status.line())
     if status.rejected > allowed:
-        print(f"error: more images are rejected than --max_rejected {config.max_rejected} allows", file=sys.stderr)
+        print(f"error: {status.rejected} images are rejected, --max_rejected allows {allowed}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,13 +1,22 @@
 """How a run stands: `python -m captioner.status RUN`. Reads the plan and the commits only, also while the job runs."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import UserError, run_command
 from dataset_builder.storage import Folder
 
+if TYPE_CHECKING:
+    from dataset_builder.units import Commit
+
 RECENT_UNITS = 20
+SHORTEST_PAUSE_S = 60.0
+PAUSE_UNITS = 3.0
+"""A run stands still when nothing was committed for this many times what a unit took, and for SHORTEST_PAUSE_S."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,9 @@ class StatusConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """Counts in images. images_per_s is that of the newest commits, None where they do not tell."""
+    """Counts in images. images_per_s is that of the newest commits without pauses, None where they do not tell or the run
+    stands still; last_commit_s is how old the newest one is, None where there is none.
+    """
 
     planned: int
     captioned: int
@@ -31,6 +42,7 @@ class RunStatus:
     units: int
     units_committed: int
     images_per_s: float | None
+    last_commit_s: float | None
 
     @property
     def remaining(self) -> int:
@@ -51,13 +63,15 @@ class RunStatus:
         if self.remaining:
             text += f" + {self.remaining} to do"
         text += f"; {self.units_committed} of {self.units} units"
+        if self.remaining and self.last_commit_s is not None:
+            text += f"; last commit {_duration(self.last_commit_s)} ago"
         if self.remaining and self.images_per_s and self.eta_s:
             text += f"; {self.images_per_s:.1f} images/s, {_duration(self.eta_s)} to go"
         return text
 
 
-def read_status(run: Folder) -> RunStatus:
-    """Reads how a run stands. Raises UserError where there is none."""
+def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
+    """Reads how a run stands at this time. Raises UserError where there is none."""
     from captioner.config import read_record
     from dataset_builder.plan import read_plan
     from dataset_builder.storage import usable
@@ -69,6 +83,8 @@ def read_status(run: Folder) -> RunStatus:
     with usable(run):
         plan = read_plan(run, unit_size=record["settings"]["unit_size"])
         commits = read_commits(run)
+    newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]
+    last_commit_s = max(0.0, (now or datetime.now(UTC)).timestamp() - newest[-1].at) if newest else None
     reasons: Counter[str] = Counter()
     for commit in commits:
         reasons.update(commit.rejected)
@@ -79,9 +95,8 @@ def read_status(run: Folder) -> RunStatus:
         rejected_by_reason=dict(reasons),
         units=plan.num_units,
         units_committed=len(commits),
-        images_per_s=_recent_speed(
-            [(datetime.fromisoformat(commit.committed_at).timestamp(), commit.planned) for commit in commits]
-        ),
+        images_per_s=None if last_commit_s is None or last_commit_s > _pause_s(newest) else _speed(newest),
+        last_commit_s=last_commit_s,
     )
 
 
@@ -95,18 +110,38 @@ def main(config: StatusConfig) -> int:
     return 0
 
 
-def _recent_speed(commits: list[tuple[float, int]]) -> float | None:
-    """Images per second over the newest commits, given as (time in s, images)."""
-    newest = sorted(commits)[-RECENT_UNITS:]
-    if len(newest) < 2 or newest[-1][0] <= newest[0][0]:
-        return None
-    return sum(images for _, images in newest[1:]) / (newest[-1][0] - newest[0][0])
+@dataclass(frozen=True)
+class _Step:
+    """A commit as far as speed goes: its time and its unit's own duration in seconds, and its images."""
+
+    at: float
+    images: int
+    seconds: float
+
+    @staticmethod
+    def of(commit: "Commit") -> "_Step":
+        return _Step(datetime.fromisoformat(commit.committed_at).timestamp(), commit.planned, sum(commit.seconds.values()))
+
+
+def _pause_s(newest: Sequence[_Step]) -> float:
+    """The time without a commit from which on a run stands still."""
+    return max(SHORTEST_PAUSE_S, PAUSE_UNITS * max(step.seconds for step in newest))
+
+
+def _speed(newest: Sequence[_Step]) -> float | None:
+    """Images per second; a pause, and the unit that ended it, do not count."""
+    worked = [(after.at - before.at, after.images) for before, after in pairwise(newest)]
+    worked = [(seconds, images) for seconds, images in worked if seconds <= _pause_s(newest)]
+    seconds = sum(seconds for seconds, _ in worked)
+    return sum(images for _, images in worked) / seconds if seconds else None
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class ConvertConfig:
     """In: what the captions are filed under; default: the source. Out: whose captions are written; default: the first."""
     licence: str = ""
     """Licence and terms of images and captions, passed on to data set and model cards."""
-    max_rejected: float = 0.1
-    """Share of the images that may be unusable before the import stops; 100 images are always allowed."""
+    max_rejected: float | None = None
+    """Share of the images that may be unusable before the import stops; default: 1 %, but at least 100."""
     images_per_shard: int = 1000
     """Images in a WebDataset shard."""
     num_workers: int | None = None
@@ -77,7 +77,7 @@ class ConvertConfig:
             problems.append("a data set becomes webdataset; every other source becomes run or dataset (from there, webdataset)")
         if (self.source == "sam-llava") != bool(self.images):
             problems.append("--images belongs to --source sam-llava, which has captions without images")
-        if self.images_per_shard < 1 or (self.num_workers or 1) < 1 or not 0 <= self.max_rejected <= 1:
+        if self.images_per_shard < 1 or (self.num_workers or 1) < 1 or not 0 <= (self.max_rejected or 0) <= 1:
             problems.append("images_per_shard and num_workers must be at least 1, max_rejected between 0 and 1")
         if problems:
             raise ValueError("; ".join(problems))
@@ -179,15 +179,14 @@ def _find_sources(config: ConvertConfig) -> "list[Source]":
 def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list[Source]") -> "Plan":
     """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
     from dataset_builder.locations import normalise
-    from dataset_builder.plan import extend_plan
-    from dataset_builder.sources import all_carried_columns
+    from dataset_builder.plan import extend_plan, record_carried
 
     record = {
         "run_id": job.run_id,
         "settings": _settings(config),
         "images": [normalise(path) for path in config.images or (config.input,)],
         "licence": config.licence,
-        "carried": all_carried_columns(sources),
+        "carried": {},
         "argv": sys.argv,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -195,7 +194,9 @@ def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list
         before = json.loads(run.read("run.json"))
         if (before["run_id"], before["images"]) != (record["run_id"], record["images"]):
             raise UserError(f"{run.url} holds a run of other images or settings: give another OUT")
-    return extend_plan(run, sources, unit_size=_UNIT_IMAGES)
+    plan = extend_plan(run, sources, unit_size=_UNIT_IMAGES)
+    record_carried(run, plan)
+    return plan
 
 
 def _export(config: ConvertConfig) -> int:

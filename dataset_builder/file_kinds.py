@@ -1,5 +1,6 @@
 """What a file is, judged by its name alone: an image, a file beside one, a tar, Parquet, a list, or nothing to look at."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 IMAGE_SUFFIXES = frozenset(
@@ -18,6 +19,9 @@ COMPRESSED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".
 PARQUET_SUFFIX = ".parquet"
 TEXT_LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
+RESULTS = {"run.json": ("plans", "commits"), "dataset.json": ("samples",), "features.json": ("plan", "commits")}
+"""What a folder of ours holds: its record, and beside it one of these folders. The record's name alone may be a sidecar's."""
+
 _MARKED_SUFFIXES = (PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)
 
 EXPECTED = "image files, .tar (WebDataset, SA-1B), .parquet with image bytes, or a list of paths (.jsonl, .csv, .tsv, .parquet)"
@@ -25,17 +29,25 @@ EXPECTED = "image files, .tar (WebDataset, SA-1B), .parquet with image bytes, or
 
 @dataclass
 class PassedOver:
-    """Counts what a search leaves out because of its name: files that would have been taken, and folders."""
+    """Counts what a search leaves out because of its name: files that would have been taken, folders, and results of ours."""
 
     files: int = 0
     folders: int = 0
+    results: int = 0
 
     def line(self, *, in_tars: int = 0) -> str:
         """One line for a person, empty where nothing was passed over; `in_tars` are more files."""
         counts = [(self.files + in_tars, "file"), (self.folders, "folder")]
         found = " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
         marks = "hidden (.), or a folder, Parquet file or list that begins with _"
-        return f"passed over because of their names: {found} ({marks})" if found else ""
+        named = f"because of their names: {found} ({marks})" if found else ""
+        ours = f"{self.results} folder{'s' if self.results > 1 else ''} of runs, data sets or features" if self.results else ""
+        return f"passed over {' and '.join(part for part in (named, ours) if part)}" if named or ours else ""
+
+
+def holds_results(files: Collection[str], subfolders: Collection[str]) -> bool:
+    """Whether a folder with these names is a run, a data set or a feature store, which is no place to look for images."""
+    return any(record in files and any(name in subfolders for name in beside) for record, beside in RESULTS.items())
 
 
 def is_ignored(name: str, *, is_folder: bool) -> bool:

@@ -11,6 +11,9 @@ from dataset_builder.schema import INDEX
 MAX_ROWS = 65_536
 """Rows of a table at most."""
 
+LISTED = "(path)"
+"""The member of a reference into a list: the row names no image, so there is nothing to read."""
+
 SOURCE_INDEX = pa.schema(
     [pa.field("stem", pa.string(), nullable=False), pa.field("relative", pa.string(), nullable=False), *list(INDEX)[1:]]
 )

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from dataset_builder.carried import Scalar, duckdb_types, map_columns, metadata_json
+from dataset_builder.carried import Carried, Scalar, duckdb_types, map_columns, metadata_json
 from dataset_builder.command_line import UserError
 from dataset_builder.file_kinds import PARQUET_SUFFIX, stem_of, suffix_of
 from dataset_builder.image_folder import sidecars_in
-from dataset_builder.index_rows import IndexRow
+from dataset_builder.index_rows import LISTED, IndexRow
 from dataset_builder.locations import is_inside, locate, one_line, open_binary, parent, readable, relative_to
 from dataset_builder.parquet_source import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema
 
@@ -39,7 +39,8 @@ def find_path_column(uri: str) -> str | None:
     if first is None:
         raise UserError(f"{uri} has no rows, expected a list of images; remove it or write it again")
     names = {name.lower(): name for name in reversed(first) if isinstance(first[name], str)}
-    return next((names[name] for name in PATH_NAMES if name in names), None)
+    empty = {name.lower(): name for name in reversed(first) if first[name] is None}
+    return next((found[name] for found in (names, empty) for name in PATH_NAMES if name in found), None)
 
 
 def read_rows(uri: str) -> Iterator[dict[str, Any]]:
@@ -56,19 +57,24 @@ def read_rows(uri: str) -> Iterator[dict[str, Any]]:
 def index_list(uri: str, root: str, *, path_column: str, search_sidecars: bool) -> Iterator[IndexRow]:
     """One row for each row of the list, in its order. Images are not looked at: a missing one is found when it is read.
 
-    A path is relative to the list's folder. With `search_sidecars`, files beside a listed image below root are found too;
-    where both know something, the list's column counts. Nested columns are left out. Two rows may name the same image.
-    Raises UserError if the list has no rows, or a row no path.
+    A path is relative to the list's folder; a row without one gets the list itself and its own number as a reference, from
+    which nothing can be read (references.py), so that it is rejected by name. With `search_sidecars`, files beside a listed
+    image below root are found too; where both know something, the list's column counts. Nested columns are left out. Two
+    rows may name the same image.
+    Raises UserError if the list has no rows.
     """
     folder = parent(uri)
     listing = lru_cache(maxsize=8)(sidecars_in)  # the rows of a list mostly stay in one folder
     number = 0
     for number, columns in enumerate(read_rows(uri), start=1):
-        location = _locate(columns.pop(path_column, None), folder, where=f"row {number} of {uri}", column=path_column)
+        location = _locate(columns.pop(path_column, None), folder)
         try:
             carried = map_columns(columns)
         except ValueError as error:
             raise UserError(f"row {number} of {uri} holds text that is not valid Unicode; write it again") from error
+        if location is None:
+            yield _without_path(uri, root, number, carried)
+            continue
         stem = stem_of(location)
         beside = listing(parent(location)).get(stem, ()) if search_sidecars and is_inside(location, root) else ()
         yield IndexRow(
@@ -103,8 +109,8 @@ class ListedImages:
         digests = bytearray()
         for uri, path_column in lists:
             for row in read_rows(uri):
-                location = _locate(row.get(path_column), parent(uri), where=uri, column=path_column)
-                if is_inside(location, folder):
+                location = _locate(row.get(path_column), parent(uri))
+                if location is not None and is_inside(location, folder):
                     digests += _digest(location)
         self._digests = np.sort(np.frombuffer(bytes(digests), dtype=f"S{_DIGEST_BYTES}"))
 
@@ -120,11 +126,23 @@ def _digest(location: str) -> bytes:
     return blake2b(location.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-def _locate(value: object, folder: str, *, where: str, column: str) -> str:
-    """The location that a path or URL in a list stands for."""
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} names no image: the column {column} holds {value!r}; remove the row or fill it in")
-    return locate(value.strip(), folder)
+def _locate(value: object, folder: str) -> str | None:
+    """The location that a path or URL in a list stands for; None where there is none."""
+    return locate(value.strip(), folder) if isinstance(value, str) and value.strip() else None
+
+
+def _without_path(uri: str, root: str, number: int, carried: Carried) -> IndexRow:
+    """What the index says of a row that names no image."""
+    return IndexRow(
+        f"{stem_of(uri)}-{number}",
+        f"{relative_to(uri, root)}#{number}",
+        uri,
+        LISTED,
+        row=number,
+        alt_text=carried.alt_text,
+        class_label=carried.class_label,
+        metadata=metadata_json(carried.metadata),
+    )
 
 
 def _parse(value: Scalar) -> Scalar:

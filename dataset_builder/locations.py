@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from dataset_builder.command_line import UserError
-from dataset_builder.file_kinds import PassedOver, is_ignored, is_source
+from dataset_builder.file_kinds import PassedOver, holds_results, is_ignored, is_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +145,22 @@ def forget_listings(location: str) -> None:
 def walk(
     folder: str, relative: str = "", *, passed_over: PassedOver | None = None, above: frozenset[str] = frozenset()
 ) -> Iterator[Folder]:
-    """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out.
+    """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out,
+    and so are the results of our own commands that lie below it.
 
     Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder that is
     being walked already (`above` holds those). `passed_over` counts the names left out.
     Raises UserError for a folder that may not be listed or a name not in UTF-8.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
     true_path = folder if is_url(folder) else os.path.realpath(folder)
     if true_path in above:
         return
     with readable(folder, "check its permissions"):
-        files, subfolders = _list(folder, passed_over or PassedOver())
+        files, subfolders = _list(folder, passed_over)
+    if relative and holds_results(files, subfolders):
+        passed_over.results += 1
+        return
     yield Folder(uri=folder, relative=relative, files=files)
     inside = above | {true_path}
     for name in subfolders:

@@ -61,6 +61,12 @@ def read_schema(uri: str) -> pa.Schema:
         return file.schema_arrow
 
 
+def has_rows(uri: str) -> bool:
+    """Whether it has any, from the footer. Raises UserError as read_schema does."""
+    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        return bool(file.metadata.num_rows)
+
+
 def layout_of(schema: pa.Schema) -> ParquetLayout:
     """Finds the image column by name, then a struct of bytes, then (if no column names paths) any binary column."""
     class_names = _class_names(schema)

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
-from dataset_builder.file_kinds import PassedOver
-from dataset_builder.sources import Source, index_source
+from dataset_builder.indexing import index_sources
+from dataset_builder.sources import Source
 from dataset_builder.storage import Folder, usable
 from dataset_builder.units import Unit, row_groups_bytes
 
@@ -38,7 +38,8 @@ class PlanPart:
 class Plan:
     """All index files of a run, in the order of their units, and what the sources looked like when they were read.
 
-    num_passed_over counts the files in tars that were left out because of their names.
+    num_passed_over counts the files in tars that were left out because of their names. carried holds the columns that the
+    sources carry, with their DuckDB types; of a name that several carry, the type in the last.
     """
 
     unit_size: int
@@ -47,6 +48,7 @@ class Plan:
     num_plans: int
     num_repeated: int
     num_passed_over: int
+    carried: dict[str, str]
 
     @property
     def num_units(self) -> int:
@@ -78,8 +80,7 @@ class Plan:
 
 def read_plan(run: Folder, *, unit_size: int) -> Plan:
     """The plan as far as it is published; empty where nothing is."""
-    names = sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
-    records = [json.loads(run.read(f"plans/{name}")) for name in names]
+    records = [json.loads(run.read(f"plans/{name}")) for name in _plan_names(run)]
     return Plan(
         unit_size=unit_size,
         parts=tuple(PlanPart(**part) for record in records for part in record["parts"]),
@@ -87,6 +88,7 @@ def read_plan(run: Folder, *, unit_size: int) -> Plan:
         num_plans=len(records),
         num_repeated=sum(record["num_repeated"] for record in records),
         num_passed_over=sum(record.get("num_passed_over", 0) for record in records),
+        carried={name: kind for record in records for name, kind in record.get("carried", {}).items()},
     )
 
 
@@ -94,27 +96,40 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
     """Appends units for the images of `sources` that are not planned yet, and returns the whole plan.
 
     Containers that are as they were when they were planned are not opened again. Raises UserError where a tar or a Parquet
-    file has changed, since the planned byte ranges and rows would no longer hold.
+    file has changed, since the planned byte ranges and rows would no longer hold. What takes longer than two seconds is
+    counted on stderr.
     """
     with usable(run):
         plan = read_plan(run, unit_size=unit_size)
     fresh = _unseen(sources, plan)
     if not fresh:
         return plan
-    in_tars = PassedOver()
-    parts, num_repeated = _index(run, fresh, plan, passed_over=in_tars)
-    if not parts and plan.num_plans:
+    indexed = _index(run, fresh, plan)
+    if not indexed["parts"] and plan.num_plans:
         return plan
-    record = {
-        "parts": [asdict(part) for part in parts],
-        "sources": [asdict(source) for source in fresh],
-        "num_repeated": num_repeated,
-        "num_passed_over": in_tars.files,
-    }
+    record = indexed | {"sources": [asdict(source) for source in fresh]}
     with usable(run):
         if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
             raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")
         return read_plan(run, unit_size=unit_size)
+
+
+def discard_plan(run: Folder) -> None:
+    """Removes a plan of which nothing is committed, the newest part first, so that what is left is always a plan."""
+    with usable(run):
+        for name in reversed(_plan_names(run)):
+            parts = json.loads(run.read(f"plans/{name}"))["parts"]
+            for path in (f"plans/{name}", *(part["path"] for part in parts)):
+                run.filesystem.rm_file(run.path(path))
+
+
+def record_carried(run: Folder, plan: Plan) -> None:
+    """Adds the columns that the planned sources carry to run.json, where readers look for them."""
+    with usable(run):
+        record = json.loads(run.read("run.json"))
+        carried = record["carried"] | plan.carried
+        if record["carried"] != carried:
+            run.write("run.json", json.dumps(record | {"carried": carried}, indent=1).encode())
 
 
 def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
@@ -125,6 +140,10 @@ def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(unit.row_group).to_pylist()
     assert len(rows) == unit.num_images, (unit, len(rows))
     return rows
+
+
+def _plan_names(run: Folder) -> list[str]:
+    return sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
 
 
 def _unseen(sources: Sequence[Source], plan: Plan) -> list[Source]:
@@ -141,30 +160,40 @@ def _unseen(sources: Sequence[Source], plan: Plan) -> list[Source]:
     return fresh
 
 
-def _index(run: Folder, sources: Sequence[Source], plan: Plan, *, passed_over: PassedOver) -> tuple[list[PlanPart], int]:
-    """Writes the index files of what is new; returns them and how many references stood there more than once."""
+def _index(run: Folder, sources: Sequence[Source], plan: Plan) -> dict[str, Any]:
+    """Writes the index files of what is new; returns what a plan's record says of them."""
     from dataset_builder.sql import scratch_database
 
     with tempfile.TemporaryDirectory() as directory, scratch_database(directory) as database:
         database.execute("CREATE TABLE planned (key VARCHAR, uri VARCHAR, member VARCHAR, row BIGINT)")
         for part in plan.parts:
             _insert(database, "planned (SELECT key, uri, member, row FROM batch)", _read_part(run, part))
-        first = True
-        for source in sources:
-            for batch in index_source(source, passed_over=passed_over):
-                staged = "SELECT *, nextval('positions') AS position FROM batch"
-                if first:
-                    database.execute("CREATE SEQUENCE positions")
-                    database.register("batch", batch)
-                    database.execute(f"CREATE TABLE staged AS {staged} LIMIT 0")
-                    first = False
-                _insert(database, f"staged ({staged})", batch)
-        if first:
-            return [], 0
-        num_repeated: int = database.execute(_FRESH_SQL).fetchall()[0][0]
+        record = _stage(database, sources)
+        (record["num_repeated"],) = database.execute(_FRESH_SQL).fetchall()[0]
         reader = database.sql(_KEYED_SQL).to_arrow_reader(plan.unit_size * 16)
-        parts = list(_write_parts(run, reader, plan))
-    return parts, num_repeated
+        record["parts"] = [asdict(part) for part in _write_parts(run, reader, plan)]
+    return record
+
+
+def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
+    """Reads the sources into the table `staged`, numbered in their order; returns what a plan's record says of all."""
+    from dataset_builder.index_rows import SOURCE_INDEX
+    from dataset_builder.progress import counting
+
+    rows = "SELECT *, nextval('positions') AS position FROM batch"
+    database.execute("CREATE SEQUENCE positions")
+    database.register("batch", SOURCE_INDEX.empty_table())
+    database.execute(f"CREATE TABLE staged AS {rows}")
+    carried: dict[str, str] = {}
+    num_passed_over = 0
+    with counting("indexing") as count:
+        for source in index_sources(sources):
+            for batch in source.tables:
+                _insert(database, f"staged ({rows})", batch)
+                count.update(len(batch))
+            carried |= source.carried
+            num_passed_over += source.num_passed_over
+    return {"carried": carried, "num_passed_over": num_passed_over}
 
 
 # An image that stands in the sources twice, or was planned before, is one image: the first place counts.

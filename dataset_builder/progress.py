@@ -9,9 +9,16 @@ from tqdm import tqdm
 
 from dataset_builder.units import Commit
 
+_SOON_S = 2.0
+
 
 class BudgetExceeded(Exception):
     """More images were rejected than is allowed."""
+
+
+def counting(what: str) -> Any:
+    """A tqdm that counts images of unknown number, and says nothing of what takes less than two seconds."""
+    return tqdm(desc=what, unit=" images", delay=_SOON_S, mininterval=_interval_s())
 
 
 class Progress:
@@ -25,8 +32,7 @@ class Progress:
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
-        interval_s = 1.0 if sys.stderr.isatty() else 10.0  # a log file gets a line now and then
-        self.bar = tqdm(total=self.planned, unit=" images", mininterval=interval_s, smoothing=0.1, dynamic_ncols=True)
+        self.bar = tqdm(total=self.planned, unit=" images", mininterval=_interval_s(), smoothing=0.1, dynamic_ncols=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -67,3 +73,8 @@ class Progress:
         speed = f"{self.images / seconds:.1f} images/s"
         speed += f", {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
         return f"{self.images} images in {seconds:.1f} s: {speed}"
+
+
+def _interval_s() -> float:
+    """How often a line is written: a log file gets one now and then."""
+    return 1.0 if sys.stderr.isatty() else 10.0

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
 from dataset_builder.byte_ranges import RangeFile
 from dataset_builder.carried import Carried, map_columns, merge, metadata_json
+from dataset_builder.index_rows import LISTED
 from dataset_builder.locations import is_url, locate, open_binary, parent
 from dataset_builder.outages import StoreError, retried
 from dataset_builder.parquet_rows import ParquetRows
@@ -131,6 +132,8 @@ class ImageReader:
         )
 
     def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
+        if reference.member == LISTED:
+            raise ImageError("unreadable", f"row {reference.row} of {reference.uri} names no image: fill it in or remove it")
         read = partial(self._read_once, reference, max_bytes)
         return retried(read, uri=reference.uri, name=_name(reference), before_retry=self._close_one)
 

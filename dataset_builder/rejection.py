@@ -18,7 +18,11 @@ REJECTION_REASONS = {
     "worker_died": "the worker process died each time it had this image",
 }
 
+DEFAULT_SHARE = 0.01
+"""Of the images that may be rejected where nothing else is said."""
+
 ALWAYS_ALLOWED_REJECTIONS = 100
+"""Where nothing else is said, so that one bad folder does not stop a small run."""
 
 
 class ImageError(Exception):
@@ -34,6 +38,8 @@ class ImageError(Exception):
         return ImageError, (self.reason, self.message)
 
 
-def allowed_rejections(share: float, num_images: int) -> int:
-    """The budget of rejected images for a whole run."""
-    return max(ALWAYS_ALLOWED_REJECTIONS, int(share * num_images))
+def allowed_rejections(share: float | None, num_images: int) -> int:
+    """The budget of rejected images for a whole run; None is 1 % of them, but at least 100."""
+    if share is None:
+        return max(ALWAYS_ALLOWED_REJECTIONS, int(DEFAULT_SHARE * num_images))
+    return int(share * num_images)

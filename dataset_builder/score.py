@@ -40,8 +40,8 @@ class ScoreConfig:
     """LAION's predictor (linearMSE) as a safetensors file; it wants the embeddings of the default CLIP."""
     batch_size: int = 64
     """Images or sentences that the model takes at a time; it changes the speed and no score by more than rounding."""
-    max_rejected: float = 0.01
-    """Share of the images that may fail before scoring stops; 100 images are always allowed."""
+    max_rejected: float | None = None
+    """Share of the images that may fail before scoring stops; default: 1 %, but at least 100."""
     ray: RaySettings = field(default_factory=RaySettings)
     """Where the work runs."""
 
@@ -49,7 +49,7 @@ class ScoreConfig:
         problems = []
         if self.batch_size < 1:
             problems.append(f"batch_size must be at least 1, found {self.batch_size}")
-        if not 0 <= self.max_rejected <= 1:
+        if self.max_rejected is not None and not 0 <= self.max_rejected <= 1:
             problems.append(f"max_rejected must be between 0 and 1, found {self.max_rejected}")
         if self.aesthetic and self.clip == NO_CLIP:
             problems.append("the aesthetic predictor reads CLIP embeddings: name a CLIP, or leave it out")

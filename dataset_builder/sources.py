@@ -5,10 +5,11 @@ for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
         ...
 """
 
-import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
@@ -40,16 +41,18 @@ from dataset_builder.locations import (
     readable,
     walk,
 )
-from dataset_builder.parquet_source import PATH_NAMES, index_parquet, layout_of, read_schema
+from dataset_builder.parquet_source import PATH_NAMES, has_rows, index_parquet, layout_of, read_schema
 from dataset_builder.rejection import ImageError
 from dataset_builder.schema import versioned
 from dataset_builder.sidecars import parse_sidecars
-from dataset_builder.tar_index import first_json, index_tar
+from dataset_builder.tar_index import index_tar
 
 logger = logging.getLogger(__name__)
 
 _SAMPLED_JSON = 8
 _SAMPLED_FILES = 1000
+_SEARCHING_THREADS = 16  # each waits for a store
+_NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +81,27 @@ def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None
     """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
 
     Names as in file_kinds.is_ignored are passed over, save those given themselves, and counted in `passed_over`. What lies in
-    two of the given folders is found once. An image that a list names is left to the list; other lists and Parquet files
-    without images are passed over with a warning in the log.
-    Raises UserError in one line: nothing there, no images, a compressed tar, an empty or unreadable list or Parquet file.
+    two of the given folders is found once. An image that a list names is left to the list. What a search finds and cannot use
+    is passed over, and named in one warning: compressed tars, tables without images, without rows, or in no format that can
+    be read. A tar or Parquet file that is damaged is an error all the same, since its images would be missing.
+    Raises UserError in one line: nothing there, no images, a damaged Parquet file, and all of the above where it was given
+    itself; a damaged tar is found out by `index_source`.
     """
     if not images:
         raise UserError("no images given; give folders, files or URLs that hold images")
     found: dict[str, Source] = {}
+    unusable: dict[str, str] = {}
     for given in images:
         location = normalise(given)
         forget_listings(location)
         details = describe(location)
-        for source in _search(location, passed_over) if details.is_folder else [_single(location, details)]:
+        if details.is_folder:
+            search = _search(location, passed_over)
+            unusable |= search.unusable
+        for source in search.sources if details.is_folder else [_single(location, details)]:
             found.setdefault(source.uri, source)
+    if unusable:
+        logger.warning("passed over: %s", _named(unusable))
     folders = [source.uri for source in found.values() if source.kind == "files" and source.is_searched]
     kept = [
         source
@@ -114,26 +125,19 @@ def index_source(source: Source, *, passed_over: PassedOver | None = None) -> It
     return to_tables(_rows(source, passed_over))
 
 
-def carried_columns(source: Source) -> dict[str, str]:
+def carried_columns(source: Source, first: pa.Table) -> dict[str, str]:
     """Names and DuckDB types (BIGINT, DOUBLE, BOOLEAN, VARCHAR) of what the source carries in the column `metadata`.
 
-    From the schema of Parquet, the first 1,000 rows of a text list, or the first 8 JSONs beside images. Later rows may hold
-    other names and types, so cast with TRY_CAST. Raises UserError for a source that cannot be read.
+    `first` is its first table of `index_source`. From the schema of Parquet, the first 1,000 rows of a text list, or the first
+    8 JSONs beside images. Later rows may hold other names and types, so cast with TRY_CAST.
+    Raises UserError for a source that cannot be read.
     """
     if source.kind == "list":
         assert source.path_column is not None
         return list_types(source.uri, path_column=source.path_column)
     if source.kind == "parquet":
         return layout_of(read_schema(source.uri)).metadata_types
-    return duckdb_types(_sampled_metadata(source))
-
-
-def all_carried_columns(sources: Iterable[Source]) -> dict[str, str]:
-    """What `carried_columns` says of all the sources; of a name that several carry, the type in the last."""
-    carried: dict[str, str] = {}
-    for source in sources:
-        carried |= carried_columns(source)
-    return carried
+    return duckdb_types(_sampled_metadata(first))
 
 
 def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
@@ -149,33 +153,62 @@ def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[Ind
     return index_folder(source.uri, listed=ListedImages(source.lists, folder=source.root))
 
 
-def _search(root: str, passed_over: PassedOver | None) -> list[Source]:
-    """All sources below a folder; UserError if there is none."""
-    sources: list[Source] = []
+@dataclass(frozen=True)
+class _Found:
+    """What a search found: sources, and by their location the files that cannot be used, with the reason."""
+
+    sources: list[Source] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+def _search(root: str, passed_over: PassedOver | None) -> _Found:
+    """All that lies below a folder; UserError if there is no source."""
+    found = _Found()
     has_images = False
+    containers: list[str] = []
     for folder in walk(root, passed_over=passed_over):
-        for name in folder.files:
-            if is_image(name):
-                has_images = True
-            elif (source := _container(join(folder.uri, name), root)) is not None:
-                sources.append(source)
+        has_images = has_images or any(is_image(name) for name in folder.files)
+        containers += [join(folder.uri, name) for name in folder.files if _is_container(name)]
+    with ThreadPoolExecutor(_SEARCHING_THREADS) as threads:
+        for location, source in zip(containers, threads.map(partial(_container, root=root), containers), strict=True):
+            if isinstance(source, Source):
+                found.sources.append(source)
+            else:
+                found.unusable[location] = source
     if has_images:
-        sources.append(Source(kind="files", uri=root, root=root, is_searched=True))
-    if not sources:
-        raise UserError(f"no images found in {root}; expected {EXPECTED}")
-    return sources
+        found.sources.append(Source(kind="files", uri=root, root=root, is_searched=True))
+    if not found.sources:
+        unusable = f" ({_named(found.unusable)})" if found.unusable else ""
+        raise UserError(f"no images found in {root}; expected {EXPECTED}{unusable}")
+    return found
 
 
-def _container(location: str, root: str) -> Source | None:
-    """The source that a file in a searched folder is, or None."""
+def _is_container(name: str) -> bool:
+    return is_compressed_tar(name) or name.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES))
+
+
+def _named(unusable: Mapping[str, str]) -> str:
+    """How many files, and the first few with their reasons, on one line."""
+    count = f"{len(unusable)} files that hold" if len(unusable) > 1 else "1 file that holds"
+    named = [f"{location}: {reason}" for location, reason in list(unusable.items())[:_NAMED]]
+    more = [f"and {len(unusable) - _NAMED} more"] if len(unusable) > _NAMED else []
+    return f"{count} no images to read: {'; '.join(named + more)}"
+
+
+def _container(location: str, *, root: str) -> Source | str:
+    """The source that a file in a searched folder is, or why it is none. Raises UserError for damaged Parquet."""
     if is_compressed_tar(location):
-        raise _compressed(location)
-    if not location.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
-        return None
-    kind, column = _classify(location)
+        return "a compressed tar, gunzip it first"
+    try:
+        kind, column = _classify(location)
+    except UserError as error:
+        if suffix_of(location) == PARQUET_SUFFIX:
+            raise
+        return str(error).split(";")[0].removeprefix(f"cannot read {location}: ").removeprefix(f"{location} has ")
     if kind is None:
-        logger.warning("%s is passed over: it has no column of images or of paths to images", location)
-        return None
+        return "no column of images or of paths to images"
+    if kind == "parquet" and not has_rows(location):
+        return "no rows"
     details = describe(location)
     return Source(
         kind=kind,
@@ -232,18 +265,15 @@ def _compressed(location: str) -> UserError:
     return UserError(f"{location} is a compressed tar, from which byte ranges cannot be read; gunzip it first")
 
 
-def _sampled_metadata(source: Source) -> Iterator[Mapping[str, Scalar]]:
+def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
     """Metadata from the first JSONs beside the images of a tar or a folder."""
-    if source.kind == "tar":
-        ranges = [(source.uri, member.offset, member.length) for member in first_json(source.uri, count=_SAMPLED_JSON)]
-    else:
-        rows = itertools.islice(_rows(source), _SAMPLED_FILES)
-        uris = [sidecar.uri for row in rows for sidecar in row.sidecars if sidecar.suffix == ".json"]
-        ranges = [(uri, 0, -1) for uri in uris[:_SAMPLED_JSON] if uri is not None]
-    for uri, offset, length in ranges:
+    rows = first.select(["uri", "sidecars"]).slice(0, _SAMPLED_FILES).to_pylist()
+    beside = [(row["uri"], sidecar) for row in rows for sidecar in row["sidecars"] if sidecar["suffix"] == ".json"]
+    for image_uri, sidecar in beside[:_SAMPLED_JSON]:
+        uri = sidecar["uri"] or image_uri
         with readable(uri, "check its permissions"), open_binary(uri) as file:
-            file.seek(offset)
-            content = file.read(length)
+            file.seek(sidecar["byte_offset"] or 0)
+            content = file.read(-1 if sidecar["byte_length"] is None else sidecar["byte_length"])
         try:
             yield parse_sidecars([(".json", content, uri)]).carried.metadata
         except ImageError:

@@ -82,27 +82,6 @@ def walk_tar(uri: str) -> Iterator[TarMember]:
         yield from _walk(_Window(file, is_remote=is_url(uri)), uri, num_bytes)
 
 
-def first_json(uri: str, *, count: int) -> list[TarMember]:
-    """The first JSON members that belong to images, at most `count`; stops reading headers when it has them."""
-    images: set[str] = set()
-    found: dict[str, TarMember] = {}
-    pairs: list[TarMember] = []
-    for member in walk_tar(uri):
-        stem, suffix = split_suffix(member.path)
-        if is_ignored_path(member.path):
-            continue
-        if suffix in IMAGE_SUFFIXES:
-            images.add(stem)
-        elif suffix == ".json":
-            found[stem] = member
-        if stem in images and stem in found:
-            images.remove(stem)
-            pairs.append(found.pop(stem))
-            if len(pairs) == count:
-                break
-    return pairs
-
-
 class _Window:
     """Random reads through one buffer.
 

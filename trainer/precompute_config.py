@@ -60,8 +60,8 @@ class PrecomputeConfig:
     """At least about so many, but no more than a tenth."""
     seed: int = 0
     """Of the shuffle."""
-    max_rejected: float = 0.01
-    """Share of rejected images above which the run stops, after the first 100."""
+    max_rejected: float | None = None
+    """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """What is refused before it is decoded."""
     ray: RaySettings = field(default_factory=lambda: RaySettings(gpus_per_replica=0.5))
@@ -76,7 +76,7 @@ class PrecomputeConfig:
                 ("unit_size", "0 or more", self.unit_size >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
                 ("min_validation", "0 or more", self.min_validation >= 0),
-                ("max_rejected", "from 0 to 1", 0 <= self.max_rejected <= 1),
+                ("max_rejected", "from 0 to 1", self.max_rejected is None or 0 <= self.max_rejected <= 1),
             ]
             if not holds
         ]

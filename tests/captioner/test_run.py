@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
-from captioner.run import _allowed, main
+from captioner.run import _allowed, caption_job, main, with_dtype
 from captioner.status import read_status
 from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError, run_command
@@ -99,6 +100,13 @@ def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path
     record = json.loads((run / "run.json").read_text())
     assert record["settings"]["generation"]["dtype"] == "bfloat16", "auto goes on with what the run was begun in"
 
+    starts = [json.loads(file.read_text()) for file in sorted((run / "starts").iterdir())]
+    assert [start["config"]["limit"] for start in starts] == [9, None]
+    assert {(start["dtype"], start["device"], start["versions"]["torch"]) for start in starts} == {
+        ("bfloat16", "CPU", version("torch"))
+    }
+    assert all(" CPUs, 0 GPUs" in start["cluster"] for start in starts)
+
     code, output = in_process(run_arguments(images, run, tiny_llava, *begun[:-1], "float32"))
     assert code == 2 and "holds a run with another generation.dtype:" in output
     code, output = in_process(run_arguments(images, run, tiny_llava))
@@ -154,10 +162,21 @@ def test_bad_input_is_one_line(
     save_pictures(tmp_path / "images", count=1)
     (tmp_path / "empty").mkdir()
     model = [] if "--model" in arguments else ["--model", str(tiny_llava)]
-    code, output = caption([*arguments, *model])
+    code, output = caption([*arguments, *model, "--t5.tokenizer", "mini"])
     assert code == 2
     lines = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in output, output
+
+
+def test_captions_of_a_real_model_are_not_counted_as_the_small_worlds(tmp_path: Path, tiny_llava: Path) -> None:
+    arguments = ["--images", str(save_pictures(tmp_path / "images", count=1)), "--out", str(tmp_path / "run")]
+    for given in ([], ["--t5.max_tokens", "300"]):
+        fails([*arguments, "--model", str(tiny_llava), *given], "the T5 tokenizer google/t5-v1_1-xxl cannot be loaded (the hub")
+        fails([*arguments, "--model", str(tiny_llava), *given], "with --t5.tokenizer, or `--t5.tokenizer mini`")
+    assert not (tmp_path / "run").exists()
+    job = with_dtype(caption_job(CaptionConfig(images=["images"], out="run")), "float32")
+    assert job.replica_bytes == pytest.approx(2 * with_dtype(job, "bfloat16").replica_bytes) == pytest.approx(24.5e6, rel=0.03)
+    assert json.loads(job.settings)["t5"]["tokenizer"] == job.t5.tokenizer == "mini"
 
 
 def test_without_arguments_it_says_how_to_begin() -> None:

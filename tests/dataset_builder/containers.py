@@ -15,7 +15,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
 
 from dataset_builder.index_rows import SOURCE_INDEX
-from dataset_builder.sources import find_sources, index_source
+from dataset_builder.sources import Source, carried_columns, find_sources, index_source
 
 
 def jpeg(seed: int = 0, *, size: tuple[int, int] = (32, 24)) -> bytes:
@@ -62,6 +62,10 @@ def rows_of(*images: str | Path) -> list[dict[str, Any]]:
             table.validate(full=True)
             rows += table.to_pylist()
     return rows
+
+
+def carried_by(source: Source) -> dict[str, str]:
+    return carried_columns(source, next(index_source(source)))
 
 
 def relatives(*images: str | Path) -> list[str]:

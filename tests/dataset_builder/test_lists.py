@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataset_builder.decoding import DecodeLimits
+from dataset_builder.images import read_images
 from dataset_builder.schema import IMAGES, versioned
-from dataset_builder.sources import carried_columns, find_sources
-from tests.dataset_builder.containers import parquet, relatives, rows_of, write
+from dataset_builder.sources import find_sources
+from tests.dataset_builder.containers import carried_by, jpeg, parquet, relatives, rows_of, write
 
 
 def _write_list(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -54,7 +57,7 @@ def test_lists_carry_their_columns(tmp_path: Path, suffix: str) -> None:
     assert [one["code"] for one in metadata] == ["007", "010", "011", "012"]
     assert "note" not in metadata[1]
     expected = {"n": "BIGINT", "score": "DOUBLE", "ok": "BOOLEAN", "code": "VARCHAR", "note": "VARCHAR"}
-    assert carried_columns(source) == expected
+    assert carried_by(source) == expected
 
 
 def test_nested_columns_are_left_out_and_mixed_ones_are_text(tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_nested_columns_are_left_out_and_mixed_ones_are_text(tmp_path: Path) -> 
         {"file": "3.jpg", "m": 0.5},
     ]
     path = _write_list(tmp_path / "x.jsonl", rows)
-    assert carried_columns(find_sources([str(path)])[0]) == {"n": "VARCHAR", "big": "VARCHAR", "m": "DOUBLE"}
+    assert carried_by(find_sources([str(path)])[0]) == {"n": "VARCHAR", "big": "VARCHAR", "m": "DOUBLE"}
     assert [json.loads(row["metadata"]) for row in rows_of(path)] == [{"n": 1, "big": 2**70}, {"n": "two", "m": 1}, {"m": 0.5}]
 
 
@@ -98,5 +101,36 @@ def test_lists_and_parquet_without_images_are_passed_over_aloud(tmp_path: Path, 
     parquet(tmp_path / "n.parquet", {"n": [1]})
     pq.write_table(versioned(IMAGES).empty_table(), tmp_path / "images.parquet")
     assert relatives(tmp_path) == ["1.jpg"]
-    names = {Path(record.getMessage().split(" is passed over")[0]).name for record in caplog.records}
-    assert names == {"log.csv", "n.parquet", "images.parquet"}
+    write(tmp_path / "in" / "empty.csv", "")
+    write(tmp_path / "in" / "latin.csv", b"path\n\xff.jpg\n")
+    write(tmp_path / "in" / "x.tar.gz", b"")
+    parquet(tmp_path / "in" / "none.parquet", {"image": pa.array([], pa.binary())})
+    caplog.clear()
+    assert relatives(tmp_path) == ["1.jpg"]
+    (record,) = caplog.records
+    named = dict(part.rsplit("/", 1)[-1].split(": ", 1) for part in record.getMessage().split("read: ", 1)[1].split("; "))
+    no_column = "no column of images or of paths to images"
+    assert named.pop("latin.csv").startswith("'utf-8' codec can't decode")
+    assert named.pop("empty.csv").startswith("no rows")
+    assert record.getMessage().startswith("passed over: 7 files that hold no images to read: ")
+    assert named == {
+        **dict.fromkeys(("log.csv", "n.parquet", "images.parquet"), no_column),
+        "x.tar.gz": "a compressed tar, gunzip it first",
+        "none.parquet": "no rows",
+    }
+
+
+def test_a_row_without_a_path_is_a_row_of_its_own_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "1.jpg", jpeg(1))
+    write(tmp_path / "a.csv", "path,text,n\n,nothing,1\n1.jpg,an owl,2\n")
+    write(tmp_path / "b.jsonl", '{"path": null, "n": 3}\n{"path": "2.jpg"}\n')
+    rows = rows_of(tmp_path)
+    assert [row["relative"] for row in rows] == ["a.csv#1", "1.jpg", "b.jsonl#1", "2.jpg"]
+    assert (rows[0]["stem"], rows[0]["alt_text"]) == ("a-1", "nothing")
+    read = read_images([{"key": row["relative"], **row} for row in rows], limits=DecodeLimits())
+    assert [image.facts["key"] for image in read.images] == ["1.jpg"]
+    assert [(row["key"], row["reason"]) for row in read.rejected[:2]] == [
+        ("a.csv#1", "unreadable"),
+        ("b.jsonl#1", "unreadable"),
+    ]
+    assert f"row 1 of {tmp_path / 'a.csv'} names no image" in read.rejected[0]["message"]

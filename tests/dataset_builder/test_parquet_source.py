@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builder.sources import carried_columns, find_sources
-from tests.dataset_builder.containers import CountingFileSystem, jpeg, parquet, rows_of, sa1b_json, tar_bytes, write
+from dataset_builder.sources import find_sources
+from tests.dataset_builder.containers import CountingFileSystem, carried_by, jpeg, parquet, rows_of, sa1b_json, tar_bytes, write
 
 
 def test_parquet_reads_the_footer_and_the_keys_but_no_image() -> None:
@@ -60,7 +60,7 @@ def test_parquet_of_the_datasets_library(tmp_path: Path) -> None:
     (source,) = find_sources([str(tmp_path / "out")])
     assert source.kind == "parquet"
     assert [row["stem"] for row in rows_of(tmp_path / "out")] == ["img_0", "img_1", "img_2"]
-    assert carried_columns(source) == {"n": "BIGINT"}
+    assert carried_by(source) == {"n": "BIGINT"}
 
 
 def test_carried_columns_of_tars_and_folders_come_from_their_first_jsons(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_carried_columns_of_tars_and_folders_come_from_their_first_jsons(tmp_pat
         write(tmp_path / "f" / name, data)
     for folder in ("t", "f"):
         (source,) = find_sources([str(tmp_path / folder)])
-        assert carried_columns(source) == {"width": "BIGINT", "score": "DOUBLE", "safe": "BOOLEAN"}
+        assert carried_by(source) == {"width": "BIGINT", "score": "DOUBLE", "safe": "BOOLEAN"}
 
 
 def test_carried_columns_of_sa1b(tmp_path: Path) -> None:
     path = write(tmp_path / "sa.tar", tar_bytes([("./sa_1.jpg", b"1"), ("./sa_1.json", sa1b_json(1, [2]))]))
     expected = {"image_id": "BIGINT", "width": "BIGINT", "height": "BIGINT", "file_name": "VARCHAR"}
-    assert carried_columns(find_sources([str(path)])[0]) == expected
+    assert carried_by(find_sources([str(path)])[0]) == expected

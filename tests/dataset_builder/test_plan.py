@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from dataset_builder.command_line import UserError
-from dataset_builder.plan import Plan, extend_plan, read_plan, read_unit
+from dataset_builder.plan import Plan, discard_plan, extend_plan, read_plan, read_unit
 from dataset_builder.sources import find_sources
 from dataset_builder.storage import Folder
+from dataset_builder.tar_index import walk_tar
 from tests.dataset_builder.containers import tar_bytes
 
 
@@ -69,6 +70,46 @@ def test_an_image_that_two_lists_name_is_planned_once(run: Folder, tmp_path: Pat
     assert keys(run, plan) == [["x", "y"]]
     assert plan.num_repeated == 2
     assert [row["alt_text"] for row in read_unit(run, plan.units()[0])] == ["one", "one"], "the first place counts"
+
+
+def test_what_is_planned_is_not_opened_again(run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tar").write_bytes(
+            tar_bytes([(f"{name}.jpg", b"1"), (f"{name}.json", f'{{"{name}": 1}}'.encode())])
+        )
+    first = plan_images(run, tmp_path / "a.tar")
+    opened: list[str] = []
+
+    def spy(uri: str) -> object:
+        opened.append(Path(uri).name)
+        return walk_tar(uri)
+
+    monkeypatch.setattr("dataset_builder.tar_index.walk_tar", spy)
+    assert plan_images(run, tmp_path / "a.tar") == first and not opened
+    plan = plan_images(run, tmp_path / "a.tar", tmp_path / "b.tar")
+    assert opened == ["b.tar"], "once, also for the columns that it carries"
+    assert plan.carried == {"a": "BIGINT", "b": "BIGINT"} and first.carried == {"a": "BIGINT"}
+
+
+def test_a_plan_that_is_thrown_away_leaves_nothing(run: Folder, tmp_path: Path) -> None:
+    images = save(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg")
+    plan_images(run, images)
+    save(images, "d.jpg")
+    plan_images(run, images)
+    discard_plan(run)
+    assert run.names("images") == run.names("plans") == []
+    assert [len(unit) for unit in keys(run, plan_images(run, images, unit_size=2))] == [2, 2]
+
+
+def test_long_indexing_is_counted_and_short_one_is_not(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_images(run, save(tmp_path / "short", "a.jpg"))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("dataset_builder.progress._SOON_S", 1e-9)
+    monkeypatch.setattr("dataset_builder.progress._interval_s", lambda: 0.0)
+    plan_images(run, save(tmp_path / "long", "b.jpg", "c.jpg"))
+    assert "indexing: 2 images" in capsys.readouterr().err
 
 
 def test_a_tar_that_has_changed_is_refused(run: Folder, tmp_path: Path) -> None:

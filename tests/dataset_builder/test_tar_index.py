@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataset_builder.command_line import UserError
 from dataset_builder.file_kinds import PassedOver
-from dataset_builder.tar_index import first_json, index_tar, walk_tar
+from dataset_builder.tar_index import index_tar, walk_tar
 from tests.dataset_builder.containers import CountingFileSystem, jpeg, sa1b_json, tar_bytes, write
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -197,10 +197,3 @@ def test_small_members_of_a_remote_tar_come_many_to_a_request() -> None:
     assert len(list(walk_tar("counting://a.tar"))) == 1000
     assert len(CountingFileSystem.fetched) < 40
     assert CountingFileSystem.fetched_bytes() < 1.2 * len(CountingFileSystem.files["a.tar"])
-
-
-def test_first_json_stops_reading_headers_when_it_has_enough() -> None:
-    members = [(f"{n}{suffix}", bytes(100_000)) for n in range(50) for suffix in (".jpg", ".json")]
-    CountingFileSystem.serve({"a.tar": tar_bytes([("dataset.json", b"{}"), *members])})
-    assert [member.path for member in first_json("counting://a.tar", count=2)] == ["0.json", "1.json"]
-    assert len(CountingFileSystem.fetched) < 10

@@ -1,0 +1,116 @@
+"""run.json, by which a folder belongs to one run: begun, checked, and begun anew as long as nothing is committed."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from captioner.config import CaptionConfig, read_record, run_id
+from dataset_builder.command_line import UserError
+from dataset_builder.storage import Folder, usable
+from dataset_builder.units import Commit, committed_units
+
+
+def check_folder(run: Folder) -> None:
+    """Raises UserError for a folder that holds something else, before anything costly is done."""
+    with usable(run):
+        if read_record(run) is None and run.exists() and run.names():
+            raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
+
+
+def known_dtype(config: CaptionConfig, run: Folder) -> str:
+    """The dtype that was asked for, else that of the commits, else `auto`."""
+    if config.generation.dtype != "auto" or not _has_commits(run):
+        return config.generation.dtype
+    record = read_record(run)
+    return str((record or {"settings": {}})["settings"].get("generation", {}).get("dtype", "auto"))
+
+
+def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
+    """Creates run.json, or checks that it says the same. Other settings replace it as long as nothing is committed.
+
+    A plan stays where the images and the size of a unit do. Raises UserError where something is committed.
+    """
+    record = {
+        "run_id": run_id(settings),
+        "settings": settings,
+        "images": config.images,
+        "licence": config.licence,
+        "carried": {},
+        "argv": sys.argv,
+        "config": asdict(config),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with usable(run):
+        if not run.create("run.json", json.dumps(record, indent=1).encode()):
+            _begin_again(run, record)
+
+
+def settle_dtype(run: Folder, settings: dict[str, Any]) -> None:
+    """Records the dtype that `auto` came to, before the first unit is worked on."""
+    record = read_record(run)
+    assert record is not None
+    if record["settings"] != settings:
+        with usable(run):
+            run.write("run.json", json.dumps(record | {"settings": settings, "run_id": run_id(settings)}, indent=1).encode())
+
+
+def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> None:
+    """Raises UserError where another run, begun at the same time, has committed into this folder."""
+    strange = [commit for commit in commits if commit.run_id != run_id]
+    if strange:
+        raise UserError(
+            f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) beside those of {run_id}: "
+            "they were begun at the same time; give another --out"
+        )
+
+
+def _begin_again(run: Folder, record: dict[str, Any]) -> None:
+    from dataset_builder.plan import discard_plan
+
+    before = read_record(run)
+    assert before is not None
+    different = _different(before["settings"], record["settings"])
+    missing = [source for source in before["images"] if source not in record["images"]]
+    if not different and not missing:
+        return
+    if _has_commits(run):
+        _refuse(run, different, missing)
+    if missing or "unit_size" in different:
+        discard_plan(run)
+    run.write("run.json", json.dumps(record | {"carried": {} if missing else before["carried"]}, indent=1).encode())
+    print(
+        f"nothing was committed in {run.url} yet: begun again with other {', '.join([*different, *['images'] * bool(missing)])}"
+    )
+
+
+def _refuse(run: Folder, different: Sequence[str], missing: Sequence[str]) -> None:
+    """A run may get more sources, never others: what was planned stays planned."""
+    if different:
+        raise UserError(
+            f"{run.url} holds a run with another {', '.join(different)}: give another --out, or the settings in its run.json"
+        )
+    raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another --out")
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Dotted names of the settings that are not the same; `auto` is any dtype."""
+    here, there = _flat(now), _flat(before)
+    if here["generation.dtype"] == "auto" and "generation.dtype" in there:
+        here["generation.dtype"] = there["generation.dtype"]
+    return [name for name in here if name not in there or here[name] != there[name]]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _has_commits(run: Folder) -> bool:
+    with usable(run):
+        return bool(committed_units(run))
