@@ -72,13 +72,17 @@ def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
     scenes, run = directory / "unseen", directory / "quality"
     run_module("examples.openmoji.scenes", "--count", str(config.quality_count), "--seed", "7", "--split", "unseen",
           "--out", str(scenes), "--format", "tar")  # fmt: skip
-    run_module("captioner.run", "--images", str(scenes), "--out", str(run), "--model", config.model)
+    run_module("captioner.run", "--images", str(scenes), "--out", str(run), *_model(config))
     with open_run(str(run)) as database:
         captions = {row["key"]: row["caption"] for row in database.fetch("SELECT key, caption FROM captions").to_pylist()}
     truths = read_truths(str(scenes / TRUTH_FILE))
     figures = judge([captions[key] for key in truths], list(truths.values()))
     names = ["object_precision", "object_recall", "object_f1", "background", "place", "hallucination_rate"]
     return {name: getattr(figures, name) for name in names}
+
+
+def _model(config: CaptioningConfig) -> list[str]:
+    return ["--model", config.model, "--t5.tokenizer", "mini"]  # scenes are the small world's, whatever describes them
 
 
 def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
@@ -97,7 +101,7 @@ def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
         words_per_s.append(words)
         processes.append(_time_loops(config, scenes, num_processes=cores, num_threads=1)[0])
         out = str(directory / f"speed-{turn}")
-        summary = _SUMMARY.search(run_module("captioner.run", "--images", str(scenes), "--out", out, "--model", config.model))
+        summary = _SUMMARY.search(run_module("captioner.run", "--images", str(scenes), "--out", out, *_model(config)))
         assert summary is not None
         runs.append(Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3])))
     speeds = [statistics.median(side.images_per_s for side in sides) for sides in (runs, loops, processes)]
@@ -136,10 +140,11 @@ def _loop(config: CaptioningConfig) -> None:
     from dataset_builder.sources import find_sources
     from dataset_builder.storage import Folder
     from dataset_builder.tagging import NounTagger
+    from dataset_builder.text_view import T5Config
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        run = CaptionConfig(images=[config.loop_images], out=f"{out}/run", model=config.model)
+        run = CaptionConfig(images=[config.loop_images], out=f"{out}/run", model=config.model, t5=T5Config(tokenizer="mini"))
         job = caption_job(run)
         units = plan_run(run, Folder(run.out), job, find_sources(run.images)).units()[config.loop_part :: config.loop_parts]
         engine = job.load_engine()
