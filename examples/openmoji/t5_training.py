@@ -84,7 +84,7 @@ def train(config: TrainT5Config) -> None:
 def _train_rank(config: TrainT5Config) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(config.out)
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     encoder = build_t5(tokenizer)
     reader = TextReader(encoder)
     fit(
@@ -95,7 +95,7 @@ def _train_rank(config: TrainT5Config) -> None:
         schedule=config.schedule,
         batches=functools.partial(text_batches, config, tokenizer),
         run_dir=Path(config.run_dir),
-        save=lambda: save_pretrained(encoder, Path(config.out)),
+        save=lambda: save_pretrained(encoder, Path(config.out), processor=tokenizer),
     )
 
 

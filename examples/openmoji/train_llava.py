@@ -1,4 +1,4 @@
-"""Trains llava-mini on endless scenes and writes it where the captioner's default looks for it.
+"""Trains llava-mini on endless scenes; copied to captioner/pretrained, it is the captioner's default.
 
     python -m examples.openmoji.train_llava
 
@@ -34,8 +34,8 @@ class LlavaPhaseConfig(PhaseConfig):
 class TrainLlavaConfig:
     """llava-mini's training."""
 
-    out: str = "captioner/pretrained/llava-mini"
-    """Folder of the finished model."""
+    out: str = "runs/llava-mini/model"
+    """Folder of the finished model; the shipped one is never written unless it is named."""
     run_dir: str = "runs/llava-mini"
     """Folder of the training state."""
     seed: int = 0

@@ -15,8 +15,10 @@ from examples.openmoji.training_config import ScheduleConfig
 class TrainT5Config:
     """t5-mini's training."""
 
-    out: str = "model/pretrained/t5-mini"
-    """Folder of the tokenizer and of the finished model."""
+    out: str = "runs/t5-mini/model"
+    """Folder of the finished model; the shipped one is never written unless it is named."""
+    tokenizer: str = "model/pretrained/t5-mini"
+    """Folder of the tokenizer, which train_tokenizers writes; it goes into `out` too."""
     run_dir: str = "runs/t5-mini"
     """Folder of the training state."""
     seed: int = 0

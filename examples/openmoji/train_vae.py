@@ -15,8 +15,8 @@ from examples.openmoji.training_config import ScheduleConfig
 class TrainVAEConfig:
     """vae-mini's training."""
 
-    out: str = "model/pretrained/vae-mini"
-    """Folder of the finished model."""
+    out: str = "runs/vae-mini/model"
+    """Folder of the finished model; the shipped one is never written unless it is named."""
     run_dir: str = "runs/vae-mini"
     """Folder of the training state."""
     seed: int = 0

@@ -23,7 +23,7 @@ from examples.openmoji.training_config import PhaseConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 _MAX_GRADIENT_NORM = 1.0
 
@@ -103,8 +103,10 @@ def muon_and_adamw(module: nn.Module, inner: list[nn.Parameter], schedule: Sched
     return [muon, torch.optim.AdamW(decayed, betas=(0.9, 0.98), fused=True)]
 
 
-def save_pretrained(model: "PreTrainedModel | ModelMixin", out: Path, *, processor: "ProcessorMixin | None" = None) -> None:
-    """Writes the weights in bf16, with configuration and processor; each file replaces the old one whole."""
+def save_pretrained(
+    model: "PreTrainedModel | ModelMixin", out: Path, *, processor: "ProcessorMixin | PreTrainedTokenizerBase | None" = None
+) -> None:
+    """Writes the weights in bf16, with configuration and processor or tokenizer; each file replaces the old one whole."""
     out.mkdir(parents=True, exist_ok=True)
     half = copy.deepcopy(model).to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:

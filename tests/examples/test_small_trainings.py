@@ -14,6 +14,7 @@ from examples.openmoji.composition import draw_scene
 from examples.openmoji.labelled_texts import FORMS, LABELS, labelled_text
 from examples.openmoji.muon import orthogonal
 from examples.openmoji.t5_training import TextReader, build_t5, inner_matrices, text_batch, text_batches, text_figures
+from examples.openmoji.train_llava import TrainLlavaConfig
 from examples.openmoji.train_t5 import TrainT5Config
 from examples.openmoji.train_vae import TrainVAEConfig
 from examples.openmoji.training_config import ScheduleConfig
@@ -21,6 +22,13 @@ from examples.openmoji.training_loop import fit, muon_and_adamw
 from examples.openmoji.vae_training import build_vae, figures_of, inner_filters, scene_batches
 
 T5 = Path(__file__).resolve().parents[2] / "model/pretrained/t5-mini"
+
+
+@pytest.mark.parametrize("config", [TrainT5Config(), TrainVAEConfig(), TrainLlavaConfig()])
+def test_a_training_never_writes_over_what_is_shipped_unasked(
+    config: TrainT5Config | TrainVAEConfig | TrainLlavaConfig,
+) -> None:
+    assert "pretrained" not in config.out and config.out.startswith(f"{config.run_dir}/")
 
 
 def _schedule(**changes: int) -> ScheduleConfig:
