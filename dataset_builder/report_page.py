@@ -76,11 +76,16 @@ def gallery_html(pictures: Sequence[Picture]) -> str:
         return '<p class="none">No picture could be read.</p>'
     names = list(dict.fromkeys(name for picture in pictures for name in picture.figures))
     options = "".join(f"<option>{escape(name)}</option>" for name in ("key", *names))
-    cards = "".join(map(_card, pictures))
     return (
         f'<p><label>Sort by <select id="by">{options}</select></label> '
-        f'<label><input type="checkbox" id="down"> greatest first</label></p><div class="gallery" id="gallery">{cards}</div>'
+        f'<label><input type="checkbox" id="down"> greatest first</label></p>{cards_html(pictures, name="gallery")}'
     )
+
+
+def cards_html(pictures: Sequence[Picture], *, name: str = "") -> str:
+    """Thumbnails in the order given. `name` is for the one gallery of a page that can be sorted."""
+    anchor = f' id="{name}"' if name else ""
+    return f'<div class="gallery"{anchor}>{"".join(map(_card, pictures))}</div>'
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,91 @@
+"""The benchmark `openmoji` of `trainer.evaluate`: prompts of the small world, and two judges that know nothing of each other.
+
+llava-mini captions each image; the sprite judge matches the drawings. Both are held against what the prompt says by the same
+checks, and both are asked about true scenes of the same prompts too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from examples.openmoji.backgrounds import IMAGE_SIZE_PX
+from examples.openmoji.checks import Reading, check
+from examples.openmoji.composition import render
+from examples.openmoji.llava_judge import llava_version, load_llava_reader
+from examples.openmoji.prompts import CATEGORIES, WorldPrompt, draw_prompts
+from examples.openmoji.sprite_judge import VERSION as SPRITES_VERSION
+from examples.openmoji.sprite_judge import find_scenes, sprite_bank
+from examples.openmoji.truth import Truth
+from trainer.evaluation import Benchmark, JudgeSource, Prompt, TrueImages, Verdict
+from trainer.evaluation_config import EvaluateConfig, OpenMojiConfig
+
+Pixels = npt.NDArray[np.uint8]
+_METRICS = {category: category for category in CATEGORIES} | {"complex": "all"}
+
+
+def open_benchmark(config: EvaluateConfig) -> Benchmark:
+    """Prompts by config.openmoji. Raises UserError for a world that has not so many."""
+    settings = config.openmoji
+    prompts = _draw(settings)
+    more = _draw(replace(settings, prompt_seed=settings.prompt_seed + 1))
+    scenes = {one.text: one.scene for one in prompts}
+    others = {one.text: other.scene for one, other in zip(prompts, more, strict=True)}
+    asked = {one.text: one.asked for one in prompts}
+    reader = cache(load_llava_reader)
+    return Benchmark(
+        name="openmoji",
+        prompts=tuple(Prompt(text=one.text, category=one.category, held_out=one.held_out) for one in prompts),
+        judges={
+            "llava-mini": JudgeSource(version=llava_version(), load=lambda: WorldJudge(reader(), asked)),
+            "sprites": JudgeSource(version=SPRITES_VERSION, load=lambda: WorldJudge(_read_sprites(), asked)),
+        },
+        metric_of={one.category: _METRICS[one.category] for one in prompts},
+        true_images=TrueImages(
+            of=lambda prompt: render(scenes[prompt.text]), others=lambda prompt: render(others[prompt.text])
+        ),
+        embeddings={"the vision tower of llava-mini": lambda: reader().embed},
+    )
+
+
+@dataclass(frozen=True)
+class WorldJudge:
+    """Holds what a reader makes of images against what their prompts say."""
+
+    read: Callable[[Sequence[Pixels]], Sequence[Reading]]
+    """Of images (64, 64, 3)."""
+    asked: Mapping[str, Truth]
+    """What each prompt says."""
+
+    def __call__(self, images: Sequence[Pixels], prompts: Sequence[Prompt]) -> list[Verdict]:
+        """Images of any size are scaled to that of the small world."""
+        readings = self.read([_scaled(image) for image in images])
+        return [self._verdict(reading, self.asked[prompt.text]) for reading, prompt in zip(readings, prompts, strict=True)]
+
+    def _verdict(self, reading: Reading, asked: Truth) -> Verdict:
+        values = check(reading.read, asked)
+        of_two = {"all_of_two": values["all"]} if len(asked.objects) == 2 else {}
+        return Verdict(values=values | of_two, seen=reading.seen)
+
+
+def _draw(settings: OpenMojiConfig) -> tuple[WorldPrompt, ...]:
+    return draw_prompts(
+        count=settings.prompts_per_category,
+        seed=settings.prompt_seed,
+        style=settings.style,
+        single_object=settings.single_objects,
+        num_kinds=settings.num_kinds,
+    )
+
+
+def _read_sprites() -> Callable[[Sequence[Pixels]], list[Reading]]:
+    bank = sprite_bank()
+    return lambda images: [scene.reading() for scene in find_scenes(np.stack(images), bank)]
+
+
+def _scaled(image: Pixels) -> Pixels:
+    side = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+    return image if image.shape[:2] == side else np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BOX))

@@ -1,0 +1,40 @@
+"""The validation loss of a checkpoint is the one that its training measured, and foreign features are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from model.command_line import UserError as ModelError
+from model.pipeline_parts import RuntimeConfig
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer.checkpoints import newest_checkpoint
+from trainer.evaluation_loss import validation_loss
+from trainer.fit import main
+from trainer.run_folder import read_metrics
+
+RUNTIME = RuntimeConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    write_store(root / "features")
+    assert main(tiny_config(root, images=20)) == 0
+    return root
+
+
+def test_it_equals_what_training_measured(trained: Path) -> None:
+    checkpoint = newest_checkpoint(trained / "runs" / "alignment")
+    found = validation_loss(str(checkpoint), str(trained / "features" / "alignment" / "16"), num_images=8, runtime=RUNTIME)
+    (row,) = [row for row in read_metrics(trained / "runs" / "alignment") if row["kind"] == "validation"]
+    assert found.loss == pytest.approx(row["loss"], rel=1e-5)
+    assert found.bands == pytest.approx(row["bands"], rel=1e-5, nan_ok=True)
+
+
+def test_features_of_another_encoder_are_refused(trained: Path, tmp_path: Path) -> None:
+    from model.checkpoint import PartConfig
+
+    store = write_store(tmp_path / "other", vae=PartConfig(name="elsewhere", fingerprint="another"))
+    checkpoint = newest_checkpoint(trained / "runs" / "alignment")
+    with pytest.raises(ModelError, match="trained with the vae nowhere"):
+        validation_loss(str(checkpoint), str(store), num_images=8, runtime=RUNTIME)

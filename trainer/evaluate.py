@@ -1,0 +1,91 @@
+"""Scores a checkpoint: `python -m trainer.evaluate --checkpoint CHECKPOINT --benchmark NAME --out DIR`.
+
+Draws the prompts of a benchmark, has the images judged, and says how good they are. The same command again goes on where it
+was interrupted: images and verdicts that are there are kept. In DIR:
+
+evaluation.json   what is evaluated: another evaluation is refused here
+prompts.jsonl     the prompts
+images/           a PNG for each prompt and seed, with what it was drawn from inside
+verdicts/         a line for each image and judge: values, and what the judge saw
+results.parquet   a row for each image and metric
+summary.json, summary.md, page.html
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dataset_builder.command_line import UserError, run_command
+from model.command_line import UserError as ModelError
+from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
+
+if TYPE_CHECKING:
+    from trainer.evaluation import Benchmark
+    from trainer.evaluation_summary import Summary
+    from trainer.validation import ValidationLoss
+
+
+def open_benchmark(config: EvaluateConfig) -> "Benchmark":
+    """The benchmark that is asked for, with the judges that are. Raises UserError for a judge that it has not."""
+    from dataclasses import replace
+
+    try:
+        module = import_module(BENCHMARKS[config.benchmark])
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the benchmark {config.benchmark} needs {error.name}, which is not here: run this from a checkout of the "
+            "repository after `make setup`"
+        ) from error
+    benchmark: Benchmark = module.open_benchmark(config)
+    if unknown := [name for name in config.judges if name not in benchmark.judges]:
+        raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(benchmark.judges)}")
+    judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
+    return replace(benchmark, judges=judges)
+
+
+def main(config: EvaluateConfig) -> int:
+    """Evaluates what is not evaluated yet, and prints the summary; returns 0."""
+    try:
+        evaluate(config)
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> "Summary":
+    """Evaluates what is not evaluated yet. Raises UserError, of this package or of the model's."""
+    from pathlib import Path
+
+    from trainer.evaluation_images import claim_folder, open_images
+    from trainer.evaluation_page import write_page
+    from trainer.evaluation_scores import distances, judge_all
+    from trainer.evaluation_summary import markdown, summarise, write_results
+
+    out, benchmark = Path(config.out), open_benchmark(config)
+    claim_folder(out, config, benchmark)
+    drawn = open_images(out, config, benchmark)
+    judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
+    summary = summarise(benchmark, judged, distances(benchmark, drawn), _loss(config))
+    write_results(out, judged, summary)
+    write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
+    print(markdown(summary))
+    print(f"{out}: results.parquet, summary.json, summary.md and page.html")
+    return summary
+
+
+def _loss(config: EvaluateConfig) -> "ValidationLoss | None":
+    if config.features is None or config.checkpoint is None:
+        return None
+    from trainer.evaluation_loss import validation_loss
+
+    return validation_loss(config.checkpoint, config.features, num_images=config.validation_images, runtime=config.runtime)
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            EvaluateConfig,
+            main,
+            prog="python -m trainer.evaluate",
+            example="python -m trainer.evaluate --checkpoint mini --benchmark openmoji --out evaluation",
+        )
+    )

@@ -1,0 +1,86 @@
+"""The settings of an evaluation, and the benchmarks that there are. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.pipeline_parts import RuntimeConfig
+from model.sampling import SamplingConfig
+
+BENCHMARKS = {"openmoji": "examples.openmoji.benchmark"}
+"""Modules by name, imported when chosen: see trainer/evaluation.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenMojiConfig:
+    """The prompts of the small world."""
+
+    prompts_per_category: int = 25
+    """Of each of the two splits: held-out combinations, and such as occur in training."""
+    prompt_seed: int = 2026
+    """Another seed gives other prompts."""
+    style: Literal["person", "dense"] = "person"
+    """As a person would write, or as llava-mini describes pictures."""
+    single_objects: bool = False
+    """One object in each scene; without the categories that need several."""
+    num_kinds: int | None = None
+    """Only the first kinds, for a network that was trained on those; default: all."""
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_category < 1 or (self.num_kinds is not None and self.num_kinds < 1):
+            raise ValueError("openmoji: prompts_per_category and num_kinds must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `python -m trainer.evaluate`."""
+
+    benchmark: str
+    """One of BENCHMARKS."""
+    out: str
+    """Folder of images, verdicts and results."""
+    checkpoint: str | None = None
+    """`mini` (shipped) or a folder with transformer/ and pipeline.json."""
+    images: str | None = None
+    """In place of a checkpoint: a folder of images that somebody else drew, named as `model.generate` names them."""
+    num_images_per_prompt: int = 1
+    """Images of each prompt, with the seeds seed, seed + 1, …"""
+    seed: int = 0
+    """Seed of the first image of each prompt."""
+    judges: tuple[str, ...] = ()
+    """Which judges score; default: all that the benchmark has."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampler, steps, guidance."""
+    runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(batch_size=16))
+    """Where and how the pipeline runs."""
+    text_encoder: str | None = None
+    """Where the checkpoint's text encoder is, if not where pipeline.json says."""
+    vae: str | None = None
+    """Where the checkpoint's VAE is, if not where pipeline.json says."""
+    features: str | None = None
+    """FEATURES/<stage>/<resolution>: measure the checkpoint's loss on the validation split of these features too."""
+    validation_images: int = 1024
+    """Images that the loss is measured on, at most."""
+    judge_batch_size: int = 64
+    """Images that are judged together; verdicts are kept after each batch."""
+    page_images: int = 6
+    """Images on the page of each category: so many of the worst and so many of the best."""
+    openmoji: OpenMojiConfig = field(default_factory=OpenMojiConfig)
+    """Of the benchmark openmoji."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            message
+            for message, holds in [
+                (f"benchmark must be one of {', '.join(BENCHMARKS)}, found {self.benchmark}", self.benchmark in BENCHMARKS),
+                ("give either --checkpoint or --images", (self.checkpoint is None) != (self.images is None)),
+                ("--features needs --checkpoint", self.features is None or self.checkpoint is not None),
+                ("num_images_per_prompt must be 1 or more", self.num_images_per_prompt >= 1),
+                ("seed must be 0 or more", self.seed >= 0),
+                ("validation_images must be 1 or more", self.validation_images >= 1),
+                ("judge_batch_size must be 1 or more", self.judge_batch_size >= 1),
+                ("page_images must be 0 or more", self.page_images >= 0),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))

@@ -1,0 +1,126 @@
+"""The images that are evaluated: drawn by a checkpoint, as far as they are not there yet, or found in a folder."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dataset_builder.command_line import UserError
+from model.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.generation import GenerationRequest
+from model.image_files import image_names, is_drawn, save_png
+from model.new_files import new_file
+from model.pipeline import open_pipeline
+from trainer.evaluation import Benchmark, Prompt
+from trainer.evaluation_config import EvaluateConfig
+
+IDENTITY = "evaluation.json"
+PROMPTS = "prompts.jsonl"
+IMAGES = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnImage:
+    """An image to be judged."""
+
+    path: Path
+    prompt: Prompt
+    seed: int
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """uint8 RGB (H, W, 3). Raises UserError for a file that is no image."""
+        try:
+            with Image.open(self.path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
+
+
+def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> None:
+    """Writes what is evaluated here, with the prompts. Raises UserError where something else is."""
+    identity = _identity(config, benchmark)
+    path = out / IDENTITY
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [name for name, value in identity.items() if found.get(name) != value]:
+            raise UserError(f"{out} holds another evaluation ({', '.join(differing)} differ): give another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds other files and no {IDENTITY}: give another --out")
+    lines = [json.dumps(dataclasses.asdict(prompt)) for prompt in benchmark.prompts]
+    _write(out / PROMPTS, "\n".join(lines))
+    _write(path, json.dumps(identity, indent=2))
+
+
+def open_images(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> list[DrawnImage]:
+    """All images, those of the first prompt first. Raises UserError for a checkpoint or images that are not there."""
+    request = GenerationRequest(
+        prompts=tuple(prompt.text for prompt in benchmark.prompts),
+        num_images_per_prompt=config.num_images_per_prompt,
+        seed=config.seed,
+        sampling=config.sampling,
+    )
+    prompts = [benchmark.prompts[request.caption_index(image)] for image in range(request.num_images)]
+    seeds = [request.image_seed(image) for image in range(request.num_images)]
+    folder = Path(config.images) if config.images else out / IMAGES
+    names = image_names([prompt.text for prompt in prompts], seeds)
+    images = [
+        DrawnImage(path=folder / name, prompt=prompt, seed=seed)
+        for name, prompt, seed in zip(names, prompts, seeds, strict=True)
+    ]
+    if config.images is None:
+        _draw(images, request, config)
+    elif missing := [image.path.name for image in images if not image.path.is_file()]:
+        raise UserError(
+            f"{len(missing)} of {len(images)} images are not in {folder}, the first: {missing[0]}; draw them from "
+            f"{out / PROMPTS}, with the seeds {config.seed} to {config.seed + config.num_images_per_prompt - 1}"
+        )
+    return images
+
+
+def _identity(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, Any]:
+    """What makes an evaluation this one, in plain JSON; the judges are not in it, since each verdict names its own."""
+    source: dict[str, Any] = {"images": str(config.images)}
+    if config.checkpoint is not None:
+        fingerprint = checkpoint_fingerprint(find_checkpoint(config.checkpoint))
+        source = {"checkpoint": fingerprint, "sampling": dataclasses.asdict(config.sampling)}
+        source |= {"dtype": config.runtime.dtype, "quantisation": config.runtime.quantisation}
+    prompts = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in benchmark.prompts]).encode()).hexdigest()
+    wanted = {"num_images_per_prompt": config.num_images_per_prompt, "seed": config.seed}
+    identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
+    return identity
+
+
+def _draw(images: list[DrawnImage], request: GenerationRequest, config: EvaluateConfig) -> None:
+    """Draws what is not there, and says so."""
+    assert config.checkpoint is not None
+    settings = {
+        "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
+        "sampling": dataclasses.asdict(config.sampling),
+        "dtype": config.runtime.dtype,
+        "quantisation": config.runtime.quantisation,
+    }
+    values = [{"prompt": image.prompt.text, "seed": image.seed, "settings": settings} for image in images]
+    missing = [place for place, image in enumerate(images) if not is_drawn(image.path, values[place])]
+    pipeline = open_pipeline(config.checkpoint, runtime=config.runtime, text_encoder=config.text_encoder, vae=config.vae)
+    start_s = time.monotonic()
+    for place, drawn in zip(missing, pipeline.stream(request, images=missing, progress=bool(missing)), strict=True):
+        assert isinstance(drawn.image, Image.Image)
+        save_png(drawn.image, images[place].path, values[place])
+    seconds = time.monotonic() - start_s
+    print(f"{len(missing)} images drawn in {seconds:.0f} s, {len(images) - len(missing)} were there already", flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with new_file(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another --out") from error

@@ -1,0 +1,95 @@
+"""The page of an evaluation: its figures, and the worst and best images of each category. Holds everything itself."""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image
+
+from dataset_builder.report_page import Picture, Section, Table, cards_html, page, table_html
+from model.new_files import new_file
+from trainer.evaluation import Benchmark
+from trainer.evaluation_images import DrawnImage
+from trainer.evaluation_scores import GENERATED, Judged
+from trainer.evaluation_summary import ALL, Summary
+
+PAGE = "page.html"
+_THUMBNAIL_PX = 192
+
+
+def write_page(
+    out: Path,
+    benchmark: Benchmark,
+    *,
+    drawn: Sequence[DrawnImage],
+    judged: Sequence[Judged],
+    summary: Summary,
+    num_images: int,
+) -> None:
+    """Writes page.html, with `num_images` of the worst and of the best images of each category."""
+    sections = [
+        Section(title="Figures", lead="The ceiling is what the same judge finds of true images.", body=_tables(summary))
+    ]
+    verdicts: dict[Path, list[Judged]] = defaultdict(list)
+    for one in judged:
+        if one.images == GENERATED and one.path is not None:
+            verdicts[one.path].append(one)
+    for category, metric in benchmark.metric_of.items():
+        own = [image for image in drawn if image.prompt.category == category]
+        own.sort(key=lambda image: _mean(verdicts[image.path], metric))
+        worst, best = own[:num_images], own[max(num_images, len(own) - num_images) :][::-1]
+        pictures = [_picture(image, verdicts[image.path], metric) for image in [*worst, *best]]
+        lead = f"Sorted by {metric}, mean of the judges: the {len(worst)} worst, then the {len(best)} best of {len(own)}."
+        if own:
+            sections.append(Section(title=category, lead=lead, body=cards_html(pictures)))
+    text = page(title=f"Evaluation: {benchmark.name}", subtitle=f"{len(drawn)} images", sections=sections)
+    with new_file(out / PAGE) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _tables(summary: Summary) -> str:
+    columns = ("category", "metric", "judge", "images", "score", "held-out", "ceiling")
+    rows = [
+        (one.category, one.metric, one.judge, one.num_images, *_rounded(one.value, one.held_out, one.ceiling))
+        for one in summary.scores
+    ]
+    by_category = [row for row in rows if row[0] != ALL]
+    over_all = [row for row in rows if row[0] == ALL]
+    distances = [(one.embedding, one.num_images, *_rounded(one.value, one.floor)) for one in summary.distances]
+    tables = [Table(columns=columns, rows=by_category), Table(columns=columns, rows=over_all)]
+    if distances:
+        tables.append(Table(columns=("Fréchet distance by", "images", "distance", "of two true sets"), rows=distances))
+    return "".join(map(table_html, tables))
+
+
+def _rounded(*values: float | None) -> list[float | None]:
+    return [None if value is None else round(value, 3) for value in values]
+
+
+def _mean(verdicts: Sequence[Judged], metric: str) -> float:
+    values = [one.verdict.values[metric] for one in verdicts if metric in one.verdict.values]
+    return fmean(values) if values else 0.0
+
+
+def _picture(image: DrawnImage, verdicts: Sequence[Judged], metric: str) -> Picture:
+    seen = "; ".join(f"{one.judge}: {one.verdict.seen}" for one in verdicts if one.verdict.seen)
+    return Picture(
+        key=f"{image.prompt.text} (seed {image.seed}{', held out' if image.prompt.held_out else ''})",
+        jpeg_base64=_jpeg(image),
+        caption=seen,
+        figures={one.judge: one.verdict.values.get(metric) for one in verdicts},
+    )
+
+
+def _jpeg(image: DrawnImage) -> str:
+    """Small images are enlarged without smoothing, large ones reduced."""
+    picture = Image.fromarray(image.pixels())
+    scale = _THUMBNAIL_PX / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    shown = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
