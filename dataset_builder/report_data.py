@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dataset_builder.sql import Database
 
 _BINS = 24
-_CURVE_POINTS = 12
+_CURVE_POINTS = 16
 _THUMBNAIL_PX = 220
 _GROUPS = 10
 
@@ -108,7 +108,7 @@ def rarefaction(database: "Database") -> dict[str, list[Series]]:
         name = row["prompt"].replace("'", "''")
         counts = database.fetch(f"SELECT count FROM noun_counts WHERE prompt = '{name}'")["count"].to_numpy().astype(np.int64)
         number = row["num_captions"]
-        sizes = sorted({round(number * part / _CURVE_POINTS) for part in range(1, _CURVE_POINTS + 1)} - {0})
+        sizes = sorted({round(size) for size in np.geomspace(1, max(number, 1), _CURVE_POINTS)})
         samples = [(size, rarefied(counts, num_captions=number, sample_size=size)) for size in sizes]
         curves["VN"].append(Series(name=row["prompt"], points=[(size, sample.valid_nouns) for size, sample in samples]))
         curves["DN"].append(Series(name=row["prompt"], points=[(size, sample.distinct_nouns) for size, sample in samples]))

@@ -5,6 +5,7 @@ merged_images.py), `groups` (of duplicates) and `chosen` (the images of the data
 dropped a row, null for what stays. An image goes with its last caption.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,13 @@ class Selection:
 
     def histograms(self) -> dict[str, dict[int, int]]:
         """How many captions of the data set have so many words, nouns and T5 tokens: the least of each class → captions."""
-        kept = "kept JOIN chosen ON chosen.run = home AND chosen.key = kept.key"
-        histograms = {}
-        for name, width in HISTOGRAMS.items():
-            least = f"{name} // {width} * {width} AS least"
-            rows = self._rows(f"SELECT {least}, count(*) AS captions FROM {kept} GROUP BY ALL ORDER BY ALL")
-            histograms[name] = {row["least"]: row["captions"] for row in rows}
-        return histograms
+        classes = ", ".join(f"{name} // {width} * {width} AS {name}" for name, width in HISTOGRAMS.items())
+        joined = "kept JOIN chosen ON chosen.run = home AND chosen.key = kept.key"
+        counts: dict[str, Counter[int]] = {name: Counter() for name in HISTOGRAMS}
+        for row in self._rows(f"SELECT {classes}, count(*) AS captions FROM {joined} GROUP BY ALL"):
+            for name, count in counts.items():
+                count[row[name]] += row["captions"]
+        return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
     def dropped_sql(self) -> str:
         """Every image of the runs that was dropped, as schema.DROPPED, in the order of runs and keys."""

@@ -19,7 +19,7 @@ import duckdb
 from dataset_builder.command_line import UserError
 from dataset_builder.dataset_files import is_dataset, read_dataset
 from dataset_builder.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
-from dataset_builder.run_views import RunFiles, literal, quoted, read_run, stored_urls
+from dataset_builder.run_views import RunFiles, is_run, literal, quoted, read_run, stored_urls
 from dataset_builder.storage import Folder
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _LOCKS = (
     "SET python_enable_replacements = false",
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
-    "SET allowed_paths = [{paths}]",
+    "SET allowed_paths = getvariable('readable')::VARCHAR[]",
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
@@ -226,6 +226,11 @@ def open_run(url: str) -> Database:
 
 def open_stored(url: str) -> Database:
     """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
+    if not (is_dataset(url) or is_run(url)):
+        raise UserError(
+            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
+            "give a folder that captioner.run or dataset_builder.build wrote"
+        )
     return open_files(read_dataset(url) if is_dataset(url) else read_run(url))
 
 
@@ -239,7 +244,7 @@ def open_workbench(runs: Mapping[str, RunFiles]) -> Workbench:
         for number, run in enumerate(runs.values()):
             connection.execute(f"ATTACH ':memory:' AS run_{number}")
             connection.execute(f"USE run_{number}")
-            _create_views(connection, run)
+            _create_views(connection, run, number=number)
         connection.execute("USE memory")
         comments = {name: what for name, what in next(iter(runs.values())).views.items() if name != "commits"}
         for view in comments:
@@ -278,8 +283,11 @@ def open_files(stored: Stored) -> Database:
         return Database(connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all())
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored) -> None:
-    """The relations of `stored` and the views on them, in the present catalog."""
+def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, number: int = 0) -> None:
+    """The relations of `stored` and the views on them, in the present catalog; `number` tells several runs apart.
+
+    The names of files are in variables: as text in a view, 20,000 of them are parsed again wherever the view is used.
+    """
     folder = stored.folder
     if folder.is_local:
         connection.execute("SET enable_external_file_cache = false")  # the system caches; this costs a third with small files
@@ -288,10 +296,11 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored) -> None
     connection.execute("CREATE SCHEMA stored")
     try:
         for kind, schema in stored.schemas.items():
-            if files := ", ".join(literal(url) for url in _urls(stored, kind)):
+            if urls := _urls(stored, kind):
+                connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
                 connection.execute(
                     f"CREATE VIEW stored.{kind} AS SELECT {', '.join(map(quoted, schema.names))}, {_UNIT} AS unit "
-                    f"FROM read_parquet([{files}], hive_partitioning = false)"
+                    f"FROM read_parquet(getvariable('{kind}_{number}'), hive_partitioning = false)"
                 )
             else:
                 _create_table(connection, f"stored.{kind}", schema.empty_table())
@@ -307,9 +316,10 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored) -> None
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> None:
-    paths = ", ".join(literal(url) for stored in opened for kind in stored.schemas for url in _urls(stored, kind))
+    urls = [url for stored in opened for kind in stored.schemas for url in _urls(stored, kind)]
+    connection.execute("SET VARIABLE readable = ?", [urls])
     for statement in _LOCKS:
-        connection.execute(statement.format(paths=paths))
+        connection.execute(statement)
 
 
 def _urls(stored: Stored, kind: str) -> list[str]:

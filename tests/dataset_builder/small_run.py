@@ -49,6 +49,7 @@ class SmallRun:
             "settings": {
                 "tagger": {"model": TaggerConfig().spacy_model, "version": "3.8.0", "noun_tags": ["NN", "NNS", "NNP", "NNPS"]},
                 "t5": {"tokenizer": "mini", "max_tokens": T5_WORDS},
+                "prompts": {"prompts": [{"name": name, "text": f"{name}?"} for name in self.captions]},
             },
         }
         folder.write("run.json", json.dumps(record).encode())

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from dataset_builder.build import BuildConfig, build_dataset, main
-from dataset_builder.command_line import UserError
+from dataset_builder.command_line import UserError, run_command
 from dataset_builder.dataset_files import read_dataset
 from dataset_builder.dedup_config import DedupConfig
 from dataset_builder.schema import DROPPED, SAMPLES
@@ -372,6 +372,17 @@ def test_sql_that_is_wrong_is_one_clear_line(config: BuildConfig, where: str, me
     with pytest.raises(UserError) as error:
         build_dataset(replace(config, where=where))
     assert message in str(error.value)
+
+
+def test_the_recipe_of_the_demo_is_read_and_its_steps_are_taken(
+    config: BuildConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(__file__).parents[2] / "examples/openmoji/recipe.yaml"
+    options = ["--config", str(recipe), "--min_side_px", "48", "--captions", *config.captions, "--out", config.out, "--dry_run"]
+    assert run_command(BuildConfig, main, prog="build", example="", argv=options) == 0
+    printed = capsys.readouterr().out
+    assert "no perceptual hash to compare" in printed
+    assert "a dry run: nothing is written" in printed
 
 
 def test_other_mistakes(config: BuildConfig, run: str, tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ def test_carried_columns_have_their_types_and_do_not_hide_ours(run: Database) ->
     ]
 
 
+def test_nouns_and_their_counts_agree_for_one_prompt_too(tmp_path: Path) -> None:
+    folder = SmallRun(captions={"dense": "A tree and an owl."}).write(Folder(str(tmp_path / "run")))
+    with open_run(folder.url) as run:
+        assert rows(run, "SELECT * EXCLUDE count_t5 FROM noun_counts ORDER BY noun") == [
+            ("dense", "owl", 5, 5, False), ("dense", "tree", 5, 5, False)]  # fmt: skip
+
+
 def test_nouns_and_their_counts_agree(run: Database) -> None:
     assert rows(
         run, "SELECT noun, position, is_meta, read_by_t5 FROM nouns WHERE key = 'img_0' AND prompt = 'short' ORDER BY position"
