@@ -51,8 +51,9 @@ ResultT = TypeVar("ResultT")
 
 def train_on_ray(config: TrainConfig) -> bool:
     """Trains a stage on `num_workers` workers; returns whether it is done, or was told to stop. Raises UserError."""
+    config = _with_absolute_paths(config)
     find_start(config)  # what is missing is said before anything is started
-    run = run_path(config).resolve()
+    run = run_path(config)
     run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
     check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
@@ -68,6 +69,28 @@ def train_on_ray(config: TrainConfig) -> bool:
     if isinstance(result.return_value, str):
         raise UserError(result.return_value)
     return bool(result.return_value)
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The workers' working folder is one of Ray's. What else names a folder here, of a start or an encoder, is made so too."""
+    return replace(
+        config,
+        features=_absolute(config.features),
+        run_dir=_absolute(config.run_dir),
+        init_from=_absolute_if_there(config.init_from),
+        text_encoder=_absolute_if_there(config.text_encoder),
+        vae=_absolute_if_there(config.vae),
+    )
+
+
+def _absolute(path: str) -> str:
+    """URLs stay as they are."""
+    return str(Path(path.removeprefix("file://")).absolute()) if is_local_path(path) else path
+
+
+def _absolute_if_there(name: str | None) -> str | None:
+    """Hub ids and other names stay as they are."""
+    return _absolute(name) if name and Path(name).exists() else name
 
 
 class _StopRequests:

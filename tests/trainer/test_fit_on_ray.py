@@ -35,10 +35,11 @@ def _losses(config: TrainConfig) -> dict[int, float]:
 
 
 @pytest.mark.timeout(600)
-def test_a_lost_worker_is_replaced(tmp_path: Path) -> None:
-    write_store(tmp_path / "features")
-    config = tiny_config(tmp_path, images=48, num_workers=2, distributed=DistributedConfig(sharding="fsdp"))
-    alone = replace(config, run_dir=str(tmp_path / "alone"), num_workers=1)
+def test_a_lost_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # relative paths lead to the same from the workers, which Ray starts in another folder
+    write_store(Path("features"))
+    config = tiny_config(Path(), images=48, num_workers=2, distributed=DistributedConfig(sharding="fsdp"))
+    alone = replace(config, run_dir="alone", num_workers=1)
     assert main(alone) == 0
     killer = threading.Thread(target=_kill_a_worker_after_a_checkpoint, args=(config,), daemon=True)
     killer.start()
