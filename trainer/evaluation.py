@@ -70,7 +70,7 @@ class TrueImages:
     of: "Callable[[Prompt], Pixels]"
     """The true image of a prompt."""
     others: "Callable[[Prompt], Pixels]"
-    """Another one of the same kind, of none of the prompts: the distance of two true sets is the least to expect."""
+    """A true image of another prompt of the same kind: the distance between two true sets, to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,10 +58,12 @@ def _tables(summary: Summary) -> str:
     ]
     by_category = [row for row in rows if row[0] != ALL]
     over_all = [row for row in rows if row[0] == ALL]
-    distances = [(one.embedding, one.num_images, *_rounded(one.value, one.floor)) for one in summary.distances]
+    distances = [(one.embedding, one.num_images, *_rounded(one.value, one.between_true)) for one in summary.distances]
     tables = [Table(columns=columns, rows=by_category), Table(columns=columns, rows=over_all)]
     if distances:
-        tables.append(Table(columns=("Fréchet distance by", "images", "distance", "of two true sets"), rows=distances))
+        tables.append(
+            Table(columns=("Fréchet distance by", "images", "distance", "of true images of other prompts"), rows=distances)
+        )
     return "".join(map(table_html, tables))
 
 

@@ -56,8 +56,8 @@ class Distance:
 
     embedding: str
     value: float
-    floor: float
-    """Of as many other true images: what a perfect network would reach."""
+    between_true: float
+    """Of as many true images of other prompts: who draws what is asked for gets below."""
     num_images: int
 
 
@@ -85,8 +85,8 @@ def distances(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Distanc
         true = _features(embed, map(benchmark.true_images.of, prompts))
         others = _features(embed, map(benchmark.true_images.others, prompts))
         generated = _features(embed, (image.pixels() for image in drawn))
-        value, floor = frechet_distance(generated, true), frechet_distance(others, true)
-        found.append(Distance(embedding=name, value=value, floor=floor, num_images=len(drawn)))
+        value, between_true = frechet_distance(generated, true), frechet_distance(others, true)
+        found.append(Distance(embedding=name, value=value, between_true=between_true, num_images=len(drawn)))
     return found
 
 

@@ -97,7 +97,7 @@ def markdown(summary: Summary) -> str:
         parts.append(head.format(title) + "\n".join(lines) + "\n")
     distances = [
         f"Fréchet distance by {one.embedding}: {one.value:.2f} over {one.num_images} images "
-        f"(two sets of true images: {one.floor:.2f})\n"
+        f"(true images of other prompts: {one.between_true:.2f})\n"
         for one in summary.distances
     ]
     loss = [f"{summary.validation_loss}\n"] if summary.validation_loss else []

@@ -27,7 +27,7 @@ from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.sprites import sprite
 from examples.openmoji.truth import ReadCaption, TrueObject
 
-VERSION = "1"
+VERSION = "2"
 """Changes with any of the numbers below."""
 MIN_FIT, MIN_COSINE, MIN_CORRELATION = 0.5, 0.9, 0.6
 """What an object must reach: the share of the drawing that the image shows, the cosine between S and D, and within the
@@ -39,7 +39,7 @@ _MAX_OVERLAP = 0.3
 _MAX_OBJECTS = 8
 # Squared distance in RGB at which a pixel is no longer background: an object, or an outline.
 _FAR = 0.03
-_MIN_BACKGROUND_SHARE = 0.8
+_MIN_BACKGROUND_SHARE = 0.65
 """Of the pixels beside the objects: else the background is none of ours."""
 # Corners are looked for in so many rows and columns: whole periods of the background, and room for the smallest drawing.
 _CORNERS = 48

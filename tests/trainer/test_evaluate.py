@@ -70,7 +70,7 @@ def test_figures_are_those_worked_out_by_hand(gray_images: Path, tmp_path: Path)
     (distance,) = summary["distances"]
     assert distance["value"] == pytest.approx(153**2 + np.var([51, 255, 0], ddof=1))
     # 255 less the lengths 9, 10, 13 of the prompts.
-    assert distance["floor"] == pytest.approx((32 / 3) ** 2 + np.var([9, 10, 13], ddof=1))
+    assert distance["between_true"] == pytest.approx((32 / 3) ** 2 + np.var([9, 10, 13], ddof=1))
 
 
 def test_results_have_a_row_for_each_image_and_metric(gray_images: Path, tmp_path: Path) -> None:
