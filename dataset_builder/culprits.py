@@ -9,6 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from dataset_builder.command_line import UserError
+from dataset_builder.unit_workers import JobFailed, describe
 from dataset_builder.units import Failure, Unit
 
 TRIES = 2
@@ -79,3 +80,14 @@ class OpenUnit:
         middle = (len(positions) + 1) // 2
         halves = [half for half in (positions[:middle], positions[middle:]) if half]
         self.suspects.extendleft(reversed(halves))
+
+
+def is_raised(error: Exception) -> bool:
+    """Whether the error of a call on Ray was raised by the job's own code; else its worker died, or its data were lost."""
+    return isinstance(getattr(error, "cause", None), JobFailed)
+
+
+def cause_of(error: Exception) -> str:
+    """The error of a call on Ray in one line, without Ray's own traceback."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause) if isinstance(cause, JobFailed) else describe(cause)

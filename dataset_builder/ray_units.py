@@ -23,8 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dataset_builder.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, unseen_paths, wait_for_head
 from dataset_builder.command_line import UserError
-from dataset_builder.culprits import OpenUnit
-from dataset_builder.unit_workers import JobFailed, ModelBroken, Replica, UnitJob, describe, finish_unit, prepare_unit, warm_up
+from dataset_builder.culprits import OpenUnit, cause_of, is_raised
+from dataset_builder.unit_workers import ModelBroken, Replica, UnitJob, describe, finish_unit, prepare_unit, warm_up
 from dataset_builder.units import Commit, Unit
 
 POLL_S = 1.0
@@ -127,7 +127,7 @@ def check_visible(paths: Mapping[str, str]) -> None:
         try:
             found = ray.get(ref, timeout=VISIBLE_S)
         except RayError as error:
-            raise UserError(f"node {node.name} could not look at {', '.join(paths)}: {_message(error)}") from error
+            raise UserError(f"node {node.name} could not look at {', '.join(paths)}: {cause_of(error)}") from error
         if found:
             raise UserError(
                 f"{', '.join(found)}: not visible on node {node.name}; use a folder that all nodes share, or object storage"
@@ -300,7 +300,7 @@ class _Driver:
                 self.on_start = None
             return
         replica.failed_loads += 1
-        hopeless = _is_raised(error) and self.on_start is not None  # it raised where none has ever loaded: it will again
+        hopeless = is_raised(error) and self.on_start is not None  # it raised where none has ever loaded: it will again
         if hopeless or replica.failed_loads >= LOAD_TRIES:
             ray.kill(replica.actor)
             self.replicas.remove(replica)
@@ -356,14 +356,14 @@ class _Driver:
     def _failed(self, state: OpenUnit, stage: str, error: Exception) -> None:
         num_excluded = len(state.excluded)
         self.pending.appendleft(state)
-        state.failed(stage, self._with_limit(error, "unit_timeout_s"), died=not _is_raised(error))
+        state.failed(stage, self._with_limit(error, "unit_timeout_s"), died=not is_raised(error))
         if self.on_reject is not None and len(state.excluded) > num_excluded:
             self.on_reject(sum(len(one.excluded) for one in [*self.pending, *(call.state for call in self.calls)]))
 
     def _with_limit(self, error: Exception, limit: str) -> str:
         """The message of an error; that of a death names the limit which may have been the cause of it."""
-        ending = "" if _is_raised(error) else f" (--ray.{limit} is {getattr(self.settings, limit):g})"
-        return _message(error) + ending
+        ending = "" if is_raised(error) else f" (--ray.{limit} is {getattr(self.settings, limit):g})"
+        return cause_of(error) + ending
 
 
 def _is_done(ref: ray.ObjectRef) -> bool:
@@ -393,16 +393,5 @@ def _error(ref: ray.ObjectRef) -> Exception | None:
     return None
 
 
-def _is_raised(error: Exception) -> bool:
-    """Whether the job's own code raised, rather than its worker dying or its data being lost."""
-    return isinstance(error, RayTaskError) and isinstance(error.cause, JobFailed)
-
-
 def _replica_is_gone(error: Exception) -> bool:
     return isinstance(error, RayActorError) or (isinstance(error, RayTaskError) and isinstance(error.cause, ModelBroken))
-
-
-def _message(error: Exception) -> str:
-    """One line on what happened, without Ray's own traceback."""
-    cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-    return str(cause) if isinstance(cause, JobFailed) else describe(cause)

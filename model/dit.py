@@ -452,13 +452,14 @@ class DiT(nn.Module):
         blocks = [block for block in self.blocks if isinstance(block, TextBlock)]
         return PreparedCaptions(blocks=tuple(block.cross_attn.keys_values(tokens) for block in blocks))
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, *, dynamic: bool | None = None) -> None:
         """torch.compile for each block in place: one compilation serves all, and names in the state dict stay as they are.
 
+        dynamic: as torch.compile has it; True compiles for all shapes at once, so that none depends on which came first.
         With FSDP2, shard first: docs/network.md.
         """
         for block in self.blocks:
-            block.compile()
+            block.compile(dynamic=dynamic)
 
     def rebase(self, config: DiTConfig) -> None:
         """Takes the positions of another resolution: `config` differs from the network's in sample_size and position_scale."""

@@ -3,11 +3,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from dataset_builder.noun_counts import CaptionNouns, count_nouns
+from dataset_builder.references import content_hash
 from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, REJECTED, SCORES
 from dataset_builder.score_files import record_name, score_folder
 from dataset_builder.storage import Folder
@@ -149,3 +154,17 @@ def _caption(key: str, prompt: str, text: str) -> dict[str, Any]:
         "mean_logprob": -0.5,
         "min_logprob": -2.0,
     }
+
+
+def write_run_with_images(tmp_path: Path) -> str:
+    """Three images, of which the second is gone and the third another one by now."""
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "img_0.png")
+    (tmp_path / "img_2.png").write_bytes(b"another image")
+    folder = SmallRun(num_images=3, rejected=(), num_committed=1).write(Folder(str(tmp_path / "pictures")))
+    path = next(Path(folder.root).glob("images/0*.parquet"))
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row["uri"] = str(tmp_path / f"{row['key']}.png")
+        row["content_hash"] = content_hash((tmp_path / "img_0.png").read_bytes())
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    return folder.url

@@ -9,11 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from dataset_builder.build import BuildConfig, build_dataset, main
 from dataset_builder.command_line import UserError, run_command
@@ -22,7 +19,7 @@ from dataset_builder.dedup_config import DedupConfig
 from dataset_builder.schema import DROPPED, SAMPLES
 from dataset_builder.sql import Database, open_stored
 from dataset_builder.storage import Folder
-from tests.dataset_builder.small_run import SmallRun
+from tests.dataset_builder.small_run import SmallRun, write_run_with_images
 
 ALL: dict[str, float | str] = {"train": 1.0}
 
@@ -316,22 +313,6 @@ def test_embedded_images_are_images_for_datasets(config: BuildConfig, tmp_path: 
     ]
     assert loaded[0]["image"].size == (64, 48)
     assert loaded[0]["captions"][1]["caption"] == "An image of an owl."
-
-
-def write_run_with_images(tmp_path: Path) -> str:
-    """Three images, of which the second is gone and the third another one by now."""
-    from dataset_builder.references import content_hash
-
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "img_0.png")
-    (tmp_path / "img_2.png").write_bytes(b"another image")
-    folder = SmallRun(num_images=3, rejected=(), num_committed=1).write(Folder(str(tmp_path / "pictures")))
-    path = next(Path(folder.root).glob("images/0*.parquet"))
-    rows = pq.read_table(path).to_pylist()
-    for row in rows:
-        row["uri"] = str(tmp_path / f"{row['key']}.png")
-        row["content_hash"] = content_hash((tmp_path / "img_0.png").read_bytes())
-    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
-    return folder.url
 
 
 def test_on_object_storage(config: BuildConfig) -> None:

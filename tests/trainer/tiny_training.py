@@ -1,6 +1,7 @@
 """Feature stores and settings that train in a second: random latents and captions, a DiT of a few thousand parameters."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def write_store(
     num_units: int = 4,
     rows: int = 6,
     encoder: TextEncoder | None = None,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
     **info: Any,
 ) -> Path:
     """FEATURES/<stage>/<resolution> with units of all buckets in turn; the last two are validation. `info` replaces its facts.
@@ -54,7 +56,7 @@ def write_store(
         **{
             "stage": stage,
             "resolution": resolution,
-            "buckets": tuple((height * resolution // 16, width * resolution // 16) for height, width in SHAPES),
+            "buckets": tuple((height * resolution // 16, width * resolution // 16) for height, width in shapes),
             "latent_channels": 4,
             "downsampling": DOWNSAMPLING,
             "scaling_factor": 0.5,
