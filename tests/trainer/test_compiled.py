@@ -42,7 +42,7 @@ def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
 @pytest.mark.timeout(600)
 def test_resumed_is_unbroken_with_compiled_blocks_too(tmp_path: Path) -> None:
     write_store(tmp_path / "features", num_units=10, shapes=BUCKETS)
-    keep = CheckpointConfig(every_images=12, keep_last=9)
+    keep = CheckpointConfig(every_images=24, keep_last=9)
     config = tiny_config(tmp_path, images=60, compile=True, precision="bfloat16", checkpoint=keep)
     assert main(config) == 0
     assert 1 <= counters["stats"]["unique_graphs"] <= 6, counters["stats"]
