@@ -56,7 +56,6 @@ def main(config: CaptionConfig) -> int:
         print(line)
     allowed = _allowed(config, wanted, commits)
     if units:
-        _record_start(config, run, job)
         budget = allowed - sum(commit.num_rejected for commit in commits)
         if not run_job(
             job,
@@ -66,6 +65,7 @@ def main(config: CaptionConfig) -> int:
             budget=budget,
             started=started,
             replica_bytes=job.replica_bytes,
+            on_ray=lambda: _record_start(config, run, job),
         ):
             return 1
     check_commits(run, read_commits(run), run_id=job.run_id)
@@ -124,12 +124,11 @@ def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJ
 
 
 def _record_start(config: CaptionConfig, run: Folder, job: "CaptionJob") -> None:
-    """Records what this start runs on, and says where memory holds fewer replicas than the cores."""
+    """Records what this start runs on, of the Ray that is there, and says where memory holds fewer replicas than the cores."""
     from captioner.starts import record_start
     from dataset_builder.cluster import describe_nodes, memory_line
-    from dataset_builder.ray_units import cluster_nodes, replicas_use_gpus, start_ray
+    from dataset_builder.ray_units import cluster_nodes, replicas_use_gpus
 
-    start_ray(config.ray)
     nodes, on_gpus = cluster_nodes(), replicas_use_gpus(config.ray)
     record_start(run, config, dtype=job.generation.dtype, cluster=describe_nodes(nodes), on_gpus=on_gpus)
     if not on_gpus and (line := memory_line(config.ray, nodes, replica_bytes=job.replica_bytes)):

@@ -55,16 +55,23 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     return pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Footer:
+    """What stands at the end of a Parquet file."""
+
+    schema: pa.Schema
+    num_rows: int
+
+
+def read_footer(uri: str) -> Footer:
+    """Raises UserError if the file is empty, damaged or may not be read."""
+    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        return Footer(schema=file.schema_arrow, num_rows=file.metadata.num_rows)
+
+
 def read_schema(uri: str) -> pa.Schema:
-    """The schema from the footer. Raises UserError if the file is empty, damaged or may not be read."""
-    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
-        return file.schema_arrow
-
-
-def has_rows(uri: str) -> bool:
-    """Whether it has any, from the footer. Raises UserError as read_schema does."""
-    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
-        return bool(file.metadata.num_rows)
+    """The schema from the footer. Raises UserError as read_footer does."""
+    return read_footer(uri).schema
 
 
 def layout_of(schema: pa.Schema) -> ParquetLayout:

@@ -41,7 +41,7 @@ from dataset_builder.locations import (
     readable,
     walk,
 )
-from dataset_builder.parquet_source import PATH_NAMES, has_rows, index_parquet, layout_of, read_schema
+from dataset_builder.parquet_source import PATH_NAMES, index_parquet, layout_of, read_footer, read_schema
 from dataset_builder.rejection import ImageError
 from dataset_builder.schema import versioned
 from dataset_builder.sidecars import parse_sidecars
@@ -200,23 +200,23 @@ def _container(location: str, *, root: str) -> Source | str:
     if is_compressed_tar(location):
         return "a compressed tar, gunzip it first"
     try:
-        kind, column = _classify(location)
+        container = _classify(location)
     except UserError as error:
         if suffix_of(location) == PARQUET_SUFFIX:
             raise
         return str(error).split(";")[0].removeprefix(f"cannot read {location}: ").removeprefix(f"{location} has ")
-    if kind is None:
+    if container.kind is None:
         return "no column of images or of paths to images"
-    if kind == "parquet" and not has_rows(location):
+    if container.kind == "parquet" and not container.num_rows:
         return "no rows"
     details = describe(location)
     return Source(
-        kind=kind,
+        kind=container.kind,
         uri=location,
         root=root,
         num_bytes=details.num_bytes,
         modified=details.modified,
-        path_column=column,
+        path_column=container.path_column,
         is_searched=True,
     )
 
@@ -231,7 +231,8 @@ def _single(location: str, details: Details) -> Source:
     if not is_image(path):
         if not path.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
             raise UserError(f"{location} is no source of images; expected a folder, {EXPECTED}")
-        kind, column = _classify(location)
+        container = _classify(location)
+        kind, column = container.kind, container.path_column
     if kind is None:
         names = ", ".join(PATH_NAMES)
         raise UserError(f"{location} has no column of image bytes, nor one of paths to images; name the column one of: {names}")
@@ -245,20 +246,31 @@ def _single(location: str, details: Details) -> Source:
     )
 
 
-def _classify(location: str) -> tuple[Literal["tar", "parquet", "list"] | None, str | None]:
-    """The kind of a container and, for a list, its column of paths; no kind if it neither holds images nor names any."""
+@dataclass(frozen=True)
+class _Container:
+    """What a file that may hold or name images is."""
+
+    kind: Literal["tar", "parquet", "list"] | None
+    """None: it does neither."""
+    path_column: str | None = None
+    """Of a list."""
+    num_rows: int | None = None
+    """Of Parquet with images."""
+
+
+def _classify(location: str) -> _Container:
     if suffix_of(location) == TAR_SUFFIX:
-        return "tar", None
+        return _Container("tar")
     if suffix_of(location) != PARQUET_SUFFIX:
         column = find_path_column(location)
-        return "list" if column else None, column
-    schema = read_schema(location)
-    layout = layout_of(schema)
+        return _Container("list" if column else None, column)
+    footer = read_footer(location)
+    layout = layout_of(footer.schema)
     if layout.image is not None:
-        return "parquet", None
+        return _Container("parquet", num_rows=footer.num_rows)
     # Our own files name tars in their column uri: they are results, not lists of images.
-    is_ours = bool(versioned(pa.schema([])).metadata.keys() & (schema.metadata or {}).keys())
-    return ("list", layout.path) if layout.path and not is_ours else (None, None)
+    is_ours = bool(versioned(pa.schema([])).metadata.keys() & (footer.schema.metadata or {}).keys())
+    return _Container("list", layout.path) if layout.path and not is_ours else _Container(None)
 
 
 def _compressed(location: str) -> UserError:

@@ -1,13 +1,14 @@
 """Works units off on Ray with a line that moves and a budget of rejections: what captioning, scoring and features share."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dataset_builder.cluster import RaySettings
 from dataset_builder.units import Unit
 
 if TYPE_CHECKING:
+    from dataset_builder.progress import Progress
     from dataset_builder.unit_workers import UnitJob
 
 
@@ -20,36 +21,61 @@ def run_job(
     budget: int,
     started: float,
     replica_bytes: float = 0,
+    on_ray: Callable[[], None] | None = None,
 ) -> bool:
     """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
 
     A budget below zero is used up already: then nothing is run.
     Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
-    time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). Raises UserError as
-    run_units does.
+    time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). `on_ray` is called
+    once Ray is there and the paths are seen. Raises UserError as run_units does.
     """
-    from dataset_builder.progress import BudgetExceeded, Progress
+    from dataset_builder.progress import Progress
     from dataset_builder.ray_units import check_visible, run_units, start_ray
 
-    if budget < 0:
-        print("error: more images are rejected already than --max_rejected allows: raise it to go on", file=sys.stderr)
-        return False
     progress = Progress(planned=sum(unit.num_images for unit in units), budget=budget)
+
+    def work() -> None:
+        run_units(
+            job,
+            units,
+            settings=settings,
+            on_start=progress.start,
+            on_commit=progress.update,
+            on_reject=progress.check_budget,
+            replica_bytes=replica_bytes,
+        )
+
+    def prepare() -> None:
+        start_ray(settings)
+        check_visible(visible)
+        if on_ray is not None:
+            on_ray()
+
+    if not within_budget(progress, work, prepare=prepare):
+        return False
+    print(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
+    return True
+
+
+def within_budget(
+    progress: "Progress", work: Callable[[], None], *, prepare: Callable[[], None] | None = None, what: str = "images"
+) -> bool:
+    """Has the work done behind the line that moves; False, with a line on stderr, where the budget is or gets used up.
+
+    `prepare` is called before the line is shown, and not where nothing is left of the budget.
+    """
+    from dataset_builder.progress import BudgetExceeded
+
+    if progress.budget < 0:
+        print(f"error: more {what} are rejected already than --max_rejected allows: raise it to go on", file=sys.stderr)
+        return False
+    if prepare is not None:
+        prepare()
     try:
         with progress:
-            start_ray(settings)
-            check_visible(visible)
-            run_units(
-                job,
-                units,
-                settings=settings,
-                on_start=progress.start,
-                on_commit=progress.update,
-                on_reject=progress.check_budget,
-                replica_bytes=replica_bytes,
-            )
+            work()
     except BudgetExceeded as error:
         print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
         return False
-    print(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
     return True

@@ -55,14 +55,15 @@ def evaluate(config: EvaluateConfig) -> "Summary":
     """Evaluates what is not evaluated yet. Raises UserError, of this package or of the model's."""
     from pathlib import Path
 
-    from trainer.evaluation_images import claim_folder, open_images
+    from trainer.evaluation_images import claim_folder, drawing_settings, open_images
     from trainer.evaluation_page import write_page
     from trainer.evaluation_scores import distances, judge_all
     from trainer.evaluation_summary import markdown, summarise, write_results
 
     out, benchmark = Path(config.out), open_benchmark(config)
-    claim_folder(out, config, benchmark)
-    drawn = open_images(out, config, benchmark)
+    settings = drawing_settings(config)
+    claim_folder(out, config, benchmark, settings)
+    drawn = open_images(out, config, benchmark, settings)
     judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
     summary = summarise(benchmark, judged, distances(benchmark, drawn), _loss(config))
     write_results(out, judged, summary)

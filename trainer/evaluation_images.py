@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,21 @@ class DrawnImage:
             raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
 
 
-def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> None:
+def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
+    """What images are drawn from beside prompt and seed, as their files record it; None where somebody else drew them."""
+    if config.checkpoint is None:
+        return None
+    return {
+        "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
+        "sampling": dataclasses.asdict(config.sampling),
+        "dtype": config.runtime.dtype,
+        "quantisation": config.runtime.quantisation,
+    }
+
+
+def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:
     """Writes what is evaluated here, with the prompts. Raises UserError where something else is."""
-    identity = _identity(config, benchmark)
+    identity = _identity(config, benchmark, settings)
     path = out / IDENTITY
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -59,7 +72,9 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> Non
     _write(path, json.dumps(identity, indent=2))
 
 
-def open_images(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> list[DrawnImage]:
+def open_images(
+    out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None
+) -> list[DrawnImage]:
     """All images, those of the first prompt first. Raises UserError for a checkpoint or images that are not there."""
     request = GenerationRequest(
         prompts=tuple(prompt.text for prompt in benchmark.prompts),
@@ -75,8 +90,8 @@ def open_images(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> list
         DrawnImage(path=folder / name, prompt=prompt, seed=seed)
         for name, prompt, seed in zip(names, prompts, seeds, strict=True)
     ]
-    if config.images is None:
-        _draw(images, request, config)
+    if settings is not None:
+        _draw(images, request, config, settings)
     elif missing := [image.path.name for image in images if not image.path.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(images)} images are not in {folder}, the first: {missing[0]}; draw them from "
@@ -85,28 +100,21 @@ def open_images(out: Path, config: EvaluateConfig, benchmark: Benchmark) -> list
     return images
 
 
-def _identity(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, Any]:
+def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """What makes an evaluation this one, in plain JSON; the judges are not in it, since each verdict names its own."""
     source: dict[str, Any] = {"images": str(config.images)}
-    if config.checkpoint is not None:
-        fingerprint = checkpoint_fingerprint(find_checkpoint(config.checkpoint))
-        source = {"checkpoint": fingerprint, "sampling": dataclasses.asdict(config.sampling)}
-        source |= {"dtype": config.runtime.dtype, "quantisation": config.runtime.quantisation}
+    if settings is not None:
+        source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}
+        source["checkpoint"] = settings["checkpoint_fingerprint"]
     prompts = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in benchmark.prompts]).encode()).hexdigest()
     wanted = {"num_images_per_prompt": config.num_images_per_prompt, "seed": config.seed}
     identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
     return identity
 
 
-def _draw(images: list[DrawnImage], request: GenerationRequest, config: EvaluateConfig) -> None:
+def _draw(images: list[DrawnImage], request: GenerationRequest, config: EvaluateConfig, settings: Mapping[str, Any]) -> None:
     """Draws what is not there, and says so."""
     assert config.checkpoint is not None
-    settings = {
-        "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
-        "sampling": dataclasses.asdict(config.sampling),
-        "dtype": config.runtime.dtype,
-        "quantisation": config.runtime.quantisation,
-    }
     values = [{"prompt": image.prompt.text, "seed": image.seed, "settings": settings} for image in images]
     missing = [place for place, image in enumerate(images) if not is_drawn(image.path, values[place])]
     pipeline = open_pipeline(config.checkpoint, runtime=config.runtime, text_encoder=config.text_encoder, vae=config.vae)

@@ -7,11 +7,8 @@ from model.checkpoint import check_fingerprint, load_checkpoint
 from model.diffusion import make_objective
 from model.pipeline_parts import RuntimeConfig
 from trainer.batches import Preparation
-from trainer.config import OptimConfig, WatchConfig
-from trainer.ema import Ema
+from trainer.config import WatchConfig
 from trainer.feature_store import FeatureStore
-from trainer.optimizer import make_optimizer
-from trainer.train_step import TrainState
 from trainer.validation import SPLIT, ValidationLoss, ValidationSet, measure
 from trainer.workers import Workers
 
@@ -42,8 +39,5 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
         class_dropout=0.0,
         device_tokens=_DEVICE_TOKENS,
     )
-    state = TrainState(
-        network=network, model=network, optimizer=make_optimizer(network, OptimConfig()), ema=Ema(network), images_seen=0
-    )
     samples = ValidationSet.of(store, preparation, num_images=num_images, weights={}, workers=workers)
-    return measure(samples, state, preparation, workers, bands=WatchConfig.timestep_bands, precision=torch.float32)
+    return measure(samples, network, preparation, workers, bands=WatchConfig.timestep_bands, precision=torch.float32)

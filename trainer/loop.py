@@ -257,7 +257,8 @@ class RungTraining:
 
     def _validate(self, samples: ValidationSet) -> None:
         bands = self.config.watch.timestep_bands
-        found = measure(samples, self.state, self.preparation, self.workers, bands=bands, precision=self.precision)
+        with self.state.ema.applied():
+            found = measure(samples, self.state.model, self.preparation, self.workers, bands=bands, precision=self.precision)
         row = {"kind": "validation", "images_seen": self.state.images_seen, "resolution": self.place.rung.resolution}
         self.run_folder.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)})
         self.run_folder.say(f"{self.state.images_seen} images: {found}")

@@ -10,15 +10,13 @@ state of the work is in the commits alone.
 """
 
 import logging
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +36,7 @@ from trainer.config import TrainConfig
 from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask, UnitWork
 from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
+from trainer.stop_signal import StopSignals
 
 LOGS = "ray"
 _LOOK_S = 0.5
@@ -59,8 +58,8 @@ def train_on_ray(config: TrainConfig) -> bool:
     check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     try:
-        with printed_log(run), _StopRequests(run) as stop:  # the workers' own output stays in Ray's files
-            result = _finished(_trainer(config, run, use_gpu=use_gpu), stop)
+        with printed_log(run), StopSignals() as stop:  # the workers' own output stays in Ray's files
+            result = _finished(_trainer(config, run, use_gpu=use_gpu), run, stop)
     except ray.train.TrainingFailedError as error:
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
@@ -93,35 +92,12 @@ def _absolute_if_there(name: str | None) -> str | None:
     return _absolute(name) if name and Path(name).exists() else name
 
 
-class _StopRequests:
-    """SIGTERM and Ctrl-C ask the workers to save and stop, through the file that they look for. A second Ctrl-C interrupts."""
+def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:
+    """What trainer.fit() returns; called in a thread, since in the main one Ray would take Ctrl-C to end it without saving.
 
-    def __init__(self, run: Path) -> None:
-        self._path = run / STOP
-        self._received = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._before = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for received, handler in self._before.items():
-            signal.signal(received, handler)
-
-    def pass_on(self) -> None:
-        """Makes the file; again and again, since workers that start, also after a loss, remove it."""
-        if self._received:
-            self._path.touch()
-
-    def _receive(self, received: int, _frame: FrameType | None) -> None:
-        if self._received and received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = True
-
-
-def _finished(trainer: TorchTrainer, stop: _StopRequests) -> Result:
-    """What trainer.fit() returns; called in a thread, since in the main one Ray would take Ctrl-C to end it without saving."""
+    A signal is passed on by the file that the workers look for; again and again, since workers that start, also after a loss,
+    remove it.
+    """
     done: Future[Result] = Future()
 
     def fit() -> None:
@@ -133,7 +109,8 @@ def _finished(trainer: TorchTrainer, stop: _StopRequests) -> Result:
     threading.Thread(target=fit, name="train", daemon=True).start()
     while not done.done():
         wait([done], timeout=_LOOK_S)
-        stop.pass_on()
+        if stop.received:
+            (run / STOP).touch()
     return done.result()
 
 

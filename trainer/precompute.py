@@ -53,9 +53,7 @@ def main(config: PrecomputeConfig) -> int:
         f"{len(prepared.tasks)} to do"
     )
     allowed = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
-    done = allowed >= 0 and (not prepared.tasks or _run(config, prepared, allowed=allowed))
-    if allowed < 0:
-        print("error: more samples are rejected already than --max_rejected allows: raise it to go on", file=sys.stderr)
+    done = _run(config, prepared, allowed=allowed)
     _report(stores_of(config))
     return 0 if done else 1
 
@@ -208,8 +206,8 @@ def _run(config: PrecomputeConfig, prepared: Preparation, *, allowed: int) -> bo
     """Makes the units; False, with a line on stderr, where units failed or more than `allowed` samples are rejected."""
     from tqdm import tqdm
 
-    from dataset_builder.progress import BudgetExceeded, Progress
-    from trainer.on_ray import precompute
+    from dataset_builder.progress import Progress
+    from dataset_builder.unit_run import within_budget
 
     failures: list[int] = []
 
@@ -218,13 +216,16 @@ def _run(config: PrecomputeConfig, prepared: Preparation, *, allowed: int) -> bo
         tqdm.write(f"unit {unit} failed: {error}", file=sys.stderr)  # above the line that moves
 
     progress = Progress(planned=sum(task.unit.num_images for task in prepared.tasks), budget=allowed)
-    try:
-        with progress:
-            precompute(prepared.job, prepared.tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
-    except BudgetExceeded as error:
-        print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
-        return False
-    print(progress.summary())
+
+    def work() -> None:
+        from trainer.on_ray import precompute
+
+        precompute(prepared.job, prepared.tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
+
+    if prepared.tasks or allowed < 0:
+        if not within_budget(progress, work, what="samples"):
+            return False
+        print(progress.summary())
     if failures:
         print(f"error: {len(failures)} units failed: mend the cause, then run this again", file=sys.stderr)
     return not failures

@@ -11,13 +11,11 @@ from trainer.workers import Workers
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopSignal:
+class StopSignals:
     """Takes the signals while it is open. A second Ctrl-C interrupts at once."""
 
-    def __init__(self, run: RunFolder, workers: Workers) -> None:
-        self._run = run
-        self._workers = workers
-        self._received = False
+    def __init__(self) -> None:
+        self.received = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -29,13 +27,22 @@ class StopSignal:
         for received, handler in self._before.items():
             signal.signal(received, handler)
 
+    def _receive(self, received: int, _frame: FrameType | None) -> None:
+        if self.received and received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+class StopSignal(StopSignals):
+    """What a worker asks after each step."""
+
+    def __init__(self, run: RunFolder, workers: Workers) -> None:
+        super().__init__()
+        self._run = run
+        self._workers = workers
+
     def stops(self, *, look: bool) -> bool:
         """Whether to stop after this step. One process knows at once; several ask each other, and the folder, where `look`."""
         if look:
-            return self._workers.any(self._received or (self._workers.is_first and self._run.asked_to_stop()))
-        return self._received and self._workers.num == 1
-
-    def _receive(self, received: int, _frame: FrameType | None) -> None:
-        if self._received and received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = True
+            return self._workers.any(self.received or (self._workers.is_first and self._run.asked_to_stop()))
+        return self.received and self._workers.num == 1

@@ -1,15 +1,15 @@
-"""The validation loss by band of timesteps, of the EMA weights, on the same samples, noise and timesteps at every call."""
+"""The validation loss by band of timesteps, on the same samples, noise and timesteps at every call."""
 
 import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from model.diffusion import validation_noise
 from trainer.batches import Preparation
 from trainer.data_order import OrderedBatch, in_order
 from trainer.feature_store import FeatureStore, SampleRequest
-from trainer.train_step import TrainState
 from trainer.workers import Workers
 
 SPLIT = "validation"
@@ -67,22 +67,21 @@ class ValidationSet:
 
 @torch.no_grad()
 def measure(
-    samples: ValidationSet, state: TrainState, preparation: Preparation, workers: Workers, *, bands: int, precision: torch.dtype
+    samples: ValidationSet, model: nn.Module, preparation: Preparation, workers: Workers, *, bands: int, precision: torch.dtype
 ) -> ValidationLoss:
     """The loss over all samples. All workers must call it; each measures its share, and one that has none repeats a sample."""
     sums = torch.zeros(bands, 2, dtype=torch.float64)
-    with state.ema.applied():
-        for first, batch in samples.batches:
-            own = math.ceil(len(batch.samples) / workers.num)
-            share = range(workers.rank * own, min((workers.rank + 1) * own, len(batch.samples)))
-            chosen = share or range(1)  # where weights are sharded, all workers must run the network equally often
-            part = preparation.whole(samples.store.read([samples.request(*batch.samples[index]) for index in chosen]))
-            places = [first + index for index in chosen]
-            noise, timesteps = validation_noise(preparation.objective, part.latents, places)
-            losses = preparation.objective.loss(part.predict(state.model, precision), part.latents, noise, timesteps).total
-            found = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1).cpu()
-            band = (timesteps.cpu() * bands / TIMESTEPS).long().clamp(0, bands - 1)
-            if share:
-                sums.index_add_(0, band, found)
+    for first, batch in samples.batches:
+        own = math.ceil(len(batch.samples) / workers.num)
+        share = range(workers.rank * own, min((workers.rank + 1) * own, len(batch.samples)))
+        chosen = share or range(1)  # where weights are sharded, all workers must run the network equally often
+        part = preparation.whole(samples.store.read([samples.request(*batch.samples[index]) for index in chosen]))
+        places = [first + index for index in chosen]
+        noise, timesteps = validation_noise(preparation.objective, part.latents, places)
+        losses = preparation.objective.loss(part.predict(model, precision), part.latents, noise, timesteps).total
+        found = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1).cpu()
+        band = (timesteps.cpu() * bands / TIMESTEPS).long().clamp(0, bands - 1)
+        if share:
+            sums.index_add_(0, band, found)
     sums = workers.sum(sums)
     return ValidationLoss(loss=float(sums[:, 0].sum() / sums[:, 1].sum()), bands=tuple((sums[:, 0] / sums[:, 1]).tolist()))
