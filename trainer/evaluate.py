@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def open_benchmark(config: EvaluateConfig) -> "Benchmark":
-    """The benchmark that is asked for, with the judges that are. Raises UserError for a judge that it has not."""
+    """The benchmark that is asked for, with the judges and images that are. Raises UserError for a judge that it has not."""
     from dataclasses import replace
 
     try:
@@ -39,7 +39,10 @@ def open_benchmark(config: EvaluateConfig) -> "Benchmark":
     if unknown := [name for name in config.judges if name not in benchmark.judges]:
         raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(benchmark.judges)}")
     judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
-    return replace(benchmark, judges=judges)
+    usual, num_images = benchmark.num_images_per_prompt, config.num_images_per_prompt or benchmark.num_images_per_prompt
+    differences = (f"{num_images} images of a prompt in place of {usual}",) if num_images != usual else ()
+    published = tuple(replace(one, differences=(*one.differences, *differences)) for one in benchmark.published)
+    return replace(benchmark, judges=judges, num_images_per_prompt=num_images, published=published)
 
 
 def main(config: EvaluateConfig) -> int:
@@ -57,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> "Summary":
 
     from trainer.evaluation_images import claim_folder, drawing_settings, open_images
     from trainer.evaluation_page import write_page
-    from trainer.evaluation_scores import distances, judge_all
+    from trainer.evaluation_scores import distances, judge_all, set_scores
     from trainer.evaluation_summary import markdown, summarise, write_results
 
     out, benchmark = Path(config.out), open_benchmark(config)
@@ -65,7 +68,13 @@ def evaluate(config: EvaluateConfig) -> "Summary":
     claim_folder(out, config, benchmark, settings)
     drawn = open_images(out, config, benchmark, settings)
     judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
-    summary = summarise(benchmark, judged, distances(benchmark, drawn), _loss(config))
+    summary = summarise(
+        benchmark,
+        judged,
+        set_scores=set_scores(benchmark, drawn),
+        distances=distances(benchmark, drawn),
+        loss=_loss(config),
+    )
     write_results(out, judged, summary)
     write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
     print(markdown(summary))

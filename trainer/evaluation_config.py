@@ -5,8 +5,20 @@ from typing import Literal
 
 from model.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
+from model.text_encoder import Dtype
+from trainer.benchmarks.geneval_config import GenEvalConfig
+from trainer.benchmarks.prompts_config import PromptsConfig
+from trainer.benchmarks.t2i_compbench_config import T2ICompBenchConfig
+from trainer.benchmarks.wise_config import WiseConfig
 
-BENCHMARKS = {"openmoji": "examples.openmoji.benchmark"}
+BENCHMARKS = {
+    "openmoji": "examples.openmoji.benchmark",
+    "t2i_compbench": "trainer.benchmarks.t2i_compbench",
+    "geneval": "trainer.benchmarks.geneval",
+    "wise": "trainer.benchmarks.wise",
+    "wise_verified": "trainer.benchmarks.wise_verified",
+    "prompts": "trainer.benchmarks.prompts",
+}
 """Modules by name, imported when chosen: see trainer/evaluation.py."""
 
 
@@ -42,8 +54,8 @@ class EvaluateConfig:
     """`mini` (shipped) or a folder with transformer/ and pipeline.json."""
     images: str | None = None
     """In place of a checkpoint: a folder of images that somebody else drew, named as `model.generate` names them."""
-    num_images_per_prompt: int = 1
-    """Images of each prompt, with the seeds seed, seed + 1, …"""
+    num_images_per_prompt: int | None = None
+    """Images of each prompt, with the seeds seed, seed + 1, …; default: as many as the benchmark is defined with."""
     seed: int = 0
     """Seed of the first image of each prompt."""
     judges: tuple[str, ...] = ()
@@ -61,11 +73,23 @@ class EvaluateConfig:
     validation_images: int = 1024
     """Images that the loss is measured on, at most."""
     judge_batch_size: int = 64
-    """Images that are judged together; verdicts are kept after each batch."""
+    """Images that are judged together."""
+    judge_device: str = "auto"
+    """Where judges and set metrics with a network run: cuda, cpu, …; auto: cuda where there is one."""
+    judge_dtype: Dtype = "float32"
+    """What they compute in. bfloat16 is quicker on a GPU, and the figures differ a little."""
     page_images: int = 6
     """Images on the page of each category: so many of the worst and so many of the best."""
     openmoji: OpenMojiConfig = field(default_factory=OpenMojiConfig)
     """Of the benchmark openmoji."""
+    t2i_compbench: T2ICompBenchConfig = field(default_factory=T2ICompBenchConfig)
+    """Of the benchmark t2i_compbench."""
+    geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
+    """Of the benchmark geneval."""
+    wise: WiseConfig = field(default_factory=WiseConfig)
+    """Of the benchmarks wise and wise_verified."""
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    """Of the benchmark prompts."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -74,7 +98,10 @@ class EvaluateConfig:
                 (f"benchmark must be one of {', '.join(BENCHMARKS)}, found {self.benchmark}", self.benchmark in BENCHMARKS),
                 ("give either --checkpoint or --images", (self.checkpoint is None) != (self.images is None)),
                 ("--features needs --checkpoint", self.features is None or self.checkpoint is not None),
-                ("num_images_per_prompt must be 1 or more", self.num_images_per_prompt >= 1),
+                (
+                    "num_images_per_prompt must be 1 or more",
+                    self.num_images_per_prompt is None or self.num_images_per_prompt >= 1,
+                ),
                 ("seed must be 0 or more", self.seed >= 0),
                 ("validation_images must be 1 or more", self.validation_images >= 1),
                 ("judge_batch_size must be 1 or more", self.judge_batch_size >= 1),

@@ -76,26 +76,25 @@ def open_images(
     out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None
 ) -> list[DrawnImage]:
     """All images, those of the first prompt first. Raises UserError for a checkpoint or images that are not there."""
-    request = GenerationRequest(
-        prompts=tuple(prompt.text for prompt in benchmark.prompts),
-        num_images_per_prompt=config.num_images_per_prompt,
-        seed=config.seed,
-        sampling=config.sampling,
-    )
-    prompts = [benchmark.prompts[request.caption_index(image)] for image in range(request.num_images)]
-    seeds = [request.image_seed(image) for image in range(request.num_images)]
     folder = Path(config.images) if config.images else out / IMAGES
-    names = image_names([prompt.text for prompt in prompts], seeds)
+    seeds = range(config.seed, config.seed + benchmark.num_images_per_prompt)
     images = [
         DrawnImage(path=folder / name, prompt=prompt, seed=seed)
-        for name, prompt, seed in zip(names, prompts, seeds, strict=True)
+        for prompt in benchmark.prompts
+        for seed, name in zip(seeds, image_names([prompt.text] * len(seeds), seeds), strict=True)
     ]
     if settings is not None:
-        _draw(images, request, config, settings)
-    elif missing := [image.path.name for image in images if not image.path.is_file()]:
+        request = GenerationRequest(
+            prompts=tuple(dict.fromkeys(prompt.text for prompt in benchmark.prompts)),
+            num_images_per_prompt=len(seeds),
+            seed=config.seed,
+            sampling=config.sampling,
+        )
+        _draw(list({image.path: image for image in images}.values()), request, config, settings)
+    elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
         raise UserError(
-            f"{len(missing)} of {len(images)} images are not in {folder}, the first: {missing[0]}; draw them from "
-            f"{out / PROMPTS}, with the seeds {config.seed} to {config.seed + config.num_images_per_prompt - 1}"
+            f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
+            f"draw them from {out / PROMPTS}, with the seeds {seeds[0]} to {seeds[-1]}"
         )
     return images
 
@@ -107,13 +106,13 @@ def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[st
         source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}
         source["checkpoint"] = settings["checkpoint_fingerprint"]
     prompts = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in benchmark.prompts]).encode()).hexdigest()
-    wanted = {"num_images_per_prompt": config.num_images_per_prompt, "seed": config.seed}
+    wanted = {"num_images_per_prompt": benchmark.num_images_per_prompt, "seed": config.seed}
     identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
     return identity
 
 
 def _draw(images: list[DrawnImage], request: GenerationRequest, config: EvaluateConfig, settings: Mapping[str, Any]) -> None:
-    """Draws what is not there, and says so."""
+    """Draws what is not there, and says so; `images` are those of the request, in its order."""
     assert config.checkpoint is not None
     values = [{"prompt": image.prompt.text, "seed": image.seed, "settings": settings} for image in images]
     missing = [place for place, image in enumerate(images) if not is_drawn(image.path, values[place])]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from model.new_files import new_file
 from trainer.evaluation import Benchmark
 from trainer.evaluation_images import DrawnImage
 from trainer.evaluation_scores import GENERATED, Judged
-from trainer.evaluation_summary import ALL, Summary
+from trainer.evaluation_summary import Summary, score_tables
 
 PAGE = "page.html"
 _THUMBNAIL_PX = 192
@@ -33,15 +34,15 @@ def write_page(
     sections = [
         Section(title="Figures", lead="The ceiling is what the same judge finds of true images.", body=_tables(summary))
     ]
-    verdicts: dict[Path, list[Judged]] = defaultdict(list)
+    verdicts: dict[tuple[Path | None, str], list[Judged]] = defaultdict(list)
     for one in judged:
-        if one.images == GENERATED and one.path is not None:
-            verdicts[one.path].append(one)
+        if one.images == GENERATED:
+            verdicts[one.path, one.prompt.category].append(one)
     for category, metric in benchmark.metric_of.items():
         own = [image for image in drawn if image.prompt.category == category]
-        own.sort(key=lambda image: _mean(verdicts[image.path], metric))
+        own.sort(key=lambda image: _mean(verdicts[image.path, image.prompt.category], metric))
         worst, best = own[:num_images], own[max(num_images, len(own) - num_images) :][::-1]
-        pictures = [_picture(image, verdicts[image.path], metric) for image in [*worst, *best]]
+        pictures = [_picture(image, verdicts[image.path, category], metric) for image in [*worst, *best]]
         lead = f"Sorted by {metric}, mean of the judges: the {len(worst)} worst, then the {len(best)} best of {len(own)}."
         if own:
             sections.append(Section(title=category, lead=lead, body=cards_html(pictures)))
@@ -51,15 +52,8 @@ def write_page(
 
 
 def _tables(summary: Summary) -> str:
-    columns = ("category", "metric", "judge", "images", "score", "held-out", "ceiling")
-    rows = [
-        (one.category, one.metric, one.judge, one.num_images, *_rounded(one.value, one.held_out, one.ceiling))
-        for one in summary.scores
-    ]
-    by_category = [row for row in rows if row[0] != ALL]
-    over_all = [row for row in rows if row[0] == ALL]
-    distances = [(one.embedding, one.num_images, *_rounded(one.value, one.between_true)) for one in summary.distances]
-    tables = [Table(columns=columns, rows=by_category), Table(columns=columns, rows=over_all)]
+    tables = [Table(columns=columns, rows=[_rounded(row) for row in rows]) for columns, rows in score_tables(summary)]
+    distances = [_rounded([one.embedding, one.num_images, one.value, one.between_true]) for one in summary.distances]
     if distances:
         tables.append(
             Table(columns=("Fréchet distance by", "images", "distance", "of true images of other prompts"), rows=distances)
@@ -67,8 +61,8 @@ def _tables(summary: Summary) -> str:
     return "".join(map(table_html, tables))
 
 
-def _rounded(*values: float | None) -> list[float | None]:
-    return [None if value is None else round(value, 3) for value in values]
+def _rounded(cells: Sequence[Any]) -> list[Any]:
+    return [round(cell, 3) if isinstance(cell, float) else cell for cell in cells]
 
 
 def _mean(verdicts: Sequence[Judged], metric: str) -> float:

@@ -1,6 +1,6 @@
 """Verdicts of every judge on every image, and on true images of the same prompts; and distances between the two sets.
 
-DIR/verdicts/<judge>.jsonl has a line for each image, written after each batch: a run that was cut off goes on where it was.
+DIR/verdicts/<judge>.jsonl has a line for each image, written as the judge gives it: a run that was cut off goes on there.
 An image that has changed, or a judge of another version, is judged anew.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from trainer.evaluation import Benchmark, Embedding, JudgeSource, Prompt, Verdict
+from trainer.evaluation import ALL, Benchmark, Embedding, JudgeSource, Prompt, Score, Verdict
 from trainer.evaluation_frechet import frechet_distance
 from trainer.evaluation_images import DrawnImage
 
@@ -62,16 +62,40 @@ class Distance:
 
 
 def judge_all(out: Path, benchmark: Benchmark, drawn: Sequence[DrawnImage], *, batch_size: int) -> list[Judged]:
-    """Every verdict; those that are kept already are not asked for again."""
+    """Every verdict, those of derived judges last; those that are kept already are not asked for again."""
     subjects = list(_subjects(benchmark, drawn))
-    judged = []
+    found: list[dict[str, Verdict]] = [{} for _ in subjects]
     for name, source in benchmark.judges.items():
-        verdicts = _verdicts(out / VERDICTS / f"{name}.jsonl", name, source, subjects, batch_size=batch_size)
-        judged += [
-            Judged(images=one.images, prompt=one.prompt, seed=one.seed, path=one.path, judge=name, verdict=verdict)
-            for one, verdict in zip(subjects, verdicts, strict=True)
-        ]
-    return judged
+        places = [place for place, one in enumerate(subjects) if _is_judged(source, one.prompt)]
+        own = [subjects[place] for place in places]
+        verdicts = _verdicts(out / VERDICTS / f"{name}.jsonl", name, source, own, batch_size=batch_size)
+        for place, verdict in zip(places, verdicts, strict=True):
+            found[place][name] = verdict
+    for name, derive in benchmark.derived.items():
+        for one, by_judge in zip(subjects, found, strict=True):
+            if (derived := derive(one.prompt, by_judge)) is not None:
+                by_judge[name] = derived
+    return [
+        Judged(images=one.images, prompt=one.prompt, seed=one.seed, path=one.path, judge=name, verdict=by_judge[name])
+        for name in (*benchmark.judges, *benchmark.derived)
+        for one, by_judge in zip(subjects, found, strict=True)
+        if name in by_judge
+    ]
+
+
+def set_scores(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Score]:
+    """By each metric of the benchmark that scores all images together; an image that several prompts share counts once."""
+    images = list({image.path: image for image in drawn}.values())
+    return [
+        Score(
+            category=ALL,
+            judge=name,
+            metric=name,
+            num_images=len(images),
+            value=measure(image.pixels() for image in tqdm(images, desc=name, unit="image", delay=1)),
+        )
+        for name, measure in benchmark.set_metrics.items()
+    ]
 
 
 def distances(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Distance]:
@@ -88,6 +112,10 @@ def distances(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Distanc
         value, between_true = frechet_distance(generated, true), frechet_distance(others, true)
         found.append(Distance(embedding=name, value=value, between_true=between_true, num_images=len(drawn)))
     return found
+
+
+def _is_judged(source: JudgeSource, prompt: Prompt) -> bool:
+    return source.categories is None or prompt.category in source.categories
 
 
 def _features(embed: Embedding, images: Iterator[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
@@ -126,7 +154,7 @@ def _verdicts(path: Path, name: str, source: JudgeSource, subjects: Sequence[_Su
                 for place, verdict in zip(new, found, strict=True):
                     kept[keys[place]] = verdict
                     file.write(_line(keys[place], batch[place], verdict))
-                file.flush()
+                    file.flush()
             verdicts += [kept[key] for key in keys]
             bar.update(len(batch))
     return verdicts
@@ -134,7 +162,7 @@ def _verdicts(path: Path, name: str, source: JudgeSource, subjects: Sequence[_Su
 
 def _key(version: str, prompt: Prompt, image: npt.NDArray[np.uint8]) -> str:
     digest = hashlib.blake2b(image.tobytes(), digest_size=12)
-    digest.update(json.dumps([version, prompt.category, prompt.text, image.shape]).encode())
+    digest.update(json.dumps([version, prompt.category, prompt.text, dict(prompt.data), image.shape]).encode())
     return digest.hexdigest()
 
 

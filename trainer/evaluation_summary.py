@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.new_files import new_file
-from trainer.evaluation import Benchmark
+from trainer.evaluation import ALL, OVERALL, Benchmark, Published, Score
 from trainer.evaluation_scores import GENERATED, TRUE, Distance, Judged
 
 if TYPE_CHECKING:
     from trainer.validation import ValidationLoss
 
 RESULTS, SUMMARY_JSON, SUMMARY_MD = "results.parquet", "summary.json", "summary.md"
-ALL = "all prompts"
 
 SCHEMA = pa.schema(
     [
@@ -34,24 +33,10 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("seen", pa.string()),  # what the judge saw
+        ("published", pa.float64()),  # the figure of another model for this category and metric
+        ("comparable", pa.string()),  # whether ours can be compared with it, and why not
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The mean of a metric over the images of a category, by one judge."""
-
-    category: str
-    """ALL: over the images of every category."""
-    judge: str
-    metric: str
-    num_images: int
-    value: float
-    held_out: float | None
-    """Over the prompts of held-out combinations; None where there are none."""
-    ceiling: float | None
-    """What the same judge finds of true images of the same prompts; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +45,33 @@ class Summary:
 
     benchmark: str
     scores: tuple[Score, ...]
-    """The chosen metric of each category, then every metric over all prompts."""
+    """The chosen metric of each category, then every metric over all prompts, then what the benchmark makes of them."""
     distances: tuple[Distance, ...]
     validation_loss: "ValidationLoss | None" = None
 
 
 def summarise(
-    benchmark: Benchmark, judged: Sequence[Judged], distances: Sequence[Distance], loss: "ValidationLoss | None" = None
+    benchmark: Benchmark,
+    judged: Sequence[Judged],
+    *,
+    set_scores: Sequence[Score],
+    distances: Sequence[Distance],
+    loss: "ValidationLoss | None" = None,
 ) -> Summary:
-    """Means over images."""
-    scores = []
+    """Means over images, what the benchmark makes of them, and the published figures beside both."""
+    judges = [*benchmark.judges, *benchmark.derived]
+    of_categories = []
     for category in dict.fromkeys(prompt.category for prompt in benchmark.prompts):
         own = [one for one in judged if one.prompt.category == category]
-        scores += [_score(own, category, judge, benchmark.metric_of[category]) for judge in benchmark.judges]
+        of_categories += [_score(own, category, judge, benchmark.metric_of[category]) for judge in judges]
+    found = [score for score in of_categories if score]
     metrics = dict.fromkeys(metric for one in judged for metric in one.verdict.values)
-    scores += [_score(judged, ALL, judge, metric) for metric in metrics for judge in benchmark.judges]
+    over_all = [_score(judged, ALL, judge, metric) for metric in metrics for judge in judges]
+    overall = benchmark.overall(found) if benchmark.overall else ()
+    scores = [*found, *(score for score in over_all if score), *set_scores, *overall]
     return Summary(
         benchmark=benchmark.name,
-        scores=tuple(score for score in scores if score),
+        scores=tuple(_beside(score, benchmark.published) for score in scores),
         distances=tuple(distances),
         validation_loss=loss,
     )
@@ -85,40 +79,51 @@ def summarise(
 
 def markdown(summary: Summary) -> str:
     """The figures as Markdown tables."""
-    head = "| {} | judge | images | score | held-out | ceiling |\n|---|---|---|---|---|---|\n"
     parts = []
-    for title, over_all in (("category (metric)", False), ("all prompts, by metric", True)):
-        lines = [
-            f"| {one.metric if over_all else f'{one.category} ({one.metric})'} | {one.judge} | {one.num_images} "
-            f"| {_shown(one.value)} | {_shown(one.held_out)} | {_shown(one.ceiling)} |"
-            for one in summary.scores
-            if (one.category == ALL) == over_all
-        ]
-        parts.append(head.format(title) + "\n".join(lines) + "\n")
+    for columns, rows in score_tables(summary):
+        lines = [f"| {' | '.join(map(_shown, row))} |\n" for row in (columns, *rows)]
+        parts.append("".join([lines[0], "|---" * len(columns) + "|\n", *lines[1:]]))
+    sources = dict.fromkeys(one.published.source for one in summary.scores if one.published)
+    published = [f"published: {source}\n" for source in sources]
     distances = [
         f"Fréchet distance by {one.embedding}: {one.value:.2f} over {one.num_images} images "
         f"(true images of other prompts: {one.between_true:.2f})\n"
         for one in summary.distances
     ]
     loss = [f"{summary.validation_loss}\n"] if summary.validation_loss else []
-    return "\n".join([*parts, *distances, *loss])
+    return "\n".join([*parts, *published, *distances, *loss])
+
+
+def score_tables(summary: Summary) -> list[tuple[list[str], list[list[Any]]]]:
+    """Columns and rows of the scores of categories, and of those over all."""
+    over_all = [one for one in summary.scores if one.category in (ALL, OVERALL)]
+    of_categories = [one for one in summary.scores if one not in over_all]
+    tables = [("category (metric)", of_categories), ("all prompts, by metric", over_all)]
+    return [_score_table(title, scores) for title, scores in tables if scores]
+
+
+def comparability(published: Published) -> str:
+    """Whether our figure can be compared with it, and why not."""
+    return f"no: {'; '.join(published.differences)}" if published.differences else "yes"
 
 
 def write_results(out: Path, judged: Sequence[Judged], summary: Summary) -> None:
     """results.parquet, summary.json and summary.md, each complete or not at all."""
     with new_file(out / RESULTS) as partial:
-        pq.write_table(pa.Table.from_pylist(list(_rows(summary.benchmark, judged)), schema=SCHEMA), partial)
+        pq.write_table(pa.Table.from_pylist(list(_rows(summary, judged)), schema=SCHEMA), partial)
     with new_file(out / SUMMARY_JSON) as partial:
         partial.write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n", encoding="utf-8")
     with new_file(out / SUMMARY_MD) as partial:
         partial.write_text(markdown(summary), encoding="utf-8")
 
 
-def _rows(benchmark: str, judged: Iterable[Judged]) -> Iterable[dict[str, Any]]:
+def _rows(summary: Summary, judged: Iterable[Judged]) -> Iterable[dict[str, Any]]:
+    published = {(one.category, one.metric): one.published for one in summary.scores if one.published}
     for one in judged:
         for metric, value in one.verdict.values.items():
+            beside = published.get((one.prompt.category, metric))
             yield {
-                "benchmark": benchmark,
+                "benchmark": summary.benchmark,
                 "images": one.images,
                 "category": one.prompt.category,
                 "prompt": one.prompt.text,
@@ -128,7 +133,35 @@ def _rows(benchmark: str, judged: Iterable[Judged]) -> Iterable[dict[str, Any]]:
                 "metric": metric,
                 "value": value,
                 "seen": one.verdict.seen,
+                "published": beside and beside.value,
+                "comparable": beside and comparability(beside),
             }
+
+
+def _score_table(title: str, scores: Sequence[Score]) -> tuple[list[str], list[list[Any]]]:
+    """Without the columns that would be empty."""
+    columns = [title, "judge", "images", "score", "held-out", "ceiling", "published", "comparable"]
+    rows = [
+        [
+            one.metric if one.category == ALL else f"{one.category} ({one.metric})",
+            one.judge,
+            one.num_images,
+            one.value,
+            one.held_out,
+            one.ceiling,
+            one.published and one.published.value,
+            one.published and comparability(one.published),
+        ]
+        for one in scores
+    ]
+    kept = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def _beside(score: Score, published: Sequence[Published]) -> Score:
+    """With the published figure of the same category and metric, if there is one."""
+    found = (one for one in published if (one.category, one.metric) == (score.category, score.metric))
+    return dataclasses.replace(score, published=next(found, None))
 
 
 def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> Score | None:
@@ -153,5 +186,7 @@ def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> 
     )
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _shown(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3f}"
+    return "" if cell is None else str(cell)
