@@ -56,15 +56,17 @@ class ClipSource:
 
 
 class ClipEncoder:
-    """A loaded CLIP. Deterministic."""
+    """A loaded CLIP. Deterministic. It computes in bfloat16 on cuda and in float32 elsewhere, unless told."""
 
-    def __init__(self, source: ClipSource, *, batch_size: int) -> None:
+    def __init__(
+        self, source: ClipSource, *, batch_size: int, device: str | None = None, dtype: "torch.dtype | None" = None
+    ) -> None:
         import open_clip
         import torch
 
         self.batch_size = batch_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         model = open_clip.create_model(source.model, pretrained=source.tag, require_pretrained=True, weights_only=True)
         self.model = model.to(self.device).eval()
         config = json.loads(source.preprocess)
@@ -86,7 +88,7 @@ class ClipEncoder:
         import torch
         from torch.nn.functional import normalize
 
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.device.type == "cuda"):
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             batches = (batch.to(self.device) for batch in inputs.split(batch_size or self.batch_size))
             return torch.cat([normalize(encode(batch).float(), dim=-1) for batch in batches])  # (N, D)
 

@@ -1,7 +1,7 @@
-"""Finds the nouns in text with spaCy's tagger: the only file that imports spaCy.
+"""Finds the nouns in text with spaCy's tagger, and noun chunks with its parser: the only file that imports spaCy.
 
-Only the tagger and the layers that it stands on are run. Which tags count as nouns, how words are folded and lemmatised, is
-stated by `NounTagger.describe()` and printed beside every figure, because the paper does not state its own.
+For nouns, only the tagger and the layers that it stands on are run. Which tags count as nouns, how words are folded and
+lemmatised, is stated by `NounTagger.describe()` and printed beside every figure, because the paper does not state its own.
 """
 
 import warnings
@@ -87,6 +87,7 @@ _LEMMAS = {
 }
 _LEMMATISER = "lemminflect"
 _COMPONENTS = ("tok2vec", "transformer", "curated_transformer", "tagger")
+_PARSER_COMPONENTS = (*_COMPONENTS, "parser", "attribute_ruler")
 _LONGEST_TEXT_CHARS = 10_000_000
 _PROPER_NOUN = "NNP"
 _PLURALS = ("NNS", "NNPS")
@@ -127,6 +128,36 @@ class Noun:
     lemma: str
     start_char: int
     end_char: int
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a text, with its universal part of speech: NOUN, PROPN, ADJ, …"""
+
+    text: str
+    part_of_speech: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedText:
+    """Words and noun chunks of a text, in its order."""
+
+    words: tuple[Word, ...]
+    noun_chunks: tuple[str, ...]
+
+
+def parse(texts: Sequence[str], *, spacy_model: str) -> list[ParsedText]:
+    """Words and noun chunks of each text. Deterministic. Raises UserError where there is no such model, or no parser in it."""
+    language = _load(spacy_model, _PARSER_COMPONENTS)
+    if not language.has_pipe("parser"):
+        raise UserError(f"the spaCy model {spacy_model} has no parser, so it finds no noun chunks: name another")
+    return [
+        ParsedText(
+            words=tuple(Word(token.text, token.pos_) for token in doc),
+            noun_chunks=tuple(chunk.text for chunk in doc.noun_chunks),
+        )
+        for doc in language.pipe(texts)
+    ]
 
 
 class NounTagger:
@@ -173,7 +204,7 @@ class NounTagger:
 
     @cached_property
     def _language(self) -> "Language":
-        language = _load(self.config.spacy_model)
+        language = _load(self.config.spacy_model, _COMPONENTS)
         known = set(language.pipe_labels.get("tagger", ()))
         absent = [tag for tag in self.config.noun_tags if tag not in known]
         if absent:
@@ -202,7 +233,7 @@ def lemma_of(word: str, *, tag: str) -> str | None:
     return str(found[0]).lower() if found else lower
 
 
-def _load(model: str) -> "Language":
+def _load(model: str, components: Sequence[str]) -> "Language":
     import spacy
     from spacy.util import is_package
 
@@ -218,7 +249,7 @@ def _load(model: str) -> "Language":
             f"`python -m spacy download {model}` for one of spaCy's own, or set spacy_model"
         ) from None
     for name in language.pipe_names:
-        if name not in _COMPONENTS:
+        if name not in components:
             language.remove_pipe(name)
     language.max_length = _LONGEST_TEXT_CHARS
     return language

@@ -102,7 +102,9 @@ class Published:
     source: str
     """Whose figure it is, and where it stands."""
     differences: tuple[str, ...] = ()
-    """Why ours cannot be compared with it; none: it can."""
+    """Why ours cannot be compared with it."""
+    reservations: tuple[str, ...] = ()
+    """What else differs, where it is not known to matter; with neither, ours can be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

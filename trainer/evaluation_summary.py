@@ -104,7 +104,9 @@ def score_tables(summary: Summary) -> list[tuple[list[str], list[list[Any]]]]:
 
 def comparability(published: Published) -> str:
     """Whether our figure can be compared with it, and why not."""
-    return f"no: {'; '.join(published.differences)}" if published.differences else "yes"
+    if published.differences:
+        return f"no: {'; '.join(published.differences)}"
+    return f"with care: {'; '.join(published.reservations)}" if published.reservations else "yes"
 
 
 def write_results(out: Path, judged: Sequence[Judged], summary: Summary) -> None:

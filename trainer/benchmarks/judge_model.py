@@ -1,0 +1,83 @@
+"""From the name of a judge's model to its files: a folder that save_pretrained wrote, or a hub id with its commit."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from dataset_builder.command_line import UserError
+from dataset_builder.fingerprint import folder_fingerprint
+from dataset_builder.hub import NotOnHub, hub_file
+from model.pipeline_parts import RuntimeConfig
+from trainer.evaluation import JudgeSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.evaluation_config import EvaluateConfig
+
+LoadedT = TypeVar("LoadedT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeModel:
+    """A model of transformers that can be loaded."""
+
+    name: str
+    """As the user gave it: a folder or a hub id."""
+    revision: str
+    """The hub's commit, or a fingerprint of the folder's files."""
+    model_type: str
+    """As transformers names the architecture."""
+    on_hub: bool
+
+    def load(self, load: Callable[..., LoadedT], **settings: object) -> LoadedT:
+        """What the from_pretrained `load` makes of its files. Raises UserError where it cannot."""
+        revision = {"revision": self.revision} if self.on_hub else {}
+        try:
+            return load(self.name, **revision, **settings)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.name} cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it again") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where judges run."""
+
+    device: str
+    dtype: "torch.dtype"
+
+    @classmethod
+    def of(cls, config: "EvaluateConfig") -> "Placement":
+        """By judge_device and judge_dtype. Raises model.command_line.UserError for a device that is not there."""
+        import torch
+
+        runtime = RuntimeConfig(device=config.judge_device, dtype=config.judge_dtype).resolved()
+        return cls(device=runtime.device, dtype=getattr(torch, runtime.dtype))
+
+
+def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], JudgeSource]]) -> dict[str, JudgeSource]:
+    """The judges that are asked for, or all: the models of the others are not looked for. Raises UserError for unknown ones."""
+    if unknown := [name for name in config.judges if name not in makers]:
+        raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(makers)}")
+    return {name: make() for name, make in makers.items() if not config.judges or name in config.judges}
+
+
+def find_model(name: str, *, option: str) -> JudgeModel:
+    """Finds a model; `option` is how the command line names it. Raises UserError where it cannot be had."""
+    folder = Path(name)
+    advice = f"give a folder that holds it as {option}"
+    if folder.is_dir():
+        path, revision = folder / "config.json", folder_fingerprint(folder)
+    else:
+        try:
+            path = hub_file(name, "config.json")
+        except NotOnHub as reason:
+            raise UserError(f"{name} cannot be had ({reason}): {advice}") from None
+        revision = path.parent.name
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not the configuration of a model of transformers: {advice}") from None
+    return JudgeModel(name=name, revision=revision, model_type=str(model_type), on_hub=not folder.is_dir())
