@@ -541,7 +541,7 @@ class DiT(nn.Module):
         key = (grid, device, self.x_embedder.proj.weight.dtype)
         if key not in self._positions:
             config = self.config
-            with torch.inference_mode(mode=False):  # so that training may use a table that sampling made
+            with torch.inference_mode(False):  # so that training may use a table that sampling made
                 table = position_table(grid, width=config.width, base=config.base_grid, scale=config.position_scale)
                 self._positions[key] = table.to(device, key[2])
         return self._positions[key]
