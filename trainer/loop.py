@@ -23,7 +23,7 @@ from trainer.feature_store import FeatureBatch, FeatureStore
 from trainer.flops import training_flops
 from trainer.gpus import gpu_of_device
 from trainer.loader import CaptionChoice, Loader
-from trainer.networks import network_around, sizes_text, with_positions
+from trainer.networks import attention_kernel, network_around, sizes_text, with_positions
 from trainer.optimizer import learning_rate
 from trainer.run_folder import RunFolder
 from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
@@ -67,7 +67,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     checkpoints.remove_partial()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     try:
-        with StopSignal(run, workers) as stop:
+        with attention_kernel(config.attention), StopSignal(run, workers) as stop:
             while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints).run(stop):
                 place = ladder_place(config.ladder, state.images_seen)
                 store = open_features(config, place) if place is not None else store

@@ -3,12 +3,15 @@
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from dataset_builder.command_line import UserError
@@ -143,6 +146,11 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
     return TrainState(
         network=network, model=model, optimizer=make_optimizer(network, config.optim), ema=Ema(network), images_seen=0
     )
+
+
+def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:
+    """In which attention takes the kernel of that name: see TrainConfig.attention."""
+    return sdpa_kernel(SDPBackend.MATH) if name == "math" else nullcontext()
 
 
 def can_compile(workers: Workers) -> bool:

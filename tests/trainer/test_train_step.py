@@ -17,7 +17,7 @@ from trainer.config import EmaConfig, OptimConfig
 from trainer.draws import draw
 from trainer.ema import Ema, ema_decay
 from trainer.feature_store import FeatureBatch, FeatureStore, SampleRequest
-from trainer.networks import make_state, new_network
+from trainer.networks import attention_kernel, make_state, new_network
 from trainer.optimizer import learning_rate, make_optimizer
 from trainer.train_step import StepSettings, TrainState, train_step
 from trainer.workers import Workers
@@ -62,6 +62,16 @@ def test_accumulation_is_the_whole_batch(tmp_path: Path, batch: FeatureBatch) ->
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     for name, weight in whole.network.state_dict().items():
         assert torch.allclose(weight, cut.network.state_dict()[name], atol=1e-5), name
+
+
+def test_attention_without_a_fused_kernel_is_the_same(tmp_path: Path, batch: FeatureBatch) -> None:
+    losses, kernels = {}, {}
+    for name in ("auto", "math"):
+        with attention_kernel(name), torch.profiler.profile() as profile:
+            losses[name] = _step(_state(tmp_path), batch, _preparation())
+        kernels[name] = {event.key for event in profile.key_averages() if "flash" in event.key}
+    assert torch.allclose(losses["math"], losses["auto"], rtol=1e-5)
+    assert kernels["auto"] and not kernels["math"]
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
