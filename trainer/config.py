@@ -246,8 +246,8 @@ class TrainConfig:
     compile: bool = True
     """Compile the blocks; without a compiler on this machine it runs as it is, and says so."""
     attention: Literal["auto", "math"] = "auto"
-    """Which kernel of torch's attention: auto lets torch choose; math is matrix products and a softmax, with which a step is half
-    as fast again on CPUs for a few dozen tokens. Where blocks are compiled, the compiler chooses."""
+    """Which kernel of torch's attention: auto lets torch choose; math is matrix products and a softmax, with which a step is
+    half as fast again on CPUs for a few dozen tokens. Where blocks are compiled, the compiler chooses."""
     gradient_checkpointing: bool = False
     """Compute activations twice in place of keeping them: a third more time, far less memory."""
     device_tokens: int = 32_768
