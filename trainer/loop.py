@@ -53,6 +53,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     if place is None:
         run.say(f"{config.stage}: all {images_seen} images are seen, the newest checkpoint is {start.checkpoint}")
         return True
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     check_workers(config, workers.num)
     store = open_features(config, place)
     state = open_state(config, start, rung=place.rung, info=store.info, workers=workers)
@@ -65,7 +66,6 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     try:
         with attention_kernel(config.attention), StopSignal(run, workers) as stop:
             while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints).run(stop):
