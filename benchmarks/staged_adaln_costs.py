@@ -1,0 +1,104 @@
+"""What adaLN-single and per-block adaLN cost: parameters, memory and time of a training step on the same samples."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.staged_adaln import PerBlockDiT
+from model.checkpoint import read_pipeline_config, read_transformer_config
+from model.diffusion import Objective, make_objective
+from model.dit import DiT
+from model.dit_config import PRESETS, DiTConfig
+from model.memory import storage_counter
+from trainer.batches import Preparation
+from trainer.config import TrainConfig
+from trainer.data_order import in_order
+from trainer.feature_store import FeatureStore, SampleRequest
+from trainer.networks import make_state
+from trainer.train_step import StepSettings, TrainPart, TrainState, train_step
+from trainer.workers import Workers
+
+NETWORKS: Mapping[str, type[DiT]] = {"single": DiT, "per_block": PerBlockDiT}
+_WARMUP_STEPS = 3
+
+
+def adaln_costs(
+    checkpoint: Path, features: Path, *, batch_size: int, timed_steps: int, compiled: bool = True
+) -> dict[str, float]:
+    """Figures by name, for each network: of networks of the checkpoint's sizes, and parameters at the paper's size.
+
+    memory_bytes: weights, moments and average, and the most that an uncompiled step, with its gradients, adds to them.
+    step_s: median of steps in turn, in seconds; `compiled` as trainings are.
+    """
+    config, pipeline = read_transformer_config(checkpoint), read_pipeline_config(checkpoint)
+    objective = make_objective(pipeline.objective, pipeline.objective_settings)
+    part = _samples(features, config, objective, batch_size)
+    figures: dict[str, float] = {}
+    for name, network in NETWORKS.items():
+        figures[f"parameters_{name}"] = count_parameters(network, config)
+        figures[f"parameters_xl_{name}"] = count_parameters(network, PRESETS["XL/2"])
+        figures[f"memory_bytes_{name}"] = _memory(_state(network, config, compiled=False), objective, part)
+    steps = {name: _stepper(_state(network, config, compiled=compiled), objective, part) for name, network in NETWORKS.items()}
+    return figures | {f"step_s_{name}": seconds for name, seconds in _in_turn(steps, timed_steps).items()}
+
+
+def count_parameters(network: type[DiT], config: DiTConfig) -> int:
+    """Without making them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in network(config).parameters())
+
+
+def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size: int) -> TrainPart:
+    """The first batch of the validation split, with drawn noise and timesteps."""
+    store = FeatureStore.open(str(features))
+    batch = next(in_order(store.samples("validation"), batch_size=batch_size))
+    preparation = Preparation(
+        network=config,
+        objective=objective,
+        scale=store.scale,
+        device=torch.device("cpu"),
+        seed=0,
+        class_dropout=0.0,
+        device_tokens=batch_size * config.base_grid**2,
+    )
+    read = store.read([SampleRequest(unit=unit, row=row, caption=0) for unit, row in batch.samples])
+    (part,) = preparation.training_parts(read, range(len(batch.samples)))
+    return part
+
+
+def _state(network: type[DiT], config: DiTConfig, *, compiled: bool) -> TrainState:
+    settings = TrainConfig(stage="all", compile=compiled)
+    return make_state(network(config).initialise(torch.Generator().manual_seed(0)), settings, Workers())
+
+
+def _stepper(state: TrainState, objective: Objective, part: TrainPart) -> Callable[[], object]:
+    settings = StepSettings(
+        lr=1e-4, ema_decay=0.99, gradient_clip=1.0, precision=torch.bfloat16, num_samples=len(part.timesteps)
+    )
+    return lambda: train_step(state, objective, [part], settings)
+
+
+def _memory(state: TrainState, objective: Objective, part: TrainPart) -> int:
+    """After a first step, which makes the moments; gradients are freed between steps, and part of the peak."""
+    step = _stepper(state, objective, part)
+    step()
+    moments = [value for moment in state.optimizer.state.values() for value in moment.values()]
+    known = [*state.network.parameters(), *state.ema.weights.values(), *moments]
+    with storage_counter({tensor.untyped_storage()._cdata for tensor in known}) as counter:
+        step()
+    kept: int = sum(tensor.nbytes for tensor in known)
+    return kept + int(counter.peak)
+
+
+def _in_turn(steps: Mapping[str, Callable[[], object]], timed_steps: int) -> dict[str, float]:
+    """Median seconds of each, after some that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(_WARMUP_STEPS + timed_steps):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values[_WARMUP_STEPS:]) for name, values in seconds.items()}

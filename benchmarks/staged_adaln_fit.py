@@ -1,0 +1,37 @@
+"""Trains a network with per-block adaLN: `python -m benchmarks.staged_adaln_fit`, with the settings of trainer.fit.
+
+For benchmarks.staged_training; it starts from nothing, on one device.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from dataset_builder.command_line import run_command
+from trainer.config import TrainConfig
+from trainer.stage_files import choose_stage
+from trainer.stages import STAGES
+
+_INTERRUPTED = 130
+
+
+def main(config: TrainConfig) -> int:
+    """Trains; returns 0 when it is done, 130 when it was stopped."""
+    from benchmarks.staged_adaln import train_per_block
+
+    return 0 if train_per_block(config) else _INTERRUPTED
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    return run_command(
+        TrainConfig,
+        main,
+        prog="python -m benchmarks.staged_adaln_fit",
+        example="python -m benchmarks.staged_adaln_fit --stage alignment --init_from scratch",
+        presets={"stage": STAGES},
+        argv=choose_stage(list(sys.argv[1:] if argv is None else argv), STAGES),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

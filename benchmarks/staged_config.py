@@ -1,0 +1,58 @@
+"""The settings of `python -m benchmarks.staged_training`. Imports nothing heavy."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Experiment = Literal["captions", "initialisation", "adaln", "aesthetic"]
+RESOLUTION_PX = 64
+_MAY_CHANGE = ("experiments", "out", "num_seeds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedTrainingConfig:
+    """Settings of the benchmark."""
+
+    experiments: tuple[Experiment, ...] = ("captions", "initialisation", "adaln", "aesthetic")
+    """Which are run; what several of them need is trained once."""
+    out: str = "runs/staged_training"
+    """Folder of all that is made; the same command again goes on in it."""
+    recipe: str = "examples/openmoji/demo.yaml"
+    """Settings of all trainings, as `trainer.fit --config` takes them; ladders and captions are given here."""
+    scenes: int = 8000
+    """Scenes with one object, that all trainings see."""
+    num_kinds: int = 16
+    """Kinds of object in them."""
+    images: int = 51_200
+    """Images that each training of captions sees."""
+    pixel_images: int = 32_000
+    """Images that each pixel stage sees before it."""
+    batch_size: int = 64
+    """Images of a step."""
+    num_seeds: int = 3
+    """Each training is done with the seeds 0, 1, …"""
+    prompts_per_category: int = 12
+    """Prompts of each of the benchmark's categories and splits, an image each."""
+    guidance_scale: float = 3.0
+    """Of the images that are judged."""
+    timed_steps: int = 30
+    """Steps of each network whose time is taken, in turn."""
+    shipped: tuple[str, str] = ("model/pretrained/dit-mini/alignment", "model/pretrained/dit-mini/aesthetic")
+    """Checkpoints before and after the aesthetic stage."""
+    style: str = ""
+    """The judges' word for the style that this stage was trained on, such as dot; empty: its share is not measured."""
+
+    def __post_init__(self) -> None:
+        numbers = ("scenes", "num_kinds", "images", "pixel_images", "batch_size", "num_seeds", "prompts_per_category")
+        if wrong := [name for name in (*numbers, "timed_steps") if getattr(self, name) < 1]:
+            raise ValueError(f"{', '.join(wrong)} must be 1 or more")
+
+    @property
+    def folder(self) -> Path:
+        """`out`, as a path."""
+        return Path(self.out)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the figures, in plain JSON: with another of these, the folder holds another benchmark."""
+        recipe = Path(self.recipe).read_text(encoding="utf-8")
+        return {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE} | {"recipe": recipe}

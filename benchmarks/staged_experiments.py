@@ -1,0 +1,144 @@
+"""The four comparisons of the staged training: which trainings each needs, how they are judged, and its tables."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.staged_config import Experiment, StagedTrainingConfig
+from benchmarks.staged_judgement import STYLES, judge, judge_checkpoint, style_share
+from benchmarks.staged_tables import Values, figures, table
+from benchmarks.staged_trainings import (
+    ALT_TEXT,
+    COPIED,
+    PER_BLOCK,
+    REPARAMETERISED,
+    SCRATCH,
+    SCRATCH_LONGER,
+    Arm,
+    train,
+    validation_losses,
+)
+from benchmarks.staged_world import features_folder
+
+Measures = Mapping[str, float]
+_COSTS = {
+    "parameters": ("parameters, thousands", 1e-3),
+    "parameters_xl": ("parameters of XL/2, thousands", 1e-3),
+    "memory_bytes": ("memory of a training step, MB", 1e-6),
+    "step_s": ("training step, ms", 1e3),
+}
+"""Words, and the unit they name in that of the figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of an experiment."""
+
+    markdown: str
+    figures: Mapping[str, float]
+
+
+def captions(config: StagedTrainingConfig) -> Outcome:
+    """Dense captions against alt text, both from nothing: the same images, orders and noise, other texts."""
+
+    def measure(run: Path) -> Measures:
+        judged = {style: judge(run, config, style) for style in STYLES}
+        named = {f"{name}, {STYLES[style]}": value for style, found in judged.items() for name, value in found.items()}
+        return {"validation loss, own captions": validation_losses(run)[-1], **named}
+
+    values = _measured({"dense": SCRATCH, "alt_text": ALT_TEXT}, measure, config)
+    return _outcome(values, against="alt_text", head="prompts", prefix="captions", title="Dense captions against alt text")
+
+
+def initialisation(config: StagedTrainingConfig) -> Outcome:
+    """From the pixel stage by re-parameterisation, with a copy of what fits, and from nothing, without and with its images."""
+
+    def measure(run: Path) -> Measures:
+        losses = validation_losses(run)
+        shares = {f"validation loss after {place}/8": losses[place - 1] for place in (1, 2, 4, 8)}
+        return shares | judge(run, config, "person")
+
+    arms = [REPARAMETERISED, COPIED, SCRATCH, SCRATCH_LONGER]
+    values = _measured({arm.name: arm for arm in arms}, measure, config)
+    title = "Alignment from the pixel stage"
+    return _outcome(values, against="scratch", head="of the training", prefix="initialisation", title=title)
+
+
+def adaln(config: StagedTrainingConfig) -> Outcome:
+    """adaLN-single against per-block adaLN: what they cost, and the loss of both from nothing."""
+    arms = {"single": SCRATCH, "per_block": PER_BLOCK}
+    values = _measured(arms, lambda run: {"validation loss": validation_losses(run)[-1]}, config)
+    costs = _adaln_costs(config)
+    title = "adaLN-single against per-block adaLN"
+    outcome = _outcome(values, against="per_block", head="at the end", prefix="adaln", title=title)
+    lines = ["| cost | single | per block | single / per block |", "|---|---|---|---|"]
+    for measure, (words, scale) in _COSTS.items():
+        single, per_block = (costs[f"{measure}_{name}"] for name in arms)
+        lines.append(f"| {words} | {single * scale:,.1f} | {per_block * scale:,.1f} | {single / per_block:.3f} |")
+    markdown = f"{outcome.markdown}\n" + "\n".join(lines) + "\n"
+    return Outcome(markdown=markdown, figures={**outcome.figures, **{f"adaln_{name}": cost for name, cost in costs.items()}})
+
+
+def aesthetic(config: StagedTrainingConfig) -> Outcome:
+    """The shipped checkpoints before and after the aesthetic stage, by the prompts of the whole small world."""
+    missing = [name for name in config.shipped if not (Path(name) / "pipeline.json").is_file()]
+    if missing:
+        line = f"left out: no checkpoint is shipped in {' and '.join(missing)} yet"
+        print(f"aesthetic: {line}")
+        return Outcome(markdown=f"### The aesthetic stage\n\n{line}\n", figures={})
+    values: dict[str, dict[str, list[float]]] = {}
+    for stage, checkpoint in zip(("alignment", "aesthetic"), config.shipped, strict=True):
+        out = config.folder / "judgements" / "shipped" / stage
+        found = judge_checkpoint(checkpoint, out / "person", config, style="person", arguments=[])
+        share = style_share(checkpoint, out / "alt_text", config) if config.style else {}
+        values[stage] = {name: [value] for name, value in {**found, **share}.items()}
+    title = "The aesthetic stage of the shipped network"
+    return _outcome(values, against="alignment", head="prompts", prefix="aesthetic", title=title)
+
+
+EXPERIMENTS: Mapping[Experiment, Callable[[StagedTrainingConfig], Outcome]] = {
+    "captions": captions,
+    "initialisation": initialisation,
+    "adaln": adaln,
+    "aesthetic": aesthetic,
+}
+
+
+def _measured(arms: Mapping[str, Arm], measure: Callable[[Path], Measures], config: StagedTrainingConfig) -> Values:
+    """Trains every arm with every seed, all arms of a seed first, and measures them."""
+    seeds: dict[str, list[Measures]] = {name: [] for name in arms}
+    for seed in range(config.num_seeds):
+        for name, arm in arms.items():
+            seeds[name].append(measure(train(arm, seed, config)))
+    return {name: _by_measure(found) for name, found in seeds.items()}
+
+
+def _by_measure(seeds: Sequence[Measures]) -> dict[str, list[float]]:
+    return {name: [found[name] for found in seeds] for name in seeds[0]}
+
+
+def _outcome(values: Values, *, against: str, head: str, prefix: str, title: str) -> Outcome:
+    markdown = f"### {title}\n\n{table(values, against=against, head=head)}"
+    return Outcome(markdown=markdown, figures=figures(values, against=against, prefix=prefix))
+
+
+def _adaln_costs(config: StagedTrainingConfig) -> dict[str, float]:
+    """Measured once and kept."""
+    from benchmarks.staged_adaln_costs import adaln_costs
+    from trainer.checkpoints import newest_checkpoint
+
+    kept = config.folder / "adaln_costs.json"
+    if not kept.exists():
+        checkpoint = newest_checkpoint(train(SCRATCH, 0, config))
+        assert checkpoint is not None, "it was trained"
+        print("timing training steps in turn", flush=True)
+        costs = adaln_costs(
+            checkpoint,
+            features_folder(config, "alignment"),
+            batch_size=config.batch_size,
+            timed_steps=config.timed_steps,
+        )
+        kept.write_text(json.dumps(costs) + "\n", encoding="utf-8")
+    found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return found

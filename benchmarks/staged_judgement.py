@@ -1,0 +1,69 @@
+"""Judgements of the staged trainings: `trainer.evaluate` on each final checkpoint, a folder each, kept once it is done."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.commands import run_module
+from benchmarks.staged_config import StagedTrainingConfig
+
+Style = Literal["person", "dense", "alt_text"]
+STYLES: dict[Style, str] = {
+    "person": "as a person writes",
+    "dense": "as llava-mini describes",
+    "alt_text": "as the alt text",
+}
+METRICS = ("object", "place", "background", "all")
+_ALL_PROMPTS = "all prompts"
+
+
+def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, float]:
+    """What the judges find of a run's newest checkpoint, over all prompts of a style, by "metric, judge". Raises UserError."""
+    from trainer.checkpoints import newest_checkpoint
+
+    arm, seed = run.parts[-3], run.parts[-2]
+    checkpoint = newest_checkpoint(run)
+    assert checkpoint is not None, "it was trained"
+    world = [f"--openmoji.num_kinds={config.num_kinds}", "--openmoji.single_objects=true"]
+    out = config.folder / "judgements" / arm / seed / style
+    return judge_checkpoint(str(checkpoint), out, config, style=style, arguments=world)
+
+
+def judge_checkpoint(
+    checkpoint: str, out: Path, config: StagedTrainingConfig, *, style: Style, arguments: list[str]
+) -> dict[str, float]:
+    """The same for any checkpoint, in a folder of choice; `arguments` are more of trainer.evaluate's."""
+    summary = out / "summary.json"
+    if not summary.exists():
+        print(f"judging {checkpoint} by prompts {STYLES[style]}", flush=True)
+        run_module(*_command(style, config), f"--checkpoint={checkpoint}", f"--out={out}", *arguments)
+    return _scores(json.loads(summary.read_text(encoding="utf-8")))
+
+
+def style_share(checkpoint: str, out: Path, config: StagedTrainingConfig) -> dict[str, float]:
+    """The share of images of bare alt texts, which leave it open, in whose description by a judge the style's word occurs."""
+    import pyarrow.parquet as pq
+
+    judge_checkpoint(checkpoint, out, config, style="alt_text", arguments=[])
+    rows = pq.read_table(out / "results.parquet", columns=["images", "judge", "metric", "seen"]).to_pylist()
+    seen: dict[str, list[bool]] = {}
+    for row in rows:
+        if row["images"] == "generated" and row["metric"] == "object":
+            seen.setdefault(row["judge"], []).append(config.style in row["seen"])
+    return {f"{config.style}, {judge}": sum(found) / len(found) for judge, found in seen.items()}
+
+
+def _command(style: Style, config: StagedTrainingConfig) -> list[str]:
+    common = [
+        f"--openmoji.prompts_per_category={config.prompts_per_category}",
+        f"--sampling.guidance_scale={config.guidance_scale}",
+    ]
+    if style == "alt_text":
+        return ["benchmarks.staged_alt_text", "--benchmark=openmoji_alt_text", *common]
+    return ["trainer.evaluate", "--benchmark=openmoji", f"--openmoji.style={style}", *common]
+
+
+def _scores(summary: dict[str, Any]) -> dict[str, float]:
+    over_all = [score for score in summary["scores"] if score["category"] == _ALL_PROMPTS]
+    wanted = [(metric, score) for metric in METRICS for score in over_all if score["metric"] == metric]
+    return {f"{metric}, {score['judge']}": score["value"] for metric, score in wanted}

@@ -1,0 +1,64 @@
+"""The paper's ideas at this scale: `python -m benchmarks.staged_training`, at most five hours on two idle cores.
+
+In the reduced world (16 kinds, one object, 64 px), each training from three seeds, paired; see docs/experiments.md.
+
+captions         a network trained on dense captions against one trained on alt text, by prompts of three styles
+initialisation   alignment from the pixel stage by re-parameterisation, with a copy of what fits, and from nothing
+adaln            adaLN-single against an adaLN in each block: parameters, memory, step time, loss
+aesthetic        the aesthetic stage, by the shipped checkpoints
+
+`--experiments captions adaln` runs some of them. Trainings and judgements are folders of `--out`; after a kill the same command
+goes on. The table of each experiment is kept in OUT/<experiment>.md.
+"""
+
+import json
+import time
+
+from benchmarks.report import print_report
+from benchmarks.staged_config import StagedTrainingConfig
+from dataset_builder.command_line import UserError, run_command
+
+_SETTINGS = "settings.json"
+
+
+def main(config: StagedTrainingConfig) -> int:
+    """Runs what is not done yet, prints tables and figures; returns 0."""
+    from benchmarks.staged_experiments import EXPERIMENTS
+    from benchmarks.staged_world import make_world
+
+    _claim(config)
+    started = time.monotonic()
+    if set(config.experiments) - {"aesthetic"}:
+        make_world(config)
+    figures: dict[str, float] = {"num_seeds": config.num_seeds}
+    for name in config.experiments:
+        outcome = EXPERIMENTS[name](config)
+        (config.folder / f"{name}.md").write_text(outcome.markdown, encoding="utf-8")
+        print(f"\n{outcome.markdown}", flush=True)
+        figures |= outcome.figures
+    print_report("Staged training", figures | {"this_start_s": time.monotonic() - started})
+    return 0
+
+
+def _claim(config: StagedTrainingConfig) -> None:
+    """Writes the settings into the folder. Raises UserError where it holds the results of others."""
+    path, settings = config.folder / _SETTINGS, config.identity()
+    if not path.exists():
+        config.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    plain = json.loads(json.dumps(settings))
+    if differing := [name for name, value in plain.items() if found.get(name) != value]:
+        raise UserError(f"{config.out} was begun with another {', '.join(differing)}: give another --out, or those of {path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run_command(
+            StagedTrainingConfig,
+            main,
+            prog="python -m benchmarks.staged_training",
+            example="python -m benchmarks.staged_training --experiments captions initialisation",
+        )
+    )

@@ -1,0 +1,233 @@
+"""The staged trainings are fair pairs: figures worked out by hand, starts that hold what they say, trainings that go on."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from benchmarks import staged_alt_text
+from benchmarks.staged_adaln import PerBlockDiT, train_per_block
+from benchmarks.staged_adaln_costs import adaln_costs, count_parameters
+from benchmarks.staged_config import StagedTrainingConfig
+from benchmarks.staged_judgement import style_share
+from benchmarks.staged_tables import figures, table
+from benchmarks.staged_training import main
+from benchmarks.staged_trainings import ALT_TEXT, PIXEL, SCRATCH_LONGER, fit_arguments, validation_losses, write_copied
+from dataset_builder.command_line import UserError
+from model.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from model.dit import DiT
+from model.dit_config import PRESETS
+from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, captions, latents, random_network
+from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
+from trainer import fit
+from trainer.checkpoints import list_checkpoints
+from trainer.config import CheckpointConfig
+from trainer.evaluation_config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
+
+VALUES = {"dense": {"place, sprites": [0.5, 0.7]}, "alt_text": {"place, sprites": [0.1, 0.4]}}
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    assert figures(VALUES, against="alt_text", prefix="captions") == {
+        "captions_dense_place_sprites": pytest.approx(0.6),
+        "captions_dense_place_sprites_spread": pytest.approx(0.02**0.5),
+        "captions_dense_place_sprites_minus_alt_text": pytest.approx(0.35),
+        "captions_dense_place_sprites_minus_alt_text_spread": pytest.approx(0.005**0.5),
+        "captions_alt_text_place_sprites": pytest.approx(0.25),
+        "captions_alt_text_place_sprites_spread": pytest.approx(0.045**0.5),
+    }
+    assert table(VALUES, against="alt_text", head="prompts").splitlines() == [
+        "| prompts | dense | alt text | dense - alt text |",
+        "|---|---|---|---|",
+        "| place, sprites | 0.600 ± 0.141 | 0.250 ± 0.212 | +0.350 ± 0.071 |",
+    ]
+
+
+def test_one_seed_has_no_spread() -> None:
+    single = {arm: {measure: seeds[:1] for measure, seeds in measures.items()} for arm, measures in VALUES.items()}
+    assert "±" not in table(single, against="alt_text", head="prompts")
+    assert not [name for name in figures(single, against="alt_text", prefix="captions") if "spread" in name]
+
+
+def _recipe(tmp_path: Path) -> str:
+    """Settings of a network of a few thousand parameters."""
+    path = tmp_path / "recipe.yaml"
+    settings = {
+        "network": {"width": 48, "depth": 2, "num_heads": 2},
+        "objective": {"name": "rectified_flow"},
+        "optim": {"lr": 1e-3, "warmup_steps": 2},
+        "compile": False,
+        "stages": {"pixel": {"ladder": [{"resolution": 64, "images": 5, "batch_size": 5}]}},
+    }
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
+def test_trainer_fit_takes_the_arguments_of_an_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=100, pixel_images=40, batch_size=16)
+    assert [arm.images(config) for arm in (PIXEL, ALT_TEXT, SCRATCH_LONGER)] == [48, 112, 144]
+    for arm in (PIXEL, ALT_TEXT):
+        assert fit.run([*fit_arguments(arm, 3, config), "--print_config"]) == 0
+        printed = capsys.readouterr().out
+        assert "seed: 3" in printed and f"images: {arm.images(config)}" in printed and "width: 48" in printed
+    assert "alt_text: 1.0" in printed
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    config = StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), experiments=("aesthetic",))
+    config = replace(config, shipped=(str(tmp_path / "a"), str(tmp_path / "b")))
+    assert main(config) == 0
+    assert main(replace(config, num_seeds=9)) == 0
+    with pytest.raises(UserError, match="another images"):
+        main(replace(config, images=1))
+
+
+def test_the_aesthetic_stage_is_left_out_while_nothing_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = (str(tmp_path / "alignment"), str(tmp_path / "aesthetic"))
+    main(StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), experiments=("aesthetic",), shipped=gone))
+    assert f"left out: no checkpoint is shipped in {gone[0]} and {gone[1]} yet" in capsys.readouterr().out
+
+
+def test_a_copied_start_holds_what_fits_of_the_pixel_stage_and_nothing_else(tmp_path: Path) -> None:
+    features = write_store(tmp_path / "features")
+    source = random_network(replace(CLASS, learned_variance=False))
+    save_checkpoint(
+        tmp_path / "pixel/checkpoints/000000000064", source, PipelineConfig(objective="rectified_flow", resolution=16)
+    )
+    copied = write_copied(tmp_path / "pixel", tmp_path / "start", features=features, seed=5)
+    network, pipeline = load_checkpoint(tmp_path / "start")
+    assert network.config.conditioning == "text" and network.config.caption_width == CAPTION_WIDTH
+    assert pipeline.text_encoder.fingerprint == "t"
+    fresh = DiT(network.config).initialise(torch.Generator().manual_seed(5)).state_dict()
+    old = source.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, old[name] if name in copied else fresh[name]), name
+    assert {"x_embedder.proj.weight", "t_embedder.mlp.2.bias", "blocks.1.attn.qkv.weight", "final_layer.linear.weight"} <= {
+        *copied
+    }
+    assert not [name for name in copied if "scale_shift" in name or "adaLN" in name or "y_embedder" in name]
+
+
+def test_per_block_adaln_equals_adaln_single_where_all_mlps_are_one_and_all_tables_zero() -> None:
+    single, per_block = random_network(TEXT), PerBlockDiT(TEXT).eval()
+    with torch.no_grad():
+        for block in single.blocks:
+            block.scale_shift_table.zero_()  # type: ignore[operator]
+    single.final_layer = per_block.final_layer
+    torch.nn.init.normal_(per_block.final_layer.linear.weight)
+    shared = {name.removeprefix("t_block.1."): tensor for name, tensor in single.state_dict().items() if "t_block" in name}
+    state = per_block.state_dict()
+    for name, tensor in state.items():
+        _, adaln, kind = name.partition("adaLN_modulation.1.")
+        if name.startswith("blocks.") and adaln:
+            tensor.copy_(shared[kind])
+        elif name in single.state_dict():
+            tensor.copy_(single.state_dict()[name])
+    found, expected = (network(latents(), TIMESTEPS, captions=captions()) for network in (per_block, single))
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected)
+
+
+def test_adaln_single_has_fewer_parameters_by_the_mlps_of_the_blocks() -> None:
+    """At the paper's size: 28 blocks' MLPs and the final layer's, against one MLP and the tables."""
+    width, depth = 1152, 28
+    mlp = 6 * width * (width + 1)
+    single, per_block = (count_parameters(network, PRESETS["XL/2"]) for network in (DiT, PerBlockDiT))
+    assert single == 610_856_096
+    assert per_block - single == depth * (mlp - 6 * width) - mlp + 2 * width * (width + 1) - 2 * width
+
+
+def test_a_killed_training_with_per_block_adaln_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=40, checkpoint=CheckpointConfig(every_images=20, keep_last=9))
+    assert train_per_block(config)
+    unbroken = Path(config.run_folder)
+    half = list_checkpoints(unbroken)[0]
+    resumed = replace(config, run_dir=str(tmp_path / "resumed"))
+    shutil.copytree(half, Path(resumed.run_folder) / "checkpoints" / half.name)
+    assert train_per_block(resumed)
+    assert validation_losses(Path(resumed.run_folder)) == validation_losses(unbroken)[1:]
+    assert "resumes" in (Path(resumed.run_folder) / "log.txt").read_text()
+
+
+def test_costs_are_of_both_networks(tmp_path: Path) -> None:
+    features = write_store(tmp_path / "features", shapes=((16, 16),))
+    network = random_network(TEXT, caption_width=CAPTION_WIDTH, sample_size=8)
+    save_checkpoint(tmp_path / "network", network, PipelineConfig(objective="diffusion", resolution=16))
+    costs = adaln_costs(tmp_path / "network", features, batch_size=4, timed_steps=1, compiled=False)
+    for name in ("parameters", "memory_bytes"):
+        assert costs[f"{name}_per_block"] > costs[f"{name}_single"] > 0
+    assert costs["memory_bytes_single"] > 5 * 4 * costs["parameters_single"]  # with gradients, moments and average
+    assert costs["step_s_single"] > 0
+
+
+def test_alt_texts_ask_for_their_kind_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BENCHMARKS, staged_alt_text.NAME, staged_alt_text.__name__)
+    settings = EvaluateConfig(
+        benchmark=staged_alt_text.NAME, out="", images="", openmoji=OpenMojiConfig(num_kinds=2, single_objects=True)
+    )
+    benchmark = staged_alt_text.open_benchmark(settings)
+    assert benchmark.true_images is not None
+    texts = [prompt.text for prompt in benchmark.prompts]
+    assert len(texts) == len(set(texts)) == 6
+    assert max(map(len, texts)) < 20
+    judge = benchmark.judges["sprites"].load()
+    true = [benchmark.true_images.of(prompt) for prompt in benchmark.prompts]
+    assert [verdict.values for verdict in judge(true, benchmark.prompts)] == [{"object": 1.0, "count": 1.0, "all": 1.0}] * 6
+    of_one_kind = [verdict.values["object"] for verdict in judge([true[0]] * 6, benchmark.prompts)]
+    assert sorted(of_one_kind) == [0.0] * 3 + [1.0] * 3
+
+
+def test_the_share_of_a_style_is_that_of_the_images_in_which_a_judge_names_it(tmp_path: Path) -> None:
+    seen = {
+        "sprites": ["dotted blue background", "no known background"],
+        "llava-mini": ["a red background with dots", "dotted"],
+    }
+    rows = [
+        {"images": images, "judge": judge, "metric": metric, "seen": text if images == "generated" else "dotted"}
+        for judge, texts in seen.items()
+        for text in texts
+        for images in ("generated", "true")
+        for metric in ("object", "all")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "results.parquet")
+    (tmp_path / "summary.json").write_text('{"scores": []}')  # judged already
+    config = StagedTrainingConfig(style="dot")
+    assert style_share("no checkpoint", tmp_path, config) == {"dot, sprites": 0.5, "dot, llava-mini": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_whole_comparison_trains_judges_and_finds_its_work_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = StagedTrainingConfig(
+        experiments=("initialisation",),
+        out=str(tmp_path / "out"),
+        recipe=_recipe(tmp_path),
+        scenes=160,
+        num_kinds=4,
+        images=32,
+        pixel_images=16,
+        batch_size=16,
+        num_seeds=1,
+        prompts_per_category=1,
+    )
+    assert main(config) == 0
+    first = capsys.readouterr().out
+    assert first.count("training ") == 5 and first.count("judging ") == 4
+    found = json.loads(first.splitlines()[-1])
+    assert {f"initialisation_{arm}_place_sprites" for arm in ("reparameterised", "copied", "scratch", "scratch_longer")} <= {
+        *found
+    }
+    logs = {arm: (tmp_path / f"out/trainings/{arm}/0/alignment/log.txt").read_text() for arm in ("reparameterised", "copied")}
+    assert "trainings/pixel/0/pixel/checkpoints/000000000016" in logs["reparameterised"]
+    assert "start_of_copied/0" in logs["copied"]
+    assert find_checkpoint(tmp_path / "out/trainings/scratch_longer/0/alignment/checkpoints/000000000048")
+    assert main(config) == 0
+    again = capsys.readouterr().out
+    assert "training " not in again and "judging " not in again
+    assert {**json.loads(again.splitlines()[-1]), "this_start_s": 0} == {**found, "this_start_s": 0}
