@@ -1,4 +1,4 @@
-"""A captioning run of any size without images and without a model: unit files and commits as the captioner leaves them.
+"""A captioning run of any size without images and without a model: files and commits as the captioner leaves them.
 
 Nouns follow Zipf's law over a large vocabulary, about 29 to a caption, with two other words before each. Only the index files
 of the plan are missing, which nobody reads once all units are committed.
@@ -44,7 +44,19 @@ class SyntheticRun:
 
 
 def write_run(folder: Path, run: SyntheticRun) -> None:
-    """Writes the run on all cores; the same run always gets the same rows."""
+    """Writes the run on all cores, unless it is there; then its noun counts are added up, as the captioner does in the end.
+
+    The same run always gets the same rows.
+    """
+    from dataset_builder.merging import merge_counts_of
+    from dataset_builder.storage import Folder
+
+    if not (folder / "run.json").exists():
+        _write_units(folder, run)
+    merge_counts_of(Folder(str(folder)))
+
+
+def _write_units(folder: Path, run: SyntheticRun) -> None:
     for name in ("captions", "images", "noun_counts", "commits", "plans"):
         (folder / name).mkdir(parents=True)
     with ProcessPoolExecutor(os.cpu_count()) as pool:

@@ -32,6 +32,7 @@ def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
     from captioner.run_record import check_commits, check_folder, known_dtype
     from dataset_builder.file_kinds import PassedOver
+    from dataset_builder.merging import merge_counts_of
     from dataset_builder.sources import find_sources
     from dataset_builder.unit_run import run_job
     from dataset_builder.units import read_commits
@@ -69,6 +70,7 @@ def main(config: CaptionConfig) -> int:
         ):
             return 1
     check_commits(run, read_commits(run), run_id=job.run_id)
+    merge_counts_of(run)
     return _report(run, allowed=allowed)
 
 

@@ -102,7 +102,7 @@ def build_dataset(config: BuildConfig) -> Built:
 
 
 def _open_runs(urls: Sequence[str]) -> "dict[str, RunFiles]":
-    """The runs by the name that tells them apart. Raises UserError where they were not counted in the same way."""
+    """The runs by the name that tells them apart. Raises UserError where they were not counted or scored in the same way."""
     from dataset_builder.run_views import read_run
 
     runs: dict[str, RunFiles] = {}
@@ -116,7 +116,17 @@ def _open_runs(urls: Sequence[str]) -> "dict[str, RunFiles]":
         for setting in ("tagger", "t5"):
             if runs[name].settings.get(setting) != first.settings.get(setting):
                 raise UserError(f"{url} and {urls[0]} counted with another {setting}: caption again, or build them apart")
+    _check_scores(runs)
     return runs
+
+
+def _check_scores(runs: "dict[str, RunFiles]") -> None:
+    """Raises UserError where scores or embeddings of several runs are of different models, and so cannot be compared."""
+    for model in ("clip", "aesthetic"):
+        settings = {name: run.scores.record.get("settings", {}) for name, run in runs.items() if run.scores}
+        used = {name: json.dumps(setting[model]) for name, setting in settings.items() if setting.get(model)}
+        if len(set(used.values())) > 1:
+            raise UserError(f"{' and '.join(used)} were not scored by the same model (--{model}): score them again with one")
 
 
 def _open_units(name: str, run: "RunFiles") -> Iterable[str]:

@@ -99,6 +99,7 @@ def main(config: ConvertConfig) -> int:
 
 def import_run(config: ConvertConfig, url: str) -> int:
     """Makes or resumes the run at `url`; returns 0, or 1 where the budget of unusable images was exceeded."""
+    from dataset_builder.merging import merge_counts_of
     from dataset_builder.storage import Folder, is_local_path, usable
     from dataset_builder.unit_run import run_job
     from dataset_builder.units import committed_units, read_commits
@@ -123,6 +124,7 @@ def import_run(config: ConvertConfig, url: str) -> int:
             job, units, settings=config.ray, visible=visible, budget=allowed - rejected, started=started
         )
         commits = read_commits(run)
+        merge_counts_of(run)
     rejected = sum(commit.num_rejected for commit in commits)
     print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1

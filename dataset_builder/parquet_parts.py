@@ -1,7 +1,7 @@
 """Writes a table of any length as Parquet files of a good size, without holding more than two row groups in memory.
 
-zstd; a row group has about 100,000 rows or 64 MB, so that readers can spread over the cores; a file ends after 512 MB. Whoever
-writes them publishes them: a reader must not look for them before their records are in dataset.json.
+zstd; a row group has about 100,000 rows, or fewer that take 256 MB in memory, so that readers can spread over the cores; a file
+ends after 512 MB. Whoever writes them publishes them: a reader must not look for them before their records are in dataset.json.
 """
 
 import hashlib
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP_ROWS = 100_000
-ROW_GROUP_BYTES = 64 << 20
 FILE_BYTES = 512 << 20
-# What text and nouns of 100,000 captions have in memory before they are packed.
-_LARGEST_BATCH_BYTES = 4 * ROW_GROUP_BYTES
+# More than text and nouns of 100,000 captions have in memory before they are packed; images, which do not shrink, have it soon.
+_LARGEST_BATCH_BYTES = 256 << 20
 # The distinct nouns of a row group fit, so that each is stored once; the default of 1 MB is too small for them.
 _DICTIONARY_BYTES = 8 << 20
 

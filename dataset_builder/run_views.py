@@ -13,7 +13,18 @@ from typing import Any
 import pyarrow as pa
 
 from dataset_builder.command_line import UserError
-from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, SCORES
+from dataset_builder.merged_counts import MERGED, fitting_blocks, units_of
+from dataset_builder.schema import (
+    CAPTION_SCORES,
+    CAPTIONS,
+    EMBEDDINGS,
+    IMAGES,
+    INDEX,
+    NOUN_COUNTS,
+    REJECTED,
+    SCORES,
+    TALLIES,
+)
 from dataset_builder.score_files import ScoreFiles, newest_scores
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import META_NOUNS
@@ -40,8 +51,11 @@ STORED = SCORED | {
     "noun_counts": NOUN_COUNTS,
     "rejected": REJECTED,
     "planned": INDEX,
+    "block_tallies": TALLIES,
+    "loose_captions": CAPTIONS,
 }
-"""The kinds of file, and the schema that each has."""
+"""The kinds of file, and the schema that each has. Of units in a block (merged_counts.py), `noun_counts` and `block_tallies`
+are those of the block; `loose_captions` are the captions of the other units."""
 
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
@@ -55,6 +69,8 @@ class RunFiles:
     commits: tuple[Commit, ...]
     open_parts: tuple[str, ...]
     scores: ScoreFiles | None = None
+    blocks: tuple[Commit, ...] = ()
+    """The records of merged_counts.py that fit the commits."""
 
     @property
     def views(self) -> dict[str, str]:
@@ -86,7 +102,22 @@ class RunFiles:
             return list(self.open_parts)
         if kind in SCORED:
             return self.scores.paths(kind) if self.scores else []
-        return [commit.files[kind].path for commit in self.commits if kind in commit.files]
+        if kind == "block_tallies":
+            return self._block_paths("tallies")
+        if kind == "loose_captions":
+            return _paths(self._loose, "captions")
+        if kind == "noun_counts":
+            return [*self._block_paths(kind), *_paths(self._loose, kind)]
+        return _paths(self.commits, kind)
+
+    def _block_paths(self, kind: str) -> list[str]:
+        return [f"{MERGED}/{path}" for path in _paths(self.blocks, kind)]
+
+    @cached_property
+    def _loose(self) -> list[Commit]:
+        """The commits of the units that are in no block."""
+        summed = units_of(self.blocks)
+        return [commit for commit in self.commits if commit.unit not in summed]
 
     def unit_paths(self, kind: str, units: Iterable[int]) -> list[str]:
         """The files of a kind of these units alone; a unit without rows of the kind has none."""
@@ -95,7 +126,7 @@ class RunFiles:
 
     @cached_property
     def _paths_by_unit(self) -> dict[str, dict[int, str]]:
-        kinds = [kind for kind in STORED if kind != "planned" and kind not in SCORED]
+        kinds = ("images", "captions")
         found = {kind: {c.unit: c.files[kind].path for c in self.commits if kind in c.files} for kind in kinds}
         for kind in SCORED:
             commits = [commit for commit in (self.scores.commits if self.scores else ()) if kind in commit.files]
@@ -127,9 +158,10 @@ def read_run(url: str) -> RunFiles:
     try:
         commits = tuple(read_commits(folder))
         scores = newest_scores(folder)
+        blocks = fitting_blocks(folder, commits)
     except ValueError as error:
         raise UserError(f"{url}: {error}: read it with the version that wrote it") from None
-    return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}), scores)
+    return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}), scores, blocks)
 
 
 def is_run(url: str) -> bool:
@@ -212,6 +244,10 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def _paths(commits: Iterable[Commit], kind: str) -> list[str]:
+    return [commit.files[kind].path for commit in commits if kind in commit.files]
+
+
 def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
     """The index files that hold a unit which is not done."""
     names = [name for name in folder.names("plans") if name.endswith(".json")]
@@ -268,7 +304,11 @@ def _tallies_sql(*, max_tokens: int) -> str:
     """schema.TALLIES. What has no words has no text; the text itself would take long to read."""
     filters = {"num_captions": "num_words > 0", "num_empty": "num_words = 0", "num_cut": f"num_t5_tokens > {max_tokens}"}
     counts = ", ".join(f"count(*) FILTER ({condition}) AS {name}" for name, condition in filters.items())
-    return f"CREATE VIEW stored.tallies AS SELECT prompt, {counts} FROM captions GROUP BY prompt"
+    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in filters)
+    return (
+        f"CREATE VIEW stored.tallies AS SELECT prompt, {sums} FROM (SELECT {_columns(TALLIES)} FROM stored.block_tallies "
+        f"UNION ALL SELECT prompt, {counts} FROM stored.loose_captions GROUP BY prompt) GROUP BY prompt"
+    )
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 4096
 # What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.
 _MEMORY_LIMIT = "3GB"
-# The unit of a file of a run: its name begins with it.
+# The unit of a file of a run, or the block of its sums: its name begins with it.
 _UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) AS INTEGER)"
 _COMMENT_OR_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(rf"{_COMMENT_OR_SPACE}EXPLAIN\b{_COMMENT_OR_SPACE}(?:ANALYZE\b|\([^()]*\))?", re.IGNORECASE | re.DOTALL)

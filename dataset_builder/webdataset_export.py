@@ -51,7 +51,13 @@ class _Written:
 def export_shards(
     dataset: DatasetFiles, out: str, *, prompt: str, images_per_shard: int, num_workers: int | None = None
 ) -> int:
-    """Writes all shards; returns 0, or 1 where an image could not be read. Raises UserError where a file cannot be written."""
+    """Writes all shards; returns 0, or 1 where an image could not be read or has no caption under the prompt.
+
+    Raises UserError for a prompt that no caption has, and where a file cannot be written.
+    """
+    known = [tally["prompt"] for tally in dataset.record["captions"]]
+    if prompt and prompt not in known:
+        raise UserError(f"{dataset.folder.url} has no captions under {prompt}: give --prompt one of {', '.join(known)}")
     shards = list(_shards(dataset, out, prompt=prompt, images_per_shard=images_per_shard))
     there = {shard.name for shard in shards if Folder(out).exists(shard.name)}
     left = [shard for shard in shards if shard.name not in there]
@@ -100,6 +106,10 @@ def _write_shard(shard: _Shard) -> _Written:
     failed: dict[str, str] = {}
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar, ImageReader() as reader:
         for row in _rows(shard):
+            caption = _caption(row, shard.prompt)
+            if caption is None:
+                failed[row["key"]] = f"no caption under {shard.prompt}"
+                continue
             try:
                 data = _image_bytes(reader, row)
             except ImageError as error:
@@ -107,7 +117,7 @@ def _write_shard(shard: _Shard) -> _Written:
                 continue
             name = _name(row["key"])
             _add(tar, f"{name}.{_SUFFIXES.get(row['format'], 'img')}", data)
-            _add(tar, f"{name}.txt", _caption(row, shard.prompt).encode())
+            _add(tar, f"{name}.txt", caption.encode())
             _add(tar, f"{name}.json", json.dumps(_facts(row), ensure_ascii=False).encode())
             images += 1
     Folder(shard.out).create(shard.name, buffer.getvalue())
@@ -140,12 +150,10 @@ def _image_bytes(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _caption(row: Mapping[str, Any], prompt: str) -> str:
-    """The caption under a prompt, or the first one. Raises UserError for a prompt that is not there."""
-    captions = {said["prompt"]: said["caption"] for said in row["captions"]}
-    if prompt and prompt not in captions:
-        raise UserError(f"{row['key']} has no caption under {prompt}: give --prompt one of {', '.join(captions)}")
-    return str(captions[prompt] if prompt else next(iter(captions.values()), ""))
+def _caption(row: Mapping[str, Any], prompt: str) -> str | None:
+    """The caption under a prompt, or the first one; None where there is none."""
+    captions = [said["caption"] for said in row["captions"] if not prompt or said["prompt"] == prompt]
+    return next(iter(captions), None)
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, Any]:

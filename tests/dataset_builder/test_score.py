@@ -1,5 +1,8 @@
 """Scores: each figure against another way to get it, and what a user sees when something does not fit."""
 
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from dataset_builder.build import BuildConfig, build_dataset
 from dataset_builder.clip_scores import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
 from dataset_builder.command_line import UserError
 from dataset_builder.convert import ConvertConfig, import_run
+from dataset_builder.dedup_config import DedupConfig
 from dataset_builder.score import ScoreConfig, main
 from dataset_builder.sharpness import perceptual_hash, sharpness
 from dataset_builder.sql import open_run, open_stored
@@ -164,3 +168,41 @@ def test_a_data_set_scores_as_its_run_did(run: Path, clip: Path, monkeypatch: py
     for view in ("scores", "caption_scores"):
         with open_stored(str(dataset)) as found:
             assert found.fetch(kept.format(view=view)).to_pylist() == _rows(run, kept.format(view=view))
+
+
+def test_build_finds_what_looks_the_same_to_the_clip_and_counts_what_was_not_scored(run: Path, clip: Path) -> None:
+    """`again` is "a" at another size and in another format: other bytes, nearly the same embedding."""
+    photos = run.parent / "photos"
+    write(photos / "again.jpg", encode(_picture(0).resize((180, 120), Image.Resampling.BICUBIC), "JPEG", quality=95))
+    write(photos / "again.txt", "An owl.")
+    config = ConvertConfig(input=str(photos), out=str(run.parent / "four"), source="image-txt", target="run")
+    assert import_run(config, config.out) == 0
+    recipe = BuildConfig(captions=(config.out,), out=str(run.parent / "data"), dedup=DedupConfig(min_cosine=0.999))
+    assert any("3 images have no embedding to compare" in note for note in build_dataset(replace(recipe, dry_run=True)).notes)
+    assert main(ScoreConfig(source=config.out, clip=str(clip))) == 0
+    rows = _rows(Path(config.out), "SELECT key, embedding FROM embeddings WHERE key <> 'c' ORDER BY key")
+    vectors = np.array([row["embedding"] for row in rows])
+    assert [row["key"] for row in rows] == ["a", "again", "b"]
+    near = vectors @ vectors.T >= 0.999
+    assert near.tolist() == [[True, True, False], [True, True, False], [False, False, True]], vectors @ vectors.T
+    assert not any("embedding" in note for note in build_dataset(recipe).notes)
+    with open_stored(recipe.out) as found:
+        kept = "SELECT key, near_group, is_copy, is_kept FROM groups ORDER BY key"
+        assert [tuple(row.values()) for row in found.fetch(kept).to_pylist()] == [
+            ("a", 0, False, False),
+            ("again", 0, False, True),
+        ]
+        assert found.fetch("SELECT key FROM samples ORDER BY key")["key"].to_pylist() == ["again", "b"]
+        dropped = found.fetch("SELECT key, reason FROM dropped WHERE step = 'dedup'").to_pylist()
+    assert dropped == [{"key": "a", "reason": "nearly the same as another image"}]
+
+
+def test_runs_that_were_scored_by_different_models_are_not_compared(run: Path, clip: Path) -> None:
+    assert main(ScoreConfig(source=str(run), clip=str(clip))) == 0
+    shutil.copytree(run, run.parent / "other")
+    runs = BuildConfig(captions=(str(run), str(run.parent / "other")), out=str(run.parent / "data"), dry_run=True)
+    build_dataset(runs)
+    record = next((run.parent / "other" / "scores").glob("*.json"))
+    record.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": "another"', record.read_text()))
+    with pytest.raises(UserError, match=r"run and other were not scored by the same model \(--clip\): score them again"):
+        build_dataset(runs)

@@ -2,17 +2,20 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from dataset_builder.build import BuildConfig, build_dataset
+from dataset_builder.command_line import UserError
 from dataset_builder.convert import ConvertConfig, import_run, main
 from dataset_builder.dataset_files import read_dataset
 from dataset_builder.sql import open_run
 from tests.dataset_builder.containers import jpeg, write
 from tests.dataset_builder.plain_loop import run_plainly
+from tests.dataset_builder.small_run import write_run_with_images
 
 TEXTS = {"owl.v1": "An owl on a tree.", "owl_v1": "Another owl.", "dog": "A dog runs."}
 
@@ -29,7 +32,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def _export(dataset: Path, *, images_per_shard: int = 1000) -> tuple[int, dict[str, bytes]]:
+def _export(dataset: Path, *, images_per_shard: int = 1000, prompt: str = "") -> tuple[int, dict[str, bytes]]:
     """The exit code and the members of all shards."""
     out = dataset.parent / "shards"
     config = ConvertConfig(
@@ -39,6 +42,7 @@ def _export(dataset: Path, *, images_per_shard: int = 1000) -> tuple[int, dict[s
         target="webdataset",
         num_workers=1,
         images_per_shard=images_per_shard,
+        prompt=prompt,
     )
     code = main(config)
     members: dict[str, bytes] = {}
@@ -86,3 +90,22 @@ def test_an_image_that_has_changed_is_left_out_by_name(dataset: Path, capsys: py
     assert code == 1
     assert not any("dog" in name for name in members)
     assert "left out: dog: changed" in capsys.readouterr().err
+
+
+def test_an_image_without_a_caption_under_the_prompt_is_left_out_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(write_run_with_images(tmp_path))
+    splits: dict[str, float | str] = {"train": 1.0}
+    where = "prompt <> 'dense' OR key <> 'img_0'"
+    build_dataset(BuildConfig(captions=(str(run),), out=str(tmp_path / "data"), splits=splits, where=where))
+    code, members = _export(tmp_path / "data", prompt="short")
+    assert code == 1  # two of the three images are gone
+    assert [name for name in members if name.endswith(".txt")] == ["train/img_0.txt"]
+    assert members["train/img_0.txt"] == b"An image of an owl."
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "shards")
+    assert _export(tmp_path / "data", prompt="dense") == (1, {})
+    assert "left out: img_0: no caption under dense" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has no captions under shrot: give --prompt one of dense, short"):
+        _export(tmp_path / "data", prompt="shrot")
