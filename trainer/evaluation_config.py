@@ -64,6 +64,8 @@ class EvaluateConfig:
     """Sampler, steps, guidance."""
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(batch_size=16))
     """Where and how the pipeline runs."""
+    num_workers: int = 0
+    """Ray workers that draw, each with a GPU where there are any; 0: draw in this process."""
     text_encoder: str | None = None
     """Where the checkpoint's text encoder is, if not where pipeline.json says."""
     vae: str | None = None
@@ -103,6 +105,7 @@ class EvaluateConfig:
                     self.num_images_per_prompt is None or self.num_images_per_prompt >= 1,
                 ),
                 ("seed must be 0 or more", self.seed >= 0),
+                ("num_workers must be 0 or more", self.num_workers >= 0),
                 ("validation_images must be 1 or more", self.validation_images >= 1),
                 ("judge_batch_size must be 1 or more", self.judge_batch_size >= 1),
                 ("page_images must be 0 or more", self.page_images >= 0),

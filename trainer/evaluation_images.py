@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from PIL import Image
 from dataset_builder.command_line import UserError
 from model.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation import GenerationRequest
-from model.image_files import image_names, is_drawn, save_png
+from model.image_files import image_names
 from model.new_files import new_file
-from model.pipeline import open_pipeline
 from trainer.evaluation import Benchmark, Prompt
 from trainer.evaluation_config import EvaluateConfig
+from trainer.evaluation_drawing import Drawing, draw_missing
 
 IDENTITY = "evaluation.json"
 PROMPTS = "prompts.jsonl"
@@ -39,7 +38,7 @@ class DrawnImage:
         """uint8 RGB (H, W, 3). Raises UserError for a file that is no image."""
         try:
             with Image.open(self.path) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.array(image.convert("RGB"))  # a copy, which may be written to
         except (OSError, SyntaxError) as error:
             raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
 
@@ -90,7 +89,8 @@ def open_images(
             seed=config.seed,
             sampling=config.sampling,
         )
-        _draw(list({image.path: image for image in images}.values()), request, config, settings)
+        paths = tuple(dict.fromkeys(image.path for image in images))
+        draw_missing(Drawing(config=config, request=request, paths=paths, settings=settings))
     elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
         raise UserError(
             f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
@@ -109,20 +109,6 @@ def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[st
     wanted = {"num_images_per_prompt": benchmark.num_images_per_prompt, "seed": config.seed}
     identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
     return identity
-
-
-def _draw(images: list[DrawnImage], request: GenerationRequest, config: EvaluateConfig, settings: Mapping[str, Any]) -> None:
-    """Draws what is not there, and says so; `images` are those of the request, in its order."""
-    assert config.checkpoint is not None
-    values = [{"prompt": image.prompt.text, "seed": image.seed, "settings": settings} for image in images]
-    missing = [place for place, image in enumerate(images) if not is_drawn(image.path, values[place])]
-    pipeline = open_pipeline(config.checkpoint, runtime=config.runtime, text_encoder=config.text_encoder, vae=config.vae)
-    start_s = time.monotonic()
-    for place, drawn in zip(missing, pipeline.stream(request, images=missing, progress=bool(missing)), strict=True):
-        assert isinstance(drawn.image, Image.Image)
-        save_png(drawn.image, images[place].path, values[place])
-    seconds = time.monotonic() - start_s
-    print(f"{len(missing)} images drawn in {seconds:.0f} s, {len(images) - len(missing)} were there already", flush=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -89,6 +89,8 @@ def test_results_have_a_row_for_each_image_and_metric(gray_images: Path, tmp_pat
         "metric": "brightness",
         "value": 1.0,
         "seen": "gray 1.00",
+        "published": None,
+        "comparable": None,
     }
 
 
@@ -185,7 +187,7 @@ def test_a_folder_of_another_evaluation_is_refused(
     [
         (("--images=nowhere", "--out={out}"), "3 of 3 images are not in nowhere, the first: a-red-owl-s0.png"),
         (("--checkpoint={out}", "--out={out}/new"), "expected a checkpoint (transformer/ and pipeline.json)"),
-        (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of openmoji, toy, found nothing"),
+        (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of openmoji, t2i_compbench"),
         (("--images=nowhere", "--out={out}", "--judges", "clip"), "--judges clip: toy has brightness"),
         (("--out={out}",), "give either --checkpoint or --images"),
     ],

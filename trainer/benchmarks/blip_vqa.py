@@ -5,7 +5,7 @@ weights, but neither its `generate` nor its `forward` gives these probabilities,
 
 - A question's first token is BLIP's own [ENC], as in its training; transformers' processor leaves BERT's [CLS] there.
 - The answer is started with [DEC], transformers' `bos_token_id`; [ENC] is the token after it: both stand behind BERT's own.
-- The decoder sees the question without its padding; `generate` would show it the padding too.
+- Questions go through one by one: in a batch, transformers' decoder looks at their padding too, whatever the mask says.
 - Images are scaled to 480 x 480. transformers' checkpoint holds the table of positions resampled for 384: it is resampled back.
 """
 
@@ -39,41 +39,27 @@ class BlipVqa:
         """P(yes) / (P(yes) + P(no)) of each question about an image (H, W, 3)."""
         import torch
 
-        if not questions:
-            return []
+        side = {"height": self.image_px, "width": self.image_px}
+        pixels = self.processor.image_processor(images=image, size=side, return_tensors="pt")["pixel_values"]  # (1, 3, S, S)
+        yes, no = self.processor.tokenizer.convert_tokens_to_ids(["yes", "no"])
         with torch.inference_mode():
-            logits = self._first_logits(image, [cleaned_question(question) for question in questions]).float()
-        tokenizer = self.processor.tokenizer
-        yes, no = (logits[:, tokenizer.convert_tokens_to_ids(word)] for word in ("yes", "no"))
-        probabilities: list[float] = torch.sigmoid(yes - no).tolist()  # the softmax's sum cancels out
-        return probabilities
+            pixels = pixels.to(self.model.device, self.model.dtype)
+            patches = self.model.vision_model(pixels, interpolate_pos_encoding=True)[0]  # (1, P, D)
+            logits = [self._first_logits(patches, cleaned_question(question)) for question in questions]
+        return [float(torch.sigmoid(one[yes] - one[no])) for one in logits]  # the softmax's sum cancels out
 
-    def _first_logits(self, image: npt.NDArray[np.uint8], questions: Sequence[str]) -> "torch.Tensor":
-        """Logits (Q, vocabulary) of the first token of each answer."""
+    def _first_logits(self, patches: "torch.Tensor", question: str) -> "torch.Tensor":
+        """Logits (vocabulary,) of the first token of the answer."""
         import torch
 
         model, text = self.model, self.model.config.text_config
-        side = {"height": self.image_px, "width": self.image_px}
-        pixels = self.processor.image_processor(images=image, size=side, return_tensors="pt")["pixel_values"]  # (1, 3, S, S)
-        tokens = self.processor.tokenizer(
-            list(questions), padding="longest", truncation=True, max_length=_MAX_QUESTION_TOKENS, return_tensors="pt"
-        ).to(model.device)
-        tokens.input_ids[:, 0] = text.bos_token_id + 1  # [ENC]
-        patches = model.vision_model(pixels.to(model.device, model.dtype), interpolate_pos_encoding=True)[0]  # (1, P, D)
-        patches = patches.expand(len(questions), -1, -1)
-        read = model.text_encoder(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=patches,
-            encoder_attention_mask=torch.ones(patches.shape[:2], dtype=torch.long, device=model.device),
-        )[0]  # (Q, L, D)
-        answer = model.text_decoder(
-            input_ids=torch.full((len(questions), 1), text.bos_token_id, device=model.device),  # [DEC]
-            encoder_hidden_states=read,
-            encoder_attention_mask=tokens.attention_mask,
-        )
-        logits: torch.Tensor = answer.logits[:, 0]
-        return logits
+        tokens = self.processor.tokenizer(question, truncation=True, max_length=_MAX_QUESTION_TOKENS, return_tensors="pt")
+        tokens = tokens["input_ids"].to(model.device)  # (1, L)
+        tokens[:, 0] = text.bos_token_id + 1  # [ENC]
+        read = model.text_encoder(input_ids=tokens, encoder_hidden_states=patches)[0]  # (1, L, D)
+        start = torch.full((1, 1), text.bos_token_id, device=model.device)  # [DEC]
+        logits: torch.Tensor = model.text_decoder(input_ids=start, encoder_hidden_states=read).logits[0, 0]
+        return logits.float()
 
 
 def load_blip(source: JudgeModel, placement: Placement, *, image_px: int) -> BlipVqa:

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 class GenEvalConfig:
     """Where prompts and judges come from."""
 
-    metadata: str | None = None
-    """GenEval's evaluation_metadata.jsonl, from your copy of it; default: a few prompts of our own."""
+    folder: str | None = None
+    """Your copy of GenEval's repository, or of its prompts/; default: a few prompts of our own."""
+    detector: str = "google/owlv2-base-patch16-ensemble"
+    """OWL-ViT, OWLv2 or Grounding DINO: a folder or a hub id."""
+    threshold: float = 0.2
+    """Confidences below are no finds."""
+    counting_threshold: float = 0.3
+    """Likewise, where a prompt says how many."""
+    max_overlap: float = 0.5
+    """Boxes of one class that overlap a surer one by more (intersection over union) are the same object."""
     clip: str = "ViT-L-14-quickgelu:openai"
     """CLIP that names colours: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
-    detector: str = "google/owlv2-base-patch16-ensemble"
-    """Zero-shot detector of transformers: a folder or a hub id."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value < 1 for value in (self.threshold, self.counting_threshold)) or not 0 <= self.max_overlap <= 1:
+            raise ValueError("geneval: threshold and counting_threshold must be from 0 to below 1, max_overlap from 0 to 1")

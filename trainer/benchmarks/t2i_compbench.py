@@ -40,6 +40,7 @@ from trainer.evaluation_config import EvaluateConfig
 VERSION = 1
 """Of the judges' rules; changes when verdicts may."""
 _PIXART = {"color": 0.6886, "shape": 0.5582, "texture": 0.7044, SPATIAL: 0.2082, NON_SPATIAL: 0.3179, COMPLEX: 0.4117}
+_BLIP_RESERVATIONS = ("transformers' BLIP has a resampled table of positions", "noun chunks by another version of spaCy")
 _SOURCE = "PixArt-α (arXiv 2310.00426)"
 
 
@@ -133,5 +134,5 @@ def _published(category: str, prompts: Sequence[Prompt], settings: T2ICompBenchC
         value=_PIXART[category],
         source=_SOURCE,
         differences=tuple(text for text, holds in differences.items() if holds),
-        reservations=("transformers' BLIP has a resampled table of positions",) if by_blip else (),
+        reservations=_BLIP_RESERVATIONS if by_blip else (),
     )
