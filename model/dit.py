@@ -215,6 +215,10 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
 
 
+_PAPERS_INPUTS = {"y_embedder.y_proj.fc1": 4096, "y_embedder.y_proj.fc2": 1152}
+"""Inputs of the layers that embed captions at the paper's width and with its T5: what their initial scale is meant for."""
+
+
 class CaptionEmbedder(nn.Module):
     """Projects the text encoder's tokens to the width."""
 
@@ -471,7 +475,8 @@ class DiT(nn.Module):
         """Draws all weights as the authors do and returns itself. Deterministic for a generator of the parameters' device.
 
         Cross-attention's projection, the final layer and the adaLN of the class-conditional DiT start at zero: they add nothing
-        to the residual stream at first.
+        to the residual stream at first. Deviation: a network narrower than the paper's, or with a narrower text encoder, embeds
+        captions at the scale that the paper's has; else it learns to read them late.
         """
         for name, module in self.named_modules():
             if isinstance(module, Linear):
@@ -499,7 +504,8 @@ class DiT(nn.Module):
         elif name.startswith("blocks."):
             nn.init.xavier_uniform_(module.weight, generator=generator)
         else:  # the embedders and t_block
-            nn.init.normal_(module.weight, std=0.02, generator=generator)
+            papers_inputs = _PAPERS_INPUTS.get(name, module.in_features)
+            nn.init.normal_(module.weight, std=0.02 * (papers_inputs / module.in_features) ** 0.5, generator=generator)
 
     def _condition(
         self, timesteps: Tensor, class_labels: Tensor | None, sizes: Tensor | None, aspect_ratios: Tensor | None

@@ -274,6 +274,15 @@ def test_initialise_is_deterministic_and_adds_nothing_at_first() -> None:
     assert block.attn.qkv.weight.std() > 0 and not block.cross_attn.proj.weight.any()
 
 
+def test_captions_are_embedded_at_the_same_scale_by_any_width() -> None:
+    scales = []
+    for config in (DiTConfig(depth=1), DiTConfig(depth=1, width=256, num_heads=4, caption_width=192)):
+        network = DiT(config).initialise(torch.Generator().manual_seed(5))
+        tokens = torch.randn(512, config.caption_width, generator=torch.Generator().manual_seed(6))
+        scales.append(float(network.y_embedder(tokens).std().detach()))
+    assert scales[1] == pytest.approx(scales[0], rel=0.05)
+
+
 def test_config_survives_json_and_names_what_it_does_not_know() -> None:
     config = replace(TEXT, kv_compression=KVCompression(layers=(1,)), qk_norm=True)
     assert DiTConfig.from_dict(config.to_dict()) == config
