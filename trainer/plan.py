@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError, run_command
 from trainer.config import Rung, Sharding, TrainConfig
-from trainer.plan_config import DiskPlan, MemoryPlan, PlanConfig, RungPlan
+from trainer.plan_config import DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 
 if TYPE_CHECKING:
     from model.dit_config import DiTConfig
@@ -83,6 +83,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     work = rung.images_seen * (flops + again * config.gradient_checkpointing)
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
     num_images = config.num_images or PAPER_DATASET_IMAGES[train.stage]
+    images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
     return RungPlan(
         stage=train.stage,
         resolution=rung.resolution,
@@ -96,6 +97,8 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         patches=grid[0] * grid[1],
         memory=_memory_plans(train, rung, network, num_gpus=config.num_gpus),
         disk=_disk_plan(train, rung, network, config, num_images=num_images),
+        images_per_s=images_per_s,
+        reading=_reading_plan(train, network, config, images_per_s=images_per_s),
     )
 
 
@@ -139,17 +142,35 @@ def _activations(network: "DiTConfig", checkpointing: bool, precision: str) -> "
 
 
 def _disk_plan(train: TrainConfig, rung: Rung, network: "DiTConfig", config: PlanConfig, *, num_images: int) -> DiskPlan:
-    """Latents are mean and log-variance in bf16; int8 tokens have a float32 scale each."""
-    latents = 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
     has_captions = train.conditioning == "text" and rung is train.ladder[0]
     captions = num_images * config.caption_variants * has_captions
-    tokens, width = config.caption_tokens, config.caption_width
+    bf16, int8, text = _caption_bytes(config)
     return DiskPlan(
-        latents=num_images * latents,
-        captions_bf16=captions * (2 * tokens * width + _CAPTION_BYTES),
-        captions_int8=captions * (tokens * (width + 4) + _CAPTION_BYTES),
-        texts=captions * _TEXT_BYTES_PER_TOKEN * tokens,
+        latents=num_images * _latents_bytes(network),
+        captions_bf16=captions * bf16,
+        captions_int8=captions * int8,
+        texts=captions * text,
     )
+
+
+def _reading_plan(train: TrainConfig, network: "DiTConfig", config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
+    """An image is read with one of its captions."""
+    latents = _latents_bytes(network)
+    bf16, int8, text = _caption_bytes(config) if train.conditioning == "text" else (0.0, 0.0, 0.0)
+    return ReadingPlan(
+        bf16=images_per_s * (latents + bf16), int8=images_per_s * (latents + int8), online=images_per_s * (latents + text)
+    )
+
+
+def _latents_bytes(network: "DiTConfig") -> int:
+    """Of an image: mean and log-variance in bf16."""
+    return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
+
+
+def _caption_bytes(config: PlanConfig) -> tuple[float, float, float]:
+    """Of a caption in bf16, in int8, whose tokens have a float32 scale each, and as text."""
+    tokens, width = config.caption_tokens, config.caption_width
+    return 2 * tokens * width + _CAPTION_BYTES, tokens * (width + 4) + _CAPTION_BYTES, _TEXT_BYTES_PER_TOKEN * tokens
 
 
 if __name__ == "__main__":

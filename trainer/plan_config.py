@@ -96,6 +96,16 @@ class DiskPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadingPlan:
+    """Bytes of features that all GPUs together read in a second, by how captions are stored."""
+
+    bf16: float
+    int8: float
+    online: float
+    """Texts alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungPlan:
     """A rung of a stage."""
 
@@ -114,6 +124,9 @@ class RungPlan:
     """Of an image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
+    images_per_s: float
+    """Of all GPUs."""
+    reading: ReadingPlan
 
     @property
     def flops(self) -> float:

@@ -12,13 +12,20 @@ if TYPE_CHECKING:
 _COST = ("stage", "px", "images", "steps", "batch", "TFLOP/image", "FLOP", "GPU-days", "days", "dollars")
 _SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "AdamW", "EMA", "copies", "an image", "images", "total")
 _DISK = ("stage", "px", "images", "latents", "captions bf16", "captions int8", "--online")
+_READING = ("stage", "px", "images/s", "bf16", "int8", "--online")
 _PAPER = ("stage", "px", "images", "V100-days", "FLOP", "used")
 _TEXT_COLUMNS = {"stage", "sharding", "recompute", "fit at most"}
 
 
 def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
     """The whole answer."""
-    sections = (_cost_section(rungs, config), _memory_section(rungs, config), _disk_section(rungs, config), _paper_section())
+    sections = (
+        _cost_section(rungs, config),
+        _memory_section(rungs, config),
+        _disk_section(rungs, config),
+        _reading_section(rungs, config),
+        _paper_section(),
+    )
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -82,6 +89,19 @@ def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     latents, *ways = (sum(column) for column in zip(*sizes, strict=True))
     answers = (f"{_gb(latents + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True))
     yield f"In all {', '.join(answers)}. Resolutions of a stage share their captions."
+
+
+def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    yield f"GB/s of features that {config.num_gpus} GPUs read while they train; their disk must give it"
+    rows = [
+        (rung.stage, rung.resolution, f"{rung.images_per_s:,.0f}", *(f"{rate / 1e9:.2f}" for rate in _rates(rung)))
+        for rung in rungs
+    ]
+    yield from _aligned(_READING, rows)
+
+
+def _rates(rung: "RungPlan") -> tuple[float, float, float]:
+    return rung.reading.bf16, rung.reading.int8, rung.reading.online
 
 
 def _paper_section() -> Iterator[str]:

@@ -84,6 +84,20 @@ def test_disk_is_what_a_store_writes(tmp_path: Path) -> None:
     assert classes.captions_bf16 == classes.texts == 0
 
 
+def test_what_is_read_is_what_is_stored_at_the_speed_of_training(tmp_path: Path) -> None:
+    config = dataclasses.replace(_config(tmp_path), num_images=1000, caption_tokens=80)
+    (rung,) = plan(config)
+    seconds = rung.gpu_days * 86_400 / config.num_gpus
+    assert rung.images_per_s * seconds == pytest.approx(rung.images_seen)
+    images = rung.images_per_s / 1000  # of the data set, a second
+    assert rung.reading.bf16 == pytest.approx(images * (rung.disk.latents + rung.disk.captions_bf16))
+    assert rung.reading.int8 == pytest.approx(images * (rung.disk.latents + rung.disk.captions_int8))
+    (twice,) = plan(dataclasses.replace(config, caption_variants=2))
+    assert twice.reading == rung.reading  # one caption is read, however many there are
+    (classes,) = plan(dataclasses.replace(config, stage="pixel"))
+    assert classes.reading.bf16 == classes.reading.online
+
+
 def test_the_settings_of_a_fit_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _small(tmp_path, device_tokens=64)
     config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), json=True)
