@@ -13,8 +13,8 @@ help:  ## this list
 
 setup: $(STAMP)  ## the environment in .venv, from requirements.lock
 
-demo: $(STAMP)  ## the whole way on this machine, offline, on the small world
-	$(RUN) -m examples.openmoji.demo
+demo: $(STAMP)  ## the whole way on this machine, offline, on the small world; ARGS="--out quick …" for other settings
+	$(RUN) -m examples.openmoji.demo $(ARGS)
 
 test: check  ## set-up, formatting, lint, types, tests
 	$(RUN) -m pytest $(PYTEST_ARGS)

@@ -27,6 +27,7 @@ FORMAT_VERSION = 1
 TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "pipeline.json"
+MINI = "mini"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +116,24 @@ def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConf
     return target
 
 
+def mini_checkpoint() -> Path:
+    """Where the shipped network is, which may be missing: the last stage's. Those before it lie beside it, by stage."""
+    return PRETRAINED / "dit-mini" / "aesthetic"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a checkpoint is there, without a look inside."""
+    return (folder / PIPELINE).is_file()
+
+
 def find_checkpoint(folder: str | Path) -> Path:
-    """The folder of a checkpoint. Raises UserError where there is none, and says what else was found."""
-    root = PRETRAINED / "dit-mini" if str(folder) == "mini" else Path(folder).expanduser()
-    if (root / PIPELINE).is_file():
+    """The folder of a checkpoint; `mini` is the shipped one. Raises UserError where there is none, and says what was found."""
+    is_mini = str(folder) == MINI
+    root = mini_checkpoint() if is_mini else Path(folder).expanduser()
+    if is_checkpoint(root):
         return root
-    if str(folder) == "mini":
-        raise UserError(f"this copy has no shipped checkpoint: {root / PIPELINE} is missing; give a folder with --checkpoint")
+    if is_mini:
+        raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
     if (root / "model_index.json").is_file():
         raise UserError(
             f"{root} is a diffusers pipeline, no checkpoint of ours: convert it: "

@@ -15,6 +15,7 @@ from model.checkpoint import (
     PartConfig,
     PipelineConfig,
     checkpoint_fingerprint,
+    find_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
@@ -142,3 +143,12 @@ def test_what_is_no_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> Non
     (tmp_path / "PixArt.pth").write_bytes(b"")
     with pytest.raises(UserError, match="python -m model.convert --source official --target native"):
         load_checkpoint(tmp_path / "PixArt.pth")
+
+
+def test_mini_is_the_shipped_network_of_the_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.checkpoint.PRETRAINED", tmp_path)
+    with pytest.raises(UserError, match="no shipped checkpoint"):
+        find_checkpoint("mini")
+    for seed, stage in enumerate(("pixel", "alignment", "aesthetic")):
+        last = save_checkpoint(tmp_path / "dit-mini" / stage, tiny_dit(seed=seed), CONFIG)
+    assert checkpoint_fingerprint(find_checkpoint("mini")) == checkpoint_fingerprint(last)

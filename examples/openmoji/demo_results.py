@@ -1,0 +1,79 @@
+"""What the networks of the demo drew, and what the judges found of it, as trainer.evaluate has written it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from examples.openmoji.demo_commands import STAGES, DemoFolder, is_mini_there
+from model.checkpoint import MINI
+from model.image_files import image_names
+from trainer.evaluation import ALL
+from trainer.evaluation_images import IMAGES
+from trainer.evaluation_scores import GENERATED
+from trainer.evaluation_summary import RESULTS, SUMMARY_JSON
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a judge found of an image by a metric."""
+
+    value: float
+    """0 to 1."""
+    seen: str
+    """What it saw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One network's images of the prompts."""
+
+    name: str
+    """A stage, or `mini`."""
+    folder: Path
+    """Of the images."""
+    scores: list[dict[str, Any]]
+    """As in summary.json: category, judge, metric, value, held_out, ceiling."""
+    findings: dict[tuple[str, str, str], Finding]
+    """By prompt, judge and metric."""
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(dict.fromkeys(score["judge"] for score in self.scores if score["category"] == ALL))
+
+    @property
+    def metric_of(self) -> dict[str, str]:
+        """The metric of each category."""
+        return {score["category"]: score["metric"] for score in self.scores if score["category"] != ALL}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All that are measured over all prompts."""
+        return tuple(dict.fromkeys(score["metric"] for score in self.scores if score["category"] == ALL))
+
+    def image(self, prompt: str) -> Path:
+        """The file that shows a prompt."""
+        return self.folder / image_names([prompt], [0])[0]
+
+    def score(self, metric: str, judge: str) -> dict[str, Any]:
+        """Over all prompts."""
+        return next(one for one in self.scores if (one["category"], one["metric"], one["judge"]) == (ALL, metric, judge))
+
+
+def read_drawn(folder: DemoFolder) -> list[Drawn]:
+    """Of the stages in order, then of the shipped network where there is one."""
+    return [_read(folder, name) for name in (*STAGES, *((MINI,) if is_mini_there() else ()))]
+
+
+def _read(folder: DemoFolder, name: str) -> Drawn:
+    evaluation = folder.evaluation(name)
+    rows = pq.read_table(evaluation / RESULTS, filters=[("images", "=", GENERATED)]).to_pylist()
+    return Drawn(
+        name=name,
+        folder=folder.classes if name == STAGES[0] else evaluation / IMAGES,
+        scores=json.loads((evaluation / SUMMARY_JSON).read_text(encoding="utf-8"))["scores"],
+        findings={(row["prompt"], row["judge"], row["metric"]): Finding(row["value"], row["seen"]) for row in rows},
+    )

@@ -1,0 +1,195 @@
+"""The demo: steps are run once and gone on with, and the whole way from scenes to a page that works in a browser."""
+
+import json
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from dataset_builder.command_line import UserError
+from examples.openmoji.demo import main
+from examples.openmoji.demo_commands import DemoConfig, DemoFolder, newest, steps
+from examples.openmoji.demo_steps import LOG, Step, StepRunner, duration, read_times
+
+PROBE = "import pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write('ran '); sys.exit(int(sys.argv[2]))"
+QUICK = "examples/openmoji/demo_quick.yaml"
+SECTIONS = ["What came of it", "Scenes and captions", "Photographs", "Concept density", "Data sets", "Training"]
+SECTIONS += ["The same prompts after each stage", "Scores", "Time"]
+NUM_PROMPTS = 12
+"""One of each of six categories, and one of held-out combinations."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a command `python -m probe FILE EXIT_CODE` that adds to a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "probe.py").write_text(PROBE)
+    return tmp_path
+
+
+def _step(name: str, *, code: int = 0, more: tuple[str, ...] = ()) -> Step:
+    return Step(title=name, module="probe", arguments=(name, str(code), *more), output=Path(name))
+
+
+def _run(folder: Path, *chosen: Step) -> None:
+    runner = StepRunner(folder)
+    for step in chosen:
+        runner.run(step)
+
+
+def test_steps_that_are_done_are_not_done_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(here, _step("a"), _step("b"))
+    _run(here, _step("a"), _step("b"), _step("c"))
+    assert [(here / name).read_text() for name in "abc"] == ["ran "] * 3
+    printed = capsys.readouterr().out
+    assert "$ python -m probe c 0" in printed and printed.count("-- done before") == 2
+    assert [one.title for one in read_times(here)] == ["a", "b", "c"]
+
+
+def test_a_step_whose_output_is_gone_is_run_and_all_after_it(here: Path) -> None:
+    _run(here, _step("a"), _step("b"), _step("c"))
+    (here / "b").unlink()
+    _run(here, _step("a"), _step("b"), _step("c"))
+    assert [(here / name).read_text() for name in "abc"] == ["ran ", "ran ", "ran ran "]
+
+
+def test_another_configuration_is_another_step(here: Path) -> None:
+    (here / "settings.yaml").write_text("lr: 1")
+    step = _step("a", more=("settings.yaml",))
+    _run(here, step)
+    (here / "settings.yaml").write_text("lr: 2")
+    _run(here, step)
+    assert (here / "a").read_text() == "ran ran "
+
+
+def test_a_failed_step_ends_the_demo_and_is_run_again(here: Path) -> None:
+    with pytest.raises(UserError, match="the step «a» ended with exit code 3"):
+        _run(here, _step("a", code=3), _step("b"))
+    assert not (here / "b").exists()
+    with pytest.raises(UserError, match="exit code 3"):
+        _run(here, _step("a", code=3))
+    with pytest.raises(KeyboardInterrupt):
+        _run(here, _step("c", code=130))
+    rows = [json.loads(line) for line in (here / LOG).read_text().splitlines()]
+    assert read_times(here)[0].seconds == pytest.approx(rows[0]["seconds"] + rows[1]["seconds"])
+
+
+def test_durations_are_said_as_a_person_would() -> None:
+    assert [duration(seconds) for seconds in (0.4, 59.6, 125)] == ["0 s", "1 min 00 s", "2 min 05 s"]
+
+
+def test_the_newest_checkpoint_is_named(tmp_path: Path) -> None:
+    for name in ("000000000640", "000000012800", ".000000099999.partial"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert newest(tmp_path).name == "000000012800"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        newest(tmp_path / "nothing")
+
+
+def test_settings_reach_the_commands() -> None:
+    config = DemoConfig(out="elsewhere", count=7, training=QUICK)
+    commands = [step.command for step in islice(steps(config), 11)]
+    assert commands[0].startswith("python -m examples.openmoji.scenes --count 7 ")
+    assert "trainer.fit --stage all --config examples/openmoji/demo_quick.yaml" in commands[-1]
+    assert all("elsewhere" in command for command in commands)
+    with pytest.raises(ValueError, match="there is no file nowhere.yaml"):
+        DemoConfig(training="nowhere.yaml")
+
+
+class _Page(HTMLParser):
+    """Headings, and where pictures and all else come from."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.sources: list[str] = []
+        self.alts: list[str] = []
+        self._in_heading = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self._in_heading = tag == "h2"
+        self.sources += [value for name in ("src", "href") if (value := values.get(name)) and not value.startswith("#")]
+        self.alts += [values.get("alt") or ""] if tag == "img" else []
+
+    def handle_data(self, data: str) -> None:
+        if self._in_heading:
+            self.headings.append(data)
+            self._in_heading = False
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
+    """A demo that has run: 200 scenes, tiny networks."""
+    config = DemoConfig(out=str(tmp_path_factory.mktemp("demo") / "demo"), count=200, training=QUICK, prompts_per_category=1)
+    assert main(config) == 0
+    return config
+
+
+@pytest.mark.slow
+def test_the_report_shows_the_whole_way(demo: DemoConfig) -> None:
+    text = DemoFolder(Path(demo.out)).report.read_text()
+    page = _Page(text)
+    assert page.headings == SECTIONS
+    assert all(source.startswith("data:image/") for source in page.sources) and "url(" not in text
+    for column in ("true scene", "pixel", "alignment", "aesthetic"):
+        assert sum(alt.startswith(f"{column}: ") for alt in page.alts) == NUM_PROMPTS
+    assert text.count("held out</span>") == NUM_PROMPTS // 2
+    assert len(re.findall(r'aria-label="(pixel|alignment|aesthetic): loss"', text)) == 3
+    assert "205 planned" in text.replace(",", "") or ">205<" in text
+    for step in read_times(Path(demo.out)):
+        assert step.title in text
+    assert len(text) < 1_000_000
+
+
+@pytest.mark.slow
+def test_the_pixel_stage_draws_each_prompts_class(demo: DemoConfig) -> None:
+    from PIL import Image
+
+    files = sorted(DemoFolder(Path(demo.out)).classes.glob("*.png"))
+    assert len(files) == NUM_PROMPTS
+    for path in files:
+        with Image.open(path) as image:
+            values = image.text  # type: ignore[attr-defined]
+        assert values["class"] in values["prompt"]
+
+
+@pytest.mark.slow
+def test_a_second_demo_finds_everything_done(demo: DemoConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    started = time.perf_counter()
+    assert main(demo) == 0
+    assert time.perf_counter() - started < 20
+    printed = capfd.readouterr().out
+    assert printed.count("\n== ") == printed.count("-- done before")
+    assert "in all" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Debian's chromium-driver")
+def test_the_report_works_in_a_browser(demo: DemoConfig, tmp_path: Path) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    flags = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
+    for flag in (*flags, "disable-sync", f"user-data-dir={tmp_path / 'browser'}", "window-size=1280,900"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    try:
+        browser.get(DemoFolder(Path(demo.out)).report.absolute().as_uri())
+        grid = browser.find_element(By.CLASS_NAME, "stages")
+        pictures = grid.find_elements(By.TAG_NAME, "img")
+        assert len(pictures) == 4 * NUM_PROMPTS
+        assert all(browser.execute_script("return arguments[0].naturalWidth", one) == 64 for one in pictures)
+        width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert width <= 1280
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []  # type: ignore[no-untyped-call]
+    finally:
+        browser.quit()
