@@ -158,12 +158,18 @@ def test_nonsense_and_silence_are_asked_again_and_then_counted(images: Path, tmp
     assert (tries[nonsense, False], tries[late, False], tries[late, True]) == (3, 2, 1)
 
 
+def _complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line; a slow machine shows progress bars above it."""
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
+    return line
+
+
 def test_a_judge_that_never_gives_a_verdict_is_left_alone(
     images: Path, tmp_path: Path, judge: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge.reply = lambda body: says("I am a language model.")
     assert _run(_arguments(images, tmp_path / "out", judge, "--wise.judge.concurrency=1")) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    line = _complaint(capsys)
     assert "gave no verdict on 10 images in a row, its last words: 'I am a language model.'" in line
     assert len(judge.bodies) == 30
 
@@ -212,7 +218,7 @@ def test_an_outage_ends_in_one_line_and_the_same_command_goes_on(
     judge.reply = lambda body: _graded(body) if _prompt_of(body) in first_five else fails(503, Retry_After="0")
     arguments = _arguments(images, tmp_path / "out", judge, "--wise.judge.outage_tries=2")
     assert _run(arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    line = _complaint(capsys)
     assert "does not answer (HTTP 503" in line
     judge.bodies.clear()
     judge.reply = _graded
@@ -280,5 +286,5 @@ def test_bad_input_is_one_line(
     usual: list[str], arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run([*usual, *arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    line = _complaint(capsys)
     assert re.search(complaint, line)
