@@ -127,11 +127,16 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The folder of a checkpoint; `mini` is the shipped one. Raises UserError where there is none, and says what was found."""
+    """The folder of a checkpoint: `mini` is the shipped one, of a training's folder it is the newest.
+
+    Raises UserError where there is none, and says what was found.
+    """
     is_mini = str(folder) == MINI
     root = mini_checkpoint() if is_mini else Path(folder).expanduser()
     if is_checkpoint(root):
         return root
+    if of_training := [path for path in sorted(root.glob("checkpoints/[0-9]*")) if is_checkpoint(path)]:
+        return of_training[-1]
     if is_mini:
         raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
     if (root / "model_index.json").is_file():

@@ -145,6 +145,13 @@ def test_what_is_no_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> Non
         load_checkpoint(tmp_path / "PixArt.pth")
 
 
+def test_of_a_training_it_is_the_newest_whole_one(tmp_path: Path) -> None:
+    for images in ("000000064", "000000128"):
+        save_checkpoint(tmp_path / "checkpoints" / images, tiny_dit(), CONFIG)
+    (tmp_path / "checkpoints" / "000000192" / TRANSFORMER).mkdir(parents=True)
+    assert find_checkpoint(tmp_path).name == "000000128"
+
+
 def test_mini_is_the_shipped_network_of_the_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.checkpoint.PRETRAINED", tmp_path)
     with pytest.raises(UserError, match="no shipped checkpoint"):
