@@ -115,7 +115,7 @@ def write_clip(out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(_CLIP_CONFIG), encoding="utf-8")
     torch.manual_seed(0)
-    weights = open_clip.create_model(f"local-dir:{folder}").state_dict()
+    weights = open_clip.create_model(f"local-dir:{folder}", load_weights=False).state_dict()
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "open_clip_model.safetensors")
     return folder
 

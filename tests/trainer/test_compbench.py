@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_builder.command_line import run_command
+from dataset_builder.command_line import UserError, run_command
 from examples.openmoji.stand_ins import write_blip, write_clip, write_owlv2
 from model.image_files import image_names
 from trainer import evaluate
@@ -52,6 +52,7 @@ def _run(models: Path, *arguments: object) -> int:
         "--t2i_compbench.blip_image_px=64",
         f"--t2i_compbench.clip={models / 'clip'}",
         f"--t2i_compbench.detector={models / 'owlv2'}",
+        "--t2i_compbench.detector_threshold=0",
         *map(str, arguments),
     ]
     return run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv)
@@ -100,8 +101,8 @@ def test_a_judge_alone_needs_no_other_models(models: Path, images: Path, tmp_pat
     ("arguments", "complaint"),
     [
         (("--t2i_compbench.folder=/nowhere",), "--t2i_compbench.folder /nowhere is no folder"),
-        (("--t2i_compbench.blip={models}/owlv2",), "owlv2 is no BLIP"),
-        (("--t2i_compbench.detector={models}/blip", "--judges", "detector"), "is a blip: expected a detector, one of owlvit"),
+        (("--t2i_compbench.blip={models}/owlv2",), "owlv2 is a owlv2: expected a BLIP"),
+        (("--t2i_compbench.detector={models}/blip", "--judges", "detector"), "is a blip: expected a detector, owlvit or owlv2"),
         (("--t2i_compbench.spacy_model=none", "--judges", "clip"), "the spaCy model none is not installed"),
         (("--judges", "fid"), "--judges fid: t2i_compbench has blip-vqa, detector, clip"),
         (("--judge_device=tpu",), "device tpu"),
@@ -162,6 +163,14 @@ def test_blip_sees_images_at_the_size_that_is_asked_for(blip: BlipVqa) -> None:
     assert larger.yes_probabilities(_noise(0), QUESTIONS) != pytest.approx(
         blip.yes_probabilities(_noise(0), QUESTIONS), abs=1e-4
     )
+
+
+def test_weights_of_another_kind_are_refused(models: Path, tmp_path: Path) -> None:
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    BlipForConditionalGeneration(BlipConfig.from_pretrained(models / "blip")).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="weights are missing"):
+        load_blip(find_model(str(tmp_path), option=""), CPU, image_px=64)
 
 
 def test_questions_are_cleaned_as_blip_was_trained() -> None:

@@ -66,14 +66,10 @@ def load_blip(source: JudgeModel, placement: Placement, *, image_px: int) -> Bli
     """Reads the weights. Raises UserError for another kind of model."""
     from transformers import BlipForQuestionAnswering, BlipProcessor
 
-    model = source.load(BlipForQuestionAnswering.from_pretrained, dtype=placement.dtype, use_safetensors=True)
-    processor = source.load(BlipProcessor.from_pretrained)
-    tokenizer = processor.tokenizer
-    unknown = [word for word in ("yes", "no") if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
-    if source.model_type != MODEL_TYPE or unknown:
-        found = f"its tokenizer does not know {unknown[0]!r}" if unknown else f"it is a {source.model_type}"
-        raise UserError(f"{source.name} is no BLIP for visual question answering: {found}")
-    return BlipVqa(model.to(placement.device).eval(), processor, image_px=image_px)
+    if source.model_type != MODEL_TYPE:
+        raise UserError(f"{source.name} is a {source.model_type}: expected a BLIP for visual question answering")
+    model = source.load_network(BlipForQuestionAnswering.from_pretrained, placement)
+    return BlipVqa(model, source.load(BlipProcessor.from_pretrained), image_px=image_px)
 
 
 def cleaned_question(question: str) -> str:

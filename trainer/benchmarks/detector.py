@@ -1,8 +1,7 @@
-"""Zero-shot detectors of transformers: boxes of named objects, each with a confidence.
+"""Zero-shot detectors of transformers, OWL-ViT and OWLv2: boxes of named objects, each with a confidence.
 
-A detector is asked about the objects of one image's prompt and about no others. OWL-ViT and OWLv2 are asked about all of them
-at once, and each box goes to the likeliest one; Grounding DINO is asked about one at a time. Images go through one by one:
-OWL's queries are filled up in a batch, which would let an image's neighbours change its boxes.
+A detector is asked about the objects of one image's prompt and about no others; each box goes to the likeliest of them. Images
+go through one by one: queries are filled up in a batch, which would let an image's neighbours change its boxes.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +15,9 @@ from dataset_builder.command_line import UserError
 from trainer.benchmarks.judge_model import JudgeModel, Placement
 
 Pixels = npt.NDArray[np.uint8]
+
+MODEL_TYPES = ("owlvit", "owlv2")
+"""As transformers names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,63 +66,42 @@ Detect = Callable[[Pixels, Sequence[str]], list[Detection]]
 """What is found in an image (H, W, 3) of the named objects, the surest first."""
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    model: Any
-    processor: Any
-    threshold: float
+class Detector:
+    """A loaded detector. Deterministic."""
 
-    def find(self, image: Pixels, queries: Sequence[str]) -> list[tuple[int, float, Box]]:
-        """Number of the query, confidence and box of whatever is above the threshold."""
+    def __init__(self, model: Any, processor: Any, *, threshold: float) -> None:
+        self.model = model
+        self.processor = processor
+        self.threshold = threshold
+
+    def __call__(self, image: Pixels, names: Sequence[str]) -> list[Detection]:
+        """As Detect says; confidences up to the threshold are no finds."""
         import torch
 
-        inputs = self.processor(images=image, text=[list(queries)], truncation=True, return_tensors="pt").to(self.model.device)
+        queries = [f"a photo of a {name}" for name in names]
+        inputs = self.processor(images=image, text=[queries], truncation=True, return_tensors="pt").to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.inference_mode():
             outputs = self.model(**inputs)
         found = self.processor.image_processor.post_process_object_detection(
             outputs, threshold=self.threshold, target_sizes=[image.shape[:2]]
         )[0]
-        return [
-            (int(label), float(confidence), Box(left=left, top=top, right=right, bottom=bottom))
-            for label, confidence, (left, top, right, bottom) in zip(
-                found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
-            )
+        rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+        detections = [
+            Detection(name=names[label], confidence=score, box=Box(left=left, top=top, right=right, bottom=bottom))
+            for label, score, (left, top, right, bottom) in rows
         ]
+        return sorted(detections, key=lambda one: -one.confidence)
 
 
-def load_detector(source: JudgeModel, placement: Placement, *, threshold: float) -> Detect:
-    """Reads the weights. `threshold`: confidences below are no finds. Raises UserError for a kind of model not known here."""
+def load_detector(source: JudgeModel, placement: Placement, *, threshold: float) -> Detector:
+    """Reads the weights. Raises UserError for another kind of model."""
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    kind = KINDS.get(source.model_type)
-    if kind is None:
-        raise UserError(f"{source.name} is a {source.model_type}: expected a detector, one of {', '.join(KINDS)}")
-    model = source.load(AutoModelForZeroShotObjectDetection.from_pretrained, dtype=placement.dtype, use_safetensors=True)
-    processor = source.load(AutoProcessor.from_pretrained)
-    loaded = _Loaded(model.to(placement.device).eval(), processor, threshold)
-    return lambda image, names: sorted(kind(loaded, image, names), key=lambda one: -one.confidence)
-
-
-def _all_at_once(loaded: _Loaded, image: Pixels, names: Sequence[str]) -> list[Detection]:
-    found = loaded.find(image, [f"a photo of a {name}" for name in names])
-    return [Detection(name=names[label], confidence=confidence, box=box) for label, confidence, box in found]
-
-
-def _one_by_one(loaded: _Loaded, image: Pixels, names: Sequence[str]) -> list[Detection]:
-    return [
-        Detection(name=name, confidence=confidence, box=box)
-        for name in names
-        for _, confidence, box in loaded.find(image, [name])
-    ]
-
-
-KINDS: dict[str, Callable[[_Loaded, Pixels, Sequence[str]], list[Detection]]] = {
-    "owlvit": _all_at_once,
-    "owlv2": _all_at_once,
-    "grounding-dino": _one_by_one,
-}
-"""By transformers' model_type."""
+    if source.model_type not in MODEL_TYPES:
+        raise UserError(f"{source.name} is a {source.model_type}: expected a detector, {' or '.join(MODEL_TYPES)}")
+    model = source.load_network(AutoModelForZeroShotObjectDetection.from_pretrained, placement)
+    return Detector(model, source.load(AutoProcessor.from_pretrained), threshold=threshold)
 
 
 def without_repeats(found: Sequence[Detection], *, max_overlap: float) -> list[Detection]:

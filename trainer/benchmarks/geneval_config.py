@@ -10,7 +10,7 @@ class GenEvalConfig:
     folder: str | None = None
     """Your copy of GenEval's repository, or of its prompts/; default: a few prompts of our own."""
     detector: str = "google/owlv2-base-patch16-ensemble"
-    """OWL-ViT, OWLv2 or Grounding DINO: a folder or a hub id."""
+    """OWLv2 or OWL-ViT: a folder or a hub id."""
     threshold: float = 0.2
     """Confidences below are no finds."""
     counting_threshold: float = 0.3

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dataset_builder.command_line import UserError
 from dataset_builder.fingerprint import folder_fingerprint
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from trainer.evaluation_config import EvaluateConfig
 
 LoadedT = TypeVar("LoadedT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where judges run."""
+
+    device: str
+    dtype: "torch.dtype"
+
+    @classmethod
+    def of(cls, config: "EvaluateConfig") -> "Placement":
+        """By judge_device and judge_dtype. Raises model.command_line.UserError for a device that is not there."""
+        import torch
+
+        runtime = RuntimeConfig(device=config.judge_device, dtype=config.judge_dtype).resolved()
+        return cls(device=runtime.device, dtype=getattr(torch, runtime.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +56,14 @@ class JudgeModel:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.name} cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it again") from error
 
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where judges run."""
-
-    device: str
-    dtype: "torch.dtype"
-
-    @classmethod
-    def of(cls, config: "EvaluateConfig") -> "Placement":
-        """By judge_device and judge_dtype. Raises model.command_line.UserError for a device that is not there."""
-        import torch
-
-        runtime = RuntimeConfig(device=config.judge_device, dtype=config.judge_dtype).resolved()
-        return cls(device=runtime.device, dtype=getattr(torch, runtime.dtype))
+    def load_network(self, load: Callable[..., Any], placement: Placement) -> Any:
+        """The network that from_pretrained `load` makes of its safetensors. Raises UserError for weights of another kind."""
+        network, info = self.load(load, dtype=placement.dtype, use_safetensors=True, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise UserError(
+                f"{self.name} has no {missing[0]} ({len(missing)} weights are missing): it is another kind of model"
+            )
+        return network.to(placement.device).eval()
 
 
 def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], JudgeSource]]) -> dict[str, JudgeSource]:

