@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 Experiment = Literal["captions", "initialisation", "adaln", "aesthetic"]
 RESOLUTION_PX = 64
+MEASUREMENTS = 8
+"""How often the validation loss is measured, evenly over a training; the last time at its end."""
 _MAY_CHANGE = ("experiments", "out", "num_seeds")
 
 
@@ -46,6 +48,8 @@ class StagedTrainingConfig:
         numbers = ("scenes", "num_kinds", "images", "pixel_images", "batch_size", "num_seeds", "prompts_per_category")
         if wrong := [name for name in (*numbers, "timed_steps") if getattr(self, name) < 1]:
             raise ValueError(f"{', '.join(wrong)} must be 1 or more")
+        if self.images < MEASUREMENTS * self.batch_size:
+            raise ValueError(f"images must be {MEASUREMENTS} batches or more: after so many parts the loss is measured")
 
     @property
     def folder(self) -> Path:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.commands import run_module
-from benchmarks.staged_config import RESOLUTION_PX, StagedTrainingConfig
+from benchmarks.staged_config import MEASUREMENTS, RESOLUTION_PX, StagedTrainingConfig
 from benchmarks.staged_world import features_folder
 
-_MEASUREMENTS = 8
-"""How often the validation loss is measured, evenly over a training; the last time at its end."""
 _ALL_IMAGES = 1_000_000
 
 
@@ -76,7 +74,7 @@ def fit_arguments(arm: Arm, seed: int, config: StagedTrainingConfig) -> list[str
         "seed": seed,
         "ladder": json.dumps(ladder),
         "data.caption_weights": json.dumps({arm.captions: 1.0}),
-        "watch.validate_every_images": max(1, images // _MEASUREMENTS),
+        "watch.validate_every_images": max(1, images // MEASUREMENTS),
         "watch.validation_images": _ALL_IMAGES,
         "watch.sample_every_images": 0,
         "checkpoint.every_images": max(1, images // 4),

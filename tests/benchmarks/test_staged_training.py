@@ -10,14 +10,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import staged_alt_text
+from benchmarks import staged_adaln_fit, staged_alt_text, staged_trainings
 from benchmarks.staged_adaln import PerBlockDiT, train_per_block
 from benchmarks.staged_adaln_costs import adaln_costs, count_parameters
 from benchmarks.staged_config import StagedTrainingConfig
 from benchmarks.staged_judgement import style_share
 from benchmarks.staged_tables import figures, table
 from benchmarks.staged_training import main
-from benchmarks.staged_trainings import ALT_TEXT, PIXEL, SCRATCH_LONGER, fit_arguments, validation_losses, write_copied
+from benchmarks.staged_trainings import (
+    ALT_TEXT,
+    COPIED,
+    PER_BLOCK,
+    PIXEL,
+    REPARAMETERISED,
+    SCRATCH_LONGER,
+    fit_arguments,
+    train,
+    validation_losses,
+    write_copied,
+)
+from benchmarks.staged_world import features_folder
 from dataset_builder.command_line import UserError
 from model.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
 from model.dit import DiT
@@ -69,8 +81,8 @@ def _recipe(tmp_path: Path) -> str:
 
 
 def test_trainer_fit_takes_the_arguments_of_an_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=100, pixel_images=40, batch_size=16)
-    assert [arm.images(config) for arm in (PIXEL, ALT_TEXT, SCRATCH_LONGER)] == [48, 112, 144]
+    config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=140, pixel_images=40, batch_size=16)
+    assert [arm.images(config) for arm in (PIXEL, ALT_TEXT, SCRATCH_LONGER)] == [48, 144, 192]
     for arm in (PIXEL, ALT_TEXT):
         assert fit.run([*fit_arguments(arm, 3, config), "--print_config"]) == 0
         printed = capsys.readouterr().out
@@ -84,7 +96,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert main(config) == 0
     assert main(replace(config, num_seeds=9)) == 0
     with pytest.raises(UserError, match="another images"):
-        main(replace(config, images=1))
+        main(replace(config, images=64_000))
 
 
 def test_the_aesthetic_stage_is_left_out_while_nothing_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +123,35 @@ def test_a_copied_start_holds_what_fits_of_the_pixel_stage_and_nothing_else(tmp_
         *copied
     }
     assert not [name for name in copied if "scale_shift" in name or "adaLN" in name or "y_embedder" in name]
+
+
+def _in_this_process(module: str, *arguments: str) -> str:
+    """The command of a training, without the seconds that a process of its own takes to start."""
+    commands = {"trainer.fit": fit.run, "benchmarks.staged_adaln_fit": staged_adaln_fit.run}
+    assert commands[module](arguments) == 0
+    return ""
+
+
+def test_each_arm_starts_from_what_it_says_and_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(staged_trainings, "run_module", _in_this_process)
+    config = StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), images=16, pixel_images=8, batch_size=2)
+    for stage in ("pixel", "alignment"):
+        write_store(features_folder(config), stage=stage, resolution=64, shapes=((16, 16),))
+    starts = {
+        REPARAMETERISED: "starts from " + str(tmp_path / "out/trainings/pixel/1/pixel/checkpoints/000000000008"),
+        COPIED: "starts from " + str(tmp_path / "out/trainings/start_of_copied/1"),
+        SCRATCH_LONGER: "starts from nothing",
+        PER_BLOCK: "starts from nothing",
+    }
+    runs = {arm: train(arm, 1, config) for arm in starts}
+    for arm, run in runs.items():
+        assert starts[arm] in (run / "log.txt").read_text(), arm.name
+        assert len(validation_losses(run)) == 8 and list_checkpoints(run)[-1].name == f"{arm.images(config):012d}"
+    assert capsys.readouterr().out.count("training pixel") == 1
+    assert [train(arm, 1, config) for arm in starts] == list(runs.values())
+    assert "training" not in capsys.readouterr().out
 
 
 def test_per_block_adaln_equals_adaln_single_where_all_mlps_are_one_and_all_tables_zero() -> None:
@@ -212,13 +253,13 @@ def test_a_whole_comparison_trains_judges_and_finds_its_work_done(tmp_path: Path
         num_kinds=4,
         images=32,
         pixel_images=16,
-        batch_size=16,
+        batch_size=4,
         num_seeds=1,
         prompts_per_category=1,
     )
     assert main(config) == 0
     first = capsys.readouterr().out
-    assert first.count("training ") == 5 and first.count("judging ") == 4
+    assert sorted(_started(first)) == ["judging"] * 4 + ["training"] * 5
     found = json.loads(first.splitlines()[-1])
     assert {f"initialisation_{arm}_place_sprites" for arm in ("reparameterised", "copied", "scratch", "scratch_longer")} <= {
         *found
@@ -229,5 +270,10 @@ def test_a_whole_comparison_trains_judges_and_finds_its_work_done(tmp_path: Path
     assert find_checkpoint(tmp_path / "out/trainings/scratch_longer/0/alignment/checkpoints/000000000048")
     assert main(config) == 0
     again = capsys.readouterr().out
-    assert "training " not in again and "judging " not in again
+    assert _started(again) == []
     assert {**json.loads(again.splitlines()[-1]), "this_start_s": 0} == {**found, "this_start_s": 0}
+
+
+def _started(printed: str) -> list[str]:
+    """What was said to begin, in order."""
+    return [line.split()[0] for line in printed.splitlines() if line.startswith(("training ", "judging "))]
