@@ -201,31 +201,21 @@ def view_sql(run: RunFiles) -> list[str]:
 
 def commits_table(run: RunFiles) -> pa.Table:
     """The view `commits`: what the commit records say, one row per unit; times are UTC, durations seconds."""
-    from datetime import UTC, datetime
-
-    stages = ("prepare", "process", "finish")
-    schema = pa.schema(
-        [(name, pa.int64()) for name in ("unit", "planned", "completed", "num_rejected", "num_captions", "num_tokens")]
-        + [("rejected", pa.map_(pa.string(), pa.int64()))]
-        + [(f"{stage}_s", pa.float64()) for stage in stages]
-        + [("committed_at", pa.timestamp("ms")), ("attempt", pa.string())]
-    )
-    rows = [
-        {
-            "unit": commit.unit,
-            "planned": commit.planned,
-            "completed": commit.completed,
-            "num_rejected": commit.num_rejected,
-            "num_captions": commit.files["captions"].rows if "captions" in commit.files else 0,
-            "num_tokens": commit.num_tokens,
-            "rejected": list(commit.rejected.items()),
-            **{f"{stage}_s": commit.seconds.get(stage) for stage in stages},
-            "committed_at": datetime.fromisoformat(commit.committed_at).astimezone(UTC).replace(tzinfo=None),
-            "attempt": commit.attempt,
-        }
-        for commit in run.commits
-    ]
-    return pa.Table.from_pylist(rows, schema=schema)
+    commits = run.commits
+    captions = [commit.files.get("captions") for commit in commits]
+    columns: dict[str, pa.Array] = {
+        name: pa.array([getattr(commit, name) for commit in commits], pa.int64())
+        for name in ("unit", "planned", "completed", "num_rejected")
+    }
+    columns["num_captions"] = pa.array([file.rows if file else 0 for file in captions], pa.int64())
+    columns["num_tokens"] = pa.array([commit.num_tokens for commit in commits], pa.int64())
+    columns["rejected"] = pa.array([list(commit.rejected.items()) for commit in commits], pa.map_(pa.string(), pa.int64()))
+    for stage in ("prepare", "process", "finish"):
+        columns[f"{stage}_s"] = pa.array([commit.seconds.get(stage) for commit in commits], pa.float64())
+    times = pa.array([commit.committed_at for commit in commits], pa.string()).cast(pa.timestamp("ms", "UTC"))
+    columns["committed_at"] = times.cast(pa.timestamp("ms"))
+    columns["attempt"] = pa.array([commit.attempt for commit in commits], pa.string())
+    return pa.table(columns)
 
 
 def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:

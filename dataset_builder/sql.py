@@ -192,9 +192,16 @@ class Database:
             known = sorted({name for view in used for name in self.views[view]})
             return f"there is no column {column.group(1)}: {_nearest(column.group(1), known)}"
         first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
+        lost = re.search(r'Cannot access file "(.+)/\*\*/', message)  # a name that duckdb takes for a folder's, not finding it
+        if lost and self._may_read(lost.group(1)):
+            return f"{lost.group(1)} cannot be read: check that it is there"
         if isinstance(error, duckdb.PermissionException) or "has been locked" in message or "read-only mode" in message:
             return f"SQL here only reads the views {', '.join(self.comments)}: {first}"
         return f"{first}: correct the SQL"
+
+    def _may_read(self, url: str) -> bool:
+        found = self._connection.execute("SELECT list_contains(getvariable('readable'), ?)", [url]).fetchone()
+        return bool(found and found[0])
 
 
 class Workbench(Database):
@@ -251,7 +258,8 @@ def open_workbench(runs: Mapping[str, RunFiles]) -> Workbench:
             parts = [f"SELECT {literal(name)} AS run, * FROM run_{number}.{view}" for number, name in enumerate(runs)]
             connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(parts)}")
         connection.execute(HOLDS_ALL)
-        _lock(connection, list(runs.values()))
+        _set_files(connection, list(runs.values()))
+        _lock(connection)
         return Workbench(connection, comments=comments, settings={}, ending=stack.pop_all())
 
 
@@ -279,14 +287,16 @@ def open_files(stored: Stored) -> Database:
         connection.create_function("expected_nouns", expected_nouns, list(parameters), result)
         for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
             connection.execute(statement)
-        _lock(connection, [stored])
+        _set_files(connection, [stored])
+        _lock(connection)
         return Database(connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all())
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, number: int = 0) -> None:
     """The relations of `stored` and the views on them, in the present catalog; `number` tells several runs apart.
 
-    The names of files are in variables: as text in a view, 20,000 of them are parsed again wherever the view is used.
+    The names of files are in variables: as text in a view, 20,000 of them are parsed again wherever the view is used. While
+    the views are made a variable has one name alone, which says all of the columns: each new view looks for every file.
     """
     folder = stored.folder
     if folder.is_local:
@@ -296,8 +306,8 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, numb
     connection.execute("CREATE SCHEMA stored")
     try:
         for kind, schema in stored.schemas.items():
-            if urls := _urls(stored, kind):
-                connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
+            if paths := stored.paths(kind):
+                connection.execute(f"SET VARIABLE {kind}_{number} = ?", [stored_urls(folder, paths[:1])])
                 connection.execute(
                     f"CREATE VIEW stored.{kind} AS SELECT {', '.join(map(quoted, schema.names))}, {_UNIT} AS unit "
                     f"FROM read_parquet(getvariable('{kind}_{number}'), hive_partitioning = false)"
@@ -315,16 +325,20 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, numb
         ) from None
 
 
-def _lock(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> None:
-    urls = [url for stored in opened for kind in stored.schemas for url in _urls(stored, kind)]
-    connection.execute("SET VARIABLE readable = ?", [urls])
+def _set_files(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> None:
+    """Gives the views all of their files, and lists those that may be read."""
+    readable: set[str] = set()
+    for number, stored in enumerate(opened):
+        for kind in stored.schemas:
+            if urls := stored_urls(stored.folder, stored.paths(kind)):
+                connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
+                readable.update(urls)
+    connection.execute("SET VARIABLE readable = ?", [sorted(readable)])
+
+
+def _lock(connection: duckdb.DuckDBPyConnection) -> None:
     for statement in _LOCKS:
         connection.execute(statement)
-
-
-def _urls(stored: Stored, kind: str) -> list[str]:
-    """The files of a kind as duckdb opens them."""
-    return stored_urls(stored.folder, stored.paths(kind))
 
 
 def _protocol(folder: Folder) -> str:

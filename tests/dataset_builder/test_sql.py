@@ -223,6 +223,14 @@ def test_a_lost_file_is_named(folder: Folder) -> None:
         open_run(folder.url)
 
 
+def test_a_lost_file_among_others_is_named_by_the_question_that_needs_it(folder: Folder) -> None:
+    next(Path(folder.root).glob("captions/00000001-*.parquet")).unlink()
+    with open_run(folder.url) as run:
+        assert rows(run, "SELECT count(*) FROM images") == [(7,)]
+        with pytest.raises(UserError, match=r"captions/00000001-\w+\.parquet cannot be read: check that it is there$"):
+            run.fetch("SELECT count(*) FROM captions")
+
+
 def test_scratch_database_spills_where_it_is_told(tmp_path: Path) -> None:
     with scratch_database(str(tmp_path)) as database:
         assert database.execute("SELECT current_setting('temp_directory')").fetchone() == (str(tmp_path),)
