@@ -2,11 +2,13 @@
 
     python -m examples.openmoji.stand_ins --out stand_ins
 
-writes blip/, owlv2/ and clip/, the same each time, which `trainer.evaluate` takes in place of the real ones.
+writes blip/, owlv2/, clip/ and inception.safetensors, the same each time, which `trainer.evaluate` takes in place of the real
+ones.
 """
 
 import json
 import string
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,7 @@ class StandInsConfig:
 def main(config: StandInsConfig) -> int:
     """Writes the models; returns 0."""
     out = Path(config.out)
-    for write in (write_blip, write_owlv2, write_clip):
+    for write in (write_blip, write_owlv2, write_clip, write_inception):
         print(f"wrote {write(out)}")
     return 0
 
@@ -118,6 +120,25 @@ def write_clip(out: Path) -> Path:
     weights = open_clip.create_model(f"local-dir:{folder}", load_weights=False).state_dict()
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "open_clip_model.safetensors")
     return folder
+
+
+def write_inception(out: Path) -> Path:
+    """The Inception network that FID is taken by, at its full size. Returns its file, out/inception.safetensors."""
+    import torch
+    from safetensors.torch import save_file
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict: object) -> None:
+            """Keeps the random weights: the constructor would have others."""
+
+    file = out / "inception.safetensors"
+    with tempfile.NamedTemporaryFile(suffix=".pth") as nothing:
+        torch.save({}, nothing.name)
+        torch.manual_seed(0)
+        network = Untrained("untrained", ["64"], feature_extractor_weights_path=nothing.name)
+    save_file(network.state_dict(), file)
+    return file
 
 
 if __name__ == "__main__":
