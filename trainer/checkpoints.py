@@ -36,7 +36,7 @@ FOLDER = "checkpoints"
 TRAINING = "training"
 POSITION = "position.json"
 _DIGITS = 12
-_FAILURES = (OSError, RuntimeError, SafetensorError, CheckpointException)
+_FAILURES = (OSError, SafetensorError, CheckpointException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         try:
             pending.result()
-        except _FAILURES as error:
+        except _failures(self._workers) as error:
             last = newest_checkpoint(self.folder.parent)
             resumes = f"{last} is whole, and the same command goes on from there" if last else "there is none before it"
             raise UserError(
@@ -153,7 +153,7 @@ class Checkpoints:
         finally:
             try:
                 tensors.result()  # the thread of torch must have ended before its folder goes
-            except _FAILURES:
+            except (*_FAILURES, RuntimeError):
                 if self._workers.is_first:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -178,7 +178,7 @@ def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None
     tensors = training_tensors(state)
     try:
         load(tensors, checkpoint_id=checkpoint / TRAINING, no_dist=workers.num == 1)
-    except (*_FAILURES, ValueError) as error:
+    except (*_failures(workers), ValueError) as error:
         raise UserError(
             f"{checkpoint / TRAINING} cannot be loaded ({_first_cause(error)}): remove {checkpoint}, and the one before is used"
         ) from error
@@ -220,6 +220,11 @@ def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> se
             first.setdefault(images // config.keep_every_images, images)
         kept |= {images for multiple, images in first.items() if multiple > 0}
     return kept
+
+
+def _failures(workers: Workers) -> tuple[type[BaseException], ...]:
+    """Of files. Among several workers a RuntimeError is the loss of another one, after which the training starts again."""
+    return _FAILURES if workers.num > 1 else (*_FAILURES, RuntimeError)
 
 
 def _sync(folder: Path) -> None:

@@ -27,11 +27,7 @@ def main(config: TrainConfig) -> int:
 
 def train_stage(config: TrainConfig) -> bool:
     """Trains one stage here or on Ray; returns whether it is done. Raises UserError."""
-    import torch
-
-    from trainer.loop import train
     from trainer.start import check_workers
-    from trainer.workers import join_workers
 
     check_paths([config.features, config.run_dir])
     check_workers(config, config.num_workers)
@@ -39,8 +35,18 @@ def train_stage(config: TrainConfig) -> bool:
         from trainer.on_ray import train_on_ray
 
         return train_on_ray(config)
+    return train_here(config, device=config.device)
+
+
+def train_here(config: TrainConfig, *, device: str) -> bool:
+    """Trains one stage as the only worker, or as one that Ray or torchrun started; returns whether it is done."""
+    import torch
+
+    from trainer.loop import train
+    from trainer.workers import join_workers
+
     try:
-        with join_workers(config.device, timeout_s=config.distributed.timeout_s) as workers:
+        with join_workers(device, timeout_s=config.distributed.timeout_s) as workers:
             return train(config, workers)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -54,9 +60,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def start(config: TrainConfig) -> int:
-        """Trains one stage, or all of them in order."""
+        """Trains one stage, or all of them in order. Raises UserError where all would begin at one and the same checkpoint."""
         if config.stage != "all":
             return main(config)
+        if config.init_from is not None:
+            raise UserError(
+                f"--stage all --init_from {config.init_from}: no stage would follow the one before; give it to the first one, "
+                "by `stages: {pixel: {init_from: …}}` in the file of --config, or train from --stage alignment on"
+            )
         codes = (run([*arguments, "--stage", stage]) for stage in STAGES)
         return next((code for code in codes if code), 0)
 

@@ -7,6 +7,8 @@ checkpoint by itself, as any resumed training does.
 Features: units stream through Ray Data. They are read and cropped on CPU workers, VAE and T5 have replicas of their own, CPU
 workers write and commit. A block is one unit, so that memory holds as many units as Ray's object store has room for, and the
 state of the work is in the commits alone.
+
+Evaluation: each worker has the pipeline of a checkpoint and draws shard after shard into the folder that all of them see.
 """
 
 import logging
@@ -24,15 +26,19 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
-from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util import ActorPool
+from tqdm import tqdm
 
 from dataset_builder.cluster import RaySettings, cpu_environment
 from dataset_builder.command_line import UserError
 from dataset_builder.ray_units import check_visible, start_ray
 from dataset_builder.storage import is_local_path
 from dataset_builder.units import Commit
+from trainer.absolute_paths import absolute_if_there, with_absolute_paths
 from trainer.config import TrainConfig
+from trainer.evaluation_drawing import Drawing
 from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask, UnitWork
 from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
@@ -50,7 +56,7 @@ ResultT = TypeVar("ResultT")
 
 def train_on_ray(config: TrainConfig) -> bool:
     """Trains a stage on `num_workers` workers; returns whether it is done, or was told to stop. Raises UserError."""
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     find_start(config)  # what is missing is said before anything is started
     run = run_path(config)
     run.mkdir(parents=True, exist_ok=True)
@@ -61,35 +67,13 @@ def train_on_ray(config: TrainConfig) -> bool:
         with printed_log(run), StopSignals() as stop:  # the workers' own output stays in Ray's files
             result = _finished(_trainer(config, run, use_gpu=use_gpu), run, stop)
     except ray.train.TrainingFailedError as error:
+        if isinstance(found := getattr(error, "controller_failure", None), UserError):
+            raise found from None
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
             f"{_last_line(error)}; the workers' logs are in {run / LOGS}; the same command goes on from the last checkpoint"
         ) from error
-    if isinstance(result.return_value, str):
-        raise UserError(result.return_value)
     return bool(result.return_value)
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The workers' working folder is one of Ray's. What else names a folder here, of a start or an encoder, is made so too."""
-    return replace(
-        config,
-        features=_absolute(config.features),
-        run_dir=_absolute(config.run_dir),
-        init_from=_absolute_if_there(config.init_from),
-        text_encoder=_absolute_if_there(config.text_encoder),
-        vae=_absolute_if_there(config.vae),
-    )
-
-
-def _absolute(path: str) -> str:
-    """URLs stay as they are."""
-    return str(Path(path.removeprefix("file://")).absolute()) if is_local_path(path) else path
-
-
-def _absolute_if_there(name: str | None) -> str | None:
-    """Hub ids and other names stay as they are."""
-    return _absolute(name) if name and Path(name).exists() else name
 
 
 def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:
@@ -126,6 +110,7 @@ def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:
             name=LOGS,
             storage_path=str(run),
             failure_config=FailureConfig(max_failures=distributed.max_failures),
+            callbacks=[_EndsInVain()],
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -143,19 +128,32 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
     return {"CPU": min(config.distributed.cpus_per_worker, available.get("CPU", 1) / config.num_workers)}
 
 
-def _work(settings: dict[str, Any]) -> bool | str:
-    """On a worker: whether the stage is done, or why it cannot go on, which starting again would not change."""
-    from trainer.loop import train
-    from trainer.watch import NotFinite
-    from trainer.workers import join_workers
+def _work(settings: dict[str, Any]) -> bool:
+    """On a worker: whether the stage is done, or was told to stop. Raises _CannotGoOn."""
+    from model.command_line import UserError as ModelError
+    from trainer.fit import train_here
 
     config: TrainConfig = settings["config"]
     device = str(get_device()) if config.device in ("auto", "cuda") else config.device
     try:
-        with join_workers(device, timeout_s=config.distributed.timeout_s) as workers:
-            return train(config, workers)
-    except NotFinite as error:
-        return str(error)
+        return train_here(config, device=device)
+    except (UserError, ModelError) as error:
+        raise _CannotGoOn(" ".join(str(error).split())) from None
+
+
+class _CannotGoOn(Exception):
+    """What starting again would not change, in one line."""
+
+
+class _EndsInVain(UserCallback):
+    """Ends the training where Ray Train would start the workers again, and they would end as before."""
+
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
+        """Raises UserError with what a worker could not go on for; Ray Train knows an error by its traceback's text."""
+        for error in worker_exceptions.values():
+            _, found, line = str(error).rpartition(f"{_CannotGoOn.__name__}: ")
+            if found:
+                raise UserError(line.strip())
 
 
 def _last_line(error: BaseException) -> str:
@@ -235,6 +233,63 @@ class CaptionEncoder:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A block of one unit."""
         return _on_units(batch, "t5", lambda work: self.job.encode_captions(self.encoder, work))
+
+
+def draw_on_ray(drawing: Drawing, places: Sequence[int]) -> None:
+    """Draws the images at these places on `num_workers` workers.
+
+    Raises UserError for more workers than GPUs, a folder that a node does not see, or a worker that fails again and again.
+    """
+    config = drawing.config
+    drawing = replace(
+        drawing,
+        paths=tuple(path.absolute() for path in drawing.paths),
+        config=replace(
+            config,
+            checkpoint=absolute_if_there(config.checkpoint),
+            text_encoder=absolute_if_there(config.text_encoder),
+            vae=absolute_if_there(config.vae),
+        ),
+    )
+    start_ray(RaySettings())
+    folder = drawing.paths[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    check_visible({str(folder): ""})
+    options = _drawer_options(config.num_workers, use_gpu=config.runtime.device in ("auto", "cuda"))
+    drawer = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **options)(_Drawer)
+    pool = ActorPool([drawer.remote(drawing) for _ in range(config.num_workers)])
+    try:
+        with tqdm(total=len(places), unit="image") as bar:
+            for number in pool.map_unordered(lambda actor, shard: actor.draw.remote(shard), drawing.shards(places)):
+                bar.update(number)
+    except RayError as error:
+        raise UserError(
+            f"drawing failed on a worker ({_cause(error)}): the same command goes on from the images drawn"
+        ) from error
+
+
+class _Drawer:
+    """A worker with the pipeline of a checkpoint."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.drawing = drawing
+        self.pipeline = drawing.open_pipeline()
+
+    def draw(self, places: Sequence[int]) -> int:
+        """How many images the shard has; those that a lost worker has left are not drawn again."""
+        self.drawing.draw(self.pipeline, self.drawing.missing(places))
+        return len(places)
+
+
+def _drawer_options(num_workers: int, *, use_gpu: bool) -> dict[str, Any]:
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if use_gpu else 0
+    if gpus:
+        if gpus < num_workers:
+            raise UserError(f"--num_workers {num_workers}: this Ray has {gpus} GPUs, one for each worker")
+        return {"num_gpus": 1, "num_cpus": 0}
+    num_threads = max(1, int(resources.get("CPU", 1)) // num_workers)
+    return {"num_cpus": 0, "runtime_env": {"env_vars": cpu_environment(num_threads=num_threads)}}
 
 
 def _describe(encoders: Encoders) -> EncoderFacts:

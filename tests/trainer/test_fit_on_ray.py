@@ -1,4 +1,7 @@
-"""On Ray Train: a worker that dies is replaced, and the training goes on from the last checkpoint as if it had not."""
+"""On Ray Train: a worker that dies is replaced, and the training goes on from the last checkpoint as if it had not.
+
+SIGTERM saves there too, and what starting again would not mend ends the training at once.
+"""
 
 import os
 import signal
@@ -22,11 +25,13 @@ from trainer.run_folder import read_metrics
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def own_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
+@pytest.fixture(autouse=True, scope="module")
+def own_ray() -> Iterator[None]:
+    """One for all: the first training starts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
     ray.shutdown()
 
 
@@ -52,9 +57,48 @@ def test_a_lost_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         main(replace(config, num_workers=3))
 
 
-def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
-    """SIGKILL to a process that trains, once there is a checkpoint to go on from."""
+@pytest.mark.timeout(600)
+def test_sigterm_to_the_command_saves_and_ends(tmp_path: Path) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=4000, num_workers=2)
+    sender = threading.Thread(target=_terminate_after_a_checkpoint, args=(config,), daemon=True)
+    sender.start()
+    assert main(config) == 130
+    sender.join(timeout=1)
+    newest = list_checkpoints(Path(config.run_folder))[-1]
+    assert int(newest.name) == max(_losses(config)) < 4000
+    assert _starts(config) == 1
+
+
+@pytest.mark.timeout(600)
+def test_what_a_new_start_would_not_mend_ends_it_at_once(tmp_path: Path) -> None:
+    """A damaged file, which one worker comes to while the other one waits for it."""
+    folder = write_store(tmp_path / "features")
+    for path in (folder / "latents").iterdir():
+        if b"u0r0" in path.read_bytes():
+            path.write_bytes(b"ARROW1, and then nothing")
+    config = tiny_config(tmp_path, num_workers=2)
+    with pytest.raises(UserError, match=r"^\S+features/alignment/16, unit 0: [^\n]*; delete commits/00000000.json and run"):
+        main(config)
+    assert _starts(config) == 1
+
+
+def _starts(config: TrainConfig) -> int:
+    return len((Path(config.run_folder) / "starts.jsonl").read_text().splitlines())
+
+
+def _terminate_after_a_checkpoint(config: TrainConfig) -> None:
+    _wait_for_a_checkpoint(config)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait_for_a_checkpoint(config: TrainConfig) -> None:
     while not list_checkpoints(Path(config.run_folder)):
         time.sleep(0.02)
+
+
+def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
+    """SIGKILL to a process that trains, once there is a checkpoint to go on from."""
+    _wait_for_a_checkpoint(config)
     workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
     os.kill(workers[-1].pid, signal.SIGKILL)

@@ -58,6 +58,11 @@ def test_three_stages_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert network.config.conditioning == "text"
 
 
+def test_all_stages_do_not_start_from_one_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit.run(["--stage", "all", "--init_from", "dit-xl"]) == 2
+    assert "no stage would follow the one before; give it to the first one" in capsys.readouterr().err
+
+
 def test_a_file_says_something_of_each_stage_and_flags_go_over_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
