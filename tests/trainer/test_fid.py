@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,14 @@ def test_the_published_file_is_known_by_its_hash(weights: Path, monkeypatch: pyt
     found = find_weights(str(pickled))
     assert found.is_published
     assert found.read().keys() == load_file(weights).keys()
+
+
+def test_without_torch_fidelity_one_line_says_what_to_install(
+    evaluated: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    assert evaluated() == 2
+    assert "pip install 'torch-fidelity>=0.4'" in _complaint(capsys)
 
 
 def test_weights_of_another_network_are_one_line(

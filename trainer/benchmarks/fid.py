@@ -9,6 +9,7 @@ Source: Heusel et al. 2017 (arXiv 1706.08500).
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,8 @@ def fid_metrics(config: FidConfig, evaluate: "EvaluateConfig") -> Mapping[str, S
         raise UserError(
             f"--prompts.fid.reference: there is no {config.reference}: give a folder of images, or statistics (.npz)"
         )
+    if find_spec("torch_fidelity") is None:
+        raise UserError("FID needs torch-fidelity, which is not installed: pip install 'torch-fidelity>=0.4'")
     weights = find_weights(config.weights)
     name = "fid" if weights.is_published else f"frechet_distance_by_{weights.name}"
     layer = "" if config.features == "2048" else f"_{config.features}"
