@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dataset_builder.storage import Folder
     from dataset_builder.units import Unit
 
-DEFAULT_CLIP = "ViT-L-14:openai"
+DEFAULT_CLIP = "ViT-L-14-quickgelu:openai"
 NO_CLIP = "none"
 SCORING_VERSION = 1
 """Changes whenever the same settings give other scores."""
@@ -173,7 +173,7 @@ if __name__ == "__main__":
             ScoreConfig,
             main,
             prog="python -m dataset_builder.score",
-            example="python -m dataset_builder.score runs/photos --clip ViT-L-14:openai",
+            example="python -m dataset_builder.score runs/photos --clip ViT-L-14-quickgelu:openai",
             positional=("source",),
         )
     )
