@@ -192,9 +192,10 @@ class Database:
             known = sorted({name for view in used for name in self.views[view]})
             return f"there is no column {column.group(1)}: {_nearest(column.group(1), known)}"
         first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
-        lost = re.search(r'Cannot access file "(.+)/\*\*/', message)  # a name that duckdb takes for a folder's, not finding it
-        if lost and self._may_read(lost.group(1)):
-            return f"{lost.group(1)} cannot be read: check that it is there"
+        # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.
+        lost = re.search(r'Cannot access file "(.+)/\*\*/|No files found that match the pattern "([^"]+)"', message)
+        if lost and self._may_read(lost[1] or lost[2]):
+            return f"{lost[1] or lost[2]} cannot be read: check that it is there"
         if isinstance(error, duckdb.PermissionException) or "has been locked" in message or "read-only mode" in message:
             return f"SQL here only reads the views {', '.join(self.comments)}: {first}"
         return f"{first}: correct the SQL"
