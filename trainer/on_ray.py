@@ -129,7 +129,7 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
 
 
 def _work(settings: dict[str, Any]) -> bool:
-    """On a worker: whether the stage is done, or was told to stop. Raises _CannotGoOn."""
+    """On a worker: whether the stage is done, or was told to stop. Raises UserError."""
     from model.command_line import UserError as ModelError
     from trainer.fit import train_here
 
@@ -137,23 +137,18 @@ def _work(settings: dict[str, Any]) -> bool:
     device = str(get_device()) if config.device in ("auto", "cuda") else config.device
     try:
         return train_here(config, device=device)
-    except (UserError, ModelError) as error:
-        raise _CannotGoOn(" ".join(str(error).split())) from None
-
-
-class _CannotGoOn(Exception):
-    """What starting again would not change, in one line."""
+    except ModelError as error:
+        raise UserError(str(error)) from error
 
 
 class _EndsInVain(UserCallback):
     """Ends the training where Ray Train would start the workers again, and they would end as before."""
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
-        """Raises UserError with what a worker could not go on for; Ray Train knows an error by its traceback's text."""
+        """Raises the UserError of a worker: an error of its controller ends Ray Train at once."""
         for error in worker_exceptions.values():
-            _, found, line = str(error).rpartition(f"{_CannotGoOn.__name__}: ")
-            if found:
-                raise UserError(line.strip())
+            if isinstance(error, UserError):
+                raise error
 
 
 def _last_line(error: BaseException) -> str:
