@@ -115,13 +115,13 @@ def test_workers_draw_the_same_images_and_go_on_where_others_stopped(
     arguments = ("--sampling.num_inference_steps=2", "--runtime.batch_size=1", "--num_images_per_prompt=8")
     assert _run(f"--checkpoint={checkpoint}", f"--out={alone}", *arguments) == 0
     monkeypatch.chdir(tmp_path)  # a relative folder means the same to workers, which start elsewhere
-    assert _run("--checkpoint=tiny", "--out=together", "--num_workers=2", *arguments) == 0
+    assert _run(f"--checkpoint={checkpoint.relative_to(tmp_path)}", "--out=together", "--num_workers=2", *arguments) == 0
     drawn = {path.name: path.read_bytes() for path in (together / "images").iterdir()}
     assert drawn == {path.name: path.read_bytes() for path in (alone / "images").iterdir()}
     lost = sorted(drawn)[::5]
     for name in lost:
         (together / "images" / name).unlink()
     capsys.readouterr()
-    assert _run("--checkpoint=tiny", "--out=together", "--num_workers=2", *arguments) == 0
+    assert _run(f"--checkpoint={checkpoint.relative_to(tmp_path)}", "--out=together", "--num_workers=2", *arguments) == 0
     assert f"{len(lost)} images drawn" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (together / "images").iterdir()} == drawn
