@@ -178,7 +178,7 @@ def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None
     tensors = training_tensors(state)
     try:
         load(tensors, checkpoint_id=checkpoint / TRAINING, no_dist=workers.num == 1)
-    except (*_failures(workers), ValueError) as error:
+    except _failures(workers, ValueError) as error:
         raise UserError(
             f"{checkpoint / TRAINING} cannot be loaded ({_first_cause(error)}): remove {checkpoint}, and the one before is used"
         ) from error
@@ -222,9 +222,9 @@ def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> se
     return kept
 
 
-def _failures(workers: Workers) -> tuple[type[BaseException], ...]:
+def _failures(workers: Workers, *others: type[BaseException]) -> tuple[type[BaseException], ...]:
     """Of files. Among several workers a RuntimeError is the loss of another one, after which the training starts again."""
-    return _FAILURES if workers.num > 1 else (*_FAILURES, RuntimeError)
+    return (*_FAILURES, *others) if workers.num > 1 else (*_FAILURES, *others, RuntimeError)
 
 
 def _sync(folder: Path) -> None:

@@ -1,6 +1,5 @@
-"""Draws the images of an evaluation that are not there yet: in this process, or shard by shard on Ray's workers."""
+"""How the images of an evaluation are drawn, in this process or shard by shard on Ray's workers."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,17 +55,3 @@ class Drawing:
         assert prompts is not None
         prompt = prompts[self.request.caption_index(place)]
         return {"prompt": prompt, "seed": self.request.image_seed(place), "settings": self.settings}
-
-
-def draw_missing(drawing: Drawing) -> None:
-    """Draws what is not there, and says so. Raises UserError, of this package or of the model's."""
-    missing = drawing.missing(range(len(drawing.paths)))
-    start_s = time.monotonic()
-    if drawing.config.num_workers and missing:
-        from trainer.on_ray import draw_on_ray
-
-        draw_on_ray(drawing, missing)
-    else:
-        drawing.draw(drawing.open_pipeline(), missing, progress=bool(missing))
-    seconds = time.monotonic() - start_s
-    print(f"{len(missing)} images drawn in {seconds:.0f} s, {len(drawing.paths) - len(missing)} were there already", flush=True)

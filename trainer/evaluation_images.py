@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from model.image_files import image_names
 from model.new_files import new_file
 from trainer.evaluation import Benchmark, Prompt
 from trainer.evaluation_config import EvaluateConfig
-from trainer.evaluation_drawing import Drawing, draw_missing
+from trainer.evaluation_drawing import Drawing
 
 IDENTITY = "evaluation.json"
 PROMPTS = "prompts.jsonl"
@@ -90,13 +91,27 @@ def open_images(
             sampling=config.sampling,
         )
         paths = tuple(dict.fromkeys(image.path for image in images))
-        draw_missing(Drawing(config=config, request=request, paths=paths, settings=settings))
+        _draw_missing(Drawing(config=config, request=request, paths=paths, settings=settings))
     elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
         raise UserError(
             f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
             f"draw them from {out / PROMPTS}, with the seeds {seeds[0]} to {seeds[-1]}"
         )
     return images
+
+
+def _draw_missing(drawing: Drawing) -> None:
+    """Draws what is not there, and says so. Raises UserError, of this package or of the model's."""
+    missing = drawing.missing(range(len(drawing.paths)))
+    start_s = time.monotonic()
+    if drawing.config.num_workers and missing:
+        from trainer.on_ray import draw_on_ray
+
+        draw_on_ray(drawing, missing)
+    else:
+        drawing.draw(drawing.open_pipeline(), missing, progress=bool(missing))
+    seconds = time.monotonic() - start_s
+    print(f"{len(missing)} images drawn in {seconds:.0f} s, {len(drawing.paths) - len(missing)} were there already", flush=True)
 
 
 def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> dict[str, Any]:

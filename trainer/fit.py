@@ -35,24 +35,9 @@ def train_stage(config: TrainConfig) -> bool:
         from trainer.on_ray import train_on_ray
 
         return train_on_ray(config)
+    from trainer.loop import train_here
+
     return train_here(config, device=config.device)
-
-
-def train_here(config: TrainConfig, *, device: str) -> bool:
-    """Trains one stage as the only worker, or as one that Ray or torchrun started; returns whether it is done."""
-    import torch
-
-    from trainer.loop import train
-    from trainer.workers import join_workers
-
-    try:
-        with join_workers(device, timeout_s=config.distributed.timeout_s) as workers:
-            return train(config, workers)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}): give --gradient_checkpointing, or fewer --device_tokens than "
-            f"{config.device_tokens}; the batch stays as it is"
-        ) from error
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -32,10 +32,22 @@ from trainer.stop_signal import StopSignal
 from trainer.train_step import StepSettings, TrainState, train_step
 from trainer.validation import SPLIT, ValidationSet, measure
 from trainer.watch import StepRecord, Watch
-from trainer.workers import Workers
+from trainer.workers import Workers, join_workers
 
 TRAIN = "train"
 _WAIT_FOR_RUN_S = 60.0
+
+
+def train_here(config: TrainConfig, *, device: str) -> bool:
+    """Trains one stage as the only worker, or as one that Ray or torchrun started; returns whether it is done."""
+    try:
+        with join_workers(device, timeout_s=config.distributed.timeout_s) as workers:
+            return train(config, workers)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory ({str(error).splitlines()[0]}): give --gradient_checkpointing, or fewer --device_tokens than "
+            f"{config.device_tokens}; the batch stays as it is"
+        ) from error
 
 
 def train(config: TrainConfig, workers: Workers) -> bool:

@@ -131,7 +131,7 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
 def _work(settings: dict[str, Any]) -> bool:
     """On a worker: whether the stage is done, or was told to stop. Raises UserError."""
     from model.command_line import UserError as ModelError
-    from trainer.fit import train_here
+    from trainer.loop import train_here
 
     config: TrainConfig = settings["config"]
     device = str(get_device()) if config.device in ("auto", "cuda") else config.device
@@ -141,7 +141,7 @@ def _work(settings: dict[str, Any]) -> bool:
         raise UserError(str(error)) from error
 
 
-class _EndsInVain(UserCallback):
+class _EndsInVain(UserCallback):  # type: ignore[misc]  # Ray's is untyped
     """Ends the training where Ray Train would start the workers again, and they would end as before."""
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002

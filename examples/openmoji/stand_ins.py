@@ -128,7 +128,7 @@ def write_inception(out: Path) -> Path:
     from safetensors.torch import save_file
     from torch_fidelity import FeatureExtractorInceptionV3
 
-    class Untrained(FeatureExtractorInceptionV3):
+    class Untrained(FeatureExtractorInceptionV3):  # type: ignore[misc]  # torch-fidelity's is untyped
         def load_state_dict(self, state_dict: object) -> None:
             """Keeps the random weights: the constructor would have others."""
 
