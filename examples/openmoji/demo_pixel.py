@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import UserError, run_command
+from examples.openmoji.demo_commands import GUIDANCE
 from model.command_line import UserError as ModelError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
     from trainer.samples import ClassPrediction
 
     network, pipeline = load_checkpoint(config.checkpoint, dtype=torch.float32)
-    sizes, sampling = network.config, SamplingConfig()
+    sizes, sampling = network.config, SamplingConfig(guidance_scale=GUIDANCE)
     if sizes.conditioning != "class":
         raise UserError(f"{config.checkpoint} reads captions: give a checkpoint of the pixel stage")
     predict = ClassPrediction(network, torch.tensor(_labels(config, kinds)), sampling.guidance_scale)
