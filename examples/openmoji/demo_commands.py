@@ -17,6 +17,7 @@ RESOLUTION = 64
 SEED = 1
 GUIDANCE = 2.5
 """Of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
+_SAMPLING = ("--sampling.guidance_scale", str(GUIDANCE))
 _WORLD = ("--openmoji.single_objects", "true", "--openmoji.num_kinds", str(NUM_KINDS))
 
 NEW_NOUNS = (
@@ -193,11 +194,11 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     )
     yield _evaluation(config, folder, name=pixel, drawn=("--images", str(folder.classes)), title="Judge these")
     for stage in others:
-        drawn = ("--checkpoint", str(newest(folder.training / stage)), "--sampling.guidance_scale", str(GUIDANCE))
+        drawn = ("--checkpoint", str(newest(folder.training / stage)), *_SAMPLING)
         yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and judge after the stage {stage}")
     if is_mini_there():
         title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
-        yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI, "--sampling.guidance_scale", str(GUIDANCE)), title=title)
+        yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI, *_SAMPLING), title=title)
 
 
 def _evaluation(config: DemoConfig, folder: DemoFolder, *, name: str, drawn: tuple[str, ...], title: str) -> Step:
