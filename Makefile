@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+# Two processes, each with whole files of tests: much of the time is waiting for Ray.
+IN_PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check lock clean
@@ -17,10 +19,10 @@ demo: $(STAMP)  ## the whole way on this machine, offline, on the small world; A
 	$(RUN) -m examples.openmoji.demo $(ARGS)
 
 test: check  ## set-up, formatting, lint, types, tests
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-all: check  ## test and the slow tests
-	$(RUN) -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	$(RUN) -m pytest -m "slow or not slow" $(IN_PARALLEL) $(PYTEST_ARGS)
 
 check: $(STAMP)  ## formatting, lint, types
 	$(RUN) -m ruff format --check

@@ -154,7 +154,9 @@ def _built_before(url: str, identity: str) -> Built:
     if dataset.record["identity"] != identity:
         raise UserError(f"{url} holds a data set of another recipe or of another state of the runs: give another --out")
     with dataset.folder.open(dataset.paths("funnel")[0]) as file:
-        return Built(pq.read_table(file), dataset, (f"{url} is built already",))
+        # In this thread: one of pyarrow's that still holds the file would abort the process, which is about to end.
+        funnel = pq.ParquetFile(file).read(use_threads=False)
+    return Built(funnel, dataset, (f"{url} is built already",))
 
 
 def _last_drop(funnel: "pa.Table") -> str:

@@ -132,6 +132,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_report_shows_the_whole_way(demo: DemoConfig) -> None:
     text = DemoFolder(Path(demo.out)).report.read_text()
     page = _Page(text)
@@ -148,6 +149,7 @@ def test_the_report_shows_the_whole_way(demo: DemoConfig) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_pixel_stage_draws_each_prompts_class(demo: DemoConfig) -> None:
     from PIL import Image
 
@@ -160,6 +162,7 @@ def test_the_pixel_stage_draws_each_prompts_class(demo: DemoConfig) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_second_demo_finds_everything_done(demo: DemoConfig, capfd: pytest.CaptureFixture[str]) -> None:
     started = time.perf_counter()
     assert main(demo) == 0
