@@ -49,7 +49,7 @@ def find_start(config: TrainConfig) -> Start:
     if config.init_from == SCRATCH:
         return Start(checkpoint=None)
     if config.init_from is not None:
-        return Start(checkpoint=newest_checkpoint(Path(config.init_from)) or find_checkpoint(config.init_from))
+        return Start(checkpoint=find_checkpoint(config.init_from))
     if config.follows is None:
         return Start(checkpoint=None)
     before = run_path(replace_stage(config))
