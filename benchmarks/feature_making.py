@@ -14,7 +14,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.commands import run_module
 from dataset_builder.cluster import RaySettings, cpu_environment
@@ -181,7 +181,7 @@ def _write_dataset(folder: Path, *, count: int) -> None:
 
     (folder / "images").mkdir(parents=True)
     generator = np.random.default_rng(0)
-    empty = {field.name: [] if pa.types.is_list(field.type) else "" for field in SAMPLE_CAPTION}
+    empty: dict[str, Any] = {field.name: "" for field in SAMPLE_CAPTION}
     empty |= {field.name: 0 for field in SAMPLE_CAPTION if pa.types.is_primitive(field.type)}
     rows = []
     for number in range(count):
@@ -190,7 +190,7 @@ def _write_dataset(folder: Path, *, count: int) -> None:
         Image.fromarray(corners).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(path)
         caption = {**empty, "prompt": "dense", "caption": "owl " * (LENGTHS[number % 3] - 1)}
         row = {"key": str(number), "run": "", "split": "train", "uri": str(path), "content_hash": "", "bucket": "1.0"}
-        rows.append(row | {"width": SIDE_PX, "height": SIDE_PX, "captions": [caption]})
+        rows.append(row | {"width": SIDE_PX, "height": SIDE_PX, "captions": [caption], "nouns": [[]]})
     name = "samples/train/part-00000.parquet"
     Folder(str(folder)).write(name, table_bytes(pa.Table.from_pylist(rows, schema=SAMPLES)))
     files = [{"kind": "samples", "split": "train", "path": name, "rows": count}]

@@ -23,10 +23,11 @@ class SampleNouns:
         self._captions: pa.StructArray = lists.flatten()  # of all samples, in their order
         self._sample_of = pc.list_parent_indices(lists).to_numpy()  # (captions,)
         self._samples = samples
-        nouns = self._captions.field("nouns")
+        nouns = samples["nouns"].combine_chunks().flatten()  # the lists of all captions
         self._words, codes = _sorted_codes(nouns.flatten())
         caption_of = pc.list_parent_indices(nouns).to_numpy().astype(np.int64)  # (nouns,)
         self._codes, self._caption_of = codes, caption_of
+        self._starts = np.searchsorted(caption_of, np.arange(len(nouns)))  # the first noun of each caption, (captions,)
         num_captions = max(len(self._captions), 1)
         pairs = np.sort(codes * num_captions + caption_of)  # np.unique takes 60 times as long
         pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
@@ -43,8 +44,7 @@ class SampleNouns:
         split_of = splits.indices.to_numpy()[self._sample_of]  # (captions,)
         prompts = pc.dictionary_encode(self._captions.field("prompt"))
         prompt_of = prompts.indices.to_numpy()
-        starts = self._captions.field("nouns").offsets.to_numpy()[:-1]
-        place = np.arange(len(self._codes)) + starts[0] - starts[self._caption_of] if len(starts) else self._codes
+        place = np.arange(len(self._codes)) - self._starts[self._caption_of]
         is_read = place < self._captions.field("num_t5_nouns").to_numpy()[self._caption_of]
         tables = {}
         for split_number, split in enumerate(splits.dictionary.to_pylist()):

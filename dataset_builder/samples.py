@@ -125,8 +125,8 @@ def _stretch_sql(home: _Part, guests: list[_Part]) -> str:
 
 
 def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
-    """For each prompt a name and the SQL of (key, caption), the captions being schema.SAMPLE_CAPTION; `among` selects keys."""
-    own = [field.name for field in SAMPLE_CAPTION if field.name not in (*CAPTION_FIGURES, "prompt")]
+    """For each prompt a name and the SQL of (key, caption): schema.SAMPLE_CAPTION and the nouns. `among` selects keys."""
+    own = [*(field.name for field in SAMPLE_CAPTION if field.name not in (*CAPTION_FIGURES, "prompt")), "nouns"]
     fields = [f"{quoted(name)} := c.{quoted(name)}" for name in own]
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
     kept = f"SELECT key, prompt FROM survey WHERE {_of(part.run.number, part.units)} AND step IS NULL"
@@ -144,14 +144,33 @@ def _of(run: int, units: list[int]) -> str:
 
 
 def _as_samples(rows: "pa.Table") -> "pa.Table":
-    """The columns of schema.SAMPLES, with the bucket and without an image."""
+    """The columns of schema.SAMPLES, with the bucket and without an image; the nouns, which lie in the captions, beside them."""
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from dataset_builder.aspect_buckets import ASPECT_RATIOS, nearest_ratios
     from dataset_builder.schema import SAMPLES
 
     heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))
     buckets = pa.array(ASPECT_RATIOS).take(pa.array(nearest_ratios(heights, widths)))
-    image = pa.nulls(len(rows), SAMPLES.field("image").type)
-    return rows.append_column("bucket", buckets).append_column("image", image).select(SAMPLES.names).cast(SAMPLES)
+    lists = rows["captions"].combine_chunks()
+    captions = [lists.flatten().field(field.name) for field in SAMPLE_CAPTION]
+    beside = {
+        "bucket": buckets,
+        "image": pa.nulls(len(rows), SAMPLES.field("image").type),
+        "captions": _regrouped(lists, pa.StructArray.from_arrays(captions, fields=list(SAMPLE_CAPTION))),
+        "nouns": _regrouped(lists, pc.struct_field(lists.flatten(), "nouns")),
+    }
+    columns = {name: rows[name] for name in rows.column_names} | beside
+    return pa.table({name: columns[name] for name in SAMPLES.names}).cast(SAMPLES)
+
+
+def _regrouped(lists: "pa.ListArray", values: "pa.Array") -> "pa.ListArray":
+    """Lists as long as `lists`, of a value for each of theirs."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy())
+    return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values)

@@ -164,7 +164,6 @@ SAMPLE_CAPTION = pa.struct(
         pa.field("num_distinct_nouns", pa.int32(), nullable=False),
         pa.field("num_meta_nouns", pa.int32(), nullable=False),
         pa.field("num_t5_nouns", pa.int32(), nullable=False),
-        pa.field("nouns", pa.list_(pa.string()), nullable=False),
         pa.field("mean_logprob", pa.float32()),
         pa.field("repetition", pa.float32(), nullable=False),
         pa.field("opener", pa.string(), nullable=False),
@@ -173,8 +172,9 @@ SAMPLE_CAPTION = pa.struct(
 )
 
 # One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
-# of `datasets`. bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored,
-# groups where the image is alone or was not compared.
+# of `datasets`. nouns has those of each caption, in the order of captions: beside them, so that duckdb can read them alone.
+# bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored, groups where the image
+# is alone or was not compared.
 SAMPLES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -188,6 +188,7 @@ SAMPLES = pa.schema(
         pa.field("format", pa.string()),
         pa.field("bucket", pa.string(), nullable=False),
         pa.field("captions", pa.list_(SAMPLE_CAPTION), nullable=False),
+        pa.field("nouns", pa.list_(pa.list_(pa.string())), nullable=False),
         pa.field("alt_text", pa.string()),
         pa.field("class_label", pa.string()),
         pa.field("num_masks", pa.int32()),

@@ -41,7 +41,7 @@ def sample_row(folder: Path, number: int, *, embed: bool = False) -> dict[str, A
     row |= {"width": width, "height": height, "bucket": "1.0", "class_label": ("owl", "key")[number % 2]}
     row |= {"alt_text": None if number % 5 == 1 else f"an owl {number}"}
     row |= {"image": {"bytes": path.read_bytes(), "path": path.name}} if embed else {"uri": str(path)}
-    return row | {"captions": [_caption(one) for one in said]}
+    return row | {"captions": [_caption(one) for one in said], "nouns": [[] for _ in said]}
 
 
 def write_dataset(folder: Path, *, count: int = 20, embed: bool = False) -> Path:
@@ -101,5 +101,5 @@ def run_tasks(job: PrecomputeJob, tasks: Sequence[UnitTask]) -> list[Commit | No
 
 def _caption(said: dict[str, str]) -> dict[str, Any]:
     numbers = ("num_words", "num_t5_tokens", "num_nouns", "num_distinct_nouns", "num_meta_nouns", "num_t5_nouns")
-    counted = {"status": "ok", "finish_reason": "stop", "nouns": [], "repetition": 0.0, "opener": "", "meta_share": 0.0}
+    counted = {"status": "ok", "finish_reason": "stop", "repetition": 0.0, "opener": "", "meta_share": 0.0}
     return {**said, **dict.fromkeys(numbers, 1), **counted}
