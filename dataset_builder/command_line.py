@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -157,7 +158,8 @@ def _required(config_class: type["DataclassInstance"]) -> list[str]:
 
 
 def _is_list(hint: Any) -> bool:
-    return any(get_origin(part) in (list, tuple) for part in (hint, *get_args(hint)))
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return any(get_origin(part) in (list, tuple) for part in parts)
 
 
 def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:

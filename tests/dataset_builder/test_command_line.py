@@ -41,6 +41,8 @@ class Config:
     """At most so many."""
     stage: str = "none"
     """Which preset."""
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """From where to where, by name."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     """Optimiser"""
 
@@ -89,6 +91,11 @@ def test_text_is_taken_as_it_is() -> None:
     sql = "SELECT {'a': 1} -- [x]: \"y\"\nFROM t"
     assert _parsed("run", sql, "--images", "1e3", "null").images == ["1e3", "null"]
     assert _parsed("run", sql, "--images=a").sql == sql
+
+
+def test_a_mapping_is_one_value_also_where_it_holds_lists() -> None:
+    config = _parsed("run", "--images", "a", "--bounds", "{width: [0.1, 1]}", "--limit", "3")
+    assert config.bounds == {"width": (0.1, 1.0)}
 
 
 @pytest.mark.parametrize(("arguments", "json"), [(["--json"], True), (["--json", "false"], False), (["--json=false"], False)])
