@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,8 @@ class DiTStepConfig:
     """Blocks."""
     batch: int = 8
     """Images of a training step; half as many are sampled, since guidance doubles them."""
-    rounds: int = 5
-    """How often each side is timed, in turn; the median counts."""
+    rounds: int = 9
+    """How often each side is timed, in turn; of the rounds' ratios the median counts."""
     compile: bool = True
     """Time compiled networks too."""
     attention: Literal["default", "plain"] = "default"
@@ -94,40 +94,45 @@ def _figures(config: DiTStepConfig) -> dict[str, float]:
         steps |= {"ours compiled": _our_step(config, compiled=True), "diffusers compiled": _their_step(config, compiled=True)}
     floor = _matrix_products(config)
     seconds = _in_turn(steps | {"matrix products": floor}, rounds=config.rounds)
-    best = seconds.get("ours compiled", seconds["ours"])
+    best = "ours compiled" if config.compile else "ours"
     figures = {
-        "eager_ratio": seconds["diffusers"] / seconds["ours"],
+        "eager_ratio": _ratio(seconds, "diffusers", over="ours"),
         "memory_ratio": _memory("ours", config) / _memory("diffusers", config),
-        "of_matmul_floor": seconds["matrix products"] / best,
-        **{f"{name.replace(' ', '_')}_s": value for name, value in seconds.items()},
+        "of_matmul_floor": _ratio(seconds, "matrix products", over=best),
+        **{f"{name.replace(' ', '_')}_s": statistics.median(values) for name, values in seconds.items()},
     }
     if config.compile:
-        figures["compiled_ratio"] = seconds["diffusers"] / best
-        figures["compiled_vs_compiled"] = seconds["diffusers compiled"] / best
+        figures["compiled_ratio"] = _ratio(seconds, "diffusers", over=best)
+        figures["compiled_vs_compiled"] = _ratio(seconds, "diffusers compiled", over=best)
     samplings = {"ours": _our_sampling(config), "diffusers": _their_sampling(config)}
     if config.compile:
         samplings["ours compiled"] = _our_sampling(config, compiled=True)
     sampling = _in_turn(samplings, rounds=config.rounds)
-    figures["sampling_ratio"] = sampling["diffusers"] / sampling["ours"]
+    figures["sampling_ratio"] = _ratio(sampling, "diffusers", over="ours")
     if config.compile:
-        figures["compiled_sampling_ratio"] = sampling["diffusers"] / sampling["ours compiled"]
+        figures["compiled_sampling_ratio"] = _ratio(sampling, "diffusers", over="ours compiled")
     if config.profile:
         _print_profile({name: _where_time_goes(steps[name]) for name in ("ours", "diffusers")})
     return figures
 
 
-def _in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """The median seconds of each side, all sides once in each round, after two unmeasured calls (compilation)."""
+def _in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """The seconds of each side in each round, after two unmeasured calls (compilation); every other round runs backwards."""
     for side in sides.values():
         side()
         side()
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
+    for number in range(rounds):
+        for name in sorted(sides, key=list(sides).index, reverse=number % 2 == 1):
             started = time.perf_counter()
-            side()
+            sides[name]()
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def _ratio(times: Mapping[str, Sequence[float]], side: str, *, over: str) -> float:
+    """The median of the rounds' ratios: what slows a machine for a while slows both sides of a round."""
+    return statistics.median(a / b for a, b in zip(times[side], times[over], strict=True))
 
 
 @dataclass(frozen=True, eq=False)
