@@ -144,7 +144,7 @@ def _of(run: int, units: list[int]) -> str:
 
 
 def _as_samples(rows: "pa.Table") -> "pa.Table":
-    """The columns of schema.SAMPLES, with the bucket and without an image; the nouns, which lie in the captions, beside them."""
+    """The columns of schema.SAMPLES, with the bucket, without an image; the nouns leave the captions to stand beside them."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

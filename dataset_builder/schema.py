@@ -173,8 +173,8 @@ SAMPLE_CAPTION = pa.struct(
 
 # One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
 # of `datasets`. nouns has those of each caption, in the order of captions: beside them, so that duckdb can read them alone.
-# bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored, groups where the image
-# is alone or was not compared.
+# bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored, groups where the
+# image is alone or was not compared.
 SAMPLES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
