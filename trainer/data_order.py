@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.buckets import Size
+from trainer.feature_sources import ALT_TEXT
 
 WINDOW_UNITS = 4
 """Units whose rows are shuffled together."""
@@ -139,10 +140,11 @@ def choose_caption(
 ) -> int | None:
     """Which of a sample's caption variants it is seen with at a place (images seen before it); none: the null caption.
 
-    The null caption comes with probability `dropout`; the variants share the rest by their weights, equally without weights.
+    The null caption comes with probability `dropout`; the variants share the rest by their weights. Without weights they share
+    alike, save that alt text is not read where there is a caption. Source: the paper trains on generated captions.
     A sample none of whose variants has a weight, or that has none, gets the null caption. The same for the same seed and place.
     """
-    shares = [(weights.get(name, 0.0) if weights else 1.0) for name in names]
+    shares = [weights.get(name, 0.0) if weights else float(name != ALT_TEXT or len(names) == 1) for name in names]
     first, second = _generator(seed, "caption", place).random(2)
     if first < dropout or not any(shares):
         return None

@@ -22,7 +22,7 @@ class CaptionChoice:
     dropout: float = 0.1
     """Share of samples that are seen with the null caption."""
     weights: Mapping[str, float] | None = None
-    """Weight of each variant by name; none: all alike."""
+    """Weight of each variant by name; none: all captions alike, alt text where there is no caption."""
 
 
 class Loader:
