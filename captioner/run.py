@@ -18,6 +18,7 @@ from dataset_builder.command_line import run_command
 from dataset_builder.rejection import allowed_rejections
 from dataset_builder.storage import Folder, is_local_path
 from dataset_builder.text_view import AUTO
+from dataset_builder.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,13 +188,9 @@ def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_uni
     prompts = ", ".join(prompt.name for prompt in job.prompts.prompts)
     repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
     return (
-        f"run {job.run_id} in {config.out}: {_count(plan.num_images, 'image')} in {_count(plan.num_units, 'unit')}{repeated}; "
-        f"{_count(num_units, 'unit')} to do; model {config.model}; prompts {job.prompts.name} ({prompts})"
+        f"run {job.run_id} in {config.out}: {counted(plan.num_images, 'image')} in {counted(plan.num_units, 'unit')}{repeated}"
+        f"; {counted(num_units, 'unit')} to do; model {config.model}; prompts {job.prompts.name} ({prompts})"
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _allowed(config: CaptionConfig, wanted: "Sequence[Unit]", commits: "Sequence[Commit]") -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import UserError, run_command
 from dataset_builder.storage import Folder
+from dataset_builder.wording import counted
 
 if TYPE_CHECKING:
     from dataset_builder.units import Commit
@@ -62,7 +63,7 @@ class RunStatus:
         )
         if self.remaining:
             text += f" + {self.remaining} to do"
-        text += f"; {self.units_committed} of {self.units} units"
+        text += f"; {self.units_committed} of {counted(self.units, 'unit')}"
         if self.remaining and self.last_commit_s is not None:
             text += f"; last commit {_duration(self.last_commit_s)} ago"
         if self.remaining and self.images_per_s and self.eta_s:

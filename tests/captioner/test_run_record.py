@@ -10,7 +10,7 @@ import pytest
 
 from captioner.caption_job import CaptionJob
 from captioner.config import CaptionConfig
-from captioner.run import _count, caption_job, main, plan_run
+from captioner.run import caption_job, main, plan_run
 from captioner.run_record import check_commits
 from dataset_builder.command_line import UserError, run_command
 from dataset_builder.plan import Plan
@@ -67,7 +67,3 @@ def test_bad_input_is_found_before_ray_starts(
             CaptionConfig, main, prog="python -m captioner.run", example="", argv=run_arguments(images, run, tiny_llava)
         )
     assert code == 2 and output.getvalue().count("error:") == 1, output.getvalue()
-
-
-def test_numbers_have_their_nouns() -> None:
-    assert (_count(1, "unit"), _count(2, "unit"), _count(0, "unit")) == ("1 unit", "2 units", "0 units")
