@@ -18,6 +18,7 @@ from dataset_builder.command_line import UserError, run_command
 from dataset_builder.rejection import allowed_rejections
 from dataset_builder.tagging import TaggerConfig
 from dataset_builder.text_view import T5Config
+from dataset_builder.wording import counted
 
 if TYPE_CHECKING:
     from dataset_builder.import_job import ImportJob
@@ -116,7 +117,7 @@ def import_run(config: ConvertConfig, url: str) -> int:
             print(f"{config.input}: {store_texts(config.input, run):,} texts")
         done = committed_units(run)
         units = [unit for unit in plan.units() if unit.number not in done]
-        print(f"{url}: {plan.num_images:,} images in {plan.num_units:,} units, {len(units):,} to do")
+        print(f"{url}: {plan.num_images:,} images in {counted(plan.num_units, 'unit')}, {len(units):,} to do")
         allowed = allowed_rejections(config.max_rejected, plan.num_images)
         rejected = sum(commit.num_rejected for commit in read_commits(run))
         visible = {path: "" for path in (url, *(source.root for source in sources)) if is_local_path(path)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dataset_builder.cluster import RaySettings, check_paths
 from dataset_builder.command_line import UserError, run_command
 from dataset_builder.rejection import allowed_rejections
+from dataset_builder.wording import counted
 
 if TYPE_CHECKING:
     from dataset_builder.clip_scores import ClipSource
@@ -72,7 +73,8 @@ def main(config: ScoreConfig) -> int:
     units = plan_scores(scored, out, is_run=job.is_run)
     done = committed_units(out)
     left = [unit for unit in units if unit.number not in done]
-    print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {len(left)} of {len(units)} units to do")
+    to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
+    print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {to_do}")
     rejected = sum(commit.num_rejected for commit in read_commits(out))
     budget = allowed_rejections(config.max_rejected, _images(units))
     if left:

@@ -93,7 +93,7 @@ def test_scoring_goes_on_where_it_ended_and_shows_the_newest(run: Path, clip: Pa
     assert [row["clip_mean"] for row in _rows(run, "SELECT clip_mean FROM scores")] == [None] * 3
     capsys.readouterr()
     assert main(ScoreConfig(source=str(run), clip="none")) == 0
-    assert "0 of 1 units to do" in capsys.readouterr().out
+    assert "0 of 1 unit to do" in capsys.readouterr().out
     assert len(list((run / "scores").glob("*.json"))) == 2
 
 
