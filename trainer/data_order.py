@@ -141,8 +141,10 @@ def choose_caption(
     """Which of a sample's caption variants it is seen with at a place (images seen before it); none: the null caption.
 
     The null caption comes with probability `dropout`; the variants share the rest by their weights. Without weights they share
-    alike, save that alt text is not read where there is a caption. Source: the paper trains on generated captions.
-    A sample none of whose variants has a weight, or that has none, gets the null caption. The same for the same seed and place.
+    alike, save that alt text is not read where there is a caption. A sample none of whose variants has a weight, or that has
+    none, gets the null caption. The same for the same seed and place.
+
+    Source: PixArt-alpha trains on generated captions; the code of Sigma draws them or the alt text, each half of the time.
     """
     shares = [weights.get(name, 0.0) if weights else float(name != ALT_TEXT or len(names) == 1) for name in names]
     first, second = _generator(seed, "caption", place).random(2)
