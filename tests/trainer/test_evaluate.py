@@ -102,6 +102,7 @@ def test_the_page_shows_the_worst_first_and_fetches_nothing(gray_images: Path, t
         "a blue key (seed 0, held out)",
         "the large owl (seed 0)",
     ]
+    assert "the ceiling is what the same judge finds of true images" in text
     assert not re.findall(r"https?://|src=\"(?!data:)", text)
 
 
@@ -163,6 +164,17 @@ def test_images_of_a_checkpoint_score_alike_as_a_folder(checkpoint: Path, tmp_pa
     _draw(checkpoint, tmp_path / "drawn")
     assert _run(f"--images={tmp_path / 'drawn' / 'images'}", f"--out={tmp_path / 'scored'}") == 0
     assert (tmp_path / "scored" / "summary.json").read_text() == (tmp_path / "drawn" / "summary.json").read_text()
+
+
+def test_the_file_of_prompts_names_the_images_that_are_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (f"--images={tmp_path / 'theirs'}", f"--out={tmp_path / 'out'}", "--num_images_per_prompt=2")
+    assert _run(*arguments) == 2
+    assert f"draw them from {tmp_path / 'out' / 'prompts.jsonl'}, which names them" in _complaint(capsys)
+    (tmp_path / "theirs").mkdir()
+    for line in (tmp_path / "out" / "prompts.jsonl").read_text().splitlines():
+        for name in json.loads(line)["images"]:
+            Image.fromarray(toy_benchmark.gray(51)).save(tmp_path / "theirs" / name)
+    assert _run(*arguments) == 0
 
 
 def _complaint(capsys: pytest.CaptureFixture[str]) -> str:

@@ -64,7 +64,8 @@ def test_published_figures_stand_beside_ours_with_what_forbids_comparing(gray_im
     assert "| overall (score) | all | 6 | 0.675 | 0.900 | yes |" in lines
     assert {"published: Owl 1", "published: Owl 2"} <= set(lines)
     page = (tmp_path / "out" / "page.html").read_text()
-    assert "no: another judge" in page
+    assert "no: another judge" in page and "published: Owl 1; published: Owl 2" in page
+    assert "ceiling" not in page
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     beside = {(row["category"], row["metric"]): (row["published"], row["comparable"]) for row in rows}
     assert beside == {

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from model.command_line import UserError as ModelError
+from dataset_builder.command_line import run_command
+from model.checkpoint import PartConfig
 from model.pipeline_parts import RuntimeConfig
 from tests.trainer.tiny_training import tiny_config, write_store
+from trainer import evaluate
 from trainer.checkpoints import newest_checkpoint
+from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
 from trainer.evaluation_loss import validation_loss
 from trainer.fit import main
 from trainer.run_folder import read_metrics
@@ -31,10 +34,12 @@ def test_it_equals_what_training_measured(trained: Path) -> None:
     assert found.bands == pytest.approx(row["bands"], rel=1e-5, nan_ok=True)
 
 
-def test_features_of_another_encoder_are_refused(trained: Path, tmp_path: Path) -> None:
-    from model.checkpoint import PartConfig
-
+def test_features_of_another_encoder_are_refused_before_anything_is_drawn(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BENCHMARKS, "toy", "tests.trainer.toy_benchmark")
     store = write_store(tmp_path / "other", vae=PartConfig(name="elsewhere", fingerprint="another"))
-    checkpoint = newest_checkpoint(trained / "runs" / "alignment")
-    with pytest.raises(ModelError, match="trained with the vae nowhere"):
-        validation_loss(str(checkpoint), str(store), num_images=8, runtime=RUNTIME)
+    checkpoint, out = newest_checkpoint(trained / "runs" / "alignment"), tmp_path / "out"
+    argv = ["--benchmark=toy", f"--checkpoint={checkpoint}", f"--out={out}", f"--features={store}"]
+    assert run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv) == 2
+    assert "trained with the vae nowhere" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """FID: a closed form, a direct calculation, references from a folder or a file, and files that are refused."""
 
+import hashlib
 import json
 import pickle
 import sys
@@ -21,9 +22,14 @@ from model.image_files import image_names
 from trainer import evaluate
 from trainer.benchmarks import fid_weights
 from trainer.benchmarks.fid import frechet_distance
+from trainer.benchmarks.fid_config import FidConfig
 from trainer.benchmarks.fid_statistics import Statistics
 from trainer.benchmarks.fid_weights import find_weights
+from trainer.benchmarks.prompts import open_benchmark
+from trainer.benchmarks.prompts_config import PromptsConfig
+from trainer.evaluation import ALL
 from trainer.evaluation_config import EvaluateConfig
+from trainer.evaluation_summary import comparability
 
 PROMPTS = [f"picture {number}" for number in range(8)]
 METRIC = "frechet_distance_by_random_64"
@@ -202,14 +208,21 @@ def test_weights_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_published_file_is_known_by_its_hash(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
     pickled = _as_pickled(weights)
     assert not find_weights(str(pickled)).is_published
     monkeypatch.setattr(fid_weights, "_PUBLISHED", hashlib.sha256(pickled.read_bytes()).hexdigest()[:8])
     found = find_weights(str(pickled))
     assert found.is_published
     assert found.read().keys() == load_file(weights).keys()
+
+
+def test_pixarts_fid_stands_beside_ours_and_says_why_not_to_compare(folders: tuple[Path, Path]) -> None:
+    settings = PromptsConfig(clip=None, fid=FidConfig(reference=str(folders[1])))
+    benchmark = open_benchmark(EvaluateConfig(benchmark="prompts", images=str(folders[0]), out="", prompts=settings))
+    (published,) = benchmark.published
+    assert [published.metric] == list(benchmark.set_metrics)
+    assert published.category == ALL
+    assert comparability(published).startswith("no: it belongs to a special checkpoint")
 
 
 def test_without_torch_fidelity_one_line_says_what_to_install(

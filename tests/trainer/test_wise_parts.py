@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builder.command_line import UserError
+from examples.openmoji import stand_in_judge
 from trainer.benchmarks.wise import LEGACY, WISCORE, read_grades
 from trainer.benchmarks.wise_edition import Edition, overall
 from trainer.benchmarks.wise_instructions import GRADES, RIGHT_OR_WRONG, Instructions, read_instructions
@@ -204,6 +205,12 @@ def test_instructions_that_cannot_be_used_are_one_line(tmp_path: Path, name: str
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=complaint):
         read_instructions(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("edition", [LEGACY, VERIFIED], ids=lambda edition: edition.name)
+def test_the_stand_in_judge_answers_as_each_edition_asks(edition: Edition) -> None:
+    told = Instructions(messages=(("user", edition.instructions),)).filled(PROMPT, "data:image/png;base64,")
+    assert edition.read_answer(stand_in_judge.answer(json.dumps({"messages": told}).encode()))
 
 
 def test_our_own_instructions_have_both_places_and_show_the_form_of_an_answer() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from trainer.evaluation_config import EvaluateConfig
 
+FID = "fid"
 REFERENCE = "fid_reference.npz"
 _BATCH = 32
 
@@ -94,7 +95,7 @@ def fid_metrics(config: FidConfig, evaluate: "EvaluateConfig") -> Mapping[str, S
     if find_spec("torch_fidelity") is None:
         raise UserError("FID needs torch-fidelity, which is not installed: pip install 'torch-fidelity>=0.4'")
     weights = find_weights(config.weights)
-    name = "fid" if weights.is_published else f"frechet_distance_by_{weights.name}"
+    name = FID if weights.is_published else f"frechet_distance_by_{weights.name}"
     layer = "" if config.features == "2048" else f"_{config.features}"
     return {name + layer: Fid(config, weights, out=Path(evaluate.out), evaluate=evaluate)}
 

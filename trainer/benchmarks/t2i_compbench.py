@@ -56,7 +56,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
         judges=wanted_judges(config, {name: partial(make, config, prompts) for name, make in makers.items()}),
         derived={THREE_IN_ONE: three_in_one},
         metric_of={category: METRICS[JUDGE_OF[category]] for category in CATEGORIES},
-        published=tuple(_published(category, prompts, settings) for category in CATEGORIES),
+        published=tuple(_published(category, prompts, config) for category in CATEGORIES),
     )
 
 
@@ -117,9 +117,10 @@ def _version(config: EvaluateConfig, *parts: object) -> str:
     return " ".join(map(str, (VERSION, config.judge_dtype, config.t2i_compbench.spacy_model, *parts)))
 
 
-def _published(category: str, prompts: Sequence[Prompt], settings: T2ICompBenchConfig) -> Published:
+def _published(category: str, prompts: Sequence[Prompt], config: EvaluateConfig) -> Published:
     """PixArt-α's figure, and what stands between it and ours."""
-    count, usual = sum(prompt.category == category for prompt in prompts), T2ICompBenchConfig()
+    settings, usual = config.t2i_compbench, T2ICompBenchConfig()
+    count = sum(prompt.category == category for prompt in prompts)
     by_blip, by_clip = category in (*ATTRIBUTES, COMPLEX), category in (NON_SPATIAL, COMPLEX)
     differences = {
         "prompts of our own": settings.folder is None,
@@ -127,12 +128,19 @@ def _published(category: str, prompts: Sequence[Prompt], settings: T2ICompBenchC
         f"detector {settings.detector} in place of UniDet": category in (SPATIAL, COMPLEX),
         f"{settings.blip} in place of {usual.blip}": by_blip and settings.blip != usual.blip,
         f"{settings.clip} in place of {usual.clip}": by_clip and settings.clip != usual.clip,
+        f"{settings.blip_image_px} px for BLIP in place of {usual.blip_image_px}": (
+            by_blip and settings.blip_image_px != usual.blip_image_px
+        ),
+        f"{settings.spacy_model} in place of {usual.spacy_model}": (
+            category != NON_SPATIAL and settings.spacy_model != usual.spacy_model
+        ),
     }
+    judged_in = () if config.judge_dtype == "float32" else (f"judged in {config.judge_dtype}",)
     return Published(
         category=category,
         metric=METRICS[JUDGE_OF[category]],
         value=_PIXART[category],
         source=_SOURCE,
         differences=tuple(text for text, holds in differences.items() if holds),
-        reservations=_BLIP_RESERVATIONS if by_blip else (),
+        reservations=(*(_BLIP_RESERVATIONS if by_blip else ()), *judged_in),
     )
