@@ -61,10 +61,10 @@ def report_sections(database: "Database", *, num_pictures: int) -> "list[Section
         raise UserError("there is no caption to report on yet: caption first")
     head, tail = data.noun_tables(database)
     curves, against = data.rarefaction(database), data.density_against(database)
-    spans = [lines_svg(f"{name} of a sample", lines, x_name="captions") for name, lines in curves.items()]
+    spans = [lines_svg(f"{name} of a sample", lines, x_name="captions", is_log=True) for name, lines in curves.items()]
     relations = [lines_svg(f"Nouns by {name}", lines, x_name=name) for name, lines in against.items()]
     contents = {
-        "Funnel": ("Each image is in one row: left, or dropped with a reason.", table_html(data.funnel_table(database))),
+        "Funnel": ("How many images each step left, and how many it dropped and why.", table_html(data.funnel_table(database))),
         "Concept density": (
             "VN: nouns that appear more than 10 times. DN: different nouns. As T5 reads it: of the part that the encoder sees.",
             table_html(data.density_rows(database)),
@@ -76,12 +76,12 @@ def report_sections(database: "Database", *, num_pictures: int) -> "list[Section
         ),
         "Density against": ("Mean nouns of a caption in ten groups of equal size.", charts_html(relations)),
         "Frequent nouns": ("The 100 most frequent, over all captions of a prompt.", table_html(head)),
-        "Rare nouns": ("100 of those that appear once: long tail, or mistakes.", table_html(tail)),
+        "Rare nouns": ("100 of the rarest: the long tail, or mistakes.", table_html(tail)),
         "Repetitions": (
             "By the share of a caption's nouns that it had named before.",
             table_html(data.repetitions(database)),
         ),
-        "Gallery": ("A fixed random choice.", gallery_html(data.pictures(database, number=num_pictures))),
+        "Gallery": ("A fixed random choice.", gallery_html(data.gallery(database, number=num_pictures))),
     }
     return [Section(title=title, lead=lead, body=body) for title, (lead, body) in contents.items()]
 

@@ -7,7 +7,9 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 26, 34
-_TICKS = 5
+_MOST_TICKS = 6
+_LABEL = 70
+"""Room that a mark's text wants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +44,18 @@ def histogram_svg(histogram: Histogram) -> str:
     if histogram.mark and edges[0] <= histogram.mark[0] <= edges[-1]:
         x = frame.x(histogram.mark[0])
         bars.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{frame.bottom}"/>')
-        bars.append(f'<text class="mark" x="{x + 4:.1f}" y="{_TOP + 10}">{escape(histogram.mark[1])}</text>')
+        place = f'x="{x - 4:.1f}" text-anchor="end"' if x > WIDTH - _RIGHT - _LABEL else f'x="{x + 4:.1f}"'
+        bars.append(f'<text class="mark" {place} y="{_TOP + 10}">{escape(histogram.mark[1])}</text>')
     return _svg(histogram.title, frame, bars)
 
 
-def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "") -> str:
-    """Lines with their points, from zero upwards; each point says its values on hovering."""
+def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log: bool = False) -> str:
+    """Lines with their points, from zero upwards; each point says its values on hovering. `is_log` is for positive x."""
     points = [point for line in series for point in line.points]
     if not points:
         return ""
     xs = [x for x, _ in points]
-    frame = _Frame(low=min(xs), high=max(xs), top=max([*(y for _, y in points), 1e-9]))
+    frame = _Frame(low=min(xs), high=max(xs), top=max([*(y for _, y in points), 1e-9]), is_log=is_log)
     drawn = []
     for number, line in enumerate(series):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
@@ -75,13 +78,21 @@ class _Frame:
     low: float
     high: float
     top: float
+    is_log: bool = False
 
     @property
     def bottom(self) -> float:
         return HEIGHT - _BOTTOM
 
+    @property
+    def x_ticks(self) -> list[float]:
+        if not self.is_log:
+            return _round_numbers(self.low, self.high)
+        return [10.0**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)]
+
     def x(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        low, high, place = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
+        share = (place - low) / (high - low) if high > low else 0.5
         return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
@@ -90,18 +101,26 @@ class _Frame:
 
 def _svg(title: str, frame: _Frame, drawn: Sequence[str]) -> str:
     axes = []
-    for tick in range(_TICKS):
-        value = frame.top * tick / (_TICKS - 1)
+    for value in _round_numbers(0, frame.top):
         y = frame.y(value)
         axes.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         axes.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
-        place = frame.low + (frame.high - frame.low) * tick / (_TICKS - 1)
-        x = frame.x(place)
-        anchor = "end" if tick == _TICKS - 1 else "middle"
-        axes.append(f'<text class="axis" x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{short_number(place)}</text>')
+    for value in frame.x_ticks:
+        x = min(frame.x(value), WIDTH - 16)  # so that the label stays inside
+        axes.append(f'<text class="axis" x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{short_number(value)}</text>')
     heading = f'<text class="title" x="{_LEFT}" y="14">{escape(title)}</text>'
     inside = heading + "".join([*axes, *drawn])
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{inside}</svg>'
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Two to six multiples of 1, 2 or 5 times a power of ten between the two; where they are equal, that number."""
+    if high <= low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / (_MOST_TICKS - 1)))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * (_MOST_TICKS - 1) >= high - low)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * number for number in range(first, last + 1)]
 
 
 def short_number(value: float) -> str:

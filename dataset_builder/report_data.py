@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from PIL import Image
 from dataset_builder.concept_density import PAPER_TABLE, rarefied
 from dataset_builder.concept_density import VIEWS as WAYS
 from dataset_builder.decoding import DecodeLimits, decode_image
+from dataset_builder.outages import StoreError
 from dataset_builder.references import ImageReader, reference_of
 from dataset_builder.rejection import ImageError
 from dataset_builder.report_charts import Histogram, Series
-from dataset_builder.report_page import Picture, Table
+from dataset_builder.report_page import Gallery, Picture, Table
 
 if TYPE_CHECKING:
     from dataset_builder.sql import Database
@@ -116,10 +117,10 @@ def rarefaction(database: "Database") -> dict[str, list[Series]]:
 
 
 def noun_tables(database: "Database") -> tuple[Table, Table]:
-    """The most frequent nouns, and some of those that appear but once."""
+    """The most frequent nouns, and the rarest; of those that appear but once a fixed random choice."""
     shown = "SELECT prompt, noun, count, num_captions, if(is_meta, 'speaks of the image', '') AS remark FROM noun_counts "
     head = database.fetch(f"{shown} ORDER BY count DESC, noun LIMIT 100").to_pylist()
-    tail = database.fetch(f"{shown} WHERE count = 1 ORDER BY hash(noun), noun LIMIT 100").to_pylist()
+    tail = database.fetch(f"{shown} ORDER BY count, hash(noun), noun LIMIT 100").to_pylist()
     return _table(head), _table(tail)
 
 
@@ -148,8 +149,8 @@ def repetitions(database: "Database") -> Table:
     )
 
 
-def pictures(database: "Database", *, number: int) -> list[Picture]:
-    """A fixed random choice of images with their first caption; those that cannot be read are left out."""
+def gallery(database: "Database", *, number: int) -> Gallery:
+    """A fixed random choice of images with their first caption."""
     has_samples = "samples" in database.views
     embedded = "(SELECT m.image.bytes FROM samples m WHERE m.key = i.key)" if has_samples else "NULL"
     rows = database.fetch(
@@ -159,17 +160,26 @@ def pictures(database: "Database", *, number: int) -> list[Picture]:
         "SELECT i.key, i.uri, i.member, i.byte_offset, i.byte_length, i.row, said.*, s.clip_mean, s.aesthetic, s.sharpness, "
         f"{embedded} AS data FROM chosen i LEFT JOIN said USING (key) LEFT JOIN scores s USING (key) ORDER BY i.key"
     ).to_pylist()
-    found = []
+    found, unread = [], []
     with ImageReader() as reader:
-        for row in rows:
+        for place, row in enumerate(rows):
             try:
-                data = row["data"] or reader.read(reference_of(row))
-                thumbnail = _thumbnail(data)
-            except ImageError:
-                continue
-            figures = {name: row[name] for name in ("nouns", "clip_mean", "aesthetic", "sharpness")}
-            found.append(Picture(key=row["key"], jpeg_base64=thumbnail, caption=row["caption"] or "", figures=figures))
-    return found
+                found.append(_picture(reader, row))
+            except ImageError as error:
+                unread.append(f"{row['key']}: {error.message}")
+            except StoreError as error:
+                unread.append(f"{row['key']}: {error}")
+                if error.may_pass:  # the store does not answer: each of the others would be waited for as long
+                    unread += [f"{later['key']}: not tried" for later in rows[place + 1 :]]
+                    break
+    return Gallery(pictures=found, unread=unread)
+
+
+def _picture(reader: ImageReader, row: Mapping[str, Any]) -> Picture:
+    """Raises ImageError and StoreError."""
+    figures = {name: row[name] for name in ("nouns", "clip_mean", "aesthetic", "sharpness")}
+    thumbnail = _thumbnail(row["data"] or reader.read(reference_of(row)))
+    return Picture(key=row["key"], jpeg_base64=thumbnail, caption=row["caption"] or "", figures=figures)
 
 
 def _histogram(database: "Database", view: str, column: str, *, title: str, mark: tuple[float, str] | None) -> Histogram | None:

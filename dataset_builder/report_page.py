@@ -29,6 +29,14 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Pictures, and why others that were chosen are not among them, a line each."""
+
+    pictures: Sequence[Picture]
+    unread: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A heading, a line of explanation, and its contents as HTML."""
 
@@ -70,15 +78,18 @@ def charts_html(charts: Iterable[str]) -> str:
     return f'<div class="charts">{"".join(f"<figure>{chart}</figure>" for chart in charts if chart)}</div>'
 
 
-def gallery_html(pictures: Sequence[Picture]) -> str:
-    """Thumbnails, with a menu to sort them."""
-    if not pictures:
-        return '<p class="none">No picture could be read.</p>'
-    names = list(dict.fromkeys(name for picture in pictures for name in picture.figures))
+def gallery_html(gallery: Gallery) -> str:
+    """Thumbnails, with a menu to sort them; what could not be read is counted, and the first reason given."""
+    unread = gallery.unread
+    note = f'<p class="note">{len(unread):,} more could not be read: {escape(unread[0])}</p>' if unread else ""
+    if not gallery.pictures:
+        return f'<p class="none">Nothing to show.</p>{note}'
+    names = list(dict.fromkeys(name for picture in gallery.pictures for name in picture.figures))
     options = "".join(f"<option>{escape(name)}</option>" for name in ("key", *names))
     return (
         f'<p><label>Sort by <select id="by">{options}</select></label> '
-        f'<label><input type="checkbox" id="down"> greatest first</label></p>{cards_html(pictures, name="gallery")}'
+        f'<label><input type="checkbox" id="down"> greatest first</label></p>'
+        f"{cards_html(gallery.pictures, name='gallery')}{note}"
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from dataset_builder.command_line import UserError
+from dataset_builder.references import reference_of
 from dataset_builder.report import ReportConfig, main
 from dataset_builder.report_charts import Histogram, Series, histogram_svg, lines_svg, short_number
-from dataset_builder.report_data import funnel_table, rarefaction
+from dataset_builder.report_data import funnel_table, noun_tables, rarefaction
 from dataset_builder.sql import open_stored
 from dataset_builder.storage import Folder
-from tests.dataset_builder.small_run import SmallRun
+from tests.dataset_builder.small_run import SmallRun, write_run_with_images
 
 SECTIONS = ["Funnel", "Concept density", "Rarefaction", "Histograms", "Density against"]
 SECTIONS += ["Frequent nouns", "Rare nouns", "Repetitions", "Gallery"]
@@ -73,6 +74,14 @@ def test_the_funnel_of_a_run_adds_up(run: Path) -> None:
     assert rows == [["planned", "", 8, 0], ["rejected", "broken", 7, 1], ["waiting", "", 5, 2]]
 
 
+def test_head_and_tail_are_the_two_ends_of_the_counts(run: Path) -> None:
+    with open_stored(str(run)) as database:
+        head, tail = noun_tables(database)
+    assert [row[:3] for row in head.rows] == [["dense", "owl", 15], ["short", "image", 5], ["short", "owl", 5]]
+    assert {tuple(row[:3]) for row in tail.rows[:2]} == {("short", "image", 5), ("short", "owl", 5)}
+    assert tail.rows[2] == head.rows[0]
+
+
 def test_curves_end_at_the_density_of_the_whole(run: Path) -> None:
     with open_stored(str(run)) as database:
         whole = {row["prompt"]: row for row in database.fetch("FROM density() WHERE counted = 'written'").to_pylist()}
@@ -92,11 +101,42 @@ def test_charts_stay_inside_their_frame_and_hold_every_count() -> None:
     assert lines_svg("x", [Series(name="empty", points=[])]) == ""
 
 
+def _axis(svg: str) -> list[str]:
+    """The numbers under a chart."""
+    return re.findall(r'y="202" text-anchor="middle">([^<]+)<', svg)
+
+
+def test_axes_have_round_numbers() -> None:
+    assert _axis(histogram_svg(Histogram(title="x", edges=[39, 68, 97], counts=[1, 1]))) == ["40", "60", "80"]
+    assert _axis(histogram_svg(Histogram(title="x", edges=[-0.3, 0], counts=[1]))) == ["-0.3", "-0.2", "-0.1", "0"]
+    assert _axis(lines_svg("x", [Series(name="x", points=[(7, 1.0)])])) == ["7"]
+    curve = lines_svg("x", [Series(name="x", points=[(1, 1.0), (100, 2.0), (2000, 3.0)])], is_log=True)
+    assert _axis(curve) == ["1", "10", "100", "1,000"]
+
+
+def test_a_mark_at_the_edge_is_written_inside() -> None:
+    place = re.search(r'<text class="mark" x="([\d.]+)"( text-anchor="end")?', histogram_svg(
+        Histogram(title="x", edges=[30, 121], counts=[1], mark=(120, "T5 reads 120"))))  # fmt: skip
+    assert place is not None and float(place[1]) < 420 and place[2]
+
+
 @pytest.mark.parametrize(
     ("value", "shown"), [(0, "0"), (0.12345, "0.123"), (12345, "12.3k"), (2.5e6, "2.5M"), (float("nan"), "?")]
 )
 def test_numbers_are_short(value: float, shown: str) -> None:
     assert short_number(value) == shown
+
+
+def test_images_that_are_gone_are_counted_and_the_page_is_made(tmp_path: Path) -> None:
+    text = _report(Path(write_run_with_images(tmp_path)))
+    assert text.count("<article") == 1
+    assert "2 more could not be read: img_1: " in text
+    tar = {"uri": "/data/gone.tar", "member": "0.jpg", "byte_offset": 512, "byte_length": 9}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset_builder.report_data.reference_of", lambda row: reference_of({**row, **tar}))
+        text = _report(tmp_path / "pictures")
+    assert "3 more could not be read: img_0: /data/gone.tar was there when its images were planned" in text
+    assert "could not be read" not in _report(tmp_path / "pictures", pictures=0)
 
 
 def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
