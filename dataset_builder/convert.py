@@ -204,15 +204,18 @@ def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list
 
 def _export(config: ConvertConfig) -> int:
     from dataset_builder.dataset_files import read_dataset
+    from dataset_builder.storage import Folder, usable
     from dataset_builder.webdataset_export import export_shards
 
-    return export_shards(
-        read_dataset(config.input),
-        config.out,
-        prompt=config.prompt,
-        images_per_shard=config.images_per_shard,
-        num_workers=config.num_workers,
-    )
+    dataset = read_dataset(config.input)
+    with usable(Folder(config.out)):
+        return export_shards(
+            dataset,
+            config.out,
+            prompt=config.prompt,
+            images_per_shard=config.images_per_shard,
+            num_workers=config.num_workers,
+        )
 
 
 if __name__ == "__main__":

@@ -61,17 +61,18 @@ class ScoreConfig:
 def main(config: ScoreConfig) -> int:
     """Scores what is not scored yet; returns 0, or 1 where more images failed than the budget allows."""
     from dataset_builder.score_files import score_folder
-    from dataset_builder.storage import Folder, is_local_path
+    from dataset_builder.storage import Folder, is_local_path, usable
     from dataset_builder.unit_run import run_job
     from dataset_builder.units import committed_units, read_commits
 
     started = time.perf_counter()
     check_paths([path for path in (config.source, config.aesthetic) if path])
     scored = Folder(config.source)
-    job = score_job(config)
-    out = score_folder(scored, job.score_id)
-    units = plan_scores(scored, out, is_run=job.is_run)
-    done = committed_units(out)
+    with usable(scored):
+        job = score_job(config)
+        out = score_folder(scored, job.score_id)
+        units = plan_scores(scored, out, is_run=job.is_run)
+        done = committed_units(out)
     left = [unit for unit in units if unit.number not in done]
     to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
     print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {to_do}")

@@ -1,7 +1,8 @@
 """A data set as WebDataset: OUT/<split>/shard-00000.tar with <key>.<format>, <key>.txt and <key>.json of each image.
 
 The bytes of the images are those that the references name, checked against their hash; the JSON holds the rest of the row. A
-shard that stands there is finished, so that the same command again writes only what is missing.
+shard that stands there is finished, so that the same command again writes only what is missing; OUT/webdataset.json says of
+what the shards are, so that no other command does.
 """
 
 import io
@@ -25,6 +26,7 @@ from dataset_builder.storage import Folder
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tiff", "BMP": "bmp"}
 _BATCH_ROWS = 256
+_RECORD = "webdataset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +55,12 @@ def export_shards(
 ) -> int:
     """Writes all shards; returns 0, or 1 where an image could not be read or has no caption under the prompt.
 
-    Raises UserError for a prompt that no caption has, and where a file cannot be written.
+    Raises UserError for a prompt that no caption has, and where `out` holds shards of something else.
     """
     known = [tally["prompt"] for tally in dataset.record["captions"]]
     if prompt and prompt not in known:
         raise UserError(f"{dataset.folder.url} has no captions under {prompt}: give --prompt one of {', '.join(known)}")
+    _claim(Folder(out), {"dataset": dataset.record["identity"], "prompt": prompt, "images_per_shard": images_per_shard})
     shards = list(_shards(dataset, out, prompt=prompt, images_per_shard=images_per_shard))
     there = {shard.name for shard in shards if Folder(out).exists(shard.name)}
     left = [shard for shard in shards if shard.name not in there]
@@ -71,6 +74,12 @@ def export_shards(
         print(f"left out: {key}: {reason}", file=sys.stderr)
     print(f"{images:,} images written, {len(failed):,} left out")
     return 1 if failed else 0
+
+
+def _claim(out: Folder, record: dict[str, Any]) -> None:
+    """Says in `out` of what its shards are. Raises UserError where they are of something else."""
+    if not out.create(_RECORD, json.dumps(record, indent=1).encode()) and json.loads(out.read(_RECORD)) != record:
+        raise UserError(f"{out.url} holds shards of another data set, prompt or size: give another OUT")
 
 
 def _shards(dataset: DatasetFiles, out: str, *, prompt: str, images_per_shard: int) -> Iterator[_Shard]:

@@ -75,6 +75,19 @@ def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.C
     assert "0 to write" in capsys.readouterr().out
 
 
+def test_shards_of_something_else_are_left_alone(dataset: Path) -> None:
+    assert _export(dataset, images_per_shard=2)[0] == 0
+    for images_per_shard, prompt in ((3, ""), (2, "image-txt")):
+        with pytest.raises(UserError, match="shards of another data set, prompt or size: give another OUT"):
+            _export(dataset, images_per_shard=images_per_shard, prompt=prompt)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(dataset: Path) -> None:
+    (dataset.parent / "shards").write_text("a file")
+    with pytest.raises(UserError, match="cannot work in"):
+        _export(dataset)
+
+
 def test_a_data_set_at_once(dataset: Path) -> None:
     out = str(dataset.parent / "once")
     photos = str(dataset.parent / "photos")
