@@ -50,9 +50,10 @@ class GenerationRequest:
             for message, holds in [
                 ("prompts or captions: expected one of them", (self.prompts is None) != (self.captions is None)),
                 ("prompts: expected one or more, found none", self.prompts is None or len(self.prompts) > 0),
+                ("prompts: expected a tuple, found one text", not isinstance(self.prompts, str)),
                 ("num_images_per_prompt: expected 1 or more", self.num_images_per_prompt >= 1),
                 (f"seeds: expected {images}, found {len(self.seeds or ())}", self.seeds is None or len(self.seeds) == images),
-                ("seeds: expected 0 or more", min((*(self.seeds or ()), self.seed)) >= 0),
+                ("seeds: expected 0 to 2^63 - 1", all(0 <= seed < 2**63 for seed in (*(self.seeds or ()), self.seed))),
                 (f"noise: expected that of {images} images", self.noise is None or len(self.noise) == images),
                 (
                     f"negative_captions: expected 1 or {self.num_captions}",

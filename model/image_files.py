@@ -21,13 +21,13 @@ _NAME_LENGTH = 60
 def image_names(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """A file name for each image, of its prompt and seed: `a-red-owl-s7.png`. The same in every list of prompts.
 
-    Prompts that would look alike, being long or of other scripts, get six digits of a hash.
+    Prompts that would look alike, being long or of other scripts, get six digits of a hash, and so does the empty one.
     """
     names = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
         name = words[:_NAME_LENGTH].rstrip("-")
-        if name.replace("-", " ") != prompt:
+        if not name or name.replace("-", " ") != prompt:
             name = f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}".lstrip("-")
         names.append(f"{name}-s{seed}.png")
     return names

@@ -138,13 +138,16 @@ class Pipeline:
         if negatives is not None and len(negatives) > 1:
             negatives = negatives.select(indices)
         assert captions is not None, "a request has prompts or captions"
-        self._check_captions(captions)
+        for one in (captions, negatives):
+            self._check_captions(one)
         places = {index: place for place, index in enumerate(indices)}
         return EncodedPrompts(
             captions=captions.to("cpu"), negatives=negatives.to("cpu") if guided and negatives else None, cut=cut, places=places
         )
 
-    def _check_captions(self, captions: "Captions") -> None:
+    def _check_captions(self, captions: "Captions | None") -> None:
+        if captions is None:
+            return
         config, width, longest = self.transformer_config, captions.tokens.shape[1], int(captions.lengths.max())
         if width != config.caption_width or longest > config.max_caption_tokens:
             raise UserError(

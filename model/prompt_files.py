@@ -25,7 +25,10 @@ def read_prompts(path: str | Path, *, column: str = "prompt") -> tuple[str, ...]
     elif file.suffix == ".jsonl":
         rows = _read_jsonl(text, column, file)
     elif file.suffix == ".csv":
-        rows = _read_csv(text, column, file)
+        try:
+            rows = _read_csv(text, column, file)
+        except csv.Error as error:
+            raise UserError(f"prompts file {file} is no CSV: {error}") from error
     else:
         raise UserError(f"prompts file {file}: expected .txt, .jsonl or .csv, found {file.suffix or 'no suffix'}")
     if not rows:

@@ -31,16 +31,16 @@ def image_size(height: int | None, width: int | None, *, resolution: int, binnin
     """What to draw for a request of height x width; None: the resolution of the model.
 
     With binning the nearest size in the resolution's table is drawn; resolutions without a table have none. Raises UserError
-    for sides that are drawn and not multiples of `multiple`, the side of a patch.
+    for sides that are drawn and not multiples of `multiple`, the side of a patch, and for sides below 1.
     """
-    height, width = height or resolution, width or resolution
-    if binning and resolution in BINNED_RESOLUTIONS and min(height, width) > 0:
+    height = resolution if height is None else height
+    width = resolution if width is None else width
+    drawn = (height, width)
+    if binning and resolution in BINNED_RESOLUTIONS and min(drawn) > 0:
         from diffusers.image_processor import PixArtImageProcessor
 
         drawn = PixArtImageProcessor.classify_height_width_bin(height, width, ratios=size_table(resolution))
-    else:
-        check_sides(height=height, width=width, multiple=multiple)
-        drawn = (height, width)
+    check_sides(height=drawn[0], width=drawn[1], multiple=multiple)
     return ImageSize(height=drawn[0], width=drawn[1], final_height=height, final_width=width)
 
 

@@ -43,13 +43,13 @@ class SamplingConfig:
     """Weight of the prompt against the negative prompt; 1 means no guidance, and half the work."""
     eta: float = 0.0
     """Of ddim only: 0 draws no noise on the way, 1 as much as the forward process."""
-    timesteps: tuple[float, ...] | None = None
-    """Timesteps in place of the scheduler's own spacing, falling, in 0..1000; then num_inference_steps is not read."""
+    timesteps: tuple[int, ...] | None = None
+    """Of diffusion with dpm-solver++ only: timesteps in place of the scheduler's own, falling, in 0..999."""
     sigmas: tuple[float, ...] | None = None
-    """Of euler only: noise levels in place of the scheduler's own, falling, in 0..1."""
+    """Of euler only: noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift. As with
+    timesteps, num_inference_steps is then not read."""
 
     def __post_init__(self) -> None:
-        given = [values for values in (self.timesteps, self.sigmas) if values is not None]
         problems = [
             f"{name} must be {bound}"
             for name, bound, holds in [
@@ -57,13 +57,10 @@ class SamplingConfig:
                 ("num_inference_steps", "1 to 1000", 1 <= self.num_inference_steps <= 1000),
                 ("guidance_scale", "1 or more", self.guidance_scale >= 1),
                 ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
-                (
-                    "timesteps",
-                    "given without sigmas, and not with ddim",
-                    len(given) < 2 and not (given and self.sampler == "ddim"),
-                ),
+                ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler == "dpm-solver++"),
+                ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),
                 ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
-                ("timesteps and sigmas", "falling", all(list(values) == sorted(set(values), reverse=True) for values in given)),
+                ("sigmas", "falling, in 0..1", self.sigmas is None or _are_falling(self.sigmas, largest=1)),
             ]
             if not holds
         ]
@@ -73,7 +70,7 @@ class SamplingConfig:
     @property
     def num_steps(self) -> int:
         """Steps that will be taken, whichever setting gives them."""
-        given = self.timesteps or self.sigmas
+        given = self.sigmas if self.timesteps is None else self.timesteps
         return self.num_inference_steps if given is None else len(given)
 
     @property
@@ -158,13 +155,15 @@ def denoise(
 
 
 def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "torch.device | str" = "cpu") -> Any:
-    """A scheduler of diffusers for an objective, with its timesteps set."""
+    """A scheduler of diffusers for an objective, with its timesteps set. Raises UserError for what the two cannot do."""
     import diffusers
 
     try:
         settings = objective.scheduler_config(config.sampler)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if config.timesteps is not None and settings.get("use_flow_sigmas"):
+        raise UserError("timesteps: expected none for the objective rectified_flow; give sigmas, with the sampler euler")
     scheduler = getattr(diffusers, SCHEDULERS[config.sampler]).from_config(settings)
     if config.sigmas is not None:
         scheduler.set_timesteps(sigmas=list(config.sigmas), device=device)
@@ -174,6 +173,11 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
         scheduler.set_timesteps(config.num_inference_steps, device=device)
     scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
     return scheduler
+
+
+def _are_falling(values: Sequence[float], *, largest: float) -> bool:
+    """Whether there are some, none of them twice, from `largest` at most down to 0 at least."""
+    return len(values) > 0 and list(values) == sorted(set(values), reverse=True) and 0 <= values[-1] <= values[0] <= largest
 
 
 def _predictor(

@@ -263,6 +263,7 @@ def test_an_encoder_that_the_checkpoint_was_not_trained_with_is_refused(checkpoi
     [
         ({"height": 30}, "multiples of 4 px, found 30 x 32: try 32 x 32|multiples of 4 px, found 30 x 32: try 28 x 32"),
         ({"width": -4}, "multiples of 4 px"),
+        ({"height": 0}, "multiples of 4 px, found 0 x 32"),
         ({"noise": torch.zeros(1, 4, 8, 8)}, r"noise: expected \(1, 4, 16, 16\)"),
         ({"sampling": SamplingConfig(sampler="ddim")}, "expected dpm-solver\\+\\+ or euler"),
     ],
@@ -279,6 +280,8 @@ def test_captions_of_another_width_and_networks_without_captions_are_refused(che
     captions = Captions(tokens=torch.zeros(2, 5), lengths=torch.tensor([2]))
     with pytest.raises(UserError, match="expected at most 20 tokens of width 32, found 2 of width 5"):
         open_pipeline(checkpoint)(GenerationRequest(captions=captions, negative_captions=captions))
+    with pytest.raises(UserError, match="expected at most 20 tokens of width 32, found 2 of width 5"):
+        open_pipeline(checkpoint)(GenerationRequest(prompts=("a",), negative_captions=captions))
     dit = DiT(DiTConfig(conditioning="class", width=48, depth=1, num_heads=4))
     save_checkpoint(tmp_path / "classes", dit, PipelineConfig(objective="diffusion", resolution=32))
     with pytest.raises(UserError, match="draws classes, not prompts"):
@@ -290,9 +293,11 @@ def test_captions_of_another_width_and_networks_without_captions_are_refused(che
     [
         {},
         {"prompts": ()},
+        {"prompts": "a red owl"},
         {"prompts": ("a",), "num_images_per_prompt": 0},
         {"prompts": ("a",), "seeds": (1, 2)},
         {"prompts": ("a",), "seed": -1},
+        {"prompts": ("a",), "seeds": (2**63,)},
         {"prompts": ("a",), "noise": torch.zeros(2, 4, 16, 16)},
     ],
 )
@@ -308,6 +313,8 @@ def test_binning_takes_the_nearest_aspect_ratio_and_hands_over_what_was_asked_fo
         assert (found.height, found.width, found.resized) == (height, width, False), ratio
     odd = image_size(resolution - 3, resolution, resolution=resolution, binning=True, multiple=16)
     assert (odd.height, odd.width, odd.final_height) == (resolution, resolution, resolution - 3) and odd.resized
+    with pytest.raises(UserError, match=f"multiples of 27 px, found {resolution} x {resolution}"):
+        image_size(None, None, resolution=resolution, binning=True, multiple=27)
 
 
 def test_every_argument_of_the_diffusers_pipeline_is_accounted_for() -> None:

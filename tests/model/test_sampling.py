@@ -111,6 +111,8 @@ def test_the_noise_of_ddim_follows_the_seeds_and_given_steps_are_taken() -> None
     torch.testing.assert_close(seen[0], seen[1], rtol=1e-5, atol=1e-5)
     given = make_scheduler(RectifiedFlow(), SamplingConfig(sampler="euler", sigmas=(1.0, 0.6, 0.2)))
     assert given.timesteps.tolist() == pytest.approx([1000, 600, 200])
+    given = make_scheduler(RectifiedFlow(shift=3.0), SamplingConfig(sampler="euler", sigmas=(1.0, 0.5)))
+    assert given.timesteps.tolist() == pytest.approx([1000, 750])
     given = make_scheduler(Diffusion(), SamplingConfig(timesteps=(900, 400)))
     assert given.timesteps.tolist() == [900, 400]
 
@@ -122,8 +124,11 @@ def test_the_noise_of_ddim_follows_the_seeds_and_given_steps_are_taken() -> None
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000"),
         ({"guidance_scale": 0.5}, "guidance_scale must be 1 or more"),
         ({"eta": 0.5}, "eta must be 0, or up to 1 with ddim"),
-        ({"timesteps": (1.0, 2.0)}, "timesteps and sigmas must be falling"),
-        ({"sampler": "ddim", "timesteps": (2.0, 1.0)}, "not with ddim"),
+        ({"timesteps": (1, 2)}, "timesteps must be falling, in 0..999"),
+        ({"timesteps": (1000, 2)}, "timesteps must be falling, in 0..999"),
+        ({"timesteps": ()}, "timesteps must be falling, in 0..999"),
+        ({"sampler": "ddim", "timesteps": (2, 1)}, r"timesteps must be given with dpm-solver\+\+ only"),
+        ({"sampler": "euler", "sigmas": (1.0, 1.0)}, "sigmas must be falling, in 0..1"),
         ({"sigmas": (1.0, 0.5)}, "sigmas must be given with euler only"),
     ],
 )
@@ -137,3 +142,5 @@ def test_a_sampler_of_the_other_objective_is_refused() -> None:
         make_scheduler(Diffusion(), SamplingConfig(sampler="euler"))
     with pytest.raises(UserError, match="found ddim"):
         make_scheduler(RectifiedFlow(), SamplingConfig(sampler="ddim"))
+    with pytest.raises(UserError, match="give sigmas, with the sampler euler"):
+        make_scheduler(RectifiedFlow(), SamplingConfig(timesteps=(900, 400)))
