@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from model.command_line import UserError
 from model.dit_config import DiTConfig
@@ -60,6 +60,11 @@ class PipelineConfig:
     """How captions were cleaned in training: see TextEncoderConfig."""
     licence: str = ""
     """Licence of the weights, and terms of what they were trained on."""
+
+    def __post_init__(self) -> None:
+        expected = get_args(Cleaning)
+        if self.caption_cleaning not in expected:
+            raise ValueError(f"caption_cleaning: expected one of {', '.join(expected)}, found {self.caption_cleaning!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same configuration back."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from model.command_line import UserError, run_command
 from model.dit_config import DiTConfig, UnstatedConfig
-from model.new_files import new_folder
+from model.frozen_parts import PUBLISHED
+from model.new_files import new_file, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Status = Literal["loaded", "reshaped", "missing", "unexpected"]
 _COMPLAINT = "{} is not the network that its shapes imply"
-_PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class ConvertConfig:
     objective: Literal["diffusion", "rectified_flow"] = "diffusion"
     """What an official file was trained for, or a preset will be."""
     text_encoder: str = ""
-    """Text encoder to go with an official file or a preset; empty: the published one, for the preset mini the shipped one."""
+    """The text encoder to go with it; empty: the input's own, else the published one, for the preset mini the shipped one."""
     vae: str = ""
-    """VAE, likewise."""
+    """The VAE, likewise."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
-    """What an official file does not tell."""
+    """What the input does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,8 @@ def main(config: ConvertConfig) -> int:
         if key.note:
             print(f"  {key.name}: {key.note}")
     if config.report:
-        Path(config.report).write_text(json.dumps([vars(key) for key in conversion.keys], indent=1) + "\n", encoding="utf-8")
+        with new_file(Path(config.report)) as report:
+            report.write_text(json.dumps([vars(key) for key in conversion.keys], indent=1) + "\n", encoding="utf-8")
     network = conversion.config
     print(
         f"wrote {config.out}: {config.target}, {network.conditioning}-conditional, width {network.width}, depth {network.depth}"
@@ -100,12 +101,19 @@ def read(config: ConvertConfig) -> Conversion:
     """Reads the input. Raises UserError, by name, for whatever is not as it should be."""
     path = Path(config.checkpoint).expanduser()
     if config.source == "native":
-        return _read_native(path)
-    if config.source == "diffusers":
-        return _read_diffusers(path)
-    if config.source == "preset":
-        return _draw_preset(config)
-    return _read_official(path, config)
+        conversion = _read_native(path)
+    elif config.source == "diffusers":
+        conversion = _read_diffusers(path, config)
+    elif config.source == "preset":
+        conversion = _draw_preset(config)
+    else:
+        conversion = _read_official(path, config)
+    pipeline = conversion.pipeline
+    if config.text_encoder:
+        pipeline = replace(pipeline, text_encoder=replace(pipeline.text_encoder, name=config.text_encoder, revision=None))
+    if config.vae:
+        pipeline = replace(pipeline, vae=replace(pipeline.vae, name=config.vae, revision=None))
+    return replace(conversion, pipeline=pipeline)
 
 
 def write(conversion: Conversion, config: ConvertConfig) -> None:
@@ -156,9 +164,10 @@ def _read_official(path: Path, config: ConvertConfig) -> Conversion:
     if network.conditioning == "text" and NULL_CAPTION not in state:
         dtype = state["x_embedder.proj.weight"].dtype
         state[NULL_CAPTION] = torch.zeros(network.max_caption_tokens, network.caption_width, dtype=dtype)
-        keys.append(Key(name=NULL_CAPTION, status="missing", ours=NULL_CAPTION, note="zeros; only the authors' code reads it"))
+        note = f"zeros for {network.max_caption_tokens} tokens; only the authors' code reads it"
+        keys.append(Key(name=NULL_CAPTION, status="missing", ours=NULL_CAPTION, note=note))
     check_tensors(state, _expected(network), complaint=_COMPLAINT.format(path))
-    published = _PUBLISHED.get(network.max_caption_tokens, _PUBLISHED[120])
+    published = PUBLISHED.get(network.max_caption_tokens, PUBLISHED[120])
     pipeline = _pipeline(network, config, part=published, licence="see the source")
     return Conversion(config=network, state=state, pipeline=pipeline, keys=keys)
 
@@ -174,12 +183,12 @@ def _draw_preset(config: ConvertConfig) -> Conversion:
         raise UserError(f"--source preset: expected one of {', '.join(PRESETS)}, found {name}")
     network = replace(PRESETS[name], learned_variance=config.objective == "diffusion")
     state = DiT(network).initialise(torch.Generator().manual_seed(0)).state_dict()
-    pipeline = _pipeline(network, config, part="mini" if name == "mini" else _PUBLISHED[120], licence="untrained")
+    pipeline = _pipeline(network, config, part="mini" if name == "mini" else PUBLISHED[120], licence="untrained")
     return Conversion(config=network, state=state, pipeline=pipeline, keys=[])
 
 
 def _pipeline(network: DiTConfig, config: ConvertConfig, *, part: str, licence: str) -> "PipelineConfig":
-    """What goes with a network that comes without a pipeline; `part` has text encoder and VAE where none are given."""
+    """What goes with a network that comes without a pipeline; `part` has text encoder and VAE."""
     from model.checkpoint import PartConfig, PipelineConfig
 
     plain = config.objective == "rectified_flow" or network.learned_variance
@@ -187,13 +196,13 @@ def _pipeline(network: DiTConfig, config: ConvertConfig, *, part: str, licence: 
         objective=config.objective,
         objective_settings={} if plain else {"learned_variance": False},
         resolution=8 * network.sample_size,
-        text_encoder=PartConfig(name=config.text_encoder or part),
-        vae=PartConfig(name=config.vae or part),
+        text_encoder=PartConfig(name=part),
+        vae=PartConfig(name=part),
         licence=licence,
     )
 
 
-def _read_diffusers(path: Path) -> Conversion:
+def _read_diffusers(path: Path, config: ConvertConfig) -> Conversion:
     import torch
 
     from model.checkpoint import check_tensors
@@ -201,7 +210,7 @@ def _read_diffusers(path: Path) -> Conversion:
     from model.official_files import NULL_CAPTION
     from model.state_dicts import diffusers_names, from_diffusers, to_diffusers
 
-    network, theirs, pipeline = read_folder(path)
+    network, theirs, pipeline = read_folder(path, config.unstated)
     expected = _on_meta(lambda: to_diffusers(_expected(network), network))
     check_tensors(theirs, expected, complaint=_COMPLAINT.format(path))
     names = diffusers_names(network)

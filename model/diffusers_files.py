@@ -14,12 +14,14 @@ from torch import Tensor
 
 from model.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig
 from model.command_line import UserError
-from model.diffusion import make_objective
-from model.dit_config import DiTConfig
-from model.frozen_parts import find_part
+from model.diffusion import Diffusion, make_objective
+from model.dit_config import DiTConfig, UnstatedConfig
+from model.frozen_parts import PUBLISHED, find_part
 from model.sampling import SCHEDULERS
+from model.vae import downsampling_of
 
 _INDEX = "model_index.json"
+_MICRO = "adaln_single.emb.resolution_embedder"
 _SIGMA_TOKENS = 300
 _SAMPLER = "dpm-solver++"
 # What our network does and diffusers makes a setting of: another value is another network.
@@ -35,21 +37,29 @@ _FIXED = {
     "use_linear_projection": (False,),
     "num_vector_embeds": (None,),
 }
+_NEEDED = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "sample_size", "patch_size")
 _READ = {
-    *("num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size", "patch_size"),
-    *("cross_attention_dim", "caption_channels", "use_additional_conditions", "interpolation_scale", "norm_type", "norm_eps"),
+    *(*_NEEDED, "out_channels", "cross_attention_dim", "caption_channels"),
+    *("use_additional_conditions", "interpolation_scale", "norm_type", "norm_eps"),
 }
 _WITHOUT_EFFECT = {"norm_num_groups", "num_embeds_ada_norm"}
 
 
-def read_folder(folder: Path) -> tuple[DiTConfig, dict[str, Tensor], PipelineConfig]:
-    """Configuration, tensors under diffusers' names, and what the pipeline around them says."""
-    root = folder / TRANSFORMER if (folder / _INDEX).is_file() else folder
-    values = _read_json(root / "config.json")
-    index = _read_json(folder / _INDEX) if root != folder else {}
-    sigma = "Sigma" in str(index.get("_class_name"))
-    config = _config_from_diffusers(values, max_caption_tokens=_SIGMA_TOKENS if sigma else 120)
-    return config, _read_tensors(root), _pipeline_config(folder, config, whole=bool(index))
+def read_folder(folder: Path, unstated: UnstatedConfig) -> tuple[DiTConfig, dict[str, Tensor], PipelineConfig]:
+    """Configuration, tensors under diffusers' names, and what the pipeline around them says, where there is one.
+
+    Raises UserError for what is missing, cut off or another network.
+    """
+    root = folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else folder
+    values, tensors = _read_json(root / "config.json"), _read_tensors(root)
+    tokens = unstated.max_caption_tokens
+    if not tokens and (folder / _INDEX).is_file():
+        tokens = _SIGMA_TOKENS if "Sigma" in str(_read_json(folder / _INDEX).get("_class_name")) else 120
+    try:
+        config = _config_from_diffusers(values, max_caption_tokens=tokens, micro=f"{_MICRO}.linear_1.weight" in tensors)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{root / 'config.json'}: {error}") from error
+    return config, tensors, _pipeline_config(folder, config)
 
 
 def write_folder(
@@ -141,23 +151,14 @@ def _config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
     }
 
 
-def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int) -> DiTConfig:
-    kind = values.get("_class_name")
+def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int, micro: bool) -> DiTConfig:
+    """Raises ValueError for another network. max_caption_tokens: 0 where that is not known; micro: as the tensors have it."""
     text = values.get("norm_type") == "ada_norm_single"
-    if kind not in ("PixArtTransformer2DModel", "DiTTransformer2DModel", "Transformer2DModel"):
-        raise UserError(f"expected a PixArtTransformer2DModel or DiTTransformer2DModel, found {kind}")
-    for key, value in values.items():
-        if key in _FIXED and value not in _FIXED[key]:
-            raise UserError(f"{key}: expected {' or '.join(map(str, _FIXED[key]))}, found {value}: another network")
-        if not key.startswith("_") and key not in _FIXED | dict.fromkeys(_READ | _WITHOUT_EFFECT) and value is not None:
-            raise UserError(f"{key}: expected no such setting, found {value}: another network")
-    if text and values.get("norm_eps", 1e-6) != 1e-6:  # a class-conditional one has diffusers' default, 1e-5, for DiT's 1e-6
-        raise UserError(f"norm_eps: expected 1e-06, found {values['norm_eps']}: another network")
-    size = int(values["sample_size"])
-    micro, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")
+    _check_settings(values, text=text)
+    size, scale = int(values["sample_size"]), values.get("interpolation_scale")
     heads, head = int(values["num_attention_heads"]), int(values["attention_head_dim"])
     out = values.get("out_channels") or values["in_channels"]
-    common: dict[str, Any] = {
+    common = {
         "sample_size": size,
         "patch_size": values["patch_size"],
         "in_channels": values["in_channels"],
@@ -167,29 +168,47 @@ def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int
         "learned_variance": out == 2 * values["in_channels"],
     }
     if not text:
-        return DiTConfig(**common, conditioning="class", num_classes=values["num_embeds_ada_norm"])
-    return DiTConfig(
-        **common,
-        caption_width=values["caption_channels"],
-        max_caption_tokens=max_caption_tokens,
-        micro_conditioning=size == 128 if micro is None else micro,  # what diffusers infers
-        position_scale=float(max(size // 64, 1) if scale is None else scale),
+        return DiTConfig.from_dict(common | {"conditioning": "class", "num_classes": values["num_embeds_ada_norm"]})
+    if not max_caption_tokens:
+        raise ValueError(
+            f"a transformer without {_INDEX} does not tell alpha from Sigma: give --unstated.max_caption_tokens 120 or 300"
+        )
+    stated = values.get("use_additional_conditions")
+    return DiTConfig.from_dict(
+        common
+        | {
+            "caption_width": values["caption_channels"],
+            "max_caption_tokens": max_caption_tokens,
+            "micro_conditioning": micro if stated is None else stated,
+            "position_scale": float(max(size // 64, 1) if scale is None else scale),  # what diffusers infers
+        }
     )
 
 
-def _pipeline_config(folder: Path, config: DiTConfig, *, whole: bool) -> PipelineConfig:
+def _check_settings(values: Mapping[str, Any], *, text: bool) -> None:
+    """Raises ValueError for settings that our network has not, or that are not there."""
+    kind = values.get("_class_name")
+    if kind not in ("PixArtTransformer2DModel", "DiTTransformer2DModel", "Transformer2DModel"):
+        raise ValueError(f"expected a PixArtTransformer2DModel or DiTTransformer2DModel, found {kind}")
+    for key, value in values.items():
+        if key in _FIXED and value not in _FIXED[key]:
+            raise ValueError(f"{key}: expected {' or '.join(map(str, _FIXED[key]))}, found {value}: another network")
+        if not key.startswith("_") and key not in _FIXED | dict.fromkeys(_READ | _WITHOUT_EFFECT) and value is not None:
+            raise ValueError(f"{key}: expected no such setting, found {value}: another network")
+    if text and values.get("norm_eps", 1e-6) != 1e-6:  # a class-conditional one has diffusers' default, 1e-5, for DiT's 1e-6
+        raise ValueError(f"norm_eps: expected 1e-06, found {values['norm_eps']}: another network")
+    needed = (*_NEEDED, "caption_channels" if text else "num_embeds_ada_norm")
+    if missing := [key for key in needed if values.get(key) is None]:
+        raise ValueError(f"expected {', '.join(missing)}, found none: another network")
+
+
+def _pipeline_config(folder: Path, config: DiTConfig) -> PipelineConfig:
     """The objective from the scheduler; text encoder and VAE are the folder's own where it has them."""
-    settings: dict[str, Any] = {}
-    objective = "diffusion"
-    if whole and (folder / "scheduler" / "scheduler_config.json").is_file():
-        scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-        if scheduler.get("use_flow_sigmas") or "Flow" in scheduler.get("_class_name", ""):
-            objective, settings = "rectified_flow", {"shift": float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))}
-        elif not config.learned_variance:
-            settings = {"learned_variance": False}
-    published = "PixArt-alpha/PixArt-XL-2-1024-MS"
+    path = folder / "scheduler" / "scheduler_config.json"
+    objective, settings = _objective(_read_json(path) if path.is_file() else {}, config)
+    published = PUBLISHED.get(config.max_caption_tokens, PUBLISHED[120])
     vae = folder / "vae" / "config.json"
-    factor = 2 ** (len(_read_json(vae)["block_out_channels"]) - 1) if vae.is_file() else 8  # pixels per latent pixel
+    factor = downsampling_of(vae) if vae.is_file() else 8  # pixels per latent pixel
     own = {name: str(folder.resolve()) for name in ("text_encoder", "vae") if (folder / name / "config.json").is_file()}
     return PipelineConfig(
         objective=objective,
@@ -201,13 +220,25 @@ def _pipeline_config(folder: Path, config: DiTConfig, *, whole: bool) -> Pipelin
     )
 
 
+def _objective(scheduler: Mapping[str, Any], config: DiTConfig) -> tuple[str, dict[str, Any]]:
+    """The objective that a scheduler samples, and its settings. Raises UserError for one that we have not."""
+    if scheduler.get("use_flow_sigmas") or "Flow" in str(scheduler.get("_class_name")):
+        return "rectified_flow", {"shift": float(scheduler.get("flow_shift") or scheduler.get("shift") or 1)}
+    for key, expected in {"prediction_type": "epsilon", "beta_schedule": "linear", "trained_betas": None}.items():
+        if (found := scheduler.get(key, expected)) != expected:
+            raise UserError(f"scheduler: {key}: expected {expected}, found {found}: another objective")
+    ours = Diffusion(learned_variance=config.learned_variance)
+    stated = {key: scheduler.get(key, value) for key, value in vars(ours).items()}
+    return "diffusion", {key: value for key, value in stated.items() if value != getattr(Diffusion, key)}
+
+
 def _read_tensors(root: Path) -> dict[str, Tensor]:
     """The tensors of one file, or of all files that an index names."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     shards = root / f"{WEIGHTS}.index.json"
-    names = sorted(set(_read_json(shards)["weight_map"].values())) if shards.is_file() else [WEIGHTS]
+    names = sorted(set(_read_json(shards).get("weight_map", {}).values())) if shards.is_file() else [WEIGHTS]
     tensors: dict[str, Tensor] = {}
     for name in names:
         path = root / name
@@ -224,11 +255,13 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"expected a folder that diffusers wrote, found no {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
     return values
 
 

@@ -67,6 +67,10 @@ class Diffusion:
     learned_variance: bool = True
     """The prediction's second half places the variance between the smallest and the largest that make sense."""
 
+    def __post_init__(self) -> None:
+        if not (self.num_train_timesteps >= 2 and 0 < self.beta_start <= self.beta_end < 1):
+            raise ValueError(f"expected 2 timesteps or more and 0 < beta_start <= beta_end < 1, found {self}")
+
     def timesteps_at(self, quantiles: Tensor) -> Tensor:
         """Uniform over the whole steps 0..999, as floats."""
         return (quantiles * self.num_train_timesteps).floor().clamp(max=self.num_train_timesteps - 1)
@@ -153,6 +157,10 @@ class RectifiedFlow:
     num_train_timesteps: int = 1000
     """The timestep of pure noise."""
 
+    def __post_init__(self) -> None:
+        if not (self.std > 0 and self.shift > 0 and self.num_train_timesteps >= 1):
+            raise ValueError(f"expected std, shift and num_train_timesteps above 0, found {self}")
+
     def timesteps_at(self, quantiles: Tensor) -> Tensor:
         """Logit-normal, shifted."""
         times = torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantiles))
@@ -194,12 +202,12 @@ OBJECTIVES: dict[str, type[Diffusion] | type[RectifiedFlow]] = {"diffusion": Dif
 
 
 def make_objective(name: str, settings: Mapping[str, Any] | None = None) -> Objective:
-    """An objective by its name in pipeline.json. Raises ValueError for an unknown name or setting."""
+    """An objective by its name in pipeline.json. Raises ValueError for an unknown name and for settings that it cannot have."""
     if name not in OBJECTIVES:
         raise ValueError(f"objective: expected {' or '.join(OBJECTIVES)}, found {name!r}")
     try:
         return OBJECTIVES[name](**(settings or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"objective {name}: {error}") from error
 
 

@@ -154,7 +154,7 @@ PRESETS: dict[str, DiTConfig] = {
 
 @dataclass(frozen=True)
 class UnstatedConfig:
-    """What an official file does not tell; 0: as published, or as the file's pos_embed says."""
+    """What an official file does not tell; 0: as published, or as the file's pos_embed and y_embedding say."""
 
     num_heads: int = 0
     """Attention heads."""
@@ -164,3 +164,5 @@ class UnstatedConfig:
     """Side of the latents, for a file without pos_embed: image side / 8."""
     position_scale: float = 0.0
     """Divides the positions."""
+    max_caption_tokens: int = 0
+    """The longest caption: 120 (alpha) or 300 (Sigma), also for a folder of diffusers that holds the transformer alone."""

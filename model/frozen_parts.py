@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["text_encoder", "vae"]
 
+PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
+"""Whose text encoder and VAE go with a published network, by its max_caption_tokens: alpha's or Sigma's."""
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"
 _MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
 _HUB_FILES: dict[Kind, list[str]] = {
@@ -51,6 +53,15 @@ def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPa
         )
     tokenizer_folder = root / "tokenizer" if (root / "tokenizer").is_dir() else folder
     return FrozenPart(name=name, revision=commit, folder=folder, tokenizer_folder=tokenizer_folder)
+
+
+def check_complete(part: FrozenPart, missing: Iterable[str], *, what: str) -> None:
+    """Raises UserError where tensors were missing: the libraries fill such up with random numbers."""
+    if names := sorted(missing):
+        raise UserError(
+            f"{part.folder} cannot be read as {what}: {len(names)} tensors are missing, the first {names[0]}: another model, "
+            "or an incomplete download"
+        )
 
 
 def fingerprint(tensors: Iterable[tuple[str, "torch.Tensor"]], *, also: str = "") -> str:

@@ -5,6 +5,7 @@ The configuration is read off the names and shapes; what these do not tell (head
 """
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ NULL_CAPTION = "y_embedder.y_embedding"
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 _SCALES = {120: {32: 1.0, 64: 1.0, 128: 2.0}, 300: {32: 0.5, 64: 1.0, 128: 2.0, 256: 4.0}}
 _WRAPPERS = {"ema": ("state_dict_ema", "ema"), "raw": ("state_dict", "model")}
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile)
 
 
 def read_weights(path: Path, *, weights: str = "auto") -> dict[str, Tensor]:
@@ -40,7 +41,7 @@ def read_weights(path: Path, *, weights: str = "auto") -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *_UNREADABLE) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no checkpoint of tensors: {reason}") from error
     state = _unwrap(content, weights, path)
     prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
@@ -50,7 +51,10 @@ def read_weights(path: Path, *, weights: str = "auto") -> dict[str, Tensor]:
 def _unwrap(content: Any, weights: str, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
-    sets = {kind: next((content[key] for key in keys if content.get(key)), None) for kind, keys in _WRAPPERS.items()}
+    sets: dict[str, Mapping[Any, Any] | None] = {
+        kind: next((content[key] for key in keys if isinstance(content.get(key), Mapping) and content[key]), None)
+        for kind, keys in _WRAPPERS.items()
+    }
     if not any(sets.values()):
         sets["raw"] = content  # the tensors themselves, as DiT's files have them
     state = sets["ema"] or sets["raw"] if weights == "auto" else sets[weights]
@@ -58,7 +62,7 @@ def _unwrap(content: Any, weights: str, path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no {weights} weights, found {', '.join(kind for kind in sets if sets[kind])}: see --weights"
         )
-    wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    wrong = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if wrong or not state:
         raise UserError(f"{path}: expected tensors by name, found {f'{wrong[0]!r}, which is none' if wrong else 'nothing'}")
     return dict(state)
@@ -73,11 +77,11 @@ def infer_config(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, sourc
         raise UserError(f"--source {source}: found {kind} network; expected --source {other}, or a file of another kind")
     patch = _shape(state, "x_embedder.proj.weight", 4)
     hidden = _shape(state, "blocks.0.mlp.fc1.weight", 2)
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    depth = 1 + max(int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key))
     compressed = [index for index in range(depth) if f"blocks.{index}.attn.sr.weight" in state]
     width = patch[0]
     out = _shape(state, "final_layer.linear.weight", 2)[0] // patch[2] ** 2
-    tokens = len(state[NULL_CAPTION]) if NULL_CAPTION in state else 120
+    tokens = _shape(state, NULL_CAPTION, 2)[0] if NULL_CAPTION in state else unstated.max_caption_tokens or 120
     sample_size, scale = _positions(state, unstated, patch_size=patch[2], tokens=tokens)
     if not (heads := unstated.num_heads or _HEADS.get(width, 0)):
         raise UserError(f"the file does not tell the number of attention heads of width {width}: give --unstated.num_heads")
@@ -121,8 +125,8 @@ def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int
         raise UserError(
             f"expected a checkpoint with official names, found none called {name}; the first is {next(iter(state))}"
         )
-    if state[name].ndim != dimensions:
-        raise UserError(f"{name}: expected {dimensions} dimensions, found {list(state[name].shape)}")
+    if state[name].ndim != dimensions or 0 in state[name].shape:
+        raise UserError(f"{name}: expected {dimensions} dimensions, none of them 0, found {list(state[name].shape)}")
     return tuple(state[name].shape)
 
 
@@ -131,10 +135,10 @@ def _positions(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, patch_s
     if POSITIONS in state:
         stored = state[POSITIONS]
         side = round(stored.shape[1] ** 0.5) if stored.ndim == 3 else 0
-        for scale in sorted({1.0, 2.0, 0.5, 4.0} | ({unstated.position_scale} - {0.0})):
+        for scale in sorted({1.0, 2.0, 0.5, 4.0} | ({unstated.position_scale} - {0.0})) if side else ():
             table = position_table((side, side), width=stored.shape[-1], base=side, scale=scale)
             tolerance = 1e-5 if stored.dtype == torch.float32 else 1e-2
-            if side and table.shape == stored.shape[1:] and torch.allclose(table, stored[0].float(), rtol=0, atol=tolerance):
+            if table.shape == stored.shape[1:] and torch.allclose(table, stored[0].float(), rtol=0, atol=tolerance):
                 return side * patch_size, scale
         raise UserError(
             f"{POSITIONS} {list(stored.shape)}: expected sine-cosine positions of a square at scale 0.5, 1, 2 or 4, "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from model.command_line import UserError
-from model.frozen_parts import FrozenPart, find_part, fingerprint, stored_tensors
+from model.frozen_parts import FrozenPart, check_complete, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ Cleaning = Literal["none", "lower", "thorough"]
 Dtype = Literal["float32", "bfloat16"]
 
 NULL_CAPTION = ""
+_VOCABULARIES = ("tokenizer.json", "spiece.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +143,24 @@ class TextEncoder:
 def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> TextEncoder:
     """Loads T5 and its tokenizer. Raises UserError for a name that leads nowhere and for a library that is not installed."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, T5EncoderModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     part = find_part(config.name, "text_encoder", revision=config.revision)
-    tokenizer = AutoTokenizer.from_pretrained(part.tokenizer_folder)
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
+    if not any((part.tokenizer_folder / name).is_file() for name in _VOCABULARIES):  # transformers would make one up
+        raise UserError(f"{part.tokenizer_folder} holds no tokenizer: expected {' or '.join(_VOCABULARIES)}")
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, "output_loading_info": True}
     if config.quantisation != "none":
         options |= {"quantization_config": _quantisation(config.quantisation), "device_map": {"": device}}
     try:
-        model = T5EncoderModel.from_pretrained(part.folder, **options)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{part.folder} cannot be read as a T5 encoder: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(part.tokenizer_folder)
+        model, found = T5EncoderModel.from_pretrained(part.folder, **options)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"{part.folder} cannot be read as a T5 encoder: {error!r}") from error
+    check_complete(part, found["missing_keys"], what="a T5 encoder")
     if len(tokenizer) * 2 < model.config.vocab_size:
         raise UserError(
             f"{part.tokenizer_folder} has a vocabulary of {len(tokenizer)}, the encoder one of {model.config.vocab_size}: "

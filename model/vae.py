@@ -7,10 +7,11 @@ Shapes: B images, H x W pixels, C latent channels, h x w the sides of the latent
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from model.command_line import UserError
-from model.frozen_parts import FrozenPart, find_part, fingerprint
+from model.frozen_parts import FrozenPart, check_complete, find_part, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -148,9 +149,12 @@ def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
     logging.disable_progress_bar()
     part = find_part(config.name, "vae", revision=config.revision)
     try:
-        model = AutoencoderKL.from_pretrained(part.folder, torch_dtype=getattr(torch, config.dtype), use_safetensors=True)
+        model, found = AutoencoderKL.from_pretrained(
+            part.folder, torch_dtype=getattr(torch, config.dtype), use_safetensors=True, output_loading_info=True
+        )
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{part.folder} cannot be read as an AutoencoderKL: {error}") from error
+    check_complete(part, found["missing_keys"], what="an AutoencoderKL")
     vae = VAE(model.to(device, memory_format=torch.channels_last).eval(), part=part)  # bf16 needs channels_last to be quick
     if config.sliced:
         vae.model.enable_slicing()
@@ -161,11 +165,16 @@ def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
 
 def read_downsampling(config: VAEConfig) -> int:
     """Pixels per latent, along a side, from the autoencoder's config.json alone."""
-    path = find_part(config.name, "vae", revision=config.revision).folder / "config.json"
-    channels = json.loads(path.read_text(encoding="utf-8")).get("block_out_channels")
-    if not channels:
-        raise UserError(f"{path} is not that of an AutoencoderKL: it has no block_out_channels")
-    return int(2 ** (len(channels) - 1))
+    return downsampling_of(find_part(config.name, "vae", revision=config.revision).folder / "config.json")
+
+
+def downsampling_of(path: Path) -> int:
+    """The same, of the config.json at this path. Raises UserError where it is not that of an AutoencoderKL."""
+    try:
+        channels = json.loads(path.read_text(encoding="utf-8"))["block_out_channels"]
+        return int(2 ** (len(channels) - 1))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not that of an AutoencoderKL, it gives no block_out_channels: {error!r}") from error
 
 
 def to_pixels(images: "torch.Tensor") -> "torch.Tensor":

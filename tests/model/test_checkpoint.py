@@ -121,6 +121,7 @@ def cut_off(folder: Path) -> None:
         (change_json(PIPELINE, licens="x"), "unknown key 'licens'; did you mean 'licence'"),
         (change_json(PIPELINE, resolution="32"), "resolution: expected int, found '32'"),
         (change_json(PIPELINE, vae={"nam": "x"}), "unknown key 'nam'; did you mean 'name'"),
+        (change_json(PIPELINE, caption_cleaning="all"), "caption_cleaning: expected one of none, lower, thorough, found 'all'"),
         (change_json(PIPELINE, vae=3), "expected an object for PartConfig, found 3"),
         (change_json(PIPELINE, format_version=99), "expected format_version 1, found 99"),
     ],
@@ -146,7 +147,7 @@ def test_what_is_no_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> Non
 
 
 def test_of_a_training_it_is_the_newest_whole_one(tmp_path: Path) -> None:
-    for images in ("000000064", "000000128"):
+    for images in ("000000064", "000000128", ".000000256.partial"):
         save_checkpoint(tmp_path / "checkpoints" / images, tiny_dit(), CONFIG)
     (tmp_path / "checkpoints" / "000000192" / TRANSFORMER).mkdir(parents=True)
     assert find_checkpoint(tmp_path).name == "000000128"

@@ -1,7 +1,7 @@
 """Checkpoints of others in and out: nothing is lost, everything foreign is refused by name, diffusers opens what we write."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import PipelineConfig, load_checkpoint, save_checkpoint
 from model.command_line import UserError
 from model.convert import ConvertConfig, main
 from model.dit import PRESETS, DiT, KVCompression, position_table
@@ -84,7 +84,10 @@ def test_diffusers_opens_what_we_write_and_we_what_it_writes(tmp_path: Path, mic
         expected = theirs(latents(), encoder_hidden_states=embeddings, timestep=TIMESTEPS, encoder_attention_mask=mask.long())
         torch.testing.assert_close(network(latents(), TIMESTEPS, captions=captions()), expected.sample, rtol=1e-4, atol=1e-5)
     theirs.save_pretrained(tmp_path / "saved")
-    native = _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native", unstated=UnstatedConfig())
+    with pytest.raises(UserError, match="does not tell alpha from Sigma: give --unstated.max_caption_tokens"):
+        _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native")
+    ten = UnstatedConfig(max_caption_tokens=10)
+    native = _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native", unstated=ten)
     state = load_checkpoint(native)[0].state_dict()
     assert not state.pop("y_embedder.y_embedding").any()  # diffusers has none
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in state.items())
@@ -192,6 +195,11 @@ def _without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda _state: {"conv.weight": torch.zeros(2)}, "expected --source dit"),
         (lambda _state: {}, "expected tensors by name, found nothing"),
         (lambda _state: {"state_dict": {"x": 3}}, "expected tensors by name, found 'x', which is none"),
+        (lambda _state: {"model": "DiT-XL/2"}, "expected tensors by name, found 'model', which is none"),
+        (lambda _state: {3: torch.zeros(2)}, "expected tensors by name, found 3, which is none"),
+        (lambda state: state | {"blocks.last.weight": torch.zeros(2)}, r"1 unexpected: blocks\.last\.weight"),
+        (lambda state: state | {"pos_embed": torch.zeros(64, 48)}, "pos_embed .*expected sine-cosine positions"),
+        (lambda state: state | {"y_embedder.y_embedding": torch.zeros(())}, "y_embedding: expected 2 dimensions"),
     ],
 )
 def test_what_is_missing_or_foreign_is_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -240,16 +248,51 @@ def test_another_network_in_a_folder_of_diffusers_is_named(tmp_path: Path) -> No
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
     path = folder / "transformer" / "config.json"
     values = json.loads(path.read_text())
-    for key, value in {
-        "activation_fn": "silu",
-        "_class_name": "UNet2DConditionModel",
-        "num_experts": 3,
-        "norm_eps": 1e-5,
-    }.items():
+    for key, value, message in [
+        ("activation_fn", "silu", "found silu"),
+        ("_class_name", "UNet2DConditionModel", "found UNet2DConditionModel"),
+        ("num_experts", 3, "num_experts: .* found 3"),
+        ("norm_eps", 1e-5, "norm_eps: .* found 1e-05"),
+        ("num_layers", None, "config.json: expected num_layers, found none"),
+        ("num_layers", "three", "config.json: DiT: depth: expected int, found 'three'"),
+        ("sample_size", 15, "config.json: DiT: sample_size: expected a multiple of patch_size"),
+    ]:
         path.write_text(json.dumps(values | {key: value}))
-        with pytest.raises(UserError, match=f"{value}"):
+        with pytest.raises(UserError, match=message):
             _convert("diffusers", "native", folder, tmp_path / "native")
 
 
-def test_unstated_settings_are_those_of_the_published_files() -> None:
-    assert asdict(UnstatedConfig()) == {"num_heads": 0, "num_classes": 0, "sample_size": 0, "position_scale": 0.0}
+@pytest.mark.parametrize(("tokens", "published"), [(120, "PixArt-XL-2-1024-MS"), (300, "PixArt-Sigma-XL-2-1024-MS")])
+def test_a_folder_of_the_transformer_alone_gets_the_parts_of_its_kind(tmp_path: Path, tokens: int, published: str) -> None:
+    """As Sigma's are published: in `transformer/`, with nothing around it, and not conditioned on sizes at 1024 px."""
+    network = random_network(sample_size=128, position_scale=2.0, max_caption_tokens=tokens)
+    folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", network), tmp_path / "diffusers")
+    (folder / "model_index.json").unlink()
+    path = folder / "transformer" / "config.json"
+    values = json.loads(path.read_text())
+    del values["use_additional_conditions"]
+    path.write_text(json.dumps(values))
+    unstated = UnstatedConfig(max_caption_tokens=tokens)
+    native = _convert("diffusers", "native", folder, tmp_path / "native", unstated=unstated, text_encoder="mini")
+    loaded, pipeline = load_checkpoint(native)
+    assert loaded.config == network.config
+    assert (pipeline.text_encoder.name, pipeline.vae.name) == ("mini", f"PixArt-alpha/{published}")
+
+
+def test_the_objective_goes_both_ways_and_another_one_is_refused(tmp_path: Path) -> None:
+    objectives: list[tuple[str, dict[str, Any]]] = [
+        ("diffusion", {"beta_end": 0.012}),
+        ("diffusion", {"learned_variance": False}),
+        ("rectified_flow", {"shift": 3.0}),
+    ]
+    for number, (objective, settings) in enumerate(objectives):
+        network = random_network(learned_variance=number == 0)
+        pipeline = PipelineConfig(objective=objective, objective_settings=settings, resolution=128)
+        native = save_checkpoint(tmp_path / f"{number}", network, pipeline)
+        folder = _convert("native", "diffusers", native, tmp_path / f"{number}-diffusers")
+        back = load_checkpoint(_convert("diffusers", "native", folder, tmp_path / f"{number}-back"))[1]
+        assert (back.objective, back.objective_settings) == (objective, settings)
+    path = tmp_path / "0-diffusers" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(UserError, match="prediction_type: expected epsilon, found v_prediction: another objective"):
+        _convert("diffusers", "native", tmp_path / "0-diffusers", tmp_path / "none")

@@ -123,6 +123,11 @@ def test_samplers_that_do_not_fit_are_named() -> None:
         make_objective("flow")
     with pytest.raises(ValueError, match="objective diffusion: .*betas"):
         make_objective("diffusion", {"betas": 3})
+    for shift in (0, "3"):
+        with pytest.raises(ValueError, match="objective rectified_flow: "):
+            make_objective("rectified_flow", {"shift": shift})
+    with pytest.raises(ValueError, match="objective diffusion: .* beta_end < 1"):
+        make_objective("diffusion", {"beta_end": -1})
 
 
 def test_channels_that_do_not_fit_are_named() -> None:

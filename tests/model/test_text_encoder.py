@@ -8,6 +8,7 @@ import torch
 from diffusers import PixArtAlphaPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from model.command_line import UserError
@@ -162,8 +163,20 @@ def test_what_is_no_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     T5EncoderModel.from_pretrained(folder).save_pretrained(tmp_path / "cut")
     tiny_text_encoder(folder).tokenizer.save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
+    whole = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot be read as a T5 encoder"):
+        load_text_encoder(TextEncoderConfig(name=str(tmp_path / "cut")))
+    (tmp_path / "cut" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"holds no tokenizer: expected tokenizer.json or spiece\.model"):
+        load_text_encoder(TextEncoderConfig(name=str(tmp_path / "cut")))
+    (tmp_path / "cut" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read as a T5 encoder: KeyError"):
+        load_text_encoder(TextEncoderConfig(name=str(tmp_path / "cut")))
+    (tmp_path / "tokenizer.json").rename(tmp_path / "cut" / "tokenizer.json")
+    del whole["encoder.block.1.layer.1.DenseReluDense.wo.weight"]
+    save_file(whole, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors are missing, the first encoder\.block\.1\.layer\.1\.DenseReluDense\.wo"):
         load_text_encoder(TextEncoderConfig(name=str(tmp_path / "cut")))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from model.command_line import UserError
 from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
@@ -115,6 +116,14 @@ def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
         read_downsampling(VAEConfig(name=str(t5)))
     with pytest.raises(UserError, match="cannot be read as an AutoencoderKL"):
         load_vae(VAEConfig(name=str(t5)))
+    weights = save_tiny_vae(tmp_path / "vae") / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items() if name != "decoder.conv_out.weight"}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 tensors are missing, the first decoder.conv_out.weight"):
+        load_vae(VAEConfig(name=str(tmp_path / "vae")))
+    (tmp_path / "vae" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not that of an AutoencoderKL"):
+        read_downsampling(VAEConfig(name=str(tmp_path / "vae")))
 
 
 def test_pixels_are_clamped() -> None:
