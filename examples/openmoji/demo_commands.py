@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.demo_steps import Step
 from model.checkpoint import MINI, is_checkpoint, mini_checkpoint
 
@@ -101,7 +100,7 @@ class DemoFolder:
 
 
 def steps(config: DemoConfig) -> Iterator[Step]:
-    """All steps. Each is made when those before it are done, since it may name what they have written."""
+    """All steps, in order."""
     folder = DemoFolder(Path(config.out))
     yield from _captions(config, folder)
     yield from _data(folder)
@@ -183,18 +182,17 @@ def _training(config: DemoConfig, folder: DemoFolder) -> Step:
 def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     """The same prompts after each stage, drawn and judged; and by the shipped network, where there is one."""
     pixel, *others = STAGES
-    checkpoint = str(newest(folder.training / pixel))
     labels = ("--features", str(folder.features / pixel / str(RESOLUTION)))
     number = ("--prompts_per_category", str(config.prompts_per_category))
     yield Step(
         title="Draw after the stage pixel: the classes of the prompts' objects, since it reads no words",
         module="examples.openmoji.demo_pixel",
-        arguments=("--checkpoint", checkpoint, *labels, "--out", str(folder.classes), *number),
+        arguments=("--checkpoint", str(folder.training / pixel), *labels, "--out", str(folder.classes), *number),
         output=folder.classes,
     )
     yield _evaluation(config, folder, name=pixel, drawn=("--images", str(folder.classes)), title="Judge these")
     for stage in others:
-        drawn = ("--checkpoint", str(newest(folder.training / stage)), *_SAMPLING)
+        drawn = ("--checkpoint", str(folder.training / stage), *_SAMPLING)
         yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and judge after the stage {stage}")
     if is_mini_there():
         title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
@@ -210,11 +208,3 @@ def _evaluation(config: DemoConfig, folder: DemoFolder, *, name: str, drawn: tup
         arguments=(*drawn, "--benchmark", "openmoji", "--out", str(out), *_WORLD, *number),
         output=out / "page.html",
     )
-
-
-def newest(run: Path) -> Path:
-    """The newest checkpoint of a stage. Raises UserError where there is none."""
-    found = [path for path in run.glob("checkpoints/*") if path.name.isdigit()]
-    if not found:
-        raise UserError(f"{run} holds no checkpoint: remove {run.parent}, then give this again")
-    return max(found)

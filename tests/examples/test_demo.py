@@ -6,14 +6,13 @@ import shutil
 import time
 from html import escape
 from html.parser import HTMLParser
-from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from dataset_builder.command_line import UserError
 from examples.openmoji.demo import main
-from examples.openmoji.demo_commands import DemoConfig, DemoFolder, newest, steps
+from examples.openmoji.demo_commands import DemoConfig, DemoFolder, steps
 from examples.openmoji.demo_steps import LOG, Step, StepRunner, duration, read_times
 
 PROBE = "import pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write('ran '); sys.exit(int(sys.argv[2]))"
@@ -83,19 +82,12 @@ def test_durations_are_said_as_a_person_would() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.6, 125)] == ["0 s", "1 min 00 s", "2 min 05 s"]
 
 
-def test_the_newest_checkpoint_is_named(tmp_path: Path) -> None:
-    for name in ("000000000640", "000000012800", ".000000099999.partial"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert newest(tmp_path).name == "000000012800"
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        newest(tmp_path / "nothing")
-
-
 def test_settings_reach_the_commands() -> None:
     config = DemoConfig(out="elsewhere", count=7, training=QUICK)
-    commands = [step.command for step in islice(steps(config), 11)]
+    commands = [step.command for step in steps(config)]
     assert commands[0].startswith("python -m examples.openmoji.scenes --count 7 ")
-    assert "trainer.fit --stage all --config examples/openmoji/demo_quick.yaml" in commands[-1]
+    assert "trainer.fit --stage all --config examples/openmoji/demo_quick.yaml" in commands[10]
+    assert "trainer.evaluate --checkpoint elsewhere/training/alignment" in commands[13]
     assert all("elsewhere" in command for command in commands)
     with pytest.raises(ValueError, match="there is no file nowhere.yaml"):
         DemoConfig(training="nowhere.yaml")
