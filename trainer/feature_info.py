@@ -45,7 +45,7 @@ class FeaturesInfo:
     vae: PartConfig
     """Which VAE, with its fingerprint."""
     text_encoder: PartConfig | None = None
-    """Which T5, with its fingerprint; none where there are class labels."""
+    """Which T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
     text_encoder_dtype: str = ""
     """In what T5 computed; `/` and the library where its weights were quantised."""
     caption_storage: Storage = "none"

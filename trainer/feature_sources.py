@@ -21,6 +21,7 @@ from dataset_builder.storage import Folder
 
 if TYPE_CHECKING:
     from dataset_builder.dataset_files import DatasetFiles
+    from dataset_builder.sources import Source
 
 ALT_TEXT = "alt_text"
 """The name of the alt text among the captions, which bear the names of their prompts."""
@@ -62,13 +63,14 @@ def open_source(url: str) -> FeatureSource:
     """Finds out what is at `url`. Raises UserError where nothing is that features can be made of."""
     from dataset_builder.dataset_files import is_dataset
     from dataset_builder.run_views import is_run
+    from dataset_builder.sources import find_sources
 
     folder = Folder(normalise(url))
     if is_dataset(folder.url):
         return DatasetSource(folder.url)
     if is_run(folder.url):
         return RunSource(folder.url)
-    return LabelledImages(folder.url)
+    return LabelledImages(folder.url, sources=tuple(find_sources([folder.url])))
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,15 @@ class LabelledImages:
     """Images with class labels: from a column of Parquet, a list or a file beside, else the name of the folder."""
 
     url: str
+    sources: "tuple[Source, ...]"
+    """What was found there."""
     licence: str = ""
 
     def tables(self) -> Iterator[pa.Table]:
         """All images that are found; keys are paths below the folder."""
-        from dataset_builder.sources import find_sources, index_source
+        from dataset_builder.sources import index_source
 
-        for source in find_sources([self.url]):
+        for source in self.sources:
             for table in index_source(source):
                 labels = _parquet_labels(source.uri) if source.kind == "parquet" else None
                 rows = table.to_pylist()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dataset_builder.command_line import UserError
+from dataset_builder.wording import counted
 from model.checkpoint import PipelineConfig
 from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
@@ -70,7 +71,9 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     store = open_features(config, place)
     state = open_state(config, start, rung=place.rung, info=store.info, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=images_seen)
-    run.say(f"{config.stage}: {start}; {sizes_text(state.network.config)}; {workers.num} workers, {workers.device.type}")
+    run.say(
+        f"{config.stage}: {start}; {sizes_text(state.network.config)}; {counted(workers.num, 'worker')}, {workers.device.type}"
+    )
     if images_seen > place.images_before and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
             f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
@@ -147,8 +150,8 @@ def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> Non
     """Raises UserError where they name no caption variant that is there: all samples would be trained with the null caption."""
     if not weights or store.info.class_names:
         return
-    unit, rows = next(iter(store.samples(TRAIN).values()))[0]
-    names = {name for row in range(rows) for name in store.caption_names(unit, row)}
+    firsts = [units[0] for units in store.samples(TRAIN).values()]  # of each bucket: some may hold very few images
+    names = {name for unit, rows in firsts for row in range(rows) for name in store.caption_names(unit, row)}
     if not any(weights.get(name) for name in names):
         raise UserError(
             f"--data.caption_weights gives no weight to any caption in {store.folder.url}: they are {', '.join(sorted(names))}"
@@ -176,7 +179,8 @@ class RungTraining:
         check_buckets(self.network, info, where=self.store.folder.url)
         check_caption_weights(config.data.caption_weights, self.store)
         self.objective = open_objective(config)
-        encoder = open_text_encoder(config, info, device=str(self.workers.device)) if config.online else None
+        encodes = config.online and info.text_encoder is not None and info.caption_storage == "none"
+        encoder = open_text_encoder(config, info, device=str(self.workers.device)) if encodes else None
         self.preparation = Preparation(
             network=self.network,
             objective=self.objective,
@@ -230,6 +234,7 @@ class RungTraining:
             num_samples=rung.batch_size // self.workers.num,
         )
         places = [state.images_seen + place for place in self.workers.slice(rung.batch_size)]
+        batch = replace(batch, captions=self.preparation.captions(batch))  # encoded here where they are not stored
         result = train_step(state, self.objective, self.preparation.training_parts(batch, places), settings)
         state.images_seen += rung.batch_size
         step = self._steps_before() + in_rung // rung.batch_size + 1
@@ -317,10 +322,11 @@ class RungTraining:
     def _say_what_is_read(self) -> None:
         store, rung = self.store, self.place.rung
         sizes = store.bucket_sizes(TRAIN)
-        missing = f"; {store.missing_units} units are not made yet" if store.missing_units else ""
+        missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
         self.run_folder.say(
-            f"{rung.resolution} px: {rung.images_seen} images in {rung.num_steps} steps of {rung.batch_size}, from "
-            f"{sum(sizes.values())} samples in {len(sizes)} buckets of {store.folder.url}{missing}"
+            f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
+            f"{rung.batch_size}, from {counted(sum(sizes.values()), 'sample')} in {counted(len(sizes), 'bucket')} of "
+            f"{store.folder.url}{missing}"
         )
 
     def _steps_before(self) -> int:

@@ -8,13 +8,15 @@ a caption encoded once.
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dataset_builder.cluster import check_paths
 from dataset_builder.command_line import UserError, run_command
 from dataset_builder.rejection import allowed_rejections
-from dataset_builder.storage import Folder, is_local_path
+from dataset_builder.storage import Folder, is_local_path, usable
+from dataset_builder.wording import counted
+from trainer.absolute_paths import absolute
 from trainer.feature_info import FEATURES_FILE, FeaturesInfo, read_info
 from trainer.precompute_config import PrecomputeConfig
 
@@ -39,23 +41,15 @@ class Preparation:
 def main(config: PrecomputeConfig) -> int:
     """Makes the features; returns 0, or 1 where units failed or more samples were rejected than allowed. Raises UserError."""
     check_paths([config.dataset, config.out])
-    visible = {path: "" for path in [config.dataset] if is_local_path(path)}
+    visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
     def describe(encoders: "Encoders") -> "EncoderFacts":
         from trainer.on_ray import start_and_describe
 
         return start_and_describe(encoders, config.ray, visible=visible)
 
-    prepared = prepare(config, describe=describe)
-    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
-    print(
-        f"features of {config.dataset} at {sizes}: {prepared.plan.num_samples} samples in {len(prepared.plan.units)} units; "
-        f"{len(prepared.tasks)} to do"
-    )
-    allowed = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
-    done = _run(config, prepared, allowed=allowed)
-    _report(stores_of(config))
-    return 0 if done else 1
+    with usable(Folder(config.out)):
+        return _make(config, prepare(config, describe=describe))
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
@@ -72,7 +66,7 @@ def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], Encoder
     from trainer.precompute_job import Encoders, PrecomputeJob
 
     source, stores = open_source(config.dataset), stores_of(config)
-    text_encoder = config.text_encoder if config.storage != "none" else None
+    text_encoder = None if config.features.labels else config.text_encoder
     encoders = Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
     infos, facts = _existing_infos(config, stores), None
     if infos is None:
@@ -84,7 +78,9 @@ def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], Encoder
     tasks = pending_tasks(plan, stores)
     if tasks:
         _check_same_encoders(infos, facts or describe(encoders))
-    urls = {resolution: folder.url for resolution, folder in stores.items()}
+    urls = {resolution: absolute(folder.url) for resolution, folder in stores.items()}
+    if config.storage == "none":  # a text encoder was asked what it is: training will encode with it
+        encoders = replace(encoders, text_encoder=None)
     job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
     return Preparation(job=job, plan=plan, tasks=tasks)
 
@@ -202,6 +198,19 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
                 )
 
 
+def _make(config: PrecomputeConfig, prepared: Preparation) -> int:
+    """Makes what is prepared, with a line before it and lines after it."""
+    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
+    print(
+        f"features of {config.dataset} at {sizes}: {counted(prepared.plan.num_samples, 'sample')} in "
+        f"{counted(len(prepared.plan.units), 'unit')}; {len(prepared.tasks)} to do"
+    )
+    allowed = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
+    done = _run(config, prepared, allowed=allowed)
+    _report(stores_of(config))
+    return 0 if done else 1
+
+
 def _run(config: PrecomputeConfig, prepared: Preparation, *, allowed: int) -> bool:
     """Makes the units; False, with a line on stderr, where units failed or more than `allowed` samples are rejected."""
     from tqdm import tqdm
@@ -227,7 +236,7 @@ def _run(config: PrecomputeConfig, prepared: Preparation, *, allowed: int) -> bo
             return False
         print(progress.summary())
     if failures:
-        print(f"error: {len(failures)} units failed: mend the cause, then run this again", file=sys.stderr)
+        print(f"error: {counted(len(failures), 'unit')} failed: mend the cause, then run this again", file=sys.stderr)
     return not failures
 
 
@@ -241,7 +250,7 @@ def _report(stores: Mapping[int, Folder]) -> None:
         rejected = sum((Counter(commit.rejected) for commit in commits), Counter[str]())
         reasons = "".join(f", {count} rejected as {reason}" for reason, count in sorted(rejected.items()))
         samples, num_bytes = sum(commit.completed for commit in commits), sum(file.num_bytes for file in files)
-        print(f"{folder.url}: {samples} samples at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
+        print(f"{folder.url}: {counted(samples, 'sample')} at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
 
 
 if __name__ == "__main__":

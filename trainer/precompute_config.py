@@ -71,7 +71,11 @@ class PrecomputeConfig:
         problems = [
             f"{name} must be {bound}, not {getattr(self, name)}"
             for name, bound, holds in [
-                ("resolution", "different numbers above 0", 0 < len(set(self.resolution)) == len(self.resolution)),
+                (
+                    "resolution",
+                    "different numbers above 0",
+                    min(self.resolution, default=0) > 0 and len(set(self.resolution)) == len(self.resolution),
+                ),
                 ("batch_px", "1 or more", self.batch_px >= 1),
                 ("unit_size", "0 or more", self.unit_size >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),

@@ -16,7 +16,7 @@ from tests.trainer.tiny_sources import make_features, save_picture, tiny_precomp
 from trainer.feature_sources import LabelledImages, RunSource, open_source
 from trainer.feature_store import FeatureStore
 from trainer.precompute import prepare
-from trainer.precompute_job import Encoders
+from trainer.precompute_job import EncoderFacts, Encoders
 
 
 def test_a_run_is_a_source_as_far_as_it_has_come(tmp_path: Path) -> None:
@@ -55,6 +55,15 @@ def test_parquet_with_class_labels(tmp_path: Path, column: str) -> None:
     by_row = {int("".join(filter(str.isdigit, key))): label for key, label in found}
     assert by_row == {0: 1, 1: 0, 3: 1}
     assert [commit.rejected for commit in read_commits(store.folder) if commit.rejected] == [{"no_class_label": 1}]
+
+
+def test_a_source_that_is_not_there_is_said_before_an_encoder_is_loaded(tmp_path: Path) -> None:
+    def describe(_encoders: Encoders) -> EncoderFacts:
+        raise AssertionError("the encoders are loaded")
+
+    for dataset in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=f"{dataset}"):
+            prepare(tiny_precompute(tmp_path / "parts", dataset), describe=describe)
 
 
 def test_parquet_without_class_labels_is_refused(tmp_path: Path) -> None:

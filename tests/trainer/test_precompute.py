@@ -30,6 +30,7 @@ from trainer.fit import main as train
 from trainer.precompute import main, prepare
 from trainer.precompute_config import PrecomputeConfig
 from trainer.precompute_job import Encoders
+from trainer.run_folder import read_metrics
 from trainer.transforms import decoding_side_px, fit, to_signed
 
 
@@ -157,6 +158,16 @@ def test_texts_alone_are_stored_for_training_that_encodes(tmp_path: Path, datase
     features = store(config)
     batch = features.read([all_samples(features)["picture_002"]])
     assert batch.captions is None and batch.texts == ["a large owl number 2 on the left"]
+    stored = tiny_precompute(tmp_path, dataset, out=str(tmp_path / "stored"))
+    make_features(stored)
+    settings = tiny_config(tmp_path, ladder=(Rung(resolution=32, images=12, batch_size=4),), features=config.out)
+    with pytest.raises(UserError, match="holds texts without features, which --online encodes"):
+        train(settings)
+    online = dataclasses.replace(settings, online=True)
+    other = dataclasses.replace(settings, features=stored.out, run_dir=str(tmp_path / "other"))
+    assert train(online) == train(other) == 0
+    losses = [[row["loss"] for row in read_metrics(Path(one.run_folder)) if row["kind"] == "train"] for one in (online, other)]
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_bad_image_costs_itself_alone(tmp_path: Path, dataset: Path) -> None:
@@ -249,6 +260,12 @@ def test_resolutions_that_make_no_buckets_are_refused(tmp_path: Path, dataset: P
     config = tiny_precompute(tmp_path, dataset, resolution=[33])
     with pytest.raises(UserError, match="--resolution 33: expected a multiple of 4 px, try 32"):
         prepare(config, describe=Encoders.describe)
+
+
+@pytest.mark.parametrize("resolution", [[], [0], [-32], [32, 32]])
+def test_resolutions_are_different_numbers_above_0(tmp_path: Path, resolution: list[int]) -> None:
+    with pytest.raises(ValueError, match="resolution must be different numbers above 0"):
+        PrecomputeConfig(dataset=str(tmp_path), out=str(tmp_path), stage="pixel", resolution=resolution)
 
 
 def test_the_budget_counts_what_earlier_starts_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

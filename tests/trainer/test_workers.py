@@ -35,8 +35,12 @@ def _worker(rank: int, config: TrainConfig, port: int) -> None:
     assert main(config) == 0
 
 
+def _metrics(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(Path(config.run_folder)) if row["kind"] == kind]
+
+
 def _rows(config: TrainConfig, kind: str) -> dict[int, float]:
-    return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == kind}
+    return {row["images_seen"]: row["loss"] for row in _metrics(config, kind)}
 
 
 def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -89,20 +93,33 @@ def test_samples_of_the_pixel_stage_show_classes(tmp_path: Path) -> None:
         assert "owl" in grid.text["texts"]  # type: ignore[attr-defined]
 
 
-def test_captions_that_are_stored_train_as_captions_that_are_encoded_online(tmp_path: Path) -> None:
+def test_samples_show_prompts_of_ones_own(tmp_path: Path) -> None:
+    config = _watched(tmp_path, "alignment", **_encoder_facts(tmp_path))
+    watch = replace(config.watch, prompts=("a red owl", "a key"))
+    assert main(replace(config, watch=watch)) == 0
+    with Image.open(Path(config.run_folder) / "samples" / "000000000004.png") as grid:
+        texts = grid.text["texts"]  # type: ignore[attr-defined]
+        assert "a red owl" in texts and "a key" in texts and "dense" not in texts
+
+
+def _encoder_facts(tmp_path: Path) -> dict[str, Any]:
+    """What a store says whose captions were encoded by a tiny T5."""
     t5 = save_tiny_t5(tmp_path / "t5")
     encoder = tiny_text_encoder(t5)
     part = PartConfig(name=str(t5), fingerprint=encoder.fingerprint())
-    facts: dict[str, Any] = {
-        "text_encoder": part,
-        "text_encoder_dtype": "float32",
-        "caption_width": encoder.width,
-        "max_caption_tokens": 20,
-    }
+    sizes = {"caption_width": encoder.width, "max_caption_tokens": 20}
+    return {"text_encoder": part, "text_encoder_dtype": "float32", **sizes}
+
+
+def test_captions_that_are_stored_train_as_captions_that_are_encoded_online(tmp_path: Path) -> None:
+    facts = _encoder_facts(tmp_path)
     write_store(tmp_path / "texts", caption_storage="none", **facts)
-    write_store(tmp_path / "features", encoder=encoder, **facts)
-    stored = tiny_config(tmp_path, images=16)
+    write_store(tmp_path / "features", encoder=tiny_text_encoder(tmp_path / "t5"), **facts)
+    watch = WatchConfig(every_steps=1, validate_every_images=8, sample_every_images=0, peak_tflops=1.0)
+    stored = tiny_config(tmp_path, images=16, watch=watch)
     online = replace(stored, features=str(tmp_path / "texts"), run_dir=str(tmp_path / "online"), online=True)
     assert main(stored) == 0 and main(online) == 0
     assert _rows(stored, "train") == pytest.approx(_rows(online, "train"), rel=1e-4)
     assert len(_rows(stored, "train")) == 4
+    operations = [[row["mfu"] / row["images_per_s"] for row in _metrics(one, "train")] for one in (stored, online)]
+    assert operations[0] == pytest.approx(operations[1])
