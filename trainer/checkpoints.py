@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from dataset_builder.command_line import UserError
+from dataset_builder.storage import Folder, usable
 from model.checkpoint import PipelineConfig, save_checkpoint
 from model.dit import DiT
 from trainer.config import CheckpointConfig, Rung
@@ -87,7 +88,8 @@ class Checkpoints:
             return
         if self._workers.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            with usable(Folder(str(self.folder))):
+                partial.mkdir(parents=True)
         self._workers.gather(None)  # the folder is there for all
         weights = state.ema.full_weights(keep=self._workers.is_first)
         network = network_around(state.network.config, weights) if self._workers.is_first else None
@@ -147,16 +149,16 @@ class Checkpoints:
         position: Position,
     ) -> None:
         try:
-            if network is not None:
-                save_checkpoint(partial, network, pipeline)
-                (partial / POSITION).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
-        finally:
             try:
+                if network is not None:
+                    save_checkpoint(partial, network, pipeline)
+                    (partial / POSITION).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
+            finally:
                 tensors.result()  # the thread of torch must have ended before its folder goes
-            except (*_FAILURES, RuntimeError):
-                if self._workers.is_first:
-                    shutil.rmtree(partial, ignore_errors=True)
-                raise
+        except (*_FAILURES, RuntimeError):
+            if self._workers.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         if network is not None:
             _sync(partial)
             os.replace(partial, final)

@@ -152,7 +152,8 @@ class DataConfig:
     """What is read, and in which order."""
 
     caption_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each caption variant by its name; empty: all the same. One is drawn for each sample each time."""
+    """Weight of each caption variant by its name; one is drawn for each sample each time. Empty: all captions the same, and
+    `alt_text` for images without a caption."""
     caption_dropout: float = 0.1
     """Share of samples that are trained with the null caption, or without a class. Source: the authors' code."""
     loader_threads: int = 2
@@ -290,6 +291,7 @@ class TrainConfig:
         return [
             ("ladder", "one rung or more", bool(self.ladder) or self.stage == "all"),
             ("num_workers", "1 or more", self.num_workers >= 1),
+            ("seed", "0 or more", self.seed >= 0),
             ("device_tokens", "1 or more", self.device_tokens >= 1),
             ("optim.lr", "above 0", optim.lr > 0),
             ("optim.warmup_steps", "0 or more", optim.warmup_steps >= 0),
@@ -315,6 +317,8 @@ class TrainConfig:
             ("watch.timestep_bands", "1 or more", watch.timestep_bands >= 1),
             ("watch.validation_images", "1 or more", watch.validation_images >= 1),
             ("watch.num_samples", "1 or more", watch.num_samples >= 1),
+            ("watch.sample_steps", "1 to 1000", 1 <= watch.sample_steps <= 1000),
+            ("watch.guidance_scale", "1 or more", watch.guidance_scale >= 1),
             ("watch.spike_factor", "above 1", watch.spike_factor > 1),
             ("watch.peak_tflops", "above 0", watch.peak_tflops is None or watch.peak_tflops > 0),
             ("distributed.max_failures", "0 or more", self.distributed.max_failures >= 0),

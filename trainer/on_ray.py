@@ -34,17 +34,19 @@ from tqdm import tqdm
 from dataset_builder.cluster import RaySettings, cpu_environment
 from dataset_builder.command_line import UserError
 from dataset_builder.ray_units import check_visible, start_ray
-from dataset_builder.storage import is_local_path
+from dataset_builder.storage import Folder, is_local_path, usable
 from dataset_builder.units import Commit
 from trainer.absolute_paths import absolute_if_there, with_absolute_paths
 from trainer.config import TrainConfig
 from trainer.evaluation_drawing import Drawing
+from trainer.feature_info import FEATURES_FILE
 from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask, UnitWork
 from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
 from trainer.stop_signal import StopSignals
 
-LOGS = "ray"
+LOGS = "/tmp/ray/session_latest/logs/train"
+"""Where Ray Train keeps the output of workers, on each node, unless Ray was started with another folder."""
 _LOOK_S = 0.5
 TRIES = 2
 """How often a worker of the features that died is started again, and what it was working on is tried again."""
@@ -59,10 +61,13 @@ def train_on_ray(config: TrainConfig) -> bool:
     config = with_absolute_paths(config)
     find_start(config)  # what is missing is said before anything is started
     run = run_path(config)
-    run.mkdir(parents=True, exist_ok=True)
+    with usable(Folder(str(run))):
+        run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
     check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
+    if config.device == "cuda" and not use_gpu:
+        raise UserError(f"--device cuda --num_workers {config.num_workers}: this Ray has no GPU")
     try:
         with printed_log(run), StopSignals() as stop:  # the workers' own output stays in Ray's files
             result = _finished(_trainer(config, run, use_gpu=use_gpu), run, stop)
@@ -71,7 +76,8 @@ def train_on_ray(config: TrainConfig) -> bool:
             raise found from None
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
-            f"{_last_line(error)}; the workers' logs are in {run / LOGS}; the same command goes on from the last checkpoint"
+            f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command goes on from the last "
+            "checkpoint"
         ) from error
     return bool(result.return_value)
 
@@ -107,7 +113,7 @@ def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=distributed.timeout_s),
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
-            name=LOGS,
+            name="ray",
             storage_path=str(run),
             failure_config=FailureConfig(max_failures=distributed.max_failures),
             callbacks=[_EndsInVain()],
@@ -181,8 +187,11 @@ def precompute(
 ) -> None:
     """Makes all units; `on_commit` is called for each that is written, `on_failure` with number and error for one that is not.
 
-    Raises UserError where a worker dies again and again, nothing has happened for `unit_timeout_s`, or MAX_FAILED_UNITS failed.
+    Raises UserError where a node does not see the stores, a worker dies again and again, nothing has happened for
+    `unit_timeout_s`, or MAX_FAILED_UNITS failed.
     """
+    infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
+    check_visible({path: text for path, text in infos.items() if is_local_path(path)})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

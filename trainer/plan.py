@@ -36,7 +36,10 @@ def main(config: PlanConfig) -> int:
 
 
 def plan(config: PlanConfig) -> list[RungPlan]:
-    """Of each rung, in the order of training. Raises UserError where the GPUs cannot share a batch evenly."""
+    """Of each rung, in the order of training.
+
+    Raises UserError for GPUs that cannot share a batch evenly, and for sizes that make no network.
+    """
     stages = stage_configs(config)
     common = gcd(*(rung.batch_size for train in stages for rung in train.ladder))
     if common % config.num_gpus:
@@ -103,13 +106,16 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
 
 
 def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> "DiTConfig":
-    return train.network.dit_config(
-        conditioning=train.conditioning,
-        sample_size=rung.resolution // config.downsampling,
-        in_channels=config.latent_channels,
-        learned_variance=train.objective.learned_variance,
-        caption_width=config.caption_width,
-    )
+    try:
+        return train.network.dit_config(
+            conditioning=train.conditioning,
+            sample_size=rung.resolution // config.downsampling,
+            in_channels=config.latent_channels,
+            learned_variance=train.objective.learned_variance,
+            caption_width=config.caption_width,
+        )
+    except ValueError as error:
+        raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
 
 
 def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_gpus: int) -> tuple[MemoryPlan, ...]:

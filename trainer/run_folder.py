@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +29,7 @@ import torch
 import yaml
 
 from dataset_builder.command_line import UserError
+from dataset_builder.storage import Folder, usable
 from trainer.config import TrainConfig
 from trainer.workers import Workers
 
@@ -42,11 +43,15 @@ _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "
 
 
 class RunFolder:
-    """Only the first worker writes; the others' calls do nothing."""
+    """Only the first worker writes; the others' calls do nothing. What cannot be written is a UserError."""
 
     def __init__(self, path: Path, workers: Workers) -> None:
         self.path = path
         self._writes = workers.is_first
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Turns what the disk says against it, inside, into a UserError in one line."""
+        return usable(Folder(str(self.path)))
 
     @contextmanager
     def held(self, *, wait_s: float) -> Iterator[None]:
@@ -57,8 +62,10 @@ class RunFolder:
         if not self._writes:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as file:
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / _LOCK).open("w")
+        with lock as file:
             until = time.monotonic() + wait_s
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
@@ -70,9 +77,6 @@ class RunFolder:
         """Records what a start is made of, before its first step; rows of metrics after `images_seen` will be measured anew."""
         if not self._writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / STOP).unlink(missing_ok=True)
-        _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
         record = {
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": origin,
@@ -82,28 +86,33 @@ class RunFolder:
             "device": _device_name(workers.device),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
-        with (self.path / "starts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
         rows = [row for row in read_metrics(self.path) if row["images_seen"] <= images_seen]
-        _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        with self.writing():
+            (self.path / STOP).unlink(missing_ok=True)
+            _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+            _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        self._append("starts.jsonl", json.dumps(record))
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row."""
         if self._writes:
-            with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            self._append(METRICS, json.dumps(row))
 
     def say(self, line: str) -> None:
         """Prints a line, once for all workers, and keeps it in log.txt."""
         if self._writes:
             print(line, flush=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            self._append(LOG, line)
 
     def asked_to_stop(self) -> bool:
         """Whether somebody made the file STOP."""
         return (self.path / STOP).exists()
+
+    def _append(self, name: str, line: str) -> None:
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 @contextmanager

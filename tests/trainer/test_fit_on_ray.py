@@ -15,11 +15,19 @@ import psutil
 import pytest
 import ray
 
+from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
+from dataset_builder.decoding import DecodeLimits
+from dataset_builder.ray_units import start_ray
+from dataset_builder.storage import Folder
+from model.vae import VAEConfig
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.checkpoints import list_checkpoints
 from trainer.config import DistributedConfig, TrainConfig
+from trainer.feature_info import read_info
 from trainer.fit import main
+from trainer.on_ray import precompute
+from trainer.precompute_job import Encoders, PrecomputeJob
 from trainer.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -55,6 +63,8 @@ def test_a_lost_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert _losses(config) == pytest.approx(_losses(alone), rel=1e-4)
     with pytest.raises(UserError, match="batch of 4 images cannot be shared by 3 workers"):
         main(replace(config, num_workers=3))
+    with pytest.raises(UserError, match="--device cuda --num_workers 2: this Ray has no GPU"):
+        main(replace(config, device="cuda"))
 
 
 @pytest.mark.timeout(600)
@@ -81,6 +91,20 @@ def test_what_a_new_start_would_not_mend_ends_it_at_once(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"^\S+features/alignment/16, unit 0: [^\n]*; delete commits/00000000.json and run"):
         main(config)
     assert _starts(config) == 1
+
+
+@pytest.mark.timeout(600)
+def test_stores_that_a_node_does_not_see_are_named_before_the_work(tmp_path: Path) -> None:
+    info = read_info(Folder(str(write_store(tmp_path / "features"))))
+    job = PrecomputeJob(
+        stores={16: str(tmp_path / "elsewhere")},
+        infos={16: info},
+        encoders=Encoders(vae=VAEConfig(), text_encoder=None, batch_px=1),
+        limits=DecodeLimits(),
+    )
+    start_ray(RaySettings())
+    with pytest.raises(UserError, match=r"elsewhere/features\.json: not visible on node"):
+        precompute(job, [], RaySettings(), on_commit=lambda _commit: None, on_failure=lambda _unit, _error: None)
 
 
 def _starts(config: TrainConfig) -> int:

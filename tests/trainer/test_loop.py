@@ -1,5 +1,6 @@
 """A training goes on bit for bit after a kill, depends on nothing but its settings, and keeps its checkpoints whole."""
 
+import errno
 import os
 import resource
 import signal
@@ -21,7 +22,9 @@ from dataset_builder.command_line import UserError
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.checkpoints import kept_checkpoints, list_checkpoints, newest_checkpoint
 from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, TrainConfig
+from trainer.feature_store import FeatureStore
 from trainer.fit import main
+from trainer.loop import check_caption_weights
 from trainer.run_folder import LOG, STOP, RunFolder, printed_log, read_metrics
 from trainer.workers import Workers
 
@@ -129,6 +132,25 @@ def test_a_full_disk_leaves_the_checkpoint_before(features: Path, unbroken: Trai
     _same_weights_as(unbroken, config)
 
 
+def test_weights_that_do_not_fit_on_the_disk_leave_nothing_behind(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoints.save_checkpoint", full)
+    config = _config(features, tmp_path)
+    with pytest.raises(UserError, match="could not be written .*No space left.*there is none before it"):
+        main(config)
+    assert list((Path(config.run_folder) / "checkpoints").iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_in_a_line(features: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where a folder is wanted")
+    with pytest.raises(UserError, match=r"cannot work in .*runs/alignment \(NotADirectoryError"):
+        main(_config(features, tmp_path))
+
+
 def test_a_loss_that_is_not_finite_ends_it_with_the_keys(tmp_path: Path) -> None:
     folder = write_store(tmp_path / "features")
     config = tiny_config(tmp_path)
@@ -197,6 +219,11 @@ def test_weights_of_captions_that_there_are_not_are_refused(features: Path, tmp_
     config = _config(features, tmp_path, data=DataConfig(caption_weights={"dens": 1.0}))
     with pytest.raises(UserError, match=r"gives no weight to any caption in .*: they are alt_text, dense"):
         main(config)
+
+
+def test_captions_of_any_bucket_can_have_the_weight(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FeatureStore, "caption_names", lambda _store, unit, _row: ("dense",) if unit else ("alt_text",))
+    check_caption_weights({"dense": 1.0}, FeatureStore.open(str(features / "alignment" / "16")))
 
 
 @contextmanager

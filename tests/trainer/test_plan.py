@@ -123,6 +123,12 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path: Path) -> None:
         plan(_config(tmp_path, num_gpus=24))
 
 
+def test_sizes_that_make_no_network_are_refused(tmp_path: Path) -> None:
+    config = PlanConfig(stage="pixel", fit_config=str(_small(tmp_path, network={"width": 50, "num_heads": 4})))
+    with pytest.raises(UserError, match=r"fit\.yaml: pixel at 64 px: .*width"):
+        plan(config)
+
+
 def test_the_table_shows_what_fits_and_what_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = dataclasses.replace(_config(tmp_path, num_gpus=1), caption_width=32)
     keeps, recomputes = (part.memory.total(part.num_images) for part in plan(config)[0].memory)

@@ -58,9 +58,29 @@ def test_three_stages_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert network.config.conditioning == "text"
 
 
+def test_all_stages_may_encode_captions_online_though_the_first_has_none(tmp_path: Path) -> None:
+    write_store(tmp_path / "features", stage="pixel")
+    assert fit.main(tiny_config(tmp_path, stage="pixel", images=4, online=True)) == 0
+
+
 def test_all_stages_do_not_start_from_one_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit.run(["--stage", "all", "--init_from", "dit-xl"]) == 2
     assert "no stage would follow the one before; give it to the first one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("--seed", "-1", "seed must be 0 or more"),
+        ("--watch.sample_steps", "0", "watch.sample_steps must be 1 to 1000"),
+        ("--watch.guidance_scale", "0.5", "watch.guidance_scale must be 1 or more"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(
+    setting: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit.run(["--stage", "pixel", setting, value]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_file_says_something_of_each_stage_and_flags_go_over_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
