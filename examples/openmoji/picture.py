@@ -1,14 +1,20 @@
-"""The README's picture: unseen scenes and what llava-mini says of them.
+"""The README's pictures: unseen scenes and what llava-mini says of them, or prompts of unseen scenes and what a network draws.
 
 python -m examples.openmoji.picture --out docs/small_world.png
+python -m examples.openmoji.picture --checkpoint mini --out docs/dit_mini.png
 """
 
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import run_command
 
-SCALE, GAP_PX, TEXT_PX, FONT_PX, COLUMNS = 3, 14, 330, 14, 44
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SCALE, GAP_PX, TEXT_PX, FONT_PX, LETTERS = 3, 14, 330, 14, 44
 
 
 @dataclass(frozen=True)
@@ -18,14 +24,44 @@ class PictureConfig:
     out: str = "docs/small_world.png"
     """The PNG to write."""
     count: int = 6
-    """Scenes, in two columns."""
+    """Scenes."""
+    columns: int = 2
+    """Scenes side by side."""
     seed: int = 2
     """Seed of the scenes."""
+    checkpoint: str = ""
+    """A network, which draws the scenes by prompts as a person writes them; empty: llava-mini describes them."""
+    guidance_scale: float = 2.5
+    """Of the drawings."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.columns < 1:
+            raise ValueError("count and columns must be 1 or more")
 
 
 def main(config: PictureConfig) -> int:
     """Writes the picture; returns 0."""
     from PIL import Image, ImageDraw, ImageFont
+
+    cells = list(_drawn(config) if config.checkpoint else _described(config))
+    side = cells[0][0].width * SCALE
+    cell_px = side + TEXT_PX + 2 * GAP_PX
+    rows = -(-config.count // config.columns)
+    picture = Image.new("RGB", (config.columns * cell_px + GAP_PX, rows * (side + GAP_PX) + GAP_PX), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_PX)
+    for index, (image, text) in enumerate(cells):
+        left = GAP_PX + (index % config.columns) * cell_px
+        top = GAP_PX + (index // config.columns) * (side + GAP_PX)
+        picture.paste(image.resize((side, side), Image.Resampling.LANCZOS), (left, top))
+        draw.multiline_text((left + side + GAP_PX, top), textwrap.fill(text, width=LETTERS), fill="black", font=font)
+    picture.save(config.out, optimize=True)
+    print(f"{config.out}: {config.count} unseen scenes, {config.checkpoint or 'llava-mini'}'s view of them")
+    return 0
+
+
+def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
+    """Scenes and their captions by llava-mini."""
+    from PIL import Image
 
     from captioner.cleaning import clean
     from captioner.engine import GenerationSettings, LlavaEngine
@@ -37,20 +73,28 @@ def main(config: PictureConfig) -> int:
     engine = LlavaEngine(resolve_model("mini"), GenerationSettings())
     prompt = load_prompts("paper").prompts[0].text
     said = engine.caption(scenes, [prompt] * config.count, [str(index) for index in range(config.count)])
-    side = scenes[0].shape[0] * SCALE
-    rows = (config.count + 1) // 2
-    width, height = 2 * (side + TEXT_PX + 2 * GAP_PX) + GAP_PX, rows * (side + GAP_PX) + GAP_PX
-    picture = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_PX)
-    for index, (scene, one) in enumerate(zip(scenes, said, strict=True)):
-        left = GAP_PX + (index % 2) * (side + TEXT_PX + 2 * GAP_PX)
-        top = GAP_PX + (index // 2) * (side + GAP_PX)
-        picture.paste(Image.fromarray(scene).resize((side, side), Image.Resampling.LANCZOS), (left, top))
-        text = textwrap.fill(clean(one.text, finish_reason=one.finish_reason).caption, width=COLUMNS)
-        draw.multiline_text((left + side + GAP_PX, top), text, fill="black", font=font)
-    picture.save(config.out, optimize=True)
-    print(f"{config.out}: {config.count} unseen scenes with llava-mini's captions")
-    return 0
+    for scene, one in zip(scenes, said, strict=True):
+        yield Image.fromarray(scene), clean(one.text, finish_reason=one.finish_reason).caption
+
+
+def _drawn(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
+    """Drawings of held-out prompts and these prompts, category by category in turn."""
+    from itertools import chain
+
+    from PIL import Image
+
+    from examples.openmoji.prompts import CATEGORIES, draw_prompts
+    from model.generation import GenerationRequest
+    from model.pipeline import open_pipeline
+    from model.sampling import SamplingConfig
+
+    prompts = draw_prompts(count=-(-config.count // len(CATEGORIES)), seed=config.seed)
+    by_category = [[one.text for one in prompts if one.held_out and one.category == name] for name in CATEGORIES]
+    texts = tuple(chain.from_iterable(zip(*by_category, strict=True)))[: config.count]
+    sampling = SamplingConfig(guidance_scale=config.guidance_scale)
+    for one in open_pipeline(config.checkpoint)(GenerationRequest(prompts=texts, sampling=sampling)):
+        assert isinstance(one.image, Image.Image) and one.prompt is not None
+        yield one.image, one.prompt
 
 
 if __name__ == "__main__":
