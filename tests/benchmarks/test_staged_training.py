@@ -1,16 +1,22 @@
 """The staged trainings are fair pairs: figures worked out by hand, starts that hold what they say, trainings that go on."""
 
+import io
 import json
+import runpy
 import shutil
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
-from benchmarks import staged_adaln_fit, staged_alt_text, staged_trainings
+from benchmarks import staged_alt_text, staged_judgement, staged_trainings, staged_world
 from benchmarks.staged_adaln import PerBlockDiT, train_per_block
 from benchmarks.staged_adaln_costs import adaln_costs, count_parameters
 from benchmarks.staged_config import StagedTrainingConfig
@@ -125,17 +131,26 @@ def test_a_copied_start_holds_what_fits_of_the_pixel_stage_and_nothing_else(tmp_
     assert not [name for name in copied if "scale_shift" in name or "adaLN" in name or "y_embedder" in name]
 
 
-def _in_this_process(module: str, *arguments: str) -> str:
-    """The command of a training, without the seconds that a process of its own takes to start."""
-    commands = {"trainer.fit": fit.run, "benchmarks.staged_adaln_fit": staged_adaln_fit.run}
-    assert commands[module](arguments) == 0
-    return ""
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All commands, and one Ray for all of them, without the seconds that a process of its own takes each to start."""
+    for module in (staged_judgement, staged_trainings, staged_world):
+        monkeypatch.setattr(module, "run_module", _run_here)
+    yield
+    ray.shutdown()
 
 
-def test_each_arm_starts_from_what_it_says_and_is_trained_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(staged_trainings, "run_module", _in_this_process)
+def _run_here(module: str, *arguments: str) -> str:
+    """As `python -m module arguments`; returns its output."""
+    said = io.StringIO()
+    with patch("sys.argv", [module, *arguments]), redirect_stdout(said), pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert end.value.code == 0, said.getvalue()
+    return said.getvalue()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_each_arm_starts_from_what_it_says_and_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), images=16, pixel_images=8, batch_size=2)
     for stage in ("pixel", "alignment"):
         write_store(features_folder(config), stage=stage, resolution=64, shapes=((16, 16),))
@@ -243,7 +258,7 @@ def test_the_share_of_a_style_is_that_of_the_images_in_which_a_judge_names_it(tm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("in_this_process")
 def test_a_whole_comparison_trains_judges_and_finds_its_work_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = StagedTrainingConfig(
         experiments=("initialisation",),
