@@ -112,7 +112,7 @@ class DiTConfig:
     @property
     def mlp_width(self) -> int:
         """Hidden channels of a block's MLP."""
-        return math.floor(self.width * self.mlp_ratio)
+        return math.floor(self.width * self.mlp_ratio + 1e-6)  # a ratio that was read off shapes gives these back
 
     @property
     def base_grid(self) -> int:

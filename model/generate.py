@@ -33,7 +33,7 @@ class GenerateConfig:
     out: str
     """A .png for one image or a grid, a folder for several images."""
     checkpoint: str = "mini"
-    """`mini` (shipped) or a folder with transformer/ and pipeline.json."""
+    """`mini` (shipped), a folder with transformer/ and pipeline.json, or a training's folder: its newest checkpoint."""
     prompt: str | None = None
     """What to draw."""
     prompts_file: str | None = None

@@ -283,6 +283,10 @@ def test_captions_are_embedded_at_the_same_scale_by_any_width() -> None:
     assert scales[1] == pytest.approx(scales[0], rel=0.05)
 
 
+def test_a_ratio_of_shapes_gives_the_shapes_back() -> None:
+    assert DiTConfig(width=44, num_heads=4, mlp_ratio=60 / 44).mlp_width == 60  # 44 * (60 / 44) is a little less
+
+
 def test_config_survives_json_and_names_what_it_does_not_know() -> None:
     config = replace(TEXT, kv_compression=KVCompression(layers=(1,)), qk_norm=True)
     assert DiTConfig.from_dict(config.to_dict()) == config
