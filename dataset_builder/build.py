@@ -103,14 +103,17 @@ def build_dataset(config: BuildConfig) -> Built:
 
 def _open_runs(urls: Sequence[str]) -> "dict[str, RunFiles]":
     """The runs by the name that tells them apart. Raises UserError where they were not counted or scored in the same way."""
+    from dataset_builder.locations import normalise
     from dataset_builder.run_views import read_run
 
     runs: dict[str, RunFiles] = {}
-    for url in urls:
-        parts = [part for part in url.rstrip("/").split("/") if part]
-        name = next(("/".join(parts[-n:]) for n in range(1, len(parts) + 1) if "/".join(parts[-n:]) not in runs), None)
-        if name is None:
+    places = [normalise(url) for url in urls]
+    for url, place in zip(urls, places, strict=True):
+        if places.count(place) > 1:
             raise UserError(f"{url} is given twice: name each run once")
+        parts = [part for part in place.split("/") if part]
+        names = ("/".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        name = next((name for name in names if name not in runs), place)
         runs[name] = read_run(url)
         first = next(iter(runs.values()))
         for setting in ("tagger", "t5"):

@@ -188,6 +188,14 @@ def test_runs_are_put_together_and_equal_keys_are_told_apart(config: BuildConfig
         check_that_the_funnel_adds_up(database, planned=10)
 
 
+def test_runs_of_one_name_keep_apart(config: BuildConfig, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {f"img_{n}": "01" for n in range(8)}
+    SmallRun(content_hashes=others).write(Folder(str(tmp_path / "again" / "owls")))
+    monkeypatch.chdir(tmp_path / "again")
+    with built(replace(config, captions=(run, "owls"))) as database:
+        assert ask(database, "SELECT DISTINCT run FROM samples ORDER BY run") == [("again/owls",), ("owls",)]
+
+
 def test_an_image_of_two_runs_is_one_sample_with_the_captions_of_both(config: BuildConfig, run: str, tmp_path: Path) -> None:
     tags = SmallRun(captions={"tags": "A tree, a house."}, run_id="tagger", rejected=("img_1", "img_2"), num_committed=3)
     other = tags.write(Folder(str(tmp_path / "tags")))
@@ -369,6 +377,8 @@ def test_the_recipe_of_the_demo_is_read_and_its_steps_are_taken(
 def test_other_mistakes(config: BuildConfig, run: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no captioning run"):
         build_dataset(replace(config, captions=(str(tmp_path / "nothing"),)))
+    with pytest.raises(UserError, match="is given twice: name each run once"):
+        build_dataset(replace(config, captions=(run, f"{run}/")))
     record = json.loads(Folder(run).read("run.json"))
     record["settings"]["tagger"]["version"] = "4"
     other = SmallRun().write(Folder(str(tmp_path / "other")))
