@@ -1,5 +1,6 @@
 """The report: complete, self-contained, safe against what captions hold, and working in a browser."""
 
+import base64
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,8 +14,10 @@ from dataset_builder.references import reference_of
 from dataset_builder.report import ReportConfig, main
 from dataset_builder.report_charts import Histogram, Series, histogram_svg, lines_svg, short_number
 from dataset_builder.report_data import funnel_table, noun_tables, rarefaction
+from dataset_builder.report_page import Gallery, Picture, Section, gallery_html, page
 from dataset_builder.sql import open_stored
 from dataset_builder.storage import Folder
+from tests.dataset_builder.containers import jpeg, write
 from tests.dataset_builder.small_run import SmallRun, write_run_with_images
 
 SECTIONS = ["Funnel", "Concept density", "Rarefaction", "Histograms", "Density against"]
@@ -145,11 +148,20 @@ def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
         main(ReportConfig(source=str(tmp_path / "run"), out=str(tmp_path / "report.html")))
 
 
+def _gallery(path: Path, *, nouns: dict[str, int | None]) -> Path:
+    """A page of pictures with so many nouns."""
+    data = base64.b64encode(jpeg()).decode()
+    pictures = [Picture(key=key, jpeg_base64=data, caption="", figures={"nouns": number}) for key, number in nouns.items()]
+    section = Section(title="Gallery", lead="", body=gallery_html(Gallery(pictures=pictures)))
+    return write(path, page(title="x", subtitle="", sections=[section]))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs Debian's chromium-driver")
-def test_a_browser_sorts_tables_and_reports_no_error(run: Path, tmp_path: Path) -> None:
+def test_a_browser_sorts_tables_and_pictures_and_reports_no_error(run: Path, tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
 
     _report(run)
     options = webdriver.ChromeOptions()
@@ -177,6 +189,18 @@ def test_a_browser_sorts_tables_and_reports_no_error(run: Path, tmp_path: Path) 
         header.click()
         first = section.find_element(By.CSS_SELECTOR, "tbody td:nth-child(3)")
         assert int(str(first.get_attribute("data-value"))) == max(counts)
+        browser.get(_gallery(tmp_path / "gallery.html", nouns={"a": 2, "b": None, "c": 10}).as_uri())
+        order = Select(browser.find_element(By.ID, "by"))
+
+        def shown() -> list[str | None]:
+            return [card.get_attribute("data-key") for card in browser.find_elements(By.TAG_NAME, "article")]
+
+        order.select_by_visible_text("nouns")
+        assert shown() == ["a", "c", "b"]
+        browser.find_element(By.ID, "down").click()
+        assert shown() == ["c", "a", "b"]  # what has no figure is last both ways
+        order.select_by_visible_text("key")
+        assert shown() == ["c", "b", "a"]
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []  # type: ignore[no-untyped-call]
     finally:
         browser.quit()
