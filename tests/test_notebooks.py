@@ -1,4 +1,4 @@
-"""Notebooks run from the first cell to the last: on a run like the demo's, and on a training of seconds."""
+"""Notebooks run from the first cell to the last: on scenes of the small world, and on a training of seconds."""
 
 import json
 import re
@@ -9,19 +9,36 @@ import nbclient
 import nbformat
 import pytest
 
-from dataset_builder.storage import Folder
-from tests.dataset_builder.small_run import SmallRun
+from dataset_builder.convert import ConvertConfig, import_run
+from examples.openmoji.scene_files import SceneSet, sample, write_scenes
+from tests.dataset_builder.containers import tar_bytes, write
+from tests.dataset_builder.plain_loop import run_plainly
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 @pytest.mark.slow
 def test_the_notebook_of_caption_density_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    SmallRun().write(Folder(str(tmp_path / "run")))
-    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    monkeypatch.setenv("RUN", _described_scenes(tmp_path, count=60))
     outputs = _outputs("caption_density.ipynb", timeout_s=240)
-    assert _num_pictures(outputs) >= 5
-    assert any("of the nouns are cut off" in output.get("text", "") for output in outputs)
+    assert _num_pictures(outputs) == 5
+    assert any("0.0% of the nouns are cut off" in output.get("text", "") for output in outputs)
+    shown = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert re.search(r"dense +written +60 ", shown)
+    assert "object" in shown
+
+
+def _described_scenes(folder: Path, *, count: int) -> str:
+    """A run of scenes with their alt texts, and their true descriptions as captions."""
+    scenes = SceneSet(count=count, seed=5, split="train", single_objects=False, num_kinds=None, format="jpeg")
+    write_scenes(scenes, folder / "scenes")
+    described = [sample(scenes, index) for index in range(count)]
+    archive = write(folder / "dense.tar", tar_bytes((f"{one.key}.txt", one.texts.dense.encode()) for one in described))
+    run, images = str(folder / "run"), (str(folder / "scenes"),)
+    config = ConvertConfig(input=str(archive), out=run, source="sam-llava", target="run", images=images, prompt="dense")
+    assert import_run(config, run) == 0
+    return run
 
 
 @pytest.mark.slow
