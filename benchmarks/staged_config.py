@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 Experiment = Literal["captions", "initialisation", "adaln", "aesthetic"]
 RESOLUTION_PX = 64
 MEASUREMENTS = 8
@@ -58,5 +60,11 @@ class StagedTrainingConfig:
 
     def identity(self) -> dict[str, Any]:
         """What decides the figures, in plain JSON: with another of these, the folder holds another benchmark."""
-        recipe = Path(self.recipe).read_text(encoding="utf-8")
+        recipe = _without_ladders(yaml.safe_load(Path(self.recipe).read_text(encoding="utf-8")))
         return {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE} | {"recipe": recipe}
+
+
+def _without_ladders(settings: dict[str, Any]) -> dict[str, Any]:
+    """The ladders are the benchmark's own, those of the stages too."""
+    kept = {name: value for name, value in settings.items() if name != "ladder"}
+    return {name: _without_ladders(value) if isinstance(value, dict) else value for name, value in kept.items()}
