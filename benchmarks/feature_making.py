@@ -175,7 +175,7 @@ def _write_dataset(folder: Path, *, count: int) -> None:
     import pyarrow as pa
     from PIL import Image
 
-    from dataset_builder.schema import SAMPLE_CAPTION, SAMPLES, SCHEMA_VERSION
+    from dataset_builder.schema import DATASET_VERSION, SAMPLE_CAPTION, SAMPLES
     from dataset_builder.storage import Folder
     from dataset_builder.units import table_bytes
 
@@ -194,7 +194,7 @@ def _write_dataset(folder: Path, *, count: int) -> None:
     name = "samples/train/part-00000.parquet"
     Folder(str(folder)).write(name, table_bytes(pa.Table.from_pylist(rows, schema=SAMPLES)))
     files = [{"kind": "samples", "split": "train", "path": name, "rows": count}]
-    record = {"schema_version": SCHEMA_VERSION, "runs": [], "files": files}
+    record = {"schema_version": DATASET_VERSION, "runs": [], "files": files}
     (folder / "dataset.json").write_text(json.dumps(record))
 
 

@@ -214,7 +214,7 @@ def _write(writer: "DatasetWriter", bench: "Workbench", selection: "Selection", 
 
 
 def _record(config: BuildConfig, runs: "dict[str, RunFiles]", writer: "DatasetWriter") -> dict[str, Any]:
-    from dataset_builder.schema import SCHEMA_VERSION
+    from dataset_builder.schema import DATASET_VERSION
 
     settings = next(iter(runs.values())).settings
     carried: dict[str, str] = {}
@@ -222,7 +222,7 @@ def _record(config: BuildConfig, runs: "dict[str, RunFiles]", writer: "DatasetWr
         for name, kind in run.record.get("carried", {}).items():
             carried[name] = kind if carried.get(name, kind) == kind else "VARCHAR"
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": DATASET_VERSION,
         "name": config.name or config.out.rstrip("/").rsplit("/", 1)[-1],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "splits": writer.splits,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dataset_builder.command_line import UserError
 from dataset_builder.run_views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from dataset_builder.schema import (
+    DATASET_VERSION,
     DROPPED,
     DROPPED_CAPTIONS,
     FUNNEL,
@@ -18,7 +19,6 @@ from dataset_builder.schema import (
     NOUN_INDEX,
     SAMPLE_CAPTION,
     SAMPLES,
-    SCHEMA_VERSION,
     SPLIT_NOUN_COUNTS,
     TALLIES,
 )
@@ -144,7 +144,7 @@ def read_dataset(url: str) -> DatasetFiles:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/{DATASET_RECORD} cannot be read ({error}): check the folder") from None
-    if record.get("schema_version") != SCHEMA_VERSION:
+    if record.get("schema_version") != DATASET_VERSION:
         found = record.get("schema_version")
-        raise UserError(f"{url} has schema version {found}, this program reads {SCHEMA_VERSION}: build it again")
+        raise UserError(f"{url} has schema version {found}, this program reads {DATASET_VERSION}: build it again")
     return DatasetFiles(folder, record, newest_scores(folder))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+DATASET_VERSION = 2
+"""Of data sets alone; since 2 the nouns stand beside the captions."""
 _VERSION_KEY = b"t2i_foundry.schema_version"
 
 # Where the bytes of an image are. uri is a local path or an fsspec URL. In a tar, member is the path inside it and the two

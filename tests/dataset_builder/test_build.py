@@ -394,6 +394,6 @@ def test_other_mistakes(config: BuildConfig, run: str, tmp_path: Path) -> None:
 def test_another_schema_version_is_refused(config: BuildConfig) -> None:
     build_dataset(config)
     path = Path(config.out) / "dataset.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 0'))
-    with pytest.raises(UserError, match="schema version 0, this program reads 1: build it again"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(UserError, match="schema version 1, this program reads 2: build it again"):
         open_stored(config.out)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from dataset_builder.schema import SAMPLES, SCHEMA_VERSION
+from dataset_builder.schema import DATASET_VERSION, SAMPLES
 from dataset_builder.storage import Folder
 from dataset_builder.units import Commit, table_bytes
 from model.text_encoder import TextEncoderConfig
@@ -53,7 +53,7 @@ def write_dataset(folder: Path, *, count: int = 20, embed: bool = False) -> Path
         table = pa.Table.from_pylist([row for row in rows if row["split"] == split], schema=SAMPLES)
         Folder(str(folder)).write(name, table_bytes(table))
         files.append({"kind": "samples", "split": split, "path": name, "rows": len(table)})
-    record = {"schema_version": SCHEMA_VERSION, "runs": [{"name": "r", "licence": "CC0-1.0"}], "files": files}
+    record = {"schema_version": DATASET_VERSION, "runs": [{"name": "r", "licence": "CC0-1.0"}], "files": files}
     (folder / "dataset.json").write_text(json.dumps(record))
     return folder
 
