@@ -17,6 +17,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other process on two cores
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # else they starve beside the other process of the suite
     "TOKENIZERS_PARALLELISM": "false",
 }
 
