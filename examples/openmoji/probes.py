@@ -1,6 +1,6 @@
 """The probes of probe_t5.py. Tensor legend: N samples, Q questions to each, A answers to a question, D width."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +35,15 @@ class _Questions:
     answers: Tensor
 
 
-def probe(config: ProbeConfig) -> dict[str, float]:
+def probe(config: ProbeConfig, *, without: Collection[str] = ()) -> dict[str, float]:
     """The share of right answers of each probe on unseen captions, of features and of word embeddings."""
     encoder = load_text_encoder(TextEncoderConfig(name=config.model))
     fit_on, score_on = _texts(config, "train", config.train_count), _texts(config, "unseen", config.count)
+    asked = {name: probe for name, probe in _PROBES.items() if name not in without}
     figures = {}
     for suffix, features_of in (("", _encoded), ("_of_embeddings", _embedded)):
         known, unseen = features_of(encoder, fit_on), features_of(encoder, score_on)
-        for name, (questions_of, num_answers) in _PROBES.items():
+        for name, (questions_of, num_answers) in asked.items():
             right = _right(questions_of(known), questions_of(unseen), num_answers)
             figures[name + suffix] = right.all(dim=1).float().mean().item()
             if name == "background":
