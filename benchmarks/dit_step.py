@@ -123,7 +123,7 @@ def _in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[
         side()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        for name in sorted(sides, key=list(sides).index, reverse=number % 2 == 1):
+        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
             started = time.perf_counter()
             sides[name]()
             times[name].append(time.perf_counter() - started)

@@ -195,8 +195,8 @@ def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_uni
 
 def _allowed(config: CaptionConfig, wanted: "Sequence[Unit]", commits: "Sequence[Commit]") -> int:
     """How many images may be rejected, of those that this command wants and those that earlier ones did."""
-    counted = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
-    return allowed_rejections(config.max_rejected, sum(counted.values()))
+    planned = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
+    return allowed_rejections(config.max_rejected, sum(planned.values()))
 
 
 def _report(run: Folder, *, allowed: int) -> int:

@@ -147,7 +147,6 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     """The columns of schema.SAMPLES, with the bucket, without an image; the nouns leave the captions to stand beside them."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     from dataset_builder.aspect_buckets import ASPECT_RATIOS, nearest_ratios
     from dataset_builder.schema import SAMPLES
@@ -155,12 +154,13 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))
     buckets = pa.array(ASPECT_RATIOS).take(pa.array(nearest_ratios(heights, widths)))
     lists = rows["captions"].combine_chunks()
-    captions = [lists.flatten().field(field.name) for field in SAMPLE_CAPTION]
+    said = lists.flatten()
+    captions = [said.field(field.name) for field in SAMPLE_CAPTION]
     beside = {
         "bucket": buckets,
         "image": pa.nulls(len(rows), SAMPLES.field("image").type),
         "captions": _regrouped(lists, pa.StructArray.from_arrays(captions, fields=list(SAMPLE_CAPTION))),
-        "nouns": _regrouped(lists, pc.struct_field(lists.flatten(), "nouns")),
+        "nouns": _regrouped(lists, said.field("nouns")),
     }
     columns = {name: rows[name] for name in rows.column_names} | beside
     return pa.table({name: columns[name] for name in SAMPLES.names}).cast(SAMPLES)
@@ -168,9 +168,7 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
 
 def _regrouped(lists: "pa.ListArray", values: "pa.Array") -> "pa.ListArray":
     """Lists as long as `lists`, of a value for each of theirs."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ends = np.cumsum(pc.list_value_length(lists).to_numpy())
-    return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values)
+    return pa.ListArray.from_arrays(pc.subtract(lists.offsets, lists.offsets[0]), values)

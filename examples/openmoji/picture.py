@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import run_command
+from examples.openmoji.demo_commands import GUIDANCE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,7 @@ class PictureConfig:
     """Seed of the scenes."""
     checkpoint: str = ""
     """A network, which draws the scenes by prompts as a person writes them; empty: llava-mini describes them."""
-    guidance_scale: float = 2.5
+    guidance_scale: float = GUIDANCE
     """Of the drawings."""
 
     def __post_init__(self) -> None:
