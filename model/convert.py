@@ -52,6 +52,10 @@ class ConvertConfig:
     """The text encoder to go with it; empty: the input's own, else the published one, for the preset mini the shipped one."""
     vae: str = ""
     """The VAE, likewise."""
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+    """Of the weights that are written; stored: as the input has them, so that nothing is lost."""
+    licence: str = ""
+    """Licence of the weights, and terms of what they were trained on; empty: what the input says."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
     """What the input does not tell."""
 
@@ -113,7 +117,9 @@ def read(config: ConvertConfig) -> Conversion:
         pipeline = replace(pipeline, text_encoder=replace(pipeline.text_encoder, name=config.text_encoder, revision=None))
     if config.vae:
         pipeline = replace(pipeline, vae=replace(pipeline.vae, name=config.vae, revision=None))
-    return replace(conversion, pipeline=pipeline)
+    if config.licence:
+        pipeline = replace(pipeline, licence=config.licence)
+    return replace(conversion, pipeline=pipeline, state=_cast(conversion.state, config.dtype))
 
 
 def write(conversion: Conversion, config: ConvertConfig) -> None:
@@ -138,6 +144,12 @@ def write(conversion: Conversion, config: ConvertConfig) -> None:
         network = _on_meta(lambda: DiT(conversion.config))
         network.load_state_dict(dict(conversion.state), assign=True)
         save_checkpoint(out, network, conversion.pipeline)
+
+
+def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
+    import torch
+
+    return state if dtype == "stored" else {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
 
 
 def _read_native(path: Path) -> Conversion:

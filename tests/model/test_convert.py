@@ -155,6 +155,17 @@ def test_a_dit_goes_both_ways_and_copies_that_differ_are_refused(tmp_path: Path)
         _convert("diffusers", "native", tmp_path / "apart", tmp_path / "native")
 
 
+def test_the_dtype_and_the_licence_may_be_given(tmp_path: Path) -> None:
+    network = random_network(TEXT)
+    native = save_checkpoint(tmp_path / "in", network, PipelineConfig(objective="diffusion", resolution=128, licence="theirs"))
+    loaded, pipeline = load_checkpoint(_convert("native", "native", native, tmp_path / "same"))
+    assert pipeline.licence == "theirs" and _same(loaded.state_dict(), network.state_dict())
+    out = _convert("native", "native", native, tmp_path / "out", dtype="bfloat16", licence="CC BY-SA 4.0")
+    loaded, pipeline = load_checkpoint(out)
+    assert pipeline.licence == "CC BY-SA 4.0"
+    assert _same(loaded.state_dict(), {name: tensor.bfloat16() for name, tensor in network.state_dict().items()})
+
+
 def test_ema_or_raw(tmp_path: Path) -> None:
     raw, ema = random_network(seed=1), random_network(seed=2)
     path = tmp_path / "training.pth"
