@@ -17,7 +17,9 @@ SEED = 1
 GUIDANCE = 2.5
 """Of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
 _SAMPLING = ("--sampling.guidance_scale", str(GUIDANCE))
-_LICENCE = "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, with terms of their own"
+_LICENCE = (
+    "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, with terms of their own"
+)
 _WORLD = ("--openmoji.single_objects", "true", "--openmoji.num_kinds", str(NUM_KINDS))
 
 NEW_NOUNS = (
