@@ -215,7 +215,8 @@ def _draw(
         else:
             save_png(drawn.image, paths[place], values[place])
     seconds = (time.monotonic() - start_s) / max(1, len(missing))
-    print(f"{len(missing)} images drawn, {seconds:.1f} s each, {len(places) - len(missing)} were there already")
+    images = f"{len(missing)} image{'' if len(missing) == 1 else 's'}"
+    print(f"{images} drawn, {seconds:.1f} s each, {len(places) - len(missing)} were there already")
     if cut:
         limit = pipeline.transformer_config.max_caption_tokens
         print(f"{len(cut)} prompts have more than {limit} tokens, of which the rest is not read; the first: {min(cut)[:80]}")

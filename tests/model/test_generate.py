@@ -71,7 +71,7 @@ def test_a_file_of_prompts_fills_a_folder_and_a_grid_once(
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*-s*.png")}
     (out / "key-s0.png").write_bytes((out / "key-s0.png").read_bytes()[:200])  # a copy that broke off
     assert run(*arguments, checkpoint=checkpoint) == 0
-    assert "1 images drawn" in capsys.readouterr().out
+    assert "1 image drawn" in capsys.readouterr().out
     assert {name for name, time in kept.items() if (out / name).stat().st_mtime_ns != time} == {"key-s0.png"}
     assert np.array_equal(pixels(out / "key-s0.png"), grid[-SIDE_PX:, :SIDE_PX])
     assert run(*arguments, "--guidance_scale", "2", checkpoint=checkpoint) == 0  # other settings are other images
