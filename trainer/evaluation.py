@@ -117,8 +117,14 @@ class Score:
     metric: str
     num_images: int
     value: float
+    standard_error: float | None = None
+    """Of the mean, from the spread over the images; None where it is no mean, or of one image."""
     held_out: float | None = None
     """Over the prompts of held-out combinations; None where there are none."""
+    num_held_out: int = 0
+    """Images of these."""
+    held_out_error: float | None = None
+    """Standard error of their mean."""
     ceiling: float | None = None
     """What the same judge finds of true images of the same prompts; None where there are none."""
     published: Published | None = None
@@ -148,6 +154,8 @@ class Benchmark:
     """The metric by which a category is judged first."""
     num_images_per_prompt: int = 1
     """Unless the user asks for others."""
+    own_seeds: bool = False
+    """Whether each prompt has seeds of its own; else all prompts are drawn from the same noise, as is usual."""
     derived: Mapping[str, DerivedJudge] = field(default_factory=dict)
     """By name: judges that look at verdicts, not at images."""
     set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)

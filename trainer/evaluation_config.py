@@ -57,7 +57,7 @@ class EvaluateConfig:
     num_images_per_prompt: int | None = None
     """Images of each prompt, with the seeds seed, seed + 1, …; default: as many as the benchmark is defined with."""
     seed: int = 0
-    """Seed of the first image of each prompt."""
+    """Seed of the first image of each prompt; with openmoji of the first prompt, and the next goes on from there."""
     judges: tuple[str, ...] = ()
     """Which judges score; default: all that the benchmark has."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

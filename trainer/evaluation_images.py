@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settin
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds other files and no {IDENTITY}: give another --out")
     seeds = _seeds(config, benchmark)
-    lines = [json.dumps(dataclasses.asdict(prompt) | {"images": _names(prompt, seeds)}) for prompt in benchmark.prompts]
+    lines = [json.dumps(dataclasses.asdict(one) | {"images": _names(one.text, seeds[one.text])}) for one in benchmark.prompts]
     _write(out / PROMPTS, "\n".join(lines))
     _write(path, json.dumps(identity, indent=2))
 
@@ -82,13 +83,13 @@ def open_images(
     images = [
         DrawnImage(path=folder / name, prompt=prompt, seed=seed)
         for prompt in benchmark.prompts
-        for seed, name in zip(seeds, _names(prompt, seeds), strict=True)
+        for seed, name in zip(seeds[prompt.text], _names(prompt.text, seeds[prompt.text]), strict=True)
     ]
     if settings is not None:
         request = GenerationRequest(
-            prompts=tuple(dict.fromkeys(prompt.text for prompt in benchmark.prompts)),
-            num_images_per_prompt=len(seeds),
-            seed=config.seed,
+            prompts=tuple(seeds),
+            num_images_per_prompt=benchmark.num_images_per_prompt,
+            seeds=tuple(itertools.chain.from_iterable(seeds.values())),
             sampling=config.sampling,
         )
         paths = tuple(dict.fromkeys(image.path for image in images))
@@ -96,17 +97,21 @@ def open_images(
     elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
         raise UserError(
             f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
-            f"draw them from {out / PROMPTS}, which names them, with the seeds {seeds[0]} to {seeds[-1]}"
+            f"draw them from {out / PROMPTS}, which names them, each with its seed at the end"
         )
     return images
 
 
-def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> range:
-    return range(config.seed, config.seed + benchmark.num_images_per_prompt)
+def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, range]:
+    """Of the images of each text; prompts of the same text share them."""
+    texts = dict.fromkeys(prompt.text for prompt in benchmark.prompts)
+    number = benchmark.num_images_per_prompt
+    firsts = (config.seed + place * number * benchmark.own_seeds for place in range(len(texts)))
+    return {text: range(first, first + number) for text, first in zip(texts, firsts, strict=True)}
 
 
-def _names(prompt: Prompt, seeds: range) -> list[str]:
-    return image_names([prompt.text] * len(seeds), seeds)
+def _names(text: str, seeds: range) -> list[str]:
+    return image_names([text] * len(seeds), seeds)
 
 
 def _draw_missing(drawing: Drawing) -> None:

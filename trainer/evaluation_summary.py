@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -146,14 +146,15 @@ def _rows(summary: Summary, judged: Iterable[Judged]) -> Iterable[dict[str, Any]
 
 def _score_table(title: str, scores: Sequence[Score]) -> tuple[list[str], list[list[Any]]]:
     """Without the columns that would be empty."""
-    columns = [title, "judge", "images", "score", "held-out", "ceiling", "published", "comparable"]
+    columns = [title, "judge", "images", "score", "held-out images", "held-out", "ceiling", "published", "comparable"]
     rows = [
         [
             one.metric if one.category == ALL else f"{one.category} ({one.metric})",
             one.judge,
             one.num_images,
-            one.value,
-            one.held_out,
+            _with_error(one.value, one.standard_error),
+            one.num_held_out or None,
+            None if one.held_out is None else _with_error(one.held_out, one.held_out_error),
             one.ceiling,
             one.published and one.published.value,
             one.published and comparability(one.published),
@@ -187,9 +188,21 @@ def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> 
         metric=metric,
         num_images=len(values[GENERATED]),
         value=fmean(values[GENERATED]),
+        standard_error=_standard_error(values[GENERATED]),
         held_out=fmean(values["held_out"]) if values["held_out"] else None,
+        num_held_out=len(values["held_out"]),
+        held_out_error=_standard_error(values["held_out"]),
         ceiling=fmean(values[TRUE]) if values[TRUE] else None,
     )
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; None of fewer than two values."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _with_error(value: float, error: float | None) -> float | str:
+    return value if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _shown(cell: Any) -> str:

@@ -5,7 +5,7 @@ checks, and both are asked about true scenes of the same prompts too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from examples.openmoji.backgrounds import IMAGE_SIZE_PX
+from examples.openmoji.checks import VERSION as CHECKS_VERSION
 from examples.openmoji.checks import Reading, check
 from examples.openmoji.composition import render
 from examples.openmoji.llava_judge import llava_version, load_llava_reader
@@ -38,12 +39,17 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     reader = cache(load_llava_reader)
     return Benchmark(
         name="openmoji",
-        prompts=tuple(Prompt(text=one.text, category=one.category, held_out=one.held_out) for one in prompts),
+        prompts=tuple(
+            Prompt(text=one.text, category=one.category, held_out=one.held_out, data=asdict(one.asked)) for one in prompts
+        ),
         judges={
-            "llava-mini": JudgeSource(version=llava_version(), load=lambda: WorldJudge(reader(), asked)),
-            "sprites": JudgeSource(version=SPRITES_VERSION, load=lambda: WorldJudge(_read_sprites(), asked)),
+            "llava-mini": JudgeSource(version=f"{llava_version()} {CHECKS_VERSION}", load=lambda: WorldJudge(reader(), asked)),
+            "sprites": JudgeSource(
+                version=f"{SPRITES_VERSION} {CHECKS_VERSION}", load=lambda: WorldJudge(_read_sprites(), asked)
+            ),
         },
         metric_of={one.category: _METRICS[one.category] for one in prompts},
+        own_seeds=True,  # else one noise would decide for all images of the benchmark
         true_images=TrueImages(
             of=lambda prompt: render(scenes[prompt.text]), others=lambda prompt: render(others[prompt.text])
         ),

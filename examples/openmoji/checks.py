@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from examples.openmoji.composition import PLACES, Relation
 from examples.openmoji.truth import ReadCaption, TrueObject, Truth
 
+VERSION = "1"
+"""Changes when `check` or what captions are read by (examples/openmoji/truth.py) may find otherwise."""
 CHECKS = ("object", "size", "place", "color", "pattern", "background", "relation", "count", "all")
 
 

@@ -66,8 +66,8 @@ class WorldPrompt:
 
     @property
     def held_out(self) -> bool:
-        """Whether the scene's combinations are in no `train` scene."""
-        return self.scene.split == "unseen"
+        """Whether it asks for combinations of kind, place and background that are in no `train` scene."""
+        return self.scene.split == "unseen" and any(thing.place for thing in self.asked.objects)
 
 
 def draw_prompts(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -9,7 +10,7 @@ from dataset_builder.command_line import UserError
 from examples.openmoji.checks import CHECKS, check, stands
 from examples.openmoji.composition import Relation
 from examples.openmoji.descriptions import describe
-from examples.openmoji.held_out import is_held_out
+from examples.openmoji.held_out import SPLITS, is_held_out
 from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.prompts import CATEGORIES, WorldPrompt, draw_prompts
 from examples.openmoji.truth import ReadCaption, TrueObject, Truth, read_caption, truth_of
@@ -43,11 +44,17 @@ def test_the_scene_of_another_prompt_does_not(prompts: tuple[WorldPrompt, ...]) 
 
 
 def test_every_category_has_as_many_of_each_split(prompts: tuple[WorldPrompt, ...]) -> None:
-    places = [(prompt.category, prompt.held_out) for prompt in prompts]
-    assert {place: places.count(place) for place in places} == {
-        (name, held_out): 4 for name in CATEGORIES for held_out in (False, True)
+    assert Counter((prompt.category, prompt.scene.split) for prompt in prompts) == {
+        (name, split): 4 for name in CATEGORIES for split in SPLITS
     }
     assert len({prompt.text for prompt in prompts}) == len(prompts)
+
+
+def test_nothing_is_held_out_of_a_prompt_without_places(prompts: tuple[WorldPrompt, ...]) -> None:
+    held_out = Counter(prompt.category for prompt in prompts if prompt.held_out)
+    assert held_out == {name: 4 for name in CATEGORIES if name not in ("relation", "count")}
+    dense = draw_prompts(count=4, seed=3, style="dense")
+    assert Counter(prompt.category for prompt in dense if prompt.held_out) == dict.fromkeys(CATEGORIES, 4)
 
 
 def test_a_held_out_prompt_names_a_combination_that_training_never_shows(prompts: tuple[WorldPrompt, ...]) -> None:

@@ -1,8 +1,10 @@
 """Evaluation: the figures are the ones worked out by hand, an interrupted one goes on, and a mixed-up one is refused."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,27 @@ def test_figures_are_those_worked_out_by_hand(gray_images: Path, tmp_path: Path)
     assert distance["value"] == pytest.approx(153**2 + np.var([51, 255, 0], ddof=1))
     # 255 less the lengths 9, 10, 13 of the prompts.
     assert distance["between_true"] == pytest.approx((32 / 3) ** 2 + np.var([9, 10, 13], ddof=1))
+
+
+def test_the_standard_error_is_that_of_the_mean(gray_images: Path, tmp_path: Path) -> None:
+    _run(f"--images={gray_images}", f"--out={tmp_path / 'out'}")
+    scores = json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]
+    bright = next(score for score in scores if score["category"] == "bright")
+    assert bright["standard_error"] == pytest.approx(np.std([0.2, 1.0], ddof=1) / 2**0.5)
+    assert (bright["num_held_out"], bright["held_out_error"]) == (1, None)
+
+
+def test_prompts_may_have_seeds_of_their_own(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = toy_benchmark.open_benchmark
+    monkeypatch.setattr(toy_benchmark, "open_benchmark", lambda config: replace(shared(config), own_seeds=True))
+    assert _draw(checkpoint, tmp_path / "out", "--num_images_per_prompt=2", "--seed=5") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()]
+    names = [image_names([row["text"]] * 2, seeds) for row, seeds in zip(rows, [(5, 6), (7, 8), (9, 10)], strict=True)]
+    assert [row["images"] for row in rows] == names
+    drawn = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
+    assert drawn == sorted(itertools.chain.from_iterable(names))
+    with Image.open(tmp_path / "out" / "images" / names[1][0]) as image:
+        assert image.text["seed"] == "7"  # type: ignore[attr-defined]
 
 
 def test_results_have_a_row_for_each_image_and_metric(gray_images: Path, tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_figures_are_those_worked_out_by_hand(gray_images: Path, tmp_path: Path)
 def test_published_figures_stand_beside_ours_with_what_forbids_comparing(gray_images: Path, tmp_path: Path) -> None:
     _run(f"--images={gray_images}", f"--out={tmp_path / 'out'}")
     lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
-    assert "| animals (level) | level | 4 | 0.800 | 0.750 | with care: other owls |" in lines
-    assert "| tools (half) | half | 2 | 0.300 | 0.500 | no: another judge |" in lines
+    assert "| animals (level) | level | 4 | 0.800 ± 0.327 | 0.750 | with care: other owls |" in lines
+    assert "| tools (half) | half | 2 | 0.300 ± 0.100 | 0.500 | no: another judge |" in lines
     assert "| overall (score) | all | 6 | 0.675 | 0.900 | yes |" in lines
     assert {"published: Owl 1", "published: Owl 2"} <= set(lines)
     page = (tmp_path / "out" / "page.html").read_text()
