@@ -20,7 +20,7 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 @pytest.mark.slow
 def test_the_notebook_of_caption_density_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
-    monkeypatch.setenv("RUN", _described_scenes(tmp_path, count=60))
+    monkeypatch.setenv("RUN", described_scenes(tmp_path, count=60))
     outputs = _outputs("caption_density.ipynb", timeout_s=240)
     assert _num_pictures(outputs) == 5
     assert any("0.0% of the nouns are cut off" in output.get("text", "") for output in outputs)
@@ -29,7 +29,7 @@ def test_the_notebook_of_caption_density_runs_and_draws(tmp_path: Path, monkeypa
     assert "object" in shown
 
 
-def _described_scenes(folder: Path, *, count: int) -> str:
+def described_scenes(folder: Path, *, count: int) -> str:
     """A run of scenes with their alt texts, and their true descriptions as captions."""
     scenes = SceneSet(count=count, seed=5, split="train", single_objects=False, num_kinds=None, format="jpeg")
     write_scenes(scenes, folder / "scenes")
