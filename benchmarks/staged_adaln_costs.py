@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,7 @@ from trainer.batches import Preparation
 from trainer.config import TrainConfig
 from trainer.data_order import in_order
 from trainer.feature_store import FeatureStore, SampleRequest
-from trainer.networks import make_state
+from trainer.networks import attention_kernel, make_state
 from trainer.train_step import StepSettings, TrainPart, TrainState, train_step
 from trainer.workers import Workers
 
@@ -26,12 +27,19 @@ _WARMUP_STEPS = 3
 
 
 def adaln_costs(
-    checkpoint: Path, features: Path, *, batch_size: int, timed_steps: int, compiled: bool = True
+    checkpoint: Path,
+    features: Path,
+    *,
+    batch_size: int,
+    timed_steps: int,
+    compiled: bool,
+    attention: Literal["auto", "math"],
 ) -> dict[str, float]:
     """Figures by name, for each network: of networks of the checkpoint's sizes, and parameters at the paper's size.
 
     memory_bytes: weights, moments and average, and the most that an uncompiled step, with its gradients, adds to them.
-    step_s: median of steps in turn, in seconds; `compiled` as trainings are.
+    step_s: median of steps in turn, in seconds. `compiled` and `attention` are those of the training that the costs stand
+    beside: its `compile` and `attention`.
     """
     config, pipeline = read_transformer_config(checkpoint), read_pipeline_config(checkpoint)
     objective = make_objective(pipeline.objective, pipeline.objective_settings)
@@ -40,9 +48,12 @@ def adaln_costs(
     for name, network in NETWORKS.items():
         figures[f"parameters_{name}"] = count_parameters(network, config)
         figures[f"parameters_xl_{name}"] = count_parameters(network, PRESETS["XL/2"])
-        figures[f"memory_bytes_{name}"] = _memory(_state(network, config, compiled=False), objective, part)
-    steps = {name: _stepper(_state(network, config, compiled=compiled), objective, part) for name, network in NETWORKS.items()}
-    return figures | {f"step_s_{name}": seconds for name, seconds in _in_turn(steps, timed_steps).items()}
+    with attention_kernel(attention):
+        for name, network in NETWORKS.items():
+            figures[f"memory_bytes_{name}"] = _memory(_state(network, config, compiled=False), objective, part)
+        states = {name: _state(network, config, compiled=compiled) for name, network in NETWORKS.items()}
+        seconds = _in_turn({name: _stepper(state, objective, part) for name, state in states.items()}, timed_steps)
+    return figures | {f"step_s_{name}": value for name, value in seconds.items()}
 
 
 def count_parameters(network: type[DiT], config: DiTConfig) -> int:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.staged_config import Experiment, StagedTrainingConfig
+import yaml
+
+from benchmarks.staged_config import MEASUREMENTS, Experiment, StagedTrainingConfig
 from benchmarks.staged_judgement import STYLES, judge, judge_checkpoint, style_share
 from benchmarks.staged_tables import Values, figures, table
 from benchmarks.staged_trainings import (
@@ -16,6 +18,7 @@ from benchmarks.staged_trainings import (
     SCRATCH,
     SCRATCH_LONGER,
     Arm,
+    last_loss,
     train,
     validation_losses,
 )
@@ -45,30 +48,34 @@ def captions(config: StagedTrainingConfig) -> Outcome:
     def measure(run: Path) -> Measures:
         judged = {style: judge(run, config, style) for style in STYLES}
         named = {f"{name}, {STYLES[style]}": value for style, found in judged.items() for name, value in found.items()}
-        return {"validation loss, own captions": validation_losses(run)[-1], **named}
+        return {"validation loss, own captions": last_loss(run), **named}
 
     values = _measured({"dense": SCRATCH, "alt_text": ALT_TEXT}, measure, config)
     return _outcome(values, against="alt_text", head="prompts", prefix="captions", title="Dense captions against alt text")
 
 
 def initialisation(config: StagedTrainingConfig) -> Outcome:
-    """From the pixel stage by re-parameterisation, with a copy of what fits, and from nothing, without and with its images."""
+    """From the pixel stage by re-parameterisation, with a copy of what fits, and from nothing, without and with its images.
+
+    Within the training, losses stand side by side at equal numbers of images only: the longest training has none there.
+    """
+    places = [config.images * part // MEASUREMENTS for part in (1, 2, 4)]
 
     def measure(run: Path) -> Measures:
         losses = validation_losses(run)
-        shares = {f"validation loss after {place}/8": losses[place - 1] for place in (1, 2, 4, 8)}
-        return shares | judge(run, config, "person")
+        within = {f"validation loss after {place:,} images": losses[place] for place in places if place in losses}
+        return {**within, "validation loss at the end": last_loss(run), **judge(run, config, "person")}
 
     arms = [REPARAMETERISED, COPIED, SCRATCH, SCRATCH_LONGER]
     values = _measured({arm.name: arm for arm in arms}, measure, config)
     title = "Alignment from the pixel stage"
-    return _outcome(values, against="scratch", head="of the training", prefix="initialisation", title=title)
+    return _outcome(values, against="reparameterised", head="measure", prefix="initialisation", title=title)
 
 
 def adaln(config: StagedTrainingConfig) -> Outcome:
     """adaLN-single against per-block adaLN: what they cost, and the loss of both from nothing."""
     arms = {"single": SCRATCH, "per_block": PER_BLOCK}
-    values = _measured(arms, lambda run: {"validation loss": validation_losses(run)[-1]}, config)
+    values = _measured(arms, lambda run: {"validation loss": last_loss(run)}, config)
     costs = _adaln_costs(config)
     title = "adaLN-single against per-block adaLN"
     outcome = _outcome(values, against="per_block", head="at the end", prefix="adaln", title=title)
@@ -82,6 +89,8 @@ def adaln(config: StagedTrainingConfig) -> Outcome:
 
 def aesthetic(config: StagedTrainingConfig) -> Outcome:
     """The shipped checkpoints before and after the aesthetic stage, by the prompts of the whole small world."""
+    from model.checkpoint import checkpoint_fingerprint
+
     missing = [name for name in config.shipped if not (Path(name) / "pipeline.json").is_file()]
     if missing:
         line = f"left out: no checkpoint is shipped in {' and '.join(missing)} yet"
@@ -89,7 +98,7 @@ def aesthetic(config: StagedTrainingConfig) -> Outcome:
         return Outcome(markdown=f"### The aesthetic stage\n\n{line}\n", figures={})
     values: dict[str, dict[str, list[float]]] = {}
     for stage, checkpoint in zip(("alignment", "aesthetic"), config.shipped, strict=True):
-        out = config.folder / "judgements" / "shipped" / stage
+        out = config.folder / "judgements" / "shipped" / checkpoint_fingerprint(Path(checkpoint))
         found = judge_checkpoint(checkpoint, out / "person", config, style="person", arguments=[])
         share = style_share(checkpoint, out / "alt_text", config) if config.style else {}
         values[stage] = {name: [value] for name, value in {**found, **share}.items()}
@@ -127,10 +136,12 @@ def _adaln_costs(config: StagedTrainingConfig) -> dict[str, float]:
     """Measured once and kept."""
     from benchmarks.staged_adaln_costs import adaln_costs
     from trainer.checkpoints import newest_checkpoint
+    from trainer.run_folder import CONFIG
 
     kept = config.folder / "adaln_costs.json"
     if not kept.exists():
-        checkpoint = newest_checkpoint(train(SCRATCH, 0, config))
+        run = train(SCRATCH, 0, config)
+        checkpoint, settings = newest_checkpoint(run), yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
         assert checkpoint is not None, "it was trained"
         print("timing training steps in turn", flush=True)
         costs = adaln_costs(
@@ -138,6 +149,8 @@ def _adaln_costs(config: StagedTrainingConfig) -> dict[str, float]:
             features_folder(config, "alignment"),
             batch_size=config.batch_size,
             timed_steps=config.timed_steps,
+            compiled=settings["compile"],
+            attention=settings["attention"],
         )
         kept.write_text(json.dumps(costs) + "\n", encoding="utf-8")
     found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))

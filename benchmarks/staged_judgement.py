@@ -1,4 +1,7 @@
-"""Judgements of the staged trainings: `trainer.evaluate` on each final checkpoint, a folder each, kept once it is done."""
+"""Judgements of the staged trainings: `trainer.evaluate` on each final checkpoint, in a folder each.
+
+It is called every time: it finds what it has done, and refuses a folder that holds the judgement of another checkpoint.
+"""
 
 import json
 from pathlib import Path
@@ -15,18 +18,24 @@ STYLES: dict[Style, str] = {
 }
 METRICS = ("object", "place", "background", "all")
 _ALL_PROMPTS = "all prompts"
+_SEEDS_APART = 1_000_000
+"""Between the first images of two seeds: each image takes the next seed, so that no noise is that of another image."""
 
 
 def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, float]:
-    """What the judges find of a run's newest checkpoint, over all prompts of a style, by "metric, judge". Raises UserError."""
+    """What the judges find of a run's newest checkpoint, over all prompts of a style, by "metric, judge". Raises UserError.
+
+    The noise is the same for all arms of a seed, and another for each seed.
+    """
     from trainer.checkpoints import newest_checkpoint
 
     arm, seed = run.parts[-3], run.parts[-2]
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None, "it was trained"
+    noise = f"--seed={int(seed) * _SEEDS_APART}"
     world = [f"--openmoji.num_kinds={config.num_kinds}", "--openmoji.single_objects=true"]
     out = config.folder / "judgements" / arm / seed / style
-    return judge_checkpoint(str(checkpoint), out, config, style=style, arguments=world)
+    return judge_checkpoint(str(checkpoint), out, config, style=style, arguments=[noise, *world])
 
 
 def judge_checkpoint(
@@ -36,7 +45,7 @@ def judge_checkpoint(
     summary = out / "summary.json"
     if not summary.exists():
         print(f"judging {checkpoint} by prompts {STYLES[style]}", flush=True)
-        run_module(*_command(style, config), f"--checkpoint={checkpoint}", f"--out={out}", *arguments)
+    run_module(*_command(style, config), f"--checkpoint={checkpoint}", f"--out={out}", *arguments)
     return _scores(json.loads(summary.read_text(encoding="utf-8")))
 
 

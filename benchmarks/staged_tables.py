@@ -4,21 +4,23 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
-"""Of each arm and measure, one value for each seed, in the order of the seeds."""
+"""Of each arm and measure, one value for each seed, in the order of the seeds. Only the arm that others are held against must
+have every measure."""
 
 
 def table(values: Values, *, against: str, head: str) -> str:
     """A row for each measure: every arm, then what each differs from the arm `against`, seed by seed.
 
-    After ± stands the standard deviation over the seeds, of the values or of the differences.
+    After ± stands the standard deviation over the seeds, of the values or of the differences; – is what an arm has not.
     """
     others = [arm for arm in values if arm != against]
     columns = [*(_words(arm) for arm in values), *(f"{_words(arm)} - {_words(against)}" for arm in others)]
     lines = [f"| {head} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for measure in next(iter(values.values())):
+    for measure in values[against]:
         digits = 4 if "loss" in measure else 3
-        cells = [_shown(values[arm][measure], digits=digits) for arm in values]
-        cells += [_shown(differences(values, arm, against, measure), digits=digits, sign="+") for arm in others]
+        cells = [_shown(values[arm].get(measure, ()), digits=digits) for arm in values]
+        pairs = [differences(values, arm, against, measure) if measure in values[arm] else () for arm in others]
+        cells += [_shown(found, digits=digits, sign="+") for found in pairs]
         lines.append(f"| {measure} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -47,6 +49,8 @@ def _mean_and_spread(name: str, seeds: Sequence[float]) -> dict[str, float]:
 
 
 def _shown(seeds: Sequence[float], *, digits: int, sign: str = "") -> str:
+    if not seeds:
+        return "–"
     mean = f"{statistics.fmean(seeds):{sign}.{digits}f}"
     return f"{mean} ± {statistics.stdev(seeds):.{digits}f}" if len(seeds) > 1 else mean
 

@@ -136,8 +136,14 @@ def write_copied(pixel: Path, out: Path, *, features: Path, seed: int) -> list[s
     return fitting
 
 
-def validation_losses(run: Path) -> list[float]:
-    """Of the average of the weights, at equal steps over the training, always of the same scenes and noise."""
+def validation_losses(run: Path) -> dict[int, float]:
+    """By images seen: of the average of the weights, at equal steps over the training, always of the same scenes and noise."""
     from trainer.run_folder import read_metrics
 
-    return [row["loss"] for row in read_metrics(run) if row["kind"] == "validation"]
+    return {row["images_seen"]: row["loss"] for row in read_metrics(run) if row["kind"] == "validation"}
+
+
+def last_loss(run: Path) -> float:
+    """At the end of the training."""
+    losses = validation_losses(run)
+    return losses[max(losses)]

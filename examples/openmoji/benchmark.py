@@ -16,7 +16,7 @@ from examples.openmoji.backgrounds import IMAGE_SIZE_PX
 from examples.openmoji.checks import VERSION as CHECKS_VERSION
 from examples.openmoji.checks import Reading, check
 from examples.openmoji.composition import render
-from examples.openmoji.llava_judge import llava_version, load_llava_reader
+from examples.openmoji.llava_judge import LlavaReader, llava_version, load_llava_reader
 from examples.openmoji.prompts import CATEGORIES, WorldPrompt, draw_prompts
 from examples.openmoji.sprite_judge import VERSION as SPRITES_VERSION
 from examples.openmoji.sprite_judge import find_scenes, sprite_bank
@@ -42,12 +42,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
         prompts=tuple(
             Prompt(text=one.text, category=one.category, held_out=one.held_out, data=asdict(one.asked)) for one in prompts
         ),
-        judges={
-            "llava-mini": JudgeSource(version=f"{llava_version()} {CHECKS_VERSION}", load=lambda: WorldJudge(reader(), asked)),
-            "sprites": JudgeSource(
-                version=f"{SPRITES_VERSION} {CHECKS_VERSION}", load=lambda: WorldJudge(_read_sprites(), asked)
-            ),
-        },
+        judges=world_judges(asked, reader),
         metric_of={one.category: _METRICS[one.category] for one in prompts},
         own_seeds=True,  # else one noise would decide for all images of the benchmark
         true_images=TrueImages(
@@ -55,6 +50,14 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
         ),
         embeddings={"the vision tower of llava-mini": lambda: reader().embed},
     )
+
+
+def world_judges(asked: Mapping[str, Truth], reader: Callable[[], LlavaReader] = load_llava_reader) -> dict[str, JudgeSource]:
+    """Both judges of images of the small world, by name; `asked` is what each prompt says, `reader` opens llava-mini."""
+    return {
+        "llava-mini": JudgeSource(version=f"{llava_version()} {CHECKS_VERSION}", load=lambda: WorldJudge(reader(), asked)),
+        "sprites": JudgeSource(version=f"{SPRITES_VERSION} {CHECKS_VERSION}", load=lambda: WorldJudge(_read_sprites(), asked)),
+    }
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,10 +17,11 @@ import pytest
 import ray
 import torch
 
-from benchmarks import staged_alt_text, staged_judgement, staged_trainings, staged_world
+from benchmarks import staged_adaln_costs, staged_alt_text, staged_judgement, staged_trainings, staged_world
 from benchmarks.staged_adaln import PerBlockDiT, train_per_block
-from benchmarks.staged_adaln_costs import adaln_costs, count_parameters
+from benchmarks.staged_adaln_costs import NETWORKS, adaln_costs, count_parameters
 from benchmarks.staged_config import StagedTrainingConfig
+from benchmarks.staged_experiments import adaln, aesthetic, initialisation
 from benchmarks.staged_judgement import style_share
 from benchmarks.staged_tables import figures, table
 from benchmarks.staged_training import main
@@ -29,7 +31,9 @@ from benchmarks.staged_trainings import (
     PER_BLOCK,
     PIXEL,
     REPARAMETERISED,
+    SCRATCH,
     SCRATCH_LONGER,
+    Arm,
     fit_arguments,
     train,
     validation_losses,
@@ -66,6 +70,20 @@ def test_differences_are_taken_seed_by_seed() -> None:
     ]
 
 
+def test_what_an_arm_lacks_is_compared_with_nothing() -> None:
+    values = {"short": {"loss": [0.5], "loss at the end": [0.25]}, "long": {"loss at the end": [0.125]}}
+    assert table(values, against="short", head="measure").splitlines()[2:] == [
+        "| loss | 0.5000 | – | – |",
+        "| loss at the end | 0.2500 | 0.1250 | -0.1250 |",
+    ]
+    assert figures(values, against="short", prefix="x") == {
+        "x_short_loss": 0.5,
+        "x_short_loss_at_the_end": 0.25,
+        "x_long_loss_at_the_end": 0.125,
+        "x_long_loss_at_the_end_minus_short": -0.125,
+    }
+
+
 def test_one_seed_has_no_spread() -> None:
     single = {arm: {measure: seeds[:1] for measure, seeds in measures.items()} for arm, measures in VALUES.items()}
     assert "±" not in table(single, against="alt_text", head="prompts")
@@ -87,8 +105,8 @@ def _recipe(tmp_path: Path) -> str:
 
 
 def test_trainer_fit_takes_the_arguments_of_an_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=140, pixel_images=40, batch_size=16)
-    assert [arm.images(config) for arm in (PIXEL, ALT_TEXT, SCRATCH_LONGER)] == [48, 144, 192]
+    config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=128, pixel_images=40, batch_size=16)
+    assert [arm.images(config) for arm in (PIXEL, ALT_TEXT, SCRATCH_LONGER)] == [48, 128, 176]
     for arm in (PIXEL, ALT_TEXT):
         assert fit.run([*fit_arguments(arm, 3, config), "--print_config"]) == 0
         printed = capsys.readouterr().out
@@ -100,7 +118,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     config = StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), experiments=("aesthetic",))
     config = replace(config, shipped=(str(tmp_path / "a"), str(tmp_path / "b")))
     assert main(config) == 0
-    assert main(replace(config, num_seeds=9)) == 0
+    assert main(replace(config, num_seeds=9, style="dot", shipped=(str(tmp_path / "c"), str(tmp_path / "d")))) == 0
     with pytest.raises(UserError, match="another images"):
         main(replace(config, images=64_000))
 
@@ -129,6 +147,77 @@ def test_a_copied_start_holds_what_fits_of_the_pixel_stage_and_nothing_else(tmp_
         *copied
     }
     assert not [name for name in copied if "scale_shift" in name or "adaLN" in name or "y_embedder" in name]
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments of each trainer.evaluate, in place of which the first weight of a network is the share of its objects.
+
+    As there, what is in a folder is kept.
+    """
+    calls: list[list[str]] = []
+
+    def evaluate(*arguments: str) -> str:
+        calls.append([*arguments])
+        given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument)
+        summary = Path(given["out"]) / "summary.json"
+        if not summary.exists():
+            network, _ = load_checkpoint(find_checkpoint(given["checkpoint"]))
+            value = network.x_embedder.proj.weight.flatten()[0].item()
+            score = {"category": "all prompts", "metric": "object", "judge": "sprites", "value": value}
+            summary.parent.mkdir(parents=True)
+            summary.write_text(json.dumps({"scores": [score]}))
+        return ""
+
+    monkeypatch.setattr(staged_judgement, "run_module", evaluate)
+    return calls
+
+
+def test_a_shipped_network_that_is_replaced_is_judged_anew(tmp_path: Path, evaluations: list[list[str]]) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    config = StagedTrainingConfig(out=str(tmp_path / "out"), shipped=(str(before), str(after)), style="")
+    for folder, seed in ((before, 1), (after, 2)):
+        save_checkpoint(folder, random_network(seed=seed), PipelineConfig(objective="diffusion", resolution=16))
+    first = aesthetic(config).figures["aesthetic_aesthetic_object_sprites"]
+    shutil.rmtree(after)
+    save_checkpoint(after, random_network(seed=3), PipelineConfig(objective="diffusion", resolution=16))
+    assert aesthetic(config).figures["aesthetic_aesthetic_object_sprites"] != first
+    assert len(evaluations) == 4
+
+
+def test_losses_stand_side_by_side_at_equal_images_and_noise_differs_by_seed(
+    tmp_path: Path, evaluations: list[list[str]]
+) -> None:
+    config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=64, pixel_images=40, batch_size=8)
+    config = replace(config, num_seeds=2)
+    for place, arm in enumerate((REPARAMETERISED, COPIED, SCRATCH, SCRATCH_LONGER)):
+        for seed in range(2):
+            _write_trained(arm, seed, config, last_loss=place / 8 + seed)
+    outcome = initialisation(config)
+    _, _, _, _, *rows, objects, _ = outcome.markdown.split("\n")
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| validation loss after 8 images",
+        "| validation loss after 16 images",
+        "| validation loss after 32 images",
+        "| validation loss at the end",
+    ]
+    assert rows[0].endswith("| – | +0.1250 ± 0.0000 | +0.2500 ± 0.0000 | – |")
+    assert rows[3].endswith("| 0.8750 ± 0.7071 | +0.1250 ± 0.0000 | +0.2500 ± 0.0000 | +0.3750 ± 0.0000 |")
+    assert objects.startswith("| object, sprites |")
+    assert "initialisation_scratch_longer_validation_loss_at_the_end_minus_reparameterised" in outcome.figures
+    noise = [next(argument for argument in call if argument.startswith("--seed=")) for call in evaluations]
+    assert noise[:4] == ["--seed=0"] * 4 and len(set(noise[4:])) == 1 and noise[4] not in ("--seed=0", "--seed=1")
+
+
+def _write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_loss: float) -> None:
+    """What a training leaves behind whose loss falls by 1 from measurement to measurement."""
+    images, run = arm.images(config), config.folder / "trainings" / arm.name / str(seed) / "alignment"
+    pipeline = PipelineConfig(objective="diffusion", resolution=16)
+    save_checkpoint(run / "checkpoints" / f"{images:012d}", random_network(), pipeline)
+    places = [images * part // 8 for part in range(1, 9)]
+    rows = [{"kind": "validation", "images_seen": at, "loss": last_loss + 7 - index} for index, at in enumerate(places)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.yaml").write_text("compile: false\nattention: math\n")
 
 
 @pytest.fixture
@@ -207,19 +296,44 @@ def test_a_killed_training_with_per_block_adaln_goes_on_as_if_nothing_had_been(t
     resumed = replace(config, run_dir=str(tmp_path / "resumed"))
     shutil.copytree(half, Path(resumed.run_folder) / "checkpoints" / half.name)
     assert train_per_block(resumed)
-    assert validation_losses(Path(resumed.run_folder)) == validation_losses(unbroken)[1:]
+    later = {images: loss for images, loss in validation_losses(unbroken).items() if images > int(half.name)}
+    assert len(later) > 0 and validation_losses(Path(resumed.run_folder)) == later
     assert "resumes" in (Path(resumed.run_folder) / "log.txt").read_text()
+
+
+def test_the_networks_of_the_comparison_have_the_parameters_that_the_docs_say() -> None:
+    trained = replace(PRESETS["mini"], patch_size=2, depth=6, learned_variance=False)  # as examples/openmoji/demo.yaml has it
+    assert [count_parameters(network, trained) for network in (DiT, PerBlockDiT)] == [6_995_776, 9_091_392]
 
 
 def test_costs_are_of_both_networks(tmp_path: Path) -> None:
     features = write_store(tmp_path / "features", shapes=((16, 16),))
     network = random_network(TEXT, caption_width=CAPTION_WIDTH, sample_size=8)
     save_checkpoint(tmp_path / "network", network, PipelineConfig(objective="diffusion", resolution=16))
-    costs = adaln_costs(tmp_path / "network", features, batch_size=4, timed_steps=1, compiled=False)
+    measured = partial(adaln_costs, tmp_path / "network", features, batch_size=4, timed_steps=1, compiled=False)
+    costs = measured(attention="math")
     for name in ("parameters", "memory_bytes"):
         assert costs[f"{name}_per_block"] > costs[f"{name}_single"] > 0
     assert costs["memory_bytes_single"] > 5 * 4 * costs["parameters_single"]  # with gradients, moments and average
     assert costs["step_s_single"] > 0
+    assert measured(attention="auto")["memory_bytes_single"] < costs["memory_bytes_single"]  # the fused kernel keeps no matrix
+
+
+def test_costs_are_measured_as_the_training_beside_them_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StagedTrainingConfig(out=str(tmp_path), images=64, batch_size=8, num_seeds=1)
+    for arm in (SCRATCH, PER_BLOCK):
+        _write_trained(arm, 0, config, last_loss=0.5)
+    settings: dict[str, object] = {}
+
+    def measure(*_: Path, **given: object) -> dict[str, float]:
+        settings.update(given)
+        return {
+            f"{cost}_{name}": 1.0 for cost in ("parameters", "parameters_xl", "memory_bytes", "step_s") for name in NETWORKS
+        }
+
+    monkeypatch.setattr(staged_adaln_costs, "adaln_costs", measure)
+    adaln(config)
+    assert settings == {"batch_size": 8, "timed_steps": 30, "compiled": False, "attention": "math"}
 
 
 def test_alt_texts_ask_for_their_kind_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,12 +348,19 @@ def test_alt_texts_ask_for_their_kind_and_nothing_else(monkeypatch: pytest.Monke
     assert max(map(len, texts)) < 20
     judge = benchmark.judges["sprites"].load()
     true = [benchmark.true_images.of(prompt) for prompt in benchmark.prompts]
-    assert [verdict.values for verdict in judge(true, benchmark.prompts)] == [{"object": 1.0, "count": 1.0, "all": 1.0}] * 6
+    others = [benchmark.true_images.others(prompt) for prompt in benchmark.prompts]
+    assert not any((one == other).all() for one, other in zip(true, others, strict=True))
+    for images in (true, others):
+        assert [verdict.values for verdict in judge(images, benchmark.prompts)] == [
+            {"object": 1.0, "count": 1.0, "all": 1.0}
+        ] * 6
     of_one_kind = [verdict.values["object"] for verdict in judge([true[0]] * 6, benchmark.prompts)]
     assert sorted(of_one_kind) == [0.0] * 3 + [1.0] * 3
 
 
-def test_the_share_of_a_style_is_that_of_the_images_in_which_a_judge_names_it(tmp_path: Path) -> None:
+def test_the_share_of_a_style_is_that_of_the_images_in_which_a_judge_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = {
         "sprites": ["dotted blue background", "no known background"],
         "llava-mini": ["a red background with dots", "dotted"],
@@ -252,7 +373,8 @@ def test_the_share_of_a_style_is_that_of_the_images_in_which_a_judge_names_it(tm
         for metric in ("object", "all")
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "results.parquet")
-    (tmp_path / "summary.json").write_text('{"scores": []}')  # judged already
+    (tmp_path / "summary.json").write_text('{"scores": []}')
+    monkeypatch.setattr(staged_judgement, "run_module", lambda *_: "")  # judged already
     config = StagedTrainingConfig(style="dot")
     assert style_share("no checkpoint", tmp_path, config) == {"dot, sprites": 0.5, "dot, llava-mini": 1.0}
 
