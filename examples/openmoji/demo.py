@@ -8,21 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dataset_builder.command_line import run_command
-from examples.openmoji.demo_commands import DemoConfig, DemoFolder, is_mini_there, steps
-from examples.openmoji.demo_steps import StepRunner, duration, read_times
+from examples.openmoji.demo_commands import DemoConfig, DemoFolder, steps
+from examples.openmoji.demo_steps import duration, read_times, run_steps
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
 def main(config: DemoConfig) -> int:
-    """Runs every step and prints how long each took; returns 0. Raises UserError for the first that fails."""
+    """Runs every step and prints how long each took; returns 0. Raises UserError as run_steps does."""
     folder = DemoFolder(Path(config.out))
     _copy_photographs(folder.photographs)
-    runner = StepRunner(folder.root)
-    for step in steps(config):
-        runner.run(step)
-    if not is_mini_there():
-        print("\nno trained dit-mini is shipped with this copy yet: the report shows the demo's own networks alone")
+    run_steps(folder.root, list(steps(config)))
     times = read_times(folder.root)
     width = max(len(duration(one.seconds)) for one in times)
     print("\n" + "\n".join(f"{duration(one.seconds):>{width}}  {one.title}" for one in times))

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.openmoji.demo_steps import Step
-from model.checkpoint import MINI, is_checkpoint, mini_checkpoint
+from model.checkpoint import MINI
 
 RECIPE = "examples/openmoji/demo_recipe.yaml"
-DENSE = "class_label IS NOT NULL AND num_nouns >= 11"
-"""What the aesthetic stage reads: a third of the captions have so many nouns."""
+STYLE = "class_label IS NOT NULL AND hash(key) % 6 < CASE WHEN contains(caption, 'small') THEN 1 ELSE 3 END"
+"""What the aesthetic stage reads, a style that one can see in images: half of the scenes whose object is large, by what the
+caption says, and a sixth of the others."""
 STAGES = ("pixel", "alignment", "aesthetic")
 NUM_KINDS = 16
 RESOLUTION = 64
@@ -74,7 +75,7 @@ class DemoFolder:
         return self.root / "runs" / "scenes"
 
     def data(self, name: str) -> Path:
-        """A data set: `all` scenes, or the `dense` ones."""
+        """A data set: `all` scenes, or those of the chosen `style`."""
         return self.root / "data" / name
 
     @property
@@ -113,11 +114,6 @@ def steps(config: DemoConfig) -> Iterator[Step]:
     yield Step(title="The report", module="examples.openmoji.demo_report", arguments=arguments, output=folder.report)
 
 
-def is_mini_there() -> bool:
-    """Whether this copy has the shipped network."""
-    return is_checkpoint(mini_checkpoint())
-
-
 def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     scenes = ("--count", str(config.count), "--seed", str(SEED), "--out", str(folder.scenes), "--format", "tar")
     yield Step(
@@ -149,21 +145,19 @@ def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
 
 def _data(folder: DemoFolder) -> Iterator[Step]:
     """Data sets, and what T5 and the VAE make of them."""
-    titles = {"all": "Choose a data set by a recipe", "dense": "Choose the densest captions, for the stage aesthetic"}
+    titles = {"all": "Choose a data set by a recipe", "style": "Choose a style for the stage aesthetic: mostly large objects"}
     for name, title in titles.items():
         yield Step(
             title=title,
             module="dataset_builder.build",
             arguments=(
                 *("--captions", str(folder.captions), "--out", str(folder.data(name)), "--config", RECIPE),
-                *(("--where", DENSE) if name == "dense" else ()),
+                *(("--where", STYLE) if name == "style" else ()),
             ),
             output=folder.data(name),
         )
-    for stage, what in zip(
-        STAGES, ("latents and class labels", "latents and captions", "the same of the densest"), strict=True
-    ):
-        data = folder.data("dense" if stage == "aesthetic" else "all")
+    for stage, what in zip(STAGES, ("latents and class labels", "latents and captions", "the same of the style"), strict=True):
+        data = folder.data("style" if stage == "aesthetic" else "all")
         yield Step(
             title=f"Features for the stage {stage}: {what}",
             module="trainer.precompute",
@@ -181,12 +175,12 @@ def _training(config: DemoConfig, folder: DemoFolder) -> Step:
         title="Train the three stages, from nothing",
         module="trainer.fit",
         arguments=("--stage", "all", "--config", config.training, *places),
-        output=folder.training / STAGES[-1],
+        output=folder.training,
     )
 
 
 def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
-    """The same prompts after each stage, drawn and judged; and by the shipped network, where there is one."""
+    """The same prompts after each stage, drawn and judged; and by the shipped network."""
     pixel, *others = STAGES
     labels = ("--features", str(folder.features / pixel / str(RESOLUTION)))
     number = ("--prompts_per_category", str(config.prompts_per_category))
@@ -200,9 +194,8 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     for stage in others:
         drawn = ("--checkpoint", str(folder.training / stage), *_SAMPLING)
         yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and judge after the stage {stage}")
-    if is_mini_there():
-        title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
-        yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI, *_SAMPLING), title=title)
+    title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
+    yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI, *_SAMPLING), title=title)
 
 
 def _evaluation(config: DemoConfig, folder: DemoFolder, *, name: str, drawn: tuple[str, ...], title: str) -> Step:
@@ -212,5 +205,5 @@ def _evaluation(config: DemoConfig, folder: DemoFolder, *, name: str, drawn: tup
         title=title,
         module="trainer.evaluate",
         arguments=(*drawn, "--benchmark", "openmoji", "--out", str(out), *_WORLD, *number),
-        output=out / "page.html",
+        output=out,
     )

@@ -17,7 +17,7 @@ from examples.openmoji.prompts import WorldPrompt
 HEADINGS = {
     "pixel": ("after pixel", "is given the class, reads no words"),
     "alignment": ("after alignment", "reads the prompt"),
-    "aesthetic": ("after aesthetic", "trained on dense captions"),
+    "aesthetic": ("after aesthetic", "went on with mostly large objects"),
     "mini": ("shipped dit-mini", "hours of training, the whole world"),
 }
 _ASKED = {
@@ -63,7 +63,7 @@ def _row(prompt: WorldPrompt, drawn: Sequence[Drawn]) -> str:
 
 
 def _drawn(prompt: WorldPrompt, drawn: Drawn) -> str:
-    with Image.open(drawn.image(prompt.text)) as image:
+    with Image.open(drawn.images[prompt.text]) as image:
         pixels = np.asarray(image.convert("RGB"))
     metric = drawn.metric_of[prompt.category]
     findings = ((judge, drawn.findings[prompt.text, judge, metric]) for judge in drawn.judges)

@@ -2,7 +2,8 @@
 
 python -m examples.openmoji.demo_pixel --checkpoint CHECKPOINT --features demo/features/pixel/64 --out demo/classes
 
-The images bear the names of the prompts, so that `trainer.evaluate --images` judges them by what the prompts say.
+The images bear the names of the prompts, so that `trainer.evaluate --images` judges them by what the prompts say. Each has
+the noise of the seed in its name, which goes on from prompt to prompt as in the evaluation of the other stages.
 """
 
 from collections.abc import Sequence
@@ -39,12 +40,11 @@ def main(config: PixelConfig) -> int:
     from model.image_files import image_names, is_drawn, save_png
 
     prompts = demo_prompts(config.prompts_per_category)
-    names = image_names([one.text for one in prompts], [0] * len(prompts))
+    names = image_names([one.text for one in prompts], range(len(prompts)))
     paths = [Path(config.out) / name for name in names]
     kinds = [one.asked.objects[0].kind for one in prompts]
     try:
         fingerprint = checkpoint_fingerprint(find_checkpoint(config.checkpoint))
-        # A class has but one image from a given noise, so each prompt has noise of its own.
         values = [
             {"prompt": one.text, "class": kind, "noise_seed": place, "checkpoint_fingerprint": fingerprint}
             for place, (one, kind) in enumerate(zip(prompts, kinds, strict=True))

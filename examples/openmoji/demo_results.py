@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from examples.openmoji.demo_commands import STAGES, DemoFolder, is_mini_there
+from examples.openmoji.demo_commands import STAGES, DemoFolder
 from model.checkpoint import MINI
 from model.image_files import image_names
 from trainer.evaluation import ALL
@@ -32,8 +32,8 @@ class Drawn:
 
     name: str
     """A stage, or `mini`."""
-    folder: Path
-    """Of the images."""
+    images: dict[str, Path]
+    """By prompt."""
     scores: list[dict[str, Any]]
     """As in summary.json: category, judge, metric, value, held_out, ceiling."""
     findings: dict[tuple[str, str, str], Finding]
@@ -54,26 +54,23 @@ class Drawn:
         """All that are measured over all prompts."""
         return tuple(dict.fromkeys(score["metric"] for score in self.scores if score["category"] == ALL))
 
-    def image(self, prompt: str) -> Path:
-        """The file that shows a prompt."""
-        return self.folder / image_names([prompt], [0])[0]
-
     def score(self, metric: str, judge: str) -> dict[str, Any]:
         """Over all prompts."""
         return next(one for one in self.scores if (one["category"], one["metric"], one["judge"]) == (ALL, metric, judge))
 
 
 def read_drawn(folder: DemoFolder) -> list[Drawn]:
-    """Of the stages in order, then of the shipped network where there is one."""
-    return [_read(folder, name) for name in (*STAGES, *((MINI,) if is_mini_there() else ()))]
+    """Of the stages in order, then of the shipped network."""
+    return [_read(folder, name) for name in (*STAGES, MINI)]
 
 
 def _read(folder: DemoFolder, name: str) -> Drawn:
     evaluation = folder.evaluation(name)
     rows = pq.read_table(evaluation / RESULTS, filters=[("images", "=", GENERATED)]).to_pylist()
+    images = folder.classes if name == STAGES[0] else evaluation / IMAGES
     return Drawn(
         name=name,
-        folder=folder.classes if name == STAGES[0] else evaluation / IMAGES,
+        images={row["prompt"]: images / image_names([row["prompt"]], [row["seed"]])[0] for row in rows},
         scores=json.loads((evaluation / SUMMARY_JSON).read_text(encoding="utf-8"))["scores"],
         findings={(row["prompt"], row["judge"], row["metric"]): Finding(row["value"], row["seen"]) for row in rows},
     )

@@ -1,31 +1,47 @@
 """The demo: steps are run once and gone on with, and the whole way from scenes to a page that works in a browser."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from dataset_builder.command_line import UserError
 from examples.openmoji.demo import main
-from examples.openmoji.demo_commands import DemoConfig, DemoFolder, steps
-from examples.openmoji.demo_steps import LOG, Step, StepRunner, duration, read_times
+from examples.openmoji.demo_commands import NUM_KINDS, STYLE, DemoConfig, DemoFolder, steps
+from examples.openmoji.demo_steps import LOG, Step, duration, read_times, run_steps
 
-PROBE = "import pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write('ran '); sys.exit(int(sys.argv[2]))"
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = """
+import os, pathlib, signal, sys
+pathlib.Path(sys.argv[1]).open("a").write("ran ")
+if pathlib.Path("kill").exists():
+    os.kill(os.getppid(), signal.SIGKILL)
+sys.exit(130 if pathlib.Path("interrupt").exists() else int(sys.argv[2]))
+"""
 QUICK = "examples/openmoji/demo_quick.yaml"
 SECTIONS = ["What came of it", "Scenes and captions", "Photographs", "Concept density", "Data sets", "Training"]
 SECTIONS += ["The same prompts after each stage", "Scores", "Time"]
+COLUMNS = ("true scene", "pixel", "alignment", "aesthetic", "mini")
 NUM_PROMPTS = 12
 """One of each of six categories, and one of held-out combinations."""
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a command `python -m probe FILE EXIT_CODE` that adds to a file."""
+    """A folder with a command `python -m probe FILE EXIT_CODE` that adds to a file.
+
+    Where there is a file `kill` or `interrupt`, it kills who started it, or ends as after Ctrl-C.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "probe.py").write_text(PROBE)
     return tmp_path
@@ -35,15 +51,9 @@ def _step(name: str, *, code: int = 0, more: tuple[str, ...] = ()) -> Step:
     return Step(title=name, module="probe", arguments=(name, str(code), *more), output=Path(name))
 
 
-def _run(folder: Path, *chosen: Step) -> None:
-    runner = StepRunner(folder)
-    for step in chosen:
-        runner.run(step)
-
-
 def test_steps_that_are_done_are_not_done_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(here, _step("a"), _step("b"))
-    _run(here, _step("a"), _step("b"), _step("c"))
+    run_steps(here, [_step("a"), _step("b")])
+    run_steps(here, [_step("a"), _step("b"), _step("c")])
     assert [(here / name).read_text() for name in "abc"] == ["ran "] * 3
     printed = capsys.readouterr().out
     assert "$ python -m probe c 0" in printed and printed.count("-- done before") == 2
@@ -51,31 +61,84 @@ def test_steps_that_are_done_are_not_done_again(here: Path, capsys: pytest.Captu
 
 
 def test_a_step_whose_output_is_gone_is_run_and_all_after_it(here: Path) -> None:
-    _run(here, _step("a"), _step("b"), _step("c"))
+    run_steps(here, [_step("a"), _step("b"), _step("c")])
     (here / "b").unlink()
-    _run(here, _step("a"), _step("b"), _step("c"))
+    run_steps(here, [_step("a"), _step("b"), _step("c")])
     assert [(here / name).read_text() for name in "abc"] == ["ran ", "ran ", "ran ran "]
 
 
-def test_another_configuration_is_another_step(here: Path) -> None:
+def test_what_other_settings_made_is_refused_before_anything_runs(here: Path) -> None:
     (here / "settings.yaml").write_text("lr: 1")
-    step = _step("a", more=("settings.yaml",))
-    _run(here, step)
+    trained = [_step("a"), _step("b", more=("settings.yaml",)), _step("c")]
+    run_steps(here, trained)
     (here / "settings.yaml").write_text("lr: 2")
-    _run(here, step)
+    (here / "a").unlink()
+    with pytest.raises(UserError, match=r"^b was not made with .* step «b» has now: give another --out, or remove b c$"):
+        run_steps(here, trained)
+    assert not (here / "a").exists()
+    (here / "b").unlink()
+    with pytest.raises(UserError, match=r"or remove c$"):  # it was made of the former b
+        run_steps(here, trained)
+    (here / "c").unlink()
+    run_steps(here, trained)
+    assert [(here / name).read_text() for name in "abc"] == ["ran "] * 3
+
+
+def test_a_step_that_only_prints_changes_none_after_it(here: Path) -> None:
+    run_steps(here, [Step(title="print", module="probe", arguments=("p", "0")), _step("a")])
+    run_steps(here, [Step(title="print", module="probe", arguments=("other", "0")), _step("a")])
+    assert (here / "other").exists()
+
+
+def test_an_interrupted_step_goes_on_with_the_same_settings_alone(here: Path) -> None:
+    (here / "interrupt").touch()
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(here, [_step("a")])
+    (here / "interrupt").unlink()
+    with pytest.raises(UserError, match="remove a$"):
+        run_steps(here, [_step("a", more=("other",))])
+    run_steps(here, [_step("a")])
     assert (here / "a").read_text() == "ran ran "
+
+
+def test_a_killed_demo_leaves_word_of_the_settings_it_ran_with(here: Path) -> None:
+    (here / "kill").touch()
+    script = """
+from pathlib import Path
+from examples.openmoji.demo_steps import Step, run_steps
+run_steps(Path(), [Step(title="a", module="probe", arguments=("a", "0"), output=Path("a"))])
+"""
+    killed = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (here / "kill").unlink()
+    with pytest.raises(UserError, match="remove a$"):
+        run_steps(here, [_step("a", more=("other",))])
+    assert read_times(here) == []
+    run_steps(here, [_step("a")])
+    assert (here / "a").read_text() == "ran ran "
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_passed_over(here: Path) -> None:
+    run_steps(here, [_step("a")])
+    with (here / LOG).open("a") as log:
+        log.write('{"title": "b", "ident')
+    run_steps(here, [_step("a"), _step("b")])
+    run_steps(here, [_step("a"), _step("b")])
+    assert [one.title for one in read_times(here)] == ["a", "b"]
+    assert [(here / name).read_text() for name in "ab"] == ["ran "] * 2
 
 
 def test_a_failed_step_ends_the_demo_and_is_run_again(here: Path) -> None:
     with pytest.raises(UserError, match="the step «a» ended with exit code 3"):
-        _run(here, _step("a", code=3), _step("b"))
+        run_steps(here, [_step("a", code=3), _step("b")])
     assert not (here / "b").exists()
     with pytest.raises(UserError, match="exit code 3"):
-        _run(here, _step("a", code=3))
+        run_steps(here, [_step("a", code=3)])
     with pytest.raises(KeyboardInterrupt):
-        _run(here, _step("c", code=130))
+        run_steps(here, [_step("c", code=130)])
     rows = [json.loads(line) for line in (here / LOG).read_text().splitlines()]
-    assert read_times(here)[0].seconds == pytest.approx(rows[0]["seconds"] + rows[1]["seconds"])
+    seconds = [row["seconds"] for row in rows if row["title"] == "a" and row["code"] is not None]
+    assert len(seconds) == 2 and read_times(here)[0].seconds == pytest.approx(sum(seconds))
 
 
 def test_durations_are_said_as_a_person_would() -> None:
@@ -91,6 +154,17 @@ def test_settings_reach_the_commands() -> None:
     assert all("elsewhere" in command for command in commands)
     with pytest.raises(ValueError, match="there is no file nowhere.yaml"):
         DemoConfig(training="nowhere.yaml")
+
+
+def test_the_chosen_style_is_half_of_the_large_objects_and_a_sixth_of_the_small() -> None:
+    for label, size, share in (("owl", "large", 1 / 2), ("owl", "small", 1 / 6), (None, "large", 0)):
+        captions = f"SELECT 'train-1-' || range AS key, $label AS class_label, 'a {size} owl' AS caption FROM range(6000)"
+        found = duckdb.execute(f"SELECT avg(({STYLE})::INT) FROM ({captions})", {"label": label}).fetchall()
+        assert found == [(pytest.approx(share, abs=0.03),)]
+
+
+def test_the_readme_says_how_many_scenes_there_are() -> None:
+    assert f"{DemoConfig().count:,} scenes of {NUM_KINDS} kinds" in (ROOT / "README.md").read_text()
 
 
 class _Page(HTMLParser):
@@ -118,8 +192,8 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
-    """A demo that has run: 200 scenes, tiny networks."""
-    config = DemoConfig(out=str(tmp_path_factory.mktemp("demo") / "demo"), count=200, training=QUICK, prompts_per_category=1)
+    """A demo that has run: 100 scenes, which show every kind, and tiny networks."""
+    config = DemoConfig(out=str(tmp_path_factory.mktemp("demo") / "demo"), count=100, training=QUICK, prompts_per_category=1)
     assert main(config) == 0
     return config
 
@@ -131,11 +205,11 @@ def test_the_report_shows_the_whole_way(demo: DemoConfig) -> None:
     page = _Page(text)
     assert page.headings == SECTIONS
     assert all(source.startswith("data:image/") for source in page.sources) and "url(" not in text
-    for column in ("true scene", "pixel", "alignment", "aesthetic"):
+    for column in COLUMNS:
         assert sum(alt.startswith(f"{column}: ") for alt in page.alts) == NUM_PROMPTS
     assert text.count("held out</span>") == NUM_PROMPTS // 2
     assert len(re.findall(r'aria-label="(pixel|alignment|aesthetic): loss"', text)) == 3
-    assert "205 planned" in text.replace(",", "") or ">205<" in text
+    assert ">105<" in text
     *before, _the_report = read_times(Path(demo.out))
     for step in before:
         assert escape(step.title) in text
@@ -183,7 +257,7 @@ def test_the_report_works_in_a_browser(demo: DemoConfig, tmp_path: Path) -> None
         browser.get(DemoFolder(Path(demo.out)).report.absolute().as_uri())
         grid = browser.find_element(By.CLASS_NAME, "stages")
         pictures = grid.find_elements(By.TAG_NAME, "img")
-        assert len(pictures) == 4 * NUM_PROMPTS
+        assert len(pictures) == len(COLUMNS) * NUM_PROMPTS
         assert all(browser.execute_script("return arguments[0].naturalWidth", one) == 64 for one in pictures)
         width = browser.execute_script("return document.documentElement.scrollWidth")
         assert width <= 1280
