@@ -1,4 +1,4 @@
-"""The README's pictures: unseen scenes and what llava-mini says of them, or prompts of unseen scenes and what a network draws.
+"""The README's pictures: unseen scenes and what llava-mini says of them, or held-out prompts and what a network draws.
 
 python -m examples.openmoji.picture --out docs/small_world.png
 python -m examples.openmoji.picture --checkpoint mini --out docs/dit_mini.png
@@ -24,20 +24,25 @@ class PictureConfig:
 
     out: str = "docs/small_world.png"
     """The PNG to write."""
-    count: int = 6
-    """Scenes."""
+    count: int | None = None
+    """Scenes; default: 6, or 12 that are drawn."""
     columns: int = 2
     """Scenes side by side."""
     seed: int = 2
     """Seed of the scenes."""
     checkpoint: str = ""
-    """A network, which draws the scenes by prompts as a person writes them; empty: llava-mini describes them."""
+    """A network, which draws what prompts as a person writes them ask for; empty: llava-mini describes scenes."""
     guidance_scale: float = GUIDANCE
     """Of the drawings."""
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.columns < 1:
+        if self.num_scenes < 1 or self.columns < 1:
             raise ValueError("count and columns must be 1 or more")
+
+    @property
+    def num_scenes(self) -> int:
+        """`count`, or its default."""
+        return (12 if self.checkpoint else 6) if self.count is None else self.count
 
 
 def main(config: PictureConfig) -> int:
@@ -47,7 +52,7 @@ def main(config: PictureConfig) -> int:
     cells = list(_drawn(config) if config.checkpoint else _described(config))
     side = cells[0][0].width * SCALE
     cell_px = side + TEXT_PX + 2 * GAP_PX
-    rows = -(-config.count // config.columns)
+    rows = -(-config.num_scenes // config.columns)
     picture = Image.new("RGB", (config.columns * cell_px + GAP_PX, rows * (side + GAP_PX) + GAP_PX), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_PX)
     for index, (image, text) in enumerate(cells):
@@ -56,7 +61,9 @@ def main(config: PictureConfig) -> int:
         picture.paste(image.resize((side, side), Image.Resampling.LANCZOS), (left, top))
         draw.multiline_text((left + side + GAP_PX, top), textwrap.fill(text, width=LETTERS), fill="black", font=font)
     picture.save(config.out, optimize=True)
-    print(f"{config.out}: {config.count} unseen scenes, {config.checkpoint or 'llava-mini'}'s view of them")
+    seen = f"{config.num_scenes} unseen scenes as llava-mini describes them"
+    drawn = f"{config.num_scenes} prompts of held-out combinations as {config.checkpoint} draws them"
+    print(f"{config.out}: {drawn if config.checkpoint else seen}")
     return 0
 
 
@@ -70,32 +77,39 @@ def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     from captioner.prompts import load_prompts
     from examples.openmoji.composition import draw_scene, render
 
-    scenes = [render(draw_scene(seed=config.seed, index=index, split="unseen")) for index in range(config.count)]
+    scenes = [render(draw_scene(seed=config.seed, index=index, split="unseen")) for index in range(config.num_scenes)]
     engine = LlavaEngine(resolve_model("mini"), GenerationSettings())
     prompt = load_prompts("paper").prompts[0].text
-    said = engine.caption(scenes, [prompt] * config.count, [str(index) for index in range(config.count)])
+    said = engine.caption(scenes, [prompt] * len(scenes), [str(index) for index in range(len(scenes))])
     for scene, one in zip(scenes, said, strict=True):
         yield Image.fromarray(scene), clean(one.text, finish_reason=one.finish_reason).caption
 
 
 def _drawn(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
-    """Drawings of held-out prompts and these prompts, category by category in turn."""
-    from itertools import chain
-
+    """Drawings of held-out prompts, each from a noise of its own, and these prompts."""
     from PIL import Image
 
-    from examples.openmoji.prompts import CATEGORIES, draw_prompts
     from model.generation import GenerationRequest
     from model.pipeline import open_pipeline
     from model.sampling import SamplingConfig
 
-    prompts = draw_prompts(count=-(-config.count // len(CATEGORIES)), seed=config.seed)
-    by_category = [[one.text for one in prompts if one.held_out and one.category == name] for name in CATEGORIES]
-    texts = tuple(chain.from_iterable(zip(*by_category, strict=True)))[: config.count]
-    sampling = SamplingConfig(guidance_scale=config.guidance_scale)
-    for one in open_pipeline(config.checkpoint)(GenerationRequest(prompts=texts, sampling=sampling)):
+    texts, sampling = held_out_texts(config), SamplingConfig(guidance_scale=config.guidance_scale)
+    request = GenerationRequest(prompts=texts, seeds=tuple(range(len(texts))), sampling=sampling)
+    for one in open_pipeline(config.checkpoint)(request):
         assert isinstance(one.image, Image.Image) and one.prompt is not None
         yield one.image, one.prompt
+
+
+def held_out_texts(config: PictureConfig) -> tuple[str, ...]:
+    """Prompts of held-out combinations, in turn of each category that states places: without places nothing is held out."""
+    from itertools import chain
+
+    from examples.openmoji.prompts import CATEGORIES, draw_prompts
+
+    names = [name for name, category in CATEGORIES.items() if "place" in category.stated]
+    prompts = draw_prompts(count=-(-config.num_scenes // len(names)), seed=config.seed)
+    by_category = [[one.text for one in prompts if one.held_out and one.category == name] for name in names]
+    return tuple(chain.from_iterable(zip(*by_category, strict=True)))[: config.num_scenes]
 
 
 if __name__ == "__main__":
