@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,11 +16,9 @@ import pytest
 import ray
 import torch
 
-from benchmarks import staged_adaln_costs, staged_alt_text, staged_judgement, staged_trainings, staged_world
-from benchmarks.staged_adaln import PerBlockDiT, train_per_block
-from benchmarks.staged_adaln_costs import NETWORKS, adaln_costs, count_parameters
+from benchmarks import staged_alt_text, staged_judgement, staged_trainings, staged_world
 from benchmarks.staged_config import StagedTrainingConfig
-from benchmarks.staged_experiments import adaln, aesthetic, initialisation
+from benchmarks.staged_experiments import aesthetic, initialisation
 from benchmarks.staged_judgement import style_share
 from benchmarks.staged_tables import figures, table
 from benchmarks.staged_training import main
@@ -43,12 +40,10 @@ from benchmarks.staged_world import features_folder
 from dataset_builder.command_line import UserError
 from model.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
 from model.dit import DiT
-from model.dit_config import PRESETS
-from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, captions, latents, random_network
-from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
+from tests.model.tiny_networks import CLASS, random_network
+from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
 from trainer.checkpoints import list_checkpoints
-from trainer.config import CheckpointConfig
 from trainer.evaluation_config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
 
 VALUES = {"dense": {"place, sprites": [0.5, 0.7]}, "alt_text": {"place, sprites": [0.1, 0.4]}}
@@ -192,7 +187,7 @@ def test_losses_stand_side_by_side_at_equal_images_and_noise_differs_by_seed(
     config = replace(config, num_seeds=2)
     for place, arm in enumerate((REPARAMETERISED, COPIED, SCRATCH, SCRATCH_LONGER)):
         for seed in range(2):
-            _write_trained(arm, seed, config, last_loss=place / 8 + seed)
+            write_trained(arm, seed, config, last_loss=place / 8 + seed)
     outcome = initialisation(config)
     _, _, _, _, *rows, objects, _ = outcome.markdown.split("\n")
     assert [row.split(" | ")[0] for row in rows] == [
@@ -209,7 +204,7 @@ def test_losses_stand_side_by_side_at_equal_images_and_noise_differs_by_seed(
     assert noise[:4] == ["--seed=0"] * 4 and len(set(noise[4:])) == 1 and noise[4] not in ("--seed=0", "--seed=1")
 
 
-def _write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_loss: float) -> None:
+def write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_loss: float) -> None:
     """What a training leaves behind whose loss falls by 1 from measurement to measurement."""
     images, run = arm.images(config), config.folder / "trainings" / arm.name / str(seed) / "alignment"
     pipeline = PipelineConfig(objective="diffusion", resolution=16)
@@ -256,84 +251,6 @@ def test_each_arm_starts_from_what_it_says_and_is_trained_once(tmp_path: Path, c
     assert capsys.readouterr().out.count("training pixel") == 1
     assert [train(arm, 1, config) for arm in starts] == list(runs.values())
     assert "training" not in capsys.readouterr().out
-
-
-def test_per_block_adaln_equals_adaln_single_where_all_mlps_are_one_and_all_tables_zero() -> None:
-    single, per_block = random_network(TEXT), PerBlockDiT(TEXT).eval()
-    with torch.no_grad():
-        for block in single.blocks:
-            block.scale_shift_table.zero_()  # type: ignore[operator]
-    single.final_layer = per_block.final_layer
-    torch.nn.init.normal_(per_block.final_layer.linear.weight)
-    shared = {name.removeprefix("t_block.1."): tensor for name, tensor in single.state_dict().items() if "t_block" in name}
-    state = per_block.state_dict()
-    for name, tensor in state.items():
-        _, adaln, kind = name.partition("adaLN_modulation.1.")
-        if name.startswith("blocks.") and adaln:
-            tensor.copy_(shared[kind])
-        elif name in single.state_dict():
-            tensor.copy_(single.state_dict()[name])
-    found, expected = (network(latents(), TIMESTEPS, captions=captions()) for network in (per_block, single))
-    assert expected.abs().max() > 0.1
-    torch.testing.assert_close(found, expected)
-
-
-def test_adaln_single_has_fewer_parameters_by_the_mlps_of_the_blocks() -> None:
-    """At the paper's size: 28 blocks' MLPs and the final layer's, against one MLP and the tables."""
-    width, depth = 1152, 28
-    mlp = 6 * width * (width + 1)
-    single, per_block = (count_parameters(network, PRESETS["XL/2"]) for network in (DiT, PerBlockDiT))
-    assert single == 610_856_096
-    assert per_block - single == depth * (mlp - 6 * width) - mlp + 2 * width * (width + 1) - 2 * width
-
-
-def test_a_killed_training_with_per_block_adaln_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    write_store(tmp_path / "features")
-    config = tiny_config(tmp_path, images=40, checkpoint=CheckpointConfig(every_images=20, keep_last=9))
-    assert train_per_block(config)
-    unbroken = Path(config.run_folder)
-    half = list_checkpoints(unbroken)[0]
-    resumed = replace(config, run_dir=str(tmp_path / "resumed"))
-    shutil.copytree(half, Path(resumed.run_folder) / "checkpoints" / half.name)
-    assert train_per_block(resumed)
-    later = {images: loss for images, loss in validation_losses(unbroken).items() if images > int(half.name)}
-    assert len(later) > 0 and validation_losses(Path(resumed.run_folder)) == later
-    assert "resumes" in (Path(resumed.run_folder) / "log.txt").read_text()
-
-
-def test_the_networks_of_the_comparison_have_the_parameters_that_the_docs_say() -> None:
-    trained = replace(PRESETS["mini"], patch_size=2, depth=6, learned_variance=False)  # as examples/openmoji/demo.yaml has it
-    assert [count_parameters(network, trained) for network in (DiT, PerBlockDiT)] == [6_995_776, 9_091_392]
-
-
-def test_costs_are_of_both_networks(tmp_path: Path) -> None:
-    features = write_store(tmp_path / "features", shapes=((16, 16),))
-    network = random_network(TEXT, caption_width=CAPTION_WIDTH, sample_size=8)
-    save_checkpoint(tmp_path / "network", network, PipelineConfig(objective="diffusion", resolution=16))
-    measured = partial(adaln_costs, tmp_path / "network", features, batch_size=4, timed_steps=1, compiled=False)
-    costs = measured(attention="math")
-    for name in ("parameters", "memory_bytes"):
-        assert costs[f"{name}_per_block"] > costs[f"{name}_single"] > 0
-    assert costs["memory_bytes_single"] > 5 * 4 * costs["parameters_single"]  # with gradients, moments and average
-    assert costs["step_s_single"] > 0
-    assert measured(attention="auto")["memory_bytes_single"] < costs["memory_bytes_single"]  # the fused kernel keeps no matrix
-
-
-def test_costs_are_measured_as_the_training_beside_them_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = StagedTrainingConfig(out=str(tmp_path), images=64, batch_size=8, num_seeds=1)
-    for arm in (SCRATCH, PER_BLOCK):
-        _write_trained(arm, 0, config, last_loss=0.5)
-    settings: dict[str, object] = {}
-
-    def measure(*_: Path, **given: object) -> dict[str, float]:
-        settings.update(given)
-        return {
-            f"{cost}_{name}": 1.0 for cost in ("parameters", "parameters_xl", "memory_bytes", "step_s") for name in NETWORKS
-        }
-
-    monkeypatch.setattr(staged_adaln_costs, "adaln_costs", measure)
-    adaln(config)
-    assert settings == {"batch_size": 8, "timed_steps": 30, "compiled": False, "attention": "math"}
 
 
 def test_alt_texts_ask_for_their_kind_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
