@@ -47,7 +47,13 @@ def test_the_notebook_of_staged_training_goes_through_all_stages(tmp_path: Path,
     """With a network that is too small to draw anything."""
     recipe = {"network": {"width": 48, "depth": 2, "num_heads": 2}, "objective": {"name": "rectified_flow"}, "compile": False}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    settings = {"FOLDER": tmp_path / "stages", "RECIPE": tmp_path / "recipe.yaml", "SCENES": 240, "PROMPTS_PER_CATEGORY": 1}
+    settings = {
+        "FOLDER": tmp_path / "stages",
+        "RECIPE": tmp_path / "recipe.yaml",
+        "SCENES": 240,
+        "PROMPTS_PER_CATEGORY": 1,
+        "IMAGES_PER_PROMPT": 1,
+    }
     images = {"PIXEL_IMAGES": 32, "ALIGNMENT_IMAGES": 32, "AESTHETIC_IMAGES": 16}
     for name, value in {**settings, **images}.items():
         monkeypatch.setenv(name, str(value))
