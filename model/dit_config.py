@@ -143,8 +143,8 @@ class DiTConfig:
 
 
 PRESETS: dict[str, DiTConfig] = {
-    # The small world's: 64 px as vae-mini's 16 x 8 x 8 latents, a token each; t5-mini's channels.
-    "mini": DiTConfig(sample_size=8, patch_size=1, in_channels=16, width=256, depth=8, num_heads=4, caption_width=192),
+    # The small world's, as dit-mini: 64 px as vae-mini's 16 x 8 x 8 latents, a token for 2 x 2; t5-mini's channels.
+    "mini": DiTConfig(sample_size=8, patch_size=2, in_channels=16, width=256, depth=6, num_heads=4, caption_width=192),
     "S/2": DiTConfig(width=384, depth=12, num_heads=6),
     "B/2": DiTConfig(width=768, depth=12, num_heads=12),
     "L/2": DiTConfig(width=1024, depth=24, num_heads=16),

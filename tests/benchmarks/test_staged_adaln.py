@@ -72,7 +72,7 @@ def test_a_killed_training_with_per_block_adaln_goes_on_as_if_nothing_had_been(t
 
 
 def test_the_networks_of_the_comparison_have_the_parameters_that_the_docs_say() -> None:
-    trained = replace(PRESETS["mini"], patch_size=2, depth=6, learned_variance=False)  # as examples/openmoji/demo.yaml has it
+    trained = replace(PRESETS["mini"], learned_variance=False)  # as examples/openmoji/demo.yaml has it
     assert [count_parameters(network, trained) for network in (DiT, PerBlockDiT)] == [6_995_776, 9_091_392]
 
 
