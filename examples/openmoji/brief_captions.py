@@ -2,7 +2,8 @@
 
 A network that reads dense captions alone does not learn to place two objects by "a large owl left of a small key", since such
 captions always name the places too. So the dense captions are read and said again in few words, with some things left open: a
-text for each key in a tar, of which `python -m dataset_builder.convert --source sam-llava` makes a run.
+text for each key in a tar, of which `python -m dataset_builder.convert --source sam-llava` makes a run. With `--open true` only
+captions of several objects are said again, and never with places: where all goes is then for the network to settle.
 """
 
 import io
@@ -14,7 +15,7 @@ from pathlib import Path
 from dataset_builder.command_line import run_command
 from examples.openmoji.checks import stands
 from examples.openmoji.composition import Scene, SceneObject
-from examples.openmoji.labelled_texts import labelled_text
+from examples.openmoji.labelled_texts import LabelledText, labelled_text
 from examples.openmoji.truth import TrueObject, read_caption
 
 _RELATED = 2
@@ -29,6 +30,8 @@ class BriefConfig:
     """A captioning run of scenes, or a data set of them."""
     out: str
     """The tar to write."""
+    open: bool = False
+    """Leave the places open: how two objects stand, where a caption says it, or what there is."""
 
 
 def main(config: BriefConfig) -> int:
@@ -41,7 +44,7 @@ def main(config: BriefConfig) -> int:
     num_written = 0
     with new_file(Path(config.out)) as partial, tarfile.open(partial, "w") as tar:
         for number, row in enumerate(rows):
-            if (text := brief(row["caption"], number=number)) is not None:
+            if (text := brief(row["caption"], number=number, open_places=config.open)) is not None:
                 member = tarfile.TarInfo(f"{row['key']}.txt")
                 member.size = len(text.encode())
                 tar.addfile(member, io.BytesIO(text.encode()))
@@ -50,14 +53,17 @@ def main(config: BriefConfig) -> int:
     return 0
 
 
-def brief(caption: str, *, number: int) -> str | None:
-    """A caption in few words, in a phrasing that follows from `number`; None where it does not say all that a scene has."""
+def brief(caption: str, *, number: int, open_places: bool = False) -> str | None:
+    """A caption in few words, in a phrasing that follows from `number`; None where it does not say all that a scene has.
+
+    With `open_places` also None for one object.
+    """
     scene = scene_told(caption, index=number)
-    if scene is None:
+    if scene is None or (open_places and len(scene.objects) == 1):
         return None
-    related = scene.relation is not None and number % _RELATED == 0
+    related = scene.relation is not None and (open_places or number % _RELATED == 0)
     texts = (labelled_text(scene, "prompt", seed=phrasing) for phrasing in itertools.count())
-    return next(one.text for one in texts if any("relation" in labels for _, _, labels in one.spans) == related)
+    return next(one.text for one in texts if _says(one, "relation") == related and not (open_places and _says(one, "place")))
 
 
 def scene_told(caption: str, *, index: int) -> Scene | None:
@@ -78,6 +84,10 @@ def scene_told(caption: str, *, index: int) -> Scene | None:
         pattern=next(iter(read.patterns)),
         relation=relation,
     )
+
+
+def _says(text: LabelledText, label: str) -> bool:
+    return any(label in labels for _, _, labels in text.spans)
 
 
 def _object(thing: TrueObject) -> SceneObject:
