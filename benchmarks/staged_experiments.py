@@ -91,11 +91,6 @@ def aesthetic(config: StagedTrainingConfig) -> Outcome:
     """The shipped checkpoints before and after the aesthetic stage, by the prompts of the whole small world."""
     from model.checkpoint import checkpoint_fingerprint
 
-    missing = [name for name in config.shipped if not (Path(name) / "pipeline.json").is_file()]
-    if missing:
-        line = f"left out: no checkpoint is shipped in {' and '.join(missing)} yet"
-        print(f"aesthetic: {line}")
-        return Outcome(markdown=f"### The aesthetic stage\n\n{line}\n", figures={})
     values: dict[str, dict[str, list[float]]] = {}
     for stage, checkpoint in zip(("alignment", "aesthetic"), config.shipped, strict=True):
         out = config.folder / "judgements" / "shipped" / checkpoint_fingerprint(Path(checkpoint))

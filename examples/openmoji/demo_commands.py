@@ -195,7 +195,7 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
         drawn = ("--checkpoint", str(folder.training / stage), *_SAMPLING)
         yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and judge after the stage {stage}")
     title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
-    yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI, *_SAMPLING), title=title)
+    yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI), title=title)
 
 
 def _evaluation(config: DemoConfig, folder: DemoFolder, *, name: str, drawn: tuple[str, ...], title: str) -> Step:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import run_command
-from examples.openmoji.demo_commands import GUIDANCE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,8 +31,6 @@ class PictureConfig:
     """Seed of the scenes."""
     checkpoint: str = ""
     """A network, which draws what prompts as a person writes them ask for; empty: llava-mini describes scenes."""
-    guidance_scale: float = GUIDANCE
-    """Of the drawings."""
 
     def __post_init__(self) -> None:
         if self.num_scenes < 1 or self.columns < 1:
@@ -93,7 +90,7 @@ def _drawn(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     from model.pipeline import open_pipeline
     from model.sampling import SamplingConfig
 
-    texts, sampling = held_out_texts(config), SamplingConfig(guidance_scale=config.guidance_scale)
+    texts, sampling = held_out_texts(config), SamplingConfig()
     request = GenerationRequest(prompts=texts, seeds=tuple(range(len(texts))), sampling=sampling)
     for one in open_pipeline(config.checkpoint)(request):
         assert isinstance(one.image, Image.Image) and one.prompt is not None

@@ -110,18 +110,11 @@ def test_trainer_fit_takes_the_arguments_of_an_arm(tmp_path: Path, capsys: pytes
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    config = StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), experiments=("aesthetic",))
-    config = replace(config, shipped=(str(tmp_path / "a"), str(tmp_path / "b")))
+    config = StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), experiments=())
     assert main(config) == 0
     assert main(replace(config, num_seeds=9, style="dot", shipped=(str(tmp_path / "c"), str(tmp_path / "d")))) == 0
     with pytest.raises(UserError, match="another images"):
         main(replace(config, images=64_000))
-
-
-def test_the_aesthetic_stage_is_left_out_while_nothing_is_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gone = (str(tmp_path / "alignment"), str(tmp_path / "aesthetic"))
-    main(StagedTrainingConfig(out=str(tmp_path / "out"), recipe=_recipe(tmp_path), experiments=("aesthetic",), shipped=gone))
-    assert f"left out: no checkpoint is shipped in {gone[0]} and {gone[1]} yet" in capsys.readouterr().out
 
 
 def test_a_copied_start_holds_what_fits_of_the_pixel_stage_and_nothing_else(tmp_path: Path) -> None:
