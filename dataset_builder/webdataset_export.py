@@ -125,9 +125,9 @@ def _write_shard(shard: _Shard) -> _Written:
                 failed[row["key"]] = f"{error.reason}: {error.message}"
                 continue
             name = _name(row["key"])
-            _add(tar, f"{name}.{_SUFFIXES.get(row['format'], 'img')}", data)
-            _add(tar, f"{name}.txt", caption.encode())
-            _add(tar, f"{name}.json", json.dumps(_facts(row), ensure_ascii=False).encode())
+            add_member(tar, f"{name}.{_SUFFIXES.get(row['format'], 'img')}", data)
+            add_member(tar, f"{name}.txt", caption.encode())
+            add_member(tar, f"{name}.json", json.dumps(_facts(row), ensure_ascii=False).encode())
             images += 1
     Folder(shard.out).create(shard.name, buffer.getvalue())
     return _Written(images=images, failed=failed)
@@ -177,7 +177,8 @@ def _name(key: str) -> str:
     return key.replace("%", "%25").replace(".", "%2E").strip("/")
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Appends a file of these bytes."""
     member = tarfile.TarInfo(name)  # its time stays 0, so that the same data set makes the same bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

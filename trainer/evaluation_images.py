@@ -106,7 +106,8 @@ def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, range]:
     """Of the images of each text; prompts of the same text share them."""
     texts = dict.fromkeys(prompt.text for prompt in benchmark.prompts)
     number = benchmark.num_images_per_prompt
-    firsts = (config.seed + place * number * benchmark.own_seeds for place in range(len(texts)))
+    step = number if benchmark.own_seeds else 0
+    firsts = (config.seed + place * step for place in range(len(texts)))
     return {text: range(first, first + number) for text, first in zip(texts, firsts, strict=True)}
 
 

@@ -6,7 +6,6 @@ text for each key in a tar, of which `python -m dataset_builder.convert --source
 captions of several objects are said again, and never with places: where all goes is then for the network to settle.
 """
 
-import io
 import itertools
 import tarfile
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ class BriefConfig:
 def main(config: BriefConfig) -> int:
     """Writes the tar; returns 0."""
     from dataset_builder.sql import open_stored
+    from dataset_builder.webdataset_export import add_member
     from model.new_files import new_file
 
     with open_stored(config.run) as database:
@@ -45,9 +45,7 @@ def main(config: BriefConfig) -> int:
     with new_file(Path(config.out)) as partial, tarfile.open(partial, "w") as tar:
         for number, row in enumerate(rows):
             if (text := brief(row["caption"], number=number, open_places=config.open)) is not None:
-                member = tarfile.TarInfo(f"{row['key']}.txt")
-                member.size = len(text.encode())
-                tar.addfile(member, io.BytesIO(text.encode()))
+                add_member(tar, f"{row['key']}.txt", text.encode())
                 num_written += 1
     print(f"{config.out}: {num_written} of {len(rows)} captions in few words")
     return 0

@@ -126,15 +126,15 @@ def _write_jpegs(samples: list[Sample], out: Path, shard: int) -> None:
 
 def _write_tar(samples: list[Sample], out: Path, shard: int) -> None:
     """A WebDataset shard: jpg, txt and, for single objects, cls."""
+    from dataset_builder.webdataset_export import add_member
+
     with _whole_file(out / f"scenes-{shard:05d}.tar") as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for one in samples:
             members = {"jpg": jpeg_bytes(render(one.scene)), "txt": one.texts.alt_text.encode()}
             if one.class_label:
                 members["cls"] = one.class_label.encode()
             for suffix, content in members.items():
-                header = tarfile.TarInfo(f"{one.key}.{suffix}")
-                header.size = len(content)
-                tar.addfile(header, io.BytesIO(content))
+                add_member(tar, f"{one.key}.{suffix}", content)
 
 
 def _write_parquet(samples: list[Sample], out: Path, shard: int) -> None:
