@@ -12,7 +12,6 @@ from model.checkpoint import load_checkpoint, mini_checkpoint
 from model.dit import PRESETS
 from model.generation import GenerationRequest
 from model.pipeline import open_pipeline
-from model.sampling import SamplingConfig
 from trainer.evaluation import Prompt
 
 ROOT = Path(__file__).resolve().parents[2] / "model/pretrained/dit-mini"
@@ -34,15 +33,11 @@ def test_it_is_three_stages_in_bf16_with_their_terms() -> None:
 @pytest.mark.timeout(300)
 def test_it_draws_held_out_combinations() -> None:
     prompts = [one for one in draw_prompts(count=3, seed=8) if one.held_out]
-    request = GenerationRequest(
-        prompts=tuple(one.text for one in prompts),
-        seeds=tuple(range(len(prompts))),
-        sampling=SamplingConfig(guidance_scale=2.5),
-    )
+    request = GenerationRequest(prompts=tuple(one.text for one in prompts), seeds=tuple(range(len(prompts))))
     images = [np.asarray(one.image) for one in open_pipeline("mini")(request)]
     judge = world_judges({one.text: one.asked for one in prompts})["sprites"].load()
     verdicts = judge(images, [Prompt(text=one.text, category=one.category) for one in prompts])
     values = [verdict.values for verdict in verdicts]
     assert len(values) == 18
-    assert np.mean([one["object"] for one in values]) > 0.85
-    assert np.mean([one["background"] for one in values]) > 0.85
+    assert np.mean([one["object"] for one in values]) > 0.9
+    assert np.mean([one["background"] for one in values]) > 0.9

@@ -26,7 +26,7 @@ def _train_together(config: TrainConfig) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start_processes(_worker, args=(config, port), nprocs=2, start_method="fork")
+    start_processes(_worker, args=(config, port), nprocs=2, start_method="spawn")
 
 
 def _worker(rank: int, config: TrainConfig, port: int) -> None:
