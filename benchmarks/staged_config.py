@@ -33,6 +33,8 @@ class StagedTrainingConfig:
     """Images that each training of captions sees."""
     pixel_images: int = 32_000
     """Images that each pixel stage sees before it."""
+    pixel_image_cost: float = 0.607
+    """Operations of training on an image of the pixel stage, where one with a caption of 44 tokens, their mean, takes 1."""
     batch_size: int = 64
     """Images of a step."""
     num_seeds: int = 3
@@ -53,6 +55,8 @@ class StagedTrainingConfig:
         numbers = ("scenes", "num_kinds", "images", "pixel_images", "batch_size", "num_seeds", "prompts_per_category")
         if wrong := [name for name in (*numbers, "timed_steps") if getattr(self, name) < 1]:
             raise ValueError(f"{', '.join(wrong)} must be 1 or more")
+        if not 0 <= self.pixel_image_cost <= 1:
+            raise ValueError("pixel_image_cost must be between 0 and 1")
         if self.images % (MEASUREMENTS * self.batch_size):
             raise ValueError(
                 f"images must be a multiple of {MEASUREMENTS} batches: after so many equal parts the loss is measured"

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.staged_config import MEASUREMENTS, Experiment, StagedTrainingConfig
-from benchmarks.staged_judgement import STYLES, judge, judge_checkpoint, style_share
+from benchmarks.staged_judgement import STYLES, WORLD_METRICS, frechet_distance, judge, judge_checkpoint, style_share
 from benchmarks.staged_tables import Values, figures, table
 from benchmarks.staged_trainings import (
     ALT_TEXT,
@@ -16,7 +16,8 @@ from benchmarks.staged_trainings import (
     PER_BLOCK,
     REPARAMETERISED,
     SCRATCH,
-    SCRATCH_LONGER,
+    SCRATCH_EQUAL_IMAGES,
+    SCRATCH_EQUAL_OPERATIONS,
     Arm,
     last_loss,
     train,
@@ -55,9 +56,9 @@ def captions(config: StagedTrainingConfig) -> Outcome:
 
 
 def initialisation(config: StagedTrainingConfig) -> Outcome:
-    """From the pixel stage by re-parameterisation, with a copy of what fits, and from nothing, without and with its images.
+    """From the pixel stage by re-parameterisation or with a copy of what fits, and from nothing in three lengths.
 
-    Within the training, losses stand side by side at equal numbers of images only: the longest training has none there.
+    Within the training, losses stand side by side at equal numbers of images only: the longer trainings have none there.
     """
     places = [config.images * part // MEASUREMENTS for part in (1, 2, 4)]
 
@@ -66,7 +67,7 @@ def initialisation(config: StagedTrainingConfig) -> Outcome:
         within = {f"validation loss after {place:,} images": losses[place] for place in places if place in losses}
         return {**within, "validation loss at the end": last_loss(run), **judge(run, config, "person")}
 
-    arms = [REPARAMETERISED, COPIED, SCRATCH, SCRATCH_LONGER]
+    arms = [REPARAMETERISED, COPIED, SCRATCH, SCRATCH_EQUAL_OPERATIONS, SCRATCH_EQUAL_IMAGES]
     values = _measured({arm.name: arm for arm in arms}, measure, config)
     title = "Alignment from the pixel stage"
     return _outcome(values, against="reparameterised", head="measure", prefix="initialisation", title=title)
@@ -94,9 +95,10 @@ def aesthetic(config: StagedTrainingConfig) -> Outcome:
     values: dict[str, dict[str, list[float]]] = {}
     for stage, checkpoint in zip(("alignment", "aesthetic"), config.shipped, strict=True):
         out = config.folder / "judgements" / "shipped" / checkpoint_fingerprint(Path(checkpoint))
-        found = judge_checkpoint(checkpoint, out / "person", config, style="person", arguments=[])
+        person = out / "person"
+        found = judge_checkpoint(checkpoint, person, config, style="person", arguments=[], metrics=WORLD_METRICS)
         share = style_share(checkpoint, out / "alt_text", config) if config.style else {}
-        values[stage] = {name: [value] for name, value in {**found, **share}.items()}
+        values[stage] = {name: [value] for name, value in {**found, **share, **frechet_distance(person)}.items()}
     title = "The aesthetic stage of the shipped network"
     return _outcome(values, against="alignment", head="prompts", prefix="aesthetic", title=title)
 

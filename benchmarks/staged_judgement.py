@@ -4,6 +4,7 @@ It is called every time: it finds what it has done, and refuses a folder that ho
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ STYLES: dict[Style, str] = {
     "alt_text": "as the alt text",
 }
 METRICS = ("object", "place", "background", "all")
+WORLD_METRICS = ("object", "size", "place", "background", "relation", "count", "all")
+"""Of the whole small world: relation and count need several objects."""
 _ALL_PROMPTS = "all prompts"
 _SEEDS_APART = 1_000_000
 """Between the first images of two seeds: each image takes the next seed, so that no noise is that of another image."""
@@ -39,14 +42,26 @@ def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, fl
 
 
 def judge_checkpoint(
-    checkpoint: str, out: Path, config: StagedTrainingConfig, *, style: Style, arguments: list[str]
+    checkpoint: str,
+    out: Path,
+    config: StagedTrainingConfig,
+    *,
+    style: Style,
+    arguments: list[str],
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, float]:
-    """The same for any checkpoint, in a folder of choice; `arguments` are more of trainer.evaluate's."""
+    """The same for any checkpoint, in a folder of choice, by some metrics; `arguments` are more of trainer.evaluate's."""
     summary = out / "summary.json"
     if not summary.exists():
         print(f"judging {checkpoint} by prompts {STYLES[style]}", flush=True)
     run_module(*_command(style, config), f"--checkpoint={checkpoint}", f"--out={out}", *arguments)
-    return _scores(json.loads(summary.read_text(encoding="utf-8")))
+    return _scores(json.loads(summary.read_text(encoding="utf-8")), metrics)
+
+
+def frechet_distance(out: Path) -> dict[str, float]:
+    """To true scenes of the same prompts, of a judgement that is there."""
+    (distance,) = json.loads((out / "summary.json").read_text(encoding="utf-8"))["distances"]
+    return {"Fréchet distance": distance["value"]}
 
 
 def style_share(checkpoint: str, out: Path, config: StagedTrainingConfig) -> dict[str, float]:
@@ -72,7 +87,7 @@ def _command(style: Style, config: StagedTrainingConfig) -> list[str]:
     return ["trainer.evaluate", "--benchmark=openmoji", f"--openmoji.style={style}", *common]
 
 
-def _scores(summary: dict[str, Any]) -> dict[str, float]:
+def _scores(summary: dict[str, Any], metrics: Sequence[str]) -> dict[str, float]:
     over_all = [score for score in summary["scores"] if score["category"] == _ALL_PROMPTS]
-    wanted = [(metric, score) for metric in METRICS for score in over_all if score["metric"] == metric]
+    wanted = [(metric, score) for metric in metrics for score in over_all if score["metric"] == metric]
     return {f"{metric}, {score['judge']}": score["value"] for metric, score in wanted}

@@ -1,10 +1,11 @@
 """The trainings that are compared. Each is a folder, OUT/trainings/<arm>/<seed>/, and goes on where it was stopped.
 
 Trainings of one seed see the same images in the same order, with the same noise and timesteps, and what is new in their
-networks is drawn alike: they are pairs.
+networks is drawn alike, but for per-block adaLN, which draws in another order: they are pairs.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,14 +30,14 @@ class Arm:
     """The caption variant that it reads, in training and validation."""
     start: Literal["scratch", "pixel", "copied"] = "scratch"
     """From nothing, from the pixel stage of its seed by re-parameterisation, or with what fits of that."""
-    with_pixel_images: bool = False
-    """Sees as many more images as the pixel stage saw."""
+    makes_up_for_pixel: Literal["no", "operations", "images"] = "no"
+    """Sees more images, since it does without the pixel stage: by as many operations as that takes, or by as many images."""
 
     def images(self, config: StagedTrainingConfig) -> int:
         """Images of the training, its pixel stage not counted; whole steps."""
         wanted = config.pixel_images if self.stage == "pixel" else config.images
-        wanted += config.pixel_images if self.with_pixel_images else 0
-        return -(-wanted // config.batch_size) * config.batch_size
+        more = {"no": 0.0, "operations": config.pixel_image_cost, "images": 1.0}[self.makes_up_for_pixel]
+        return math.ceil((wanted + more * config.pixel_images) / config.batch_size) * config.batch_size
 
 
 PIXEL = Arm(name="pixel", stage="pixel")
@@ -44,7 +45,8 @@ SCRATCH = Arm(name="scratch")
 ALT_TEXT = Arm(name="alt_text", captions="alt_text")
 REPARAMETERISED = Arm(name="reparameterised", start="pixel")
 COPIED = Arm(name="copied", start="copied")
-SCRATCH_LONGER = Arm(name="scratch_longer", with_pixel_images=True)
+SCRATCH_EQUAL_OPERATIONS = Arm(name="scratch_equal_operations", makes_up_for_pixel="operations")
+SCRATCH_EQUAL_IMAGES = Arm(name="scratch_equal_images", makes_up_for_pixel="images")
 PER_BLOCK = Arm(name="adaln_per_block", module="benchmarks.staged_adaln_fit")
 
 

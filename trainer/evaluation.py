@@ -83,12 +83,14 @@ class DerivedJudge(Protocol):
         ...
 
 
-class SetMetric(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class SetMetric:
     """Scores all images of an evaluation together, as a Fréchet distance from reference statistics does."""
 
-    def __call__(self, images: "Iterable[Pixels]") -> float:
-        """Of images, uint8 RGB (H, W, 3), read as they are asked for. Loads what it needs; raises UserError."""
-        ...
+    version: str
+    """What it measures with, as a judge's."""
+    measure: "Callable[[Iterable[Pixels]], float]"
+    """Of images, uint8 RGB (H, W, 3), read as they are asked for. Loads what it needs; raises UserError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,8 @@ class Score:
     num_images: int
     value: float
     standard_error: float | None = None
-    """Of the mean, from the spread over the images; None where it is no mean, or of one image."""
+    """Of the mean, from the spread of the prompts' means, since images of one prompt are alike; None where it is no mean, or of
+    one prompt."""
     held_out: float | None = None
     """Over the prompts of held-out combinations; None where there are none."""
     num_held_out: int = 0
@@ -164,6 +167,8 @@ class Benchmark:
     """Further figures, of category OVERALL, from those of the categories."""
     published: tuple[Published, ...] = ()
     """Figures to stand beside those of the same category and metric."""
+    differences_of_answers: Callable[[], tuple[str, ...]] = tuple
+    """Asked once all is judged: why published figures cannot be compared with ours, as the judges' answers tell."""
     true_images: TrueImages | None = None
     """Where the benchmark knows what is right."""
     embeddings: Mapping[str, Callable[[], Embedding]] = field(default_factory=dict)

@@ -130,7 +130,7 @@ def _draw_missing(drawing: Drawing) -> None:
 
 
 def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What makes an evaluation this one, in plain JSON; the judges are not in it, since each verdict names its own."""
+    """What makes an evaluation this one, in plain JSON; not the judges, which summary.json names."""
     source: dict[str, Any] = {"images": str(config.images)}
     if settings is not None:
         source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}

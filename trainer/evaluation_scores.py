@@ -92,9 +92,9 @@ def set_scores(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Score]
             judge=name,
             metric=name,
             num_images=len(images),
-            value=measure(image.pixels() for image in tqdm(images, desc=name, unit="image", delay=1)),
+            value=metric.measure(image.pixels() for image in tqdm(images, desc=name, unit="image", delay=1)),
         )
-        for name, measure in benchmark.set_metrics.items()
+        for name, metric in benchmark.set_metrics.items()
     ]
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.new_files import new_file
-from trainer.evaluation import ALL, OVERALL, Benchmark, Published, Score
+from trainer.evaluation import ALL, OVERALL, Benchmark, JudgeSource, Published, Score, SetMetric
 from trainer.evaluation_scores import GENERATED, TRUE, Distance, Judged
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Summary:
     scores: tuple[Score, ...]
     """The chosen metric of each category, then every metric over all prompts, then what the benchmark makes of them."""
     distances: tuple[Distance, ...]
+    judges: Mapping[str, str]
+    """What each judge and each metric of all images measured with, by name: weights, thresholds, precision, request."""
     validation_loss: "ValidationLoss | None" = None
 
 
@@ -69,10 +71,12 @@ def summarise(
     over_all = [_score(judged, ALL, judge, metric) for metric in metrics for judge in judges]
     overall = benchmark.overall(found) if benchmark.overall else ()
     scores = [*found, *(score for score in over_all if score), *set_scores, *overall]
+    sources: Mapping[str, JudgeSource | SetMetric] = {**benchmark.judges, **benchmark.set_metrics}
     return Summary(
         benchmark=benchmark.name,
-        scores=tuple(_beside(score, benchmark.published) for score in scores),
+        scores=tuple(_beside(scores, benchmark)),
         distances=tuple(distances),
+        judges={name: source.version for name, source in sources.items()},
         validation_loss=loss,
     )
 
@@ -165,21 +169,31 @@ def _score_table(title: str, scores: Sequence[Score]) -> tuple[list[str], list[l
     return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
-def _beside(score: Score, published: Sequence[Published]) -> Score:
-    """With the published figure of the same category and metric, if there is one."""
-    found = (one for one in published if (one.category, one.metric) == (score.category, score.metric))
-    return dataclasses.replace(score, published=next(found, None))
+def _beside(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[Score]:
+    """With the published figures of the same category and metric, and what the judging tells of how they compare."""
+    published = {(one.category, one.metric): one for one in benchmark.published}
+    wanted = Counter(prompt.category for prompt in benchmark.prompts)
+    wanted[OVERALL] = len(benchmark.prompts)
+    differences = benchmark.differences_of_answers()
+    for score in scores:
+        beside = published.get((score.category, score.metric))
+        num_wanted = wanted[score.category] * benchmark.num_images_per_prompt
+        if beside:
+            lacking = (f"a score for {score.num_images} of {num_wanted} images",) if score.num_images < num_wanted else ()
+            beside = dataclasses.replace(beside, differences=(*beside.differences, *differences, *lacking))
+        yield dataclasses.replace(score, published=beside)
 
 
 def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> Score | None:
     """None where the judge has no such figure."""
     values: dict[str, list[float]] = defaultdict(list)
+    of_prompts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for one in judged:
         if one.judge == judge and metric in one.verdict.values:
-            value = one.verdict.values[metric]
-            values[one.images].append(value)
-            if one.images == GENERATED and one.prompt.held_out:
-                values["held_out"].append(value)
+            held_out = one.images == GENERATED and one.prompt.held_out
+            for images in (one.images, *(["held_out"] if held_out else [])):
+                values[images].append(one.verdict.values[metric])
+                of_prompts[images][one.prompt.text].append(one.verdict.values[metric])
     if not values[GENERATED]:
         return None
     return Score(
@@ -188,17 +202,18 @@ def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> 
         metric=metric,
         num_images=len(values[GENERATED]),
         value=fmean(values[GENERATED]),
-        standard_error=_standard_error(values[GENERATED]),
+        standard_error=_standard_error(of_prompts[GENERATED]),
         held_out=fmean(values["held_out"]) if values["held_out"] else None,
         num_held_out=len(values["held_out"]),
-        held_out_error=_standard_error(values["held_out"]),
+        held_out_error=_standard_error(of_prompts["held_out"]),
         ceiling=fmean(values[TRUE]) if values[TRUE] else None,
     )
 
 
-def _standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; None of fewer than two values."""
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+def _standard_error(of_prompts: Mapping[str, Sequence[float]]) -> float | None:
+    """Of the mean over the images of all prompts, by the spread of the prompts' means; None of fewer than two prompts."""
+    means = [fmean(values) for values in of_prompts.values()]
+    return stdev(means) / len(means) ** 0.5 if len(means) > 1 else None
 
 
 def _with_error(value: float, error: float | None) -> float | str:

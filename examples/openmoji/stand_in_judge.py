@@ -48,7 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
         question = self.rfile.read(int(self.headers["Content-Length"]))
         message = {"role": "assistant", "content": answer(question)}
         usage = {"prompt_tokens": len(question) // 4, "completion_tokens": len(message["content"]) // 4}
-        data = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}).encode()
+        choice = {"message": message, "finish_reason": "stop"}
+        data = json.dumps({"model": "stand-in", "choices": [choice], "usage": usage}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

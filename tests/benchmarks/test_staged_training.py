@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+import yaml
 
 from benchmarks import staged_alt_text, staged_judgement, staged_trainings, staged_world
 from benchmarks.staged_config import StagedTrainingConfig
@@ -29,7 +30,8 @@ from benchmarks.staged_trainings import (
     PIXEL,
     REPARAMETERISED,
     SCRATCH,
-    SCRATCH_LONGER,
+    SCRATCH_EQUAL_IMAGES,
+    SCRATCH_EQUAL_OPERATIONS,
     Arm,
     fit_arguments,
     train,
@@ -40,11 +42,13 @@ from benchmarks.staged_world import features_folder
 from dataset_builder.command_line import UserError
 from model.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
 from model.dit import DiT
+from model.dit_config import DiTConfig
 from tests.model.tiny_networks import CLASS, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
 from trainer.checkpoints import list_checkpoints
 from trainer.evaluation_config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
+from trainer.flops import training_flops
 
 VALUES = {"dense": {"place, sprites": [0.5, 0.7]}, "alt_text": {"place, sprites": [0.1, 0.4]}}
 
@@ -93,6 +97,7 @@ def _recipe(tmp_path: Path) -> str:
         "objective": {"name": "rectified_flow"},
         "optim": {"lr": 1e-3, "warmup_steps": 2},
         "compile": False,
+        "data": {"caption_weights": {"dense": 0.9, "alt_text": 0.1}},
         "stages": {"pixel": {"ladder": [{"resolution": 64, "images": 5, "batch_size": 5}]}},
     }
     path.write_text(json.dumps(settings))
@@ -101,12 +106,22 @@ def _recipe(tmp_path: Path) -> str:
 
 def test_trainer_fit_takes_the_arguments_of_an_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=128, pixel_images=40, batch_size=16)
-    assert [arm.images(config) for arm in (PIXEL, ALT_TEXT, SCRATCH_LONGER)] == [48, 128, 176]
+    arms = (PIXEL, ALT_TEXT, SCRATCH_EQUAL_OPERATIONS, SCRATCH_EQUAL_IMAGES)
+    assert [arm.images(config) for arm in arms] == [48, 128, 160, 176]
     for arm in (PIXEL, ALT_TEXT):
         assert fit.run([*fit_arguments(arm, 3, config), "--print_config"]) == 0
         printed = capsys.readouterr().out
         assert "seed: 3" in printed and f"images: {arm.images(config)}" in printed and "width: 48" in printed
-    assert "alt_text: 1.0" in printed
+    assert yaml.safe_load(printed)["data"]["caption_weights"] == {"alt_text": 1.0}
+
+
+def test_an_image_of_the_pixel_stage_costs_what_its_operations_say() -> None:
+    config = StagedTrainingConfig()
+    recipe = yaml.safe_load(Path(config.recipe).read_text(encoding="utf-8"))
+    of_text = DiTConfig(**recipe["network"], in_channels=16, caption_width=192, learned_variance=False)
+    of_class = replace(of_text, conditioning="class", num_classes=config.num_kinds)
+    cost = training_flops(of_class, grid=(4, 4)) / training_flops(of_text, grid=(4, 4), caption_tokens=44)
+    assert cost == pytest.approx(config.pixel_image_cost, abs=0.002)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -154,7 +169,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             value = network.x_embedder.proj.weight.flatten()[0].item()
             score = {"category": "all prompts", "metric": "object", "judge": "sprites", "value": value}
             summary.parent.mkdir(parents=True)
-            summary.write_text(json.dumps({"scores": [score]}))
+            summary.write_text(json.dumps({"scores": [score], "distances": [{"value": 29.5}]}))
         return ""
 
     monkeypatch.setattr(staged_judgement, "run_module", evaluate)
@@ -166,7 +181,9 @@ def test_a_shipped_network_that_is_replaced_is_judged_anew(tmp_path: Path, evalu
     config = StagedTrainingConfig(out=str(tmp_path / "out"), shipped=(str(before), str(after)), style="")
     for folder, seed in ((before, 1), (after, 2)):
         save_checkpoint(folder, random_network(seed=seed), PipelineConfig(objective="diffusion", resolution=16))
-    first = aesthetic(config).figures["aesthetic_aesthetic_object_sprites"]
+    outcome = aesthetic(config)
+    assert "| Fréchet distance | 29.500 | 29.500 | +0.000 |" in outcome.markdown
+    first = outcome.figures["aesthetic_aesthetic_object_sprites"]
     shutil.rmtree(after)
     save_checkpoint(after, random_network(seed=3), PipelineConfig(objective="diffusion", resolution=16))
     assert aesthetic(config).figures["aesthetic_aesthetic_object_sprites"] != first
@@ -178,7 +195,7 @@ def test_losses_stand_side_by_side_at_equal_images_and_noise_differs_by_seed(
 ) -> None:
     config = StagedTrainingConfig(out=str(tmp_path), recipe=_recipe(tmp_path), images=64, pixel_images=40, batch_size=8)
     config = replace(config, num_seeds=2)
-    for place, arm in enumerate((REPARAMETERISED, COPIED, SCRATCH, SCRATCH_LONGER)):
+    for place, arm in enumerate((REPARAMETERISED, COPIED, SCRATCH, SCRATCH_EQUAL_OPERATIONS, SCRATCH_EQUAL_IMAGES)):
         for seed in range(2):
             write_trained(arm, seed, config, last_loss=place / 8 + seed)
     outcome = initialisation(config)
@@ -189,12 +206,12 @@ def test_losses_stand_side_by_side_at_equal_images_and_noise_differs_by_seed(
         "| validation loss after 32 images",
         "| validation loss at the end",
     ]
-    assert rows[0].endswith("| – | +0.1250 ± 0.0000 | +0.2500 ± 0.0000 | – |")
-    assert rows[3].endswith("| 0.8750 ± 0.7071 | +0.1250 ± 0.0000 | +0.2500 ± 0.0000 | +0.3750 ± 0.0000 |")
+    assert rows[0].endswith("| – | – | +0.1250 ± 0.0000 | +0.2500 ± 0.0000 | – | – |")
+    assert rows[3].endswith("| 1.0000 ± 0.7071 | +0.1250 ± 0.0000 | +0.2500 ± 0.0000 | +0.3750 ± 0.0000 | +0.5000 ± 0.0000 |")
     assert objects.startswith("| object, sprites |")
-    assert "initialisation_scratch_longer_validation_loss_at_the_end_minus_reparameterised" in outcome.figures
+    assert "initialisation_scratch_equal_images_validation_loss_at_the_end_minus_reparameterised" in outcome.figures
     noise = [next(argument for argument in call if argument.startswith("--seed=")) for call in evaluations]
-    assert noise[:4] == ["--seed=0"] * 4 and len(set(noise[4:])) == 1 and noise[4] not in ("--seed=0", "--seed=1")
+    assert noise[:5] == ["--seed=0"] * 5 and len(set(noise[5:])) == 1 and noise[5] not in ("--seed=0", "--seed=1")
 
 
 def write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_loss: float) -> None:
@@ -234,7 +251,7 @@ def test_each_arm_starts_from_what_it_says_and_is_trained_once(tmp_path: Path, c
     starts = {
         REPARAMETERISED: "starts from " + str(tmp_path / "out/trainings/pixel/1/pixel/checkpoints/000000000008"),
         COPIED: "starts from " + str(tmp_path / "out/trainings/start_of_copied/1"),
-        SCRATCH_LONGER: "starts from nothing",
+        SCRATCH_EQUAL_IMAGES: "starts from nothing",
         PER_BLOCK: "starts from nothing",
     }
     runs = {arm: train(arm, 1, config) for arm in starts}
@@ -306,15 +323,14 @@ def test_a_whole_comparison_trains_judges_and_finds_its_work_done(tmp_path: Path
     )
     assert main(config) == 0
     first = capsys.readouterr().out
-    assert sorted(_started(first)) == ["judging"] * 4 + ["training"] * 5
+    assert sorted(_started(first)) == ["judging"] * 5 + ["training"] * 6
     found = json.loads(first.splitlines()[-1])
-    assert {f"initialisation_{arm}_place_sprites" for arm in ("reparameterised", "copied", "scratch", "scratch_longer")} <= {
-        *found
-    }
+    arms = ("reparameterised", "copied", "scratch", "scratch_equal_operations", "scratch_equal_images")
+    assert {f"initialisation_{arm}_place_sprites" for arm in arms} <= {*found}
     logs = {arm: (tmp_path / f"out/trainings/{arm}/0/alignment/log.txt").read_text() for arm in ("reparameterised", "copied")}
     assert "trainings/pixel/0/pixel/checkpoints/000000000016" in logs["reparameterised"]
     assert "start_of_copied/0" in logs["copied"]
-    assert find_checkpoint(tmp_path / "out/trainings/scratch_longer/0/alignment/checkpoints/000000000048")
+    assert find_checkpoint(tmp_path / "out/trainings/scratch_equal_images/0/alignment/checkpoints/000000000048")
     assert main(config) == 0
     again = capsys.readouterr().out
     assert _started(again) == []

@@ -41,3 +41,5 @@ def test_it_draws_held_out_combinations() -> None:
     assert len(values) == 18
     assert np.mean([one["object"] for one in values]) > 0.9
     assert np.mean([one["background"] for one in values]) > 0.9
+    assert np.mean([one["place"] for one in values if "place" in one]) > 0.9
+    assert np.mean([one["all"] for one in values]) > 0.8

@@ -18,10 +18,11 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def says(text: str | None, *, finish_reason: str = "stop") -> Reply:
-    """A chat completion with this text."""
+def says(text: str | None, *, finish_reason: str = "stop", model: str = "gpt-4o-2024-05-13") -> Reply:
+    """A chat completion with this text, by a model of this name."""
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
-    return Reply(body=json.dumps({"choices": [choice], "usage": {"prompt_tokens": 900, "completion_tokens": 15}}))
+    usage = {"prompt_tokens": 900, "completion_tokens": 15}
+    return Reply(body=json.dumps({"model": model, "choices": [choice], "usage": usage}))
 
 
 def fails(status: int, code: str = "", **headers: str) -> Reply:

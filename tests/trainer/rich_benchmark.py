@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.trainer.toy_benchmark import brightness
-from trainer.evaluation import OVERALL, Benchmark, JudgeSource, Prompt, Published, Score, Verdict
+from trainer.evaluation import OVERALL, Benchmark, JudgeSource, Prompt, Published, Score, SetMetric, Verdict
 from trainer.evaluation_config import EvaluateConfig
 
 PROMPTS = (
@@ -30,7 +30,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
         },
         derived={"half": half},
         metric_of={"animals": "level", "tools": "half"},
-        set_metrics={"mean_brightness": mean_brightness},
+        set_metrics={"mean_brightness": SetMetric(version="by bytes", measure=mean_brightness)},
         overall=overall,
         published=(
             Published(category="animals", metric="level", value=0.75, source="Owl 1", reservations=("other owls",)),

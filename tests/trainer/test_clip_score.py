@@ -34,7 +34,7 @@ def test_the_score_is_the_cosine_of_a_direct_calculation(clip: Path, tmp_path: P
     texts = list(dict.fromkeys(text for text, _ in ROWS))
     rng, images = np.random.default_rng(0), []
     (tmp_path / "images").mkdir()
-    for name in image_names(texts, [0] * 3):
+    for name in image_names(texts, range(3)):
         images.append(Image.fromarray(rng.integers(0, 256, size=(40, 60, 3), dtype=np.uint8)))
         images[-1].save(tmp_path / "images" / name)
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
@@ -85,6 +85,7 @@ def test_prompts_of_our_own_are_a_first_try(clip: Path) -> None:
     assert len(benchmark.prompts) == 8
     assert list(benchmark.judges) == ["clip"]
     assert not benchmark.set_metrics
+    assert benchmark.own_seeds  # images of one noise are alike, which a Fréchet distance must not measure
 
 
 @pytest.mark.parametrize(

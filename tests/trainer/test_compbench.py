@@ -14,6 +14,7 @@ from dataset_builder.command_line import UserError, run_command
 from examples.openmoji.stand_ins import write_blip, write_clip, write_owlv2
 from model.image_files import image_names
 from trainer import evaluate
+from trainer.benchmarks import blip_vqa
 from trainer.benchmarks.blip_vqa import BlipVqa, cleaned_question, load_blip
 from trainer.benchmarks.detector import load_detector
 from trainer.benchmarks.judge_model import Placement, find_model
@@ -189,6 +190,14 @@ def test_weights_of_another_kind_are_refused(models: Path, tmp_path: Path) -> No
     BlipForConditionalGeneration(BlipConfig.from_pretrained(models / "blip")).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="weights are missing"):
         load_blip(find_model(str(tmp_path), option=""), CPU, image_px=64)
+
+
+def test_another_number_of_heads_than_blip_has_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = find_model(str(models / "blip"), option="")
+    width = load_blip(source, CPU, image_px=64).model.config.text_config.hidden_size
+    monkeypatch.setattr(blip_vqa, "_WIDTH", width)
+    with pytest.raises(UserError, match="BLIP was trained with 12"):
+        load_blip(source, CPU, image_px=64)
 
 
 def test_questions_are_cleaned_as_blip_was_trained() -> None:

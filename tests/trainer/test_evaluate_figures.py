@@ -59,10 +59,13 @@ def test_figures_are_those_worked_out_by_hand(gray_images: Path, tmp_path: Path)
 def test_published_figures_stand_beside_ours_with_what_forbids_comparing(gray_images: Path, tmp_path: Path) -> None:
     _run(f"--images={gray_images}", f"--out={tmp_path / 'out'}")
     lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
-    assert "| animals (level) | level | 4 | 0.800 ± 0.327 | 0.750 | with care: other owls |" in lines
-    assert "| tools (half) | half | 2 | 0.300 ± 0.100 | 0.500 | no: another judge |" in lines
+    # The prompts' means are .4 and 1.2, of two images each: ± is .8 / 2^.5 / 2^.5. A single prompt has none.
+    assert "| animals (level) | level | 4 | 0.800 ± 0.400 | 0.750 | with care: other owls |" in lines
+    assert "| tools (half) | half | 2 | 0.300 | 0.500 | no: another judge |" in lines
     assert "| overall (score) | all | 6 | 0.675 | 0.900 | yes |" in lines
     assert {"published: Owl 1", "published: Owl 2"} <= set(lines)
+    judges = json.loads((tmp_path / "out" / "summary.json").read_text())["judges"]
+    assert judges == {"level": "1", "tools": "1", "mean_brightness": "by bytes"}
     page = (tmp_path / "out" / "page.html").read_text()
     assert "no: another judge" in page and "published: Owl 1; published: Owl 2" in page
     assert "ceiling" not in page

@@ -53,7 +53,7 @@ def _pictures(folder: Path, seed: int, *, number: int = 8, sides: tuple[int, int
     folder.mkdir()
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 200, size=(number, 1, 1, 3))
-    for colour, name in zip(colours, image_names(PROMPTS, [0] * 8), strict=False):
+    for colour, name in zip(colours, image_names(PROMPTS, range(8)), strict=False):
         noise = rng.integers(0, 56, size=(*sides, 3))
         Image.fromarray((colour + noise).astype(np.uint8)).save(folder / name)
     return folder

@@ -57,7 +57,8 @@ def _in_turn(*replies: Reply) -> Callable[[object], Reply]:
 
 def test_an_answer_comes_with_its_tokens_and_the_key_goes_in_the_header(judge: JudgeServer) -> None:
     endpoint, pauses = _endpoint(judge.url)
-    assert endpoint.ask(BODY) == Answer(text="Score: 1", finish_reason="stop", input_tokens=900, output_tokens=15)
+    answer = Answer(text="Score: 1", finish_reason="stop", input_tokens=900, output_tokens=15, answered_by="gpt-4o-2024-05-13")
+    assert endpoint.ask(BODY) == answer
     assert judge.bodies == [BODY]
     assert judge.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert pauses == []

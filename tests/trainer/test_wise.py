@@ -147,6 +147,8 @@ def test_nonsense_and_silence_are_asked_again_and_then_counted(images: Path, tmp
     assert scores["all prompts", "unanswered"]["value"] == pytest.approx(3 / 12)
     assert scores["culture", "wiscore"]["num_images"] == 1
     assert scores["culture", "wiscore"]["value"] == pytest.approx(0.8)  # not halved by a zero
+    assert "a score for 1 of 2 images" in scores["culture", "wiscore"]["published"]["differences"]
+    assert "a score for 9 of 12 images" in scores["overall", "wiscore"]["published"]["differences"]
     rows = pq.read_table(out / "results.parquet").to_pylist()
     seen = {row["prompt"]: row["seen"] for row in rows if row["metric"] == "unanswered" and row["value"]}
     assert seen == {
@@ -156,6 +158,16 @@ def test_nonsense_and_silence_are_asked_again_and_then_counted(images: Path, tmp
     }
     tries = Counter((answer["prompt"], answer["is_verdict"]) for answer in _answers(out))
     assert (tries[nonsense, False], tries[late, False], tries[late, True]) == (3, 2, 1)
+
+
+def test_a_judge_that_answers_under_another_name_is_said(images: Path, tmp_path: Path, judge: JudgeServer) -> None:
+    judge.reply = lambda body: says("Consistency: 1\nRealism: 1\nAesthetic Quality: 1", model="llama")
+    (tmp_path / "own.txt").write_text("Grade: {prompt} {explanation}")
+    told = f"--wise.instructions={tmp_path / 'own.txt'}"
+    assert _run(_arguments(images, tmp_path / "out", judge, told)) == 0
+    differences = _scores(tmp_path / "out")["overall", "wiscore"]["published"]["differences"]
+    assert differences == ["prompts of our own", "instructions of own.txt", "llama answered in place of gpt-4o-2024-05-13"]
+    assert {answer["answered_by"] for answer in _answers(tmp_path / "out")} == {"llama"}
 
 
 def _complaint(capsys: pytest.CaptureFixture[str]) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_TYPE = "blip"
+_WIDTH, _NUM_HEADS = 768, 12
+"""Of BERT in the authors' configuration. With transformers' default of 8 heads all tensors have the same shapes."""
 _MAX_QUESTION_TOKENS = 35
 _NOT_ASKED = re.compile(r'[.!"()*#:;~]')
 
@@ -69,6 +71,12 @@ def load_blip(source: JudgeModel, placement: Placement, *, image_px: int) -> Bli
     if source.model_type != MODEL_TYPE:
         raise UserError(f"{source.name} is a {source.model_type}: expected a BLIP for visual question answering")
     model = source.load_network(BlipForQuestionAnswering.from_pretrained, placement)
+    text = model.config.text_config
+    if text.hidden_size == _WIDTH and text.num_attention_heads != _NUM_HEADS:
+        raise UserError(
+            f"{source.name}: config.json gives its BERT {text.num_attention_heads} heads, BLIP was trained with {_NUM_HEADS}: "
+            f'write "num_attention_heads": {_NUM_HEADS} into its text_config'
+        )
     return BlipVqa(model, source.load(BlipProcessor.from_pretrained), image_px=image_px)
 
 

@@ -97,7 +97,11 @@ def fid_metrics(config: FidConfig, evaluate: "EvaluateConfig") -> Mapping[str, S
     weights = find_weights(config.weights)
     name = FID if weights.is_published else f"frechet_distance_by_{weights.name}"
     layer = "" if config.features == "2048" else f"_{config.features}"
-    return {name + layer: Fid(config, weights, out=Path(evaluate.out), evaluate=evaluate)}
+    fid = Fid(config, weights, out=Path(evaluate.out), evaluate=evaluate)
+    version = (
+        f"{weights.fingerprint} features {config.features} resolution_px {config.resolution_px} reference {config.reference}"
+    )
+    return {name + layer: SetMetric(version=version, measure=fid)}
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -47,6 +47,8 @@ class Answer:
     input_tokens: int | None
     """As the endpoint counts them; None where it does not."""
     output_tokens: int | None
+    answered_by: str | None = None
+    """The model that the endpoint says it is; None where it does not."""
 
 
 class _Outage(Exception):
@@ -142,6 +144,7 @@ class JudgeEndpoint:
                 finish_reason=self._hidden(str(choice.get("finish_reason"))),
                 input_tokens=usage.get("prompt_tokens"),
                 output_tokens=usage.get("completion_tokens"),
+                answered_by=None if found.get("model") is None else self._hidden(str(found["model"])),
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise _Outage(f"no chat completion: {self._shown(data[:2000].decode(errors='replace'))}") from None

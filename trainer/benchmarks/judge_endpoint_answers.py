@@ -42,6 +42,12 @@ class KeptAnswers:
                 self._verdicts[key] = answer.text
 
 
+def models_that_answered(path: Path) -> list[str]:
+    """Those that endpoints named in the verdicts of a file, in order; none where there is no file."""
+    rows = [json.loads(line) for line in _whole_lines(path)]
+    return list(dict.fromkeys(row["answered_by"] for row in rows if row["is_verdict"] and row.get("answered_by")))
+
+
 def question_key(body: Mapping[str, Any]) -> str:
     """Of the whole request, image included: the same question has the same key, whatever address it is asked at."""
     return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()

@@ -46,6 +46,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     return Benchmark(
         name="prompts",
         prompts=chosen,
+        own_seeds=True,  # images of one noise are alike, and no sample that a Fréchet distance may be taken of
         judges={} if settings.clip is None else {"clip": clip_score_judge(settings.clip, config)},
         metric_of={prompt.category: CLIP_SCORE for prompt in chosen},
         set_metrics=fid_metrics(settings.fid, config),

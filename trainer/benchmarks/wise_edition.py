@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.benchmarks.judge_endpoint import JudgeEndpoint
-from trainer.benchmarks.judge_endpoint_answers import ANSWERS, KeptAnswers
+from trainer.benchmarks.judge_endpoint_answers import ANSWERS, KeptAnswers, models_that_answered
 from trainer.benchmarks.wise_instructions import Instructions, read_instructions
 from trainer.benchmarks.wise_judge import WiseJudge
 from trainer.benchmarks.wise_prompts import CATEGORIES, WiseFiles, first_of_each, own_prompts, read_prompts
@@ -49,11 +49,16 @@ def open_edition(edition: Edition, config: EvaluateConfig) -> Benchmark:
     body = {name: value for name, value in asked.items() if value is not None}
     differences = _differences(edition, config, model=body["model"], num_prompts=len(prompts))
     reservations = (f"told by {Path(settings.instructions).name}",) if settings.instructions else ()
+    answers = Path(config.out) / ANSWERS / f"{edition.name}.jsonl"
+
+    def differences_of_answers() -> tuple[str, ...]:
+        others = [name for name in models_that_answered(answers) if name not in (edition.judge_model, body["model"])]
+        return tuple(f"{name} answered in place of {edition.judge_model}" for name in others)
 
     def load() -> Judge:
         return WiseJudge(
             JudgeEndpoint(settings.judge),
-            KeptAnswers(Path(config.out) / ANSWERS / f"{edition.name}.jsonl"),
+            KeptAnswers(answers),
             instructions=instructions,
             body=body,
             read_answer=lambda answer: edition.read_answer(answer.rpartition(_THINKING_END)[2]),
@@ -65,6 +70,7 @@ def open_edition(edition: Edition, config: EvaluateConfig) -> Benchmark:
         prompts=prompts,
         judges={edition.name: JudgeSource(version=version, load=load)},
         metric_of=dict.fromkeys(CATEGORIES, edition.metric),
+        differences_of_answers=differences_of_answers,
         overall=lambda scores: overall(edition, scores),
         published=tuple(replace(one, differences=differences, reservations=reservations) for one in edition.published),
     )
@@ -95,6 +101,8 @@ def _differences(edition: Edition, config: EvaluateConfig, *, model: str, num_pr
         found.append(f"{model} judges in place of {edition.judge_model}")
     if config.wise.instructions is None:
         found.append("instructions of our own")
+    elif Path(config.wise.instructions).suffix != ".py":
+        found.append(f"instructions of {Path(config.wise.instructions).name}")
     if config.wise.judge.body:
         found.append("other settings of the judge")
     return tuple(found)
