@@ -5,6 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from trainer.validation import ValidationLoss
 
 RESULTS, SUMMARY_JSON, SUMMARY_MD = "results.parquet", "summary.json", "summary.md"
+_HELD_OUT = "held out"
 
 SCHEMA = pa.schema(
     [
@@ -186,27 +188,30 @@ def _beside(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[Score]:
 
 def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> Score | None:
     """None where the judge has no such figure."""
-    values: dict[str, list[float]] = defaultdict(list)
-    of_prompts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[float]]] = {
+        GENERATED: defaultdict(list),
+        TRUE: defaultdict(list),
+        _HELD_OUT: defaultdict(list),
+    }
     for one in judged:
         if one.judge == judge and metric in one.verdict.values:
             held_out = one.images == GENERATED and one.prompt.held_out
-            for images in (one.images, *(["held_out"] if held_out else [])):
-                values[images].append(one.verdict.values[metric])
-                of_prompts[images][one.prompt.text].append(one.verdict.values[metric])
-    if not values[GENERATED]:
+            for images in (one.images, *([_HELD_OUT] if held_out else [])):
+                found[images][one.prompt.text].append(one.verdict.values[metric])
+    generated, true, of_held_out = (list(chain.from_iterable(of_prompts.values())) for of_prompts in found.values())
+    if not generated:
         return None
     return Score(
         category=category,
         judge=judge,
         metric=metric,
-        num_images=len(values[GENERATED]),
-        value=fmean(values[GENERATED]),
-        standard_error=_standard_error(of_prompts[GENERATED]),
-        held_out=fmean(values["held_out"]) if values["held_out"] else None,
-        num_held_out=len(values["held_out"]),
-        held_out_error=_standard_error(of_prompts["held_out"]),
-        ceiling=fmean(values[TRUE]) if values[TRUE] else None,
+        num_images=len(generated),
+        value=fmean(generated),
+        standard_error=_standard_error(found[GENERATED]),
+        held_out=fmean(of_held_out) if of_held_out else None,
+        num_held_out=len(of_held_out),
+        held_out_error=_standard_error(found[_HELD_OUT]),
+        ceiling=fmean(true) if true else None,
     )
 
 
