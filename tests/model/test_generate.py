@@ -73,7 +73,8 @@ def test_a_file_of_prompts_fills_a_folder_and_a_grid_once(
     assert run(*arguments, checkpoint=checkpoint) == 0
     assert "1 image drawn" in capsys.readouterr().out
     assert {name for name, time in kept.items() if (out / name).stat().st_mtime_ns != time} == {"key-s0.png"}
-    assert np.array_equal(pixels(out / "key-s0.png"), grid[-SIDE_PX:, :SIDE_PX])
+    again, before = (one.astype(int) for one in (pixels(out / "key-s0.png"), grid[-SIDE_PX:, :SIDE_PX]))
+    assert np.abs(again - before).max() <= 1  # drawn alone in place of four together: another rounding
     assert run(*arguments, "--guidance_scale", "2", checkpoint=checkpoint) == 0  # other settings are other images
     assert "4 images drawn" in capsys.readouterr().out
 
