@@ -24,8 +24,7 @@ class KeptAnswers:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._lock = threading.Lock()
-        rows = [json.loads(line) for line in _whole_lines(path)]
-        self._verdicts: dict[str, str] = {row["key"]: row["answer"] for row in rows if row["is_verdict"]}
+        self._verdicts: dict[str, str] = {row["key"]: row["answer"] for row in _verdict_rows(path)}
 
     def verdict(self, key: str) -> str | None:
         """The text of the answer to a question, if one is kept that is a verdict."""
@@ -44,13 +43,17 @@ class KeptAnswers:
 
 def models_that_answered(path: Path) -> list[str]:
     """Those that endpoints named in the verdicts of a file, in order; none where there is no file."""
-    rows = [json.loads(line) for line in _whole_lines(path)]
-    return list(dict.fromkeys(row["answered_by"] for row in rows if row["is_verdict"] and row.get("answered_by")))
+    return list(dict.fromkeys(row["answered_by"] for row in _verdict_rows(path) if row.get("answered_by")))
 
 
 def question_key(body: Mapping[str, Any]) -> str:
     """Of the whole request, image included: the same question has the same key, whatever address it is asked at."""
     return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _verdict_rows(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in _whole_lines(path)]
+    return [row for row in rows if row["is_verdict"]]
 
 
 def _whole_lines(path: Path) -> list[bytes]:
