@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.commands import run_module
 from benchmarks.report import print_report
-from dataset_builder.cluster import cpu_environment
 from dataset_builder.command_line import run_command
+from foundry.hardware import auto_dtype, cpu_environment
 
 _SUMMARY = re.compile(r"start-up ([\d.]+) s, then (\d+) images in ([\d.]+) s")
 
@@ -60,7 +60,7 @@ def main(config: CaptioningConfig) -> int:
     with tempfile.TemporaryDirectory() as directory:
         figures = _quality(config, Path(directory))
         figures |= _speed(config, Path(directory))
-    print_report("Captioning", figures)
+    print_report("Captioning", figures, dtype=auto_dtype())
     return 0
 
 

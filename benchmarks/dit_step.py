@@ -1,6 +1,7 @@
 """Training steps and sampling of our network against diffusers': `python -m benchmarks.dit_step`.
 
-Width 1152, 16 heads, batch 8, 32 x 32 latents, captions of 60 tokens in 120 places; bf16 autocast, forward and backward.
+Width 1152, 16 heads, batch 8, 32 x 32 latents, captions of 60 tokens in 120 places; forward and backward
+in the number format that `auto` stands for.
 Sampling: 20 steps of DPM-Solver++ with guidance, bf16 weights, caption embeddings in, latents out; diffusers by its pipeline.
 
 eager_ratio, compiled_ratio    our images per second, eager and compiled, over diffusers' eager
@@ -25,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report import print_report
 from dataset_builder.command_line import UserError, run_command
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from model.dit import DiT
@@ -70,7 +73,7 @@ def main(config: DiTStepConfig) -> int:
         if config.memory_of:
             print(json.dumps(_peak_memory(config)))
         else:
-            print_report("DiT step", _figures(config))
+            print_report("DiT step", _figures(config), dtype=auto_dtype())
     return 0
 
 
@@ -207,7 +210,7 @@ def _training_step(network: Any, forward: Callable[[], "Tensor"], target: "Tenso
     import torch
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=_dtype(), enabled=_dtype() != torch.float32):
             output = forward()
         torch.nn.functional.mse_loss(output.float(), target).backward()
         network.zero_grad(set_to_none=True)
@@ -215,40 +218,46 @@ def _training_step(network: Any, forward: Callable[[], "Tensor"], target: "Tenso
     return step
 
 
-def _our_sampling(config: DiTStepConfig, *, compiled: bool = False) -> Callable[[], object]:
+def _dtype() -> "torch.dtype":
+    """The number format that this processor is fast in."""
     import torch
+
+    found: torch.dtype = getattr(torch, auto_dtype())
+    return found
+
+
+def _our_sampling(config: DiTStepConfig, *, compiled: bool = False) -> Callable[[], object]:
 
     from model.diffusion import Diffusion
     from model.dit import Captions
     from model.sampling import Conditioning, SamplingConfig, sample_latents
 
-    network, inputs = _our_network(config).to(torch.bfloat16).eval(), _inputs(config.batch // 2)
+    network, inputs = _our_network(config).to(_dtype()).eval(), _inputs(config.batch // 2)
     if compiled:
         network.compile_blocks()
-    captions = Captions.from_padded(inputs.embeddings.bfloat16(), inputs.mask)
+    captions = Captions.from_padded(inputs.embeddings.to(_dtype()), inputs.mask)
     conditioning = Conditioning(captions=captions, negative_captions=captions)
     return lambda: sample_latents(network, Diffusion(), conditioning, noise=inputs.latents, config=SamplingConfig())
 
 
 def _their_sampling(config: DiTStepConfig) -> Callable[[], object]:
-    import torch
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline
 
     from model.diffusion import Diffusion
 
     inputs = _inputs(config.batch // 2)
     scheduler = DPMSolverMultistepScheduler.from_config(Diffusion().scheduler_config("dpm-solver++"))
-    network = _their_network(config).to(torch.bfloat16).eval()
+    network = _their_network(config).to(_dtype()).eval()
     pipeline = PixArtAlphaPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=network, scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    embeddings, mask = inputs.embeddings.bfloat16(), inputs.mask.long()
+    embeddings, mask = inputs.embeddings.to(_dtype()), inputs.mask.long()
     return lambda: pipeline(
         negative_prompt=None,
         prompt_embeds=embeddings,
         prompt_attention_mask=mask,
         negative_prompt_embeds=embeddings,
         negative_prompt_attention_mask=mask,
-        latents=inputs.latents.bfloat16(),
+        latents=inputs.latents.to(_dtype()),
         num_inference_steps=20,
         guidance_scale=4.5,
         height=8 * _SIDE,
@@ -265,13 +274,11 @@ def _matrix_products(config: DiTStepConfig) -> Callable[[], None]:
     image, text, width = config.batch * _SIDE**2 // 4, config.batch * _TOKENS, _WIDTH
     block = [(image, 1, 3), (image, 1, 1), (image, 1, 1), (text, 1, 2), (image, 1, 1), (image, 1, 4), (image, 4, 1)]
     shapes = [(rows, k * width, n * width) for rows, k, n in block] * config.depth + [(text, 4096, width), (text, width, width)]
-    tensors = [
-        tuple(torch.randn(shape, dtype=torch.bfloat16) for shape in ((rows, k), (n, k), (rows, n))) for rows, k, n in shapes
-    ]
+    tensors = [tuple(torch.randn(shape, dtype=_dtype()) for shape in ((rows, k), (n, k), (rows, n))) for rows, k, n in shapes]
     places = config.batch * 16
     pairs = [(_SIDE**2 // 4, _SIDE**2 // 4), (_SIDE**2 // 4, _TOKENS)] * config.depth
     heads = [
-        tuple(torch.randn(shape, dtype=torch.bfloat16) for shape in ((places, n, 72), (places, m, 72), (places, n, m)))
+        tuple(torch.randn(shape, dtype=_dtype()) for shape in ((places, n, 72), (places, m, 72), (places, n, m)))
         for n, m in pairs
     ]
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.commands import run_module
-from dataset_builder.cluster import RaySettings, cpu_environment
+from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import run_command
+from foundry.hardware import cpu_environment
 
 if TYPE_CHECKING:
     from model.text_encoder import TextEncoder
@@ -211,7 +212,7 @@ def _precompute_config(root: Path, out: Path, *, units: int, unit_size: int, cpu
         square=True,
         unit_size=unit_size,
         batch_px=BATCH_IMAGES * SIDE_PX**2,
-        vae=VAEConfig(name=str(root / "vae"), dtype="bfloat16", sliced=False),
+        vae=VAEConfig(name=str(root / "vae"), sliced=False),
         text_encoder=TextEncoderConfig(name=str(root / "t5"), max_caption_tokens=LIMIT, max_batch_tokens=BATCH_TOKENS),
         ray=RaySettings(cpus_per_replica=cpus_per_replica),
     )

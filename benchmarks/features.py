@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
 from dataset_builder.command_line import run_command
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def main(config: FeaturesBenchConfig) -> int:
                 rounds=config.making_rounds,
                 cpus_per_replica=config.cpus_per_replica,
             )
-    print_report("Features", figures)
+    print_report("Features", figures, dtype=auto_dtype())
     return 0
 
 

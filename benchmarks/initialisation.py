@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report import print_report
 from dataset_builder.command_line import run_command
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def main(config: InitialisationBenchmarkConfig) -> int:
         by_seed = " ".join(f"{run[f'loss_after_{name}']:.5f}" for run in runs)
         columns = (figures[f"{kind}_{name}"] for kind in ("modulation", "loss", "loss_after"))
         print(f"{name:<12}" + "".join(f"{value:>12.5f}" for value in columns) + f"    {by_seed}")
-    print_report("Initialisation", figures)
+    print_report("Initialisation", figures, dtype=auto_dtype())
     return 0
 
 

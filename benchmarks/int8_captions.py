@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
 from dataset_builder.command_line import run_command
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ def main(config: Int8CaptionsConfig) -> int:
         "trained_int8_effect": means["loss_trained_int8"] / means["loss_bf16"] - 1,
         "seed_spread": max(abs(value / means["loss_bf16"] - 1) for value in losses["loss_bf16"]),
     }
-    print_report("Captions in int8", means | effects)
+    print_report("Captions in int8", means | effects, dtype=auto_dtype())
     return 0
 
 
@@ -143,7 +144,7 @@ def _train(scenes: Scenes, config: Int8CaptionsConfig, *, storage: str, seed: in
             lr=learning_rate(optim, step=step, num_steps=config.steps),
             ema_decay=min(0.5 ** (1 / _HALF_LIFE_STEPS), step / (step + 10)),
             gradient_clip=1.0,
-            precision=torch.bfloat16,
+            precision=getattr(torch, auto_dtype()),
             num_samples=config.batch_size,
         )
         train_step(state, objective, [part], settings)

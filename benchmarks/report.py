@@ -2,22 +2,23 @@
 
 import json
 import os
-import platform
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from foundry.hardware import cpu_name
 
-def print_report(title: str, figures: Mapping[str, float]) -> None:
-    """Prints the figures; floats with four significant digits."""
+
+def print_report(title: str, figures: Mapping[str, float], *, dtype: str | None = None) -> None:
+    """Prints the figures; floats with four significant digits. `dtype`: the number format that networks computed in."""
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
-    print(f"{title}, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, {_hardware()}")
+    print(f"{title}, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, {_hardware()}{f', {dtype}' if dtype else ''}")
     width = max(len(name) for name in rounded)
     for name, value in rounded.items():
         print(f"  {name:<{width}}  {value:g}")
-    print(json.dumps({**rounded, "commit": _commit()}))
+    print(json.dumps({**rounded, **({"dtype": dtype} if dtype else {}), "commit": _commit(), "hardware": _hardware()}))
 
 
 def _commit() -> str:
@@ -29,9 +30,9 @@ def _commit() -> str:
 
 
 def _hardware() -> str:
-    """The cores, and the GPUs by name."""
+    """The cores, with the processor's model, and the GPUs by name."""
     import torch
 
     names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     gpus = ", ".join(f"{count} x {name}" for name, count in names.items())
-    return f"{os.cpu_count()} cores ({platform.machine()}), {gpus or 'no GPU'}"
+    return f"{os.cpu_count()} cores of {cpu_name()}, {gpus or 'no GPU'}"

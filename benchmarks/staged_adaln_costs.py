@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from benchmarks.staged_adaln import PerBlockDiT
+from foundry.hardware import auto_dtype
 from model.checkpoint import read_pipeline_config, read_transformer_config
 from model.diffusion import Objective, make_objective
 from model.dit import DiT
@@ -87,7 +88,7 @@ def _state(network: type[DiT], config: DiTConfig, *, compiled: bool) -> TrainSta
 
 def _stepper(state: TrainState, objective: Objective, part: TrainPart) -> Callable[[], object]:
     settings = StepSettings(
-        lr=1e-4, ema_decay=0.99, gradient_clip=1.0, precision=torch.bfloat16, num_samples=len(part.timesteps)
+        lr=1e-4, ema_decay=0.99, gradient_clip=1.0, precision=getattr(torch, auto_dtype()), num_samples=len(part.timesteps)
     )
     return lambda: train_step(state, objective, [part], settings)
 

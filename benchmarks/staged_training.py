@@ -17,6 +17,7 @@ import time
 from benchmarks.report import print_report
 from benchmarks.staged_config import StagedTrainingConfig
 from dataset_builder.command_line import UserError, run_command
+from foundry.hardware import auto_dtype
 
 _SETTINGS = "settings.json"
 
@@ -36,7 +37,7 @@ def main(config: StagedTrainingConfig) -> int:
         (config.folder / f"{name}.md").write_text(outcome.markdown, encoding="utf-8")
         print(f"\n{outcome.markdown}", flush=True)
         figures |= outcome.figures
-    print_report("Staged training", figures | {"this_start_s": time.monotonic() - started})
+    print_report("Staged training", figures | {"this_start_s": time.monotonic() - started}, dtype=auto_dtype())
     return 0
 
 

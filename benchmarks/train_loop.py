@@ -1,7 +1,8 @@
 """What the training loop costs beside training: `python -m benchmarks.train_loop`.
 
 The loop of `trainer.fit` itself, on stored features of random latents and captions at T5's real width of 4096, with captions of
-up to 120 tokens and batches in two aspect buckets; bf16 autocast. Time is taken inside the loop, between the first measured
+up to 120 tokens and batches in two aspect buckets; in the number
+format that `auto` stands for. Time is taken inside the loop, between the first measured
 step and the last: what passes in forward, backward, clipping, optimiser and EMA, and what passes otherwise.
 
 loop_overhead    share of a step that is not forward, backward, optimiser or EMA: data, noise, conditions, watching
@@ -19,6 +20,7 @@ from unittest.mock import patch
 
 from benchmarks.report import print_report
 from dataset_builder.command_line import run_command
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -64,7 +66,7 @@ def main(config: TrainLoopConfig) -> int:
         "step_s": wall / config.steps,
         "images_per_s": config.batch_size * config.steps / wall,
     }
-    print_report("training loop", figures)
+    print_report("training loop", figures, dtype=auto_dtype())
     return 0
 
 
@@ -118,7 +120,6 @@ def _train_config(config: TrainLoopConfig, root: Path) -> "TrainConfig":
     return tiny_config(
         root,
         ladder=(Rung(resolution=64, images=images, batch_size=config.batch_size),),
-        precision="bfloat16",
         network=NetworkConfig(width=config.width, depth=config.depth, num_heads=config.width // 64),
         data=DataConfig(),
         checkpoint=CheckpointConfig(every_images=images),

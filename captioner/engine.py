@@ -15,6 +15,7 @@ import numpy as np
 
 from captioner.model_source import ModelSource
 from dataset_builder.command_line import UserError
+from foundry.hardware import resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,8 @@ class GenerationSettings:
     """How captions are decoded. All of it enters the run_id."""
 
     dtype: str = "auto"
-    """float32, bfloat16, float16 or auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
+    it, else float32."""
     batch_size: int = 64
     """Images per batch; halved by itself, for the rest of a replica's life, where memory runs out."""
     max_new_tokens: int = 300
@@ -87,7 +89,8 @@ class LlavaEngine:
         options: dict[str, Any] = {"revision": source.revision} if source.on_hub else {}
         self.processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
         self.processor.tokenizer.padding_side = "left"
-        options |= {"dtype": self._dtype(), "use_safetensors": True}
+        dtype = getattr(torch, resolve_dtype(settings.dtype, self.device.type))
+        options |= {"dtype": dtype, "use_safetensors": True}
         model = AutoModelForImageTextToText.from_pretrained(source.path_or_id, **options)
         self.model = model.to(self.device).eval()
         self.end_ids = _end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer.eos_token_id)
@@ -176,15 +179,6 @@ class LlavaEngine:
             mean_logprob=float(said.mean()) if length else None,
             min_logprob=float(said.min()) if length else None,
         )
-
-    def _dtype(self) -> "torch.dtype":
-        import torch
-
-        name = self.settings.dtype
-        if name == "auto":
-            name = "bfloat16" if self.device.type == "cuda" else "float32"
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
 
     def _pad_id(self) -> int:
         pad = self.processor.tokenizer.pad_token_id

@@ -118,10 +118,10 @@ def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJ
     if job.generation.dtype != "auto":
         return job
     from captioner.run_record import settle_dtype
-    from dataset_builder.ray_units import replicas_use_gpus, start_ray
+    from dataset_builder.ray_units import dtype_of_replicas, start_ray
 
     start_ray(config.ray)
-    job = with_dtype(job, "bfloat16" if replicas_use_gpus(config.ray) else "float32")
+    job = with_dtype(job, dtype_of_replicas(config.ray))
     settle_dtype(run, json.loads(job.settings))
     return job
 
@@ -189,7 +189,8 @@ def _headline(config: CaptionConfig, job: "CaptionJob", plan: "Plan", *, num_uni
     repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
     return (
         f"run {job.run_id} in {config.out}: {counted(plan.num_images, 'image')} in {counted(plan.num_units, 'unit')}{repeated}"
-        f"; {counted(num_units, 'unit')} to do; model {config.model}; prompts {job.prompts.name} ({prompts})"
+        f"; {counted(num_units, 'unit')} to do; model {config.model} in {job.generation.dtype}; "
+        f"prompts {job.prompts.name} ({prompts})"
     )
 
 

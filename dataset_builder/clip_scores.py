@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dataset_builder.command_line import UserError
 from dataset_builder.fingerprint import files_fingerprint, folder_fingerprint
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class ClipSource:
 
 
 class ClipEncoder:
-    """A loaded CLIP. Deterministic. It computes in bfloat16 on cuda and in float32 elsewhere, unless told."""
+    """A loaded CLIP. Deterministic. It computes in `dtype`, or in what `auto` stands for on its device."""
 
     def __init__(
         self, source: ClipSource, *, batch_size: int, device: str | None = None, dtype: "torch.dtype | None" = None
@@ -66,7 +67,7 @@ class ClipEncoder:
 
         self.batch_size = batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.dtype = dtype or getattr(torch, auto_dtype(self.device.type))
         model = open_clip.create_model(source.model, pretrained=source.tag, require_pretrained=True, weights_only=True)
         self.model = model.to(self.device).eval()
         config = json.loads(source.preprocess)

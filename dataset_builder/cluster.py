@@ -11,6 +11,7 @@ from typing import Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import is_local_path
+from foundry.hardware import cpu_environment
 
 _GPU_TYPE = "accelerator_type:"
 CONNECT_S = 5.0
@@ -162,20 +163,6 @@ def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: 
         f"{held} of the {wanted} replicas that the cores hold, since each takes about {replica_bytes / 1e9:.2g} GB of memory: "
         "--ray.cpus_per_replica gives them more cores each, --ray.num_replicas overrules this"
     )
-
-
-def cpu_environment(*, num_threads: int) -> dict[str, str]:
-    """Environment variables of a process that runs a model on CPUs; they are read when a process starts.
-
-    glibc hands large blocks back to the kernel at once, so that each step of a growing key-value cache faults its pages in
-    again: half of the time of llava-mini's decoding. The tunables keep the blocks.
-    """
-    tunables = ["hugetlb=1", f"mmap_threshold={1 << 30}", f"trim_threshold={1 << 34}", f"top_pad={1 << 28}"]
-    return {
-        "OMP_NUM_THREADS": str(num_threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{tunable}" for tunable in tunables),
-    }
 
 
 def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:

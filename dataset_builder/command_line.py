@@ -24,8 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from foundry.errors import UserError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+__all__ = ["UserError", "run_command"]
 
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
@@ -33,10 +37,6 @@ Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given value): (?P<value>.*)')
-
-
-class UserError(ValueError):
-    """Something that the user, a file or a machine caused. The message is one line that ends in what to do."""
 
 
 def run_command(

@@ -26,6 +26,7 @@ from dataset_builder.command_line import UserError
 from dataset_builder.culprits import OpenUnit, cause_of, is_raised
 from dataset_builder.unit_workers import ModelBroken, Replica, UnitJob, describe, finish_unit, prepare_unit, warm_up
 from dataset_builder.units import Commit, Unit
+from foundry.hardware import Dtype, auto_dtype
 
 POLL_S = 1.0
 LOOK_S = 5.0  # between two looks at Ray itself
@@ -114,6 +115,25 @@ def replicas_use_gpus(settings: RaySettings) -> bool:
     return settings.uses_gpus(ray.cluster_resources())
 
 
+def dtype_of_replicas(settings: RaySettings) -> Dtype:
+    """What the number format `auto` stands for: bfloat16 where each node that will hold a replica computes in it, else float32.
+
+    Raises UserError where a node does not answer.
+    """
+    on_gpus = replicas_use_gpus(settings)
+    if settings.resolved_address is None and not on_gpus:
+        return auto_dtype("cpu")  # this process's own Ray, on this machine
+    places = set(settings.places(nodes := cluster_nodes(), on_gpus=on_gpus))
+    options = settings.replica_options(ray.cluster_resources())
+    looks = {
+        node: ray.remote(**{**options, **_on_node(node.node_id, soft=False)})(auto_dtype).remote("cuda" if on_gpus else "cpu")
+        for node in nodes
+        if node.node_id in places
+    }
+    found = {_answer(node, look, what="tell its number format") for node, look in looks.items()}
+    return "float32" if "float32" in found else "bfloat16"
+
+
 def cluster_nodes() -> list[Node]:
     """The nodes of the Ray that was started. Raises RayLost."""
     return alive_nodes(ray.nodes())
@@ -124,14 +144,18 @@ def check_visible(paths: Mapping[str, str]) -> None:
     looks = {node: ray.remote(num_cpus=0, **_on_node(node.node_id, soft=False))(unseen_paths) for node in cluster_nodes()}
     unseen = {node: look.remote(dict(paths)) for node, look in looks.items()}
     for node, ref in unseen.items():
-        try:
-            found = ray.get(ref, timeout=VISIBLE_S)
-        except RayError as error:
-            raise UserError(f"node {node.name} could not look at {', '.join(paths)}: {cause_of(error)}") from error
-        if found:
+        if found := _answer(node, ref, what=f"look at {', '.join(paths)}"):
             raise UserError(
                 f"{', '.join(found)}: not visible on node {node.name}; use a folder that all nodes share, or object storage"
             )
+
+
+def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
+    """What a task on a node returns. Raises UserError where it fails."""
+    try:
+        return ray.get(ref, timeout=VISIBLE_S)
+    except RayError as error:
+        raise UserError(f"node {node.name} could not {what}: {cause_of(error)}") from error
 
 
 def _on_node(node_id: str, *, soft: bool) -> dict[str, Any]:

@@ -7,8 +7,9 @@ command again draws only what is not there yet.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from foundry.hardware import AutoDtype
 from model.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.command_line import UserError, run_command
 from model.generation import GenerationRequest
@@ -16,7 +17,7 @@ from model.image_files import image_names, is_drawn, make_grid, open_image, save
 from model.pipeline_parts import RuntimeConfig
 from model.prompt_files import read_prompts
 from model.sampling import SamplingConfig
-from model.text_encoder import Dtype, Quantisation
+from model.text_encoder import Quantisation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,8 +67,8 @@ class GenerateConfig:
     """Images that are drawn together; changes nothing else."""
     device: str = "auto"
     """cuda, cpu, …; auto: cuda where there is one."""
-    dtype: Dtype | Literal["auto"] = "auto"
-    """bfloat16 or float32; auto: bfloat16 on cuda, else float32."""
+    dtype: AutoDtype = "auto"
+    """Number format that everything computes in; auto: bfloat16 where the hardware has it, else float32."""
     staged: bool = False
     """Text encoder, network and VAE in memory one after the other: XL at 1024 px in 8 GB, with an 8-bit text encoder."""
     tiled_vae: bool = False
@@ -131,10 +132,11 @@ def main(config: GenerateConfig) -> int:
 
     from model.pipeline import open_pipeline
 
-    request = config.request()
+    request, runtime = config.request(), config.runtime().resolved()
     paths = _image_paths(Path(config.out), request, grid=config.grid)
-    values = _image_values(config, request)
-    pipeline = open_pipeline(config.checkpoint, runtime=config.runtime(), text_encoder=config.text_encoder, vae=config.vae)
+    values = _image_values(config, request, runtime)
+    print(f"{config.checkpoint} on {runtime.device} in {runtime.dtype}", flush=True)
+    pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)
     try:
         images = _draw(pipeline, request, paths, values)
     except torch.OutOfMemoryError as error:
@@ -165,7 +167,7 @@ def _image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[P
     return [out / name for name in image_names(prompts, seeds)]
 
 
-def _image_values(config: GenerateConfig, request: GenerationRequest) -> list[dict[str, Any]]:
+def _image_values(config: GenerateConfig, request: GenerationRequest, runtime: RuntimeConfig) -> list[dict[str, Any]]:
     """What each image is drawn from, for its PNG: whoever has this can draw it again."""
     root = find_checkpoint(config.checkpoint)
     settings = {
@@ -178,7 +180,7 @@ def _image_values(config: GenerateConfig, request: GenerationRequest) -> list[di
         "height": config.height,
         "width": config.width,
         "resolution_binning": config.resolution_binning,
-        "dtype": config.runtime().resolved().dtype,
+        "dtype": runtime.dtype,
         "quantisation": config.quantisation,
         "tiled_vae": config.tiled_vae,
     }

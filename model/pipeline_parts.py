@@ -6,11 +6,12 @@ Staged, each is read when it is needed and dropped when it has done its work, so
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from foundry.hardware import AUTO, AutoDtype, resolve_dtype
 from model.checkpoint import PartConfig, check_fingerprint, load_checkpoint, read_pipeline_config, read_transformer_config
 from model.command_line import UserError
-from model.text_encoder import Dtype, Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
+from model.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
 from model.vae import VAE, VAEConfig, load_vae, read_downsampling
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ class RuntimeConfig:
 
     device: str = "auto"
     """cuda, cpu, …; auto: cuda where there is one."""
-    dtype: Dtype | Literal["auto"] = "auto"
-    """Of network and text encoder; auto: bfloat16 on cuda, else float32."""
+    dtype: AutoDtype = "auto"
+    """Number format that everything computes in; auto: bfloat16 where the hardware has it, else float32."""
+    text_encoder_dtype: AutoDtype | None = None
+    """Number format of the text encoder alone; default: `dtype`, where that is auto: what its own device has."""
     staged: bool = False
     """Text encoder, network and VAE are in memory one after the other, and read again when needed: XL at 1024 px in 8 GB."""
     text_encoder_device: str | None = None
@@ -55,8 +58,14 @@ class RuntimeConfig:
                 torch.empty(0, device=name)
             except (RuntimeError, AssertionError) as error:
                 raise UserError(f"device {name}: {str(error).splitlines()[0]}") from error
-        dtype: Dtype = ("bfloat16" if device.startswith("cuda") else "float32") if self.dtype == "auto" else self.dtype
-        return replace(self, device=device, dtype=dtype, text_encoder_device=self.text_encoder_device or device)
+        text_encoder_device = self.text_encoder_device or device
+        return replace(
+            self,
+            device=device,
+            dtype=resolve_dtype(self.dtype, device),
+            text_encoder_dtype=resolve_dtype(self.text_encoder_dtype or self.dtype, text_encoder_device),
+            text_encoder_device=text_encoder_device,
+        )
 
 
 class Part(Generic[PartT]):
@@ -89,17 +98,22 @@ class Parts:
 def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | None = None, vae: str | None = None) -> Parts:
     """The parts of a checkpoint, none loaded yet. `text_encoder` and `vae` say where else they are: they must be the same."""
     config, transformer_config = read_pipeline_config(root), read_transformer_config(root)
-    assert runtime.dtype != "auto", "give RuntimeConfig.resolved()"
+    assert runtime.dtype != AUTO, "give RuntimeConfig.resolved()"
     text_encoder_config = TextEncoderConfig(
         name=text_encoder or config.text_encoder.name,
         revision=None if text_encoder else config.text_encoder.revision,
-        dtype=runtime.dtype,
+        dtype=runtime.text_encoder_dtype or runtime.dtype,
         quantisation=runtime.quantisation,
         cleaning=config.caption_cleaning,
         max_caption_tokens=transformer_config.max_caption_tokens,
         max_batch_tokens=max(GENERATION_BATCH_TOKENS, transformer_config.max_caption_tokens),
     )
-    vae_config = VAEConfig(name=vae or config.vae.name, revision=None if vae else config.vae.revision, tiled=runtime.tiled_vae)
+    vae_config = VAEConfig(
+        name=vae or config.vae.name,
+        revision=None if vae else config.vae.revision,
+        dtype=runtime.dtype,
+        tiled=runtime.tiled_vae,
+    )
     keep = not runtime.staged
     return Parts(
         transformer=Part(lambda: _load_transformer(root, runtime), keep=keep),

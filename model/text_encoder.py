@@ -6,9 +6,10 @@ Shapes: B captions, L tokens of the longest in a batch, T tokens of all captions
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from foundry.hardware import AutoDtype, resolve_dtype
 from model.command_line import UserError
 from model.frozen_parts import FrozenPart, check_complete, find_part, fingerprint, stored_tensors
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Quantisation = Literal["none", "bitsandbytes", "torchao"]
 Cleaning = Literal["none", "lower", "thorough"]
-Dtype = Literal["float32", "bfloat16"]
 
 NULL_CAPTION = ""
 _VOCABULARIES = ("tokenizer.json", "spiece.model")
@@ -34,8 +34,8 @@ class TextEncoderConfig:
     """`mini` (shipped), a folder, or a hub id; a whole diffusers pipeline will do."""
     revision: str | None = None
     """Commit or tag of a hub model."""
-    dtype: Dtype = "bfloat16"
-    """In what the encoder computes; its output has this dtype too."""
+    dtype: AutoDtype = "auto"
+    """Number format that the encoder computes in, and of its output; auto: bfloat16 where the hardware has it, else float32."""
     quantisation: Quantisation = "none"
     """8-bit weights through bitsandbytes or torchao, whichever is installed: T5-XXL then takes 6 GB or 5 GB instead of 9.5."""
     cleaning: Cleaning = "lower"
@@ -49,7 +49,7 @@ class TextEncoderConfig:
         problems = [
             f"{name} must be {bound}"
             for name, bound, holds in [
-                ("dtype", f"one of {', '.join(get_args(Dtype))}", self.dtype in get_args(Dtype)),
+                ("dtype", f"one of {', '.join(get_args(AutoDtype))}", self.dtype in get_args(AutoDtype)),
                 ("quantisation", f"one of {', '.join(get_args(Quantisation))}", self.quantisation in get_args(Quantisation)),
                 ("cleaning", f"one of {', '.join(get_args(Cleaning))}", self.cleaning in get_args(Cleaning)),
                 ("max_caption_tokens", "1 or more", self.max_caption_tokens >= 1),
@@ -74,7 +74,7 @@ class TextEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.config = config
+        self.config = config  # with the dtype that `auto` stands for here
         self.part = part
 
     @property
@@ -149,6 +149,7 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    config = replace(config, dtype=resolve_dtype(config.dtype, device))
     part = find_part(config.name, "text_encoder", revision=config.revision)
     if not any((part.tokenizer_folder / name).is_file() for name in _VOCABULARIES):  # transformers would make one up
         raise UserError(f"{part.tokenizer_folder} holds no tokenizer: expected {' or '.join(_VOCABULARIES)}")

@@ -8,16 +8,15 @@ Shapes: B images, H x W pixels, C latent channels, h x w the sides of the latent
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from foundry.hardware import AutoDtype, resolve_dtype
 from model.command_line import UserError
 from model.frozen_parts import FrozenPart, check_complete, find_part, fingerprint
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,9 @@ class VAEConfig:
     """`mini` (shipped), a folder, or a hub id; a whole diffusers pipeline will do."""
     revision: str | None = None
     """Commit or tag of a hub model."""
-    dtype: Dtype = "float32"
-    """In what the autoencoder computes. SDXL's overflows in fp16, which is therefore no choice."""
+    dtype: AutoDtype = "auto"
+    """Number format that the autoencoder computes in; auto: bfloat16 where the hardware has it, else float32. SDXL's overflows
+    in float16, which is therefore no choice."""
     tiled: bool = False
     """Encode and decode in overlapping tiles: little memory at any size, slightly different pixels at the seams."""
     sliced: bool = True
@@ -147,10 +147,11 @@ def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
     from safetensors import SafetensorError
 
     logging.disable_progress_bar()
+    dtype = resolve_dtype(config.dtype, device)
     part = find_part(config.name, "vae", revision=config.revision)
     try:
         model, found = AutoencoderKL.from_pretrained(
-            part.folder, torch_dtype=getattr(torch, config.dtype), use_safetensors=True, output_loading_info=True
+            part.folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{part.folder} cannot be read as an AutoencoderKL: {error}") from error

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from foundry.hardware import AutoDtype
 from model.dit_config import DiTConfig, KVCompression
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
@@ -242,8 +243,9 @@ class TrainConfig:
     """cuda, cpu, …; auto: cuda where there is one."""
     seed: int = 0
     """Of initialisation, order, noise, timesteps and caption choice."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of matrix products, by autocast; weights and optimiser are float32 always."""
+    precision: AutoDtype = "auto"
+    """Number format of matrix products, by autocast; auto: bfloat16 where the hardware has it, else float32; a resumed training
+    keeps what it began with. Weights and optimiser are always float32."""
     compile: bool = True
     """Compile the blocks; without a compiler on this machine it runs as it is, and says so."""
     attention: Literal["auto", "math"] = "auto"

@@ -15,7 +15,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import UserError, run_command
-from model.command_line import UserError as ModelError
 from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
 
 if TYPE_CHECKING:
@@ -47,22 +46,21 @@ def open_benchmark(config: EvaluateConfig) -> "Benchmark":
 
 def main(config: EvaluateConfig) -> int:
     """Evaluates what is not evaluated yet, and prints the summary; returns 0."""
-    try:
-        evaluate(config)
-    except ModelError as error:
-        raise UserError(str(error)) from error
+    evaluate(config)
     return 0
 
 
 def evaluate(config: EvaluateConfig) -> "Summary":
-    """Evaluates what is not evaluated yet. Raises UserError, of this package or of the model's."""
+    """Evaluates what is not evaluated yet. Raises UserError."""
     from pathlib import Path
 
-    from trainer.evaluation_images import claim_folder, drawing_settings, open_images
+    from trainer.evaluation_images import claim_folder, drawing_settings, open_images, with_dtypes
     from trainer.evaluation_page import write_page
     from trainer.evaluation_scores import distances, judge_all, set_scores
     from trainer.evaluation_summary import markdown, summarise, write_results
 
+    config = with_dtypes(config)
+    print(_headline(config), flush=True)
     out, benchmark = Path(config.out), open_benchmark(config)
     settings = drawing_settings(config)
     claim_folder(out, config, benchmark, settings)
@@ -81,6 +79,11 @@ def evaluate(config: EvaluateConfig) -> "Summary":
     print(markdown(summary))
     print(f"{out}: results.parquet, summary.json, summary.md and page.html")
     return summary
+
+
+def _headline(config: EvaluateConfig) -> str:
+    drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
+    return f"{config.benchmark}: {drawn}, judged in {config.judge_dtype}"
 
 
 def _loss(config: EvaluateConfig) -> "ValidationLoss | None":

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from foundry.hardware import AutoDtype
 from model.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
-from model.text_encoder import Dtype
 from trainer.benchmarks.geneval_config import GenEvalConfig
 from trainer.benchmarks.prompts_config import PromptsConfig
 from trainer.benchmarks.t2i_compbench_config import T2ICompBenchConfig
@@ -78,8 +78,9 @@ class EvaluateConfig:
     """Images that are judged together."""
     judge_device: str = "auto"
     """Where judges and set metrics with a network run: cuda, cpu, …; auto: cuda where there is one."""
-    judge_dtype: Dtype = "float32"
-    """What they compute in. bfloat16 is quicker on a GPU, and the figures differ a little."""
+    judge_dtype: AutoDtype = "auto"
+    """Number format that they compute in; figures differ a little. auto: what an evaluation began with, else bfloat16 where the
+    hardware has it, else float32."""
     page_images: int = 6
     """Images on the page of each category: so many of the worst and so many of the best."""
     openmoji: OpenMojiConfig = field(default_factory=OpenMojiConfig)

@@ -15,10 +15,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from dataset_builder.command_line import UserError
+from foundry.hardware import AUTO, AutoDtype
 from model.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation import GenerationRequest
 from model.image_files import image_names
 from model.new_files import new_file
+from model.pipeline_parts import RuntimeConfig
 from trainer.evaluation import Benchmark, Prompt
 from trainer.evaluation_config import EvaluateConfig
 from trainer.evaluation_drawing import Drawing
@@ -43,6 +45,29 @@ class DrawnImage:
                 return np.array(image.convert("RGB"))  # a copy, which may be written to
         except (OSError, SyntaxError) as error:
             raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
+
+
+def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:
+    """The settings with `auto` settled: the number formats that the evaluation in --out began with, else those of the hardware.
+
+    Raises UserError for a device that is not there.
+    """
+    path = Path(config.out) / IDENTITY
+    begun = {"judge_dtype": "float32", **json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    runtime, judge_dtype = config.runtime, config.judge_dtype
+    if judge_dtype == AUTO:
+        judge_dtype = begun.get("judge_dtype") or RuntimeConfig(device=config.judge_device).resolved().dtype
+    if runtime.dtype == AUTO and config.checkpoint is not None:
+        runtime = dataclasses.replace(runtime, dtype=begun.get("dtype") or _dtype_of_drawing(config))
+    return dataclasses.replace(config, runtime=runtime, judge_dtype=judge_dtype)
+
+
+def _dtype_of_drawing(config: EvaluateConfig) -> AutoDtype:
+    if not config.num_workers:
+        return config.runtime.resolved().dtype
+    from trainer.on_ray import dtype_of_drawers
+
+    return dtype_of_drawers(config.runtime.device)
 
 
 def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
@@ -71,7 +96,7 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settin
     seeds = _seeds(config, benchmark)
     lines = [json.dumps(dataclasses.asdict(one) | {"images": _names(one.text, seeds[one.text])}) for one in benchmark.prompts]
     _write(out / PROMPTS, "\n".join(lines))
-    _write(path, json.dumps(identity, indent=2))
+    _write(path, json.dumps(identity | {"judge_dtype": config.judge_dtype}, indent=2))
 
 
 def open_images(
@@ -116,7 +141,7 @@ def _names(text: str, seeds: range) -> list[str]:
 
 
 def _draw_missing(drawing: Drawing) -> None:
-    """Draws what is not there, and says so. Raises UserError, of this package or of the model's."""
+    """Draws what is not there, and says so. Raises UserError."""
     missing = drawing.missing(range(len(drawing.paths)))
     start_s = time.monotonic()
     if drawing.config.num_workers and missing:

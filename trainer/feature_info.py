@@ -19,6 +19,7 @@ FEATURES_VERSION = 1
 FEATURES_FILE = "features.json"
 NULL_CAPTION_FILE = "null_caption.safetensors"
 NULL_CAPTION_NAME = "tokens"
+_DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first stores, whose fingerprints stay as they are
 
 Storage = Literal["none", "bfloat16", "int8"]
 """How the features of captions are stored; none: only the texts are, for training that encodes them itself."""
@@ -47,7 +48,9 @@ class FeaturesInfo:
     text_encoder: PartConfig | None = None
     """Which T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
     text_encoder_dtype: str = ""
-    """In what T5 computed; `/` and the library where its weights were quantised."""
+    """Number format that T5 computed in; `/` and the library where its weights were quantised."""
+    vae_dtype: str = ""
+    """Number format that the VAE computed in; empty: not recorded."""
     caption_storage: Storage = "none"
     """How the features of captions are stored."""
     caption_cleaning: Cleaning = "lower"
@@ -76,13 +79,15 @@ class FeaturesInfo:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over everything but the wording of source, licence and settings."""
-        values = asdict(self)
-        for name in ("source", "licence", "settings"):
-            del values[name]
-        for part in ("vae", "text_encoder"):  # the same weights by another name are the same
-            values[part] = values[part] and values[part]["fingerprint"]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hexadecimal digits over all that changes features beyond rounding, so neither wordings nor number formats."""
+        _, slash, library = self.text_encoder_dtype.partition("/")
+        dtype = f"{_DTYPE_IN_FINGERPRINTS}{slash}{library}" if self.text_encoder_dtype else ""
+        return _fingerprint(asdict(self) | {"text_encoder_dtype": dtype})
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The fingerprint, and the one that was written when T5's number format was part of it."""
+        return (self.fingerprint, _fingerprint(asdict(self)))
 
     @property
     def command(self) -> str:
@@ -93,6 +98,14 @@ class FeaturesInfo:
         """What the file holds."""
         record = {"schema_version": FEATURES_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
         return json.dumps(record, indent=1).encode()
+
+
+def _fingerprint(values: dict[str, Any]) -> str:
+    for name in ("source", "licence", "settings", "vae_dtype"):
+        del values[name]
+    for part in ("vae", "text_encoder"):  # the same weights by another name are the same
+        values[part] = values[part] and values[part]["fingerprint"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_info(folder: Folder) -> FeaturesInfo:
@@ -108,6 +121,7 @@ def read_info(folder: Folder) -> FeaturesInfo:
     if version != FEATURES_VERSION:
         raise UserError(f"{folder.url} has features of version {version}, this program reads {FEATURES_VERSION}: {make}")
     names = {one.name for one in fields(FeaturesInfo)}
+    record = {"vae_dtype": "", **record}  # stores of before do not tell
     if missing := sorted(names - record.keys()):
         raise UserError(f"{folder.url}/{FEATURES_FILE} says nothing of {', '.join(missing)}: {make}")
     values = {name: record[name] for name in names}
@@ -116,6 +130,6 @@ def read_info(folder: Folder) -> FeaturesInfo:
     for part in ("vae", "text_encoder"):
         values[part] = values[part] and PartConfig(**values[part])
     info = FeaturesInfo(**values)
-    if info.fingerprint != record["fingerprint"]:
+    if record["fingerprint"] not in info.fingerprints:
         raise UserError(f"{folder.url}/{FEATURES_FILE} was changed by hand (its fingerprint does not fit): {make}")
     return info

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from dataset_builder.cluster import check_paths
 from dataset_builder.command_line import UserError, run_command
-from model.command_line import UserError as ModelError
 from trainer.config import TrainConfig
 from trainer.stage_files import choose_stage
 from trainer.stages import STAGES
@@ -19,10 +18,7 @@ INTERRUPTED = 130
 
 def main(config: TrainConfig) -> int:
     """Trains one stage; returns 0 when it is done, 130 when it was stopped."""
-    try:
-        return 0 if train_stage(config) else INTERRUPTED
-    except ModelError as error:
-        raise UserError(str(error)) from error
+    return 0 if train_stage(config) else INTERRUPTED
 
 
 def train_stage(config: TrainConfig) -> bool:

@@ -6,11 +6,13 @@ its last checkpoint bit for bit as if nothing had been (on CPUs; on as many work
 
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from dataset_builder.command_line import UserError
 from dataset_builder.wording import counted
+from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
 from model.checkpoint import PipelineConfig
 from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
@@ -26,7 +28,7 @@ from trainer.gpus import gpu_of_device
 from trainer.loader import CaptionChoice, Loader
 from trainer.networks import attention_kernel, network_around, sizes_text, with_positions
 from trainer.optimizer import learning_rate
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, recorded_precision
 from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
 from trainer.stop_signal import StopSignal
@@ -68,12 +70,17 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
         return True
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     check_workers(config, workers.num)
+    keep_freed_memory()
+    config = with_precision(config, run.path if start.resumes else None, workers)
     store = open_features(config, place)
     state = open_state(config, start, rung=place.rung, info=store.info, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=images_seen)
     run.say(
-        f"{config.stage}: {start}; {sizes_text(state.network.config)}; {counted(workers.num, 'worker')}, {workers.device.type}"
+        f"{config.stage}: {start}; {sizes_text(state.network.config)}; {counted(workers.num, 'worker')}, "
+        f"{workers.device.type}, {config.precision}"
     )
+    if start.resumes and config.precision == "bfloat16" and auto_dtype(str(workers.device)) == "float32":
+        run.say("it began in bfloat16, which this hardware only emulates, slowly: --precision float32 is quicker here")
     if images_seen > place.images_before and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
             f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
@@ -92,6 +99,15 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     ending = "done" if place is None else "stopped, and goes on with the same command"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {checkpoints.folder}")
     return place is None
+
+
+def with_precision(config: TrainConfig, resumed: Path | None, workers: Workers) -> TrainConfig:
+    """The settings without `auto` as the precision: what the `resumed` run began with, else what all devices have."""
+    if config.precision != AUTO:
+        return config
+    begun_in = workers.from_first(recorded_precision(resumed) if resumed is not None else None)
+    found = workers.gather(auto_dtype(str(workers.device)))
+    return replace(config, precision=begun_in or ("float32" if "float32" in found else "bfloat16"))
 
 
 def open_features(config: TrainConfig, place: LadderPlace) -> FeatureStore:

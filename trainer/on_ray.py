@@ -12,6 +12,7 @@ Evaluation: each worker has the pipeline of a checkpoint and draws shard after s
 """
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +32,12 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util import ActorPool
 from tqdm import tqdm
 
-from dataset_builder.cluster import RaySettings, cpu_environment
+from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
-from dataset_builder.ray_units import check_visible, start_ray
+from dataset_builder.ray_units import check_visible, dtype_of_replicas, start_ray
 from dataset_builder.storage import Folder, is_local_path, usable
 from dataset_builder.units import Commit
+from foundry.hardware import AUTO_VARIABLE, Dtype, cpu_environment
 from trainer.absolute_paths import absolute_if_there, with_absolute_paths
 from trainer.config import TrainConfig
 from trainer.evaluation_drawing import Drawing
@@ -107,6 +109,7 @@ def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:
 def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:
     resources, distributed = _resources(config, use_gpu=use_gpu), config.distributed
     environment = {} if use_gpu else cpu_environment(num_threads=distributed.cpus_per_worker)
+    environment |= {AUTO_VARIABLE: os.environ[AUTO_VARIABLE]} if AUTO_VARIABLE in os.environ else {}
     return TorchTrainer(
         _work,
         train_loop_config={"config": config},
@@ -136,15 +139,11 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
 
 def _work(settings: dict[str, Any]) -> bool:
     """On a worker: whether the stage is done, or was told to stop. Raises UserError."""
-    from model.command_line import UserError as ModelError
     from trainer.loop import train_here
 
     config: TrainConfig = settings["config"]
     device = str(get_device()) if config.device in ("auto", "cuda") else config.device
-    try:
-        return train_here(config, device=device)
-    except ModelError as error:
-        raise UserError(str(error)) from error
+    return train_here(config, device=device)
 
 
 class _EndsInVain(UserCallback):  # type: ignore[misc]  # Ray's is untyped
@@ -237,6 +236,13 @@ class CaptionEncoder:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A block of one unit."""
         return _on_units(batch, "t5", lambda work: self.job.encode_captions(self.encoder, work))
+
+
+def dtype_of_drawers(device: str) -> Dtype:
+    """What `auto` stands for on the workers that draw on this device. Raises UserError where a node does not answer."""
+    settings = RaySettings(gpus_per_replica=1 if device in ("auto", "cuda") else 0)
+    start_ray(settings)
+    return dtype_of_replicas(settings)
 
 
 def draw_on_ray(drawing: Drawing, places: Sequence[int]) -> None:

@@ -16,9 +16,10 @@ from dataset_builder.command_line import UserError, run_command
 from dataset_builder.rejection import allowed_rejections
 from dataset_builder.storage import Folder, is_local_path, usable
 from dataset_builder.wording import counted
+from foundry.hardware import AUTO
 from trainer.absolute_paths import absolute
 from trainer.feature_info import FEATURES_FILE, FeaturesInfo, read_info
-from trainer.precompute_config import PrecomputeConfig
+from trainer.precompute_config import PrecomputeConfig, identity
 
 if TYPE_CHECKING:
     from trainer.feature_plan import FeaturePlan
@@ -79,10 +80,21 @@ def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], Encoder
     if tasks:
         _check_same_encoders(infos, facts or describe(encoders))
     urls = {resolution: absolute(folder.url) for resolution, folder in stores.items()}
+    encoders = _in_dtypes_of(infos[max(infos)], encoders)
     if config.storage == "none":  # a text encoder was asked what it is: training will encode with it
         encoders = replace(encoders, text_encoder=None)
     job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
     return Preparation(job=job, plan=plan, tasks=tasks)
+
+
+def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
+    """The encoders with `auto` settled: in the number formats that the store was begun in."""
+    vae, text_encoder = encoders.vae, encoders.text_encoder
+    if vae.dtype == AUTO and info.vae_dtype:
+        vae = replace(vae, dtype=info.vae_dtype)  # type: ignore[arg-type]
+    if text_encoder is not None and text_encoder.dtype == AUTO and info.text_encoder_dtype:
+        text_encoder = replace(text_encoder, dtype=info.text_encoder_dtype.partition("/")[0])  # type: ignore[arg-type]
+    return replace(encoders, vae=vae, text_encoder=text_encoder)
 
 
 def pending_tasks(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[UnitTask]":
@@ -107,9 +119,10 @@ def rejected_before(config: PrecomputeConfig, prepared: Preparation) -> int:
 def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
     """What the stores say; None where none of them exists. Raises UserError for stores that were made with other settings."""
     found = {resolution: read_info(folder) for resolution, folder in stores.items() if folder.exists(FEATURES_FILE)}
-    settings = config.identity()
+    settings = identity(config.recorded())
     for resolution, info in found.items():
-        different = [name for name in settings if info.settings.get(name) != settings[name]]
+        before = identity(info.settings)
+        different = [name for name in settings if before.get(name) != settings[name]]
         if different:
             raise UserError(
                 f"{stores[resolution].url} was made with another {', '.join(different)}: give another --out, or the settings "
@@ -158,7 +171,8 @@ def _info(
         shift_factor=facts.scale.shift_factor,
         vae=facts.vae,
         text_encoder=facts.text_encoder,
-        text_encoder_dtype=f"{text.dtype}{quantised}" if facts.text_encoder else "",
+        text_encoder_dtype=f"{facts.text_encoder_dtype}{quantised}" if facts.text_encoder else "",
+        vae_dtype=facts.vae_dtype,
         caption_storage=config.storage,
         caption_cleaning=text.cleaning,
         caption_width=facts.caption_width,
@@ -168,7 +182,7 @@ def _info(
         unit_size=config.samples_per_unit,
         source=source.url,
         licence=source.licence,
-        settings=config.identity(),
+        settings=config.recorded(),
     )
 
 
@@ -201,9 +215,11 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
 def _make(config: PrecomputeConfig, prepared: Preparation) -> int:
     """Makes what is prepared, with a line before it and lines after it."""
     sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
+    encoders = prepared.job.encoders
+    dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
     print(
         f"features of {config.dataset} at {sizes}: {counted(prepared.plan.num_samples, 'sample')} in "
-        f"{counted(len(prepared.plan.units), 'unit')}; {len(prepared.tasks)} to do"
+        f"{counted(len(prepared.plan.units), 'unit')}; {len(prepared.tasks)} to do; {dtypes}"
     )
     allowed = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
     done = _run(config, prepared, allowed=allowed)

@@ -103,8 +103,14 @@ class PrecomputeConfig:
         """`unit_size`, or about 200 MB of pixels."""
         return self.unit_size or max(16, min(256, (1 << 26) // max(self.resolution) ** 2))
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that make a store what it is: another value is another store."""
+    def recorded(self) -> dict[str, Any]:
+        """The settings that features.json keeps."""
         kept = ("dataset", "stage", "square", "captions", "vae", "text_encoder", "seed", "limits")
         values = {name: value for name, value in asdict(self).items() if name in (*kept, "validation_share", "min_validation")}
         return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
+
+
+def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Of recorded settings, those that make a store what it is: not the encoders' number formats, which only round."""
+    parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
+    return {**recorded, **{name: {**part, "dtype": None} for name, part in parts.items()}}

@@ -21,6 +21,7 @@ from dataset_builder.references import ImageReader
 from dataset_builder.rejection import ImageError
 from dataset_builder.storage import Folder
 from dataset_builder.units import Commit, Failure, commit_unit
+from foundry.hardware import resolve_dtype
 from model.checkpoint import PartConfig
 from model.frozen_parts import FrozenPart
 from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
@@ -76,7 +77,11 @@ class EncoderFacts:
     scale: LatentScale
     latent_channels: int
     downsampling: int
+    vae_dtype: str
+    """Number format that it computes in."""
     text_encoder: PartConfig | None = None
+    text_encoder_dtype: str = ""
+    """Number format that it computes in; empty where there is none."""
     caption_width: int = 0
     null_caption: "torch.Tensor | None" = None
     """T5("") (L, F) bf16."""
@@ -111,6 +116,7 @@ class Encoders:
             scale=vae.scale,
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
+            vae_dtype=resolve_dtype(self.vae.dtype, _device()),
         )
         if self.text_encoder is None:
             return facts
@@ -118,6 +124,7 @@ class Encoders:
         return replace(
             facts,
             text_encoder=_part_config(self.text_encoder.name, encoder.part, encoder.fingerprint()),
+            text_encoder_dtype=encoder.config.dtype,
             caption_width=encoder.width,
             null_caption=encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous(),
         )

@@ -23,13 +23,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import Folder, usable
+from foundry.hardware import Dtype, cpu_name
 from trainer.config import TrainConfig
 from trainer.workers import Workers
 
@@ -140,6 +141,16 @@ def printed_log(run: Path) -> Iterator[None]:
         thread.join()
 
 
+def recorded_precision(run: Path) -> Dtype | None:
+    """The number format that the run's last start computed in; None where config.yaml is missing or does not tell."""
+    try:
+        settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    found = settings.get("precision") if isinstance(settings, dict) else None
+    return found if found in get_args(Dtype) else None
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All whole rows of metrics.jsonl; a last line that a kill cut off is none."""
     path = run / METRICS
@@ -171,4 +182,4 @@ def _plain(value: Any) -> Any:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {os.cpu_count()} cores)"
+    return f"{device.type} ({cpu_name()}, {os.cpu_count()} cores)"

@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from foundry.hardware import AUTO
 from model.checkpoint import PipelineConfig, check_fingerprint
 from model.diffusion import Objective, make_objective
 from model.dit import Captions, DiT
@@ -134,12 +135,12 @@ def choose_subjects(
 def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = "cpu") -> TextEncoder:
     """The features' text encoder. Raises UserError for another one."""
     assert info.text_encoder is not None
-    dtype, _, quantisation = info.text_encoder_dtype.partition("/")
+    _, _, quantisation = info.text_encoder_dtype.partition("/")
     encoder = load_text_encoder(
         TextEncoderConfig(
             name=config.text_encoder or info.text_encoder.name,
             revision=None if config.text_encoder else info.text_encoder.revision,
-            dtype=dtype or TextEncoderConfig.dtype,  # type: ignore[arg-type]
+            dtype=info.settings.get("text_encoder", {}).get("dtype", AUTO),  # as asked for: this may be another machine
             quantisation=quantisation or "none",  # type: ignore[arg-type]
             cleaning=info.caption_cleaning,
             max_caption_tokens=info.max_caption_tokens,

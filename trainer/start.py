@@ -108,7 +108,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
     ]
     following = ladder_place(config.ladder, position.images_seen)
     mid_rung = following is not None and position.images_seen > following.images_before
-    if mid_rung and position.features != info.fingerprint:
+    if mid_rung and position.features not in info.fingerprints:
         problems.append(f"features {position.features} then, {info.fingerprint} now")
     if problems:
         raise UserError(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import UserError, run_command
 from examples.openmoji.demo_commands import GUIDANCE
-from model.command_line import UserError as ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,18 +42,15 @@ def main(config: PixelConfig) -> int:
     names = image_names([one.text for one in prompts], range(len(prompts)))
     paths = [Path(config.out) / name for name in names]
     kinds = [one.asked.objects[0].kind for one in prompts]
-    try:
-        fingerprint = checkpoint_fingerprint(find_checkpoint(config.checkpoint))
-        values = [
-            {"prompt": one.text, "class": kind, "noise_seed": place, "checkpoint_fingerprint": fingerprint}
-            for place, (one, kind) in enumerate(zip(prompts, kinds, strict=True))
-        ]
-        missing = [place for place, path in enumerate(paths) if not is_drawn(path, values[place])]
-        images = _draw(config, [kinds[place] for place in missing], noise_seeds=missing) if missing else []
-        for place, image in zip(missing, images, strict=True):
-            save_png(image, paths[place], values[place])
-    except ModelError as error:
-        raise UserError(str(error)) from error
+    fingerprint = checkpoint_fingerprint(find_checkpoint(config.checkpoint))
+    values = [
+        {"prompt": one.text, "class": kind, "noise_seed": place, "checkpoint_fingerprint": fingerprint}
+        for place, (one, kind) in enumerate(zip(prompts, kinds, strict=True))
+    ]
+    missing = [place for place, path in enumerate(paths) if not is_drawn(path, values[place])]
+    images = _draw(config, [kinds[place] for place in missing], noise_seeds=missing) if missing else []
+    for place, image in zip(missing, images, strict=True):
+        save_png(image, paths[place], values[place])
     print(f"{len(missing)} images of classes drawn, {len(paths) - len(missing)} were there already")
     return 0
 

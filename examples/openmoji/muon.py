@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foundry.hardware import auto_dtype
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _UPDATE_RMS = 0.2
@@ -40,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor) -> Tensor:
     """The matrix with singular values near 1 instead of its own, in float32, by Newton-Schulz iterations in bf16."""
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = (matrix.T if is_tall else matrix).bfloat16()
+    x: Tensor = (matrix.T if is_tall else matrix).to(getattr(torch, auto_dtype(matrix.device.type)))
     x = x / (x.norm() + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from examples.openmoji.muon import Muon
 from examples.openmoji.training_config import PhaseConfig, ScheduleConfig
+from foundry.hardware import Dtype, auto_dtype
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -73,19 +74,22 @@ def fit(
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     run_dir.mkdir(parents=True, exist_ok=True)
     state = run_dir / f"{name}.pt"
-    seen = saved = _load_state(state, module, optimizers)
+    seen, dtype = _load_state(state, module, optimizers)
+    saved = seen
+    if rank == 0:
+        print(f"{name}: {seen} of {schedule.samples} samples seen, {dtype}", flush=True)
     log = _Log(name, schedule, seen)
     stream = batches(seen // schedule.batch_size, (rank, ranks))
     while seen < schedule.samples:
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["lr"] = group["peak"] * schedule.lr_share(seen)
         torch.manual_seed(seen * ranks + rank)
-        loss, figures = _step(module, optimizers, figures_of, next(stream))
+        loss, figures = _step(module, optimizers, figures_of, next(stream), dtype=dtype)
         seen += schedule.batch_size
         if rank == 0:
             log.add(seen, loss, figures)
             if seen >= schedule.samples or seen - saved >= schedule.checkpoint_samples:
-                _save_state(state, module, optimizers, seen)
+                _save_state(state, module, optimizers, seen, dtype=dtype)
                 save()
                 saved = seen
     torch.distributed.barrier()
@@ -101,6 +105,11 @@ def muon_and_adamw(module: nn.Module, inner: list[nn.Parameter], schedule: Sched
     ]
     muon = Muon([{"params": inner, "peak": schedule.muon_lr}], lr=0.0, momentum=0.95, weight_decay=schedule.weight_decay)
     return [muon, torch.optim.AdamW(decayed, betas=(0.9, 0.98), fused=True)]
+
+
+def autocast(dtype: Dtype) -> torch.autocast:
+    """Matrix products in this number format."""
+    return torch.autocast("cpu", dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
 
 def save_pretrained(
@@ -119,10 +128,10 @@ def save_pretrained(
 
 
 def _step(
-    module: ModuleT, optimizers: Optimizers, figures_of: Callable[[ModuleT, BatchT], Figures], batch: BatchT
+    module: ModuleT, optimizers: Optimizers, figures_of: Callable[[ModuleT, BatchT], Figures], batch: BatchT, *, dtype: Dtype
 ) -> tuple[float, dict[str, float]]:
     """One step on the batch that all processes share; the figures are of this process's part."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(dtype):
         loss, figures = figures_of(module, batch)
     loss.backward()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -161,10 +170,13 @@ class _Log:
             self._start(seen)
 
 
-def _load_state(path: Path, module: nn.Module, optimizers: Optimizers) -> int:
-    """Loads the state if there is one; returns the samples seen. The peaks of the configuration are kept."""
+def _load_state(path: Path, module: nn.Module, optimizers: Optimizers) -> tuple[int, Dtype]:
+    """Loads the state if there is one; returns the samples seen and the number format, which a training keeps.
+
+    The peaks of the configuration are kept.
+    """
     if not path.exists():
-        return 0
+        return 0, auto_dtype()
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -172,12 +184,11 @@ def _load_state(path: Path, module: nn.Module, optimizers: Optimizers) -> int:
         optimizer.load_state_dict(saved)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak
-    samples_seen: int = state["samples_seen"]
-    return samples_seen
+    return state["samples_seen"], state.get("dtype", "bfloat16")  # the only one there was
 
 
-def _save_state(path: Path, module: nn.Module, optimizers: Optimizers, seen: int) -> None:
+def _save_state(path: Path, module: nn.Module, optimizers: Optimizers, seen: int, *, dtype: Dtype) -> None:
     unfinished = path.with_suffix(".unfinished")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"model": module.state_dict(), "optimizers": states, "samples_seen": seen}, unfinished)
+    torch.save({"model": module.state_dict(), "optimizers": states, "samples_seen": seen, "dtype": dtype}, unfinished)
     os.replace(unfinished, path)

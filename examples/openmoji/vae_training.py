@@ -24,7 +24,8 @@ from examples.openmoji.composition import draw_scene, render
 from examples.openmoji.llava_warmup import normalized
 from examples.openmoji.reconstruction import psnr
 from examples.openmoji.train_vae import TrainVAEConfig
-from examples.openmoji.training_loop import Figures, fit, muon_and_adamw, run_processes, save_pretrained
+from examples.openmoji.training_loop import Figures, autocast, fit, muon_and_adamw, run_processes, save_pretrained
+from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -117,7 +118,7 @@ def _save(model: "AutoencoderKL", config: TrainVAEConfig) -> None:
     """Measures the scale, writes the model and says how well it reconstructs."""
     scenes = [render(draw_scene(seed=config.seed, index=index)) for index in range(_SCENES_FOR_SCALE)]
     pixels = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2)
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), autocast(auto_dtype()):
         parts = [model.encoder(normalized(part))[:, :LATENT_CHANNELS].float() for part in pixels.split(32)]
     model.register_to_config(scaling_factor=1 / torch.cat(parts).std().item())
     save_pretrained(model, Path(config.out))

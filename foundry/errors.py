@@ -1,0 +1,5 @@
+"""Errors that a user, a file or a machine causes."""
+
+
+class UserError(ValueError):
+    """Something that the user, a file or a machine caused. The message is one line that ends in what to do."""

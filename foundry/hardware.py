@@ -1,0 +1,148 @@
+"""Hardware of this machine: the number format that `auto` stands for, and the threads and memory of a process that computes.
+
+A processor without bfloat16 instructions emulates them, 30 to 100 times slower than float32. So `auto` follows the hardware:
+bfloat16 on NVIDIA GPUs from compute capability 8.0 on (Ampere), on processors with AMX-BF16 or AVX512-BF16, and on Apple's GPUs
+where it is as fast as float32; float32 everywhere else; float16 never. `T2I_AUTO_DTYPE=float32` (or bfloat16) overrules it.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from foundry.errors import UserError
+
+Dtype = Literal["float32", "bfloat16"]
+AutoDtype = Literal["auto", "float32", "bfloat16"]
+
+AUTO = "auto"
+AUTO_VARIABLE = "T2I_AUTO_DTYPE"
+"""Environment variable: what `auto` stands for, whatever the hardware."""
+_FIRST_WITH_BFLOAT16 = (8, 0)
+_BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
+_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_ISAS_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")
+_CPU_INFO = Path("/proc/cpuinfo")
+_PROBE_SIDE = 1024
+
+# Parameters of glibc's mallopt, from malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_MMAP_THRESHOLD_BYTES, _TRIM_THRESHOLD_BYTES, _TOP_PAD_BYTES = 1 << 30, 1 << 34, 1 << 28
+_LARGEST_INT = (1 << 31) - 1
+
+
+def resolve_dtype(dtype: str, device: str) -> Dtype:
+    """`dtype` itself, or what `auto` stands for on a torch device (cpu, cuda, cuda:1, mps). Raises UserError as auto_dtype."""
+    return auto_dtype(device) if dtype == AUTO else dtype  # type: ignore[return-value]
+
+
+def auto_dtype(device: str = "cpu") -> Dtype:
+    """The number format in which this machine computes fastest on a torch device. Imports torch only for a GPU.
+
+    Raises UserError where the environment variable T2I_AUTO_DTYPE holds something else than float32 or bfloat16.
+    """
+    if forced := os.environ.get(AUTO_VARIABLE):
+        if forced not in ("float32", "bfloat16"):
+            raise UserError(f"{AUTO_VARIABLE} must be float32 or bfloat16, found {forced}: correct it, or unset it")
+        return forced  # type: ignore[return-value]
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        computes = cpu_computes_in_bfloat16(cpu_flags(), os.environ)
+    elif kind == "cuda":
+        computes = _cuda_capability(device) >= _FIRST_WITH_BFLOAT16
+    else:
+        computes = kind == "mps" and _is_as_fast_in_bfloat16(device)
+    return "bfloat16" if computes else "float32"
+
+
+def cpu_computes_in_bfloat16(flags: frozenset[str], environment: Mapping[str, str]) -> bool:
+    """Whether a processor with these flags multiplies bfloat16 matrices itself, and oneDNN may use that.
+
+    oneDNN's own answer is of no use: it says yes on AVX-512 without BF16 too, where it emulates.
+    """
+    allowed = next((environment[name].upper() for name in _ISA_VARIABLES if environment.get(name)), "ALL")
+    return bool(flags & _BFLOAT16_FLAGS) and any(part in allowed for part in _ISAS_WITH_BFLOAT16)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of the processor, as Linux names them; empty elsewhere."""
+    return frozenset(_cpu_info("flags").split())
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's model, as Linux names it, with what decides about bfloat16: `AMD EPYC 7763 (AVX2)`."""
+    kinds = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    kind = next((name for flag, name in kinds.items() if flag in cpu_flags()), "")
+    return f"{_cpu_info('model name') or 'unknown processor'}{f' ({kind})' if kind else ''}"
+
+
+def _cpu_info(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
+
+
+def _cuda_capability(device: str) -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _is_as_fast_in_bfloat16(device: str) -> bool:
+    """Measures it: the median of five matrix products in either format."""
+    import torch
+
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            matrix = torch.ones(_PROBE_SIDE, _PROBE_SIDE, dtype=dtype, device=device)
+            times = []
+            for _ in range(6):
+                started = time.perf_counter()
+                (matrix @ matrix)[0, 0].item()  # waits for the device
+                times.append(time.perf_counter() - started)
+        except (RuntimeError, TypeError):
+            return False
+        seconds[dtype] = sorted(times[1:])[2]
+    return seconds[torch.bfloat16] <= seconds[torch.float32]
+
+
+def cpu_environment(*, num_threads: int) -> dict[str, str]:
+    """Environment variables of a process that runs a model on CPUs; they are read when a process starts.
+
+    glibc hands large blocks back to the kernel at once, so that each step of a growing key-value cache faults its pages in
+    again: half of the time of llava-mini's decoding. The tunables keep the blocks.
+    """
+    sizes = {"mmap_threshold": _MMAP_THRESHOLD_BYTES, "trim_threshold": _TRIM_THRESHOLD_BYTES, "top_pad": _TOP_PAD_BYTES}
+    tunables = ["hugetlb=1", *(f"{name}={size}" for name, size in sizes.items())]
+    return {
+        "OMP_NUM_THREADS": str(num_threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{tunable}" for tunable in tunables),
+    }
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep large freed blocks for its next tensors, as `cpu_environment` does for one that starts.
+
+    Does nothing where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, size in (
+        (_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES),
+        (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES),
+        (_M_TOP_PAD, _TOP_PAD_BYTES),
+    ):
+        mallopt(parameter, min(size, _LARGEST_INT))
