@@ -98,14 +98,14 @@ def main(config: FeatureMakingConfig) -> int:
     prepared = prepare(settings, describe=Encoders.describe)
     vae, encoder = prepared.job.encoders.load_vae(), prepared.job.encoders.load_text_encoder()
     seconds, num_samples = 0.0, 0
-    for number, task in enumerate(prepared.tasks[: config.units + 1]):
-        work = prepared.job.decode(task)
-        texts = [text for one in work.facts for _, text in one.captions]
+    for number, unit in enumerate(prepared.units[: config.units + 1]):
+        payload, _ = prepared.job.prepare(unit, range(unit.num_images))
+        pixels, texts = payload.pixels[SIDE_PX], list(payload.texts)
         started = time.perf_counter()
         if config.side == "bare":
-            _bare(work.pixels[SIDE_PX], texts, vae, encoder)
+            _bare(pixels, texts, vae, encoder)
         else:
-            _original_scheme(work.pixels[SIDE_PX], texts, vae, encoder, out=out)
+            _original_scheme(pixels, texts, vae, encoder, out=out)
         if number:  # the first unit warms up
             seconds, num_samples = seconds + time.perf_counter() - started, num_samples + len(texts)
         if config.side == "original" and num_samples >= ORIGINAL_SAMPLES:
@@ -219,10 +219,12 @@ def _precompute_config(root: Path, out: Path, *, units: int, unit_size: int, cpu
 
 
 def _seconds_on_ray(config: "PrecomputeConfig") -> float:
-    """What trainer.precompute says it took, from the start of its pipeline on."""
+    """What trainer.precompute says it took, once the encoders were loaded."""
     settings = Path(f"{config.out}.json")  # JSON is YAML
     settings.write_text(json.dumps(asdict(config)))
-    found = re.search(r"^\d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)), re.MULTILINE)
+    found = re.search(
+        r"then \d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)), re.MULTILINE
+    )
     assert found, f"the summary of dataset_builder.progress in the output for {settings}"
     return float(found[1])
 

@@ -22,13 +22,14 @@ def run_job(
     started: float,
     replica_bytes: float = 0,
     on_ray: Callable[[], None] | None = None,
+    what: str = "images",
 ) -> bool:
     """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
 
     A budget below zero is used up already: then nothing is run.
     Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
     time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). `on_ray` is called
-    once Ray is there and the paths are seen. Raises UserError as run_units does.
+    once Ray is there and the paths are seen; `what` is what the units hold. Raises UserError as run_units does.
     """
     from dataset_builder.progress import Progress
     from dataset_builder.ray_units import check_visible, run_units, start_ray
@@ -52,7 +53,7 @@ def run_job(
         if on_ray is not None:
             on_ray()
 
-    if not within_budget(progress, work, prepare=prepare):
+    if not within_budget(progress, work, prepare=prepare, what=what):
         return False
     print(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
     return True

@@ -82,8 +82,11 @@ class TextEncoder:
         """D."""
         return int(self.model.config.d_model)
 
-    def encode(self, captions: Sequence[str]) -> "Captions":
-        """Features of captions, in order, without padding: tokens (T, D) of the encoder's dtype, on its device."""
+    def encode(self, captions: Sequence[str], *, one_by_one: bool = False) -> "Captions":
+        """Features of captions, in order, without padding: tokens (T, D) of the encoder's dtype, on its device.
+
+        `one_by_one`: in batches of one caption, for little memory.
+        """
         import torch
 
         from model.dit import Captions
@@ -91,7 +94,8 @@ class TextEncoder:
         ids = self._tokenize(captions)
         features: list[torch.Tensor] = [torch.empty(0)] * len(ids)
         with torch.inference_mode():
-            for batch in batches_by_length([len(row) for row in ids], max_tokens=self.config.max_batch_tokens):
+            max_tokens = 1 if one_by_one else self.config.max_batch_tokens
+            for batch in batches_by_length([len(row) for row in ids], max_tokens=max_tokens):
                 for index, tokens in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
                     features[index] = tokens
         empty = torch.empty(0, self.width, dtype=self.model.dtype, device=self.model.device)

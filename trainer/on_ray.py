@@ -4,28 +4,21 @@ Training: workers by Ray Train, replaced when they are lost, each running traine
 and all of them write and read the same run folder. A lost worker ends its group; Ray starts a new one, which finds the last
 checkpoint by itself, as any resumed training does.
 
-Features: units stream through Ray Data. They are read and cropped on CPU workers, VAE and T5 have replicas of their own, CPU
-workers write and commit. A block is one unit, so that memory holds as many units as Ray's object store has room for, and the
-state of the work is in the commits alone.
+Features: what the encoders are is asked on a worker; the units run as captions do (dataset_builder/ray_units.py).
 
 Evaluation: each worker has the pipeline of a checkpoint and draws shard after shard into the folder that all of them see.
 """
 
-import logging
 import os
 import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import ray.data
-from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -36,13 +29,11 @@ from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
 from dataset_builder.ray_units import check_visible, dtype_of_replicas, start_ray
 from dataset_builder.storage import Folder, is_local_path, usable
-from dataset_builder.units import Commit
 from foundry.hardware import AUTO_VARIABLE, Dtype, cpu_environment
 from trainer.absolute_paths import absolute_if_there, with_absolute_paths
 from trainer.config import TrainConfig
 from trainer.evaluation_drawing import Drawing
-from trainer.feature_info import FEATURES_FILE
-from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask, UnitWork
+from trainer.precompute_job import EncoderFacts, Encoders
 from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
 from trainer.stop_signal import StopSignals
@@ -51,11 +42,7 @@ LOGS = "/tmp/ray/session_latest/logs/train"
 """Where Ray Train keeps the output of workers, on each node, unless Ray was started with another folder."""
 _LOOK_S = 0.5
 TRIES = 2
-"""How often a worker of the features that died is started again, and what it was working on is tried again."""
-MAX_FAILED_UNITS = 8
-"""Failed units after which the making of features ends: more than a few have a common cause."""
-
-ResultT = TypeVar("ResultT")
+"""How often a worker that died is started again, and what it was working on is tried again."""
 
 
 def train_on_ray(config: TrainConfig) -> bool:
@@ -176,68 +163,6 @@ def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Ma
     return facts
 
 
-def precompute(
-    job: PrecomputeJob,
-    tasks: Sequence[UnitTask],
-    settings: RaySettings,
-    *,
-    on_commit: Callable[[Commit | None], None],
-    on_failure: Callable[[int, str], None],
-) -> None:
-    """Makes all units; `on_commit` is called for each that is written, `on_failure` with number and error for one that is not.
-
-    Raises UserError where a node does not see the stores, a worker dies again and again, nothing has happened for
-    `unit_timeout_s`, or MAX_FAILED_UNITS failed.
-    """
-    infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
-    check_visible({path: text for path, text in infos.items() if is_local_path(path)})
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = settings.unit_timeout_s
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with warnings.catch_warnings():  # the only way to bound the tries is one that Ray Data will replace
-        warnings.simplefilter("ignore")
-        pipeline = _pipeline(job, tasks, settings)
-    failed = 0
-    try:
-        for row in pipeline.iter_rows():
-            unit, commit, error = row["result"]
-            if not error:
-                on_commit(commit)
-                continue
-            failed += 1
-            on_failure(unit, error)
-            if failed >= MAX_FAILED_UNITS:
-                raise UserError(f"{failed} units failed, the last one by {error}: mend the cause, then run this again to go on")
-    except (RayError, ExecutionTimeoutError, SystemException) as error:
-        raise UserError(f"a worker failed for good ({_cause(error)}): mend the cause, then run this again to go on") from error
-
-
-class ImageEncoder:
-    """A replica of the VAE."""
-
-    def __init__(self, job: PrecomputeJob) -> None:
-        self.job = job
-        self.vae = job.encoders.load_vae()
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A block of one unit."""
-        return _on_units(batch, "vae", lambda work: self.job.encode_images(self.vae, work))
-
-
-class CaptionEncoder:
-    """A replica of T5."""
-
-    def __init__(self, job: PrecomputeJob) -> None:
-        self.job = job
-        self.encoder = job.encoders.load_text_encoder()
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A block of one unit."""
-        return _on_units(batch, "t5", lambda work: self.job.encode_captions(self.encoder, work))
-
-
 def dtype_of_drawers(device: str) -> Dtype:
     """What `auto` stands for on the workers that draw on this device. Raises UserError where a node does not answer."""
     settings = RaySettings(gpus_per_replica=1 if device in ("auto", "cuda") else 0)
@@ -304,86 +229,6 @@ def _drawer_options(num_workers: int, *, use_gpu: bool) -> dict[str, Any]:
 
 def _describe(encoders: Encoders) -> EncoderFacts:
     return encoders.describe()
-
-
-def _pipeline(job: PrecomputeJob, tasks: Sequence[UnitTask], settings: RaySettings) -> Any:
-    """The stages; nothing runs before it is iterated over."""
-    works = [{"work": UnitWork(task=task)} for task in tasks]
-    on_cpu = {"batch_size": 1, "num_cpus": settings.cpus_per_task, "fn_args": (job,), "ray_remote_args_fn": _task_tries}
-    dataset = ray.data.from_items(works, override_num_blocks=len(works)).map_batches(_decode, **on_cpu)
-    encoders = (ImageEncoder, CaptionEncoder) if job.encoders.text_encoder else (ImageEncoder,)
-    pool = _replicas(settings, num_pools=len(encoders))
-    for encoder in encoders:
-        dataset = dataset.map_batches(encoder, batch_size=1, fn_constructor_args=(job,), **pool)
-    return dataset.map_batches(_finish, **on_cpu)
-
-
-def _replicas(settings: RaySettings, *, num_pools: int) -> dict[str, Any]:
-    """A fixed pool, each member with the next unit at hand while it works on one.
-
-    Pools divide GPUs among them; CPUs they share, which the operating system does better. Raises UserError for too few GPUs.
-    """
-    resources = ray.cluster_resources()
-    size = settings.count_replicas(resources)
-    if settings.uses_gpus(resources):
-        size = settings.num_replicas or max(1, size // num_pools)
-        if size * num_pools * settings.gpus_per_replica > resources["GPU"]:
-            raise UserError(
-                f"{num_pools} encoders with {size} replicas of {settings.gpus_per_replica:g} GPUs each do not fit on "
-                f"{resources['GPU']:g} GPUs: give a smaller --ray.gpus_per_replica or --ray.num_replicas"
-            )
-    options = settings.replica_options(resources)
-    return {
-        "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        "ray_remote_args_fn": _replica_tries,
-        **{name: options[name] for name in ("num_cpus", "num_gpus", "runtime_env") if name in options},
-    }
-
-
-def _task_tries() -> dict[str, int]:
-    """Ray Data tries for ever by default."""
-    return {"max_retries": TRIES}
-
-
-def _replica_tries() -> dict[str, int]:
-    return {"max_restarts": TRIES, "max_task_retries": TRIES}
-
-
-def _decode(batch: dict[str, Any], job: PrecomputeJob) -> dict[str, Any]:
-    return _on_units(batch, "decode", lambda work: job.decode(work.task))
-
-
-def _finish(batch: dict[str, Any], job: PrecomputeJob) -> dict[str, Any]:
-    results = []
-    for work in batch["work"]:
-        commit, error = (None, work.error) if work.error else _attempt("finish", job.finish, work, otherwise=None)
-        results.append((work.task.unit.number, commit, error))
-    return {"result": _objects(results)}
-
-
-def _on_units(batch: dict[str, Any], step: str, call: Callable[[UnitWork], UnitWork]) -> dict[str, Any]:
-    """The step on each unit that is still well."""
-    works = []
-    for work in batch["work"]:
-        done, error = (work, work.error) if work.error else _attempt(step, call, work, otherwise=UnitWork(task=work.task))
-        works.append(replace(done, error=error))
-    return {"work": _objects(works)}
-
-
-def _attempt(step: str, call: Callable[[UnitWork], ResultT], work: UnitWork, *, otherwise: ResultT) -> tuple[ResultT, str]:
-    """What the step returns, or `otherwise` and its error: one unit's failure is reported and does not end the run."""
-    try:
-        return call(work), ""
-    except Exception as error:  # noqa: BLE001 - encoders and stores raise anything
-        return otherwise, f"{step}: {type(error).__name__}: {_last_line(error)}"
-
-
-def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
-    """A column of Python objects."""
-    column = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):  # numpy would take tuples apart
-        column[place] = value
-    return column
 
 
 def _cause(error: Exception) -> str:

@@ -5,7 +5,7 @@ again, it goes on with the units that are not committed. Several resolutions are
 a caption encoded once.
 """
 
-import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,23 +24,28 @@ from trainer.precompute_config import PrecomputeConfig, identity
 if TYPE_CHECKING:
     from trainer.feature_plan import FeaturePlan
     from trainer.feature_sources import FeatureSource
-    from trainer.precompute_job import EncoderFacts, Encoders, PrecomputeJob, UnitTask
+    from trainer.precompute_job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
 
+_TAKEN = 1.3  # of the weights' size: with activations
 PATCH_SIZE = 2
 """Latents along a patch of the network: sides of buckets are multiples of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """Stores that exist and are planned, and what is left to do."""
+    """Stores that exist and are planned."""
 
     job: "PrecomputeJob"
     plan: "FeaturePlan"
-    tasks: "list[UnitTask]"
+    units: "list[FeatureUnit]"
+    """What is left to do."""
+    replica_bytes: float
+    """What a replica takes of a node's memory, roughly; 0 where nothing is left to do."""
 
 
 def main(config: PrecomputeConfig) -> int:
     """Makes the features; returns 0, or 1 where units failed or more samples were rejected than allowed. Raises UserError."""
+    started = time.perf_counter()
     check_paths([config.dataset, config.out])
     visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
@@ -50,7 +55,7 @@ def main(config: PrecomputeConfig) -> int:
         return start_and_describe(encoders, config.ray, visible=visible)
 
     with usable(Folder(config.out)):
-        return _make(config, prepare(config, describe=describe))
+        return _make(config, prepare(config, describe=describe), started=started)
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
@@ -76,15 +81,17 @@ def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], Encoder
     plan = _plan(config, source, stores, infos)
     if not plan.units:
         raise UserError(f"{config.dataset} has no sample: give a data set, a captioning run or images with class labels")
-    tasks = pending_tasks(plan, stores)
-    if tasks:
-        _check_same_encoders(infos, facts or describe(encoders))
+    units = pending_units(plan, stores)
+    if units:
+        facts = facts or describe(encoders)
+        _check_same_encoders(infos, facts)
     urls = {resolution: absolute(folder.url) for resolution, folder in stores.items()}
     encoders = _in_dtypes_of(infos[max(infos)], encoders)
     if config.storage == "none":  # a text encoder was asked what it is: training will encode with it
         encoders = replace(encoders, text_encoder=None)
     job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
-    return Preparation(job=job, plan=plan, tasks=tasks)
+    replica_bytes = _TAKEN * facts.num_bytes if facts and units else 0.0
+    return Preparation(job=job, plan=plan, units=units, replica_bytes=replica_bytes)
 
 
 def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
@@ -97,21 +104,21 @@ def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
     return replace(encoders, vae=vae, text_encoder=text_encoder)
 
 
-def pending_tasks(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[UnitTask]":
+def pending_units(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[FeatureUnit]":
     """The units that some store lacks, each with the resolutions that lack it."""
     from dataset_builder.units import committed_units
-    from trainer.precompute_job import UnitTask
+    from trainer.precompute_job import FeatureUnit
 
     done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
     lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
-    return [UnitTask(unit=unit, resolutions=resolutions) for unit, resolutions in lacking if resolutions]
+    return [FeatureUnit(**vars(unit), resolutions=resolutions) for unit, resolutions in lacking if resolutions]
 
 
 def rejected_before(config: PrecomputeConfig, prepared: Preparation) -> int:
     """Samples that earlier starts rejected, in units that are done at all resolutions."""
     from dataset_builder.units import read_commits
 
-    to_do = {task.unit.number for task in prepared.tasks}
+    to_do = {unit.number for unit in prepared.units}
     rejected = {commit.unit: commit.num_rejected for folder in stores_of(config).values() for commit in read_commits(folder)}
     return sum(number for unit, number in rejected.items() if unit not in to_do)
 
@@ -212,48 +219,39 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
                 )
 
 
-def _make(config: PrecomputeConfig, prepared: Preparation) -> int:
+def _make(config: PrecomputeConfig, prepared: Preparation, *, started: float) -> int:
     """Makes what is prepared, with a line before it and lines after it."""
-    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
-    encoders = prepared.job.encoders
-    dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
-    print(
-        f"features of {config.dataset} at {sizes}: {counted(prepared.plan.num_samples, 'sample')} in "
-        f"{counted(len(prepared.plan.units), 'unit')}; {len(prepared.tasks)} to do; {dtypes}"
-    )
-    allowed = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
-    done = _run(config, prepared, allowed=allowed)
-    _report(stores_of(config))
+    from dataset_builder.unit_run import run_job
+
+    job, units = prepared.job, prepared.units
+    print(_headline(config, prepared))
+    budget = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
+    infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
+    done = True
+    if units or budget < 0:
+        done = run_job(
+            job,
+            units,
+            settings=config.ray,
+            visible={path: text for path, text in infos.items() if is_local_path(path)},
+            budget=budget,
+            started=started,
+            replica_bytes=prepared.replica_bytes,
+            what="samples",
+        )
+    if done:
+        _report(stores_of(config))
     return 0 if done else 1
 
 
-def _run(config: PrecomputeConfig, prepared: Preparation, *, allowed: int) -> bool:
-    """Makes the units; False, with a line on stderr, where units failed or more than `allowed` samples are rejected."""
-    from tqdm import tqdm
-
-    from dataset_builder.progress import Progress
-    from dataset_builder.unit_run import within_budget
-
-    failures: list[int] = []
-
-    def on_failure(unit: int, error: str) -> None:
-        failures.append(unit)
-        tqdm.write(f"unit {unit} failed: {error}", file=sys.stderr)  # above the line that moves
-
-    progress = Progress(planned=sum(task.unit.num_images for task in prepared.tasks), budget=allowed)
-
-    def work() -> None:
-        from trainer.on_ray import precompute
-
-        precompute(prepared.job, prepared.tasks, config.ray, on_commit=progress.update, on_failure=on_failure)
-
-    if prepared.tasks or allowed < 0:
-        if not within_budget(progress, work, what="samples"):
-            return False
-        print(progress.summary())
-    if failures:
-        print(f"error: {counted(len(failures), 'unit')} failed: mend the cause, then run this again", file=sys.stderr)
-    return not failures
+def _headline(config: PrecomputeConfig, prepared: Preparation) -> str:
+    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
+    encoders, plan = prepared.job.encoders, prepared.plan
+    dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
+    return (
+        f"features of {config.dataset} at {sizes}: {counted(plan.num_samples, 'sample')} in "
+        f"{counted(len(plan.units), 'unit')}; {counted(len(prepared.units), 'unit')} to do; {dtypes}"
+    )
 
 
 def _report(stores: Mapping[int, Folder]) -> None:

@@ -64,8 +64,8 @@ class PrecomputeConfig:
     """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """What is refused before it is decoded."""
-    ray: RaySettings = field(default_factory=lambda: RaySettings(gpus_per_replica=0.5))
-    """Where it runs; a replica is one encoder, and by default each GPU holds a VAE and a T5."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """Where it runs; a replica is a VAE with a T5."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -1,15 +1,15 @@
-"""What becomes of one unit of features: read and crop the images, encode them, encode the captions, write, commit.
+"""One unit of features: read and crop the images, encode them and their captions, write, commit.
 
-The four steps run on different workers (trainer/on_ray.py) and in a plain loop alike. An image that cannot be used becomes a
-rejected row and costs itself alone; whatever else goes wrong is the unit's `error`, and the unit is not committed.
+The steps run on different workers (dataset_builder/ray_units.py) and in a plain loop alike. An image that cannot be used
+becomes a rejected row and costs only itself.
 
 Shapes: n samples of the unit, C latent channels, h x w the sides of the latents.
 """
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from dataset_builder.plan import read_unit
 from dataset_builder.references import ImageReader
 from dataset_builder.rejection import ImageError
 from dataset_builder.storage import Folder
-from dataset_builder.units import Commit, Failure, commit_unit
+from dataset_builder.units import Commit, CommittedFile, Failure, Unit, commit_unit
 from foundry.hardware import resolve_dtype
 from model.checkpoint import PartConfig
 from model.frozen_parts import FrozenPart
@@ -33,6 +33,7 @@ from trainer.feature_tables import SampleFacts, captions_table, latents_table
 from trainer.transforms import Pixels, decoding_side_px, fit, to_signed
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
     from model.dit import Captions
@@ -41,32 +42,44 @@ LATENTS, CAPTIONS, REJECTED = "latents", "captions", "rejected"
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitTask:
-    """A unit of the plan and the resolutions at which it is still to be made."""
+class FeatureUnit(PlannedUnit):
+    """A unit of the plan with the resolutions at which it is still to be made."""
 
-    unit: PlannedUnit
     resolutions: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class UnitWork:
-    """A unit on its way through the steps; each fills in its own part."""
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a replica encodes: pixels by resolution, (n, H, W, 3) uint8, and all caption variants of all samples, in order."""
 
-    task: UnitTask
-    facts: list[SampleFacts] = field(default_factory=list)
-    """Of the samples that can be used."""
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of schema.REJECTED."""
-    pixels: Mapping[int, Pixels] = field(default_factory=dict)
-    """By resolution, (n, H, W, 3); gone once they are encoded."""
-    latents: Mapping[int, LatentDistribution] = field(default_factory=dict)
-    """By resolution, each (n, C, h, w) bf16."""
-    captions: "Captions | None" = None
-    """Of all variants of all samples, in order."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """By step."""
-    error: str = ""
-    """What went wrong; then there is nothing to write."""
+    pixels: Mapping[int, Pixels]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was read: the samples that can be used, in the order of the payload, and rows of schema.REJECTED."""
+
+    samples: list[SampleFacts]
+    rejected: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Output:
+    """Features: by resolution, each (n, C, h, w) bf16, and of captions in the order of the payload; with seconds by encoder."""
+
+    latents: Mapping[int, LatentDistribution]
+    captions: "Captions | None"
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a replica holds."""
+
+    vae: VAE
+    text_encoder: TextEncoder | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +90,8 @@ class EncoderFacts:
     scale: LatentScale
     latent_channels: int
     downsampling: int
+    num_bytes: int
+    """Size of all weights in memory."""
     vae_dtype: str
     """Number format that it computes in."""
     text_encoder: PartConfig | None = None
@@ -116,6 +131,7 @@ class Encoders:
             scale=vae.scale,
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
+            num_bytes=_num_bytes(vae.model),
             vae_dtype=resolve_dtype(self.vae.dtype, _device()),
         )
         if self.text_encoder is None:
@@ -124,6 +140,7 @@ class Encoders:
         return replace(
             facts,
             text_encoder=_part_config(self.text_encoder.name, encoder.part, encoder.fingerprint()),
+            num_bytes=facts.num_bytes + _num_bytes(encoder.model),
             text_encoder_dtype=encoder.config.dtype,
             caption_width=encoder.width,
             null_caption=encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous(),
@@ -132,7 +149,7 @@ class Encoders:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeJob:
-    """The steps. Instances are pickled to the workers, so they hold settings only."""
+    """Settings of the work on a unit; see dataset_builder.unit_workers.UnitJob for the calls."""
 
     stores: Mapping[int, str]
     """Resolution → URL of its store."""
@@ -141,14 +158,15 @@ class PrecomputeJob:
     encoders: Encoders
     limits: DecodeLimits
 
-    def decode(self, task: UnitTask) -> UnitWork:
-        """On a CPU worker: the unit's rows, each read and decoded once and cropped for each resolution."""
+    def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
+        """Reads and decodes each of the samples at these positions once, and crops it for each resolution."""
+        assert isinstance(unit, FeatureUnit)
         started = time.perf_counter()
-        unit, info = task.unit, self.infos[task.resolutions[0]]
-        rows = read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
-        sizes = {resolution: unit.buckets[resolution] for resolution in task.resolutions}
-        labels = {name: label for label, name in enumerate(info.class_names)}
-        facts: list[SampleFacts] = []
+        unit_rows = self._rows(unit)
+        rows = [unit_rows[position] for position in positions]
+        sizes = {resolution: unit.buckets[resolution] for resolution in unit.resolutions}
+        labels = {name: label for label, name in enumerate(self.infos[unit.resolutions[0]].class_names)}
+        samples: list[SampleFacts] = []
         rejected: list[dict[str, Any]] = []
         pixels: dict[int, list[Pixels]] = {resolution: [] for resolution in sizes}
         with ImageReader() as reader:
@@ -159,77 +177,109 @@ class PrecomputeJob:
                 except ImageError as error:
                     rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
                     continue
-                facts.append(sample)
+                samples.append(sample)
                 for resolution, size in sizes.items():
                     pixels[resolution].append(fit(image, size))
-        stacked = {resolution: np.stack(images) for resolution, images in pixels.items() if images}
-        return UnitWork(
-            task=task, facts=facts, rejected=rejected, pixels=stacked, seconds={"decode": time.perf_counter() - started}
+        payload = Payload(
+            pixels={resolution: np.stack(images) for resolution, images in pixels.items() if images},
+            texts=[text for one in samples for _, text in one.captions],
+        )
+        return payload, Facts(samples=samples, rejected=rejected, seconds=time.perf_counter() - started)
+
+    def warm_up(self) -> None:
+        """Nothing is loaded for reading and writing."""
+
+    def load_engine(self) -> Engine:
+        """The encoders, on this replica's device."""
+        return Engine(self.encoders.load_vae(), self.encoders.load_text_encoder() if self.encoders.text_encoder else None)
+
+    def check(self, engine: Engine) -> None:
+        """Encodes one grey image and one caption."""
+        side = 8 * engine.vae.downsampling
+        grey = np.full((1, side, side, 3), 128, np.uint8)
+        self.process(engine, Payload(pixels={side: grey}, texts=["an owl"]), one_by_one=True)
+
+    def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
+        """Pixels to distributions, at most `batch_px` pixels at once; captions to features, in batches of like lengths."""
+        import torch
+
+        started = time.perf_counter()
+        latents = {
+            resolution: self._encode(engine.vae, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
+        }
+        encoded = time.perf_counter()
+        captions = None
+        if engine.text_encoder is not None and payload.texts:
+            found = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one)
+            captions = found.to("cpu", torch.bfloat16)
+        return Output(
+            latents=latents, captions=captions, seconds={"vae": encoded - started, "t5": time.perf_counter() - encoded}
         )
 
-    def encode_images(self, vae: VAE, work: UnitWork) -> UnitWork:
-        """On a VAE replica: pixels to distributions, in batches of at most `batch_px` pixels."""
-        import torch
-
-        started = time.perf_counter()
-        latents = {}
-        for resolution, pixels in work.pixels.items():
-            size = max(1, self.encoders.batch_px // (pixels.shape[1] * pixels.shape[2]))
-            # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
-            batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
-            found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
-            parts = ([one.mean for one in found], [one.log_variance for one in found])
-            latents[resolution] = LatentDistribution(*(torch.cat(part).to("cpu", torch.bfloat16) for part in parts))
-        seconds = {**work.seconds, "vae": time.perf_counter() - started}
-        return replace(work, pixels={}, latents=latents, seconds=seconds)
-
-    def encode_captions(self, encoder: TextEncoder, work: UnitWork) -> UnitWork:
-        """On a T5 replica: all variants of all samples; the encoder makes batches of like lengths."""
-        import torch
-
-        started = time.perf_counter()
-        texts = [text for one in work.facts for _, text in one.captions]
-        captions = encoder.encode(texts).to("cpu", torch.bfloat16) if texts else None
-        return replace(work, captions=captions, seconds={**work.seconds, "t5": time.perf_counter() - started})
-
-    def finish(self, work: UnitWork) -> Commit | None:
-        """On a CPU worker: writes and commits the unit in each store; None where another attempt had committed it already.
+    def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
+        """Writes and commits the unit in each store; None where another attempt had committed it already.
 
         The captions are written into the first store; the commits of the others name them there.
         """
-        import pyarrow as pa
-
-        from dataset_builder.schema import REJECTED as REJECTED_SCHEMA
-
+        assert isinstance(unit, FeatureUnit)
         started = time.perf_counter()
+        rejected = list(facts.rejected)
+        if excluded:
+            rows = self._rows(unit)
+            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
         first: Commit | None = None
-        for resolution in work.task.resolutions:
-            info = self.infos[resolution]
-            tables = {REJECTED: pa.Table.from_pylist(work.rejected, schema=REJECTED_SCHEMA)}
-            if work.facts:
-                tables[LATENTS] = latents_table(work.facts, work.latents[resolution])
-            if first is None and work.captions is not None:
-                names = [[name for name, _ in one.captions] for one in work.facts]
-                tables[CAPTIONS] = captions_table(names, work.captions, as_int8=info.caption_storage == "int8")
-            shared = {}
-            if first is not None and CAPTIONS in first.files:
-                there = Folder(self.stores[work.task.resolutions[0]]).root.rsplit("/", 1)[-1]
-                shared[CAPTIONS] = replace(first.files[CAPTIONS], path=f"../{there}/{first.files[CAPTIONS].path}")
+        for resolution in unit.resolutions:
             commit = commit_unit(
                 Folder(self.stores[resolution]),
-                run_id=info.fingerprint,
-                unit=work.task.unit,
-                tables=tables,
-                rejected=dict(Counter(row["reason"] for row in work.rejected)),
-                num_tokens=0 if work.captions is None else len(work.captions.tokens),
-                seconds={**work.seconds, "finish": time.perf_counter() - started},
+                run_id=self.infos[resolution].fingerprint,
+                unit=unit,
+                tables=self._tables(resolution, facts, output, rejected=rejected, with_captions=first is None),
+                rejected=dict(Counter(row["reason"] for row in rejected)),
+                num_tokens=0 if output.captions is None else len(output.captions.tokens),
+                seconds={"prepare": facts.seconds, **output.seconds, "finish": time.perf_counter() - started},
                 arrow=(LATENTS, CAPTIONS),
-                shared=shared,
+                shared={} if first is None else self._shared_captions(unit, first),
             )
             if commit is None:  # a twin is ahead: it commits the other resolutions too, or the next start does
                 return None
             first = first or commit
         return first
+
+    def _rows(self, unit: Unit) -> list[dict[str, Any]]:
+        return read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
+
+    def _encode(self, vae: VAE, pixels: Pixels, *, one_by_one: bool) -> LatentDistribution:
+        import torch
+
+        size = 1 if one_by_one else max(1, self.encoders.batch_px // (pixels.shape[1] * pixels.shape[2]))
+        # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
+        batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
+        found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
+        parts = ([one.mean for one in found], [one.log_variance for one in found])
+        return LatentDistribution(*(torch.cat(part).to("cpu", torch.bfloat16) for part in parts))
+
+    def _tables(
+        self, resolution: int, facts: Facts, output: Output, *, rejected: list[dict[str, Any]], with_captions: bool
+    ) -> "dict[str, pa.Table]":
+        import pyarrow as pa
+
+        from dataset_builder.schema import REJECTED as REJECTED_SCHEMA
+
+        tables = {REJECTED: pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)}
+        if facts.samples:
+            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution])
+        if with_captions and output.captions is not None:
+            names = [[name for name, _ in one.captions] for one in facts.samples]
+            as_int8 = self.infos[resolution].caption_storage == "int8"
+            tables[CAPTIONS] = captions_table(names, output.captions, as_int8=as_int8)
+        return tables
+
+    def _shared_captions(self, unit: FeatureUnit, first: Commit) -> dict[str, CommittedFile]:
+        """The captions' file as another resolution's commit names it."""
+        if CAPTIONS not in first.files:
+            return {}
+        there = Folder(self.stores[unit.resolutions[0]]).root.rsplit("/", 1)[-1]
+        return {CAPTIONS: replace(first.files[CAPTIONS], path=f"../{there}/{first.files[CAPTIONS].path}")}
 
     def _read(
         self, reader: ImageReader, row: Mapping[str, Any], sizes: list[Size], labels: Mapping[str, int]
@@ -251,6 +301,10 @@ class PrecomputeJob:
 
 def _part_config(name: str, part: FrozenPart | None, fingerprint: str) -> PartConfig:
     return PartConfig(name=name, revision=(part.revision or None) if part else None, fingerprint=fingerprint)
+
+
+def _num_bytes(model: "torch.nn.Module") -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _device() -> str:

@@ -15,19 +15,14 @@ import psutil
 import pytest
 import ray
 
-from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
-from dataset_builder.decoding import DecodeLimits
-from dataset_builder.ray_units import start_ray
-from dataset_builder.storage import Folder
-from model.vae import VAEConfig
+from tests.trainer.tiny_sources import tiny_precompute, write_class_folders
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.checkpoints import list_checkpoints
 from trainer.config import DistributedConfig, TrainConfig
-from trainer.feature_info import read_info
 from trainer.fit import main
-from trainer.on_ray import precompute
-from trainer.precompute_job import Encoders, PrecomputeJob
+from trainer.precompute import _make, prepare
+from trainer.precompute_job import Encoders
 from trainer.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -95,16 +90,11 @@ def test_what_a_new_start_would_not_mend_ends_it_at_once(tmp_path: Path) -> None
 
 @pytest.mark.timeout(600)
 def test_stores_that_a_node_does_not_see_are_named_before_the_work(tmp_path: Path) -> None:
-    info = read_info(Folder(str(write_store(tmp_path / "features"))))
-    job = PrecomputeJob(
-        stores={16: str(tmp_path / "elsewhere")},
-        infos={16: info},
-        encoders=Encoders(vae=VAEConfig(), text_encoder=None, batch_px=1),
-        limits=DecodeLimits(),
-    )
-    start_ray(RaySettings())
+    config = tiny_precompute(tmp_path, write_class_folders(tmp_path / "classes"), stage="pixel")
+    prepared = prepare(config, describe=Encoders.describe)
+    elsewhere = replace(prepared, job=replace(prepared.job, stores={32: str(tmp_path / "elsewhere")}))
     with pytest.raises(UserError, match=r"elsewhere/features\.json: not visible on node"):
-        precompute(job, [], RaySettings(), on_commit=lambda _commit: None, on_failure=lambda _unit, _error: None)
+        _make(config, elsewhere, started=0.0)
 
 
 def _starts(config: TrainConfig) -> int:

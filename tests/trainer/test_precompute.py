@@ -19,8 +19,9 @@ from dataset_builder.storage import Folder
 from dataset_builder.units import committed_units, read_commits
 from model.text_encoder import TextEncoderConfig, load_text_encoder
 from model.vae import load_vae
+from tests.dataset_builder.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
-from tests.trainer.tiny_sources import make_features, run_tasks, tiny_precompute, write_class_folders, write_dataset
+from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
 from tests.trainer.tiny_training import tiny_config
 from trainer.buckets import nearest_buckets
 from trainer.config import Rung
@@ -200,19 +201,19 @@ def test_a_bucket_without_a_sample_that_can_be_used_is_trained_around(tmp_path: 
 def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset, resolution=[32, 64])
     prepared = prepare(config, describe=Encoders.describe)
-    run_tasks(prepared.job, prepared.tasks[:3])
-    stopped_between = f"{config.out}/alignment/64/commits/{prepared.tasks[0].unit.number:08d}.json"
+    run_plainly(prepared.job, prepared.units[:3])
+    stopped_between = f"{config.out}/alignment/64/commits/{prepared.units[0].number:08d}.json"
     Path(stopped_between).unlink()
     before = read_commits(Folder(f"{config.out}/alignment/32"))
     again = prepare(config, describe=Encoders.describe)
-    assert [task.resolutions for task in again.tasks[:1]] == [(64,)]
-    assert len(again.tasks) == len(prepared.tasks) - 2
-    run_tasks(again.job, again.tasks)
+    assert [unit.resolutions for unit in again.units[:1]] == [(64,)]
+    assert len(again.units) == len(prepared.units) - 2
+    run_plainly(again.job, again.units)
     for resolution in (32, 64):
         assert store(config, resolution).missing_units == 0 and len(all_samples(store(config, resolution))) == 20
     after = read_commits(Folder(f"{config.out}/alignment/32"))
     assert [commit for commit in after if commit.unit in {one.unit for one in before}] == before
-    assert not prepare(config, describe=Encoders.describe).tasks
+    assert not prepare(config, describe=Encoders.describe).units
 
 
 def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:
     make_features(config)
     before = committed_units(Folder(f"{config.out}/alignment/32"))
     write_dataset(tmp_path / "dataset", count=15)
-    new = [commit.unit for commit in make_features(config) if commit is not None]
+    new = [unit.number for unit in make_features(config)]
     assert min(new) > max(before)
     assert len(all_samples(store(config))) == 15
 
@@ -241,7 +242,7 @@ def test_class_folders_make_labels_by_name(tmp_path: Path) -> None:
 def test_another_encoder_cannot_go_on(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset)
     prepared = prepare(config, describe=Encoders.describe)
-    run_tasks(prepared.job, prepared.tasks[:1])
+    run_plainly(prepared.job, prepared.units[:1])
     save_tiny_vae(tmp_path / "vae", seed=1)
     with pytest.raises(UserError, match="begun with another vae"):
         prepare(config, describe=Encoders.describe)
@@ -319,10 +320,10 @@ def test_a_killed_replica_is_replaced_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def _kill_replica(parent: int) -> bool:
-    """Kills the VAE's process among the children; whether there was one."""
+    """Kills the encoders' process among the children; whether there was one."""
     for child in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "ImageEncoder" in " ".join(child.cmdline()):
+            if "Replica" in " ".join(child.cmdline()):
                 child.kill()
                 return True
     return False

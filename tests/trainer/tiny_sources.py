@@ -11,13 +11,14 @@ from PIL import Image
 
 from dataset_builder.schema import DATASET_VERSION, SAMPLES
 from dataset_builder.storage import Folder
-from dataset_builder.units import Commit, table_bytes
+from dataset_builder.units import Unit, table_bytes
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig
+from tests.dataset_builder.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae
 from trainer.precompute import prepare
 from trainer.precompute_config import PrecomputeConfig
-from trainer.precompute_job import Encoders, PrecomputeJob, UnitTask
+from trainer.precompute_job import Encoders
 
 SIZES = ((32, 32), (40, 36), (30, 64), (70, 33))
 """Height and width of the pictures, in turn."""
@@ -82,21 +83,11 @@ def tiny_precompute(root: Path, dataset: Path, **changes: Any) -> PrecomputeConf
     return PrecomputeConfig(**settings | changes)
 
 
-def make_features(config: PrecomputeConfig) -> list[Commit | None]:
-    """The steps of trainer.precompute in one process, without Ray."""
+def make_features(config: PrecomputeConfig) -> Sequence[Unit]:
+    """The steps of trainer.precompute in one process, without Ray; returns the units that were made."""
     prepared = prepare(config, describe=Encoders.describe)
-    return run_tasks(prepared.job, prepared.tasks)
-
-
-def run_tasks(job: PrecomputeJob, tasks: Sequence[UnitTask]) -> list[Commit | None]:
-    """All steps of each unit."""
-    vae = job.encoders.load_vae()
-    text_encoder = job.encoders.load_text_encoder() if job.encoders.text_encoder else None
-    commits = []
-    for task in tasks:
-        work = job.encode_images(vae, job.decode(task))
-        commits.append(job.finish(work if text_encoder is None else job.encode_captions(text_encoder, work)))
-    return commits
+    run_plainly(prepared.job, prepared.units)
+    return prepared.units
 
 
 def _caption(said: dict[str, str]) -> dict[str, Any]:
