@@ -222,9 +222,7 @@ def _seconds_on_ray(config: "PrecomputeConfig") -> float:
     """What trainer.precompute says it took, once the encoders were loaded."""
     settings = Path(f"{config.out}.json")  # JSON is YAML
     settings.write_text(json.dumps(asdict(config)))
-    found = re.search(
-        r"then \d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)), re.MULTILINE
-    )
+    found = re.search(r"then \d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)))
     assert found, f"the summary of dataset_builder.progress in the output for {settings}"
     return float(found[1])
 

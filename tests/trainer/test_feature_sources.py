@@ -34,7 +34,7 @@ def test_a_run_is_a_source_as_far_as_it_has_come(tmp_path: Path) -> None:
     make_features(config)
     grown = FeatureStore.open(f"{config.out}/alignment/32")
     assert set(_captions_by_key(grown)) == {"img_0", "img_1", "img_2", "img_4", "img_5", "img_6", "img_7"}
-    assert not prepare(config, describe=Encoders.describe).tasks
+    assert not prepare(config, describe=Encoders.describe).units
 
 
 @pytest.mark.parametrize("column", ["class_label", "label"])

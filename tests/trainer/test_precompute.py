@@ -300,7 +300,7 @@ def test_the_command_makes_on_ray_what_a_loop_makes(tmp_path: Path, dataset: Pat
         for request in samples.values():
             torch.testing.assert_close(here.read([request]).mean, there.read([request]).mean, rtol=0.02, atol=1e-3)
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert again.returncode == 0 and "0 to do" in again.stdout
+    assert again.returncode == 0 and "0 units to do" in again.stdout
 
 
 @pytest.mark.slow
