@@ -23,7 +23,10 @@ def images(count: int = 6) -> list[np.ndarray]:
 
 
 def engine(folder: Path, **settings: Any) -> LlavaEngine:
-    return LlavaEngine(resolve_model(str(folder)), GenerationSettings(**{"max_new_tokens": 12, "batch_size": 4, **settings}))
+    return LlavaEngine(
+        resolve_model(str(folder)),
+        GenerationSettings(**{"dtype": "float32", "max_new_tokens": 12, "batch_size": 4, **settings}),
+    )
 
 
 def assert_equal(found: list[Generation], expected: list[Generation]) -> None:

@@ -19,6 +19,7 @@ from dataset_builder.command_line import UserError, run_command
 from dataset_builder.storage import Folder
 from dataset_builder.unit_run import run_job
 from dataset_builder.units import Commit, Unit, read_commits
+from foundry.hardware import auto_dtype
 from tests.captioner.conftest import caption, run_arguments, save_pictures
 from tests.dataset_builder.containers import jpeg, tar_bytes
 
@@ -128,7 +129,7 @@ def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path, monke
     assert sum(row["num_nouns"] for row in captions) == sum(row["count"] for row in counts)
     assert sum(row["num_t5_nouns"] for row in captions) == sum(row["count_t5"] for row in counts)
     record = json.loads((run / "run.json").read_text())
-    assert record["settings"]["generation"]["dtype"] == "float32", "auto is not what a run is named by"
+    assert record["settings"]["generation"]["dtype"] == auto_dtype(), "auto is not what a run is named by"
     assert record["settings"]["prompts"]["prompts"][0]["text"] == "Describe this image and its style in a very detailed manner"
     assert read_status(Folder(str(run))).remaining == 0
 

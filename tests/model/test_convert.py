@@ -1,5 +1,6 @@
 """Checkpoints of others in and out: nothing is lost, everything foreign is refused by name, diffusers opens what we write."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch import Tensor
 from model.checkpoint import PipelineConfig, load_checkpoint, save_checkpoint
 from model.command_line import UserError
 from model.convert import ConvertConfig, main
-from model.dit import PRESETS, DiT, KVCompression, position_table
+from model.dit import PRESETS, Captions, DiT, KVCompression, position_table
 from model.dit_config import UnstatedConfig
 from model.generation import GenerationRequest
 from model.pipeline import open_pipeline
+from model.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
-from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, captions, latents, padded_captions, random_network
+from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, latents, padded_captions, random_network
 from tests.model.tiny_parts import save_tiny_checkpoint
 
 HEADS = UnstatedConfig(num_heads=4)
@@ -81,8 +83,11 @@ def test_diffusers_opens_what_we_write_and_we_what_it_writes(tmp_path: Path, mic
     assert json.loads((folder / "transformer" / "config.json").read_text())["use_additional_conditions"] is micro
     if not micro:
         embeddings, mask = padded_captions()
-        expected = theirs(latents(), encoder_hidden_states=embeddings, timestep=TIMESTEPS, encoder_attention_mask=mask.long())
-        torch.testing.assert_close(network(latents(), TIMESTEPS, captions=captions()), expected.sample, rtol=1e-4, atol=1e-5)
+        inputs, embeddings = latents().double(), embeddings.double()
+        masked = {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask.long()}
+        expected = copy.deepcopy(theirs).double()(inputs, timestep=TIMESTEPS, **masked).sample
+        ours = copy.deepcopy(network).double()(inputs, TIMESTEPS, captions=Captions.from_padded(embeddings, mask))
+        torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-7)  # its positions are in float32
     theirs.save_pretrained(tmp_path / "saved")
     with pytest.raises(UserError, match="does not tell alpha from Sigma: give --unstated.max_caption_tokens"):
         _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native")
@@ -118,7 +123,10 @@ def test_an_untrained_mini_goes_all_ways_and_draws_what_diffusers_draws(tmp_path
     assert _same(load_checkpoint(back)[0].state_dict(), load_checkpoint(native)[0].state_dict())
     folder = _convert("native", "diffusers", back, tmp_path / "mine-diffusers", copy_parts=True)
     sampling = SamplingConfig(num_inference_steps=2)
-    ours = open_pipeline(back)(GenerationRequest(prompts=("a large owl on the left",), sampling=sampling), output="numpy")
+    exact = RuntimeConfig(dtype="float32")
+    ours = open_pipeline(back, runtime=exact)(
+        GenerationRequest(prompts=("a large owl on the left",), sampling=sampling), output="numpy"
+    )
     pipeline = PixArtAlphaPipeline.from_pretrained(folder)
     options = {"use_resolution_binning": False, "clean_caption": False, "output_type": "np", "num_inference_steps": 2}
     theirs = pipeline("a large owl on the left", generator=torch.Generator().manual_seed(0), **options).images

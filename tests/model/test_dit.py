@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
 from model.dit import PRESETS, Captions, DiT, DiTConfig, KVCompression, position_table
@@ -25,7 +26,8 @@ from tests.model.tiny_networks import (
     random_network,
 )
 
-TOLERANCE = 2e-5
+TOLERANCE = 1e-9
+"""Against a library in float64, where it holds on every processor."""
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
@@ -50,6 +52,18 @@ def _pixart(network: DiT) -> PixArtTransformer2DModel:
     plain = replace(config, qk_norm=False, kv_compression=KVCompression())
     theirs.load_state_dict(to_diffusers(network.state_dict(), plain), strict=True)
     return theirs
+
+
+def _share_positions(theirs: PixArtTransformer2DModel, network: DiT, grid: tuple[int, int]) -> None:
+    """Gives diffusers our table of a grid, which has the values of its own but for its float32 arithmetic."""
+    config = network.config
+    ours = position_table(grid, width=config.width, base=config.base_grid, scale=config.position_scale)
+    own = get_2d_sincos_pos_embed(
+        config.width, grid, base_size=config.base_grid, interpolation_scale=config.position_scale, output_type="pt"
+    )
+    torch.testing.assert_close(ours, own.float(), rtol=0, atol=1e-6)
+    embed = theirs.pos_embed
+    embed.pos_embed, embed.height, embed.width = ours[None].double(), *grid
 
 
 class _Compressed(nn.Module):
@@ -81,8 +95,10 @@ class _Compressed(nn.Module):
     ids=["square", "wide", "micro", "scale", "patch 1", "qk norm", "kv compression"],
 )
 def test_output_and_gradients_equal_those_of_diffusers(changes: dict[str, Any], side: tuple[int, int]) -> None:
-    network = random_network(TEXT, **changes)
-    theirs = _pixart(network)
+    network = random_network(TEXT, **changes).double()
+    theirs = _pixart(network).double()
+    patch = network.config.patch_size
+    _share_positions(theirs, network, (side[0] // patch, side[1] // patch))
     for index in range(network.config.depth):  # diffusers has neither: full-width norms and compression join its projections
         attention: Any = network.blocks[index].attn
         port: Any = theirs.transformer_blocks[index].attn1
@@ -93,9 +109,10 @@ def test_output_and_gradients_equal_those_of_diffusers(changes: dict[str, Any], 
             grid = (side[0] // 2, side[1] // 2)
             port.to_k = _Compressed(port.to_k, attention, grid)
             port.to_v = _Compressed(port.to_v, attention, grid)
-    inputs = torch.randn(3, network.config.in_channels, *side, generator=torch.Generator().manual_seed(3))
+    inputs = torch.randn(3, network.config.in_channels, *side, generator=torch.Generator().manual_seed(3)).double()
     ours_in, theirs_in = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
     embeddings, mask = padded_captions()
+    embeddings = embeddings.double()
     micro = {"sizes": SIZES, "aspect_ratios": RATIOS} if network.config.micro_conditioning else {}
     ours = network(ours_in, TIMESTEPS, captions=Captions.from_padded(embeddings, mask), **micro)
     reference = theirs(
@@ -132,21 +149,25 @@ def test_output_and_gradients_equal_those_of_diffusers(changes: dict[str, Any], 
 
 
 def test_class_conditional_equals_the_dit_of_diffusers() -> None:
-    network = random_network(CLASS)
-    theirs = DiTTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=12,
-        num_layers=3,
-        sample_size=16,
-        out_channels=8,
-        num_embeds_ada_norm=7,
-        norm_eps=1e-6,  # DiT's own; diffusers' default is 1e-5 in one norm of three
-    ).eval()
+    network = random_network(CLASS).double()
+    theirs = (
+        DiTTransformer2DModel(
+            num_attention_heads=4,
+            attention_head_dim=12,
+            num_layers=3,
+            sample_size=16,
+            out_channels=8,
+            num_embeds_ada_norm=7,
+            norm_eps=1e-6,  # DiT's own; diffusers' default is 1e-5 in one norm of three
+        )
+        .eval()
+        .double()
+    )
     theirs.load_state_dict(to_diffusers(network.state_dict(), network.config), strict=True)
     for module in theirs.modules():
         if hasattr(module, "downscale_freq_shift"):
             module.downscale_freq_shift = 0  # DiT's own frequencies; diffusers' port divides by 127 for 128
-    inputs, labels = latents(height=16, width=16), torch.tensor([3, 6, 7])
+    inputs, labels = latents(height=16, width=16).double(), torch.tensor([3, 6, 7])
     ours = network(inputs, TIMESTEPS, class_labels=labels)
     reference = theirs(inputs, timestep=TIMESTEPS, class_labels=labels).sample
     assert _relative(ours, reference) < TOLERANCE
@@ -218,10 +239,10 @@ def test_padding_cannot_change_the_output_and_costs_nothing() -> None:
 
 
 def test_a_sample_alone_equals_the_sample_in_its_batch() -> None:
-    network = random_network()
-    together = network(latents(), TIMESTEPS, captions=captions())
+    network, inputs, read = random_network().double(), latents().double(), captions().to(dtype=torch.float64)
+    together = network(inputs, TIMESTEPS, captions=read)
     for index in range(3):
-        alone = network(latents()[index, None], TIMESTEPS[index, None], captions=captions().select([index]))
+        alone = network(inputs[index, None], TIMESTEPS[index, None], captions=read.select([index]))
         assert _relative(alone[0], together[index]) < TOLERANCE
 
 

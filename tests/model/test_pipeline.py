@@ -55,7 +55,7 @@ class Pair:
             micro_conditioning=micro_conditioning, learned_variance=objective == "diffusion", sample_size=sample_size
         )
         checkpoint = save_checkpoint(folder / "ours", dit, pipeline_config(objective=objective, text_encoder=t5, vae=vae))
-        self.ours = open_pipeline(checkpoint, runtime=RuntimeConfig(batch_size=3))
+        self.ours = open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32", batch_size=3))
         theirs = str(folder / "theirs")
         convert(ConvertConfig(checkpoint=str(checkpoint), out=theirs, source="native", target="diffusers"))
         self.theirs = PixArtAlphaPipeline.from_pretrained(theirs)
@@ -147,7 +147,7 @@ def latents_of(pipeline: Pipeline, request: GenerationRequest) -> torch.Tensor:
 
 
 def test_an_image_depends_on_its_prompt_and_seed_alone(checkpoint: Path) -> None:
-    pipeline = open_pipeline(checkpoint, runtime=RuntimeConfig(batch_size=4))
+    pipeline = open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32", batch_size=4))
     together = pipeline(GenerationRequest(prompts=(*PROMPTS, "a"), num_images_per_prompt=2, seed=5), output="latents")
     assert [(image.prompt, image.seed) for image in together] == [(p, s) for p in (*PROMPTS, "a") for s in (5, 6)]
     alone = pipeline(GenerationRequest(prompts=(PROMPTS[1],), seed=6), output="latents")[0]

@@ -67,7 +67,7 @@ def tiny_text_encoder(folder: Path, *, max_caption_tokens: int = 20, max_batch_t
 
 def tiny_vae(folder: Path, *, tiled: bool = False) -> VAE:
     """Loaded in float32."""
-    return load_vae(VAEConfig(name=str(folder), tiled=tiled))
+    return load_vae(VAEConfig(name=str(folder), dtype="float32", tiled=tiled))
 
 
 def tiny_dit(*, seed: int = 0, micro_conditioning: bool = False, learned_variance: bool = True, sample_size: int = 16) -> DiT:
