@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dataset_builder.command_line import UserError
 from dataset_builder.fingerprint import files_fingerprint, folder_fingerprint
-from foundry.hardware import auto_dtype
+from foundry.hardware import AutoDtype, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -57,17 +57,15 @@ class ClipSource:
 
 
 class ClipEncoder:
-    """A loaded CLIP. Deterministic. It computes in `dtype`, or in what `auto` stands for on its device."""
+    """A loaded CLIP. Deterministic. It computes in `dtype`."""
 
-    def __init__(
-        self, source: ClipSource, *, batch_size: int, device: str | None = None, dtype: "torch.dtype | None" = None
-    ) -> None:
+    def __init__(self, source: ClipSource, *, batch_size: int, device: str | None = None, dtype: AutoDtype = "auto") -> None:
         import open_clip
         import torch
 
         self.batch_size = batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or getattr(torch, auto_dtype(self.device.type))
+        self.dtype = getattr(torch, resolve_dtype(dtype, self.device.type))
         model = open_clip.create_model(source.model, pretrained=source.tag, require_pretrained=True, weights_only=True)
         self.model = model.to(self.device).eval()
         config = json.loads(source.preprocess)

@@ -7,7 +7,7 @@ embeddings by which duplicates are found. The same command again goes on where i
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,10 @@ def main(config: ScoreConfig) -> int:
         done = committed_units(out)
     left = [unit for unit in units if unit.number not in done]
     to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
-    print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {to_do}")
+    if left and job.clip:
+        job = _in_dtype(config, job)
+    computed = f"; {config.clip} in {job.dtype}" if left and job.clip else ""
+    print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {to_do}{computed}")
     rejected = sum(commit.num_rejected for commit in read_commits(out))
     budget = allowed_rejections(config.max_rejected, _images(units))
     if left:
@@ -125,6 +128,14 @@ def score_job(config: ScoreConfig) -> "ScoreJob":
         batch_size=config.batch_size,
         limits=limits,
     )
+
+
+def _in_dtype(config: ScoreConfig, job: "ScoreJob") -> "ScoreJob":
+    """The work in the number format that the replicas' hardware is fast in; this attaches to Ray to find it out."""
+    from dataset_builder.ray_units import dtype_of_replicas, start_ray
+
+    start_ray(config.ray)
+    return replace(job, dtype=dtype_of_replicas(config.ray))
 
 
 def plan_scores(scored: "Folder", out: "Folder", *, is_run: bool) -> "list[Unit]":

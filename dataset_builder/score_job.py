@@ -24,6 +24,7 @@ from dataset_builder.score_plan import read_run_rows
 from dataset_builder.sharpness import MEASURED_SIDE_PX, perceptual_hash, sharpness
 from dataset_builder.storage import Folder
 from dataset_builder.units import Commit, Failure, Unit, commit_unit
+from foundry.hardware import AutoDtype
 
 _CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
 
@@ -88,6 +89,8 @@ class ScoreJob:
     aesthetic: str | None
     batch_size: int
     limits: DecodeLimits
+    dtype: AutoDtype = "auto"
+    """Number format that CLIP computes in."""
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
         """Reads, measures and crops the images at these positions, and cuts their captions into sentences."""
@@ -114,7 +117,7 @@ class ScoreJob:
         """The CLIP and the predictor on this replica's device; None where neither is asked for."""
         if self.clip is None:
             return None
-        clip = ClipEncoder(self.clip, batch_size=self.batch_size)
+        clip = ClipEncoder(self.clip, batch_size=self.batch_size, dtype=self.dtype)
         return Models(clip, AestheticPredictor(self.aesthetic).to(clip.device) if self.aesthetic else None)
 
     def check(self, engine: Models | None) -> None:

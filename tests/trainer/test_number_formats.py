@@ -11,6 +11,7 @@ import yaml
 from dataset_builder.storage import Folder
 from foundry.hardware import AUTO_VARIABLE
 from model.pipeline_parts import RuntimeConfig
+from model.sampling import SamplingConfig
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig
 from tests.dataset_builder.plain_loop import run_plainly
@@ -152,9 +153,11 @@ def test_a_resumed_evaluation_keeps_what_it_began_with(
 ) -> None:
     monkeypatch.setitem(BENCHMARKS, "toy", "tests.trainer.toy_benchmark")
     monkeypatch.setattr(toy_benchmark, "asked", [])
-    sampling = dataclasses.replace(EvaluateConfig.__dataclass_fields__["sampling"].default_factory(), num_inference_steps=2)  # type: ignore[misc]
     config = EvaluateConfig(
-        benchmark="toy", checkpoint=str(save_tiny_checkpoint(tmp_path / "tiny")), out=str(tmp_path / "out"), sampling=sampling
+        benchmark="toy",
+        checkpoint=str(save_tiny_checkpoint(tmp_path / "tiny")),
+        out=str(tmp_path / "out"),
+        sampling=SamplingConfig(num_inference_steps=2),
     )
     _auto_is(monkeypatch, format_here)
     assert evaluate.main(config) == 0

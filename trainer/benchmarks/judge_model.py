@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dataset_builder.command_line import UserError
 from dataset_builder.fingerprint import folder_fingerprint
 from dataset_builder.hub import NotOnHub, hub_file
+from foundry.hardware import AutoDtype
 from model.pipeline_parts import RuntimeConfig
 from trainer.evaluation import JudgeSource
 
 if TYPE_CHECKING:
-    import torch
-
     from trainer.evaluation_config import EvaluateConfig
 
 LoadedT = TypeVar("LoadedT")
@@ -25,15 +24,13 @@ class Placement:
     """Where judges run."""
 
     device: str
-    dtype: "torch.dtype"
+    dtype: AutoDtype
 
     @classmethod
     def of(cls, config: "EvaluateConfig") -> "Placement":
         """By judge_device and judge_dtype. Raises model.command_line.UserError for a device that is not there."""
-        import torch
-
         runtime = RuntimeConfig(device=config.judge_device, dtype=config.judge_dtype).resolved()
-        return cls(device=runtime.device, dtype=getattr(torch, runtime.dtype))
+        return cls(device=runtime.device, dtype=runtime.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,9 @@ class JudgeModel:
 
     def load_network(self, load: Callable[..., Any], placement: Placement) -> Any:
         """The network that from_pretrained `load` makes of its safetensors. Raises UserError for weights of another kind."""
-        network, info = self.load(load, dtype=placement.dtype, use_safetensors=True, output_loading_info=True)
+        import torch
+
+        network, info = self.load(load, dtype=getattr(torch, placement.dtype), use_safetensors=True, output_loading_info=True)
         if missing := sorted(info["missing_keys"]):
             raise UserError(
                 f"{self.name} has no {missing[0]} ({len(missing)} weights are missing): it is another kind of model"
