@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from dataset_builder.command_line import UserError, run_command
@@ -23,7 +22,7 @@ from trainer.benchmarks.t2i_compbench_config import T2ICompBenchConfig
 from trainer.benchmarks.t2i_compbench_prompts import our_prompts
 from trainer.evaluation_config import EvaluateConfig
 
-CPU = Placement(device="cpu", dtype=torch.float32)
+CPU = Placement(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
