@@ -5,7 +5,9 @@ its last checkpoint bit for bit as if nothing had been (on CPUs; on as many work
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -16,16 +18,17 @@ from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
 from trainer.batches import Preparation
 from trainer.checkpoints import Checkpoints, Position
-from trainer.config import TrainConfig
+from trainer.config import Rung, TrainConfig
 from trainer.data_order import DataOrder
 from trainer.ema import ema_decay
 from trainer.feature_info import FeaturesInfo
-from trainer.feature_store import FeatureBatch, FeatureStore
+from trainer.feature_store import FeatureBatch, FeatureStore, count_samples
 from trainer.flops import training_flops
 from trainer.gpus import gpu_of_device
 from trainer.loader import CaptionChoice, Loader
 from trainer.networks import attention_kernel, network_around, sizes_text, with_positions
 from trainer.optimizer import learning_rate
+from trainer.outlook import StepTimer, Warned, count_passes, duration_warning, passes_text, passes_warning
 from trainer.run_folder import RunFolder
 from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
@@ -78,12 +81,16 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
         run.say(
             f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
         )
+    run.warn_once(_passes_warning(config, place, store) if workers.is_first else None)
+    timer = StepTimer(wait_for_device=_wait_for(workers.device))
     watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
     try:
         with attention_kernel(config.attention), StopSignal(run, workers) as stop:
-            while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints).run(stop):
+            while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints, timer).run(
+                stop
+            ):
                 place = ladder_place(config.ladder, state.images_seen)
                 store = open_features(config, place) if place is not None else store
         checkpoints.wait()
@@ -170,6 +177,7 @@ class RungTraining:
     store: FeatureStore
     watch: Watch
     checkpoints: Checkpoints
+    timer: StepTimer
 
     def __post_init__(self) -> None:
         config, rung, info = self.config, self.place.rung, self.store.info
@@ -213,9 +221,12 @@ class RungTraining:
             pin=self.workers.device.type == "cuda",
         )
         end = self.place.images_before + rung.images_seen
+        self.timer.begin_rung()
         with loader:
             while state.images_seen < end:
-                step = self._step(next(loader), wait_s=loader.wait_s)
+                with self.timer.step():
+                    step = self._step(next(loader), wait_s=loader.wait_s)
+                self._warn_of_duration(self.timer.step_s())
                 stops = stop.stops(look=step % self.config.watch.every_steps == 0)
                 self._after_step(ends=stops or state.images_seen == end)
                 if stops:
@@ -266,6 +277,25 @@ class RungTraining:
             self.watch.flush()
             with self.watch.paused():
                 self._save()
+
+    def _warn_of_duration(self, step_s: float | None) -> None:
+        """Once the speed is known; the resolutions that follow take as much longer as they have more operations."""
+        if step_s is None:
+            return
+        rung, config = self.place.rung, self.config
+        left = float(self.place.images_before + rung.images_seen - self.state.images_seen)
+        own = self._flops_at(rung)
+        left += sum(other.images_seen * self._flops_at(other) / own for other in config.ladder[self.place.index + 1 :])
+        images_per_s = rung.batch_size / step_s
+        warning = duration_warning(
+            config.stage,
+            left / images_per_s,
+            images=config.images,
+            images_per_s=images_per_s,
+            num_workers=self.workers.num,
+            device=self.workers.device.type,
+        )
+        self.run_folder.warn_once(warning)
 
     def _is_due(self, every_images: int) -> bool:
         """Whether the last step reached a multiple of so many images."""
@@ -322,21 +352,44 @@ class RungTraining:
     def _say_what_is_read(self) -> None:
         store, rung = self.store, self.place.rung
         sizes = store.bucket_sizes(TRAIN)
+        num = sum(sizes.values())
         missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
         self.run_folder.say(
             f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
-            f"{rung.batch_size}, from {counted(sum(sizes.values()), 'sample')} in {counted(len(sizes), 'bucket')} of "
-            f"{store.folder.url}{missing}"
+            f"{rung.batch_size}, from {counted(num, 'sample')} in {counted(len(sizes), 'bucket')} of "
+            f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times"
         )
 
     def _steps_before(self) -> int:
         return sum(rung.num_steps for rung in self.config.ladder[: self.place.index])
+
+    def _flops_at(self, rung: Rung) -> float:
+        """Of a square image of a rung, forward and backward, with the longest caption."""
+        side = rung.resolution // self.store.info.downsampling // self.network.patch_size
+        return training_flops(self.network, grid=(side, side), caption_tokens=self.network.max_caption_tokens)
 
     def _flops(self, batch: FeatureBatch) -> float:
         """Of an image of the batch, forward and backward."""
         patch = self.network.patch_size
         tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
         return training_flops(self.network, grid=(batch.bucket[0] // patch, batch.bucket[1] // patch), caption_tokens=tokens)
+
+
+def _passes_warning(config: TrainConfig, place: LadderPlace, store: FeatureStore) -> Warned | None:
+    """Of the whole stage. Resolutions whose features are not made yet count as having as many samples as this one."""
+    num_images = {
+        index: count_samples(config.features_folder(rung), TRAIN)
+        for index, rung in enumerate(config.ladder)
+        if index != place.index
+    }
+    own = store.num_samples(TRAIN)
+    passes = count_passes([(rung.images_seen, num_images.get(index) or own) for index, rung in enumerate(config.ladder)])
+    return passes_warning(config.stage, passes, num_images=own)
+
+
+def _wait_for(device: torch.device) -> Callable[[], None]:
+    """Returns when the device has no work left."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def _peak_flops(config: TrainConfig, device: torch.device) -> float | None:
