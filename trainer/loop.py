@@ -5,9 +5,7 @@ its last checkpoint bit for bit as if nothing had been (on CPUs; on as many work
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -22,13 +20,13 @@ from trainer.config import Rung, TrainConfig
 from trainer.data_order import DataOrder
 from trainer.ema import ema_decay
 from trainer.feature_info import FeaturesInfo
-from trainer.feature_store import FeatureBatch, FeatureStore, count_samples
+from trainer.feature_store import FeatureBatch, FeatureStore
 from trainer.flops import training_flops
 from trainer.gpus import gpu_of_device
 from trainer.loader import CaptionChoice, Loader
 from trainer.networks import attention_kernel, network_around, sizes_text, with_positions
 from trainer.optimizer import learning_rate
-from trainer.outlook import StepTimer, Warned, count_passes, duration_warning, passes_text, passes_warning
+from trainer.outlook import StepTimer, count_passes, duration_warning, passes_text, stage_passes_warning
 from trainer.run_folder import RunFolder
 from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
@@ -81,8 +79,9 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
         run.say(
             f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
         )
-    run.warn_once(_passes_warning(config, place, store) if workers.is_first else None)
-    timer = StepTimer(wait_for_device=_wait_for(workers.device))
+    if workers.is_first:
+        run.warn_once(stage_passes_warning(config, place.rung, num_samples=store.num_samples(TRAIN)))
+    timer = StepTimer(wait_for_device=workers.wait_for_device)
     watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
@@ -279,23 +278,18 @@ class RungTraining:
                 self._save()
 
     def _warn_of_duration(self, step_s: float | None) -> None:
-        """Once the speed is known; the resolutions that follow take as much longer as they have more operations."""
-        if step_s is None:
-            return
-        rung, config = self.place.rung, self.config
-        left = float(self.place.images_before + rung.images_seen - self.state.images_seen)
-        own = self._flops_at(rung)
-        left += sum(other.images_seen * self._flops_at(other) / own for other in config.ladder[self.place.index + 1 :])
-        images_per_s = rung.batch_size / step_s
-        warning = duration_warning(
-            config.stage,
-            left / images_per_s,
-            images=config.images,
-            images_per_s=images_per_s,
-            num_workers=self.workers.num,
-            device=self.workers.device.type,
-        )
-        self.run_folder.warn_once(warning)
+        """Once the speed is known."""
+        if step_s is not None:
+            warning = duration_warning(
+                self.config,
+                self.place,
+                images_seen=self.state.images_seen,
+                step_s=step_s,
+                work=self._flops_at,
+                num_workers=self.workers.num,
+                device=self.workers.device.type,
+            )
+            self.run_folder.warn_once(warning)
 
     def _is_due(self, every_images: int) -> bool:
         """Whether the last step reached a multiple of so many images."""
@@ -373,23 +367,6 @@ class RungTraining:
         patch = self.network.patch_size
         tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
         return training_flops(self.network, grid=(batch.bucket[0] // patch, batch.bucket[1] // patch), caption_tokens=tokens)
-
-
-def _passes_warning(config: TrainConfig, place: LadderPlace, store: FeatureStore) -> Warned | None:
-    """Of the whole stage. Resolutions whose features are not made yet count as having as many samples as this one."""
-    num_images = {
-        index: count_samples(config.features_folder(rung), TRAIN)
-        for index, rung in enumerate(config.ladder)
-        if index != place.index
-    }
-    own = store.num_samples(TRAIN)
-    passes = count_passes([(rung.images_seen, num_images.get(index) or own) for index, rung in enumerate(config.ladder)])
-    return passes_warning(config.stage, passes, num_images=own)
-
-
-def _wait_for(device: torch.device) -> Callable[[], None]:
-    """Returns when the device has no work left."""
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def _peak_flops(config: TrainConfig, device: torch.device) -> float | None:

@@ -9,8 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dataset_builder.wording import counted
+from trainer.config import Rung, TrainConfig
+
+if TYPE_CHECKING:
+    from trainer.start import LadderPlace
 
 MOST_PASSES = 50
 """Passes over a stage's images above which training warns: the network may memorise them."""
@@ -53,19 +58,44 @@ def passes_warning(stage: str, passes: float, *, num_images: int) -> Warned | No
     )
 
 
+def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> Warned | None:
+    """Counts all resolutions of a stage; `present` has `num_samples` samples, and one without features counts as having as many."""
+    from trainer.feature_plan import TRAIN
+    from trainer.feature_store import count_samples
+
+    counts = [
+        num_samples if rung == present else count_samples(config.features_folder(rung), TRAIN) or num_samples
+        for rung in config.ladder
+    ]
+    passes = count_passes([(rung.images_seen, count) for rung, count in zip(config.ladder, counts, strict=True)])
+    return passes_warning(config.stage, passes, num_images=counts[0])
+
+
 def duration_warning(
-    stage: str, seconds: float, *, images: int, images_per_s: float, num_workers: int, device: str
+    config: TrainConfig,
+    place: "LadderPlace",
+    *,
+    images_seen: int,
+    step_s: float,
+    work: Callable[[Rung], float],
+    num_workers: int,
+    device: str,
 ) -> Warned | None:
     """Warns of a stage that takes more than a week from now on; None for one that does not.
 
-    `images` of the whole stage; `seconds` for what is left of it, at `images_per_s` at the present resolution.
+    `step_s` is the time of a step at the present resolution. The ones that follow take as much longer as an image of theirs is
+    more `work`, in any unit.
     """
-    if seconds <= LONGEST_S:
+    images_per_s = place.rung.batch_size / step_s
+    later = sum(rung.images_seen * work(rung) for rung in config.ladder[place.index + 1 :])
+    left = place.images_before + place.rung.images_seen - images_seen + later / work(place.rung)
+    if left / images_per_s <= LONGEST_S:
         return None
     return Warned(
-        f"{stage} takes more than a week for {images:,} images with {counted(num_workers, 'worker')} on {device}",
-        f"{seconds / 86_400:,.1f} days are left at {images_per_s:.4g} images/s, the median of steps {WARM_UP_STEPS + 1} to "
-        f"{FIRST_STEPS} after the start; lower `images` in `ladder`, raise `num_workers`, or choose a smaller `network`",
+        f"{config.stage} takes more than a week for {config.images:,} images with {counted(num_workers, 'worker')} on {device}",
+        f"{left / images_per_s / 86_400:,.1f} days are left at {images_per_s:.4g} images/s, the median of steps "
+        f"{WARM_UP_STEPS + 1} to {FIRST_STEPS} after the start; lower `images` in `ladder`, raise `num_workers`, or choose a "
+        "smaller `network`",
     )
 
 

@@ -74,7 +74,8 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
 
 def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
     """All figures, with the settings."""
-    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": [asdict(rung) for rung in rungs]}
+    rows = [{**asdict(rung), "passes": rung.passes} for rung in rungs]
+    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
 
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:

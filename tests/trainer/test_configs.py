@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
 PAPER = ROOT / "configs" / "paper_64xh100.yaml"
 OURS = {"captioner", "dataset_builder", "trainer", "model"}
-NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e\+\d+)?")
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?:e\+\d+)?")
 each_file = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -117,6 +117,16 @@ def test_a_figure_that_has_changed_is_noticed() -> None:
         ("$333", "$340"),
     ]:
         assert not _is_same(line, line.replace(old, new)), new
+
+
+@each_file
+def test_the_documentation_has_the_figures_of_the_comments(path: Path) -> None:
+    table = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `configs/{path.name}` |")]
+    duration, needed, often = row.strip("| ").split(" | ")[-3:]
+    summary = _header(path).quoted[-1]
+    assert f"In short: {duration} on " in summary and f"; {needed.removesuffix(' GB')} of " in summary
+    assert NUMBER.findall(summary.split("is seen ")[1]) == NUMBER.findall(often)
 
 
 @each_file

@@ -26,6 +26,7 @@ from trainer.outlook import (
     passes_warning,
 )
 from trainer.run_folder import LOG, STOP, RunFolder
+from trainer.start import LadderPlace
 from trainer.workers import Workers
 
 NUM_SAMPLES = 12
@@ -81,18 +82,35 @@ def test_steps_of_another_resolution_do_not_count() -> None:
     assert [_timed(timer, clock, 1.0) for _ in range(FIRST_STEPS)][-1] == 1.0
 
 
-def test_50_passes_and_a_week_are_the_last_without_a_warning() -> None:
+def test_50_passes_are_the_most_without_a_warning() -> None:
     assert passes_warning("alignment", float(MOST_PASSES), num_images=10) is None
     more = passes_warning("alignment", MOST_PASSES + 1.0, num_images=10_000)
     assert more is not None and more.fact == "alignment sees each of its 10,000 images 51 times" and "`ladder`" in more.advice
 
-    def warning(seconds: float) -> Warned | None:
-        return duration_warning("pixel", seconds, images=9_000_000, images_per_s=10.0, num_workers=2, device="cuda")
 
-    assert warning(LONGEST_S) is None
-    longer = warning(1.5 * LONGEST_S)
-    assert longer is not None and longer.fact == "pixel takes more than a week for 9,000,000 images with 2 workers on cuda"
-    assert longer.advice.startswith("10.5 days are left at 10 images/s, the median of steps 11 to 50 after the start; lower ")
+def test_a_week_is_the_most_without_a_warning_and_later_resolutions_take_as_much_longer_as_they_are_more_work() -> None:
+    ladder = tuple(Rung(resolution=side, images=1000, batch_size=10) for side in (16, 32, 64))
+    config = tiny_config(Path(), ladder=ladder)
+    place = LadderPlace(index=1, rung=ladder[1], images_before=1000)
+    left = 400 + 4 * 1000  # of the present resolution; an image of the last one is four times as much work
+
+    def warning(step_s: float) -> Warned | None:
+        return duration_warning(
+            config,
+            place,
+            images_seen=1600,
+            step_s=step_s,
+            work=lambda rung: float(rung.resolution**2),
+            num_workers=2,
+            device="cuda",
+        )
+
+    assert warning(0.999 * LONGEST_S * 10 / left) is None
+    longer = warning(1.5 * LONGEST_S * 10 / left)
+    assert longer is not None and longer.fact == "alignment takes more than a week for 3,000 images with 2 workers on cuda"
+    assert longer.advice.startswith(
+        "10.5 days are left at 0.00485 images/s, the median of steps 11 to 50 after the start; lower"
+    )
 
 
 def test_a_run_warns_once_of_one_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

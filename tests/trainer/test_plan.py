@@ -101,10 +101,11 @@ def test_what_is_read_is_what_is_stored_at_the_speed_of_training(tmp_path: Path)
 
 def test_the_settings_of_a_fit_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _small(tmp_path, device_tokens=64)
-    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), json=True)
+    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), num_images=1600, json=True)
     assert main(config) == 0
     (rung,) = json.loads(capsys.readouterr().out)["rungs"]
     assert (rung["resolution"], rung["images_seen"], rung["num_steps"], rung["patches"]) == (64, 6400, 100, 16)
+    assert (rung["passes"], rung["dataset"]) == (4.0, {"num_images": 1600, "source": "--num_images"})
     assert {part["num_images"] for part in rung["memory"]} == {4}  # 64 tokens: 4 images, not a quarter of 64
     path.write_text("batch: 3")
     with pytest.raises(UserError, match=r"would not start"):
