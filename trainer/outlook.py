@@ -59,7 +59,7 @@ def passes_warning(stage: str, passes: float, *, num_images: int) -> Warned | No
 
 
 def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> Warned | None:
-    """Counts all resolutions of a stage; `present` has `num_samples` samples, and one without features counts as having as many."""
+    """Counts all resolutions of a stage. `present` has `num_samples` samples; one without features counts as having as many."""
     from trainer.feature_plan import TRAIN
     from trainer.feature_store import count_samples
 
