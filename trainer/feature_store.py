@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dataset_builder.command_line import UserError
-from dataset_builder.storage import Folder
+from dataset_builder.storage import Folder, usable
 from dataset_builder.units import Commit, read_commits
 from model.dit import Captions
 from model.vae import LatentScale
@@ -146,6 +146,10 @@ class FeatureStore:
         """Samples of a split by bucket."""
         return {bucket: sum(unit.rows for unit in units) for bucket, units in self.samples(split).items()}
 
+    def num_samples(self, split: str) -> int:
+        """Samples of a split. Raises UserError for a split without samples."""
+        return sum(self.bucket_sizes(split).values())
+
     def caption_names(self, unit: int, row: int) -> tuple[str, ...]:
         """The names of a sample's caption variants; SampleRequest.caption counts in them."""
         return tuple(name for name, _ in self._unit(unit).latents.texts(row))
@@ -236,6 +240,15 @@ class FeatureStore:
 
     def _source(self, path: str) -> pa.NativeFile:
         return pa.memory_map(self.folder.path(path)) if self.folder.is_local else pa.BufferReader(self.folder.read(path))
+
+
+def count_samples(url: str, split: str) -> int | None:
+    """Samples of a split of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
+    try:
+        with usable(Folder(url)):
+            return FeatureStore.open(url).num_samples(split)
+    except UserError:
+        return None
 
 
 def _text(unit: _OpenUnit, request: SampleRequest) -> str:

@@ -5,6 +5,7 @@ it changes by month and contract: A100 as the paper's $28,400 for 753 days imply
 the others as RunPod listed them for single GPUs on demand in spring 2026; none where we know no source.
 """
 
+import re
 from dataclasses import dataclass
 
 PAPER_A100_PER_V100 = 2.2
@@ -18,7 +19,7 @@ class Gpu:
     """One GPU."""
 
     device_name: str
-    """What its CUDA or ROCm device name contains."""
+    """What its CUDA or ROCm device name contains, followed by no other letter or digit: an L40 is no L4."""
     peak_flops: float
     """Floating-point operations a second."""
     memory_bytes: int
@@ -33,7 +34,10 @@ GPUS: dict[str, Gpu] = {
     ),
     "a100-40gb": Gpu(device_name="A100-SXM4-40GB", peak_flops=312e12, memory_bytes=40 * 10**9),
     "a100": Gpu(device_name="A100", peak_flops=312e12, memory_bytes=80 * 10**9, price=PAPER_A100_PRICE),
+    "a10": Gpu(device_name="A10", peak_flops=125e12, memory_bytes=24 * 10**9),
+    "l4": Gpu(device_name="L4", peak_flops=121e12, memory_bytes=24 * 10**9),
     "l40s": Gpu(device_name="L40S", peak_flops=362e12, memory_bytes=48 * 10**9, price=0.79),
+    "rtx3090": Gpu(device_name="RTX 3090", peak_flops=71e12, memory_bytes=24 * 10**9),
     "rtx4090": Gpu(device_name="RTX 4090", peak_flops=165e12, memory_bytes=24 * 10**9, price=0.34),
     "h100-pcie": Gpu(device_name="H100 PCIe", peak_flops=756e12, memory_bytes=80 * 10**9),
     "h100": Gpu(device_name="H100", peak_flops=989e12, memory_bytes=80 * 10**9, price=2.69),
@@ -46,5 +50,5 @@ GPUS: dict[str, Gpu] = {
 
 def gpu_of_device(device_name: str) -> Gpu | None:
     """The GPU that torch.cuda.get_device_name() names; None for one that is not in the table."""
-    matches = [gpu for gpu in GPUS.values() if gpu.device_name in device_name]
+    matches = [gpu for gpu in GPUS.values() if re.search(rf"{re.escape(gpu.device_name)}(?![0-9A-Za-z])", device_name)]
     return max(matches, key=lambda gpu: len(gpu.device_name), default=None)

@@ -18,7 +18,7 @@ from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
 from trainer.batches import Preparation
 from trainer.checkpoints import Checkpoints, Position
-from trainer.config import TrainConfig
+from trainer.config import Rung, TrainConfig
 from trainer.data_order import DataOrder
 from trainer.ema import ema_decay
 from trainer.feature_info import FeaturesInfo
@@ -28,6 +28,7 @@ from trainer.gpus import gpu_of_device
 from trainer.loader import CaptionChoice, Loader
 from trainer.networks import attention_kernel, network_around, sizes_text, with_positions
 from trainer.optimizer import learning_rate
+from trainer.outlook import StepTimer, count_passes, duration_warning, passes_text, stage_passes_warning
 from trainer.run_folder import RunFolder, recorded_precision
 from trainer.samples import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
@@ -85,12 +86,17 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
         run.say(
             f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
         )
+    if workers.is_first:
+        run.warn_once(stage_passes_warning(config, place.rung, num_samples=store.num_samples(TRAIN)))
+    timer = StepTimer(wait_for_device=workers.wait_for_device)
     watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
     try:
         with attention_kernel(config.attention), StopSignal(run, workers) as stop:
-            while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints).run(stop):
+            while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints, timer).run(
+                stop
+            ):
                 place = ladder_place(config.ladder, state.images_seen)
                 store = open_features(config, place) if place is not None else store
         checkpoints.wait()
@@ -186,6 +192,7 @@ class RungTraining:
     store: FeatureStore
     watch: Watch
     checkpoints: Checkpoints
+    timer: StepTimer
 
     def __post_init__(self) -> None:
         config, rung, info = self.config, self.place.rung, self.store.info
@@ -229,9 +236,12 @@ class RungTraining:
             pin=self.workers.device.type == "cuda",
         )
         end = self.place.images_before + rung.images_seen
+        self.timer.begin_rung()
         with loader:
             while state.images_seen < end:
-                step = self._step(next(loader), wait_s=loader.wait_s)
+                with self.timer.step():
+                    step = self._step(next(loader), wait_s=loader.wait_s)
+                self._warn_of_duration(self.timer.step_s())
                 stops = stop.stops(look=step % self.config.watch.every_steps == 0)
                 self._after_step(ends=stops or state.images_seen == end)
                 if stops:
@@ -282,6 +292,20 @@ class RungTraining:
             self.watch.flush()
             with self.watch.paused():
                 self._save()
+
+    def _warn_of_duration(self, step_s: float | None) -> None:
+        """Once the speed is known."""
+        if step_s is not None:
+            warning = duration_warning(
+                self.config,
+                self.place,
+                images_seen=self.state.images_seen,
+                step_s=step_s,
+                work=self._flops_at,
+                num_workers=self.workers.num,
+                device=self.workers.device.type,
+            )
+            self.run_folder.warn_once(warning)
 
     def _is_due(self, every_images: int) -> bool:
         """Whether the last step reached a multiple of so many images."""
@@ -338,15 +362,21 @@ class RungTraining:
     def _say_what_is_read(self) -> None:
         store, rung = self.store, self.place.rung
         sizes = store.bucket_sizes(TRAIN)
+        num = sum(sizes.values())
         missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
         self.run_folder.say(
             f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
-            f"{rung.batch_size}, from {counted(sum(sizes.values()), 'sample')} in {counted(len(sizes), 'bucket')} of "
-            f"{store.folder.url}{missing}"
+            f"{rung.batch_size}, from {counted(num, 'sample')} in {counted(len(sizes), 'bucket')} of "
+            f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times"
         )
 
     def _steps_before(self) -> int:
         return sum(rung.num_steps for rung in self.config.ladder[: self.place.index])
+
+    def _flops_at(self, rung: Rung) -> float:
+        """Of a square image of a rung, forward and backward, with the longest caption."""
+        side = rung.resolution // self.store.info.downsampling // self.network.patch_size
+        return training_flops(self.network, grid=(side, side), caption_tokens=self.network.max_caption_tokens)
 
     def _flops(self, batch: FeatureBatch) -> float:
         """Of an image of the batch, forward and backward."""

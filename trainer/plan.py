@@ -1,6 +1,7 @@
 """GPU-days, money, memory and disk of a training before it is paid for: the stages as trainer.fit would run them.
 
 python -m trainer.plan --stage all --gpu h100 --num_gpus 64
+python -m trainer.plan --fit_config configs/finetune_pixart_512_24gb.yaml --gpu rtx4090 --num_gpus 1 --num_images 10000
 python -m trainer.plan --stage aesthetic --gpu a100 --num_gpus 8 --price 1.2 --utilisation 0.35 --json
 """
 
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError, run_command
 from trainer.config import Rung, Sharding, TrainConfig
-from trainer.plan_config import DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.plan_config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.stage_files import choose_stage, stage_named_by
 
 if TYPE_CHECKING:
     from model.dit_config import DiTConfig
@@ -50,10 +52,11 @@ def plan(config: PlanConfig) -> list[RungPlan]:
 
 
 def stage_configs(config: PlanConfig) -> list[TrainConfig]:
-    """What trainer.fit would be run with. Raises UserError for a file of settings that it would refuse."""
+    """The settings that trainer.fit would use. Raises UserError for a file of settings that it would refuse."""
     from trainer.stages import STAGES
 
-    names = [name for name in STAGES if config.stage in (name, "all")]
+    chosen = config.stage or stage_named_by(config.fit_config) or "all"
+    names = [name for name in STAGES if chosen in (name, "all")]
     if config.fit_config is None:
         return [STAGES[name]() for name in names]
     found: list[TrainConfig] = []
@@ -63,7 +66,7 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
         return 0
 
     for name in names:
-        arguments = ["--config", config.fit_config, "--stage", name]
+        arguments = choose_stage(["--config", config.fit_config, "--stage", name], STAGES)
         if run_command(TrainConfig, keep, prog="python -m trainer.fit", example="", presets={"stage": STAGES}, argv=arguments):
             raise UserError(f"trainer.fit would not start with --config {config.fit_config}")
     return found
@@ -71,21 +74,22 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
 
 def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
     """All figures, with the settings."""
-    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": [asdict(rung) for rung in rungs]}
+    rows = [{**asdict(rung), "passes": rung.passes} for rung in rungs]
+    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
 
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     from trainer.flops import dit_flops, total
-    from trainer.paper_costs import PAPER_DATASET_IMAGES
 
     network = _network(train, rung, config)
     grid = (network.base_grid, network.base_grid)
     layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
     flops = total(layers).training
     again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
-    work = rung.images_seen * (flops + again * config.gradient_checkpointing)
+    recomputes = config.gradient_checkpointing or train.gradient_checkpointing
+    work = rung.images_seen * (flops + again * recomputes)
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
-    num_images = config.num_images or PAPER_DATASET_IMAGES[train.stage]
+    dataset = _dataset_size(train, rung, config)
     images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
     return RungPlan(
         stage=train.stage,
@@ -93,16 +97,29 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         num_steps=rung.num_steps,
         batch_size=rung.batch_size,
         images_seen=rung.images_seen,
-        dataset_images=num_images,
+        dataset=dataset,
         flops_per_image=flops,
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=grid[0] * grid[1],
         memory=_memory_plans(train, rung, network, num_gpus=config.num_gpus),
-        disk=_disk_plan(train, rung, network, config, num_images=num_images),
+        disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
     )
+
+
+def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
+    from trainer.feature_plan import TRAIN
+    from trainer.feature_store import count_samples
+    from trainer.paper_costs import PAPER_DATASET_IMAGES
+
+    if config.num_images is not None:
+        return DatasetSize(config.num_images, "--num_images")
+    folder = train.features_folder(rung)
+    if num_samples := count_samples(folder, TRAIN):
+        return DatasetSize(num_samples, folder)
+    return DatasetSize(PAPER_DATASET_IMAGES[train.stage], "as in the paper")
 
 
 def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> "DiTConfig":
@@ -123,6 +140,7 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_g
 
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
     shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
+    as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
     plans = []
     for sharding in shardings:
         for checkpointing in (False, True):
@@ -133,9 +151,14 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_g
                 sharding=sharding,
                 precision=train.precision,
             )
-            plans.append(
-                MemoryPlan(sharding=sharding, gradient_checkpointing=checkpointing, memory=memory, num_images=num_images)
+            plan = MemoryPlan(
+                sharding=sharding,
+                gradient_checkpointing=checkpointing,
+                memory=memory,
+                num_images=num_images,
+                as_set=(sharding, checkpointing) == as_set,
             )
+            plans.append(plan)
     return tuple(plans)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import Sharding, StageName
 from trainer.gpus import GPUS, Gpu
+from trainer.outlook import count_passes
 
 if TYPE_CHECKING:
     from trainer.training_memory import TrainingMemory
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 class PlanConfig:
     """Settings of `python -m trainer.plan`."""
 
-    stage: StageName = "all"
-    """pixel, alignment, aesthetic, or all."""
+    stage: StageName | None = None
+    """Stage to plan: pixel, alignment, aesthetic, or all; default: the one that the file of --fit_config names, else all."""
     fit_config: str | None = None
     """The YAML file that trainer.fit will be given by --config; default: the stages as they are."""
     gpu: str = "h100"
-    """v100, a100-40gb, a100, l40s, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
+    """v100, a100-40gb, a100, a10, l4, l40s, rtx3090, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
     num_gpus: int = 64
     """GPUs that share the work."""
     utilisation: float = 0.3
@@ -31,9 +32,10 @@ class PlanConfig:
     memory_gb: float | None = None
     """Memory of the GPU in 10^9 bytes; default: of its data sheet."""
     gradient_checkpointing: bool = False
-    """Count the GPU-days of training with it; memory is shown with and without."""
+    """Count the GPU-days of training with it, as they are where the file says so; memory is shown with and without."""
     num_images: int | None = None
-    """Images of a stage's data set, for the disk; default: the paper's 1M, 10M and 14M."""
+    """Images in a stage's data set, for passes and disk; default: the samples of its features where they are made, else the
+    paper's 1M, 10M and 14M."""
     caption_tokens: float = 120
     """Mean length of the captions in T5 tokens; the default, the longest that are read, is the upper bound."""
     caption_variants: int = 1
@@ -73,6 +75,15 @@ class PlanConfig:
         )
 
 
+@dataclass(frozen=True)
+class DatasetSize:
+    """How many images a stage has to learn from, and who says so."""
+
+    num_images: int
+    source: str
+    """Where the number is from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """A GPU's memory in one way of sharing the work."""
@@ -82,6 +93,8 @@ class MemoryPlan:
     memory: "TrainingMemory"
     num_images: int
     """Images that the GPU works on at once: its share of the batch, cut where device_tokens says."""
+    as_set: bool
+    """Whether the settings of the training ask for this way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +127,7 @@ class RungPlan:
     num_steps: int
     batch_size: int
     images_seen: int
-    dataset_images: int
+    dataset: DatasetSize
     flops_per_image: float
     """Of the model's own work, forward and backward."""
     gpu_days: float
@@ -127,6 +140,16 @@ class RungPlan:
     images_per_s: float
     """Of all GPUs."""
     reading: ReadingPlan
+
+    @property
+    def passes(self) -> float:
+        """How often each image is seen."""
+        return count_passes([(self.images_seen, self.dataset.num_images)])
+
+    @property
+    def memory_as_set(self) -> MemoryPlan:
+        """The memory under the settings of the training."""
+        return next(plan for plan in self.memory if plan.as_set)
 
     @property
     def flops(self) -> float:

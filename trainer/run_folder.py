@@ -32,6 +32,7 @@ from dataset_builder.command_line import UserError
 from dataset_builder.storage import Folder, usable
 from foundry.hardware import Dtype, cpu_name
 from trainer.config import TrainConfig
+from trainer.outlook import Warned
 from trainer.workers import Workers
 
 METRICS = "metrics.jsonl"
@@ -104,6 +105,16 @@ class RunFolder:
         if self._writes:
             print(line, flush=True)
             self._append(LOG, line)
+
+    def warn_once(self, warning: Warned | None) -> None:
+        """Says a warning, unless this run's log has one of the same fact from an earlier start."""
+        if warning is None or not self._writes:
+            return
+        start = f"warning: {warning.fact}: "
+        log = self.path / LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        if not any(line.startswith(start) for line in lines):
+            self.say(start + warning.advice)
 
     def asked_to_stop(self) -> bool:
         """Whether somebody made the file STOP."""

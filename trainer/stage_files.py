@@ -34,13 +34,25 @@ def choose_stage(arguments: Sequence[str], stages: Collection[str]) -> list[str]
     return words
 
 
+def stage_named_by(path: str | None) -> str | None:
+    """The `stage` that a file names, if it names one."""
+    content = _content(path) if path is not None else {}
+    return str(content["stage"]) if "stage" in content else None
+
+
 def _sections(path: str) -> dict[str, Any] | None:
     """The content of a file with a `stages` section; None for any other, of which the parser says what is wrong."""
+    content = _content(path)
+    return content if isinstance(content.get(SECTION), dict) else None
+
+
+def _content(path: str) -> dict[str, Any]:
+    """The settings of a file; none where it cannot be read or has something else."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get(SECTION), dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _of_stage(path: str, content: Mapping[str, Any], chosen: str | None, stages: Collection[str]) -> str:

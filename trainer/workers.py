@@ -37,6 +37,11 @@ class Workers:
         """Whether this one writes what is written once."""
         return self.rank == 0
 
+    def wait_for_device(self) -> None:
+        """Returns when this worker's device has no work left."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def slice(self, batch_size: int) -> range:
         """The places of the global batch that are this worker's. `batch_size` is a multiple of the number of workers."""
         own = batch_size // self.num

@@ -64,6 +64,11 @@ def test_devices_are_known_by_the_names_that_drivers_give_them() -> None:
         "NVIDIA H100 PCIe": "h100-pcie",
         "Tesla V100-SXM2-32GB": "v100",
         "NVIDIA GeForce RTX 4090": "rtx4090",
+        "NVIDIA GeForce RTX 3090": "rtx3090",
+        "NVIDIA A10": "a10",
+        "NVIDIA L4": "l4",
+        "NVIDIA L40S": "l40s",
     }
     assert {name: gpu_of_device(name) for name in names} == {name: GPUS[key] for name, key in names.items()}
-    assert gpu_of_device("NVIDIA GeForce GTX 1080") is None
+    for other in ("NVIDIA GeForce GTX 1080", "NVIDIA A10G", "NVIDIA L40"):  # the latter two are not the A10 and the L4
+        assert gpu_of_device(other) is None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset_builder.command_line import UserError, run_command
+from tests.trainer.tiny_training import write_store
 from trainer.config import StageName
 from trainer.gpus import GPUS, PAPER_A100_PRICE
 from trainer.paper_costs import (
@@ -100,14 +101,54 @@ def test_what_is_read_is_what_is_stored_at_the_speed_of_training(tmp_path: Path)
 
 def test_the_settings_of_a_fit_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _small(tmp_path, device_tokens=64)
-    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), json=True)
+    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), num_images=1600, json=True)
     assert main(config) == 0
     (rung,) = json.loads(capsys.readouterr().out)["rungs"]
     assert (rung["resolution"], rung["images_seen"], rung["num_steps"], rung["patches"]) == (64, 6400, 100, 16)
+    assert (rung["passes"], rung["dataset"]) == (4.0, {"num_images": 1600, "source": "--num_images"})
     assert {part["num_images"] for part in rung["memory"]} == {4}  # 64 tokens: 4 images, not a quarter of 64
     path.write_text("batch: 3")
     with pytest.raises(UserError, match=r"would not start"):
         plan(config)
+
+
+def test_a_file_says_which_stage_it_is_for_and_can_have_sections_for_stages(tmp_path: Path) -> None:
+    config = PlanConfig(num_gpus=4, fit_config=str(_small(tmp_path, stage="alignment")))
+    assert [train.stage for train in stage_configs(config)] == ["alignment"]
+    assert [train.stage for train in stage_configs(dataclasses.replace(config, stage="pixel"))] == ["pixel"]
+    sections = {"pixel": {"ladder": [{"resolution": 64, "images": 128, "batch_size": 32}]}}
+    every = stage_configs(PlanConfig(fit_config=str(_small(tmp_path, stages=sections))))
+    assert [(train.stage, train.images) for train in every] == [("pixel", 128), ("alignment", 6400), ("aesthetic", 6400)]
+
+
+def test_passes_are_of_the_images_given_else_of_the_features_else_of_the_papers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PlanConfig(
+        stage="alignment", num_gpus=4, fit_config=str(_small(tmp_path, features=str(tmp_path / "features"))), num_images=800
+    )
+    assert (plan(config)[0].passes, plan(config)[0].dataset.source) == (8.0, "--num_images")
+    uncounted = dataclasses.replace(config, num_images=None)
+    assert (plan(uncounted)[0].passes, plan(uncounted)[0].dataset.source) == (0.00064, "as in the paper")
+    folder = write_store(tmp_path / "features", resolution=64)
+    assert (plan(uncounted)[0].passes, plan(uncounted)[0].dataset.source) == (6400 / 12, str(folder))
+    assert main(uncounted) == 0
+    output = capsys.readouterr().out
+    assert f"passes: how often each image is seen. Data sets: alignment 12 images ({folder})" in output
+    assert "each image is seen 533 times in alignment" in output
+    assert output.splitlines()[-1].startswith("warning: alignment sees each of its 12 images 533 times: ")
+
+
+def test_the_way_of_the_settings_is_marked_and_counted(tmp_path: Path) -> None:
+    (plain,) = plan(_config(tmp_path))
+    assert [part.as_set for part in plain.memory] == [True, False, False, False]
+    path = _small(tmp_path, gradient_checkpointing=True, distributed={"sharding": "fsdp"})
+    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path))
+    (chosen,) = plan(config)
+    assert [part.as_set for part in chosen.memory] == [False, False, False, True]
+    assert chosen.memory_as_set == chosen.memory[-1] and chosen.gpu_days > plain.gpu_days
+    (alone,) = plan(dataclasses.replace(config, num_gpus=1))  # one GPU shares with nobody, whatever the settings say
+    assert [(part.sharding, part.as_set) for part in alone.memory] == [("ddp", False), ("ddp", True)]
 
 
 def test_every_stage_fits_an_80_gb_gpu_as_it_is() -> None:
@@ -137,7 +178,7 @@ def test_the_table_shows_what_fits_and_what_does_not(tmp_path: Path, capsys: pyt
     arguments += ["--caption_width", "32"]
     assert run_command(PlanConfig, main, prog="plan", example="plan", argv=arguments) == 0
     table = capsys.readouterr().out
-    marks = ["!" in line for line in table.splitlines() if " ddp " in line]
+    marks = ["!" in line for line in table.splitlines() if " ddp" in line]
     assert marks == [True, False]
     assert "fsdp  " not in table.split("recompute:")[0]  # one GPU shares with nobody
     assert "1656 V100-days / 2.2 = 753 A100-days" in table
