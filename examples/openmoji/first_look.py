@@ -17,8 +17,8 @@ NUM_SCENES = 6
 _SEED = 3
 _LICENCE = "OpenMoji (openmoji.org), CC BY-SA 4.0"
 QUESTION = (
-    "SELECT alt_text, length(alt_text) AS alt_text_letters, length(caption) AS caption_letters, "
-    "num_distinct_nouns AS caption_nouns FROM images JOIN captions USING (key) ORDER BY caption_letters DESC, alt_text"
+    "SELECT alt_text, length(alt_text) AS alt_text_length, length(caption) AS caption_length, "
+    "num_distinct_nouns AS caption_nouns FROM images JOIN captions USING (key) ORDER BY caption_length DESC, alt_text"
 )
 
 

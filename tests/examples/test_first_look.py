@@ -16,8 +16,8 @@ from examples.openmoji.scene_files import TRUTH_FILE
 from examples.openmoji.truth import read_caption, read_truths
 from model.prompt_files import read_prompts
 
-WITHIN_S = 60
-"""As promised for two cores of one's own."""
+DONE_S = 30
+"""Seconds for a look that has nothing left to do; a first one takes less than a minute on two idle cores."""
 EVIL = "<script>alert('x')</script> & \"quotes\""
 
 
@@ -103,7 +103,7 @@ def test_the_first_look_is_true_and_a_second_one_finds_everything_done(
         assert numbers[:2] == [str(len(alt)), str(len(captions[alt]))] and int(numbers[2]) > 5
     started = time.perf_counter()
     assert main(config) == 0
-    assert time.perf_counter() - started < WITHIN_S / 2
+    assert time.perf_counter() - started < DONE_S
     assert capfd.readouterr().out.count("-- done before") == 4
     assert (tmp_path / "try" / "index.html").read_text() == text
     assert len((tmp_path / "try" / LOG).read_text().splitlines()) == 8, "each step started and ended once"
