@@ -8,12 +8,15 @@ PYTEST_ARGS ?=
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check lock clean
+.PHONY: help setup try demo test test-all check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP)  ## the environment in .venv, from requirements.lock
+
+try: $(STAMP)  ## first pictures and captions in a minute: try/index.html
+	$(RUN) -m examples.openmoji.first_look $(ARGS)
 
 demo: $(STAMP)  ## the whole way on this machine, offline, on the small world; ARGS="--out quick …" for other settings
 	$(RUN) -m examples.openmoji.demo $(ARGS)
@@ -33,7 +36,7 @@ lock: $(STAMP)  ## requirements.lock for a changed pyproject.toml; ARGS=--upgrad
 	$(RUN) .ci/lock.py $(ARGS)
 
 clean:  ## removes what make and the checks wrote, but for .venv
-	rm -rf *.egg-info build demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml

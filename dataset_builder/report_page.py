@@ -45,17 +45,17 @@ class Section:
     body: str
 
 
-def page(*, title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole document."""
+def page(*, title: str, subtitle: str, sections: Sequence[Section], style: str = "") -> str:
+    """The whole document; `style` is CSS that comes after the report's own."""
     links = " ".join(f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(sections))
     bodies = "".join(
         f'<section id="s{number}"><h2>{escape(one.title)}</h2><p class="lead">{escape(one.lead)}</p>{one.body}</section>'
         for number, one in enumerate(sections)
     )
-    style, script = (_beside(f"report.{kind}") for kind in ("css", "js"))
+    own_style, script = (_beside(f"report.{kind}") for kind in ("css", "js"))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{own_style}{style}</style></head><body>'
         f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p><nav>{links}</nav></header><main>{bodies}</main>"
         f"<script>{script}</script></body></html>"
     )

@@ -4,10 +4,13 @@ For nouns, only the tagger and the layers that it stands on are run. Which tags 
 lemmatised, is stated by `NounTagger.describe()` and printed beside every figure, because the paper does not state its own.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.command_line import UserError
@@ -168,12 +171,20 @@ class NounTagger:
         self._lemmas: dict[tuple[int, int], str | None] = {}
 
     def describe(self) -> dict[str, Any]:
-        """What a figure has to be published with. Raises UserError where the model is not installed."""
+        """What a figure has to be published with. Raises UserError where the model is not installed or lacks a tag.
+
+        spaCy and the torch that it imports take seconds, so a model that is a package is described from its own record.
+        """
         from importlib.metadata import version
 
+        meta = _package_meta(self.config.spacy_model)
+        if meta is None:
+            meta = self._language.meta
+        else:
+            _check_tags(self.config, meta["labels"].get("tagger", ()))
         return {
             "model": self.config.spacy_model,
-            "version": self._language.meta.get("version", "unknown"),
+            "version": meta.get("version", "unknown"),
             "spacy": version("spacy"),
             "noun_tags": list(self.config.noun_tags),
             "lemmatiser": _LEMMATISER,
@@ -205,12 +216,7 @@ class NounTagger:
     @cached_property
     def _language(self) -> "Language":
         language = _load(self.config.spacy_model, _COMPONENTS)
-        known = set(language.pipe_labels.get("tagger", ()))
-        absent = [tag for tag in self.config.noun_tags if tag not in known]
-        if absent:
-            found = f"knows {', '.join(sorted(known))}" if known else "has no tagger"
-            lacking = f"not {', '.join(absent)}"
-            raise UserError(f"the spaCy model {self.config.spacy_model} {found}, {lacking}: set noun_tags or spacy_model")
+        _check_tags(self.config, language.pipe_labels.get("tagger", ()))
         return language
 
 
@@ -231,6 +237,30 @@ def lemma_of(word: str, *, tag: str) -> str | None:
     # What the dictionary does not have is guessed for plurals only: the guess for "café" would be "caf".
     found = getLemma(lower, upos="NOUN", lemmatize_oov=tag in _PLURALS)
     return str(found[0]).lower() if found else lower
+
+
+def _check_tags(config: TaggerConfig, known: Sequence[str]) -> None:
+    """Raises UserError where the tagger does not know one of the noun tags."""
+    absent = [tag for tag in config.noun_tags if tag not in known]
+    if absent:
+        found = f"knows {', '.join(sorted(known))}" if known else "has no tagger"
+        lacking = f"not {', '.join(absent)}"
+        raise UserError(f"the spaCy model {config.spacy_model} {found}, {lacking}: set noun_tags or spacy_model")
+
+
+def _package_meta(model: str) -> dict[str, Any] | None:
+    """The meta.json of a model that is an installed package and has its tagger's labels in it; else None."""
+    if not model.isidentifier():
+        return None
+    package = find_spec(model)
+    if package is None or package.origin is None:
+        return None
+    path = Path(package.origin).with_name("meta.json")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) and isinstance(meta.get("labels"), dict) else None
 
 
 def _load(model: str, components: Sequence[str]) -> "Language":

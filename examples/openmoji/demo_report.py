@@ -63,9 +63,8 @@ def main(config: DemoReportConfig) -> int:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run the whole demo first, make demo") from None
     subtitle = f"{NUM_KINDS} kinds of object, one in each scene, 64 pixels: captioned, chosen and trained on here, offline"
-    text = page(title="From images to a network that draws", subtitle=subtitle, sections=sections)
     style = Path(__file__).with_name("demo.css").read_text(encoding="utf-8")
-    text = text.replace("</head>", f"<style>{style}</style></head>", 1)
+    text = page(title="From images to a network that draws", subtitle=subtitle, sections=sections, style=style)
     with new_file(folder.report) as partial:
         partial.write_text(text, encoding="utf-8")
     print(f"{folder.report}: {len(text.encode()):,} bytes; open it in a browser")

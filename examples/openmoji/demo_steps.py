@@ -1,6 +1,7 @@
 """Steps of the demo: commands that a user could type, run in order; which are done and how long they took is kept.
 
 The first step that is not done yet is run, and all after it: whatever they find done themselves, they do not do again.
+A step that needs nothing from the others may run beside them; what it prints appears at its turn.
 What was made with other settings is not gone on with: the user is told to remove it, or to name another folder.
 """
 
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ class Step:
     """What stands after the module."""
     output: Path | None = None
     """The file or folder that it writes; None: it only prints."""
+    beside: bool = False
+    """Starts at once, beside the other steps, since it reads nothing that they write."""
 
     @property
     def command(self) -> str:
@@ -62,14 +67,19 @@ def run_steps(folder: Path, steps: Sequence[Step]) -> None:
     found = [last.get(step.title, ("", None)) for step in steps]
     planned = list(zip(steps, _identities(steps), found, strict=True))
     _refuse_outputs([step for step, identity, (made_with, _) in planned if made_with != identity])
-    skips = True
-    for step, identity, done in planned:
-        print(f"\n== {step.title}\n$ {step.command}", flush=True)
-        skips = skips and done == (identity, 0) and (step.output is None or step.output.exists())
-        if skips:
-            print("-- done before", flush=True)
-        else:
-            _run(step, identity, log)
+    num_done = len(list(takewhile(lambda one: _is_done(*one), planned)))
+    with ThreadPoolExecutor() as pool:
+        beside = {}
+        for step, identity, _ in planned[num_done:]:
+            if step.beside:
+                _add_start(log, step, identity)
+                beside[step.title] = pool.submit(_call, step, is_captured=True)
+        for number, (step, identity, _) in enumerate(planned):
+            print(f"\n== {step.title}\n$ {step.command}", flush=True)
+            if number < num_done:
+                print("-- done before", flush=True)
+            else:
+                _run(step, identity, log, beside.get(step.title))
 
 
 def read_times(folder: Path) -> list[StepTime]:
@@ -93,13 +103,13 @@ def duration(seconds: float) -> str:
 
 
 def _identities(steps: Iterable[Step]) -> Iterator[str]:
-    """Of each step: a hash of its command, of the configurations that it names, and of both for each output before it."""
+    """Of each step: a hash of its command, of the files of settings and prompts that it reads, and of all outputs before it."""
     before = hashlib.sha256()
     for step in steps:
         digest = before if step.output else before.copy()
         digest.update(step.command.encode())
         for word in step.arguments:
-            if word.endswith(".yaml") and Path(word).is_file():
+            if word.endswith((".yaml", ".txt")) and Path(word).is_file():
                 digest.update(Path(word).read_bytes())
         yield digest.hexdigest()[:16]
 
@@ -113,29 +123,58 @@ def _refuse_outputs(steps: Sequence[Step]) -> None:
         )
 
 
-def _run(step: Step, identity: str, log: Path) -> None:
-    """Writes a row when the step starts, since it may be killed, and one when it ends."""
-    row = {"title": step.title, "command": step.command, "identity": identity}
-    _add_row(log, {**row, "code": None, "seconds": 0.0})
-    started = time.perf_counter()
-    code = _call(step)
-    seconds = time.perf_counter() - started
-    _add_row(log, {**row, "code": code, "seconds": seconds})
-    if code == _INTERRUPTED:
+def _is_done(step: Step, identity: str, made_with: tuple[str, int | None]) -> bool:
+    return made_with == (identity, 0) and (step.output is None or step.output.exists())
+
+
+def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") -> None:
+    """Runs the step, or waits for it where it runs beside the others, and writes a row when it ends."""
+    if beside is None:
+        _add_start(log, step, identity)
+    ended = beside.result() if beside else _call(step)
+    if ended.printed:
+        print(ended.printed, flush=True)
+    _add_row(log, {**_row(step, identity), "code": ended.code, "seconds": ended.seconds})
+    if ended.code == _INTERRUPTED:
         raise KeyboardInterrupt
-    if code:
-        raise UserError(f"the step «{step.title}» ended with exit code {code}: mend what it says, then give this again")
-    print(f"-- {seconds:.0f} s", flush=True)
+    if ended.code:
+        raise UserError(f"the step «{step.title}» ended with exit code {ended.code}: mend what it says, then give this again")
+    print(f"-- {ended.seconds:.0f} s" + (", beside the steps above" if beside else ""), flush=True)
 
 
-def _call(step: Step) -> int:
-    """The exit code. After Ctrl-C, which the command gets as well, it is waited for: a training saves what it has."""
-    process = subprocess.Popen([sys.executable, "-m", step.module, *step.arguments])
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """How a step ended."""
+
+    code: int
+    seconds: float
+    printed: str
+    """All that it printed, where that was captured; of a line that was overwritten, what it came to."""
+
+
+def _call(step: Step, *, is_captured: bool = False) -> _Ended:
+    """Runs the command. After Ctrl-C, which it gets as well, it is waited for: a training saves what it has."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", step.module, *step.arguments]
+    stdout, stderr = (subprocess.PIPE, subprocess.STDOUT) if is_captured else (None, None)
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
     try:
-        return process.wait()
+        printed, _ = process.communicate()
+        code = process.returncode
     except KeyboardInterrupt:
         process.wait()
-        return _INTERRUPTED
+        printed, code = b"", _INTERRUPTED
+    lines = (line.rpartition("\r")[2] for line in (printed or b"").decode(errors="replace").split("\n"))
+    return _Ended(code=code, seconds=time.perf_counter() - started, printed="\n".join(lines).rstrip())
+
+
+def _row(step: Step, identity: str) -> dict[str, Any]:
+    return {"title": step.title, "command": step.command, "identity": identity}
+
+
+def _add_start(log: Path, step: Step, identity: str) -> None:
+    """Writes a row when the step starts, since it may be killed."""
+    _add_row(log, {**_row(step, identity), "code": None, "seconds": 0.0})
 
 
 def _add_row(log: Path, row: dict[str, Any]) -> None:

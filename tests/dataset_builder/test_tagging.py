@@ -1,5 +1,8 @@
 """The noun tagger: which words count, how they are lemmatised, and that batches do not matter."""
 
+import subprocess
+import sys
+
 import pytest
 
 from dataset_builder.command_line import UserError
@@ -86,6 +89,19 @@ def test_a_figure_can_name_what_made_it(tagger: NounTagger) -> None:
     assert TaggerConfig.as_described(None, default=TaggerConfig(noun_tags=("NN",))).noun_tags == ("NN",)
 
 
+def test_a_package_is_described_as_it_is_when_loaded_but_without_spacy() -> None:
+    code = """
+import sys
+from dataset_builder.tagging import NounTagger
+quick = NounTagger().describe()
+assert "spacy" not in sys.modules and "torch" not in sys.modules
+import dataset_builder.tagging as tagging
+tagging._package_meta = lambda model: None
+assert NounTagger().describe() == quick and "spacy" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_meta_nouns_are_lemmas() -> None:
     assert {lemma_of(noun, tag="NN") for noun in META_NOUNS} == META_NOUNS
     assert {"image", "scene", "atmosphere", "background", "picture", "photo"} <= META_NOUNS
@@ -96,5 +112,7 @@ def test_what_is_missing_is_said_with_the_command() -> None:
         NounTagger(TaggerConfig(spacy_model="en_core_web_xx")).describe()
     with pytest.raises(UserError, match=r"knows .*NNP.*, not NOUN"):
         NounTagger(TaggerConfig(noun_tags=("NN", "NOUN"))).tag(["x"])
+    with pytest.raises(UserError, match=r"knows .*NNP.*, not NOUN"):
+        NounTagger(TaggerConfig(noun_tags=("NN", "NOUN"))).describe()
     with pytest.raises(ValueError, match="noun_tags is empty"):
         TaggerConfig(noun_tags=())

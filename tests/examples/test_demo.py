@@ -141,6 +141,61 @@ def test_a_failed_step_ends_the_demo_and_is_run_again(here: Path) -> None:
     assert len(seconds) == 2 and read_times(here)[0].seconds == pytest.approx(sum(seconds))
 
 
+BESIDE = """
+import pathlib, sys, time
+if sys.argv[1] == "wait":
+    deadline = time.monotonic() + 60
+    while not pathlib.Path("drawn").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    print("waited", flush=True)
+    sys.exit(not pathlib.Path("drawn").exists())
+pathlib.Path("drawn").open("a").write("ran ")
+print("  0%\\r100%", file=sys.stderr)
+print("drawn", flush=True)
+sys.exit(pathlib.Path("fail").exists())
+"""
+
+
+@pytest.fixture
+def beside(here: Path) -> list[Step]:
+    """A step that waits for what the second one writes, which runs beside it."""
+    (here / "beside.py").write_text(BESIDE)
+    wait = Step(title="wait", module="beside", arguments=("wait",))
+    return [wait, Step(title="draw", module="beside", arguments=("draw",), output=Path("drawn"), beside=True)]
+
+
+def test_a_step_beside_the_others_starts_at_once_and_prints_at_its_turn(
+    here: Path, beside: list[Step], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_steps(here, beside)
+    printed = capfd.readouterr().out
+    order = [printed.index(text) for text in ("== wait", "waited", "== draw", "100%", "\ndrawn", ", beside the steps above")]
+    assert order == sorted(order) and "  0%" not in printed
+    run_steps(here, beside)
+    assert capfd.readouterr().out.count("-- done before") == 2
+    assert [one.title for one in read_times(here)] == ["wait", "draw"] and (here / "drawn").read_text() == "ran "
+
+
+def test_a_step_beside_the_others_that_fails_is_run_again(here: Path, beside: list[Step]) -> None:
+    (here / "fail").touch()
+    with pytest.raises(UserError, match="the step «draw» ended with exit code 1"):
+        run_steps(here, beside)
+    (here / "fail").unlink()
+    run_steps(here, beside)
+    assert (here / "drawn").read_text() == "ran ran "
+
+
+def test_a_step_beside_a_failed_one_goes_on_with_the_same_settings_alone(here: Path, beside: list[Step]) -> None:
+    failing = Step(title="a", module="probe", arguments=("a", "3"))
+    with pytest.raises(UserError, match="the step «a» ended"):
+        run_steps(here, [failing, *beside[1:]])
+    other = Step(title="draw", module="beside", arguments=("draw", "other"), output=Path("drawn"), beside=True)
+    with pytest.raises(UserError, match="remove .*drawn"):
+        run_steps(here, [failing, other])
+    run_steps(here, beside[1:])
+    assert (here / "drawn").read_text() == "ran ran "
+
+
 def test_durations_are_said_as_a_person_would() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.6, 125)] == ["0 s", "1 min 00 s", "2 min 05 s"]
 
