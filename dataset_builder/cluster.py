@@ -4,6 +4,7 @@ import itertools
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import is_local_path
+from dataset_builder.wording import counted
 from foundry.hardware import cpu_environment
 
 _GPU_TYPE = "accelerator_type:"
@@ -47,8 +49,9 @@ class RaySettings:
     """Replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
     gpus_per_replica: float = 1.0
     """GPUs of a replica, where the cluster has any: a fraction below 1, or a whole number; 0: the replicas run on CPUs."""
-    cpus_per_replica: int = 1
-    """Cores of a replica: threads of the model where it runs on the CPU."""
+    cpus_per_replica: int = 0
+    """Cores of a replica, and threads of its model, where it runs on CPUs; 0: one each, or more where a node's memory or
+    num_replicas leaves cores over."""
     cpus_per_task: float = 1.0
     """Ray CPUs of a task that decodes or commits."""
     units_in_flight: int = 3
@@ -68,7 +71,7 @@ class RaySettings:
                     "a fraction below 1 or a whole number",
                     0 <= self.gpus_per_replica < 1 or (self.gpus_per_replica >= 1 and self.gpus_per_replica % 1 == 0),
                 ),
-                ("cpus_per_replica", "1 or more", self.cpus_per_replica >= 1),
+                ("cpus_per_replica", "0 or more", self.cpus_per_replica >= 0),
                 ("cpus_per_task", "above 0", self.cpus_per_task > 0),
                 ("units_in_flight", "1 or more", self.units_in_flight >= 1),
                 ("unit_timeout_s", "above 0", self.unit_timeout_s > 0),
@@ -105,14 +108,6 @@ class RaySettings:
         """True where the cluster has GPUs and a replica wants one."""
         return resources.get("GPU", 0) > 0 and self.gpus_per_replica > 0
 
-    def count_replicas(self, resources: Mapping[str, float]) -> int:
-        """How many replicas a cluster's resources hold, where others choose their nodes (Ray Data's pools)."""
-        if self.num_replicas:
-            return self.num_replicas
-        if self.uses_gpus(resources):
-            return max(1, int(resources["GPU"] / self.gpus_per_replica))
-        return max(1, int(resources.get("CPU", 1)) // self.cpus_per_replica)
-
     def places(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
         """The node id of each replica, spread evenly: as many as the nodes hold, or `num_replicas`.
 
@@ -128,7 +123,7 @@ class RaySettings:
 
     def _slots(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
         held = {
-            node.node_id: int(node.gpus / self.gpus_per_replica if on_gpus else node.cpus / self.cpus_per_replica)
+            node.node_id: int(node.gpus / self.gpus_per_replica if on_gpus else node.cpus / (self.cpus_per_replica or 1))
             for node in nodes
         }
         if replica_bytes and not on_gpus:
@@ -136,11 +131,18 @@ class RaySettings:
         rounds = range(max(held.values(), default=0))
         return [node_id for turn in rounds for node_id, number in held.items() if turn < number]
 
-    def replica_options(self, resources: Mapping[str, float]) -> dict[str, Any]:
+    def threads_per_replica(self, nodes: Sequence[Node], *, replica_bytes: float = 0) -> int:
+        """Threads of a replica on a CPU: `cpus_per_replica`, or what the cores of a node give to each that it holds."""
+        if self.cpus_per_replica:
+            return self.cpus_per_replica
+        held = Counter(self.places(nodes, on_gpus=False, replica_bytes=replica_bytes))
+        return max(1, min((int(node.cpus) // held[node.node_id] for node in nodes if held[node.node_id]), default=1))
+
+    def replica_options(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> dict[str, Any]:
         """Ray options of a replica. It claims no CPU, so that tasks find room beside it however many nodes are lost."""
-        if self.uses_gpus(resources):
+        if on_gpus:
             return {"num_gpus": self.gpus_per_replica, "num_cpus": 0}
-        environment = cpu_environment(num_threads=self.cpus_per_replica)
+        environment = cpu_environment(num_threads=self.threads_per_replica(nodes, replica_bytes=replica_bytes))
         return {"num_cpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
 
 
@@ -159,9 +161,10 @@ def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: 
     held = len(settings.places(nodes, on_gpus=False, replica_bytes=replica_bytes))
     if held == wanted:
         return ""
+    threads = counted(settings.threads_per_replica(nodes, replica_bytes=replica_bytes), "thread")
     return (
-        f"{held} of the {wanted} replicas that the cores hold, since each takes about {replica_bytes / 1e9:.2g} GB of memory: "
-        "--ray.cpus_per_replica gives them more cores each, --ray.num_replicas overrules this"
+        f"{held} of the {wanted} replicas that the cores hold, since each takes about {replica_bytes / 1e9:.2g} GB of memory; "
+        f"each has {threads}; --ray.num_replicas overrules this"
     )
 
 

@@ -124,7 +124,7 @@ def dtype_of_replicas(settings: RaySettings) -> Dtype:
     if settings.resolved_address is None and not on_gpus:
         return auto_dtype("cpu")  # this process's own Ray, on this machine
     places = set(settings.places(nodes := cluster_nodes(), on_gpus=on_gpus))
-    options = settings.replica_options(ray.cluster_resources())
+    options = settings.replica_options(nodes, on_gpus=on_gpus)
     looks = {
         node: ray.remote(**{**options, **_on_node(node.node_id, soft=False)})(auto_dtype).remote("cuda" if on_gpus else "cpu")
         for node in nodes
@@ -223,7 +223,7 @@ class _Driver:
     def run(self) -> None:
         nodes = cluster_nodes()
         self.on_gpus = replicas_use_gpus(self.settings)
-        self.options = self.settings.replica_options(ray.cluster_resources())
+        self.options = self.settings.replica_options(nodes, on_gpus=self.on_gpus, replica_bytes=self.replica_bytes)
         self.settings.check(nodes, on_gpus=self.on_gpus)
         self.job = ray.put(self.job)
         self.warming = self.warm_up.remote(self.job, limit_s=self.settings.load_timeout_s)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
-from dataset_builder.ray_units import check_visible, dtype_of_replicas, start_ray
+from dataset_builder.ray_units import check_visible, cluster_nodes, dtype_of_replicas, replicas_use_gpus, start_ray
 from dataset_builder.storage import Folder, is_local_path, usable
 from foundry.hardware import AUTO_VARIABLE, Dtype, cpu_environment
 from trainer.absolute_paths import absolute_if_there, with_absolute_paths
@@ -155,7 +155,7 @@ def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Ma
     """
     start_ray(settings)
     check_visible(visible)
-    options = settings.replica_options(ray.cluster_resources())
+    options = settings.replica_options(cluster_nodes(), on_gpus=replicas_use_gpus(settings))
     try:
         facts: EncoderFacts = ray.get(ray.remote(max_retries=TRIES, **options)(_describe).remote(encoders))
     except RayError as error:

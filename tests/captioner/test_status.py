@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from captioner.status import RunStatus, read_status
-from dataset_builder.cluster import RaySettings
 from dataset_builder.progress import BudgetExceeded, Progress
 from dataset_builder.rejection import allowed_rejections
 from dataset_builder.schema import SCHEMA_VERSION
@@ -89,13 +88,3 @@ def test_progress_counts_and_stops_past_the_budget() -> None:
 )
 def test_a_hundred_may_be_rejected_where_no_share_was_given(share: float | None, images: int, allowed: int) -> None:
     assert allowed_rejections(share, images) == allowed
-
-
-def test_replicas_follow_the_gpus_else_the_cores() -> None:
-    gpus = {"CPU": 64.0, "GPU": 8.0}
-    assert RaySettings().count_replicas(gpus) == 8
-    assert RaySettings(gpus_per_replica=0.5).count_replicas(gpus) == 16
-    assert RaySettings(gpus_per_replica=0).count_replicas({"CPU": 64.0}) == 64
-    assert RaySettings(cpus_per_replica=4).count_replicas({"CPU": 64.0}) == 16
-    assert RaySettings(num_replicas=3).count_replicas(gpus) == 3
-    assert RaySettings().count_replicas({"CPU": 1.0}) == 1

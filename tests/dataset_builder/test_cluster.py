@@ -45,19 +45,26 @@ def test_replicas_are_placed_node_by_node(settings: RaySettings, nodes: list[Nod
 
 
 @pytest.mark.parametrize(
-    ("settings", "memory_gb", "expected"),
+    ("settings", "memory_gb", "expected", "threads"),
     [
-        (RaySettings(), (100, 40), {"small": 2, "large": 1}),
-        (RaySettings(), (100, 10), {"small": 2}),
-        (RaySettings(), (20, 10), {"small": 1}),  # it may swap, but a run that a rough figure forbids is worse
-        (RaySettings(), (1000, 0), {"small": 4, "large": 11}),
-        (RaySettings(cpus_per_replica=4), (100, 1000), {"small": 1, "large": 2}),
-        (RaySettings(num_replicas=6), (20, 10), {"small": 3, "large": 3}),
+        (RaySettings(), (100, 40), {"small": 2, "large": 1}, 2),
+        (RaySettings(), (100, 10), {"small": 2}, 2),
+        (RaySettings(), (20, 10), {"small": 1}, 4),  # it may swap, but a run that a rough figure forbids is worse
+        (RaySettings(), (1000, 0), {"small": 4, "large": 11}, 1),
+        (RaySettings(cpus_per_replica=4), (100, 1000), {"small": 1, "large": 2}, 4),
+        (RaySettings(num_replicas=6), (20, 10), {"small": 3, "large": 3}, 1),
+        (RaySettings(num_replicas=2), (100, 100), {"small": 1, "large": 1}, 4),
+        (RaySettings(num_replicas=60), (100, 100), {"small": 16, "large": 44}, 1),
     ],
 )
-def test_replicas_on_cpus_fit_into_memory(settings: RaySettings, memory_gb: tuple[int, int], expected: dict[str, int]) -> None:
+def test_replicas_on_cpus_fit_into_memory_and_share_the_cores(
+    settings: RaySettings, memory_gb: tuple[int, int], expected: dict[str, int], threads: int
+) -> None:
     nodes = [node("small", cpus=4, memory_gb=memory_gb[0]), node("large", cpus=11, memory_gb=memory_gb[1])]
     assert Counter(settings.places(nodes, on_gpus=False, replica_bytes=36.4e9)) == expected
+    assert settings.threads_per_replica(nodes, replica_bytes=36.4e9) == threads
+    environment = settings.replica_options(nodes, on_gpus=False, replica_bytes=36.4e9)["runtime_env"]["env_vars"]
+    assert environment["OMP_NUM_THREADS"] == str(threads)
     said = memory_line(settings, nodes, replica_bytes=36.4e9)
     wanted = len(settings.places(nodes, on_gpus=False))
     held = sum(expected.values())
