@@ -34,6 +34,11 @@ class ModelSource:
     num_parameters: int = 0
 
     @property
+    def is_mini(self) -> bool:
+        """Whether this is the shipped toy, by its name or by its folder."""
+        return Path(self.path_or_id) in (MINI, MINI.resolve())
+
+    @property
     def path_or_id(self) -> str:
         """What from_pretrained takes, on whichever node this is: the shipped model lies beside the code of that node."""
         return str(MINI) if self.name == "mini" else self.location
