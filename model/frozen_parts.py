@@ -19,6 +19,8 @@ Kind = Literal["text_encoder", "vae"]
 
 PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
 """Whose text encoder and VAE go with a published network, by its max_caption_tokens: alpha's or Sigma's."""
+UNNAMED = ""
+"""The name of a part that nobody has named; there is no default, since `mini` is only the small world's."""
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"
 _MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
 _HUB_FILES: dict[Kind, list[str]] = {
@@ -39,7 +41,9 @@ class FrozenPart:
 
 
 def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
-    """Finds the files of a part. Raises UserError where they cannot be had."""
+    """Finds the files of a part. Raises UserError where they cannot be had, or where no name is given."""
+    if name == UNNAMED:
+        raise UserError(f"no {kind} is named here: name the one that this network was trained with by --{kind}")
     root, commit = _root(name, kind, revision)
     inside = root / kind
     folder = root if (root / "config.json").is_file() else inside

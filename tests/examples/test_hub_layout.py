@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from examples.openmoji.composition import draw_scene, render
 from examples.openmoji.evaluate_captions import EvaluateConfig, caption_scenes
-from examples.openmoji.llava_mini import PROMPTS, build_model, chat_text, hub_name
+from examples.openmoji.llava_mini import IMAGE_TOKEN, NUM_IMAGE_TOKENS, PROMPTS, build_model, chat_text, hub_name
 from examples.openmoji.llava_training import _save
 
 LLAVA = Path(__file__).resolve().parents[2] / "captioner/pretrained/llava-mini"
@@ -99,7 +99,7 @@ def test_vllm_reads_it_and_captions_as_transformers_does(tmp_path: Path) -> None
     for path, scene in zip(images, SCENES, strict=True):
         Image.fromarray(render(scene)).save(path)
     (tmp_path / "in_vllm.py").write_text(_IN_VLLM)
-    question = chat_text(PROMPTS["dense"]).removeprefix("<s>").replace("<image>" * 64, "<image>")
+    question = chat_text(PROMPTS["dense"]).replace(IMAGE_TOKEN * NUM_IMAGE_TOKENS, IMAGE_TOKEN)
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     command = [VLLM_PYTHON, str(tmp_path / "in_vllm.py"), str(LLAVA), question, *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=os.environ | settings)

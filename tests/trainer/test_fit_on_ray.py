@@ -99,7 +99,7 @@ def test_stores_that_a_node_does_not_see_are_named_before_the_work(tmp_path: Pat
     job = PrecomputeJob(
         stores={16: str(tmp_path / "elsewhere")},
         infos={16: info},
-        encoders=Encoders(vae=VAEConfig(), text_encoder=None, batch_px=1),
+        encoders=Encoders(vae=VAEConfig(name="mini"), text_encoder=None, batch_px=1),
         limits=DecodeLimits(),
     )
     start_ray(RaySettings())
