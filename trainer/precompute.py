@@ -1,5 +1,6 @@
-"""Encodes images and captions once, before training: `python -m trainer.precompute --dataset DATASET --out FEATURES --stage S
---vae.name VAE --text_encoder.name T5`.
+"""Encodes images and captions once, before training.
+
+    python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --vae.name VAE --text_encoder.name T5
 
 Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; stopped and started
 again, it goes on with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and
