@@ -105,7 +105,7 @@ def _root(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
     if folder.is_dir():
         return folder, ""
     if name == "mini" or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"there is no {kind} in {folder}: give a folder, a hub id or `mini`")
+        raise UserError(f"there is no {kind} in {folder}: give a folder or a hub id, or `mini` for emoji scenes")
     return _from_hub(name, kind, revision)
 
 
@@ -116,8 +116,8 @@ def _from_hub(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
     try:
         root = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES[kind], ignore_patterns=["*.fp16.*"]))
     except HFValidationError:
-        raise UserError(f"{name} is neither a folder nor a hub id: give a folder, a hub id or `mini`") from None
+        raise UserError(f"{name} is neither a folder nor a hub id: give one of them, or `mini` for emoji scenes") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
+        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
     return root, root.name

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model.pipeline import Pipeline
 
 GRID = "grid.png"
-_OWN = "a network of your own, by a training's folder or a checkpoint"
+_OWN = "a network of your own (a training's folder or a checkpoint)"
 
 
 @dataclass(frozen=True)

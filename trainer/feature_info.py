@@ -87,10 +87,11 @@ class FeaturesInfo:
 
     @property
     def command(self) -> str:
-        """The command that makes such a store."""
+        """The command that makes such a store, with all resolutions that it was made with in one pass."""
         parts = {"vae": self.vae} | ({} if self.class_names else {"text_encoder": self.text_encoder})
+        resolution = " ".join(str(one) for one in self.settings.get("resolution", [self.resolution]))
         return precompute_command(
-            parts, dataset=self.source or "DATASET", out="FEATURES", stage=self.stage, resolution=str(self.resolution)
+            parts, dataset=self.source or "DATASET", out="FEATURES", stage=self.stage, resolution=resolution
         )
 
     def to_json(self) -> bytes:

@@ -62,6 +62,8 @@ def test_the_command_that_makes_a_store_names_its_encoders(folder: Path) -> None
     assert theirs.command.endswith(
         f"--stage {info.stage} --resolution {info.resolution} --vae.name org/vae --vae.revision abc --text_encoder.name org/t5"
     )
+    both = replace(theirs, settings={"resolution": [256, 512]})
+    assert " --resolution 256 512 --vae.name org/vae " in both.command
     pixels = replace(theirs, class_names=("owl",), text_encoder=None)
     assert pixels.command.endswith("--vae.name org/vae --vae.revision abc")
 
