@@ -110,11 +110,11 @@ def _encode(count: int, *, seed: int) -> Scenes:
 
     drawn = [draw_scene(seed=seed, index=index, split="train") for index in range(count)]
     texts = [*(describe(scene, seed=seed).dense for scene in drawn), NULL_CAPTION]
-    vae = load_vae(VAEConfig(sliced=False))
+    vae = load_vae(VAEConfig(name="mini", sliced=False))
     pixels = torch.from_numpy(np.stack([render(scene) for scene in drawn])).split(64)
     latents = torch.cat([vae.encode(to_signed(part)).sample(vae.scale, generator=None) for part in pixels])
-    exact = load_text_encoder(TextEncoderConfig(dtype="float32")).encode(texts)
-    stored = load_text_encoder(TextEncoderConfig(dtype="bfloat16")).encode(texts)
+    exact = load_text_encoder(TextEncoderConfig(name="mini", dtype="float32")).encode(texts)
+    stored = load_text_encoder(TextEncoderConfig(name="mini", dtype="bfloat16")).encode(texts)
     small = Captions(tokens=from_int8(*to_int8(stored.tokens)), lengths=stored.lengths)
     captions = {"float32": exact, "bf16": stored, "int8": small}
     return Scenes(latents, {name: one.to(dtype=torch.float32) for name, one in captions.items()})

@@ -18,10 +18,11 @@ def make_world(config: StagedTrainingConfig) -> None:
     counted = ("--count", str(config.scenes), "--seed", str(_SEED), "--format", "tar")
     splits = json.dumps({"validation": _VALIDATION_SHARE, "train": 1 - _VALIDATION_SHARE})
     run_module("examples.openmoji.scenes", *counted, *world, "--out", scenes)
-    run_module("captioner.run", "--images", scenes, "--out", run)
+    run_module("captioner.run", "--images", scenes, "--out", run, "--model", "mini")
     run_module("dataset_builder.build", "--captions", run, "--out", dataset, "--splits", splits)
+    parts = ("--vae.name", "mini", "--text_encoder.name", "mini")
     for stage in ("pixel", "alignment"):
-        chosen = ("--stage", stage, "--resolution", str(RESOLUTION_PX))
+        chosen = ("--stage", stage, "--resolution", str(RESOLUTION_PX), *parts)
         run_module("trainer.precompute", "--dataset", dataset, "--out", str(folder / "features"), *chosen)
 
 

@@ -10,13 +10,15 @@ from captioner.engine import GenerationSettings
 from captioner.model_source import ModelSource
 from captioner.prompts import PromptSet
 from dataset_builder.cluster import RaySettings
-from dataset_builder.command_line import UserError
+from dataset_builder.command_line import CHOICE, ModelChoice, UserError
 from dataset_builder.decoding import DecodeLimits
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import TaggerConfig
 from dataset_builder.text_view import AUTO, T5Config
 
 ENGINES = ("llava",)
+REAL_MODEL = "llava-hf/llava-1.5-7b-hf"
+"""What errors and warnings tell to give for real images."""
 UNIT_SIZE = 512
 UNIT_BYTES = 1 << 30
 """What the decoded images of a unit may come to, since a few units per replica are in memory at one time."""
@@ -30,8 +32,8 @@ class CaptionConfig:
     """Folders, tars, Parquet files, lists or images; local paths or fsspec URLs."""
     out: str
     """Folder of the run, local or on object storage. The same command again resumes it."""
-    model: str = "mini"
-    """`mini` (shipped), a folder that save_pretrained wrote, or a hub id of a LLaVA checkpoint."""
+    model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
+    """Hub id of a LLaVA checkpoint, a folder that save_pretrained wrote, or `mini`: the shipped toy, for emoji scenes alone."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest, which is then recorded."""
     engine: str = "llava"

@@ -34,6 +34,11 @@ class ModelSource:
     num_parameters: int = 0
 
     @property
+    def is_mini(self) -> bool:
+        """Whether this is the shipped toy, by its name or by its folder."""
+        return Path(self.path_or_id) in (MINI, MINI.resolve())
+
+    @property
     def path_or_id(self) -> str:
         """What from_pretrained takes, on whichever node this is: the shipped model lies beside the code of that node."""
         return str(MINI) if self.name == "mini" else self.location
@@ -50,7 +55,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         location = str(folder.resolve())
         num_parameters = _stored_parameters(folder)
     elif name == "mini" or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"there is no model folder {folder}: give a folder, a hub id or `mini`")
+        raise UserError(f"there is no model folder {folder}: give a folder or a hub id, or `mini` for emoji scenes")
     else:
         config, cached = _from_hub(name, revision)
         location, found = name, cached.name
@@ -78,7 +83,7 @@ def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:
     try:
         path = hub_file(name, "config.json", revision=revision)
     except NotOnHub as reason:
-        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
+        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
     return _read_config(path), path.parent
 
 

@@ -1,4 +1,4 @@
-"""Captions images: `python -m captioner.run --images SRC [SRC …] --out RUN`, alone or as a Ray job.
+"""Captions images: `python -m captioner.run --images SRC [SRC …] --out RUN --model MODEL`, alone or as a Ray job.
 
 Plans the work once, runs what is not committed yet on Ray, and can be stopped and started again at any moment: all state is
 in the run's folder, and the same command goes on where the commits end.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
     from captioner.run_record import check_commits, check_folder, known_dtype
+    from captioner.toy_warning import ToyWarning
     from dataset_builder.file_kinds import PassedOver
     from dataset_builder.merging import merge_counts_of
     from dataset_builder.sources import find_sources
@@ -68,6 +69,7 @@ def main(config: CaptionConfig) -> int:
             started=started,
             replica_bytes=job.replica_bytes,
             on_ray=lambda: _record_start(config, run, job),
+            on_commit=ToyWarning(run).look if job.model.is_mini else None,
         ):
             return 1
     check_commits(run, read_commits(run), run_id=job.run_id)
@@ -217,6 +219,6 @@ if __name__ == "__main__":
             CaptionConfig,
             main,
             prog="python -m captioner.run",
-            example="python -m captioner.run --images photos/ --out runs/photos",
+            example="python -m captioner.run --images photos/ --out runs/photos --model llava-hf/llava-1.5-7b-hf",
         )
     )

@@ -23,9 +23,9 @@ _SHIPPED = {"mini": Path(__file__).resolve().parents[1] / "model" / "pretrained"
 class T5Config:
     """Which tokenizer cuts the captions, and where. Raises ValueError for fewer than 2 tokens."""
 
-    tokenizer: str = "mini"
-    """Folder or hub id with T5's tokenizer.json or spiece.model; `mini`: the small world's; `auto`, where there is a --model:
-    `mini` beside `mini`, else that of PixArt-alpha, google/t5-v1_1-xxl."""
+    tokenizer: str = _PIXART
+    """Folder or hub id with T5's tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small world's, whose
+    counts are not those of T5; `auto`, where there is a --model: `mini` beside `mini`, else PixArt-alpha's."""
     max_tokens: int = 120
     """Tokens that the encoder reads, the closing </s> among them. Source: PixArt-alpha, 120."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dataset_builder.cluster import RaySettings
-from dataset_builder.units import Unit
+from dataset_builder.units import Commit, Unit
 
 if TYPE_CHECKING:
     from dataset_builder.progress import Progress
@@ -23,18 +23,25 @@ def run_job(
     replica_bytes: float = 0,
     on_ray: Callable[[], None] | None = None,
     what: str = "images",
+    on_commit: Callable[[Commit], None] | None = None,
 ) -> bool:
     """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
 
     A budget below zero is used up already: then nothing is run.
     Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
     time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). `on_ray` is called
-    once Ray is there and the paths are seen; `what` is what the units hold. Raises UserError as run_units does.
+    once Ray is there and the paths are seen, `on_commit` with each unit that is committed; `what` is what the units hold.
+    Raises UserError as run_units does.
     """
     from dataset_builder.progress import Progress
     from dataset_builder.ray_units import check_visible, run_units, start_ray
 
     progress = Progress(planned=sum(unit.num_images for unit in units), budget=budget)
+
+    def update(commit: Commit | None) -> None:
+        if commit is not None and on_commit is not None:
+            on_commit(commit)
+        progress.update(commit)
 
     def work() -> None:
         run_units(
@@ -42,7 +49,7 @@ def run_job(
             units,
             settings=settings,
             on_start=progress.start,
-            on_commit=progress.update,
+            on_commit=update,
             on_reject=progress.check_budget,
             replica_bytes=replica_bytes,
         )

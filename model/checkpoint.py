@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from model.command_line import UserError
 from model.dit_config import DiTConfig
-from model.frozen_parts import PRETRAINED, fingerprint
+from model.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.new_files import new_folder
 from model.text_encoder import Cleaning
 
@@ -34,8 +34,8 @@ MINI = "mini"
 class PartConfig:
     """A frozen part that the checkpoint was trained with."""
 
-    name: str = "mini"
-    """`mini`, a folder or a hub id: see model/frozen_parts.py."""
+    name: str = UNNAMED
+    """A hub id, a folder or `mini`: see model/frozen_parts.py. Empty: not known, or none (networks of classes read no text)."""
     revision: str | None = None
     """Commit of a hub model."""
     fingerprint: str = ""

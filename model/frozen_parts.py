@@ -19,6 +19,8 @@ Kind = Literal["text_encoder", "vae"]
 
 PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
 """Whose text encoder and VAE go with a published network, by its max_caption_tokens: alpha's or Sigma's."""
+UNNAMED = ""
+"""The name of a part that nobody has named; there is no default, since `mini` is only the small world's."""
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"
 _MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
 _HUB_FILES: dict[Kind, list[str]] = {
@@ -39,7 +41,9 @@ class FrozenPart:
 
 
 def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
-    """Finds the files of a part. Raises UserError where they cannot be had."""
+    """Finds the files of a part. Raises UserError where they cannot be had, or where no name is given."""
+    if name == UNNAMED:
+        raise UserError(f"no {kind} is named here: name the one that this network was trained with by --{kind}")
     root, commit = _root(name, kind, revision)
     inside = root / kind
     folder = root if (root / "config.json").is_file() else inside
@@ -101,7 +105,7 @@ def _root(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
     if folder.is_dir():
         return folder, ""
     if name == "mini" or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"there is no {kind} in {folder}: give a folder, a hub id or `mini`")
+        raise UserError(f"there is no {kind} in {folder}: give a folder or a hub id, or `mini` for emoji scenes")
     return _from_hub(name, kind, revision)
 
 
@@ -112,8 +116,8 @@ def _from_hub(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
     try:
         root = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES[kind], ignore_patterns=["*.fp16.*"]))
     except HFValidationError:
-        raise UserError(f"{name} is neither a folder nor a hub id: give a folder, a hub id or `mini`") from None
+        raise UserError(f"{name} is neither a folder nor a hub id: give one of them, or `mini` for emoji scenes") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, give a folder, or use `mini`") from None
+        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
     return root, root.name

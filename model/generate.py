@@ -5,13 +5,13 @@ command again draws only what is not there yet.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.hardware import AutoDtype
 from model.checkpoint import checkpoint_fingerprint, find_checkpoint
-from model.command_line import UserError, run_command
+from model.command_line import CHOICE, ModelChoice, UserError, run_command
 from model.generation import GenerationRequest
 from model.image_files import image_names, is_drawn, make_grid, open_image, save_png
 from model.pipeline_parts import RuntimeConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from model.pipeline import Pipeline
 
 GRID = "grid.png"
+_OWN = "a network of your own (a training's folder or a checkpoint)"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class GenerateConfig:
 
     out: str
     """A .png for one image or a grid, a folder for several images."""
-    checkpoint: str = "mini"
-    """`mini` (shipped), a folder with transformer/ and pipeline.json, or a training's folder: its newest checkpoint."""
+    checkpoint: str = field(metadata={CHOICE: ModelChoice(real="FOLDER", what=_OWN, toy="only draws 64-pixel emoji scenes")})
+    """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or `mini`: the shipped toy."""
     prompt: str | None = None
     """What to draw."""
     prompts_file: str | None = None
@@ -231,6 +232,6 @@ if __name__ == "__main__":
             GenerateConfig,
             main,
             prog="python -m model.generate",
-            example='python -m model.generate --prompt "a red owl" --out owl.png',
+            example='python -m model.generate --checkpoint runs/aesthetic --prompt "a red owl" --out owl.png',
         )
     )

@@ -6,12 +6,12 @@ Shapes: B captions, L tokens of the longest in a batch, T tokens of all captions
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.command_line import UserError
-from model.frozen_parts import FrozenPart, check_complete, find_part, fingerprint, stored_tensors
+from model.command_line import CHOICE, ModelChoice, UserError
+from model.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ _VOCABULARIES = ("tokenizer.json", "spiece.model")
 class TextEncoderConfig:
     """Which T5 reads the captions, and how."""
 
-    name: str = "mini"
-    """`mini` (shipped), a folder, or a hub id; a whole diffusers pipeline will do."""
+    name: str = field(metadata={CHOICE: ModelChoice(real=PUBLISHED[120])})
+    """Hub id or folder, also of a whole diffusers pipeline, or `mini`: the small world's toy. There is no default."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"

@@ -6,13 +6,13 @@ Shapes: B images, H x W pixels, C latent channels, h x w the sides of the latent
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.command_line import UserError
-from model.frozen_parts import FrozenPart, check_complete, find_part, fingerprint
+from model.command_line import CHOICE, ModelChoice, UserError
+from model.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class VAEConfig:
     """Which autoencoder stands between images and latents, and how it runs."""
 
-    name: str = "mini"
-    """`mini` (shipped), a folder, or a hub id; a whole diffusers pipeline will do."""
+    name: str = field(metadata={CHOICE: ModelChoice(real=PUBLISHED[120])})
+    """Hub id or folder, also of a whole diffusers pipeline, or `mini`: the small world's toy. There is no default."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MODEL_COMMAND = re.compile(r"python3? -m ((?:captioner\.run|trainer\.precompute|model\.generate) [^`\n]*)")
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 QUOTED_PATH = re.compile(rf"`((?:{'|'.join(OURS)}|docs|tests|notebooks)/[\w./*-]*)`")
@@ -48,6 +49,46 @@ def test_commands_and_their_options_exist(path: Path) -> None:
         assert find_spec(module), f"{path.name}: python -m {module}"
         for option in (word.strip("[]").partition("=")[0] for word in words if word.strip("[]").startswith("--")):
             assert re.search(rf"{re.escape(option)}\b", _help(module)), f"{path.name}: python -m {module} {option}"
+
+
+def _model_commands() -> dict[Path, list[str]]:
+    """By file, the commands that need a model, as somebody would copy them: with their data, not a bare name in a sentence.
+
+    From documents, help texts, comments of settings, and notebooks.
+    """
+    folders = [ROOT / folder for folder in (*OURS, "docs", "notebooks", "configs")]
+    paths = [*ROOT.glob("*.md"), ROOT / "Makefile", *(path for folder in folders for path in sorted(folder.rglob("*")))]
+    found = {}
+    for path in paths:
+        if path.suffix in (".md", ".py", ".yaml", ".ipynb", ""):
+            text = "" if path.is_dir() else path.read_text(encoding="utf-8").replace("\\n", "\n").replace("\\\n", " ")
+            commands = MODEL_COMMAND.findall(re.sub(r'"\n *f?"', "", text))  # strings over two lines are one
+            found[path] = [one for one in commands if re.search(r"--(images|dataset|prompt|prompts_file)\b", one)]
+    return {path: commands for path, commands in found.items() if commands}
+
+
+def unnamed_models(command: str) -> list[str]:
+    """The options that a command of ours leaves out and that name a model; such a command ends with exit code 2."""
+    needed = {"captioner.run": ["--model"], "trainer.precompute": ["--vae.name"], "model.generate": ["--checkpoint"]}
+    module, _, rest = command.partition(" ")
+    wanted = needed.get(module, [])
+    if module == "trainer.precompute" and "--stage pixel" not in rest:
+        wanted = [*wanted, "--text_encoder.name"]
+    return [option for option in wanted if not re.search(rf"(?<!\S){re.escape(option)}[ =]\S", rest)]
+
+
+def test_commands_name_their_models() -> None:
+    found = _model_commands()
+    assert {path.name for path in found} > {"README.md", "captioning.md", "training.md", "train.yaml", "staged_training.ipynb"}
+    for path, commands in found.items():
+        assert {command: missing for command in commands if (missing := unnamed_models(command))} == {}, path
+
+
+def test_the_check_of_named_models_sees_what_is_missing() -> None:
+    assert unnamed_models("captioner.run --images a --out b") == ["--model"]
+    assert unnamed_models("captioner.run --images a --out b --model mini") == []
+    assert unnamed_models("trainer.precompute --dataset a --stage pixel") == ["--vae.name"]
+    assert unnamed_models("trainer.precompute --dataset a --stage alignment --vae.name mini") == ["--text_encoder.name"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -13,6 +13,7 @@ from dataset_builder.convert import ConvertConfig, import_run
 from examples.openmoji.scene_files import SceneSet, sample, write_scenes
 from tests.dataset_builder.containers import tar_bytes, write
 from tests.dataset_builder.plain_loop import run_plainly
+from tests.dataset_builder.small_run import MINI_T5
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -36,7 +37,9 @@ def described_scenes(folder: Path, *, count: int) -> str:
     described = [sample(scenes, index) for index in range(count)]
     archive = write(folder / "dense.tar", tar_bytes((f"{one.key}.txt", one.texts.dense.encode()) for one in described))
     run, images = str(folder / "run"), (str(folder / "scenes"),)
-    config = ConvertConfig(input=str(archive), out=run, source="sam-llava", target="run", images=images, prompt="dense")
+    config = ConvertConfig(
+        input=str(archive), out=run, source="sam-llava", target="run", images=images, prompt="dense", t5=MINI_T5
+    )
     assert import_run(config, run) == 0
     return run
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
+from model.checkpoint import PartConfig
 from model.dit_config import DiTConfig, KVCompression
+from trainer.feature_info import precompute_command
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]
@@ -342,10 +344,14 @@ class TrainConfig:
         """The feature store of a rung."""
         return f"{self.features.rstrip('/')}/{self.stage}/{rung.resolution}"
 
-    def precompute_command(self, rung: Rung) -> str:
-        """The command that makes it."""
-        texts = " --captions none" if self.online else ""
-        return (
-            f"python -m trainer.precompute --dataset DATASET --out {self.features} --stage {self.stage} "
-            f"--resolution {rung.resolution}{texts}"
+    def precompute_command(self, rung: Rung, *, vae: PartConfig | None = None, text_encoder: PartConfig | None = None) -> str:
+        """The command that makes it, with the parts that are known to be needed."""
+        parts = {"vae": vae} | ({"text_encoder": text_encoder} if self.conditioning == "text" else {})
+        return precompute_command(
+            parts,
+            dataset="DATASET",
+            out=self.features,
+            stage=self.stage,
+            resolution=str(rung.resolution),
+            more="--captions none" if self.online else "",
         )

@@ -5,6 +5,7 @@ A trainer that expects something else refuses it, with the command that remakes 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -91,8 +92,12 @@ class FeaturesInfo:
 
     @property
     def command(self) -> str:
-        """The command that makes such a store."""
-        return f"python -m trainer.precompute --dataset {self.source or 'DATASET'} --out FEATURES --stage {self.stage}"
+        """The command that makes such a store, with all resolutions that it was made with in one pass."""
+        parts = {"vae": self.vae} | ({} if self.class_names else {"text_encoder": self.text_encoder})
+        resolution = " ".join(str(one) for one in self.settings.get("resolution", [self.resolution]))
+        return precompute_command(
+            parts, dataset=self.source or "DATASET", out="FEATURES", stage=self.stage, resolution=resolution
+        )
 
     def to_json(self) -> bytes:
         """What the file holds."""
@@ -108,9 +113,23 @@ def _fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def precompute_command(
+    parts: Mapping[str, PartConfig | None], *, dataset: str, out: str, stage: str, resolution: str, more: str = ""
+) -> str:
+    """The command that makes features with these parts, `vae` and `text_encoder`; a capital word for one that is not known."""
+    words = ["python -m trainer.precompute", f"--dataset {dataset} --out {out} --stage {stage} --resolution {resolution}"]
+    for kind, part in parts.items():
+        words.append(f"--{kind}.name {(part and part.name) or kind.upper()}")
+        words += [f"--{kind}.revision {part.revision}"] if part and part.revision else []
+    return " ".join([*words, *([more] if more else [])])
+
+
 def read_info(folder: Folder) -> FeaturesInfo:
     """The features.json of a store. Raises UserError where there is none, or it is of another version or damaged."""
-    make = "make features by python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --resolution PX"
+    unknown = precompute_command(
+        {"vae": None, "text_encoder": None}, dataset="DATASET", out="FEATURES", stage="STAGE", resolution="PX"
+    )
+    make = f"make features by {unknown}"
     try:
         record = json.loads(folder.read(FEATURES_FILE))
     except FileNotFoundError:

@@ -133,7 +133,8 @@ def open_features(config: TrainConfig, place: LadderPlace) -> FeatureStore:
         ),
     }
     if found := [text for text, holds in problems.items() if holds]:
-        raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {config.precompute_command(rung)}")
+        command = config.precompute_command(rung, vae=info.vae, text_encoder=info.text_encoder)
+        raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {command}")
     return store
 
 

@@ -1,4 +1,6 @@
-"""Encodes images and captions once, before training: `python -m trainer.precompute --dataset DATASET --out FEATURES --stage S`.
+"""Encodes images and captions once, before training.
+
+    python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --vae.name VAE --text_encoder.name T5
 
 Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; stopped and started
 again, it goes on with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and
@@ -17,6 +19,7 @@ from dataset_builder.rejection import allowed_rejections
 from dataset_builder.storage import Folder, is_local_path, usable
 from dataset_builder.wording import counted
 from foundry.hardware import AUTO
+from model.frozen_parts import PUBLISHED
 from trainer.absolute_paths import absolute
 from trainer.feature_info import FEATURES_FILE, FeaturesInfo, read_info
 from trainer.precompute_config import PrecomputeConfig, identity
@@ -273,6 +276,7 @@ if __name__ == "__main__":
             PrecomputeConfig,
             main,
             prog="python -m trainer.precompute",
-            example="python -m trainer.precompute --dataset photos --out features --stage alignment --resolution 256 512",
+            example="python -m trainer.precompute --dataset dataset --out features --stage alignment --resolution 256 512 "
+            f"--vae.name {PUBLISHED[120]} --text_encoder.name {PUBLISHED[120]}",
         )
     )

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dataset_builder.cluster import RaySettings
+from dataset_builder.command_line import say_missing
 from dataset_builder.decoding import DecodeLimits
+from model.frozen_parts import UNNAMED
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig
 from trainer.feature_info import Storage
@@ -46,10 +48,10 @@ class PrecomputeConfig:
     """Crop all images square, also in a stage with aspect buckets."""
     captions: Storage = "bfloat16"
     """How T5's features are stored: bfloat16, int8 with a scale per token, or none, then trainer.fit --online encodes."""
-    vae: VAEConfig = field(default_factory=lambda: VAEConfig(sliced=False))
-    """The autoencoder."""
-    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    """The encoder of captions."""
+    vae: VAEConfig = field(default_factory=lambda: VAEConfig(name=UNNAMED, sliced=False))
+    """The autoencoder; it must be named."""
+    text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
+    """The encoder of captions; it must be named, but in the pixel stage, which reads none."""
     batch_px: int = 1 << 22
     """Pixels of the images that the VAE encodes together: 64 images of 256 x 256."""
     unit_size: int = 0
@@ -86,6 +88,9 @@ class PrecomputeConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+        parts = {"vae.name": self.vae.name} | ({} if self.features.labels else {"text_encoder.name": self.text_encoder.name})
+        if unnamed := [name for name, value in parts.items() if value == UNNAMED]:
+            raise ValueError(say_missing(type(self), unnamed))
 
     @property
     def features(self) -> StageFeatures:
@@ -105,8 +110,9 @@ class PrecomputeConfig:
 
     def recorded(self) -> dict[str, Any]:
         """The settings that features.json keeps."""
-        kept = ("dataset", "stage", "square", "captions", "vae", "text_encoder", "seed", "limits")
-        values = {name: value for name, value in asdict(self).items() if name in (*kept, "validation_share", "min_validation")}
+        kept = ["dataset", "stage", "square", "captions", "vae", "seed", "limits", "validation_share", "min_validation"]
+        kept += [] if self.features.labels else ["text_encoder"]
+        values = {name: value for name, value in asdict(self).items() if name in kept}
         return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
 
 

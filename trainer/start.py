@@ -140,6 +140,7 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
     """Raises UserError where the features come from another VAE or text encoder than the checkpoint was trained with."""
     pipeline = read_pipeline_config(checkpoint)
     pairs = [("VAE", pipeline.vae, info.vae)]
+    text_encoder = pipeline.text_encoder if pipeline.text_encoder.name else info.text_encoder
     if info.text_encoder is not None:
         pairs.append(("text encoder", pipeline.text_encoder, info.text_encoder))
     for kind, trained, found in pairs:
@@ -147,7 +148,7 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
             raise UserError(
                 f"{checkpoint} was trained with the {kind} {trained.name} ({trained.fingerprint}), the features in "
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
-                f"{config.precompute_command(rung)}"
+                f"{config.precompute_command(rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
 
 

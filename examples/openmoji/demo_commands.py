@@ -127,7 +127,7 @@ def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
         module="captioner.run",
         arguments=(
             *("--images", str(folder.scenes), str(folder.photographs), "--out", str(folder.captions)),
-            *("--licence", _LICENCE),
+            *("--model", MINI, "--licence", _LICENCE),
         ),
         output=folder.captions,
     )
@@ -163,7 +163,8 @@ def _data(folder: DemoFolder) -> Iterator[Step]:
             module="trainer.precompute",
             arguments=(
                 *("--dataset", str(data), "--out", str(folder.features), "--stage", stage),
-                *("--resolution", str(RESOLUTION)),
+                *("--resolution", str(RESOLUTION), "--vae.name", MINI),
+                *(() if stage == "pixel" else ("--text_encoder.name", MINI)),
             ),
             output=folder.features / stage / str(RESOLUTION),
         )

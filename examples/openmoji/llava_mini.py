@@ -4,6 +4,8 @@ A CLIP vision tower sees 64 x 64 pixels as 64 patches, a two-layer projector map
 four layers. Both are the classes of transformers that the 7B checkpoints use, so nothing in the captioner is special.
 """
 
+from pathlib import Path
+from shutil import copymode
 from typing import TYPE_CHECKING
 
 from examples.openmoji.backgrounds import IMAGE_SIZE_PX
@@ -16,6 +18,8 @@ NUM_IMAGE_TOKENS = (IMAGE_SIZE_PX // PATCH_SIZE_PX) ** 2
 _VISION_WIDTH, _VISION_LAYERS, _VISION_HEADS = 192, 6, 6
 _TEXT_WIDTH, _TEXT_LAYERS, _TEXT_HEADS, _TEXT_MLP_WIDTH = 192, 4, 6, 512
 _MAX_TOKENS = 512
+_WEIGHTS = "model.safetensors"
+_OWN_TOWER, _HUB_TOWER = "vision_tower.", "vision_tower.vision_model."
 
 # The prompts it was trained on; each asks for a target of its own length.
 PROMPTS = {
@@ -103,3 +107,27 @@ def build_processor(tokenizer: "PreTrainedTokenizerFast") -> "LlavaProcessor":
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE_TOKEN,
     )
+
+
+def hub_name(name: str) -> str:
+    """What the hub's LLaVA 1.5 files call a tensor that transformers 5 saves under `name`; the hub's own names stay.
+
+    transformers reads both. vLLM 0.32 reads only the hub's: there the vision tower has one level more.
+    """
+    if name.startswith(_HUB_TOWER) or not name.startswith(_OWN_TOWER):
+        return name
+    return _HUB_TOWER + name.removeprefix(_OWN_TOWER)
+
+
+def use_hub_names(folder: Path) -> None:
+    """Rewrites the weights in a folder under the hub's names. The tensors stay the same, bit for bit."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path, partial = folder / _WEIGHTS, folder / f"{_WEIGHTS}.partial"
+    with safe_open(path, framework="pt") as file:
+        tensors = {hub_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors, partial, metadata=metadata)
+    copymode(path, partial)
+    partial.replace(path)

@@ -14,7 +14,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from examples.openmoji.llava_mini import IMAGE_TOKEN, NUM_IMAGE_TOKENS, build_model, build_processor
+from examples.openmoji.llava_mini import IMAGE_TOKEN, NUM_IMAGE_TOKENS, build_model, build_processor, use_hub_names
 from examples.openmoji.llava_warmup import PatchLabeller, normalized, patch_figures
 from examples.openmoji.train_llava import LlavaPhaseConfig, TrainLlavaConfig
 from examples.openmoji.training_batches import IGNORED, Batch, batches
@@ -155,7 +155,7 @@ def _parameter_groups(module: nn.Module, phase: LlavaPhaseConfig) -> list[dict[s
 
 
 def _save(model: "LlavaForConditionalGeneration", tokenizer: "PreTrainedTokenizerFast", out: Path) -> None:
-    """Writes model and processor."""
+    """Writes model and processor, the weights under the names that LLaVA 1.5 has on the hub."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
@@ -165,4 +165,4 @@ def _save(model: "LlavaForConditionalGeneration", tokenizer: "PreTrainedTokenize
         do_sample=False,
         max_new_tokens=160,
     )
-    save_pretrained(model, out, processor=build_processor(tokenizer))
+    save_pretrained(model, out, processor=build_processor(tokenizer), finish=use_hub_names)

@@ -1,4 +1,4 @@
-"""Trains llava-mini on endless scenes; copied to captioner/pretrained, it is the captioner's default.
+"""Trains llava-mini on endless scenes; copied to captioner/pretrained, it is the captioner's `--model mini`.
 
     python -m examples.openmoji.train_llava
 

@@ -1,4 +1,4 @@
-"""Trains vae-mini on endless scenes and writes it where the default of `model.generate` looks for it.
+"""Trains vae-mini on endless scenes and writes it where `--vae mini` is looked for.
 
     python -m examples.openmoji.train_vae
 

@@ -113,13 +113,21 @@ def autocast(dtype: Dtype) -> torch.autocast:
 
 
 def save_pretrained(
-    model: "PreTrainedModel | ModelMixin", out: Path, *, processor: "ProcessorMixin | PreTrainedTokenizerBase | None" = None
+    model: "PreTrainedModel | ModelMixin",
+    out: Path,
+    *,
+    processor: "ProcessorMixin | PreTrainedTokenizerBase | None" = None,
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Writes the weights in bf16, with configuration and processor or tokenizer; each file replaces the old one whole."""
+    """Writes the weights in bf16, with configuration and processor or tokenizer; each file replaces the old one whole.
+
+    `finish` may change what was written, in the folder that it is given, before anything is replaced.
+    """
     out.mkdir(parents=True, exist_ok=True)
     half = copy.deepcopy(model).to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         half.save_pretrained(folder)
+        finish(Path(folder))
         if processor is not None:
             processor.save_pretrained(folder)
         for path in Path(folder).iterdir():

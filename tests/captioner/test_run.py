@@ -175,7 +175,7 @@ def test_captions_of_a_real_model_are_not_counted_as_the_small_worlds(tmp_path: 
         fails([*arguments, "--model", str(tiny_llava), *given], "the T5 tokenizer google/t5-v1_1-xxl cannot be loaded (the hub")
         fails([*arguments, "--model", str(tiny_llava), *given], "with --t5.tokenizer, or `--t5.tokenizer mini`")
     assert not (tmp_path / "run").exists()
-    job = with_dtype(caption_job(CaptionConfig(images=["images"], out="run")), "float32")
+    job = with_dtype(caption_job(CaptionConfig(images=["images"], out="run", model="mini")), "float32")
     assert job.replica_bytes == pytest.approx(2 * with_dtype(job, "bfloat16").replica_bytes) == pytest.approx(24.5e6, rel=0.03)
     assert json.loads(job.settings)["t5"]["tokenizer"] == job.t5.tokenizer == "mini"
 
@@ -235,7 +235,7 @@ def test_a_model_with_a_bad_config_is_one_line(tmp_path: Path, config: str) -> N
 
 
 def test_the_budget_counts_what_is_wanted_and_what_was_done(tmp_path: Path) -> None:
-    config = CaptionConfig(images=["images"], out="run", max_rejected=0.5)
+    config = CaptionConfig(images=["images"], out="run", model="mini", max_rejected=0.5)
     units = [Unit(number=number, part="", row_group=0, num_images=512) for number in range(3)]
     commit = Commit(run_id="", unit=2, planned=512, completed=512, rejected={}, files={})
     assert _allowed(config, units[:1], []) == 256
@@ -265,7 +265,7 @@ def test_a_job_refuses_relative_paths(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "mine.yaml").write_text("")
-    options = {"--images": str(tmp_path), "--out": str(tmp_path / "run"), option: value}
+    options = {"--images": str(tmp_path), "--out": str(tmp_path / "run"), "--model": "mini", option: value}
     fails([word for pair in options.items() for word in pair], f"{value}: a relative path inside a Ray job")
 
 

@@ -17,10 +17,13 @@ from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, REJECTED, SCORES
 from dataset_builder.score_files import record_name, score_folder
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import TaggerConfig
+from dataset_builder.text_view import T5Config
 from dataset_builder.units import Unit, commit_unit, table_bytes
 
 NOUNS = ("owl", "house", "image", "tree", "sky")
 T5_WORDS = 6
+MINI_T5 = T5Config(tokenizer="mini")
+"""The tokenizer that is there offline; the default is that of PixArt-alpha, from the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)

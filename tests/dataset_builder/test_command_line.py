@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from dataset_builder.command_line import UserError, run_command
+from dataset_builder.command_line import CHOICE, ModelChoice, UserError, run_command, say_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,87 @@ def test_a_wrong_file_is_one_line(content: str, message: str, tmp_path: Path, ca
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("run") == (2, [])
-    assert "required: images" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: --images is missing; see python -m command --help\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part that is named."""
+
+    name: str = field(metadata={CHOICE: ModelChoice(real="org/part")})
+    """Which part."""
+    size: int = 1
+    """How large."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A configuration of models that have no default."""
+
+    out: str
+    """Where to."""
+    model: str = field(metadata={CHOICE: ModelChoice(real="org/model", what="a large one", toy="only knows owls")})
+    """Which model."""
+    part: Part
+    """Which part."""
+
+
+_NAMED = ["--out", "x", "--model", "m", "--part.name", "p"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--out", "x", "--part.name", "p"],
+            "--model is missing: type --model org/model for a large one, or --model mini for the toy, which only knows owls",
+        ),
+        (
+            _NAMED[:4],
+            (
+                "--part.name is missing: type --part.name org/part for a real model, or --part.name mini for the toy, "
+                "which only understands 64-pixel emoji scenes"
+            ),
+        ),
+        (
+            ["--part.name", "p"],
+            (
+                "--out and --model are missing: type --model org/model for a large one, or --model mini for the toy, "
+                "which only knows owls; see c --help"
+            ),
+        ),
+    ],
+)
+def test_a_model_that_is_not_named_is_a_line_that_says_what_to_type(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(Named, lambda _: 0, prog="c", example="e", argv=arguments) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_model_without_a_default_can_be_given_printed_and_looked_up(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Named] = []
+
+    def main(config: Named) -> int:
+        seen.append(config)
+        return 0
+
+    def run(*argv: str) -> int:
+        return run_command(Named, main, prog="c", example="e", argv=argv)
+
+    assert run(*_NAMED) == 0 and seen == [Named(out="x", model="m", part=Part(name="p"))]
+    assert run("--out", "x", "--print_config") == 0
+    assert "model: null" in (printed := capsys.readouterr().out) and "size: 1" in printed
+    assert run("--help") == 0
+    assert "--model MODEL" in (text := capsys.readouterr().out) and "--part.name NAME" in text
+    assert run() == 2 and "c --out OUT --model MODEL [options]" in capsys.readouterr().err
+
+
+def test_several_models_that_are_not_named_are_one_line() -> None:
+    assert say_missing(Named, ["model", "part.name"]) == (
+        "--model and --part.name are missing: type --model org/model --part.name org/part for a large one, or "
+        "--model mini --part.name mini for the toy, which only knows owls"
+    )
 
 
 def test_only_what_the_user_caused_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:

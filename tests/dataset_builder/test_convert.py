@@ -14,6 +14,7 @@ from dataset_builder.storage import Folder
 from dataset_builder.text_archive import find_texts, store_texts
 from tests.dataset_builder.containers import jpeg, parquet, tar_bytes, write
 from tests.dataset_builder.plain_loop import run_plainly
+from tests.dataset_builder.small_run import MINI_T5
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _import(tmp_path: Path, source: Any, given: Path, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
     """The exit code, and the rows of `captions` by key."""
-    config = ConvertConfig(input=str(given), out=str(tmp_path / "run"), source=source, target="run", **options)
+    config = ConvertConfig(input=str(given), out=str(tmp_path / "run"), source=source, target="run", t5=MINI_T5, **options)
     code = import_run(config, config.out)
     return code, {row["key"]: row for row in _rows(tmp_path, "SELECT * FROM captions")}
 

@@ -14,8 +14,7 @@ from dataset_builder.counted_text import CountedText, Texts, tagged_texts
 from dataset_builder.density import DensityConfig, main
 from dataset_builder.storage import Folder
 from dataset_builder.tagging import NounTagger, TaggerConfig
-from dataset_builder.text_view import T5Config
-from tests.dataset_builder.small_run import SmallRun
+from tests.dataset_builder.small_run import MINI_T5, SmallRun
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def run(tmp_path: Path) -> str:
 
 
 def figures(capsys: pytest.CaptureFixture[str], *sources: str, **options: Any) -> dict[str, Any]:
-    assert main(DensityConfig(sources=sources, json=True, **options)) == 0
+    assert main(DensityConfig(sources=sources, json=True, **{"t5": MINI_T5} | options)) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     found: dict[str, Any] = json.loads(out)
@@ -95,7 +94,7 @@ def test_parquet_files_and_folders(run: str, tmp_path: Path, capsys: pytest.Capt
     assert both["whole"]["written"]["total_nouns"] == 2 * one["whole"]["written"]["total_nouns"] == 6
     assert both["tagger"]["lemmatiser"]
     with pytest.raises(UserError, match="has no text column n: give --column one of text"):
-        main(DensityConfig(sources=(str(folder),), column=("n",)))
+        main(DensityConfig(sources=(str(folder),), column=("n",), t5=MINI_T5))
 
 
 def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +105,7 @@ def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def count(num_workers: int) -> list[CountedText]:
         batches: Texts = iter([(["a", "b", "b"] * 30 + ["c"], texts), (["a"], ["A dog."])])
-        return tagged_texts(batches, source="s", column="c", tagger=TaggerConfig(), t5=T5Config(), num_workers=num_workers)
+        return tagged_texts(batches, source="s", column="c", tagger=TaggerConfig(), t5=MINI_T5, num_workers=num_workers)
 
     alone, together = count(1), count(2)
     assert [(row.prompt, row.num_captions, row.num_empty) for row in alone] == [("a", 31, 0), ("b", 60, 0), ("c", 0, 1)]
@@ -166,7 +165,7 @@ def test_wrong_sources_and_columns(run: str, *, source: str, column: str, messag
     if source == "{tmp}":
         (empty / "broken.parquet").unlink()
     with pytest.raises(UserError, match=message):
-        main(DensityConfig(sources=(place,), column=(column,)))
+        main(DensityConfig(sources=(place,), column=(column,), t5=MINI_T5))
 
 
 def test_a_run_without_captions_yet(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_what_the_hub_refuses_is_said_in_words(hub: str, tmp_path: Path) -> None
     ]
     lines, said = ask(*names, hub=hub, home=tmp_path)
     for name, line, reason in zip(names, lines, reasons, strict=True):
-        advice = "fetch it first, give a folder, or use `mini`"
+        advice = "fetch it first, or give a folder"
         assert line == f"{name.split('@')[0]} cannot be had from the hub ({reason}): {advice}", said
 
 

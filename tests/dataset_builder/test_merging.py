@@ -17,7 +17,7 @@ from dataset_builder.storage import Folder
 from dataset_builder.units import Unit, commit_name, commit_unit, committed_units, read_commits
 from tests.dataset_builder.containers import jpeg, write
 from tests.dataset_builder.plain_loop import run_plainly
-from tests.dataset_builder.small_run import SmallRun
+from tests.dataset_builder.small_run import MINI_T5, SmallRun
 
 QUESTIONS = (
     "FROM noun_counts ORDER BY prompt, noun",
@@ -139,7 +139,9 @@ def test_an_import_merges_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for number in range(2):
         write(tmp_path / "photos" / f"{number}.jpg", jpeg(number))
         write(tmp_path / "photos" / f"{number}.txt", "An owl on a tree.")
-    config = ConvertConfig(input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run")
+    config = ConvertConfig(
+        input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
+    )
     assert import_run(config, config.out) == 0
     assert published(Folder(config.out)) == {0}
     with open_run(config.out) as database:

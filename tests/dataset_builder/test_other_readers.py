@@ -14,6 +14,7 @@ from dataset_builder.build import BuildConfig, build_dataset
 from dataset_builder.convert import ConvertConfig, import_run
 from tests.dataset_builder.containers import jpeg, write
 from tests.dataset_builder.plain_loop import run_plainly
+from tests.dataset_builder.small_run import MINI_T5
 
 NUM_IMAGES = 6
 
@@ -25,7 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(NUM_IMAGES):
         write(folder / "photos" / f"{number}.jpg", jpeg(number, size=(40 + number, 30)))
         write(folder / "photos" / f"{number}.txt", f"An owl and {number} trees.")
-    config = ConvertConfig(input=str(folder / "photos"), out=str(folder / "run"), source="image-txt", target="run")
+    config = ConvertConfig(input=str(folder / "photos"), out=str(folder / "run"), source="image-txt", target="run", t5=MINI_T5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dataset_builder.unit_run.run_job", run_plainly)
         assert import_run(config, config.out) == 0

@@ -23,6 +23,7 @@ from dataset_builder.sharpness import perceptual_hash, sharpness
 from dataset_builder.sql import open_run, open_stored
 from tests.dataset_builder.containers import encode, write
 from tests.dataset_builder.plain_loop import run_plainly
+from tests.dataset_builder.small_run import MINI_T5
 from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor
 
 TEXTS = {
@@ -44,7 +45,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, (key, text) in enumerate(TEXTS.items()):
         write(tmp_path / "photos" / f"{key}.png", encode(_picture(number), "PNG"))
         write(tmp_path / "photos" / f"{key}.txt", text)
-    config = ConvertConfig(input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run")
+    config = ConvertConfig(
+        input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
+    )
     assert import_run(config, config.out) == 0
     return tmp_path / "run"
 
@@ -175,7 +178,7 @@ def test_build_finds_what_looks_the_same_to_the_clip_and_counts_what_was_not_sco
     photos = run.parent / "photos"
     write(photos / "again.jpg", encode(_picture(0).resize((180, 120), Image.Resampling.BICUBIC), "JPEG", quality=95))
     write(photos / "again.txt", "An owl.")
-    config = ConvertConfig(input=str(photos), out=str(run.parent / "four"), source="image-txt", target="run")
+    config = ConvertConfig(input=str(photos), out=str(run.parent / "four"), source="image-txt", target="run", t5=MINI_T5)
     assert import_run(config, config.out) == 0
     recipe = BuildConfig(captions=(config.out,), out=str(run.parent / "data"), dedup=DedupConfig(min_cosine=0.999))
     assert any("3 images have no embedding to compare" in note for note in build_dataset(replace(recipe, dry_run=True)).notes)

@@ -15,7 +15,7 @@ from dataset_builder.dataset_files import read_dataset
 from dataset_builder.sql import open_run
 from tests.dataset_builder.containers import jpeg, write
 from tests.dataset_builder.plain_loop import run_plainly
-from tests.dataset_builder.small_run import write_run_with_images
+from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 
 TEXTS = {"owl.v1": "An owl on a tree.", "owl_v1": "Another owl.", "dog": "A dog runs."}
 
@@ -26,7 +26,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, (name, text) in enumerate(TEXTS.items()):
         write(tmp_path / "photos" / f"{name}.jpg", jpeg(number, size=(40, 30)))
         write(tmp_path / "photos" / f"{name}.txt", text)
-    config = ConvertConfig(input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run")
+    config = ConvertConfig(
+        input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
+    )
     assert import_run(config, config.out) == 0
     build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "data")))
     return tmp_path / "data"
@@ -65,7 +67,7 @@ def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.C
         assert members[name.removesuffix("json") + "jpg"] == (dataset.parent / "photos" / f"{key}.jpg").read_bytes()
         assert "." not in name.rsplit("/", 1)[-1].removesuffix(".json")
     config = ConvertConfig(
-        input=str(dataset.parent / "shards"), out=str(dataset.parent / "again"), source="webdataset", target="run"
+        input=str(dataset.parent / "shards"), out=str(dataset.parent / "again"), source="webdataset", target="run", t5=MINI_T5
     )
     assert import_run(config, config.out) == 0
     with open_run(config.out) as run:
@@ -91,7 +93,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(dataset: Path) -> None:
 def test_a_data_set_at_once(dataset: Path) -> None:
     out = str(dataset.parent / "once")
     photos = str(dataset.parent / "photos")
-    config = ConvertConfig(input=photos, out=out, source="image-txt", target="dataset", licence="CC0")
+    config = ConvertConfig(input=photos, out=out, source="image-txt", target="dataset", licence="CC0", t5=MINI_T5)
     for _ in range(2):
         assert main(config) == 0
     assert sum(read_dataset(out).splits.values()) == 3

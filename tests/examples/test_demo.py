@@ -19,6 +19,7 @@ from dataset_builder.command_line import UserError
 from examples.openmoji.demo import main
 from examples.openmoji.demo_commands import NUM_KINDS, STYLE, DemoConfig, DemoFolder, steps
 from examples.openmoji.demo_steps import LOG, Step, duration, read_times, run_steps
+from tests.test_documents import unnamed_models
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
@@ -207,6 +208,8 @@ def test_settings_reach_the_commands() -> None:
     assert "trainer.fit --stage all --config examples/openmoji/demo_quick.yaml" in commands[10]
     assert "trainer.evaluate --checkpoint elsewhere/training/alignment" in commands[13]
     assert all("elsewhere" in command for command in commands)
+    assert [unnamed_models(command.removeprefix("python -m ")) for command in commands] == [[]] * len(commands)
+    assert sum("--model mini" in command or "--vae.name mini" in command for command in commands) == 4
     with pytest.raises(ValueError, match="there is no file nowhere.yaml"):
         DemoConfig(training="nowhere.yaml")
 

@@ -33,7 +33,7 @@ def _reconstructed(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
     from model.vae import VAEConfig, load_vae
 
-    vae = load_vae(VAEConfig(sliced=False))
+    vae = load_vae(VAEConfig(name="mini", sliced=False))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     decoded = vae.decode(vae.encode(pixels).sample(vae.scale, generator=None))
     rounded: npt.NDArray[np.uint8] = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -44,7 +44,7 @@ def test_the_words_alone_do_not_tell_which_place_belongs_to_which_object() -> No
 
 
 def test_the_features_of_a_word_depend_on_what_is_said_of_it() -> None:
-    encoder = load_text_encoder(TextEncoderConfig(dtype="float32"))
+    encoder = load_text_encoder(TextEncoderConfig(name="mini", dtype="float32"))
     here, there, again = (
         encoder.encode([text]).tokens for text in (CAPTION, CAPTION.replace("left", "right"), CAPTION.upper())
     )

@@ -38,7 +38,7 @@ def test_noise_on_the_latents_costs_little() -> None:
 
 
 def test_a_scene_is_64_positions_of_unit_variance() -> None:
-    vae = load_vae(VAEConfig())
+    vae = load_vae(VAEConfig(name="mini"))
     found = vae.encode(_images(48))
     latents = found.sample(vae.scale, generator=None)
     assert latents.shape == (48, vae.latent_channels, 8, 8) and vae.downsampling == 8

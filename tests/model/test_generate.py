@@ -48,7 +48,7 @@ def test_one_image_is_that_of_the_pipeline_and_says_what_it_is(checkpoint: str, 
     settings = json.loads(text["settings"])
     assert (settings["sampler"], settings["num_inference_steps"], settings["guidance_scale"]) == ("dpm-solver++", 4, 4.5)
     assert len(settings["checkpoint_fingerprint"]) == 16
-    config = GenerateConfig(out="", prompt="Ä red owl 鳥", seed=3, num_inference_steps=4)
+    config = GenerateConfig(out="", checkpoint="mini", prompt="Ä red owl 鳥", seed=3, num_inference_steps=4)
     expected = open_pipeline(checkpoint)(config.request())[0].image
     assert np.array_equal(pixels(out), np.asarray(expected))
 
@@ -174,6 +174,7 @@ def test_a_file_that_holds_no_prompts_is_refused_with_the_line(tmp_path: Path, n
 def test_the_settings_of_the_command_reach_the_request() -> None:
     config = GenerateConfig(
         out="x",
+        checkpoint="mini",
         prompt="a",
         negative_prompt="b",
         num_images_per_prompt=2,

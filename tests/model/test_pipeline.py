@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import inspect
+import json
 import re
+import shutil
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -256,6 +258,19 @@ def test_an_encoder_that_the_checkpoint_was_not_trained_with_is_refused(checkpoi
     other = save_tiny_vae(tmp_path / "vae", seed=1)
     with pytest.raises(UserError, match="trained with the vae"):
         open_pipeline(checkpoint, vae=str(other))(GenerationRequest(prompts=("a",)))
+
+
+def test_encoders_that_a_checkpoint_does_not_name_are_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "nameless")
+    record = tmp_path / "nameless" / "pipeline.json"
+    values = json.loads(record.read_text())
+    parts = {kind: values.pop(kind)["name"] for kind in ("text_encoder", "vae")}
+    record.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="no vae is named here: name the one that this network was trained with by --vae"):
+        open_pipeline(tmp_path / "nameless")
+    with pytest.raises(UserError, match="no text_encoder is named here: .* by --text_encoder"):
+        open_pipeline(tmp_path / "nameless", vae=parts["vae"])(GenerationRequest(prompts=("a",)))
+    assert open_pipeline(tmp_path / "nameless", **parts)(GenerationRequest(prompts=("a",)))[0].image
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_fingerprint_knows_weights_and_vocabulary_but_not_dtype_or_files(
     quantised = TextEncoder(
         encoder.model,
         encoder.tokenizer,
-        config=TextEncoderConfig(quantisation="torchao"),
+        config=TextEncoderConfig(name="mini", quantisation="torchao"),
         part=find_part(str(tmp_path / "split"), "text_encoder"),
     )
     assert quantised.fingerprint() == expected
@@ -182,4 +182,4 @@ def test_what_is_no_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_settings_that_make_no_sense_are_all_named() -> None:
     with pytest.raises(ValueError, match=r"dtype must be .*; max_batch_tokens must be"):
-        TextEncoderConfig(dtype="float16", max_batch_tokens=10)  # type: ignore[arg-type]
+        TextEncoderConfig(name="mini", dtype="float16", max_batch_tokens=10)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """A store says what it is; what is missing, foreign or damaged is one clear error; a stored caption costs what it must."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from dataset_builder.command_line import UserError
 from dataset_builder.storage import Folder
 from dataset_builder.units import CommittedFile, Unit, commit_unit
+from model.checkpoint import PartConfig
 from model.dit import Captions
 from tests.trainer.tiny_training import write_store
 from trainer.feature_info import FEATURES_FILE, read_info
@@ -48,8 +50,22 @@ def test_a_batch_is_its_samples_one_by_one(folder: Path) -> None:
 
 
 def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there are no features in .*: make features by python -m trainer.precompute"):
+    with pytest.raises(
+        UserError, match=r"there are no features in .*: make features by python -m trainer.precompute .* --vae.name VAE "
+    ):
         FeatureStore.open(str(tmp_path / "nothing"))
+
+
+def test_the_command_that_makes_a_store_names_its_encoders(folder: Path) -> None:
+    info = FeatureStore.open(str(folder)).info
+    theirs = replace(info, vae=PartConfig(name="org/vae", revision="abc"), text_encoder=PartConfig(name="org/t5"))
+    assert theirs.command.endswith(
+        f"--stage {info.stage} --resolution {info.resolution} --vae.name org/vae --vae.revision abc --text_encoder.name org/t5"
+    )
+    both = replace(theirs, settings={"resolution": [256, 512]})
+    assert " --resolution 256 512 --vae.name org/vae " in both.command
+    pixels = replace(theirs, class_names=("owl",), text_encoder=None)
+    assert pixels.command.endswith("--vae.name org/vae --vae.revision abc")
 
 
 def test_a_store_without_a_sample_is_refused(folder: Path) -> None:

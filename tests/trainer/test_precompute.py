@@ -11,14 +11,15 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
-from dataset_builder.command_line import UserError
+from dataset_builder.command_line import UserError, run_command
 from dataset_builder.decoding import DecodeLimits, decode_image
 from dataset_builder.rejection import ALWAYS_ALLOWED_REJECTIONS
 from dataset_builder.storage import Folder
 from dataset_builder.units import committed_units, read_commits
 from model.text_encoder import TextEncoderConfig, load_text_encoder
-from model.vae import load_vae
+from model.vae import VAEConfig, load_vae
 from tests.dataset_builder.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
@@ -266,7 +267,51 @@ def test_resolutions_that_make_no_buckets_are_refused(tmp_path: Path, dataset: P
 @pytest.mark.parametrize("resolution", [[], [0], [-32], [32, 32]])
 def test_resolutions_are_different_numbers_above_0(tmp_path: Path, resolution: list[int]) -> None:
     with pytest.raises(ValueError, match="resolution must be different numbers above 0"):
-        PrecomputeConfig(dataset=str(tmp_path), out=str(tmp_path), stage="pixel", resolution=resolution)
+        PrecomputeConfig(
+            dataset=str(tmp_path), out=str(tmp_path), stage="pixel", resolution=resolution, vae=VAEConfig(name="mini")
+        )
+
+
+def run(*arguments: str) -> int:
+    """The command, in this process; for what ends before Ray starts."""
+    return run_command(PrecomputeConfig, main, prog="python -m trainer.precompute", example="", argv=arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (["--stage", "pixel"], ["vae"]),
+        (["--stage", "alignment"], ["vae", "text_encoder"]),
+        (["--stage", "aesthetic", "--vae.name", "mini"], ["text_encoder"]),
+        (["--stage", "alignment", "--text_encoder.name", "mini"], ["vae"]),
+    ],
+)
+def test_encoders_that_are_not_named_are_one_line_that_says_what_to_type(
+    given: list[str], missing: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--dataset", str(tmp_path), "--out", str(tmp_path / "features"), *given) == 2
+    names = " and ".join(f"--{kind}.name" for kind in missing)
+    real, toys = (
+        " ".join(f"--{kind}.name {name}" for kind in missing) for name in ("PixArt-alpha/PixArt-XL-2-1024-MS", "mini")
+    )
+    assert capsys.readouterr().err == (
+        f"error: {names} {'is' if len(missing) == 1 else 'are'} missing: type {real} for a real model, or {toys} for the toy, "
+        "which only understands 64-pixel emoji scenes\n"
+    )
+    assert not (tmp_path / "features").exists()
+
+
+def test_all_settings_are_printed_without_encoders_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--stage", "alignment", "--print_config") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["vae"]["name"], printed["text_encoder"]["name"], printed["vae"]["sliced"]) == ("", "", False)
+
+
+def test_the_pixel_stage_is_the_same_whatever_would_read_captions(tmp_path: Path) -> None:
+    config = tiny_precompute(tmp_path, write_class_folders(tmp_path / "classes"), stage="pixel")
+    prepare(config, describe=Encoders.describe)
+    other = dataclasses.replace(config, text_encoder=TextEncoderConfig(name=""))
+    assert prepare(other, describe=Encoders.describe).job.encoders.text_encoder is None
 
 
 def test_the_budget_counts_what_earlier_starts_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,8 +112,15 @@ def test_a_stage_without_its_predecessor_names_the_command(tmp_path: Path) -> No
 
 
 def test_missing_features_name_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer\.precompute --dataset DATASET .* --stage alignment --resolution 16"):
+    with pytest.raises(
+        UserError,
+        match=r"trainer\.precompute --dataset DATASET .* --stage alignment --resolution 16 "
+        r"--vae\.name VAE --text_encoder\.name TEXT_ENCODER\)",
+    ):
         fit.main(tiny_config(tmp_path))
+    with pytest.raises(UserError, match=r"--stage alignment --resolution 16 --vae\.name VAE --captions none\)$") as found:
+        fit.main(tiny_config(tmp_path, conditioning="class", online=True))
+    assert "--text_encoder" not in str(found.value).partition("(for this stage")[2]
 
 
 def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
@@ -122,8 +129,9 @@ def test_features_of_another_encoder_are_refused(tmp_path: Path) -> None:
     assert fit.main(config) == 0
     write_store(tmp_path / "others", text_encoder=PartConfig(name="another", fingerprint="x"))
     other = replace(config, features=str(tmp_path / "others"), run_dir=str(tmp_path / "other"), init_from=config.run_folder)
-    with pytest.raises(UserError, match=r"trained with the text encoder nowhere \(t\), .* come from another \(x\)"):
+    with pytest.raises(UserError, match=r"trained with the text encoder nowhere \(t\), .* come from another \(x\)") as found:
         fit.main(other)
+    assert str(found.value).endswith("--resolution 16 --vae.name nowhere --text_encoder.name nowhere")
     write_store(tmp_path / "wider", latent_channels=3)
     with pytest.raises(UserError, match="in_channels 4 and 3"):
         fit.main(replace(other, features=str(tmp_path / "wider")))
