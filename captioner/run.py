@@ -120,7 +120,7 @@ def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJ
     if job.generation.dtype != "auto":
         return job
     from captioner.run_record import settle_dtype
-    from dataset_builder.ray_units import dtype_of_replicas, start_ray
+    from dataset_builder.ray_session import dtype_of_replicas, start_ray
 
     start_ray(config.ray)
     job = with_dtype(job, dtype_of_replicas(config.ray))
@@ -132,7 +132,7 @@ def _record_start(config: CaptionConfig, run: Folder, job: "CaptionJob") -> None
     """Records what this start runs on, of the Ray that is there, and says where memory holds fewer replicas than the cores."""
     from captioner.starts import record_start
     from dataset_builder.cluster import describe_nodes, memory_line
-    from dataset_builder.ray_units import cluster_nodes, replicas_use_gpus
+    from dataset_builder.ray_session import cluster_nodes, replicas_use_gpus
 
     nodes, on_gpus = cluster_nodes(), replicas_use_gpus(config.ray)
     record_start(run, config, dtype=job.generation.dtype, cluster=describe_nodes(nodes), on_gpus=on_gpus)

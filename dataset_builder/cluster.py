@@ -1,4 +1,4 @@
-"""Which Ray to run on, and how much of it. Ray itself is imported in ray_units.py alone."""
+"""Which Ray to run on, and how much of it. Does not import Ray."""
 
 import itertools
 import os

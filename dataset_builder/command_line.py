@@ -26,6 +26,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from foundry.errors import UserError
+from foundry.hardware import set_up_threads
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,6 +91,7 @@ def run_command(
     A wrong argument, a ValueError from `__post_init__` and a UserError from `main` become one line on stderr and 2;
     Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
     """
+    set_up_threads()
     arguments = list(sys.argv[1:] if argv is None else argv)
     hints = _flat_hints(config_class)
     parser = _build_parser(config_class, prog=prog, example=example, positional=positional)

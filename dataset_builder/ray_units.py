@@ -7,33 +7,28 @@ which holds no state that the commits do not hold. At most `units_in_flight` uni
 What a failure means for a unit is decided in culprits.py, what runs on the workers is in unit_workers.py.
 """
 
-import logging
 import math
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import LocalRayletDiedError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dataset_builder.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, unseen_paths, wait_for_head
+from dataset_builder.cluster import Node, RayLost, RaySettings, wait_for_head
 from dataset_builder.command_line import UserError
 from dataset_builder.culprits import OpenUnit, cause_of, is_raised
+from dataset_builder.ray_session import cluster_nodes, on_node, replicas_use_gpus
 from dataset_builder.unit_workers import ModelBroken, Replica, UnitJob, describe, finish_unit, prepare_unit, warm_up
 from dataset_builder.units import Commit, Unit
-from foundry.hardware import Dtype, auto_dtype
 
 POLL_S = 1.0
 LOOK_S = 5.0  # between two looks at Ray itself
 STALL_GRACE_S = 300.0  # for starting workers and noticing lost nodes, on top of the time limits
-VISIBLE_S = 300.0
 LOAD_TRIES = 2
-START_TRIES = 3
 LEAST_LIMIT_S = 60.0
 
 
@@ -70,97 +65,6 @@ def run_units(
             f"Ray was lost ({error if isinstance(error, RayLost) else describe(error)}): "
             f"run the same command again; {driver.num_committed} units were committed this time"
         ) from error
-
-
-def start_ray(settings: RaySettings) -> None:
-    """Attaches to the Ray that the settings name, or starts one of our own that ends with this process; once in a process.
-
-    Raises UserError where the address does not answer.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls that are started again leave errors that nobody reads
-    address = settings.resolved_address
-    if address is None:
-        _start_own_ray()
-        return
-    advice = "start one, or leave the address out"
-    if "://" in address:
-        raise UserError(f"{address} is not host:port or auto: {advice}; to a cluster from outside goes `ray job submit`")
-    unanswered = no_answer(address) if ":" in address else ""
-    if unanswered:
-        raise UserError(f"no Ray answers at {address} ({unanswered}): {advice}")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise UserError(f"no Ray answers at {address} ({describe(error)}): {advice}") from None
-
-
-def _start_own_ray() -> None:
-    """Tries more than once: each part of Ray gives the next one half a minute, which a busy machine exceeds."""
-    for _ in range(START_TRIES):
-        try:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception where its processes take longer than it waits
-            ray.shutdown()
-            failed = describe(error)
-        else:
-            return
-    raise UserError(f"Ray could not start on this machine ({failed}): run this again when it is less busy")
-
-
-def replicas_use_gpus(settings: RaySettings) -> bool:
-    """Whether the replicas will run on GPUs; asks the Ray that was started."""
-    return settings.uses_gpus(ray.cluster_resources())
-
-
-def dtype_of_replicas(settings: RaySettings) -> Dtype:
-    """What the number format `auto` stands for: bfloat16 where each node that will hold a replica computes in it, else float32.
-
-    Raises UserError where a node does not answer.
-    """
-    on_gpus = replicas_use_gpus(settings)
-    if settings.resolved_address is None and not on_gpus:
-        return auto_dtype("cpu")  # this process's own Ray, on this machine
-    places = set(settings.places(nodes := cluster_nodes(), on_gpus=on_gpus))
-    options = settings.replica_options(nodes, on_gpus=on_gpus)
-    looks = {
-        node: ray.remote(**{**options, **_on_node(node.node_id, soft=False)})(auto_dtype).remote("cuda" if on_gpus else "cpu")
-        for node in nodes
-        if node.node_id in places
-    }
-    found = {_answer(node, look, what="tell its number format") for node, look in looks.items()}
-    return "float32" if "float32" in found else "bfloat16"
-
-
-def cluster_nodes() -> list[Node]:
-    """The nodes of the Ray that was started. Raises RayLost."""
-    return alive_nodes(ray.nodes())
-
-
-def check_visible(paths: Mapping[str, str]) -> None:
-    """Raises UserError unless every node sees each local path, with the text in it where a text is given."""
-    looks = {node: ray.remote(num_cpus=0, **_on_node(node.node_id, soft=False))(unseen_paths) for node in cluster_nodes()}
-    unseen = {node: look.remote(dict(paths)) for node, look in looks.items()}
-    for node, ref in unseen.items():
-        if found := _answer(node, ref, what=f"look at {', '.join(paths)}"):
-            raise UserError(
-                f"{', '.join(found)}: not visible on node {node.name}; use a folder that all nodes share, or object storage"
-            )
-
-
-def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
-    """What a task on a node returns. Raises UserError where it fails."""
-    try:
-        return ray.get(ref, timeout=VISIBLE_S)
-    except RayError as error:
-        raise UserError(f"node {node.name} could not {what}: {cause_of(error)}") from error
-
-
-def _on_node(node_id: str, *, soft: bool) -> dict[str, Any]:
-    """The Ray option that binds a task or an actor to a node; `soft`: another one will do where that is lost."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft)}
 
 
 @dataclass(eq=False)
@@ -253,7 +157,7 @@ class _Driver:
         self.next_look = time.monotonic() + LOOK_S
 
     def _new_replica(self, node_id: str, *, failed_loads: int = 0) -> _Place:
-        placed = {} if self.on_gpus else _on_node(node_id, soft=True)  # where a GPU is free, Ray knows itself
+        placed = {} if self.on_gpus else on_node(node_id, soft=True)  # where a GPU is free, Ray knows itself
         actor = ray.remote(max_restarts=0, **self.options | placed)(Replica).remote(self.job)
         return _Place(actor, node_id, actor.load.remote(self.settings.load_timeout_s), failed_loads)
 

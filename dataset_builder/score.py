@@ -132,7 +132,7 @@ def score_job(config: ScoreConfig) -> "ScoreJob":
 
 def _in_dtype(config: ScoreConfig, job: "ScoreJob") -> "ScoreJob":
     """The work in the number format that the replicas' hardware is fast in; this attaches to Ray to find it out."""
-    from dataset_builder.ray_units import dtype_of_replicas, start_ray
+    from dataset_builder.ray_session import dtype_of_replicas, start_ray
 
     start_ray(config.ray)
     return replace(job, dtype=dtype_of_replicas(config.ray))

@@ -28,13 +28,14 @@ def run_job(
     """Runs all units and prints the speed; False, with a line on stderr, where more than `budget` images are rejected.
 
     A budget below zero is used up already: then nothing is run.
-    Every node must see the local paths in `visible` (ray_units.check_visible). `started` is when the command began, by
+    Every node must see the local paths in `visible` (ray_session.check_visible). `started` is when the command began, by
     time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). `on_ray` is called
     once Ray is there and the paths are seen, `on_commit` with each unit that is committed; `what` is what the units hold.
     Raises UserError as run_units does.
     """
     from dataset_builder.progress import Progress
-    from dataset_builder.ray_units import check_visible, run_units, start_ray
+    from dataset_builder.ray_session import check_visible, start_ray
+    from dataset_builder.ray_units import run_units
 
     progress = Progress(planned=sum(unit.num_images for unit in units), budget=budget)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from foundry.hardware import keep_freed_memory
 from model.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
 from model.command_line import UserError
 from model.generation import GeneratedImage, GenerationRequest
@@ -261,6 +262,7 @@ def open_pipeline(
     """
     root = find_checkpoint(checkpoint)
     runtime = (runtime or RuntimeConfig()).resolved()
+    keep_freed_memory()
     transformer_config = read_transformer_config(root)
     if transformer_config.conditioning != "text":
         raise UserError(f"{root} draws classes, not prompts: it is the class-conditional network of the pixel stage")

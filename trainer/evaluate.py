@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from dataset_builder.command_line import UserError, run_command
+from foundry.hardware import keep_freed_memory
 from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def evaluate(config: EvaluateConfig) -> "Summary":
     from trainer.evaluation_scores import distances, judge_all, set_scores
     from trainer.evaluation_summary import markdown, summarise, write_results
 
+    keep_freed_memory()
     config = with_dtypes(config)
     print(_headline(config), flush=True)
     out, benchmark = Path(config.out), open_benchmark(config)

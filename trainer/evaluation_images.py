@@ -65,7 +65,7 @@ def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:
 def _dtype_of_drawing(config: EvaluateConfig) -> AutoDtype:
     if not config.num_workers:
         return config.runtime.resolved().dtype
-    from trainer.on_ray import dtype_of_drawers
+    from trainer.ray_drawing import dtype_of_drawers
 
     return dtype_of_drawers(config.runtime.device)
 
@@ -145,7 +145,7 @@ def _draw_missing(drawing: Drawing) -> None:
     missing = drawing.missing(range(len(drawing.paths)))
     start_s = time.monotonic()
     if drawing.config.num_workers and missing:
-        from trainer.on_ray import draw_on_ray
+        from trainer.ray_drawing import draw_on_ray
 
         draw_on_ray(drawing, missing)
     else:

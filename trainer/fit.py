@@ -28,7 +28,7 @@ def train_stage(config: TrainConfig) -> bool:
     check_paths([config.features, config.run_dir])
     check_workers(config, config.num_workers)
     if config.num_workers > 1:
-        from trainer.on_ray import train_on_ray
+        from trainer.ray_training import train_on_ray
 
         return train_on_ray(config)
     from trainer.loop import train_here

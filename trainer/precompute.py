@@ -53,7 +53,7 @@ def main(config: PrecomputeConfig) -> int:
     visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
     def describe(encoders: "Encoders") -> "EncoderFacts":
-        from trainer.on_ray import start_and_describe
+        from trainer.ray_features import start_and_describe
 
         return start_and_describe(encoders, config.ray, visible=visible)
 

@@ -1,6 +1,6 @@
 """The processes of a training: which of them this one is, its device, and what they tell each other.
 
-One process alone needs no group. Several are started by Ray Train (trainer/on_ray.py) or by anything that sets RANK,
+One process alone needs no group. Several are started by Ray Train (trainer/ray_training.py) or by anything that sets RANK,
 WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun and Slurm scripts do: NCCL between GPUs, gloo between CPUs.
 """
 

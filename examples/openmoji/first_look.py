@@ -3,7 +3,6 @@
 Each step is a command that you could type, and is printed before it runs. Run again, an interrupted look resumes.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +47,6 @@ class FirstSteps:
 def main(config: FirstLookConfig) -> int:
     """Runs the steps and writes the page; returns 0. Raises UserError as run_steps does."""
     started = time.perf_counter()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two commands share the cores: threads that wait should not spin
     root = Path(config.out)
     steps = first_steps(root)
     run_steps(root, steps.in_order)

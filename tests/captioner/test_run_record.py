@@ -52,7 +52,7 @@ def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, 
 def test_bad_input_is_found_before_ray_starts(
     tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, *, bad: str
 ) -> None:
-    monkeypatch.setattr("dataset_builder.ray_units.start_ray", lambda settings: pytest.fail("Ray was started"))
+    monkeypatch.setattr("dataset_builder.ray_session.start_ray", lambda settings: pytest.fail("Ray was started"))
     images, run = save_pictures(tmp_path / "images", count=1), tmp_path / "run"
     if bad == "tar":
         (images / "x.tar").write_bytes(tar_bytes([("a.jpg", jpeg(1))])[:600])

@@ -15,7 +15,8 @@ import ray
 from dataset_builder import schema
 from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
-from dataset_builder.ray_units import check_visible, run_units, start_ray
+from dataset_builder.ray_session import check_visible, start_ray
+from dataset_builder.ray_units import run_units
 from dataset_builder.storage import Folder
 from dataset_builder.units import Commit, Failure, Unit, commit_unit, read_commits
 

@@ -9,7 +9,15 @@ import pytest
 
 from foundry import hardware
 from foundry.errors import UserError
-from foundry.hardware import AUTO_VARIABLE, auto_dtype, cpu_computes_in_bfloat16, cpu_environment, resolve_dtype
+from foundry.hardware import (
+    AUTO_VARIABLE,
+    auto_dtype,
+    cpu_computes_in_bfloat16,
+    cpu_environment,
+    cpu_limit,
+    resolve_dtype,
+    set_up_threads,
+)
 
 AVX2 = frozenset({"sse4_2", "avx", "avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
@@ -123,8 +131,43 @@ def test_a_process_that_keeps_freed_memory_faults_its_pages_in_once() -> None:
     assert blocks_faulted_in("keep") < 2
 
 
+def test_idle_threads_sleep_soon_unless_the_user_has_said_how_they_wait() -> None:
+    for environment, expected in (
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+    ):
+        set_up_threads(environment)
+        assert {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"} == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+    ],
+)
+def test_the_limit_of_a_container_is_read_from_its_control_group(
+    files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cpu_limit(tmp_path) == expected
+    monkeypatch.setattr(hardware, "cpu_limit", lambda: expected)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    environment: dict[str, str] = {}
+    set_up_threads(environment)
+    assert environment.get("OMP_NUM_THREADS") == (None if expected is None else str(expected))
+
+
 def test_a_worker_gets_its_threads_and_the_same_memory_settings() -> None:
     environment = cpu_environment(num_threads=3)
-    assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["OMP_NUM_THREADS"] == "3" and int(environment["GOMP_SPINCOUNT"]) <= 1000
     done = subprocess.run([sys.executable, "-c", "print(1)"], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n" and not done.stderr  # glibc knows the names of the tunables

@@ -1,39 +1,27 @@
-"""All that the trainer does on Ray; nothing else in this package imports it.
+"""Training on Ray Train: workers that are replaced when they are lost, each running trainer.loop.
 
-Training: workers by Ray Train, replaced when they are lost, each running trainer.loop. Every worker holds a GPU, or some cores,
-and all of them write and read the same run folder. A lost worker ends its group; Ray starts a new one, which finds the last
-checkpoint by itself, as any resumed training does.
-
-Features: what the encoders are is asked on a worker; the units run as captions do (dataset_builder/ray_units.py).
-
-Evaluation: each worker has the pipeline of a checkpoint and draws shard after shard into the folder that all of them see.
+Every worker holds a GPU, or some cores, and all of them write and read the same run folder. A lost worker ends its group; Ray
+starts a new one, which resumes from the last checkpoint, as any training does.
 """
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.data
-from ray.exceptions import RayError
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util import ActorPool
-from tqdm import tqdm
 
 from dataset_builder.cluster import RaySettings
 from dataset_builder.command_line import UserError
-from dataset_builder.ray_units import check_visible, cluster_nodes, dtype_of_replicas, replicas_use_gpus, start_ray
+from dataset_builder.ray_session import check_visible, start_ray
 from dataset_builder.storage import Folder, is_local_path, usable
-from foundry.hardware import AUTO_VARIABLE, Dtype, cpu_environment
-from trainer.absolute_paths import absolute_if_there, with_absolute_paths
+from foundry.hardware import AUTO_VARIABLE, cpu_environment
+from trainer.absolute_paths import with_absolute_paths
 from trainer.config import TrainConfig
-from trainer.evaluation_drawing import Drawing
-from trainer.precompute_job import EncoderFacts, Encoders
 from trainer.run_folder import STOP, printed_log
 from trainer.start import find_start, run_path
 from trainer.stop_signal import StopSignals
@@ -41,8 +29,6 @@ from trainer.stop_signal import StopSignals
 LOGS = "/tmp/ray/session_latest/logs/train"
 """Where Ray Train keeps the output of workers, on each node, unless Ray was started with another folder."""
 _LOOK_S = 0.5
-TRIES = 2
-"""How often a worker that died is started again, and what it was working on is tried again."""
 
 
 def train_on_ray(config: TrainConfig) -> bool:
@@ -146,92 +132,3 @@ class _EndsInVain(UserCallback):  # type: ignore[misc]  # Ray's is untyped
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
-
-
-def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Mapping[str, str]) -> EncoderFacts:
-    """Starts Ray or attaches to it, and loads the encoders once on a worker to see what they are.
-
-    Raises UserError where a node does not see a path of `visible`, or an encoder cannot be had there.
-    """
-    start_ray(settings)
-    check_visible(visible)
-    options = settings.replica_options(cluster_nodes(), on_gpus=replicas_use_gpus(settings))
-    try:
-        facts: EncoderFacts = ray.get(ray.remote(max_retries=TRIES, **options)(_describe).remote(encoders))
-    except RayError as error:
-        raise UserError(f"the encoders cannot be loaded: {_cause(error)}") from error
-    return facts
-
-
-def dtype_of_drawers(device: str) -> Dtype:
-    """What `auto` stands for on the workers that draw on this device. Raises UserError where a node does not answer."""
-    settings = RaySettings(gpus_per_replica=1 if device in ("auto", "cuda") else 0)
-    start_ray(settings)
-    return dtype_of_replicas(settings)
-
-
-def draw_on_ray(drawing: Drawing, places: Sequence[int]) -> None:
-    """Draws the images at these places on `num_workers` workers.
-
-    Raises UserError for more workers than GPUs, a folder that a node does not see, or a worker that fails again and again.
-    """
-    config = drawing.config
-    drawing = replace(
-        drawing,
-        paths=tuple(path.absolute() for path in drawing.paths),
-        config=replace(
-            config,
-            checkpoint=absolute_if_there(config.checkpoint),
-            text_encoder=absolute_if_there(config.text_encoder),
-            vae=absolute_if_there(config.vae),
-        ),
-    )
-    start_ray(RaySettings())
-    folder = drawing.paths[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
-    check_visible({str(folder): ""})
-    options = _drawer_options(config.num_workers, use_gpu=config.runtime.device in ("auto", "cuda"))
-    drawer = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **options)(_Drawer)
-    pool = ActorPool([drawer.remote(drawing) for _ in range(config.num_workers)])
-    try:
-        with tqdm(total=len(places), unit="image") as bar:
-            for number in pool.map_unordered(lambda actor, shard: actor.draw.remote(shard), drawing.shards(places)):
-                bar.update(number)
-    except RayError as error:
-        raise UserError(
-            f"drawing failed on a worker ({_cause(error)}): the same command goes on from the images drawn"
-        ) from error
-
-
-class _Drawer:
-    """A worker with the pipeline of a checkpoint."""
-
-    def __init__(self, drawing: Drawing) -> None:
-        self.drawing = drawing
-        self.pipeline = drawing.open_pipeline()
-
-    def draw(self, places: Sequence[int]) -> int:
-        """How many images the shard has; those that a lost worker has left are not drawn again."""
-        self.drawing.draw(self.pipeline, self.drawing.missing(places))
-        return len(places)
-
-
-def _drawer_options(num_workers: int, *, use_gpu: bool) -> dict[str, Any]:
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if use_gpu else 0
-    if gpus:
-        if gpus < num_workers:
-            raise UserError(f"--num_workers {num_workers}: this Ray has {gpus} GPUs, one for each worker")
-        return {"num_gpus": 1, "num_cpus": 0}
-    num_threads = max(1, int(resources.get("CPU", 1)) // num_workers)
-    return {"num_cpus": 0, "runtime_env": {"env_vars": cpu_environment(num_threads=num_threads)}}
-
-
-def _describe(encoders: Encoders) -> EncoderFacts:
-    return encoders.describe()
-
-
-def _cause(error: Exception) -> str:
-    """One line on what happened on a worker."""
-    cause = getattr(error, "cause", None)
-    return _last_line(cause if isinstance(cause, Exception) else error)
