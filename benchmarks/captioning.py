@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.commands import run_module
 from benchmarks.report import print_report
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from foundry.hardware import auto_dtype, cpu_environment
 
 _SUMMARY = re.compile(r"start-up ([\d.]+) s, then (\d+) images in ([\d.]+) s")
@@ -65,7 +65,7 @@ def main(config: CaptioningConfig) -> int:
 
 
 def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
-    from dataset_builder.sql import open_run
+    from dataset_builder.sql.database import open_run
     from examples.openmoji.scene_files import TRUTH_FILE
     from examples.openmoji.truth import judge, read_truths
 
@@ -137,10 +137,10 @@ def _loop(config: CaptioningConfig) -> None:
     """One process: the same decoding, generation, cleaning and counting, unit after unit; prints one line of JSON."""
     from captioner.config import CaptionConfig
     from captioner.run import caption_job, plan_run
-    from dataset_builder.sources import find_sources
-    from dataset_builder.storage import Folder
-    from dataset_builder.tagging import NounTagger
-    from dataset_builder.text_view import T5Config
+    from dataset_builder.concepts.t5_view import T5Config
+    from dataset_builder.concepts.tagger import NounTagger
+    from foundry.images.sources import find_sources
+    from foundry.storage.folder import Folder
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from dataset_builder.command_line import UserError
+from foundry.errors import UserError
 
 
 def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:

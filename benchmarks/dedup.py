@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def _hamming_pairs(number: int, rng: "np.random.Generator") -> dict[str, float]:
     """The pairs that the index finds against those of all pairs that are within the radius."""
     import numpy as np
 
-    from dataset_builder.hamming_pairs import hamming_pairs
+    from dataset_builder.dataset.hamming_pairs import hamming_pairs
 
     codes = np.unique(_hashes(number, rng)[0])
     started = time.perf_counter()
@@ -100,8 +100,8 @@ def _groups(codes: "NDArray[np.int64]") -> "NDArray[np.int64]":
     """The near group of each image, -1 for those alone, (images,)."""
     import pyarrow.compute as pc
 
-    from dataset_builder.dedup import find_duplicates
-    from dataset_builder.dedup_config import DedupConfig
+    from dataset_builder.dataset.dedup_config import DedupConfig
+    from dataset_builder.dataset.duplicates import find_duplicates
 
     with tempfile.TemporaryDirectory() as directory:
         found = find_duplicates(_candidates(codes), config=DedupConfig(max_hamming=_RADIUS), directory=directory)
@@ -113,7 +113,7 @@ def _candidates(codes: "NDArray[np.int64]") -> "Iterator[pa.RecordBatch]":
     import numpy as np
     import pyarrow as pa
 
-    from dataset_builder.dedup import CANDIDATES
+    from dataset_builder.dataset.duplicates import CANDIDATES
 
     for start in range(0, len(codes), 4096):
         part = codes[start : start + 4096]
@@ -127,7 +127,7 @@ def _cosine_pairs(number: int, width: int, rng: "np.random.Generator") -> dict[s
     """The pairs that are found in the cells of k-means against those of all pairs that point the same way."""
     import numpy as np
 
-    from dataset_builder.cosine_pairs import EmbeddingFile, cosine_pairs
+    from dataset_builder.dataset.cosine_pairs import EmbeddingFile, cosine_pairs
 
     vectors = rng.normal(size=(number, width)) / np.sqrt(width)
     original = _originals(number, rng)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.commands import run_module
-from dataset_builder.cluster import RaySettings
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from foundry.hardware import cpu_environment
+from foundry.units.cluster import RaySettings
 
 if TYPE_CHECKING:
     from model.text_encoder import TextEncoder
     from model.vae import VAE
-    from trainer.precompute_config import PrecomputeConfig
-    from trainer.transforms import Pixels
+    from trainer.features.config import PrecomputeConfig
+    from trainer.features.transforms import Pixels
 
 LIMIT = 120
 LENGTHS = (40, 80, 120)
@@ -89,8 +89,8 @@ def making_figures(directory: Path, *, units: int, unit_size: int, rounds: int, 
 
 def main(config: FeatureMakingConfig) -> int:
     """Times one side and prints one line of JSON; returns 0."""
+    from trainer.features.job import Encoders
     from trainer.precompute import prepare
-    from trainer.precompute_job import Encoders
 
     root = Path(config.root)
     out = root / f"{config.side}-{os.getpid()}"
@@ -118,7 +118,7 @@ def _bare(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "TextEncoder"
     """The forward passes alone, in the batches in which trainer.precompute makes them."""
     import torch
 
-    from trainer.transforms import to_signed
+    from trainer.features.transforms import to_signed
 
     for images in torch.from_numpy(pixels).split(BATCH_IMAGES):
         vae.encode(to_signed(images))
@@ -130,7 +130,7 @@ def _original_scheme(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "T
     import numpy as np
     import torch
 
-    from trainer.transforms import to_signed
+    from trainer.features.transforms import to_signed
 
     for number, (image, text) in enumerate(zip(pixels, texts, strict=True)):
         found = vae.encode(to_signed(torch.from_numpy(image[None])))
@@ -176,9 +176,9 @@ def _write_dataset(folder: Path, *, count: int) -> None:
     import pyarrow as pa
     from PIL import Image
 
-    from dataset_builder.schema import DATASET_VERSION, SAMPLE_CAPTION, SAMPLES
-    from dataset_builder.storage import Folder
-    from dataset_builder.units import table_bytes
+    from foundry.storage.folder import Folder
+    from foundry.storage.schema import DATASET_VERSION, SAMPLE_CAPTION, SAMPLES
+    from foundry.units.commits import table_bytes
 
     (folder / "images").mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -202,7 +202,7 @@ def _write_dataset(folder: Path, *, count: int) -> None:
 def _precompute_config(root: Path, out: Path, *, units: int, unit_size: int, cpus_per_replica: int = 1) -> "PrecomputeConfig":
     from model.text_encoder import TextEncoderConfig
     from model.vae import VAEConfig
-    from trainer.precompute_config import PrecomputeConfig
+    from trainer.features.config import PrecomputeConfig
 
     return PrecomputeConfig(
         dataset=str(root / f"dataset-{units}"),
@@ -223,7 +223,7 @@ def _seconds_on_ray(config: "PrecomputeConfig") -> float:
     settings = Path(f"{config.out}.json")  # JSON is YAML
     settings.write_text(json.dumps(asdict(config)))
     found = re.search(r"then \d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)))
-    assert found, f"the summary of dataset_builder.progress in the output for {settings}"
+    assert found, f"the summary of foundry.units.progress in the output for {settings}"
     return float(found[1])
 
 

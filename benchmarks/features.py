@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     import torch
 
-    from dataset_builder.units import Commit
-    from trainer.feature_store import FeatureStore, SampleRequest
+    from foundry.units.commits import Commit
+    from trainer.features.store import FeatureStore, SampleRequest
 
 WIDTH = 4096
 LIMIT = 120
@@ -111,14 +111,14 @@ def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch
     import torch
     from safetensors.torch import save
 
-    from dataset_builder.storage import Folder
-    from dataset_builder.units import commit_unit, read_commits
-    from model.checkpoint import PartConfig
+    from foundry.storage.folder import Folder
+    from foundry.units.commits import commit_unit, read_commits
     from model.dit import Captions
+    from model.formats.checkpoint import PartConfig
     from model.vae import LatentDistribution
-    from trainer.feature_info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
-    from trainer.feature_plan import PlannedUnit
-    from trainer.feature_tables import SampleFacts, captions_table, latents_table
+    from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
+    from trainer.features.plan import PlannedUnit
+    from trainer.features.tables import SampleFacts, captions_table, latents_table
 
     store, unit_size = Folder(str(folder)), 60
     info = FeaturesInfo(
@@ -175,7 +175,7 @@ def _write_original(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "to
 
 def _reading_speeds(config: FeaturesBenchConfig, directory: Path) -> dict[str, float]:
     """Samples per second of each layout, the median of the rounds."""
-    from trainer.feature_store import FeatureStore, SampleRequest
+    from trainer.features.store import FeatureStore, SampleRequest
 
     stores = {storage: FeatureStore.open(str(directory / storage)) for storage in ("bfloat16", "int8")}
     units = stores["bfloat16"].samples("train")[LATENT[1:]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:

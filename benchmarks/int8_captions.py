@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from model.diffusion import Objective
     from model.dit import Captions
-    from trainer.train_step import TrainPart, TrainState
+    from trainer.training.train_step import TrainPart, TrainState
 
 _DROPOUT = 0.1
 _HALF_LIFE_STEPS = 40
@@ -65,7 +65,7 @@ class Scenes:
 
     def part(self, storage: str, rows: "Tensor", *, dropped: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "TrainPart":
         """These scenes (B,) for the network; those that are `dropped` (B,) have the null caption."""
-        from trainer.train_step import TrainPart
+        from trainer.training.train_step import TrainPart
 
         places = dropped.int() * len(self.latents) + ~dropped * rows
         chosen = self.captions[storage].select(places.tolist())
@@ -105,8 +105,8 @@ def _encode(count: int, *, seed: int) -> Scenes:
     from model.dit import Captions
     from model.text_encoder import NULL_CAPTION, TextEncoderConfig, load_text_encoder
     from model.vae import VAEConfig, load_vae
-    from trainer.feature_tables import from_int8, to_int8
-    from trainer.transforms import to_signed
+    from trainer.features.tables import from_int8, to_int8
+    from trainer.features.transforms import to_signed
 
     drawn = [draw_scene(seed=seed, index=index, split="train") for index in range(count)]
     texts = [*(describe(scene, seed=seed).dense for scene in drawn), NULL_CAPTION]
@@ -125,8 +125,8 @@ def _train(scenes: Scenes, config: Int8CaptionsConfig, *, storage: str, seed: in
     import torch
 
     from trainer.config import OptimConfig
-    from trainer.optimizer import learning_rate
-    from trainer.train_step import StepSettings, train_step
+    from trainer.training.optimizer import learning_rate
+    from trainer.training.train_step import StepSettings, train_step
 
     state, objective = _new_state(scenes, config, seed=seed), _objective()
     generator = torch.Generator().manual_seed(seed)
@@ -154,8 +154,8 @@ def _train(scenes: Scenes, config: Int8CaptionsConfig, *, storage: str, seed: in
 def _new_state(scenes: Scenes, config: Int8CaptionsConfig, *, seed: int) -> "TrainState":
     from model.dit import DiTConfig
     from trainer.config import TrainConfig
-    from trainer.networks import make_state, new_network
-    from trainer.workers import Workers
+    from trainer.distributed import Workers
+    from trainer.training.networks import make_state, new_network
 
     network = DiTConfig(
         width=config.width,

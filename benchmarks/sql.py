@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 _MACROS = {
     "density": "FROM density()",

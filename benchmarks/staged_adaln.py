@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from model.dit import CaptionTokens, DiT, DiTConfig, FinalLayer, KeysValues, Linear, TextBlock
-from trainer import checkpoints, loop, start
 from trainer.config import TrainConfig
-from trainer.workers import Workers
+from trainer.distributed import Workers
+from trainer.training import checkpoints, loop, start
 
 
 class PerBlockDiT(DiT):

@@ -10,18 +10,18 @@ import torch
 
 from benchmarks.staged_adaln import PerBlockDiT
 from foundry.hardware import auto_dtype
-from model.checkpoint import read_pipeline_config, read_transformer_config
 from model.diffusion import Objective, make_objective
 from model.dit import DiT
 from model.dit_config import PRESETS, DiTConfig
-from model.memory import storage_counter
-from trainer.batches import Preparation
+from model.formats.checkpoint import read_pipeline_config, read_transformer_config
+from model.generation.memory import storage_counter
 from trainer.config import TrainConfig
-from trainer.data_order import in_order
-from trainer.feature_store import FeatureStore, SampleRequest
-from trainer.networks import attention_kernel, make_state
-from trainer.train_step import StepSettings, TrainPart, TrainState, train_step
-from trainer.workers import Workers
+from trainer.data.batches import Preparation
+from trainer.data.order import in_order
+from trainer.distributed import Workers
+from trainer.features.store import FeatureStore, SampleRequest
+from trainer.training.networks import attention_kernel, make_state
+from trainer.training.train_step import StepSettings, TrainPart, TrainState, train_step
 
 NETWORKS: Mapping[str, type[DiT]] = {"single": DiT, "per_block": PerBlockDiT}
 _WARMUP_STEPS = 3

@@ -6,10 +6,10 @@ For benchmarks.staged_training; it starts from nothing, on one device.
 import sys
 from collections.abc import Sequence
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from trainer.config import TrainConfig
-from trainer.stage_files import choose_stage
 from trainer.stages import STAGES
+from trainer.stages_from_files import choose_stage
 
 _INTERRUPTED = 130
 

@@ -5,13 +5,13 @@ The style that networks trained on alt text know. Nothing but the kind is asked 
 
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from trainer.evaluate import main
-from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
 
 if TYPE_CHECKING:
     from examples.openmoji.composition import Scene
-    from trainer.evaluation import Benchmark
+    from trainer.evaluation.benchmark import Benchmark
 
 NAME = "openmoji_alt_text"
 _IMAGES_PER_PROMPT = 2
@@ -26,7 +26,7 @@ def open_benchmark(config: EvaluateConfig) -> "Benchmark":
     from examples.openmoji.benchmark import world_judges
     from examples.openmoji.composition import render
     from examples.openmoji.truth import TrueObject, Truth
-    from trainer.evaluation import Benchmark, Prompt, TrueImages
+    from trainer.evaluation.benchmark import Benchmark, Prompt, TrueImages
 
     scenes = _scenes_by_text(config)
     things = {text: TrueObject(kind=found[0].objects[0].kind, size="", place="") for text, found in scenes.items()}

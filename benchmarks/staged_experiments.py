@@ -90,7 +90,7 @@ def adaln(config: StagedTrainingConfig) -> Outcome:
 
 def aesthetic(config: StagedTrainingConfig) -> Outcome:
     """The shipped checkpoints before and after the aesthetic stage, by the prompts of the whole small world."""
-    from model.checkpoint import checkpoint_fingerprint
+    from model.formats.checkpoint import checkpoint_fingerprint
 
     values: dict[str, dict[str, list[float]]] = {}
     for stage, checkpoint in zip(("alignment", "aesthetic"), config.shipped, strict=True):
@@ -132,8 +132,8 @@ def _outcome(values: Values, *, against: str, head: str, prefix: str, title: str
 def _adaln_costs(config: StagedTrainingConfig) -> dict[str, float]:
     """Measured once and kept."""
     from benchmarks.staged_adaln_costs import adaln_costs
-    from trainer.checkpoints import newest_checkpoint
-    from trainer.run_folder import CONFIG
+    from trainer.monitoring.run_folder import CONFIG
+    from trainer.training.checkpoints import newest_checkpoint
 
     kept = config.folder / "adaln_costs.json"
     if not kept.exists():

@@ -16,7 +16,8 @@ import time
 
 from benchmarks.report import print_report
 from benchmarks.staged_config import StagedTrainingConfig
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from foundry.hardware import auto_dtype
 
 _SETTINGS = "settings.json"

@@ -52,7 +52,7 @@ PER_BLOCK = Arm(name="adaln_per_block", module="benchmarks.staged_adaln_fit")
 
 def train(arm: Arm, seed: int, config: StagedTrainingConfig) -> Path:
     """Trains what is not trained yet, the pixel stage before it too; returns the run's folder. Raises UserError."""
-    from trainer.checkpoints import newest_checkpoint
+    from trainer.training.checkpoints import newest_checkpoint
 
     run = _run_folder(arm, seed, config)
     images = arm.images(config)
@@ -112,11 +112,11 @@ def write_copied(pixel: Path, out: Path, *, features: Path, seed: int) -> list[s
 
     import torch
 
-    from model.checkpoint import load_checkpoint, save_checkpoint
     from model.dit_config import DiTConfig
-    from trainer.checkpoints import newest_checkpoint
-    from trainer.feature_store import FeatureStore
-    from trainer.networks import new_network
+    from model.formats.checkpoint import load_checkpoint, save_checkpoint
+    from trainer.features.store import FeatureStore
+    from trainer.training.checkpoints import newest_checkpoint
+    from trainer.training.networks import new_network
 
     newest = newest_checkpoint(pixel)
     assert newest is not None, "the pixel stage was trained"
@@ -140,7 +140,7 @@ def write_copied(pixel: Path, out: Path, *, features: Path, seed: int) -> list[s
 
 def validation_losses(run: Path) -> dict[int, float]:
     """By images seen: of the average of the weights, at equal steps over the training, always of the same scenes and noise."""
-    from trainer.run_folder import read_metrics
+    from trainer.monitoring.run_folder import read_metrics
 
     return {row["images_seen"]: row["loss"] for row in read_metrics(run) if row["kind"] == "validation"}
 

@@ -48,8 +48,8 @@ def write_run(folder: Path, run: SyntheticRun) -> None:
 
     The same run always gets the same rows.
     """
-    from dataset_builder.merging import merge_counts_of
-    from dataset_builder.storage import Folder
+    from dataset_builder.sql.noun_blocks import merge_counts_of
+    from foundry.storage.folder import Folder
 
     if not (folder / "run.json").exists():
         _write_units(folder, run)
@@ -74,7 +74,7 @@ def _write_units(folder: Path, run: SyntheticRun) -> None:
 
 
 def _write_unit(folder: Path, run: SyntheticRun, number: int) -> None:
-    from dataset_builder.units import Commit, CommittedFile, table_bytes
+    from foundry.units.commits import Commit, CommittedFile, table_bytes
 
     images = range(number * run.unit_size, min((number + 1) * run.unit_size, run.num_captions))
     files = {}
@@ -101,7 +101,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
     import numpy as np
     import pyarrow as pa
 
-    from dataset_builder.schema import CAPTIONS, IMAGES, NOUN_COUNTS
+    from foundry.storage.schema import CAPTIONS, IMAGES, NOUN_COUNTS
 
     rng = np.random.default_rng([run.seed, number])
     size = len(images)
@@ -144,7 +144,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
 def _images(rng: "np.random.Generator", keys: list[str]) -> "pa.Table":
     import pyarrow as pa
 
-    from dataset_builder.schema import IMAGES
+    from foundry.storage.schema import IMAGES
 
     size = len(keys)
     known: dict[str, Any] = {

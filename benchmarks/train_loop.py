@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from benchmarks.report import print_report
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
-    from trainer.train_step import StepResult, StepSettings, TrainPart, TrainState
+    from trainer.training.train_step import StepResult, StepSettings, TrainPart, TrainState
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class TrainLoopConfig:
 
 def main(config: TrainLoopConfig) -> int:
     """Prints the figures; returns 0."""
-    from trainer import loop
-    from trainer.run_folder import read_metrics
-    from trainer.workers import Workers
+    from trainer.distributed import Workers
+    from trainer.monitoring.run_folder import read_metrics
+    from trainer.training import loop
 
     clock = StepClock()
     with tempfile.TemporaryDirectory() as directory, patch.object(loop, "train_step", clock.train_step):
@@ -89,7 +89,7 @@ class StepClock:
         self, state: "TrainState", objective: Any, parts: "Iterable[TrainPart]", settings: "StepSettings"
     ) -> "StepResult":
         """Times the step without the preparation of its parts."""
-        from trainer.train_step import train_step
+        from trainer.training.train_step import train_step
 
         began, spent = time.perf_counter(), [0.0]
         result = train_step(state, objective, _timed(parts, spent), settings)

@@ -1,6 +1,6 @@
 """What the captioner does with one unit: read and decode, caption, clean, count nouns, commit.
 
-The three methods run on different workers (dataset_builder/ray_units.py); the same class runs in a plain loop too, which is
+The three methods run on different workers (foundry/units/ray_driver.py); the same class runs in a plain loop too, which is
 how the cost of the distribution is measured.
 """
 
@@ -14,19 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from captioner.cleaning import CleanedCaption, clean
-from captioner.engine import Generation, GenerationSettings, LlavaEngine
-from captioner.model_source import ModelSource
+from captioner.engines.model_source import ModelSource
+from captioner.engines.transformers_engine import Generation, GenerationSettings, LlavaEngine
 from captioner.prompts import PromptSet, render
-from dataset_builder import schema
-from dataset_builder.caption_counts import count_captions, load_t5_view, load_tagger
-from dataset_builder.decoding import DecodeLimits
-from dataset_builder.images import read_images, rejected_row
-from dataset_builder.noun_counts import CaptionNouns, count_nouns
-from dataset_builder.plan import read_unit
-from dataset_builder.storage import Folder
-from dataset_builder.tagging import TaggerConfig
-from dataset_builder.text_view import T5Config
-from dataset_builder.units import Commit, Failure, Unit, commit_unit
+from dataset_builder.concepts.caption_counts import count_captions, load_t5_view, load_tagger
+from dataset_builder.concepts.noun_counts import CaptionNouns, count_nouns
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.concepts.tagger import TaggerConfig
+from dataset_builder.runs.plan import read_unit
+from foundry.images.decoding import DecodeLimits
+from foundry.images.loading import read_images, rejected_row
+from foundry.storage import schema
+from foundry.storage.folder import Folder
+from foundry.units.commits import Commit, Failure, Unit, commit_unit
 
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
@@ -59,7 +59,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """Settings of the work on a unit; see dataset_builder.unit_workers.UnitJob for the calls."""
+    """Settings of the work on a unit; see foundry.units.workers.UnitJob for the calls."""
 
     run: str
     run_id: str

@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from captioner.cleaning import CLEANING_VERSION
-from captioner.engine import GenerationSettings
-from captioner.model_source import ModelSource
+from captioner.engines.model_source import ModelSource
+from captioner.engines.transformers_engine import GenerationSettings
 from captioner.prompts import PromptSet
-from dataset_builder.cluster import RaySettings
-from dataset_builder.command_line import CHOICE, ModelChoice, UserError
-from dataset_builder.decoding import DecodeLimits
-from dataset_builder.storage import Folder
-from dataset_builder.tagging import TaggerConfig
-from dataset_builder.text_view import AUTO, T5Config
+from dataset_builder.concepts.t5_view import AUTO, T5Config
+from dataset_builder.concepts.tagger import TaggerConfig
+from foundry.command_line import CHOICE, ModelChoice
+from foundry.errors import UserError
+from foundry.images.decoding import DecodeLimits
+from foundry.storage.folder import Folder
+from foundry.units.cluster import RaySettings
 
 ENGINES = ("llava",)
 REAL_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -79,7 +80,7 @@ def run_settings(
     config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, str], t5: dict[str, str]
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
-    from dataset_builder.schema import SCHEMA_VERSION
+    from foundry.storage.schema import SCHEMA_VERSION
 
     return {
         "schema_version": SCHEMA_VERSION,
@@ -102,8 +103,8 @@ def default_unit_size(image_side_px: int) -> int:
 
 def read_record(run: Folder) -> dict[str, Any] | None:
     """The run.json of a captioning run; None where there is none. Raises UserError where it is damaged or of something else."""
-    from dataset_builder.schema import SCHEMA_VERSION
-    from dataset_builder.storage import usable
+    from foundry.storage.folder import usable
+    from foundry.storage.schema import SCHEMA_VERSION
 
     with usable(run):
         data = run.read("run.json") if run.exists("run.json") else None

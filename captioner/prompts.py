@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_builder.command_line import UserError
+from foundry.errors import UserError
 
 PLACEHOLDER = "alt_text"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

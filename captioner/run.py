@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING
 
 from captioner.config import CaptionConfig, run_id, run_settings
 from captioner.prompts import PROMPT_SETS
-from dataset_builder.cluster import check_paths
-from dataset_builder.command_line import run_command
-from dataset_builder.rejection import allowed_rejections
-from dataset_builder.storage import Folder, is_local_path
-from dataset_builder.text_view import AUTO
-from dataset_builder.wording import counted
+from dataset_builder.concepts.t5_view import AUTO
+from foundry.command_line import run_command
+from foundry.storage.folder import Folder, is_local_path
+from foundry.units.cluster import check_paths
+from foundry.units.rejection import allowed_rejections
+from foundry.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from captioner.caption_job import CaptionJob
-    from dataset_builder.plan import Plan
-    from dataset_builder.sources import Source
-    from dataset_builder.units import Commit, Unit
+    from dataset_builder.runs.plan import Plan
+    from foundry.images.sources import Source
+    from foundry.units.commits import Commit, Unit
 
 
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
     from captioner.run_record import check_commits, check_folder, known_dtype
     from captioner.toy_warning import ToyWarning
-    from dataset_builder.file_kinds import PassedOver
-    from dataset_builder.merging import merge_counts_of
-    from dataset_builder.sources import find_sources
-    from dataset_builder.unit_run import run_job
-    from dataset_builder.units import read_commits
+    from dataset_builder.sql.noun_blocks import merge_counts_of
+    from foundry.images.sources import find_sources
+    from foundry.storage.file_kinds import PassedOver
+    from foundry.units.commits import read_commits
+    from foundry.units.run import run_job
 
     started = time.perf_counter()
     check_paths([*config.images, config.out, *_path_settings(config)])
@@ -80,10 +80,10 @@ def main(config: CaptionConfig) -> int:
 def caption_job(config: CaptionConfig) -> "CaptionJob":
     """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError."""
     from captioner.caption_job import CaptionJob
-    from captioner.model_source import resolve_model
+    from captioner.engines.model_source import resolve_model
     from captioner.prompts import load_prompts
-    from dataset_builder.tagging import NounTagger
-    from dataset_builder.text_view import T5View
+    from dataset_builder.concepts.t5_view import T5View
+    from dataset_builder.concepts.tagger import NounTagger
 
     model = resolve_model(config.model, revision=config.revision)
     prompts = load_prompts(config.prompts)
@@ -120,7 +120,7 @@ def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJ
     if job.generation.dtype != "auto":
         return job
     from captioner.run_record import settle_dtype
-    from dataset_builder.ray_session import dtype_of_replicas, start_ray
+    from foundry.units.ray_session import dtype_of_replicas, start_ray
 
     start_ray(config.ray)
     job = with_dtype(job, dtype_of_replicas(config.ray))
@@ -131,8 +131,8 @@ def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJ
 def _record_start(config: CaptionConfig, run: Folder, job: "CaptionJob") -> None:
     """Records what this start runs on, of the Ray that is there, and says where memory holds fewer replicas than the cores."""
     from captioner.starts import record_start
-    from dataset_builder.cluster import describe_nodes, memory_line
-    from dataset_builder.ray_session import cluster_nodes, replicas_use_gpus
+    from foundry.units.cluster import describe_nodes, memory_line
+    from foundry.units.ray_session import cluster_nodes, replicas_use_gpus
 
     nodes, on_gpus = cluster_nodes(), replicas_use_gpus(config.ray)
     record_start(run, config, dtype=job.generation.dtype, cluster=describe_nodes(nodes), on_gpus=on_gpus)
@@ -143,7 +143,7 @@ def _record_start(config: CaptionConfig, run: Folder, job: "CaptionJob") -> None
 def plan_run(config: CaptionConfig, run: Folder, job: "CaptionJob", sources: "Sequence[Source]") -> "Plan":
     """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
     from captioner.run_record import begin
-    from dataset_builder.plan import extend_plan, record_carried
+    from dataset_builder.runs.plan import extend_plan, record_carried
 
     settings = json.loads(job.settings)
     begin(config, run, settings)
@@ -161,7 +161,7 @@ def _path_settings(config: CaptionConfig) -> list[str]:
 
 def _with_absolute_paths(config: CaptionConfig) -> CaptionConfig:
     """Local paths as workers need them, whose working directory is another one."""
-    from dataset_builder.locations import normalise
+    from foundry.storage.locations import normalise
 
     paths = _path_settings(config)
 

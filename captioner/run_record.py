@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from captioner.config import CaptionConfig, read_record, run_id
-from dataset_builder.command_line import UserError
-from dataset_builder.storage import Folder, usable
-from dataset_builder.units import Commit, committed_units
+from foundry.errors import UserError
+from foundry.storage.folder import Folder, usable
+from foundry.units.commits import Commit, committed_units
 
 
 def check_folder(run: Folder) -> None:
@@ -68,7 +68,7 @@ def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> Non
 
 
 def _begin_again(run: Folder, record: dict[str, Any]) -> None:
-    from dataset_builder.plan import discard_plan
+    from dataset_builder.runs.plan import discard_plan
 
     before = read_record(run)
     assert before is not None

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from captioner.config import CaptionConfig
-from dataset_builder.storage import Folder, usable
+from foundry.storage.folder import Folder, usable
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "ray", "spacy", "pyarrow", "pillow", "numpy")
 

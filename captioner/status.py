@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.storage import Folder
-from dataset_builder.wording import counted
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.wording import counted
 
 if TYPE_CHECKING:
-    from dataset_builder.units import Commit
+    from foundry.units.commits import Commit
 
 RECENT_UNITS = 20
 SHORTEST_PAUSE_S = 60.0
@@ -74,9 +75,9 @@ class RunStatus:
 def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     """Reads how a run stands at this time. Raises UserError where there is none."""
     from captioner.config import read_record
-    from dataset_builder.plan import read_plan
-    from dataset_builder.storage import usable
-    from dataset_builder.units import read_commits
+    from dataset_builder.runs.plan import read_plan
+    from foundry.storage.folder import usable
+    from foundry.units.commits import read_commits
 
     record = read_record(run)
     if record is None:

@@ -3,8 +3,8 @@
 import sys
 
 from captioner.config import REAL_MODEL
-from dataset_builder.storage import Folder
-from dataset_builder.units import Commit
+from foundry.storage.folder import Folder
+from foundry.units.commits import Commit
 
 LARGEST_SCENE_PX = 256
 """Scenes of the small world are 64 px wide; a copy that somebody enlarged is hardly larger than this."""

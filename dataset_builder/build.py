@@ -13,18 +13,19 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.recipe import RecipeConfig
-from dataset_builder.storage import Folder, usable
+from dataset_builder.dataset.recipe import RecipeConfig
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.storage.folder import Folder, usable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataset_builder.dataset_files import DatasetFiles
-    from dataset_builder.dataset_writer import DatasetWriter
-    from dataset_builder.run_views import RunFiles
-    from dataset_builder.selection import Selection
-    from dataset_builder.sql import Workbench
+    from dataset_builder.dataset.selection import Selection
+    from dataset_builder.dataset.writer import DatasetWriter
+    from dataset_builder.sql.database import Workbench
+    from dataset_builder.sql.dataset_files import DatasetFiles
+    from dataset_builder.sql.views import RunFiles
 
 _NOT_PART_OF_IT = ("captions", "out", "dry_run")
 _MARK = "unfinished.txt"
@@ -62,7 +63,7 @@ class Built:
 
 def main(config: BuildConfig) -> int:
     """Builds, prints the funnel and returns 0."""
-    from dataset_builder.card import funnel_lines
+    from dataset_builder.reports.card import funnel_lines
 
     with usable(Folder(config.out)):
         built = build_dataset(config)
@@ -77,9 +78,9 @@ def main(config: BuildConfig) -> int:
 
 def build_dataset(config: BuildConfig) -> Built:
     """Builds the data set, unless it is there already. Raises UserError for an empty selection and for SQL that is wrong."""
-    from dataset_builder.dataset_files import is_dataset
-    from dataset_builder.selection import Selection
-    from dataset_builder.sql import open_workbench
+    from dataset_builder.dataset.selection import Selection
+    from dataset_builder.sql.database import open_workbench
+    from dataset_builder.sql.dataset_files import is_dataset
 
     runs = _open_runs(config.captions)
     notes = tuple(note for name, run in runs.items() for note in _open_units(name, run))
@@ -103,8 +104,8 @@ def build_dataset(config: BuildConfig) -> Built:
 
 def _open_runs(urls: Sequence[str]) -> "dict[str, RunFiles]":
     """The runs by the name that tells them apart. Raises UserError where they were not counted or scored in the same way."""
-    from dataset_builder.locations import normalise
-    from dataset_builder.run_views import read_run
+    from dataset_builder.sql.views import read_run
+    from foundry.storage.locations import normalise
 
     runs: dict[str, RunFiles] = {}
     places = [normalise(url) for url in urls]
@@ -133,7 +134,7 @@ def _check_scores(runs: "dict[str, RunFiles]") -> None:
 
 
 def _open_units(name: str, run: "RunFiles") -> Iterable[str]:
-    from dataset_builder.plan import read_plan
+    from dataset_builder.runs.plan import read_plan
 
     planned = read_plan(run.folder, unit_size=int(run.settings.get("unit_size", 1))).num_units
     if len(run.commits) < planned:
@@ -151,7 +152,7 @@ def _identity(config: BuildConfig, runs: "dict[str, RunFiles]") -> str:
 def _built_before(url: str, identity: str) -> Built:
     import pyarrow.parquet as pq
 
-    from dataset_builder.dataset_files import read_dataset
+    from dataset_builder.sql.dataset_files import read_dataset
 
     dataset = read_dataset(url)
     if dataset.record["identity"] != identity:
@@ -169,8 +170,8 @@ def _last_drop(funnel: "pa.Table") -> str:
 
 def _new_folder(url: str) -> Folder:
     """The folder for a new data set, without what an interrupted build left. Raises UserError where something else is in it."""
-    from dataset_builder.dataset_files import STORED
-    from dataset_builder.run_views import SCORED
+    from dataset_builder.sql.dataset_files import STORED
+    from dataset_builder.sql.views import SCORED
 
     folder = Folder(url)
     started = folder.exists(_MARK)
@@ -185,7 +186,7 @@ def _new_folder(url: str) -> Folder:
 
 
 def _writer(folder: Folder, config: BuildConfig, runs: "dict[str, RunFiles]") -> "DatasetWriter":
-    from dataset_builder.dataset_writer import DatasetWriter
+    from dataset_builder.dataset.writer import DatasetWriter
 
     max_tokens = int(next(iter(runs.values())).settings.get("t5", {}).get("max_tokens", 0))
     return DatasetWriter(folder, splits=config.splits, has_images=config.embed, max_tokens=max_tokens)
@@ -193,9 +194,9 @@ def _writer(folder: Folder, config: BuildConfig, runs: "dict[str, RunFiles]") ->
 
 def _write(writer: "DatasetWriter", bench: "Workbench", selection: "Selection", *, embed: bool) -> "pa.Table":
     """Writes all but the counts, which the writer does at its end, and returns the funnel."""
-    from dataset_builder.embedding import embed_images
-    from dataset_builder.samples import sample_batches
-    from dataset_builder.schema import DROPPED
+    from dataset_builder.dataset.embedding import embed_images
+    from dataset_builder.dataset.samples import sample_batches
+    from foundry.storage.schema import DROPPED
 
     lost = [DROPPED.empty_table()]
     for samples in sample_batches(bench, selection):
@@ -214,7 +215,7 @@ def _write(writer: "DatasetWriter", bench: "Workbench", selection: "Selection", 
 
 
 def _record(config: BuildConfig, runs: "dict[str, RunFiles]", writer: "DatasetWriter") -> dict[str, Any]:
-    from dataset_builder.schema import DATASET_VERSION
+    from foundry.storage.schema import DATASET_VERSION
 
     settings = next(iter(runs.values())).settings
     carried: dict[str, str] = {}
@@ -254,8 +255,8 @@ def _publish(
     folder: Folder, record: dict[str, Any], funnel: "pa.Table", histograms: dict[str, dict[int, int]]
 ) -> "DatasetFiles":
     """The card, then dataset.json, which makes the data set exist."""
-    from dataset_builder.card import dataset_card
-    from dataset_builder.dataset_files import DATASET_RECORD, DatasetFiles, read_dataset
+    from dataset_builder.reports.card import dataset_card
+    from dataset_builder.sql.dataset_files import DATASET_RECORD, DatasetFiles, read_dataset
 
     folder.write("README.md", dataset_card(DatasetFiles(folder, record), funnel, histograms).encode())
     folder.create(DATASET_RECORD, json.dumps(record, indent=1).encode())

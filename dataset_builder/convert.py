@@ -13,18 +13,19 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from dataset_builder.cluster import RaySettings, check_paths
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.rejection import allowed_rejections
-from dataset_builder.tagging import TaggerConfig
-from dataset_builder.text_view import T5Config
-from dataset_builder.wording import counted
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.concepts.tagger import TaggerConfig
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.units.cluster import RaySettings, check_paths
+from foundry.units.rejection import allowed_rejections
+from foundry.wording import counted
 
 if TYPE_CHECKING:
-    from dataset_builder.import_job import ImportJob
-    from dataset_builder.plan import Plan
-    from dataset_builder.sources import Source
-    from dataset_builder.storage import Folder
+    from dataset_builder.runs.importing import ImportJob
+    from dataset_builder.runs.plan import Plan
+    from foundry.images.sources import Source
+    from foundry.storage.folder import Folder
 
 SOURCES = {
     "sam-llava": "a tar or tar.gz of sa_<id>.txt, and --images",
@@ -100,10 +101,10 @@ def main(config: ConvertConfig) -> int:
 
 def import_run(config: ConvertConfig, url: str) -> int:
     """Makes or resumes the run at `url`; returns 0, or 1 where the budget of unusable images was exceeded."""
-    from dataset_builder.merging import merge_counts_of
-    from dataset_builder.storage import Folder, is_local_path, usable
-    from dataset_builder.unit_run import run_job
-    from dataset_builder.units import committed_units, read_commits
+    from dataset_builder.sql.noun_blocks import merge_counts_of
+    from foundry.storage.folder import Folder, is_local_path, usable
+    from foundry.units.commits import committed_units, read_commits
+    from foundry.units.run import run_job
 
     started = time.perf_counter()
     run = Folder(url)
@@ -112,7 +113,7 @@ def import_run(config: ConvertConfig, url: str) -> int:
         job = import_job(config, url)
         plan = _plan(config, run, job, sources)
         if job.has_archive:
-            from dataset_builder.text_archive import store_texts
+            from dataset_builder.runs.text_archive import store_texts
 
             print(f"{config.input}: {store_texts(config.input, run):,} texts")
         done = committed_units(run)
@@ -133,8 +134,8 @@ def import_run(config: ConvertConfig, url: str) -> int:
 
 def import_job(config: ConvertConfig, url: str) -> "ImportJob":
     """The work on a unit. Raises UserError where the tagger or the tokenizer cannot be had."""
-    from dataset_builder.decoding import DecodeLimits
-    from dataset_builder.import_job import ImportJob
+    from dataset_builder.runs.importing import ImportJob
+    from foundry.images.decoding import DecodeLimits
 
     return ImportJob(
         run=url,
@@ -149,10 +150,10 @@ def import_job(config: ConvertConfig, url: str) -> "ImportJob":
 
 def _settings(config: ConvertConfig) -> dict[str, Any]:
     """What decides what the run holds, in the words of a captioning run."""
-    from dataset_builder.decoding import DecodeLimits
-    from dataset_builder.schema import SCHEMA_VERSION
-    from dataset_builder.tagging import NounTagger
-    from dataset_builder.text_view import T5View
+    from dataset_builder.concepts.t5_view import T5View
+    from dataset_builder.concepts.tagger import NounTagger
+    from foundry.images.decoding import DecodeLimits
+    from foundry.storage.schema import SCHEMA_VERSION
 
     prompt = config.prompt or config.source
     return {
@@ -169,7 +170,7 @@ def _settings(config: ConvertConfig) -> dict[str, Any]:
 
 def _find_sources(config: ConvertConfig) -> "list[Source]":
     """Where the images are. Raises UserError where the input is something else than --source says."""
-    from dataset_builder.sources import find_sources
+    from foundry.images.sources import find_sources
 
     sources = find_sources(config.images or [config.input])
     kinds = _KINDS.get(config.source)
@@ -181,8 +182,8 @@ def _find_sources(config: ConvertConfig) -> "list[Source]":
 
 def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list[Source]") -> "Plan":
     """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
-    from dataset_builder.locations import normalise
-    from dataset_builder.plan import extend_plan, record_carried
+    from dataset_builder.runs.plan import extend_plan, record_carried
+    from foundry.storage.locations import normalise
 
     record = {
         "run_id": job.run_id,
@@ -203,9 +204,9 @@ def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list
 
 
 def _export(config: ConvertConfig) -> int:
-    from dataset_builder.dataset_files import read_dataset
-    from dataset_builder.storage import Folder, usable
-    from dataset_builder.webdataset_export import export_shards
+    from dataset_builder.dataset.webdataset import export_shards
+    from dataset_builder.sql.dataset_files import read_dataset
+    from foundry.storage.folder import Folder, usable
 
     dataset = read_dataset(config.input)
     with usable(Folder(config.out)):

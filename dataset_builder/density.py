@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.tagging import META_NOUNS, META_NOUNS_VERSION, TaggerConfig
-from dataset_builder.text_view import T5Config
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.concepts.tagger import META_NOUNS, META_NOUNS_VERSION, TaggerConfig
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
-    from dataset_builder.concept_density import ConceptDensity
-    from dataset_builder.counted_text import CountedText, Texts
-    from dataset_builder.density_table import DensityRow
+    from dataset_builder.concepts.corpus import CountedText, Texts
+    from dataset_builder.concepts.density import ConceptDensity
+    from dataset_builder.reports.density_table import DensityRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class DensityConfig:
 
 def main(config: DensityConfig) -> int:
     """Prints the table or the JSON and returns 0."""
-    from dataset_builder.density_table import density_table
+    from dataset_builder.reports.density_table import density_table
 
     texts = list(counted_texts(config))
     sample_size = choose_sample_size(texts, wanted=config.sample_size)
@@ -61,9 +62,9 @@ def main(config: DensityConfig) -> int:
 
 def counted_texts(config: DensityConfig) -> "Iterator[CountedText]":
     """The rows of the table without their figures: each source's columns in the order asked for, and their prompts."""
-    from dataset_builder.counted_text import tagged_texts
-    from dataset_builder.dataset_files import is_dataset
-    from dataset_builder.run_views import is_run
+    from dataset_builder.concepts.corpus import tagged_texts
+    from dataset_builder.sql.dataset_files import is_dataset
+    from dataset_builder.sql.views import is_run
 
     for source in config.sources:
         if is_run(source) or is_dataset(source):
@@ -79,8 +80,8 @@ def density_row(text: "CountedText", *, sample_size: int) -> "DensityRow":
     """The figures of one body of text; a sample of more captions than it has is all of it."""
     import numpy as np
 
-    from dataset_builder.concept_density import density_of, rarefied
-    from dataset_builder.density_table import DensityRow
+    from dataset_builder.concepts.density import density_of, rarefied
+    from dataset_builder.reports.density_table import DensityRow
 
     nouns = text.counts["noun"].to_pylist()
     is_concept = np.array([noun not in META_NOUNS for noun in nouns], dtype=bool)
@@ -113,7 +114,7 @@ def choose_sample_size(texts: "list[CountedText]", *, wanted: int | None) -> int
 
 def as_json(rows: "list[DensityRow]", *, sample_size: int) -> dict[str, Any]:
     """All figures, and all that they depend on, as one JSON object."""
-    from dataset_builder.concept_density import VALID_ABOVE
+    from dataset_builder.concepts.density import VALID_ABOVE
 
     return {
         "sample_size": sample_size,
@@ -137,8 +138,8 @@ def _figures(density: "ConceptDensity") -> dict[str, float]:
 
 
 def _run_texts(source: str, config: DensityConfig) -> "Iterator[CountedText]":
-    from dataset_builder.counted_text import counted_captions, run_texts, tagged_texts
-    from dataset_builder.sql import open_stored
+    from dataset_builder.concepts.corpus import counted_captions, run_texts, tagged_texts
+    from dataset_builder.sql.database import open_stored
 
     with open_stored(source) as run:
         tagger = TaggerConfig.as_described(run.settings.get("tagger"), default=config.tagger)
@@ -156,7 +157,7 @@ def _parquet_texts(source: str, column: str) -> "Texts":
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-    from dataset_builder.storage import Folder
+    from foundry.storage.folder import Folder
 
     folder = Folder(source)
     paths = sorted(path for path in folder.filesystem.find(folder.root) if path == folder.root or path.endswith(".parquet"))

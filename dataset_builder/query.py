@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
-    from dataset_builder.sql import Database
+    from dataset_builder.sql.database import Database
 
 _HELP = "end a question with ;   \\d lists tables and macros   \\d TABLE its columns   \\r reads the files again   \\q leaves"
 
@@ -43,7 +44,7 @@ class QueryConfig:
 
 def main(config: QueryConfig) -> int:
     """Prints the answers and returns 0."""
-    from dataset_builder.sql import open_stored
+    from dataset_builder.sql.database import open_stored
 
     with open_stored(config.run) as database:
         if config.sql.strip():
@@ -66,7 +67,7 @@ def print_answer(database: "Database", statement: str, config: QueryConfig) -> N
 
 def converse(config: QueryConfig) -> None:
     """Asks for SQL on standard input until \\q or its end; errors are printed and the conversation goes on."""
-    from dataset_builder.sql import open_stored
+    from dataset_builder.sql.database import open_stored
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -119,7 +120,7 @@ def _questions(is_terminal: bool) -> Iterator[str]:
 
 def _print_tables(database: "Database", command: str) -> None:
     """Answers \\d and \\d TABLE. Raises UserError for another command."""
-    from dataset_builder.macros import MACROS
+    from dataset_builder.sql.macros import MACROS
 
     words = command.split()
     if words[0] != "\\d" or len(words) > 2:

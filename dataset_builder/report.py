@@ -7,11 +7,12 @@ with, repetitions, and a gallery. The page holds everything itself and can be se
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
-    from dataset_builder.report_page import Section
-    from dataset_builder.sql import Database
+    from dataset_builder.reports.page import Section
+    from dataset_builder.sql.database import Database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ def main(config: ReportConfig) -> int:
     """Writes the page and returns 0."""
     from pathlib import Path
 
-    from dataset_builder.report_page import page
-    from dataset_builder.sql import open_stored
+    from dataset_builder.reports.page import page
+    from dataset_builder.sql.database import open_stored
 
     with open_stored(config.source) as database:
         sections = report_sections(database, num_pictures=config.pictures)
@@ -53,9 +54,9 @@ def main(config: ReportConfig) -> int:
 
 def report_sections(database: "Database", *, num_pictures: int) -> "list[Section]":
     """The page, part by part. Raises UserError where there is no caption yet."""
-    from dataset_builder import report_data as data
-    from dataset_builder.report_charts import histogram_svg, lines_svg
-    from dataset_builder.report_page import Section, charts_html, gallery_html, table_html
+    from dataset_builder.reports import sections as data
+    from dataset_builder.reports.charts import histogram_svg, lines_svg
+    from dataset_builder.reports.page import Section, charts_html, gallery_html, table_html
 
     if not database.fetch("SELECT 1 FROM captions LIMIT 1").num_rows:
         raise UserError("there is no caption to report on yet: caption first")

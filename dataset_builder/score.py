@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from dataset_builder.cluster import RaySettings, check_paths
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.rejection import allowed_rejections
-from dataset_builder.wording import counted
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.units.cluster import RaySettings, check_paths
+from foundry.units.rejection import allowed_rejections
+from foundry.wording import counted
 
 if TYPE_CHECKING:
-    from dataset_builder.clip_scores import ClipSource
-    from dataset_builder.decoding import DecodeLimits
-    from dataset_builder.score_job import ScoreJob
-    from dataset_builder.storage import Folder
-    from dataset_builder.units import Unit
+    from dataset_builder.scores.clip import ClipSource
+    from dataset_builder.scores.job import ScoreJob
+    from foundry.images.decoding import DecodeLimits
+    from foundry.storage.folder import Folder
+    from foundry.units.commits import Unit
 
 DEFAULT_CLIP = "ViT-L-14-quickgelu:openai"
 NO_CLIP = "none"
@@ -60,10 +61,10 @@ class ScoreConfig:
 
 def main(config: ScoreConfig) -> int:
     """Scores what is not scored yet; returns 0, or 1 where more images failed than the budget allows."""
-    from dataset_builder.score_files import score_folder
-    from dataset_builder.storage import Folder, is_local_path, usable
-    from dataset_builder.unit_run import run_job
-    from dataset_builder.units import committed_units, read_commits
+    from dataset_builder.sql.score_files import score_folder
+    from foundry.storage.folder import Folder, is_local_path, usable
+    from foundry.units.commits import committed_units, read_commits
+    from foundry.units.run import run_job
 
     started = time.perf_counter()
     check_paths([path for path in (config.source, config.aesthetic) if path])
@@ -94,10 +95,10 @@ def main(config: ScoreConfig) -> int:
 
 def score_job(config: ScoreConfig) -> "ScoreJob":
     """The work on a unit, with all that can be found out before Ray starts, and its record. Raises UserError."""
-    from dataset_builder.clip_scores import resolve_clip
-    from dataset_builder.score_files import record_name, score_folder
-    from dataset_builder.score_job import ScoreJob
-    from dataset_builder.storage import Folder
+    from dataset_builder.scores.clip import resolve_clip
+    from dataset_builder.scores.job import ScoreJob
+    from dataset_builder.sql.score_files import record_name, score_folder
+    from foundry.storage.folder import Folder
 
     scored = Folder(config.source)
     is_run = scored.exists("run.json")
@@ -132,7 +133,7 @@ def score_job(config: ScoreConfig) -> "ScoreJob":
 
 def _in_dtype(config: ScoreConfig, job: "ScoreJob") -> "ScoreJob":
     """The work in the number format that the replicas' hardware is fast in; this attaches to Ray to find it out."""
-    from dataset_builder.ray_session import dtype_of_replicas, start_ray
+    from foundry.units.ray_session import dtype_of_replicas, start_ray
 
     start_ray(config.ray)
     return replace(job, dtype=dtype_of_replicas(config.ray))
@@ -140,8 +141,8 @@ def _in_dtype(config: ScoreConfig, job: "ScoreJob") -> "ScoreJob":
 
 def plan_scores(scored: "Folder", out: "Folder", *, is_run: bool) -> "list[Unit]":
     """All units, scored or not. Raises UserError where there is nothing to score."""
-    from dataset_builder.dataset_files import read_dataset
-    from dataset_builder.score_plan import index_samples, run_units_to_score
+    from dataset_builder.scores.plan import index_samples, run_units_to_score
+    from dataset_builder.sql.dataset_files import read_dataset
 
     units = run_units_to_score(scored) if is_run else index_samples(scored, read_dataset(scored.url).paths("samples"), out)
     if not units:
@@ -151,7 +152,7 @@ def plan_scores(scored: "Folder", out: "Folder", *, is_run: bool) -> "list[Unit]
 
 def _what(scored: "Folder", *, is_run: bool) -> "tuple[DecodeLimits, str]":
     """The limits of decoding and the identity of what is scored."""
-    from dataset_builder.decoding import DecodeLimits
+    from foundry.images.decoding import DecodeLimits
 
     if is_run:
         record = json.loads(scored.read("run.json"))
@@ -166,8 +167,8 @@ def _aesthetic_fingerprint(path: str, clip: "ClipSource") -> str:
     """Also looks whether it can be loaded and fits the CLIP, here and not on the workers."""
     from pathlib import Path
 
-    from dataset_builder.aesthetic import AestheticPredictor
-    from dataset_builder.fingerprint import files_fingerprint
+    from dataset_builder.scores.aesthetic import AestheticPredictor
+    from foundry.storage.fingerprint import files_fingerprint
 
     width = AestheticPredictor(path).width
     if width != clip.width:

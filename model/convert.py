@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from model.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.storage.new_files import new_file, new_folder
 from model.dit_config import DiTConfig, UnstatedConfig
 from model.frozen_parts import PUBLISHED
-from model.new_files import new_file, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.checkpoint import PipelineConfig
+    from model.formats.checkpoint import PipelineConfig
 
 T = TypeVar("T")
 Status = Literal["loaded", "reshaped", "missing", "unexpected"]
@@ -124,11 +125,11 @@ def read(config: ConvertConfig) -> Conversion:
 
 def write(conversion: Conversion, config: ConvertConfig) -> None:
     """Writes the target, whole or not at all. Raises UserError where something is already there."""
-    from model.checkpoint import save_checkpoint
-    from model.diffusers_files import write_folder
     from model.dit import DiT
-    from model.official_files import official_state, write_weights
-    from model.state_dicts import to_diffusers
+    from model.formats.checkpoint import save_checkpoint
+    from model.formats.diffusers_files import write_folder
+    from model.formats.official_files import official_state, write_weights
+    from model.formats.state_dicts import to_diffusers
 
     out = Path(config.out).expanduser()
     if out.exists():
@@ -153,7 +154,7 @@ def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
 
 
 def _read_native(path: Path) -> Conversion:
-    from model.checkpoint import load_checkpoint
+    from model.formats.checkpoint import load_checkpoint
 
     network, pipeline = load_checkpoint(path)
     state = network.state_dict()
@@ -164,8 +165,8 @@ def _read_native(path: Path) -> Conversion:
 def _read_official(path: Path, config: ConvertConfig) -> Conversion:
     import torch
 
-    from model.checkpoint import check_tensors
-    from model.official_files import NULL_CAPTION, POSITIONS, infer_config, read_weights
+    from model.formats.checkpoint import check_tensors
+    from model.formats.official_files import NULL_CAPTION, POSITIONS, infer_config, read_weights
 
     state = read_weights(path, weights=config.weights)
     network = infer_config(state, config.unstated, source=config.source)
@@ -201,7 +202,7 @@ def _draw_preset(config: ConvertConfig) -> Conversion:
 
 def _pipeline(network: DiTConfig, config: ConvertConfig, *, part: str, licence: str) -> "PipelineConfig":
     """What goes with a network that comes without a pipeline; `part` has text encoder and VAE."""
-    from model.checkpoint import PartConfig, PipelineConfig
+    from model.formats.checkpoint import PartConfig, PipelineConfig
 
     plain = config.objective == "rectified_flow" or network.learned_variance
     return PipelineConfig(
@@ -217,10 +218,10 @@ def _pipeline(network: DiTConfig, config: ConvertConfig, *, part: str, licence: 
 def _read_diffusers(path: Path, config: ConvertConfig) -> Conversion:
     import torch
 
-    from model.checkpoint import check_tensors
-    from model.diffusers_files import read_folder
-    from model.official_files import NULL_CAPTION
-    from model.state_dicts import diffusers_names, from_diffusers, to_diffusers
+    from model.formats.checkpoint import check_tensors
+    from model.formats.diffusers_files import read_folder
+    from model.formats.official_files import NULL_CAPTION
+    from model.formats.state_dicts import diffusers_names, from_diffusers, to_diffusers
 
     network, theirs, pipeline = read_folder(path, config.unstated)
     expected = _on_meta(lambda: to_diffusers(_expected(network), network))

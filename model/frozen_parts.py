@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from model.command_line import UserError
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foundry.command_line import CHOICE, ModelChoice, run_command
+from foundry.errors import UserError
 from foundry.hardware import AutoDtype
-from model.checkpoint import checkpoint_fingerprint, find_checkpoint
-from model.command_line import CHOICE, ModelChoice, UserError, run_command
-from model.generation import GenerationRequest
-from model.image_files import image_names, is_drawn, make_grid, open_image, save_png
-from model.pipeline_parts import RuntimeConfig
-from model.prompt_files import read_prompts
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.generation.image_files import image_names, is_drawn, make_grid, open_image, save_png
+from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.prompt_files import read_prompts
+from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 from model.text_encoder import Quantisation
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from model.pipeline import Pipeline
+    from model.generation.pipeline import Pipeline
 
 GRID = "grid.png"
 _OWN = "a network of your own (a training's folder or a checkpoint)"
@@ -131,7 +132,7 @@ def main(config: GenerateConfig) -> int:
     """Draws what is not there yet; returns 0."""
     import torch
 
-    from model.pipeline import open_pipeline
+    from model.generation.pipeline import open_pipeline
 
     request, runtime = config.request(), config.runtime().resolved()
     paths = _image_paths(Path(config.out), request, grid=config.grid)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model.command_line import UserError
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
     import torch

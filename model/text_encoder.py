@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from foundry.command_line import CHOICE, ModelChoice
+from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.command_line import CHOICE, ModelChoice, UserError
 from model.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:

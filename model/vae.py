@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundry.command_line import CHOICE, ModelChoice
+from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.command_line import CHOICE, ModelChoice, UserError
 from model.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint
 
 if TYPE_CHECKING:

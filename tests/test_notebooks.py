@@ -11,16 +11,16 @@ import pytest
 
 from dataset_builder.convert import ConvertConfig, import_run
 from examples.openmoji.scene_files import SceneSet, sample, write_scenes
-from tests.dataset_builder.containers import tar_bytes, write
-from tests.dataset_builder.plain_loop import run_plainly
 from tests.dataset_builder.small_run import MINI_T5
+from tests.foundry.images.containers import tar_bytes, write
+from tests.foundry.units.plain_loop import run_plainly
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 @pytest.mark.slow
 def test_the_notebook_of_caption_density_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
     monkeypatch.setenv("RUN", described_scenes(tmp_path, count=60))
     outputs = _outputs("caption_density.ipynb", timeout_s=240)
     assert _num_pictures(outputs) == 5

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
-from model.checkpoint import PartConfig
 from model.dit_config import DiTConfig, KVCompression
-from trainer.feature_info import precompute_command
+from model.formats.checkpoint import PartConfig
+from trainer.features.info import precompute_command
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]

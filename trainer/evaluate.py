@@ -14,14 +14,15 @@ summary.json, summary.md, page.html
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from foundry.hardware import keep_freed_memory
-from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
 
 if TYPE_CHECKING:
-    from trainer.evaluation import Benchmark
-    from trainer.evaluation_summary import Summary
-    from trainer.validation import ValidationLoss
+    from trainer.evaluation.benchmark import Benchmark
+    from trainer.evaluation.summary import Summary
+    from trainer.monitoring.validation import ValidationLoss
 
 
 def open_benchmark(config: EvaluateConfig) -> "Benchmark":
@@ -55,10 +56,10 @@ def evaluate(config: EvaluateConfig) -> "Summary":
     """Evaluates what is not evaluated yet. Raises UserError."""
     from pathlib import Path
 
-    from trainer.evaluation_images import claim_folder, drawing_settings, open_images, with_dtypes
-    from trainer.evaluation_page import write_page
-    from trainer.evaluation_scores import distances, judge_all, set_scores
-    from trainer.evaluation_summary import markdown, summarise, write_results
+    from trainer.evaluation.images import claim_folder, drawing_settings, open_images, with_dtypes
+    from trainer.evaluation.judging import distances, judge_all, set_scores
+    from trainer.evaluation.page import write_page
+    from trainer.evaluation.summary import markdown, summarise, write_results
 
     keep_freed_memory()
     config = with_dtypes(config)
@@ -91,7 +92,7 @@ def _headline(config: EvaluateConfig) -> str:
 def _loss(config: EvaluateConfig) -> "ValidationLoss | None":
     if config.features is None or config.checkpoint is None:
         return None
-    from trainer.evaluation_loss import validation_loss
+    from trainer.monitoring.evaluation_loss import validation_loss
 
     return validation_loss(config.checkpoint, config.features, num_images=config.validation_images, runtime=config.runtime)
 

@@ -7,11 +7,12 @@ Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with 
 import sys
 from collections.abc import Sequence
 
-from dataset_builder.cluster import check_paths
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.units.cluster import check_paths
 from trainer.config import TrainConfig
-from trainer.stage_files import choose_stage
 from trainer.stages import STAGES
+from trainer.stages_from_files import choose_stage
 
 INTERRUPTED = 130
 
@@ -23,15 +24,15 @@ def main(config: TrainConfig) -> int:
 
 def train_stage(config: TrainConfig) -> bool:
     """Trains one stage here or on Ray; returns whether it is done. Raises UserError."""
-    from trainer.start import check_workers
+    from trainer.training.start import check_workers
 
     check_paths([config.features, config.run_dir])
     check_workers(config, config.num_workers)
     if config.num_workers > 1:
-        from trainer.ray_training import train_on_ray
+        from trainer.training.ray_workers import train_on_ray
 
         return train_on_ray(config)
-    from trainer.loop import train_here
+    from trainer.training.loop import train_here
 
     return train_here(config, device=config.device)
 

@@ -11,14 +11,15 @@ from functools import lru_cache
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from trainer.config import Rung, Sharding, TrainConfig
-from trainer.plan_config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
-from trainer.stage_files import choose_stage, stage_named_by
+from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.stages_from_files import choose_stage, stage_named_by
 
 if TYPE_CHECKING:
     from model.dit_config import DiTConfig
-    from trainer.training_memory import Activations
+    from trainer.planning.memory import Activations
 
 _KEY_BYTES = 100
 """A row of a feature store without latents and captions: key, sizes, names of the captions."""
@@ -30,7 +31,7 @@ _TEXT_BYTES_PER_TOKEN = 5
 
 def main(config: PlanConfig) -> int:
     """Prints the plan and returns 0."""
-    from trainer.plan_table import plan_table
+    from trainer.planning.table import plan_table
 
     rungs = plan(config)
     print(json.dumps(as_json(rungs, config)) if config.json else plan_table(rungs, config))
@@ -79,7 +80,7 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
-    from trainer.flops import dit_flops, total
+    from model.flops import dit_flops, total
 
     network = _network(train, rung, config)
     grid = (network.base_grid, network.base_grid)
@@ -110,9 +111,9 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
 
 
 def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
-    from trainer.feature_plan import TRAIN
-    from trainer.feature_store import count_samples
-    from trainer.paper_costs import PAPER_DATASET_IMAGES
+    from trainer.features.plan import TRAIN
+    from trainer.features.store import count_samples
+    from trainer.planning.paper import PAPER_DATASET_IMAGES
 
     if config.num_images is not None:
         return DatasetSize(config.num_images, "--num_images")
@@ -136,7 +137,7 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> "DiTConfig":
 
 
 def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_gpus: int) -> tuple[MemoryPlan, ...]:
-    from trainer.training_memory import training_memory
+    from trainer.planning.memory import training_memory
 
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
     shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
@@ -164,7 +165,7 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_g
 
 @lru_cache
 def _activations(network: "DiTConfig", checkpointing: bool, precision: str) -> "Activations":
-    from trainer.training_memory import measure_activations
+    from trainer.planning.memory import measure_activations
 
     grid = (network.base_grid, network.base_grid)
     return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision)

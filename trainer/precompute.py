@@ -13,21 +13,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dataset_builder.cluster import check_paths
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.rejection import allowed_rejections
-from dataset_builder.storage import Folder, is_local_path, usable
-from dataset_builder.wording import counted
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from foundry.hardware import AUTO
+from foundry.storage.folder import Folder, is_local_path, usable
+from foundry.units.cluster import check_paths
+from foundry.units.rejection import allowed_rejections
+from foundry.wording import counted
 from model.frozen_parts import PUBLISHED
-from trainer.absolute_paths import absolute
-from trainer.feature_info import FEATURES_FILE, FeaturesInfo, read_info
-from trainer.precompute_config import PrecomputeConfig, identity
+from trainer.features.config import PrecomputeConfig, identity
+from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
+from trainer.training.absolute_paths import absolute
 
 if TYPE_CHECKING:
-    from trainer.feature_plan import FeaturePlan
-    from trainer.feature_sources import FeatureSource
-    from trainer.precompute_job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
+    from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
+    from trainer.features.plan import FeaturePlan
+    from trainer.features.sources import FeatureSource
 
 _TAKEN = 1.3  # of the weights' size: with activations
 PATCH_SIZE = 2
@@ -53,7 +54,7 @@ def main(config: PrecomputeConfig) -> int:
     visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
     def describe(encoders: "Encoders") -> "EncoderFacts":
-        from trainer.ray_features import start_and_describe
+        from trainer.features.ray_description import start_and_describe
 
         return start_and_describe(encoders, config.ray, visible=visible)
 
@@ -71,8 +72,8 @@ def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], Encoder
 
     Raises UserError for a source without samples, stores that were made with other settings, and other encoders.
     """
-    from trainer.feature_sources import open_source
-    from trainer.precompute_job import Encoders, PrecomputeJob
+    from trainer.features.job import Encoders, PrecomputeJob
+    from trainer.features.sources import open_source
 
     source, stores = open_source(config.dataset), stores_of(config)
     text_encoder = None if config.features.labels else config.text_encoder
@@ -109,8 +110,8 @@ def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
 
 def pending_units(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[FeatureUnit]":
     """The units that some store lacks, each with the resolutions that lack it."""
-    from dataset_builder.units import committed_units
-    from trainer.precompute_job import FeatureUnit
+    from foundry.units.commits import committed_units
+    from trainer.features.job import FeatureUnit
 
     done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
     lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
@@ -119,7 +120,7 @@ def pending_units(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[Fe
 
 def rejected_before(config: PrecomputeConfig, prepared: Preparation) -> int:
     """Samples that earlier starts rejected, in units that are done at all resolutions."""
-    from dataset_builder.units import read_commits
+    from foundry.units.commits import read_commits
 
     to_do = {unit.number for unit in prepared.units}
     rejected = {commit.unit: commit.num_rejected for folder in stores_of(config).values() for commit in read_commits(folder)}
@@ -149,8 +150,8 @@ def _create_stores(
     """Writes the null caption and features.json into each store."""
     from safetensors.torch import save
 
-    from trainer.feature_info import NULL_CAPTION_FILE, NULL_CAPTION_NAME
-    from trainer.feature_sources import class_names
+    from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME
+    from trainer.features.sources import class_names
 
     names = class_names(source) if config.features.labels else ()
     infos = {resolution: _info(config, source, facts, resolution=resolution, class_names=names) for resolution in stores}
@@ -166,7 +167,7 @@ def _create_stores(
 def _info(
     config: PrecomputeConfig, source: "FeatureSource", facts: "EncoderFacts", *, resolution: int, class_names: tuple[str, ...]
 ) -> FeaturesInfo:
-    from trainer.buckets import bucket_table
+    from trainer.features.buckets import bucket_table
 
     text = config.text_encoder
     quantised = "" if text.quantisation == "none" else f"/{text.quantisation}"
@@ -199,7 +200,7 @@ def _info(
 def _plan(
     config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], infos: Mapping[int, FeaturesInfo]
 ) -> "FeaturePlan":
-    from trainer.feature_plan import PlanSettings, extend_feature_plan
+    from trainer.features.plan import PlanSettings, extend_feature_plan
 
     settings = PlanSettings(
         tables={resolution: info.buckets for resolution, info in infos.items()},
@@ -224,7 +225,7 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
 
 def _make(config: PrecomputeConfig, prepared: Preparation, *, started: float) -> int:
     """Makes what is prepared, with a line before it and lines after it."""
-    from dataset_builder.unit_run import run_job
+    from foundry.units.run import run_job
 
     job, units = prepared.job, prepared.units
     print(_headline(config, prepared))
@@ -259,7 +260,7 @@ def _headline(config: PrecomputeConfig, prepared: Preparation) -> str:
 
 def _report(stores: Mapping[int, Folder]) -> None:
     """Prints what each store holds."""
-    from dataset_builder.units import read_commits
+    from foundry.units.commits import read_commits
 
     for resolution, folder in stores.items():
         commits = read_commits(folder)

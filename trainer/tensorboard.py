@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -56,7 +57,7 @@ class RunReader:
 
     def read(self) -> None:
         """Adds what is new."""
-        from trainer.run_folder import read_metrics
+        from trainer.monitoring.run_folder import read_metrics
 
         rows = read_metrics(self._run)
         if self._writer is None or rows[: len(self._rows)] != self._rows:

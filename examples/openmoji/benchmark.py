@@ -21,8 +21,8 @@ from examples.openmoji.prompts import CATEGORIES, WorldPrompt, draw_prompts
 from examples.openmoji.sprite_judge import VERSION as SPRITES_VERSION
 from examples.openmoji.sprite_judge import find_scenes, sprite_bank
 from examples.openmoji.truth import Truth
-from trainer.evaluation import Benchmark, JudgeSource, Prompt, TrueImages, Verdict
-from trainer.evaluation_config import EvaluateConfig, OpenMojiConfig
+from trainer.evaluation.benchmark import Benchmark, JudgeSource, Prompt, TrueImages, Verdict
+from trainer.evaluation.config import EvaluateConfig, OpenMojiConfig
 
 Pixels = npt.NDArray[np.uint8]
 _METRICS = {category: category for category in CATEGORIES} | {"complex": "all"}

@@ -11,11 +11,11 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_builder.command_line import run_command
 from examples.openmoji.checks import stands
 from examples.openmoji.composition import Scene, SceneObject
 from examples.openmoji.labelled_texts import LabelledText, labelled_text
 from examples.openmoji.truth import TrueObject, read_caption
+from foundry.command_line import run_command
 
 _RELATED = 2
 """One of so many captions of two related objects says how they stand instead of where."""
@@ -35,9 +35,9 @@ class BriefConfig:
 
 def main(config: BriefConfig) -> int:
     """Writes the tar; returns 0."""
-    from dataset_builder.sql import open_stored
-    from dataset_builder.webdataset_export import add_member
-    from model.new_files import new_file
+    from dataset_builder.dataset.webdataset import add_member
+    from dataset_builder.sql.database import open_stored
+    from foundry.storage.new_files import new_file
 
     with open_stored(config.run) as database:
         rows = database.fetch("SELECT key, caption FROM captions WHERE prompt = 'dense' ORDER BY key").to_pylist()

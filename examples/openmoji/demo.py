@@ -7,9 +7,9 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from dataset_builder.command_line import run_command
 from examples.openmoji.demo_commands import DemoConfig, DemoFolder, steps
 from examples.openmoji.demo_steps import duration, read_times, run_steps
+from foundry.command_line import run_command
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dataset_builder.concept_density import PAPER_TABLE
-from dataset_builder.decoding import DecodeLimits, decode_image
+from dataset_builder.concepts.density import PAPER_TABLE
 from dataset_builder.density import DensityConfig, choose_sample_size, counted_texts, density_row
-from dataset_builder.density_table import row_names
-from dataset_builder.references import ImageReader, reference_of
-from dataset_builder.report_page import Picture, Table, table_html
+from dataset_builder.reports.density_table import row_names
+from dataset_builder.reports.page import Picture, Table, table_html
+from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.images.reader import ImageReader, reference_of
 
 if TYPE_CHECKING:
-    from dataset_builder.sql import Database
+    from dataset_builder.sql.database import Database
 
 _SIDE_PX = 180
 _VIEW = "written_without_meta"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.openmoji.demo_steps import Step
-from model.checkpoint import MINI
+from model.formats.checkpoint import MINI
 
 RECIPE = "examples/openmoji/demo_recipe.yaml"
 STYLE = "class_label IS NOT NULL AND hash(key) % 6 < CASE WHEN contains(caption, 'small') THEN 1 ELSE 3 END"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from dataset_builder.report_charts import Series, lines_svg
-from dataset_builder.report_page import Table, charts_html, table_html
+from dataset_builder.reports.charts import Series, lines_svg
+from dataset_builder.reports.page import Table, charts_html, table_html
 from examples.openmoji.demo_grid import HEADINGS
 from examples.openmoji.demo_results import Drawn
 from examples.openmoji.demo_steps import StepTime, duration
-from trainer.run_folder import read_metrics
+from trainer.monitoring.run_folder import read_metrics
 
 _HEADLINE = {
     "object": "of the objects asked for are there",

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import UserError, run_command
 from examples.openmoji.demo_commands import GUIDANCE
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,8 +36,8 @@ class PixelConfig:
 def main(config: PixelConfig) -> int:
     """Draws what is not there yet; returns 0. Raises UserError for a checkpoint or features of another kind."""
     from examples.openmoji.demo_prompts import demo_prompts
-    from model.checkpoint import checkpoint_fingerprint, find_checkpoint
-    from model.image_files import image_names, is_drawn, save_png
+    from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+    from model.generation.image_files import image_names, is_drawn, save_png
 
     prompts = demo_prompts(config.prompts_per_category)
     names = image_names([one.text for one in prompts], range(len(prompts)))
@@ -60,12 +61,12 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
     import torch
     from PIL import Image
 
-    from model.checkpoint import load_checkpoint
     from model.diffusion import make_objective
-    from model.pipeline import to_output
+    from model.formats.checkpoint import load_checkpoint
+    from model.generation.pipeline import to_output
     from model.sampling import SamplingConfig, denoise, draw_noise, image_generators
     from model.vae import VAEConfig, load_vae, to_pixels
-    from trainer.samples import ClassPrediction
+    from trainer.monitoring.sample_grids import ClassPrediction
 
     network, pipeline = load_checkpoint(config.checkpoint, dtype=torch.float32)
     sizes, sampling = network.config, SamplingConfig(guidance_scale=GUIDANCE)
@@ -82,8 +83,8 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
 
 def _labels(config: PixelConfig, kinds: Sequence[str]) -> list[int]:
     """The classes' numbers. Raises UserError for one that the network has never seen."""
-    from dataset_builder.storage import Folder
-    from trainer.feature_info import read_info
+    from foundry.storage.folder import Folder
+    from trainer.features.info import read_info
 
     names = read_info(Folder(config.features)).class_names
     if unknown := sorted(set(kinds) - set(names)):

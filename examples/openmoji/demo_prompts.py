@@ -2,7 +2,7 @@
 
 from examples.openmoji.demo_commands import NUM_KINDS
 from examples.openmoji.prompts import WorldPrompt, draw_prompts
-from trainer.evaluation_config import OpenMojiConfig
+from trainer.evaluation.config import OpenMojiConfig
 
 
 def demo_prompts(prompts_per_category: int) -> tuple[WorldPrompt, ...]:

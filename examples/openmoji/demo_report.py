@@ -6,11 +6,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import UserError, run_command
 from examples.openmoji.demo_commands import NUM_KINDS, STAGES, DemoFolder
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
-    from dataset_builder.report_page import Section
+    from dataset_builder.reports.page import Section
 
 _NUM_PICTURES = 5
 _OUTCOME = (
@@ -54,8 +55,8 @@ class DemoReportConfig:
 
 def main(config: DemoReportConfig) -> int:
     """Writes the page; returns 0. Raises UserError where a part of the demo is missing."""
-    from dataset_builder.report_page import page
-    from model.new_files import new_file
+    from dataset_builder.reports.page import page
+    from foundry.storage.new_files import new_file
 
     folder = DemoFolder(Path(config.demo))
     try:
@@ -73,7 +74,7 @@ def main(config: DemoReportConfig) -> int:
 
 def _sections(config: DemoReportConfig, folder: DemoFolder) -> "Iterator[Section]":
     """The page, part by part: what came of it, then the way in order."""
-    from dataset_builder.report_page import Section
+    from dataset_builder.reports.page import Section
     from examples.openmoji.demo_figures import headline_html, losses_html, scores_html, times_html
     from examples.openmoji.demo_grid import grid_html
     from examples.openmoji.demo_prompts import demo_prompts
@@ -93,9 +94,9 @@ def _sections(config: DemoReportConfig, folder: DemoFolder) -> "Iterator[Section
 
 def _data_sections(folder: DemoFolder) -> "Iterator[Section]":
     """Images, captions, their density, and which of them were chosen."""
-    from dataset_builder.report_data import funnel_table
-    from dataset_builder.report_page import Section, cards_html, table_html
-    from dataset_builder.sql import open_stored
+    from dataset_builder.reports.page import Section, cards_html, table_html
+    from dataset_builder.reports.sections import funnel_table
+    from dataset_builder.sql.database import open_stored
     from examples.openmoji.demo_captions import captioned, density_html
 
     with open_stored(str(folder.captions)) as run:

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from examples.openmoji.demo_commands import STAGES, DemoFolder
-from model.checkpoint import MINI
-from model.image_files import image_names
-from trainer.evaluation import ALL
-from trainer.evaluation_images import IMAGES
-from trainer.evaluation_scores import GENERATED
-from trainer.evaluation_summary import RESULTS, SUMMARY_JSON
+from model.formats.checkpoint import MINI
+from model.generation.image_files import image_names
+from trainer.evaluation.benchmark import ALL
+from trainer.evaluation.images import IMAGES
+from trainer.evaluation.judging import GENERATED
+from trainer.evaluation.summary import RESULTS, SUMMARY_JSON
 
 
 @dataclass(frozen=True)

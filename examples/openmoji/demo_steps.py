@@ -18,8 +18,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dataset_builder.command_line import UserError
-from model.new_files import new_file
+from foundry.errors import UserError
+from foundry.storage.new_files import new_file
 
 LOG = "steps.jsonl"
 _INTERRUPTED = 130

@@ -8,7 +8,7 @@ Greedy, in float32, on scenes of held-out combinations, read back from JPEG.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,8 +75,8 @@ def caption_scenes(config: EvaluateConfig, scenes: "Sequence[Scene]") -> list[st
     import numpy as np
     from PIL import Image
 
-    from captioner.engine import GenerationSettings, LlavaEngine
-    from captioner.model_source import resolve_model
+    from captioner.engines.model_source import resolve_model
+    from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
     from examples.openmoji.composition import render
     from examples.openmoji.llava_mini import PROMPTS
     from examples.openmoji.scene_files import jpeg_bytes

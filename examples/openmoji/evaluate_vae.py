@@ -9,7 +9,7 @@ measured with noise on the latents.
 
 from dataclasses import dataclass
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 
 
 @dataclass(frozen=True)

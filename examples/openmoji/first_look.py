@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_builder.command_line import run_command
 from examples.openmoji.demo_steps import Step, duration, run_steps
+from foundry.command_line import run_command
 
 PROMPTS = "examples/openmoji/first_prompts.txt"
 NUM_SCENES = 6
@@ -90,13 +90,13 @@ def first_steps(root: Path) -> FirstSteps:
 
 def _write_page(path: Path, steps: FirstSteps) -> None:
     """Reads what the steps wrote, and writes the page."""
-    from dataset_builder.report_page import Table
-    from dataset_builder.sql import open_stored
+    from dataset_builder.reports.page import Table
+    from dataset_builder.sql.database import open_stored
     from examples.openmoji.demo_captions import captioned
     from examples.openmoji.first_page import Drawing, first_page
-    from model.image_files import image_names
-    from model.new_files import new_file
-    from model.prompt_files import read_prompts
+    from foundry.storage.new_files import new_file
+    from model.generation.image_files import image_names
+    from model.generation.prompt_files import read_prompts
 
     assert steps.captions.output and steps.drawings.output, "these steps write folders"
     with open_stored(str(steps.captions.output)) as run:

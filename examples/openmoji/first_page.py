@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builder.report_page import Picture, Section, Table, cards_html, page, table_html
+from dataset_builder.reports.page import Picture, Section, Table, cards_html, page, table_html
 
 if TYPE_CHECKING:
     from examples.openmoji.demo_steps import Step

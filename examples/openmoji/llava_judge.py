@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from captioner.engine import GenerationSettings, LlavaEngine
-from captioner.model_source import resolve_model
+from captioner.engines.model_source import resolve_model
+from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
 from examples.openmoji.checks import Reading
 from examples.openmoji.llava_mini import PROMPTS
 from examples.openmoji.truth import read_caption

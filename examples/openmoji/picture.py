@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,8 +69,8 @@ def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     from PIL import Image
 
     from captioner.cleaning import clean
-    from captioner.engine import GenerationSettings, LlavaEngine
-    from captioner.model_source import resolve_model
+    from captioner.engines.model_source import resolve_model
+    from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
     from captioner.prompts import load_prompts
     from examples.openmoji.composition import draw_scene, render
 
@@ -86,8 +86,8 @@ def _drawn(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     """Drawings of held-out prompts, each from a noise of its own, and these prompts."""
     from PIL import Image
 
-    from model.generation import GenerationRequest
-    from model.pipeline import open_pipeline
+    from model.generation.pipeline import open_pipeline
+    from model.generation.request import GenerationRequest
     from model.sampling import SamplingConfig
 
     texts, sampling = held_out_texts(config), SamplingConfig()

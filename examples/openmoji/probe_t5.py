@@ -18,7 +18,7 @@ Each figure stands beside that of the word embeddings alone, which know the word
 from dataclasses import dataclass
 from typing import Literal
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.composition import Relation, Scene, draw_scene
 from examples.openmoji.held_out import SPLITS
 from examples.openmoji.labelled_texts import LabelledText, labelled_text
 from examples.openmoji.truth import TrueObject, Truth, truth_of
+from foundry.errors import UserError
 
 Style = Literal["person", "dense"]
 _PHRASINGS = 50

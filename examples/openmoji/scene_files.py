@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.composition import Scene, draw_scene, render
 from examples.openmoji.descriptions import Texts, describe
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,7 +126,7 @@ def _write_jpegs(samples: list[Sample], out: Path, shard: int) -> None:
 
 def _write_tar(samples: list[Sample], out: Path, shard: int) -> None:
     """A WebDataset shard: jpg, txt and, for single objects, cls."""
-    from dataset_builder.webdataset_export import add_member
+    from dataset_builder.dataset.webdataset import add_member
 
     with _whole_file(out / f"scenes-{shard:05d}.tar") as path, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for one in samples:

@@ -8,7 +8,8 @@ Scene number i of a seed is the same in every format and for every count. The sa
 from dataclasses import dataclass
 from typing import Literal
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import io
 import numpy as np
 import numpy.typing as npt
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.kinds import KIND_BY_NAME
+from foundry.errors import UserError
 
 _RASTER_PX = 288
 

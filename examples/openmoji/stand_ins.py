@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 
 _WIDTH = 32
 _SPREAD = 0.2

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dataset_builder.command_line import run_command
 from examples.openmoji.training_config import PhaseConfig
+from foundry.command_line import run_command
 
 _FINAL_LR_SHARE = 0.05
 

@@ -7,8 +7,8 @@ The same command again goes on where the last one stopped; `--out` gets a loadab
 
 from dataclasses import dataclass, field
 
-from dataset_builder.command_line import run_command
 from examples.openmoji.training_config import ScheduleConfig
+from foundry.command_line import run_command
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builder.command_line import run_command
 from examples.openmoji.llava_mini import BOS_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN, PROMPTS, SPECIAL_TOKENS, UNK_TOKEN
+from foundry.command_line import run_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5Tokenizer

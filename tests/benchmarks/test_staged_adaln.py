@@ -18,14 +18,14 @@ from benchmarks.staged_trainings import (
     SCRATCH,
     validation_losses,
 )
-from model.checkpoint import PipelineConfig, save_checkpoint
 from model.dit import DiT
 from model.dit_config import PRESETS
+from model.formats.checkpoint import PipelineConfig, save_checkpoint
 from tests.benchmarks.test_staged_training import write_trained
 from tests.model.tiny_networks import TEXT, TIMESTEPS, captions, latents, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
-from trainer.checkpoints import list_checkpoints
 from trainer.config import CheckpointConfig
+from trainer.training.checkpoints import list_checkpoints
 
 
 def test_per_block_adaln_equals_adaln_single_where_all_mlps_are_one_and_all_tables_zero() -> None:

@@ -39,16 +39,16 @@ from benchmarks.staged_trainings import (
     write_copied,
 )
 from benchmarks.staged_world import features_folder
-from dataset_builder.command_line import UserError
-from model.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from foundry.errors import UserError
 from model.dit import DiT
 from model.dit_config import DiTConfig
+from model.flops import training_flops
+from model.formats.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
 from tests.model.tiny_networks import CLASS, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
-from trainer.checkpoints import list_checkpoints
-from trainer.evaluation_config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
-from trainer.flops import training_flops
+from trainer.evaluation.config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
+from trainer.training.checkpoints import list_checkpoints
 
 VALUES = {"dense": {"place, sprites": [0.5, 0.7]}, "alt_text": {"place, sprites": [0.1, 0.4]}}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.status import read_status
-from dataset_builder.storage import Folder
+from foundry.storage.folder import Folder
 from tests.captioner.conftest import run_arguments, save_pictures
 from tests.ray_nodes import RAY, ray_head
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dataset_builder.storage import Folder
-from dataset_builder.units import committed_units, read_commits
+from foundry.storage.folder import Folder
+from foundry.units.commits import committed_units, read_commits
 from tests.captioner.conftest import caption, run_arguments, save_pictures, start_captioner
 
 pytestmark = pytest.mark.slow

@@ -9,11 +9,11 @@ import ray
 from captioner.config import CaptionConfig
 from captioner.run import main
 from captioner.status import read_status
-from dataset_builder.command_line import run_command
-from dataset_builder.storage import Folder
-from dataset_builder.units import read_commits
+from foundry.command_line import run_command
+from foundry.storage.folder import Folder
+from foundry.units.commits import read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
-from tests.dataset_builder.plain_loop import run_plainly
+from tests.foundry.units.plain_loop import run_plainly
 from tests.s3 import s3_bucket
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_images_and_run_on_object_storage(
     (images / "broken.jpg").write_bytes(b"nonsense")
     Folder(bucket).filesystem.put(f"{images}/", f"{bucket}/images/", recursive=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+        patch.setattr("foundry.units.run.run_job", run_plainly)
         assert caption(run_arguments(images, tmp_path / "local", tiny_llava)) == 0
         capsys.readouterr()
         assert caption(run_arguments(f"{bucket}/images", run, tiny_llava, "--limit", "8")) == 0

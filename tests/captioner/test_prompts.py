@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.prompts import PROMPT_SETS, Prompt, PromptSet, load_prompts, render
-from dataset_builder.command_line import UserError
+from foundry.errors import UserError
 
 ALT_TEXT = PROMPT_SETS["alt_text"].prompts[0]
 

@@ -14,14 +14,15 @@ from PIL import Image
 from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
 from captioner.run import _allowed, caption_job, main, with_dtype
 from captioner.status import read_status
-from dataset_builder.cluster import RaySettings
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.storage import Folder
-from dataset_builder.unit_run import run_job
-from dataset_builder.units import Commit, Unit, read_commits
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from foundry.hardware import auto_dtype
+from foundry.storage.folder import Folder
+from foundry.units.cluster import RaySettings
+from foundry.units.commits import Commit, Unit, read_commits
+from foundry.units.run import run_job
 from tests.captioner.conftest import caption, run_arguments, save_pictures
-from tests.dataset_builder.containers import jpeg, tar_bytes
+from tests.foundry.images.containers import jpeg, tar_bytes
 
 
 def table(run: Path, kind: str) -> pa.Table:

@@ -12,14 +12,15 @@ from captioner.caption_job import CaptionJob
 from captioner.config import CaptionConfig
 from captioner.run import caption_job, main, plan_run
 from captioner.run_record import check_commits
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.plan import Plan
-from dataset_builder.sources import find_sources
-from dataset_builder.storage import Folder
-from dataset_builder.text_view import T5Config
-from dataset_builder.units import commit_unit, read_commits
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.runs.plan import Plan
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.images.sources import find_sources
+from foundry.storage.folder import Folder
+from foundry.units.commits import commit_unit, read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
-from tests.dataset_builder.containers import jpeg, tar_bytes
+from tests.foundry.images.containers import jpeg, tar_bytes
 
 
 def planned(config: CaptionConfig) -> tuple[Plan, CaptionJob]:
@@ -52,7 +53,7 @@ def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, 
 def test_bad_input_is_found_before_ray_starts(
     tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, *, bad: str
 ) -> None:
-    monkeypatch.setattr("dataset_builder.ray_session.start_ray", lambda settings: pytest.fail("Ray was started"))
+    monkeypatch.setattr("foundry.units.ray_session.start_ray", lambda settings: pytest.fail("Ray was started"))
     images, run = save_pictures(tmp_path / "images", count=1), tmp_path / "run"
     if bad == "tar":
         (images / "x.tar").write_bytes(tar_bytes([("a.jpg", jpeg(1))])[:600])

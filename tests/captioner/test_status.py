@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from captioner.status import RunStatus, read_status
-from dataset_builder.progress import BudgetExceeded, Progress
-from dataset_builder.rejection import allowed_rejections
-from dataset_builder.schema import SCHEMA_VERSION
-from dataset_builder.storage import Folder
-from dataset_builder.units import Commit, commit_name
+from foundry.storage.folder import Folder
+from foundry.storage.schema import SCHEMA_VERSION
+from foundry.units.commits import Commit, commit_name
+from foundry.units.progress import BudgetExceeded, Progress
+from foundry.units.rejection import allowed_rejections
 
 
 def commit(*, planned: int = 8, rejected: int = 0) -> Commit:

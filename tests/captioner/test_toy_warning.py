@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from captioner.config import REAL_MODEL, CaptionConfig
-from captioner.model_source import MINI, resolve_model
+from captioner.engines.model_source import MINI, resolve_model
 from captioner.run import main
 from captioner.toy_warning import ToyWarning
-from dataset_builder.command_line import run_command
-from dataset_builder.schema import IMAGES
-from dataset_builder.storage import Folder
-from dataset_builder.units import Commit, Unit, commit_unit
+from foundry.command_line import run_command
+from foundry.storage.folder import Folder
+from foundry.storage.schema import IMAGES
+from foundry.units.commits import Commit, Unit, commit_unit
 from tests.captioner.conftest import caption, run_arguments
 
 SCENE, PHOTOGRAPH, BANNER = (64, 64), (400, 300), (2000, 256)

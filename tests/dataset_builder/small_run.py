@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dataset_builder.noun_counts import CaptionNouns, count_nouns
-from dataset_builder.references import content_hash
-from dataset_builder.schema import CAPTIONS, IMAGES, INDEX, REJECTED, SCORES
-from dataset_builder.score_files import record_name, score_folder
-from dataset_builder.storage import Folder
-from dataset_builder.tagging import TaggerConfig
-from dataset_builder.text_view import T5Config
-from dataset_builder.units import Unit, commit_unit, table_bytes
+from dataset_builder.concepts.noun_counts import CaptionNouns, count_nouns
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.concepts.tagger import TaggerConfig
+from dataset_builder.sql.score_files import record_name, score_folder
+from foundry.images.reader import content_hash
+from foundry.storage.folder import Folder
+from foundry.storage.schema import CAPTIONS, IMAGES, INDEX, REJECTED, SCORES
+from foundry.units.commits import Unit, commit_unit, table_bytes
 
 NOUNS = ("owl", "house", "image", "tree", "sky")
 T5_WORDS = 6

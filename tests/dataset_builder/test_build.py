@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_builder.build import BuildConfig, build_dataset, main
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.dataset_files import read_dataset
-from dataset_builder.dedup_config import DedupConfig
-from dataset_builder.schema import DROPPED, SAMPLES
-from dataset_builder.sql import Database, open_stored
-from dataset_builder.storage import Folder
+from dataset_builder.dataset.dedup_config import DedupConfig
+from dataset_builder.sql.database import Database, open_stored
+from dataset_builder.sql.dataset_files import read_dataset
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.schema import DROPPED, SAMPLES
 from tests.dataset_builder.small_run import SmallRun, write_run_with_images
 
 ALL: dict[str, float | str] = {"train": 1.0}

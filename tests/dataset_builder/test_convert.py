@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from dataset_builder.command_line import UserError
 from dataset_builder.convert import ConvertConfig, import_run
-from dataset_builder.sql import open_run
-from dataset_builder.storage import Folder
-from dataset_builder.text_archive import find_texts, store_texts
-from tests.dataset_builder.containers import jpeg, parquet, tar_bytes, write
-from tests.dataset_builder.plain_loop import run_plainly
+from dataset_builder.runs.text_archive import find_texts, store_texts
+from dataset_builder.sql.database import open_run
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import MINI_T5
+from tests.foundry.images.containers import jpeg, parquet, tar_bytes, write
+from tests.foundry.units.plain_loop import run_plainly
 
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
 
 
 def _import(tmp_path: Path, source: Any, given: Path, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -72,9 +72,9 @@ def test_sam_llava_finds_its_images_by_their_number(tmp_path: Path) -> None:
 
 
 def test_texts_are_found_in_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset_builder.text_archive._ROW_GROUP", 7)
-    monkeypatch.setattr("dataset_builder.text_archive._BATCH", 5)
-    monkeypatch.setattr("dataset_builder.parquet_parts.FILE_BYTES", 1)
+    monkeypatch.setattr("dataset_builder.runs.text_archive._ROW_GROUP", 7)
+    monkeypatch.setattr("dataset_builder.runs.text_archive._BATCH", 5)
+    monkeypatch.setattr("foundry.storage.parquet_writer.FILE_BYTES", 1)
     texts = {f"sa_{number}": f"text {number}" for number in range(40)}
     archive = write(tmp_path / "a.tar", tar_bytes([(f"{key}.txt", text.encode()) for key, text in texts.items()]))
     run = Folder(str(tmp_path / "run"))

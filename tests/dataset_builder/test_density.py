@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builder import counted_text
-from dataset_builder.command_line import UserError
-from dataset_builder.counted_text import CountedText, Texts, tagged_texts
+from dataset_builder.concepts import corpus as counted_text
+from dataset_builder.concepts.corpus import CountedText, Texts, tagged_texts
+from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
 from dataset_builder.density import DensityConfig, main
-from dataset_builder.storage import Folder
-from dataset_builder.tagging import NounTagger, TaggerConfig
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import MINI_T5, SmallRun
 
 

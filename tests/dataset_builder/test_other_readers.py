@@ -12,9 +12,9 @@ from PIL import Image
 
 from dataset_builder.build import BuildConfig, build_dataset
 from dataset_builder.convert import ConvertConfig, import_run
-from tests.dataset_builder.containers import jpeg, write
-from tests.dataset_builder.plain_loop import run_plainly
 from tests.dataset_builder.small_run import MINI_T5
+from tests.foundry.images.containers import jpeg, write
+from tests.foundry.units.plain_loop import run_plainly
 
 NUM_IMAGES = 6
 
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / "photos" / f"{number}.txt", f"An owl and {number} trees.")
     config = ConvertConfig(input=str(folder / "photos"), out=str(folder / "run"), source="image-txt", target="run", t5=MINI_T5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+        patch.setattr("foundry.units.run.run_job", run_plainly)
         assert import_run(config, config.out) == 0
     splits: dict[str, float | str] = {"validation": "key >= '4'", "train": 1.0}
     build_dataset(BuildConfig(captions=(config.out,), out=str(folder / "data"), splits=splits, embed=True))

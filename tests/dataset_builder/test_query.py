@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builder.command_line import UserError
 from dataset_builder.query import QueryConfig, main
-from dataset_builder.storage import Folder
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import SmallRun
 
 Ask = Callable[..., str]

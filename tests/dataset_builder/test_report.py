@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from dataset_builder.command_line import UserError
-from dataset_builder.references import reference_of
 from dataset_builder.report import ReportConfig, main
-from dataset_builder.report_charts import Histogram, Series, histogram_svg, lines_svg, short_number
-from dataset_builder.report_data import funnel_table, noun_tables, rarefaction
-from dataset_builder.report_page import Gallery, Picture, Section, gallery_html, page
-from dataset_builder.sql import open_stored
-from dataset_builder.storage import Folder
-from tests.dataset_builder.containers import jpeg, write
+from dataset_builder.reports.charts import Histogram, Series, histogram_svg, lines_svg, short_number
+from dataset_builder.reports.page import Gallery, Picture, Section, gallery_html, page
+from dataset_builder.reports.sections import funnel_table, noun_tables, rarefaction
+from dataset_builder.sql.database import open_stored
+from foundry.errors import UserError
+from foundry.images.reader import reference_of
+from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import SmallRun, write_run_with_images
+from tests.foundry.images.containers import jpeg, write
 
 SECTIONS = ["Funnel", "Concept density", "Rarefaction", "Histograms", "Density against"]
 SECTIONS += ["Frequent nouns", "Rare nouns", "Repetitions", "Gallery"]
@@ -136,7 +136,7 @@ def test_images_that_are_gone_are_counted_and_the_page_is_made(tmp_path: Path) -
     assert "2 more could not be read: img_1: " in text
     tar = {"uri": "/data/gone.tar", "member": "0.jpg", "byte_offset": 512, "byte_length": 9}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dataset_builder.report_data.reference_of", lambda row: reference_of({**row, **tar}))
+        patch.setattr("dataset_builder.reports.sections.reference_of", lambda row: reference_of({**row, **tar}))
         text = _report(tmp_path / "pictures")
     assert "3 more could not be read: img_0: /data/gone.tar was there when its images were planned" in text
     assert "could not be read" not in _report(tmp_path / "pictures", pictures=0)

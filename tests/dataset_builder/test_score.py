@@ -12,19 +12,19 @@ import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 
-from dataset_builder.aesthetic import AestheticPredictor
 from dataset_builder.build import BuildConfig, build_dataset
-from dataset_builder.clip_scores import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
-from dataset_builder.command_line import UserError
 from dataset_builder.convert import ConvertConfig, import_run
-from dataset_builder.dedup_config import DedupConfig
+from dataset_builder.dataset.dedup_config import DedupConfig
 from dataset_builder.score import ScoreConfig, main
-from dataset_builder.sharpness import perceptual_hash, sharpness
-from dataset_builder.sql import open_run, open_stored
-from tests.dataset_builder.containers import encode, write
-from tests.dataset_builder.plain_loop import run_plainly
+from dataset_builder.scores.aesthetic import AestheticPredictor
+from dataset_builder.scores.clip import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
+from dataset_builder.scores.image_quality import perceptual_hash, sharpness
+from dataset_builder.sql.database import open_run, open_stored
+from foundry.errors import UserError
 from tests.dataset_builder.small_run import MINI_T5
 from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor
+from tests.foundry.images.containers import encode, write
+from tests.foundry.units.plain_loop import run_plainly
 
 TEXTS = {
     "a": "An owl sits on a tree. The sky is blue!",
@@ -41,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of three smooth images of 90 x 60."""
-    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
     for number, (key, text) in enumerate(TEXTS.items()):
         write(tmp_path / "photos" / f"{key}.png", encode(_picture(number), "PNG"))
         write(tmp_path / "photos" / f"{key}.txt", text)
@@ -162,7 +162,7 @@ def test_what_cannot_be_used_is_one_line(clip: Path, run: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("embed", [False, True])
 def test_a_data_set_scores_as_its_run_did(run: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, *, embed: bool) -> None:
-    monkeypatch.setattr("dataset_builder.score_plan.UNIT_IMAGES", 2)
+    monkeypatch.setattr("dataset_builder.scores.plan.UNIT_IMAGES", 2)
     dataset = run.parent / "data"
     build_dataset(BuildConfig(captions=(str(run),), out=str(dataset), embed=embed))
     for source in (run, dataset):

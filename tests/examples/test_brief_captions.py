@@ -11,7 +11,7 @@ from examples.openmoji.brief_captions import BriefConfig, brief, scene_told
 from examples.openmoji.composition import draw_scene
 from examples.openmoji.descriptions import describe
 from examples.openmoji.truth import truth_of
-from tests.dataset_builder.plain_loop import run_plainly
+from tests.foundry.units.plain_loop import run_plainly
 from tests.test_notebooks import described_scenes
 
 PAIR = (
@@ -50,7 +50,7 @@ def test_a_relation_that_contradicts_the_places_is_not_repeated() -> None:
 
 def test_the_tar_has_a_text_for_each_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "brief.tar"
-    monkeypatch.setattr("dataset_builder.unit_run.run_job", run_plainly)
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
     assert brief_captions.main(BriefConfig(run=described_scenes(tmp_path, count=12), out=str(out))) == 0
     with tarfile.open(out) as tar:
         assert len([name for name in tar.getnames() if name.endswith(".txt")]) == 12

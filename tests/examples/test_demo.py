@@ -15,10 +15,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.demo import main
 from examples.openmoji.demo_commands import NUM_KINDS, STYLE, DemoConfig, DemoFolder, steps
 from examples.openmoji.demo_steps import LOG, Step, duration, read_times, run_steps
+from foundry.errors import UserError
 from tests.test_documents import unnamed_models
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ import torch
 
 from examples.openmoji.benchmark import world_judges
 from examples.openmoji.prompts import draw_prompts
-from model.checkpoint import load_checkpoint, mini_checkpoint
 from model.dit import PRESETS
-from model.generation import GenerationRequest
-from model.pipeline import open_pipeline
-from trainer.evaluation import Prompt
+from model.formats.checkpoint import load_checkpoint, mini_checkpoint
+from model.generation.pipeline import open_pipeline
+from model.generation.request import GenerationRequest
+from trainer.evaluation.benchmark import Prompt
 
 ROOT = Path(__file__).resolve().parents[2] / "model/pretrained/dit-mini"
 STAGES = ("pixel", "alignment", "aesthetic")

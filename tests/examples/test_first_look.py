@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builder.report_page import Picture, Table
+from dataset_builder.reports.page import Picture, Table
 from examples.openmoji.demo_steps import LOG
 from examples.openmoji.first_look import PROMPTS, FirstLookConfig, first_steps, main
 from examples.openmoji.first_page import Drawing, first_page
 from examples.openmoji.scene_files import TRUTH_FILE
 from examples.openmoji.truth import read_caption, read_truths
-from model.prompt_files import read_prompts
+from model.generation.prompt_files import read_prompts
 
 DONE_S = 30
 """Seconds for a look that has nothing left to do; a first one takes less than a minute on two idle cores."""

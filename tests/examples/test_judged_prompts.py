@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.checks import CHECKS, check, stands
 from examples.openmoji.composition import Relation
 from examples.openmoji.descriptions import describe
@@ -14,6 +13,7 @@ from examples.openmoji.held_out import SPLITS, is_held_out
 from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.prompts import CATEGORIES, WorldPrompt, draw_prompts
 from examples.openmoji.truth import ReadCaption, TrueObject, Truth, read_caption, truth_of
+from foundry.errors import UserError
 
 ASKED = Truth(
     objects=(TrueObject(kind="owl", size="large", place="left"), TrueObject(kind="key", size="small", place="right")),

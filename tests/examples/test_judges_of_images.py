@@ -5,8 +5,8 @@ import pytest
 
 from examples.openmoji.backgrounds import background_pixels
 from examples.openmoji.benchmark import open_benchmark
-from trainer.evaluation import Benchmark
-from trainer.evaluation_config import EvaluateConfig, OpenMojiConfig
+from trainer.evaluation.benchmark import Benchmark
+from trainer.evaluation.config import EvaluateConfig, OpenMojiConfig
 
 
 @pytest.fixture(scope="module")

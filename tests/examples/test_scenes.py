@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dataset_builder.command_line import UserError
 from examples.openmoji.composition import LAYOUTS, PLACES, Scene, draw_scene, render
 from examples.openmoji.held_out import SPLITS, is_held_out
 from examples.openmoji.kinds import KINDS
 from examples.openmoji.scene_files import TRUTH_FILE, SceneSet, write_scenes
+from foundry.errors import UserError
 
 
 def _scenes(split: str, count: int = 400) -> list[Scene]:

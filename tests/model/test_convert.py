@@ -13,14 +13,14 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import PipelineConfig, load_checkpoint, save_checkpoint
-from model.command_line import UserError
+from foundry.errors import UserError
 from model.convert import ConvertConfig, main
 from model.dit import PRESETS, Captions, DiT, KVCompression, position_table
 from model.dit_config import UnstatedConfig
-from model.generation import GenerationRequest
-from model.pipeline import open_pipeline
-from model.pipeline_parts import RuntimeConfig
+from model.formats.checkpoint import PipelineConfig, load_checkpoint, save_checkpoint
+from model.generation.pipeline import open_pipeline
+from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 from tests.model.tiny_networks import CLASS, TEXT, TIMESTEPS, latents, padded_captions, random_network
 from tests.model.tiny_parts import save_tiny_checkpoint

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from model.generate import GenerateConfig, main
-from model.generation import GenerationRequest
-from model.image_files import image_names
-from model.pipeline import open_pipeline
-from model.prompt_files import read_prompts
+from model.generation.image_files import image_names
+from model.generation.pipeline import open_pipeline
+from model.generation.prompt_files import read_prompts
+from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 from tests.model.tiny_parts import SIDE_PX, save_tiny_checkpoint
 
@@ -130,7 +131,7 @@ def test_bad_input_is_one_line(
 def test_without_a_shipped_checkpoint_mini_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.checkpoint.PRETRAINED", tmp_path)
+    monkeypatch.setattr("model.formats.checkpoint.PRETRAINED", tmp_path)
     assert run("--prompt", "a", "--out", str(tmp_path / "x.png")) == 2
     assert "no shipped checkpoint" in capsys.readouterr().err
 

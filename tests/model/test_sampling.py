@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from model.command_line import UserError
+from foundry.errors import UserError
 from model.diffusion import Diffusion, Objective, RectifiedFlow
 from model.dit import Captions
 from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, make_scheduler, sample_latents

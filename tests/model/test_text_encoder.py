@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
-from model.command_line import UserError
+from foundry.errors import UserError
 from model.dit import Captions
 from model.frozen_parts import find_part, stored_tensors
 from model.text_encoder import TextEncoder, TextEncoderConfig, batches_by_length, clean_captions, load_text_encoder
@@ -134,7 +134,7 @@ def test_8_bit_weights_need_their_library(folder: Path, library: str) -> None:
     found, expected = quantised.encode(["a red owl"]).tokens.float(), tiny_text_encoder(folder).encode(["a red owl"]).tokens
     assert 0 < ((found - expected).norm() / expected.norm()).item() < 0.05
     assert quantised.fingerprint() == tiny_text_encoder(folder).fingerprint()
-    if library == "bitsandbytes":  # what model/memory.py counts with
+    if library == "bitsandbytes":  # what model/generation/memory.py counts with
         attention, mlp = (layer[0] for layer in zip(*(block.layer for block in quantised.model.encoder.block), strict=True))
         assert attention.SelfAttention.q.weight.dtype == mlp.DenseReluDense.wi_0.weight.dtype == torch.int8
         assert mlp.DenseReluDense.wo.weight.dtype == quantised.model.shared.weight.dtype == torch.bfloat16

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from model.checkpoint import PartConfig, PipelineConfig, save_checkpoint
 from model.dit import DiT
 from model.dit_config import DiTConfig
+from model.formats.checkpoint import PartConfig, PipelineConfig, save_checkpoint
 from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.vae import VAE, VAEConfig, load_vae
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.trainer.toy_benchmark import brightness
-from trainer.evaluation import OVERALL, Benchmark, JudgeSource, Prompt, Published, Score, SetMetric, Verdict
-from trainer.evaluation_config import EvaluateConfig
+from trainer.evaluation.benchmark import OVERALL, Benchmark, JudgeSource, Prompt, Published, Score, SetMetric, Verdict
+from trainer.evaluation.config import EvaluateConfig
 
 PROMPTS = (
     Prompt(text="an owl", category="animals", data={"level": 0.25}),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builder.command_line import run_command
+from foundry.command_line import run_command
 from trainer.config import TrainConfig
-from trainer.outlook import MOST_PASSES
+from trainer.monitoring.outlook import MOST_PASSES
 from trainer.plan import plan, stage_configs
-from trainer.plan_config import PlanConfig
-from trainer.plan_table import plan_table
+from trainer.planning.config import PlanConfig
+from trainer.planning.table import plan_table
 from trainer.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]

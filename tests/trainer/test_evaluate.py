@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dataset_builder.command_line import run_command
-from model.image_files import image_names
-from model.pipeline import Pipeline
+from foundry.command_line import run_command
+from model.generation.image_files import image_names
+from model.generation.pipeline import Pipeline
 from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import toy_benchmark
 from trainer import evaluate
-from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
-from trainer.evaluation_frechet import frechet_distance
+from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.frechet import frechet_distance
 
 LEVELS = {"a red owl": 51, "a blue key": 255, "the large owl": 0}
 

@@ -8,26 +8,26 @@ import pytest
 import torch
 import yaml
 
-from dataset_builder.storage import Folder
 from foundry.hardware import AUTO_VARIABLE
-from model.pipeline_parts import RuntimeConfig
+from foundry.storage.folder import Folder
+from model.generation.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig
-from tests.dataset_builder.plain_loop import run_plainly
+from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import toy_benchmark
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import evaluate
 from trainer.config import Rung
-from trainer.evaluation_config import BENCHMARKS, EvaluateConfig
-from trainer.feature_info import FEATURES_FILE, FeaturesInfo, read_info
+from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.features.config import PrecomputeConfig
+from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
+from trainer.features.job import Encoders
 from trainer.fit import main as train
+from trainer.monitoring.run_folder import LOG
 from trainer.precompute import prepare
-from trainer.precompute_config import PrecomputeConfig
-from trainer.precompute_job import Encoders
-from trainer.run_folder import LOG
 
 BOTH = pytest.mark.parametrize("format_here", ["float32", "bfloat16"])
 
@@ -115,7 +115,7 @@ def test_features_of_one_kind_of_machine_train_on_the_other(tmp_path: Path, monk
 def test_captions_are_encoded_in_training_by_what_this_machine_is_quick_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.samples import open_text_encoder
+    from trainer.monitoring.sample_grids import open_text_encoder
 
     config = _in_auto(tiny_precompute(tmp_path, write_dataset(tmp_path / "dataset"), captions="none"))
     _auto_is(monkeypatch, "bfloat16")
@@ -141,7 +141,7 @@ def test_stores_of_before_are_read_with_the_fingerprint_that_they_have(tmp_path:
 
 
 def test_each_part_follows_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.pipeline_parts.resolve_dtype", lambda dtype, device: f"{dtype} on {device}")
+    monkeypatch.setattr("model.generation.pipeline_parts.resolve_dtype", lambda dtype, device: f"{dtype} on {device}")
     found = RuntimeConfig(device="cpu", text_encoder_device="meta").resolved()
     assert (found.dtype, found.text_encoder_dtype) == ("auto on cpu", "auto on meta")
     assert VAEConfig(name="a").dtype == TextEncoderConfig(name="a").dtype == "auto"

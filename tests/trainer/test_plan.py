@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builder.command_line import UserError, run_command
+from foundry.command_line import run_command
+from foundry.errors import UserError
 from tests.trainer.tiny_training import write_store
 from trainer.config import StageName
-from trainer.gpus import GPUS, PAPER_A100_PRICE
-from trainer.paper_costs import (
+from trainer.monitoring.gpus import GPUS, PAPER_A100_PRICE
+from trainer.plan import main, plan, stage_configs
+from trainer.planning.config import PlanConfig
+from trainer.planning.paper import (
     PAPER_A100_DAYS,
     PAPER_DOLLARS,
     PAPER_ROWS,
     paper_a100_days,
     paper_dollars_per_a100_hour,
 )
-from trainer.plan import main, plan, stage_configs
-from trainer.plan_config import PlanConfig
 
 SMALL = {"ladder": [{"resolution": 64, "images": 6400, "batch_size": 64}], "network": {"width": 48, "depth": 2, "num_heads": 4}}
 

@@ -13,27 +13,28 @@ import pytest
 import torch
 import yaml
 
-from dataset_builder.command_line import UserError, run_command
-from dataset_builder.decoding import DecodeLimits, decode_image
-from dataset_builder.rejection import ALWAYS_ALLOWED_REJECTIONS
-from dataset_builder.storage import Folder
-from dataset_builder.units import committed_units, read_commits
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.storage.folder import Folder
+from foundry.units.commits import committed_units, read_commits
+from foundry.units.rejection import ALWAYS_ALLOWED_REJECTIONS
 from model.text_encoder import TextEncoderConfig, load_text_encoder
 from model.vae import VAEConfig, load_vae
-from tests.dataset_builder.plain_loop import run_plainly
+from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
 from tests.trainer.tiny_training import tiny_config
-from trainer.buckets import nearest_buckets
 from trainer.config import Rung
-from trainer.feature_plan import read_feature_plan
-from trainer.feature_store import FeatureStore, SampleRequest
+from trainer.features.buckets import nearest_buckets
+from trainer.features.config import PrecomputeConfig
+from trainer.features.job import Encoders
+from trainer.features.plan import read_feature_plan
+from trainer.features.store import FeatureStore, SampleRequest
+from trainer.features.transforms import decoding_side_px, fit, to_signed
 from trainer.fit import main as train
+from trainer.monitoring.run_folder import read_metrics
 from trainer.precompute import main, prepare
-from trainer.precompute_config import PrecomputeConfig
-from trainer.precompute_job import Encoders
-from trainer.run_folder import read_metrics
-from trainer.transforms import decoding_side_px, fit, to_signed
 
 
 @pytest.fixture

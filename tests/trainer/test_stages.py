@@ -8,15 +8,15 @@ import pytest
 import torch
 import yaml
 
-from dataset_builder.command_line import UserError
-from model.checkpoint import PartConfig, load_checkpoint, read_pipeline_config
+from foundry.errors import UserError
+from model.formats.checkpoint import PartConfig, load_checkpoint, read_pipeline_config
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit, tensorboard
-from trainer.checkpoints import newest_checkpoint
 from trainer.config import NetworkConfig, Rung, TrainConfig
-from trainer.run_folder import read_metrics
+from trainer.monitoring.run_folder import read_metrics
 from trainer.stages import STAGES
+from trainer.training.checkpoints import newest_checkpoint
 
 PAPER_IMAGES = {"pixel": 307_200_000, "alignment": 1_708_800_000, "aesthetic": 1_025_280_000 + 256_000_000 + 6_144_000}
 
@@ -186,13 +186,13 @@ def test_out_of_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
     def exhausted(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("trainer.loop.train", exhausted)
+    monkeypatch.setattr("trainer.training.loop.train", exhausted)
     with pytest.raises(UserError, match="--gradient_checkpointing, or fewer --device_tokens than 96"):
         fit.main(tiny_config(tmp_path, device_tokens=96))
 
 
 def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
-    from trainer.start import check_workers
+    from trainer.training.start import check_workers
 
     with pytest.raises(UserError, match="batch of 4 images cannot be shared by 3 workers: give a multiple, as 3"):
         check_workers(tiny_config(tmp_path), 3)

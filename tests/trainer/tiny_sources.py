@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from dataset_builder.schema import DATASET_VERSION, SAMPLES
-from dataset_builder.storage import Folder
-from dataset_builder.units import Unit, table_bytes
+from foundry.storage.folder import Folder
+from foundry.storage.schema import DATASET_VERSION, SAMPLES
+from foundry.units.commits import Unit, table_bytes
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig
-from tests.dataset_builder.plain_loop import run_plainly
+from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae
+from trainer.features.config import PrecomputeConfig
+from trainer.features.job import Encoders
 from trainer.precompute import prepare
-from trainer.precompute_config import PrecomputeConfig
-from trainer.precompute_job import Encoders
 
 SIZES = ((32, 32), (40, 36), (30, 64), (70, 33))
 """Height and width of the pictures, in turn."""

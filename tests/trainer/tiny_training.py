@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dataset_builder.storage import Folder
-from dataset_builder.units import commit_unit
-from model.checkpoint import PartConfig
+from foundry.storage.folder import Folder
+from foundry.units.commits import commit_unit
 from model.dit import Captions
+from model.formats.checkpoint import PartConfig
 from model.text_encoder import TextEncoder
 from model.vae import LatentDistribution
 from trainer.config import (
@@ -25,9 +25,9 @@ from trainer.config import (
     TrainConfig,
     WatchConfig,
 )
-from trainer.feature_info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
-from trainer.feature_plan import PlannedUnit
-from trainer.feature_tables import SampleFacts, captions_table, latents_table
+from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
+from trainer.features.plan import PlannedUnit
+from trainer.features.tables import SampleFacts, captions_table, latents_table
 
 CAPTION_WIDTH = 16
 DOWNSAMPLING = 2

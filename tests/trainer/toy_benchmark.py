@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation import Benchmark, JudgeSource, Prompt, TrueImages, Verdict
-from trainer.evaluation_config import EvaluateConfig
+from trainer.evaluation.benchmark import Benchmark, JudgeSource, Prompt, TrueImages, Verdict
+from trainer.evaluation.config import EvaluateConfig
 
 PROMPTS = (
     Prompt(text="a red owl", category="bright"),

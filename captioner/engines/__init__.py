@@ -1,0 +1,1 @@
+"""Engines: where captions come from, and the models that they load."""

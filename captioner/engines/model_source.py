@@ -1,0 +1,127 @@
+"""From the name of a model to where its files are: `mini`, a folder, or a hub id with its revision.
+
+Everything here happens in the driver, before Ray starts, so that a model that cannot be had is one line and not a stack of
+worker logs. transformers is not imported.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foundry.errors import UserError
+from foundry.storage.fingerprint import folder_fingerprint
+from foundry.storage.hub import NotOnHub, hub_file, hub_parameters
+
+MINI = Path(__file__).resolve().parents[1] / "pretrained" / "llava-mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files.
+
+    `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
+    many replicas a node's memory holds; 0: unknown.
+    """
+
+    name: str
+    location: str
+    revision: str
+    on_hub: bool
+    image_side_px: int
+    num_parameters: int = 0
+
+    @property
+    def is_mini(self) -> bool:
+        """Whether this is the shipped toy, by its name or by its folder."""
+        return Path(self.path_or_id) in (MINI, MINI.resolve())
+
+    @property
+    def path_or_id(self) -> str:
+        """What from_pretrained takes, on whichever node this is: the shipped model lies beside the code of that node."""
+        return str(MINI) if self.name == "mini" else self.location
+
+
+def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
+    """Finds a model by name. Raises UserError where it cannot be had, or is not a model that reads images."""
+    folder = MINI if name == "mini" else Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
+        config = _read_config(folder / "config.json")
+        found = folder_fingerprint(folder)
+        location = str(folder.resolve())
+        num_parameters = _stored_parameters(folder)
+    elif name == "mini" or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"there is no model folder {folder}: give a folder or a hub id, or `mini` for emoji scenes")
+    else:
+        config, cached = _from_hub(name, revision)
+        location, found = name, cached.name
+        num_parameters = _stored_parameters(cached) or hub_parameters(name, revision=found)
+    if not isinstance(config.get("vision_config"), dict):
+        raise UserError(
+            f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint"
+        )
+    try:
+        side_px = _image_side(config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the config.json of {name} is not that of a LLaVA checkpoint ({error}): fetch it again") from None
+    return ModelSource(
+        name=name,
+        location=location,
+        revision=found,
+        on_hub=not folder.is_dir(),
+        image_side_px=side_px,
+        num_parameters=num_parameters,
+    )
+
+
+def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:
+    """The config of a hub model and its folder in the cache, which is named by the commit that the revision stands for."""
+    try:
+        path = hub_file(name, "config.json", revision=revision)
+    except NotOnHub as reason:
+        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
+    return _read_config(path), path.parent
+
+
+def _stored_parameters(folder: Path) -> int:
+    """The number of parameters in a folder's safetensors, read from their headers; 0 where one cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    try:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return 0
+    return count
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch the model again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object: fetch the model again")
+    return config
+
+
+def _image_side(config: dict[str, Any]) -> int:
+    """What the shorter side of an image is worth, in pixels: that of the largest grid of crops, else of the vision tower.
+
+    OneVision's `anyres_max_9` reduces what it sees of a larger grid to as many tokens as 9 crops give, so that a grid of
+    6 x 6 crops (2304 px) is worth one of 3 x 3. Raises TypeError or ValueError for a config of another form.
+    """
+    crop_px = int(config["vision_config"].get("image_size", 336))
+    grid = config.get("image_grid_pinpoints")
+    if not grid:
+        return crop_px
+    side_px = max(min(int(side) for side in pair) for pair in grid)
+    default = "anyres_max_9" if config.get("model_type") == "llava_onevision" else ""
+    most = re.fullmatch(r"anyres_max_(\d+)", str(config.get("vision_aspect_ratio") or default))
+    return min(side_px, math.ceil(crop_px * math.sqrt(int(most[1])))) if most else side_px

@@ -1,0 +1,1 @@
+"""Nouns of captions, their counts and the concept density."""

@@ -1,0 +1,212 @@
+"""The nouns of a body of text, counted: those of a run's captions as the workers left them, any other text column tagged now.
+
+A column is read in batches and tagged on all cores; memory grows with the number of different nouns, not with the text.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import chain
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+from dataset_builder.concepts.caption_counts import load_t5_view, load_tagger
+from dataset_builder.concepts.noun_counts import caption_nouns, count_nouns, merge_counts
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.concepts.tagger import TaggerConfig
+from dataset_builder.sql.views import quoted
+from foundry.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataset_builder.sql.database import Database
+
+TEXTS_PER_TASK = 1000
+_MERGE_EVERY = 16
+# Below this, tagging here is done before worker processes have loaded their models.
+_SMALL_CHARS = 1_500_000
+
+Texts = Iterator[tuple[Sequence[str], Sequence[str | None]]]
+"""Batches of a column: the prompt of each text ("" where there is none), and the texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedText:
+    """One row of the table: a body of text, how much of it there is, and its noun counts."""
+
+    source: str
+    """Path or URL of the run or file."""
+    column: str
+    """Its text column."""
+    prompt: str
+    """The prompt that the texts answer; "" for a column without prompts."""
+    num_captions: int
+    """Texts, empty ones left out."""
+    num_empty: int
+    """Rows without text: null, blank, or a caption that was refused."""
+    num_cut: int
+    """Texts of which the text encoder does not read all."""
+    counts: "pa.Table"
+    """schema.NOUN_COUNTS of this prompt."""
+    tagger: dict[str, Any]
+    """NounTagger.describe()."""
+    t5: dict[str, Any]
+    """T5View.describe()."""
+
+
+@dataclass
+class _Tally:
+    """Sums of one prompt while a column is read."""
+
+    num_captions: int = 0
+    num_empty: int = 0
+    num_cut: int = 0
+
+
+@dataclass
+class _Counted:
+    """What one task, or all of them, counted."""
+
+    tallies: dict[str, _Tally] = field(default_factory=dict)
+    tables: "list[pa.Table]" = field(default_factory=list)
+
+    def add(self, other: "_Counted") -> None:
+        """Adds the sums; tables are merged now and then, so that memory does not grow with their number."""
+        for prompt, tally in other.tallies.items():
+            own = self.tallies.setdefault(prompt, _Tally())
+            own.num_captions += tally.num_captions
+            own.num_empty += tally.num_empty
+            own.num_cut += tally.num_cut
+        self.tables += other.tables
+        if len(self.tables) > _MERGE_EVERY:
+            self.tables = [merge_counts(self.tables)]
+
+
+def counted_captions(run: "Database", *, source: str) -> list[CountedText]:
+    """The captions of a run or a data set, a row to a prompt, as they were counted when written; nothing is tagged.
+
+    Raises UserError where run.json does not name the tagger and the tokenizer.
+    """
+    settings = run.settings
+    missing = [name for name in ("tagger", "t5") if name not in settings]
+    if missing:
+        raise UserError(f"{source}/run.json has no {' and no '.join(missing)}: caption again with this version")
+    tallies = run.fetch("SELECT prompt, num_captions, num_empty, num_cut FROM stored.tallies ORDER BY prompt").to_pylist()
+    every = run.fetch("SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun")
+    return [
+        CountedText(
+            source=source,
+            column="caption",
+            **tally,
+            counts=_of_prompt(every, tally["prompt"]),
+            tagger=settings["tagger"],
+            t5=settings["t5"],
+        )
+        for tally in tallies
+    ]
+
+
+def run_texts(run: "Database", column: str, *, source: str) -> Texts:
+    """A text column of a run's `captions` (with its prompts) or `images` (those that were read).
+
+    Raises UserError for a column that is not there or holds no text.
+    """
+    for view, prompt, where in (("captions", "prompt", "true"), ("images", "''", "width IS NOT NULL")):
+        kinds = {row["column_name"]: row["column_type"] for row in run.fetch(f"DESCRIBE {view}").to_pylist()}
+        if column in kinds:
+            if kinds[column] != "VARCHAR":
+                raise UserError(f"the column {column} of {source} holds {kinds[column]}, not text: give a text column")
+            batches = run.batches(f"SELECT {prompt} AS prompt, {quoted(column)} AS text FROM {view} WHERE {where}")
+            return ((batch["prompt"].to_pylist(), batch["text"].to_pylist()) for batch in batches)
+    run.fetch(f"SELECT {quoted(column)} FROM images")  # raises, naming the nearest column
+    raise AssertionError(column)
+
+
+def tagged_texts(
+    texts: Texts, *, source: str, column: str, tagger: TaggerConfig, t5: T5Config, num_workers: int | None = None
+) -> list[CountedText]:
+    """Tags and counts a column now, a row to a prompt, on `num_workers` processes (default: one to a core).
+
+    The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer cannot be had.
+    """
+    tagger_description, t5_description = load_tagger(tagger).describe(), load_t5_view(t5).describe()
+    tasks = _tasks(texts)
+    first, num_chars = [], 0
+    for task in tasks:
+        first.append(task)
+        num_chars += sum(len(text or "") for text in task[1])
+        if num_chars > _SMALL_CHARS:
+            break
+    num_workers = num_workers or len(os.sched_getaffinity(0))
+    counted = _Counted()
+    if num_chars <= _SMALL_CHARS or num_workers == 1:
+        for prompts, batch in chain(first, tasks):
+            counted.add(_count_task(prompts, batch, tagger, t5))
+    else:
+        for part in _count_in_processes(chain(first, tasks), tagger, t5, num_workers=num_workers):
+            counted.add(part)
+    every = merge_counts(counted.tables)
+    return [
+        CountedText(
+            source=source,
+            column=column,
+            prompt=prompt,
+            num_captions=tally.num_captions,
+            num_empty=tally.num_empty,
+            num_cut=tally.num_cut,
+            counts=_of_prompt(every, prompt),
+            tagger=tagger_description,
+            t5=t5_description,
+        )
+        for prompt, tally in sorted(counted.tallies.items())
+    ]
+
+
+def _tasks(texts: Texts) -> Texts:
+    for prompts, batch in texts:
+        for start in range(0, len(batch), TEXTS_PER_TASK):
+            yield prompts[start : start + TEXTS_PER_TASK], batch[start : start + TEXTS_PER_TASK]
+
+
+def _count_in_processes(tasks: Texts, tagger: TaggerConfig, t5: T5Config, *, num_workers: int) -> Iterator[_Counted]:
+    """Yields the counts of all tasks, with at most two tasks to a process waiting or done."""
+    pending: set[Future[_Counted]] = set()
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+        for prompts, batch in tasks:
+            if len(pending) >= 2 * num_workers:
+                done, pending = wait(pending, return_when="FIRST_COMPLETED")
+                yield from (future.result() for future in done)
+            pending.add(pool.submit(_count_task, prompts, batch, tagger, t5))
+        yield from (future.result() for future in pending)
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+
+
+def _count_task(prompts: Sequence[str], texts: Sequence[str | None], tagger: TaggerConfig, t5: T5Config) -> _Counted:
+    counted = _Counted()
+    kept: list[tuple[_Tally, str, str]] = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        tally = counted.tallies.setdefault(prompt, _Tally())
+        if text and not text.isspace():
+            kept.append((tally, prompt, text))
+        else:
+            tally.num_empty += 1
+    written = [text for _, _, text in kept]
+    captions = []
+    tagged, views = load_tagger(tagger).tag(written), load_t5_view(t5).measure(written)
+    for (tally, prompt, _), nouns, view in zip(kept, tagged, views, strict=True):
+        captions.append(caption_nouns(nouns, prompt=prompt, cut_char=view.cut_char))
+        tally.num_captions += 1
+        tally.num_cut += view.num_t5_tokens > t5.max_tokens
+    counted.tables.append(count_nouns(captions))
+    return counted
+
+
+def _of_prompt(counts: "pa.Table", prompt: str) -> "pa.Table":
+    import pyarrow.compute as pc
+
+    return counts.filter(pc.equal(counts["prompt"], prompt))

@@ -1,0 +1,1 @@
+"""From runs to a data set: recipe, selection, samples, files."""

@@ -1,0 +1,166 @@
+"""Finds images that stand in the data more than once: the same bytes, or nearly the same picture.
+
+Exact: one content hash. Near: perceptual hashes that differ in few bits, or CLIP embeddings with a high cosine. Whoever is
+linked, also through others, is one group. Of a group the image with the largest area is kept; then the best CLIP score, then
+the first run and key in alphabetical order decide.
+"""
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset_builder.dataset.cosine_pairs import EmbeddingFile, cosine_pairs
+from dataset_builder.dataset.dedup_config import DedupConfig
+from dataset_builder.dataset.duplicate_groups import DuplicateGroups
+from dataset_builder.dataset.hamming_pairs import hamming_pairs
+from foundry.storage.schema import GROUPS
+
+Rows = npt.NDArray[np.int64]
+
+CANDIDATES = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("area_px", pa.int64(), nullable=False),
+        pa.field("clip_mean", pa.float32()),
+        pa.field("perceptual_hash", pa.int64()),
+    ]
+)
+"""What is looked at, a row to an image; the last two are null where nothing was scored."""
+
+# A perceptual hash has a one for each of 64 coefficients above their median: half of them, unless the picture is plain.
+_LEAST_ONES = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """`groups` is schema.GROUPS, in the order of the candidates. The counts are of images."""
+
+    groups: pa.Table
+    num_images: int
+    num_without_hash: int
+    """Images that were not compared by perceptual hash: not scored, or plain."""
+    num_without_embedding: int
+    """Images that were not compared by embedding: not scored with a CLIP."""
+
+
+def find_duplicates(
+    candidates: Iterable[pa.RecordBatch], *, embeddings: Iterable[pa.RecordBatch] = (), config: DedupConfig, directory: str
+) -> Duplicates:
+    """Groups the images of batches of CANDIDATES; run and key together are unique.
+
+    `embeddings` has batches of (run, key, embedding), in any order, for any of the images; it is read where min_cosine is set.
+    Memory: about 450 bytes to an image; the embeddings go through a temporary file in `directory`, 2 bytes to a number.
+    Raises ValueError for embeddings of different widths.
+    """
+    images = pa.Table.from_batches((batch.select(CANDIDATES.names).cast(CANDIDATES) for batch in candidates), CANDIDATES)
+    exact = DuplicateGroups(len(images))
+    content = pc.dictionary_encode(images["content_hash"]).combine_chunks().indices.to_numpy().astype(np.int64)
+    if config.exact or config.is_near:
+        exact.join(*_equal(content))
+    near = DuplicateGroups(len(images))
+    near.join(np.arange(len(images)), exact.labels())
+    hashed = with_embedding = len(images)
+    if config.max_hamming is not None:
+        hashed = _join_hashes(near, images["perceptual_hash"], radius=config.max_hamming)
+    if config.min_cosine is not None:
+        with_embedding = _join_embeddings(near, images, embeddings, least=config.min_cosine, directory=directory)
+    return Duplicates(
+        groups=_group_table(images, exact=exact.labels(), near=near.labels() if config.is_near else None),
+        num_images=len(images),
+        num_without_hash=len(images) - hashed,
+        num_without_embedding=len(images) - with_embedding,
+    )
+
+
+def _equal(values: Rows) -> tuple[Rows, Rows]:
+    """Each position, and the first position that holds the same value."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.arange(len(values), dtype=np.int64), first[inverse].astype(np.int64)
+
+
+def _join_hashes(near: DuplicateGroups, hashes: pa.ChunkedArray, *, radius: int) -> int:
+    """Joins images whose hashes differ in at most `radius` bits; returns how many could be compared."""
+    codes = pc.fill_null(hashes, 0).to_numpy().astype(np.int64)
+    rows = np.flatnonzero(np.bitwise_count(codes.view(np.uint64)) >= _LEAST_ONES)
+    own, first = _equal(codes[rows])
+    near.join(rows[own], rows[first])
+    distinct = np.unique(first)
+    for one, other in hamming_pairs(codes[rows][distinct], radius=radius):
+        near.join(rows[distinct[one]], rows[distinct[other]])
+    return len(rows)
+
+
+def _join_embeddings(
+    near: DuplicateGroups, images: pa.Table, embeddings: Iterable[pa.RecordBatch], *, least: float, directory: str
+) -> int:
+    """Joins images whose embeddings have at least that cosine; returns how many have an embedding."""
+    numbers = _row_numbers(images.select(["run", "key"]))
+    order = np.argsort(numbers, kind="stable")
+    found = []
+    with TemporaryDirectory(dir=directory) as folder, closing(EmbeddingFile(Path(folder) / "embeddings")) as file:
+        for batch in embeddings:
+            wanted = _row_numbers(pa.Table.from_batches([batch.select(["run", "key"])]))
+            places = np.searchsorted(numbers[order], wanted).clip(max=max(len(order) - 1, 0))
+            is_known = numbers[order[places]] == wanted if len(order) else np.zeros(len(wanted), bool)
+            lists = batch.filter(pa.array(is_known))["embedding"]
+            if len(lists):
+                file.append(lists.flatten().to_numpy().reshape(len(lists), -1).astype(np.float16))
+                found.append(order[places[is_known]])
+        rows = np.concatenate([np.zeros(0, np.int64), *found])
+        for one, other in cosine_pairs(file, least=least):
+            near.join(rows[one], rows[other])
+    return len(np.unique(rows))
+
+
+def _row_numbers(names: pa.Table) -> npt.NDArray[np.uint64]:
+    """64 bits for each (run, key), in place of strings to look up; 10^7 of them clash with a probability below 10^-5."""
+    pairs = zip(names["run"].to_pylist(), names["key"].to_pylist(), strict=True)
+    digests = b"".join(blake2b(f"{run}\0{key}".encode(), digest_size=8).digest() for run, key in pairs)
+    return np.frombuffer(digests, np.uint64)
+
+
+def _group_table(images: pa.Table, *, exact: Rows, near: Rows | None) -> pa.Table:
+    first_of_copies = _kept(images, exact)
+    columns = {
+        "run": images["run"],
+        "key": images["key"],
+        "exact_group": _numbered(exact),
+        "near_group": _numbered(near) if near is not None else pa.nulls(len(images), pa.int64()),
+        "is_copy": pa.array(~first_of_copies),
+        "is_kept": pa.array(first_of_copies if near is None else _kept(images, near)),
+    }
+    return pa.table(columns, schema=GROUPS)
+
+
+def _numbered(labels: Rows) -> pa.Array:
+    """Groups of two and more as 0, 1, … in the order of their first image; null for those alone."""
+    firsts, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    is_group = counts > 1
+    numbers = np.cumsum(is_group) - 1
+    assert (np.diff(firsts) > 0).all()  # a label is its group's first row, so the numbers follow the order of the images
+    return pa.array(numbers[inverse], pa.int64(), mask=~is_group[inverse])
+
+
+def _kept(images: pa.Table, labels: Rows) -> npt.NDArray[np.bool_]:
+    """One image of each group, by the rule that the module states."""
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    kept: npt.NDArray[np.bool_] = counts[inverse] == 1
+    rows = np.flatnonzero(~kept)
+    of_group = images.select(["area_px", "clip_mean", "run", "key"]).take(pa.array(rows))
+    of_group = of_group.append_column("group", pa.array(labels[rows])).append_column("place", pa.array(rows))
+    of_group = of_group.set_column(1, "clip_mean", pc.fill_null(of_group["clip_mean"], float("-inf")))
+    order = [("group", "ascending"), ("area_px", "descending"), ("clip_mean", "descending")]
+    ranked = of_group.sort_by([*order, ("run", "ascending"), ("key", "ascending")])
+    _, best = np.unique(ranked["group"].to_numpy(), return_index=True)
+    kept[ranked["place"].to_numpy()[best]] = True
+    return kept

@@ -1,0 +1,59 @@
+"""The recipe of a data set: which images and captions of captioning runs go into it. A YAML file (`--config`) or options."""
+
+from dataclasses import dataclass, field
+
+from dataset_builder.dataset.dedup_config import DedupConfig
+
+STATUS_OK = "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """The steps, in the order in which they are taken. Raises ValueError for bounds that nothing can meet."""
+
+    statuses: tuple[str, ...] = (STATUS_OK,)
+    """Captions of these statuses are kept."""
+    prompts: tuple[str, ...] = ()
+    """Captions of these prompts are kept; by default, those of all."""
+    min_side_px: int = 0
+    """Least length of the shorter side of an image."""
+    max_aspect: float | None = None
+    """Longer side over shorter side, at most; the trainer's buckets end at 4."""
+    least: dict[str, float] = field(default_factory=dict)
+    """Least value of numeric columns of captions, images and scores, such as clip_mean: 0.25; null is too little."""
+    where: str = ""
+    """SQL over a row of captions with its image's and scores' columns; subqueries see all views. The rest is dropped."""
+    quantiles: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """From which to which quantile of a numeric column captions are kept, of those that are left: num_nouns: [0.1, 1]."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    """Which images count as the same one; of each group one is kept."""
+    max_per_noun: int | None = None
+    """Flattens the head of the noun distribution: no noun is expected in more images than this. Images are drawn by a hash."""
+    uncapped_nouns: tuple[str, ...] = ()
+    """Nouns that `max_per_noun` leaves alone, beside the meta-nouns: what every caption says, such as a style."""
+    splits: dict[str, float | str] = field(default_factory=lambda: {"validation": 0.01, "train": 0.99})
+    """Each split's share of the images (drawn by a hash of the key) or SQL condition; the first that takes an image has it."""
+    seed: int = 0
+    """Changes what is drawn."""
+
+    def __post_init__(self) -> None:
+        shares = [share for share in self.splits.values() if not isinstance(share, str)]
+        problems = [
+            message
+            for message, holds in [
+                ("statuses must name at least one status, such as ok", bool(self.statuses)),
+                ("min_side_px must be 0 or more", self.min_side_px >= 0),
+                ("max_aspect must be 1 or more", self.max_aspect is None or self.max_aspect >= 1),
+                ("max_per_noun must be 1 or more", self.max_per_noun is None or self.max_per_noun >= 1),
+                (
+                    "quantiles must be two numbers, 0 <= from < to <= 1",
+                    all(0 <= a < b <= 1 for a, b in self.quantiles.values()),
+                ),
+                ("splits must name at least one split", bool(self.splits)),
+                ("shares of splits must be above 0 and sum to at most 1", all(shares) and 0 <= sum(shares) <= 1 + 1e-9),
+                ("names of splits are letters, digits and _", all(name.isidentifier() for name in self.splits)),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))

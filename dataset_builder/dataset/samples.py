@@ -1,0 +1,174 @@
+"""The rows of a data set: the images that a selection chose, with their captions, read from the runs stretch by stretch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dataset_builder.dataset.caption_steps import CAPTION_FIGURES
+from dataset_builder.dataset.selection import Selection
+from dataset_builder.sql.views import RunFiles, literal, quoted, stored_urls
+from foundry.storage.schema import SAMPLE_CAPTION
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataset_builder.sql.database import Workbench
+
+BATCH_ROWS = 100_000
+"""Images that are in memory at a time; a stretch holds whole units."""
+
+_IMAGE = (
+    *("uri", "member", "byte_offset", "byte_length", "row", "content_hash", "width", "height", "format"),
+    *("class_label", "num_masks", "mask_area_px", "metadata"),
+)
+_SCORES = ("clip_mean", "clip_least", "aesthetic", "sharpness")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run with the prompts of its captions that are kept, and what the data set calls them."""
+
+    number: int
+    name: str
+    files: RunFiles
+    prompts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some units of a run."""
+
+    run: _Run
+    units: list[int]
+
+    def files(self, kind: str) -> str:
+        """The relation over the files of a kind; that of the whole run, which is empty then, where there are none."""
+        folder = self.run.files.folder
+        urls = ", ".join(map(literal, stored_urls(folder, self.run.files.unit_paths(kind, self.units))))
+        return f"read_parquet([{urls}], hive_partitioning = false)" if urls else f"run_{self.run.number}.stored.{kind}"
+
+
+def sample_batches(bench: "Workbench", selection: Selection) -> "Iterator[pa.Table]":
+    """Tables of schema.SAMPLES without images, by a workbench in which a selection has taken its steps.
+
+    Sorted by key within a table. The tables follow run by run, then the least keys of their units, so that a run is sorted
+    where the keys of its units do not overlap, as those of a sorted source do not.
+    """
+    runs = [
+        _Run(number=number, name=name, files=files, prompts=_prompts(bench, number, files, selection.renamed))
+        for number, (name, files) in enumerate(selection.runs.items())
+    ]
+    for home in runs:
+        for units in _stretches(bench, home.number):
+            guests = [_Part(runs[number], units) for number, units in _guests(bench, home.number, units)]
+            yield _as_samples(bench.fetch(_stretch_sql(_Part(home, units), guests)))
+
+
+def _stretches(bench: "Workbench", run: int) -> Iterator[list[int]]:
+    """The units of a run, so many at a time that they have BATCH_ROWS images at most."""
+    rows = bench.fetch(
+        f"SELECT unit, count(*) AS rows FROM chosen WHERE run = {run} GROUP BY unit ORDER BY min(key)"
+    ).to_pylist()
+    waiting: list[int] = []
+    num_rows = 0
+    for row in rows:
+        if waiting and num_rows + row["rows"] > BATCH_ROWS:
+            yield waiting
+            waiting, num_rows = [], 0
+        waiting.append(row["unit"])
+        num_rows += row["rows"]
+    if waiting:
+        yield waiting
+
+
+def _guests(bench: "Workbench", home: int, units: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """The other runs, and those of their units, that hold images of a stretch."""
+    here = f"SELECT key FROM chosen WHERE {_of(home, units)}"
+    found = f"SELECT run, list(DISTINCT unit ORDER BY unit) AS units FROM guests WHERE home = {home} AND key IN ({here})"
+    for row in bench.fetch(f"{found} GROUP BY run ORDER BY run").to_pylist():
+        yield row["run"], row["units"]
+
+
+def _prompts(bench: "Workbench", run: int, files: RunFiles, renamed: Mapping[tuple[int, str], str]) -> dict[str, str]:
+    """The prompts of the captions that are kept, in the order of the run's settings, and what the data set calls them."""
+    found = bench.fetch(f"SELECT DISTINCT prompt FROM survey WHERE run = {run} AND step IS NULL ORDER BY prompt")
+    known = [prompt["name"] for prompt in files.settings.get("prompts", {}).get("prompts", [])]
+    ordered = sorted(found["prompt"].to_pylist(), key=[*known, *found["prompt"].to_pylist()].index)
+    return {prompt: renamed.get((run, prompt), prompt) for prompt in ordered}
+
+
+def _stretch_sql(home: _Part, guests: list[_Part]) -> str:
+    """A join for each prompt: to group the captions by key would take twice as long."""
+    number, units = home.run.number, home.units
+    texts = dict(_texts(home))
+    alt_texts = ["i.alt_text"]
+    joins = []
+    for guest in guests:
+        theirs = f"SELECT key FROM guests WHERE home = {number} AND {_of(guest.run.number, guest.units)}"
+        texts |= _texts(guest, among=theirs)
+        alt_texts.append(f"image_{guest.run.number}.alt_text")
+        images = f"SELECT key, alt_text FROM {guest.files('images')} JOIN ({theirs}) USING (key)"
+        joins.append(f"LEFT JOIN ({images}) AS image_{guest.run.number} USING (key)")
+    joins += [f"LEFT JOIN {text} USING (key)" for text in texts]
+    captions = f"[{', '.join(f'{text}.caption' for text in texts)}]"
+    if len(texts) > 1:
+        captions = f"list_filter({captions}, lambda c: c IS NOT NULL)"
+    image = [f"i.{quoted(name)}" for name in _IMAGE] + [f"coalesce({', '.join(alt_texts)}) AS alt_text"]
+    return (
+        f"WITH here AS (SELECT * FROM chosen WHERE {_of(number, units)}), "
+        f"{', '.join(f'{text} AS ({sql})' for text, sql in texts.items())} "
+        f"SELECT here.sample_key AS key, {literal(home.run.name)} AS run, here.split, {', '.join(image)}, "
+        f"{captions} AS captions, {', '.join(f's.{n}' for n in _SCORES)}, here.exact_group, here.near_group "
+        f"FROM here JOIN {home.files('images')} i USING (key) {' '.join(joins)} "
+        f"LEFT JOIN {home.files('scores')} s USING (key) ORDER BY sample_key"
+    )
+
+
+def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
+    """For each prompt a name and the SQL of (key, caption): schema.SAMPLE_CAPTION and the nouns. `among` selects keys."""
+    own = [*(field.name for field in SAMPLE_CAPTION if field.name not in (*CAPTION_FIGURES, "prompt")), "nouns"]
+    fields = [f"{quoted(name)} := c.{quoted(name)}" for name in own]
+    fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
+    kept = f"SELECT key, prompt FROM survey WHERE {_of(part.run.number, part.units)} AND step IS NULL"
+    kept += f" AND key IN ({among})" if among else ""
+    for place, (prompt, called) in enumerate(part.run.prompts.items()):
+        sql = (
+            f"SELECT key, struct_pack(prompt := {literal(called)}, {', '.join(fields)}) AS caption "
+            f"FROM {part.files('captions')} c JOIN ({kept}) USING (key, prompt) WHERE prompt = {literal(prompt)}"
+        )
+        yield f"text_{part.run.number}_{place}", sql
+
+
+def _of(run: int, units: list[int]) -> str:
+    return f"run = {run} AND unit IN ({', '.join(map(str, units))})"
+
+
+def _as_samples(rows: "pa.Table") -> "pa.Table":
+    """The columns of schema.SAMPLES, with the bucket, without an image; the nouns leave the captions to stand beside them."""
+    import numpy as np
+    import pyarrow as pa
+
+    from dataset_builder.dataset.aspect_buckets import ASPECT_RATIOS, nearest_ratios
+    from foundry.storage.schema import SAMPLES
+
+    heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))
+    buckets = pa.array(ASPECT_RATIOS).take(pa.array(nearest_ratios(heights, widths)))
+    lists = rows["captions"].combine_chunks()
+    said = lists.flatten()
+    captions = [said.field(field.name) for field in SAMPLE_CAPTION]
+    beside = {
+        "bucket": buckets,
+        "image": pa.nulls(len(rows), SAMPLES.field("image").type),
+        "captions": _regrouped(lists, pa.StructArray.from_arrays(captions, fields=list(SAMPLE_CAPTION))),
+        "nouns": _regrouped(lists, said.field("nouns")),
+    }
+    columns = {name: rows[name] for name in rows.column_names} | beside
+    return pa.table({name: columns[name] for name in SAMPLES.names}).cast(SAMPLES)
+
+
+def _regrouped(lists: "pa.ListArray", values: "pa.Array") -> "pa.ListArray":
+    """Lists as long as `lists`, of a value for each of theirs."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pa.ListArray.from_arrays(pc.subtract(lists.offsets, lists.offsets[0]), values)

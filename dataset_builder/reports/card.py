@@ -1,0 +1,103 @@
+"""The card of a data set, README.md: what is in it, what is not and why, how dense its captions are, and on what terms."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dataset_builder.sql.dataset_files import DATASET_RECORD
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataset_builder.sql.dataset_files import DatasetFiles
+
+_BAR_WIDTH = 40
+
+_READING = """
+A row of `samples` is an image with its captions. The images are {images}.
+
+```python
+datasets.load_dataset("parquet", data_dir="{name}/samples/{split}")
+pandas.read_parquet("{name}/samples/{split}")
+duckdb.sql("SELECT key, captions[1].caption FROM '{name}/samples/*/*.parquet'")
+```
+
+`python -m dataset_builder.query {name}` has views and macros for more: `FROM density()`, `FROM funnel`, `FROM dropped`.
+"""
+
+_REFERENCES = "referred to (`uri`, and in a container `member`, `byte_offset`, `byte_length` or `row`), not copied"
+_EMBEDDED = "in the column `image`"
+
+
+def dataset_card(dataset: "DatasetFiles", funnel: "pa.Table", histograms: dict[str, dict[int, int]]) -> str:
+    """The whole page, Markdown with the front matter that the Hugging Face hub reads. `dataset` need not be published yet."""
+    record = dataset.record
+    images = _EMBEDDED if record["recipe"]["embed"] else _REFERENCES
+    split = next(iter(sorted(dataset.splits, key=dataset.splits.__getitem__, reverse=True)))
+    sections = {
+        "Splits": _block([f"{name:20} {number:>12,}" for name, number in dataset.splits.items()]),
+        "How to read it": _READING.format(name=record["name"], split=split, images=images).strip(),
+        "What was left out": _block(funnel_lines(funnel)),
+        "Concept density": _block([_density(dataset)]),
+        "Captions": "\n\n".join(_block([name, *_bars(counts)]) for name, counts in histograms.items()),
+        "Sources and terms": "\n".join(_run_line(run) for run in record["runs"]),
+        "How it was made": f"`{DATASET_RECORD}` has the whole record. The recipe:\n\n{_block([_recipe(record)], 'yaml')}",
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    made = f"{sum(dataset.splits.values()):,} images with captions, made on {record['created_at'][:10]} by T2I Foundry."
+    return f"{_front_matter(dataset)}\n# {record['name']}\n\n{made}\n\n{body}\n"
+
+
+def funnel_lines(funnel: "pa.Table") -> list[str]:
+    """The funnel as text, without the steps that dropped nothing."""
+    lines = [f"{'left':>12} {'dropped':>12}  step: reason"]
+    for row in funnel.to_pylist():
+        if row["dropped"] or row["step"] == "planned":
+            reason = f"{row['step']}: {row['reason']}" if row["reason"] else row["step"]
+            lines.append(f"{row['kept']:>12,} {row['dropped']:>12,}  {reason}")
+    return lines
+
+
+def _front_matter(dataset: "DatasetFiles") -> str:
+    files = [{"split": name, "path": f"samples/{name}/*.parquet"} for name, number in dataset.splits.items() if number]
+    head = {
+        "configs": [{"config_name": "default", "data_files": files}],
+        "task_categories": ["text-to-image"],
+        "license": "other",
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+
+
+def _density(dataset: "DatasetFiles") -> str:
+    from dataset_builder.concepts.corpus import counted_captions
+    from dataset_builder.density import choose_sample_size, density_row
+    from dataset_builder.reports.density_table import density_table
+    from dataset_builder.sql.database import open_files
+
+    name = dataset.record["name"]
+    with open_files(dataset) as database:
+        texts = counted_captions(database, source=name)
+    sample_size = choose_sample_size(texts, wanted=None)
+    return density_table([density_row(text, sample_size=sample_size) for text in texts], sample_size=sample_size)
+
+
+def _bars(counts: dict[int, int]) -> list[str]:
+    most = max(counts.values(), default=1)
+    return [f"{least:>6} {'█' * round(_BAR_WIDTH * number / most):{_BAR_WIDTH}} {number:,}" for least, number in counts.items()]
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    model = (run["model"] or {}).get("name", "unknown")
+    prompts = "; ".join(f"{prompt['name']}: “{prompt['text']}”" for prompt in (run["prompts"] or {}).get("prompts", []))
+    licence = run["licence"] or "not stated; ask whoever gave you the images before you pass this on"
+    made = f"- **{run['name']}** (run {run['run_id']}): captions by {model}; {prompts}."
+    return f"{made} Licence and terms of the images: {licence}."
+
+
+def _recipe(record: dict[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(record["recipe"])), sort_keys=False, allow_unicode=True).strip()
+
+
+def _block(lines: list[str], language: str = "") -> str:
+    return "\n".join([f"```{language}", *lines, "```"])

@@ -1,0 +1,1 @@
+"""How a captioning run is planned, or imported from captions that exist."""

@@ -1,0 +1,267 @@
+"""The plan of a run: which images there are, under which key, in which unit. Made once from the sources, then only extended.
+
+An index file holds one row group per unit, so that a worker reads its own rows and nothing else. `plans/<n>.json` publishes
+the index files of planning n; plan 0 comes from the first planning, later ones from sources that have grown.
+"""
+
+import json
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from foundry.errors import UserError
+from foundry.images.indexing import index_sources
+from foundry.images.sources import Source
+from foundry.storage.folder import Folder, usable
+from foundry.units.commits import Unit, row_groups_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+UNITS_PER_PART = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanPart:
+    """An index file: `rows` images in consecutive units, all full but perhaps the last."""
+
+    path: str
+    first_unit: int
+    units: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All index files of a run, in the order of their units, and what the sources looked like when they were read.
+
+    num_passed_over counts the files in tars that were left out because of their names. carried holds the columns that the
+    sources carry, with their DuckDB types; of a name that several carry, the type in the last.
+    """
+
+    unit_size: int
+    parts: tuple[PlanPart, ...]
+    sources: tuple[dict[str, Any], ...]
+    num_plans: int
+    num_repeated: int
+    num_passed_over: int
+    carried: dict[str, str]
+
+    @property
+    def num_units(self) -> int:
+        """All units, committed or not."""
+        return sum(part.units for part in self.parts)
+
+    @property
+    def num_images(self) -> int:
+        """All images, in whatever unit."""
+        return sum(part.rows for part in self.parts)
+
+    def units(self, *, limit: int | None = None) -> list[Unit]:
+        """The units in order; with `limit`, the first ones that together hold at least that many images."""
+        units: list[Unit] = []
+        remaining = self.num_images if limit is None else limit
+        for unit in self._all_units():
+            if remaining <= 0:
+                break
+            units.append(unit)
+            remaining -= unit.num_images
+        return units
+
+    def _all_units(self) -> Iterator[Unit]:
+        for part in self.parts:
+            for group in range(part.units):
+                size = min(self.unit_size, part.rows - group * self.unit_size)
+                yield Unit(number=part.first_unit + group, part=part.path, row_group=group, num_images=size)
+
+
+def read_plan(run: Folder, *, unit_size: int) -> Plan:
+    """The plan as far as it is published; empty where nothing is."""
+    records = [json.loads(run.read(f"plans/{name}")) for name in _plan_names(run)]
+    return Plan(
+        unit_size=unit_size,
+        parts=tuple(PlanPart(**part) for record in records for part in record["parts"]),
+        sources=tuple(source for record in records for source in record["sources"]),
+        num_plans=len(records),
+        num_repeated=sum(record["num_repeated"] for record in records),
+        num_passed_over=sum(record.get("num_passed_over", 0) for record in records),
+        carried={name: kind for record in records for name, kind in record.get("carried", {}).items()},
+    )
+
+
+def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Plan:
+    """Appends units for the images of `sources` that are not planned yet, and returns the whole plan.
+
+    Containers that are as they were when they were planned are not opened again. Raises UserError where a tar or a Parquet
+    file has changed, since the planned byte ranges and rows would no longer hold. What takes longer than two seconds is
+    counted on stderr.
+    """
+    with usable(run):
+        plan = read_plan(run, unit_size=unit_size)
+    fresh = _unseen(sources, plan)
+    if not fresh:
+        return plan
+    indexed = _index(run, fresh, plan)
+    if not indexed["parts"] and plan.num_plans:
+        return plan
+    record = indexed | {"sources": [asdict(source) for source in fresh]}
+    with usable(run):
+        if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
+            raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")
+        return read_plan(run, unit_size=unit_size)
+
+
+def discard_plan(run: Folder) -> None:
+    """Removes a plan of which nothing is committed, the newest part first, so that what is left is always a plan."""
+    with usable(run):
+        for name in reversed(_plan_names(run)):
+            parts = json.loads(run.read(f"plans/{name}"))["parts"]
+            for path in (f"plans/{name}", *(part["path"] for part in parts)):
+                run.filesystem.rm_file(run.path(path))
+
+
+def record_carried(run: Folder, plan: Plan) -> None:
+    """Adds the columns that the planned sources carry to run.json, where readers look for them."""
+    with usable(run):
+        record = json.loads(run.read("run.json"))
+        carried = record["carried"] | plan.carried
+        if record["carried"] != carried:
+            run.write("run.json", json.dumps(record | {"carried": carried}, indent=1).encode())
+
+
+def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
+    """The index rows (schema.INDEX) of a unit."""
+    import pyarrow.parquet as pq
+
+    with run.open(unit.part) as file:
+        rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(unit.row_group).to_pylist()
+    assert len(rows) == unit.num_images, (unit, len(rows))
+    return rows
+
+
+def _plan_names(run: Folder) -> list[str]:
+    return sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
+
+
+def _unseen(sources: Sequence[Source], plan: Plan) -> list[Source]:
+    """The sources that have to be read: new ones, and those that can grow (folders of files, lists)."""
+    planned = {source["uri"]: source for source in plan.sources}
+    fresh = []
+    for source in sources:
+        before = planned.get(source.uri)
+        same = before is not None and (before["num_bytes"], before["modified"]) == (source.num_bytes, source.modified)
+        if before is not None and not same and source.kind in ("tar", "parquet"):
+            raise UserError(f"{source.uri} has changed since it was planned: put it under another name, or start a new --out")
+        if not same or source.kind == "files":
+            fresh.append(source)
+    return fresh
+
+
+def _index(run: Folder, sources: Sequence[Source], plan: Plan) -> dict[str, Any]:
+    """Writes the index files of what is new; returns what a plan's record says of them."""
+    from dataset_builder.sql.database import scratch_database
+
+    with tempfile.TemporaryDirectory() as directory, scratch_database(directory) as database:
+        database.execute("CREATE TABLE planned (key VARCHAR, uri VARCHAR, member VARCHAR, row BIGINT)")
+        for part in plan.parts:
+            _insert(database, "planned (SELECT key, uri, member, row FROM batch)", _read_part(run, part))
+        record = _stage(database, sources)
+        (record["num_repeated"],) = database.execute(_FRESH_SQL).fetchall()[0]
+        reader = database.sql(_KEYED_SQL).to_arrow_reader(plan.unit_size * 16)
+        record["parts"] = [asdict(part) for part in _write_parts(run, reader, plan)]
+    return record
+
+
+def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
+    """Reads the sources into the table `staged`, numbered in their order; returns what a plan's record says of all."""
+    from foundry.images.index import SOURCE_INDEX
+    from foundry.units.progress import counting
+
+    rows = "SELECT *, nextval('positions') AS position FROM batch"
+    database.execute("CREATE SEQUENCE positions")
+    database.register("batch", SOURCE_INDEX.empty_table())
+    database.execute(f"CREATE TABLE staged AS {rows}")
+    carried: dict[str, str] = {}
+    num_passed_over = 0
+    with counting("indexing") as count:
+        for source in index_sources(sources):
+            for batch in source.tables:
+                _insert(database, f"staged ({rows})", batch)
+                count.update(len(batch))
+            carried |= source.carried
+            num_passed_over += source.num_passed_over
+    return {"carried": carried, "num_passed_over": num_passed_over}
+
+
+# An image that stands in the sources twice, or was planned before, is one image: the first place counts.
+_FRESH_SQL = """
+CREATE TABLE fresh AS
+SELECT * FROM staged ANTI JOIN planned ON staged.uri = planned.uri
+    AND staged.member IS NOT DISTINCT FROM planned.member AND staged.row IS NOT DISTINCT FROM planned.row;
+CREATE TABLE repeated AS
+SELECT position FROM fresh QUALIFY row_number() OVER (PARTITION BY uri, member, row ORDER BY position) > 1;
+DELETE FROM fresh WHERE position IN (SELECT position FROM repeated);
+SELECT count(*) FROM repeated
+"""
+
+# The file stem where it is unique in the run, else the relative path, else (two roots with the same paths) the whole reference.
+_KEYED_SQL = """
+WITH candidates AS (
+    SELECT position, stem, relative, concat_ws('#', uri, member, row) AS whole,
+        count(*) OVER (PARTITION BY stem) = 1 AND stem NOT IN (SELECT key FROM planned) AS stem_is_unique,
+        count(*) OVER (PARTITION BY relative) = 1 AND relative NOT IN (SELECT key FROM planned) AS relative_is_unique
+    FROM fresh
+), keys AS (
+    SELECT position, CASE WHEN stem_is_unique THEN stem WHEN relative_is_unique THEN relative ELSE whole END AS candidate, whole
+    FROM candidates
+), unique_keys AS (
+    SELECT position, CASE WHEN count(*) OVER (PARTITION BY candidate) = 1 THEN candidate ELSE whole END AS key FROM keys
+)
+SELECT key, uri, member, byte_offset, byte_length, row, sidecars, alt_text, class_label, metadata
+FROM fresh JOIN unique_keys USING (position) ORDER BY position
+"""
+
+
+def _insert(database: Any, into: str, batch: "pa.Table") -> None:
+    database.register("batch", batch)
+    database.execute(f"INSERT INTO {into}")
+    database.unregister("batch")
+
+
+def _read_part(run: Folder, part: PlanPart) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    with run.open(part.path) as file:
+        return pq.read_table(file, columns=["key", "uri", "member", "row"])
+
+
+def _write_parts(run: Folder, reader: Any, plan: Plan) -> Iterator[PlanPart]:
+    """Cuts a stream of record batches into index files of UNITS_PER_PART units, a row group each."""
+    attempt = secrets.token_hex(4)
+    first_unit = plan.num_units
+    units = _row_groups(reader, plan.unit_size)
+    while tables := list(islice(units, UNITS_PER_PART)):
+        path = f"images/plan-{plan.num_plans}-{attempt}-{first_unit:08d}.parquet"
+        with usable(run):
+            run.create(path, row_groups_bytes(tables))
+        yield PlanPart(path=path, first_unit=first_unit, units=len(tables), rows=sum(len(table) for table in tables))
+        first_unit += len(tables)
+
+
+def _row_groups(reader: Any, unit_size: int) -> Iterator["pa.Table"]:
+    """Tables of exactly `unit_size` rows (the last one may be shorter) from batches of any size."""
+    import pyarrow as pa
+
+    from foundry.storage.schema import INDEX
+
+    pending = INDEX.empty_table()
+    for batch in reader:
+        pending = pa.concat_tables([pending, pa.Table.from_batches([batch]).cast(INDEX)])
+        while len(pending) >= unit_size:
+            yield pending.slice(0, unit_size)
+            pending = pending.slice(unit_size)
+    if len(pending):
+        yield pending

@@ -1,0 +1,219 @@
+"""What scoring does with one unit: read and measure images, embed images and sentences, compare, commit.
+
+The methods run on different workers (foundry/units/ray_driver.py). A unit is that of the captioning run, or a row group of the
+index that score.py writes for a data set; its rows are images that were read once before.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dataset_builder.runs.plan import read_unit
+from dataset_builder.scores.aesthetic import AestheticPredictor
+from dataset_builder.scores.clip import ClipEncoder, ClipSource, image_pixels, sentence_tokens, split_sentences
+from dataset_builder.scores.image_quality import MEASURED_SIDE_PX, perceptual_hash, sharpness
+from dataset_builder.scores.plan import read_run_rows
+from foundry.hardware import AutoDtype
+from foundry.images.decoding import DecodeLimits
+from foundry.images.loading import read_images, rejected_row
+from foundry.storage import schema
+from foundry.storage.folder import Folder
+from foundry.units.commits import Commit, Failure, Unit, commit_unit
+
+_CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """For the replica: pixels (N, 3, side, side) uint8 and token ids (T, context); empty without a CLIP."""
+
+    pixels: npt.NDArray[np.uint8]
+    tokens: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageToScore:
+    """An image that was read. `sentences` by prompt, in the order in which their tokens stand in the payload."""
+
+    key: str
+    sharpness: float
+    perceptual_hash: int
+    sentences: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was read, in the order of the payload, and rows of schema.REJECTED."""
+
+    images: list[ImageToScore]
+    rejected: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """Embeddings (N, D) and (T, D) of length 1, and the aesthetic scores, (N,); None where there is no such model."""
+
+    images: npt.NDArray[np.float32] | None
+    texts: npt.NDArray[np.float32] | None
+    aesthetic: npt.NDArray[np.float32] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a replica holds."""
+
+    clip: ClipEncoder
+    aesthetic: AestheticPredictor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreJob:
+    """Settings of the work on a unit; see foundry.units.workers.UnitJob for the calls."""
+
+    scored: str
+    """The captioning run or data set."""
+    out: str
+    """The folder of this scoring."""
+    score_id: str
+    is_run: bool
+    """Whether `scored` is a captioning run."""
+    clip: ClipSource | None
+    aesthetic: str | None
+    batch_size: int
+    limits: DecodeLimits
+    dtype: AutoDtype = "auto"
+    """Number format that CLIP computes in."""
+
+    def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
+        """Reads, measures and crops the images at these positions, and cuts their captions into sentences."""
+        started = time.perf_counter()
+        unit_rows = self._rows(unit)
+        rows = {unit_rows[position]["key"]: unit_rows[position] for position in positions}
+        side = max(MEASURED_SIDE_PX, self.clip.side_px if self.clip else 0)
+        read = read_images(list(rows.values()), limits=self.limits, target_side_px=side)
+        kept = [one for one in read.images if one.facts["content_hash"] == rows[one.facts["key"]]["content_hash"]]
+        same = {one.facts["key"] for one in kept}
+        changed = [one.facts for one in read.images if one.facts["key"] not in same]
+        images = [self._measure(one.image.pixels, rows[one.facts["key"]]) for one in kept]
+        payload = self._payload([one.image.pixels for one in kept], images)
+        rejected = read.rejected + [rejected_row(row, _CHANGED) for row in changed]
+        return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
+
+    def warm_up(self) -> None:
+        """Loads open_clip's transform and tokenizer."""
+        if self.clip is not None:
+            image_pixels(np.zeros((8, 8, 3), np.uint8), self.clip)
+            sentence_tokens(["an owl"], self.clip)
+
+    def load_engine(self) -> Models | None:
+        """The CLIP and the predictor on this replica's device; None where neither is asked for."""
+        if self.clip is None:
+            return None
+        clip = ClipEncoder(self.clip, batch_size=self.batch_size, dtype=self.dtype)
+        return Models(clip, AestheticPredictor(self.aesthetic).to(clip.device) if self.aesthetic else None)
+
+    def check(self, engine: Models | None) -> None:
+        """Embeds one grey image and one text, and rates the image."""
+        if engine is not None and self.clip is not None:
+            pixels = image_pixels(np.full((64, 64, 3), 128, np.uint8), self.clip)[None]
+            self.process(engine, Payload(pixels, sentence_tokens(["an owl"], self.clip)), one_by_one=True)
+
+    def process(self, engine: Models | None, payload: Payload, *, one_by_one: bool) -> Output:
+        """Embeds images and sentences."""
+        started = time.perf_counter()
+        if engine is None or not len(payload.pixels):
+            return Output(None, None, None, time.perf_counter() - started)
+        size = 1 if one_by_one else None
+        images = engine.clip.embed_images(payload.pixels, batch_size=size)  # (N, D)
+        texts = engine.clip.embed_texts(payload.tokens, batch_size=size).cpu().numpy() if len(payload.tokens) else None
+        liked = engine.aesthetic(images).cpu().numpy() if engine.aesthetic else None
+        return Output(images.cpu().numpy(), texts, liked, time.perf_counter() - started)
+
+    def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
+        """Compares and commits."""
+        started = time.perf_counter()
+        rejected = list(facts.rejected)
+        if excluded:
+            rows = self._rows(unit)
+            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+        tables = score_tables(facts.images, output) | {"rejected": pa.Table.from_pylist(rejected, schema=schema.REJECTED)}
+        return commit_unit(
+            Folder(self.out),
+            run_id=self.score_id,
+            unit=unit,
+            tables=tables,
+            rejected=dict(Counter(row["reason"] for row in rejected)),
+            seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
+        )
+
+    def _rows(self, unit: Unit) -> list[dict[str, Any]]:
+        """The images of a unit with reference, content hash and captions."""
+        return read_run_rows(Folder(self.scored), unit) if self.is_run else read_unit(Folder(self.out), unit)
+
+    def _measure(self, pixels: npt.NDArray[np.uint8], row: Mapping[str, Any]) -> ImageToScore:
+        """What needs no model; captions without a word are left out."""
+        cut = {said["prompt"]: split_sentences(said["caption"], self.clip) for said in row["captions"]} if self.clip else {}
+        sentences = {prompt: parts for prompt, parts in cut.items() if parts}
+        return ImageToScore(row["key"], sharpness(pixels), perceptual_hash(pixels), sentences)
+
+    def _payload(self, pixels: Sequence[npt.NDArray[np.uint8]], images: Sequence[ImageToScore]) -> Payload:
+        if self.clip is None or not pixels:
+            return Payload(np.zeros((0, 3, 0, 0), np.uint8), np.zeros((0, 0), np.int64))
+        texts = [sentence for image in images for parts in image.sentences.values() for sentence in parts]
+        tokens = sentence_tokens(texts, self.clip) if texts else np.zeros((0, 0), np.int64)
+        return Payload(np.stack([image_pixels(one, self.clip) for one in pixels]), tokens)
+
+
+def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa.Table]:
+    """The tables `scores`, `caption_scores` and `embeddings` of a unit."""
+    scores, captions, place = [], [], 0
+    for number, image in enumerate(images):
+        own = []
+        for prompt, sentences in image.sentences.items():
+            assert output.texts is not None and output.images is not None
+            cosines = output.texts[place : place + len(sentences)] @ output.images[number]
+            place += len(sentences)
+            own.append(_caption_row(image.key, prompt, sentences, cosines))
+        captions += own
+        scores.append(
+            {
+                "key": image.key,
+                "clip_mean": float(np.mean([row["clip_mean"] for row in own])) if own else None,
+                "clip_least": min(row["clip_least"] for row in own) if own else None,
+                "aesthetic": None if output.aesthetic is None else float(output.aesthetic[number]),
+                "sharpness": image.sharpness,
+                "perceptual_hash": image.perceptual_hash,
+            }
+        )
+    return {
+        "scores": pa.Table.from_pylist(scores, schema=schema.SCORES),
+        "caption_scores": pa.Table.from_pylist(captions, schema=schema.CAPTION_SCORES),
+        "embeddings": _embeddings(images, output.images),
+    }
+
+
+def _caption_row(key: str, prompt: str, sentences: list[str], cosines: npt.NDArray[np.float32]) -> dict[str, Any]:
+    return {
+        "key": key,
+        "prompt": prompt,
+        "clip_mean": float(cosines.mean()),
+        "clip_least": float(cosines.min()),
+        "sentences": sentences,
+        "sentence_scores": cosines.tolist(),
+    }
+
+
+def _embeddings(images: Sequence[ImageToScore], embeddings: npt.NDArray[np.float32] | None) -> pa.Table:
+    if embeddings is None:
+        return schema.EMBEDDINGS.empty_table()
+    offsets = np.arange(len(embeddings) + 1, dtype=np.int32) * embeddings.shape[1]
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(embeddings.astype(np.float16).ravel()))
+    return pa.Table.from_arrays([pa.array([image.key for image in images]), lists], schema=schema.EMBEDDINGS)

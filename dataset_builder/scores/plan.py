@@ -1,0 +1,96 @@
+"""What is to be scored, as units: those of a captioning run, or an index of a data set, cut into units of the usual size.
+
+A row to score has the key, the reference and the content hash of an image, and its captions by prompt.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_builder.runs.plan import read_unit
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.schema import IMAGES, versioned
+from foundry.units.commits import Unit, commit_name, read_commits
+
+UNIT_IMAGES = 512
+"""Images in a unit of a data set."""
+
+_REFERENCE = ("uri", "member", "byte_offset", "byte_length", "row")
+_CAPTIONS = pa.field("captions", pa.list_(pa.struct([("prompt", pa.string()), ("caption", pa.string())])), nullable=False)
+_ROWS = pa.schema([*(IMAGES.field(name) for name in ("key", *_REFERENCE, "content_hash")), _CAPTIONS])
+
+
+def run_units_to_score(run: Folder) -> list[Unit]:
+    """The units of a captioning run that are committed and hold an image."""
+    commits = [commit for commit in read_commits(run) if "images" in commit.files]
+    return [
+        Unit(number=commit.unit, part=commit.files["images"].path, row_group=0, num_images=commit.completed)
+        for commit in commits
+    ]
+
+
+def read_run_rows(run: Folder, unit: Unit) -> list[dict[str, Any]]:
+    """The rows of such a unit."""
+    rows = read_unit(run, unit)
+    captions: dict[str, list[dict[str, str]]] = {row["key"]: [] for row in rows}
+    files = json.loads(run.read(commit_name(unit.number)))["files"]
+    if "captions" in files:
+        with run.open(files["captions"]["path"]) as file:
+            for said in pq.read_table(file, columns=["key", "prompt", "caption"]).to_pylist():
+                captions[said.pop("key")].append(said)
+    return [row | {"captions": captions[row["key"]]} for row in rows]
+
+
+def index_samples(dataset: Folder, parts: list[str], out: Folder) -> list[Unit]:
+    """Writes the index of a data set's files into `out`, unless it is there, and returns its units; read_unit reads them.
+
+    Raises UserError where a file cannot be read.
+    """
+    units: list[Unit] = []
+    for number, part in enumerate(parts):
+        name = f"plan/{number:05d}.parquet"
+        if not out.exists(name):
+            out.create(name, _index_bytes(dataset, part))
+        with out.open(name) as file:
+            metadata = pq.ParquetFile(file).metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        units += [
+            Unit(number=len(units) + group, part=name, row_group=group, num_images=size) for group, size in enumerate(sizes)
+        ]
+    return units
+
+
+def _index_bytes(dataset: Folder, part: str) -> bytes:
+    """A row group to a unit, from a file of samples that is read in pieces."""
+    buffer = io.BytesIO()
+    try:
+        with pq.ParquetWriter(buffer, versioned(_ROWS), compression="zstd") as writer:
+            for rows in _units_of_rows(dataset, part):
+                writer.write_table(pa.Table.from_pylist(rows, schema=versioned(_ROWS)), row_group_size=len(rows))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{dataset.path(part)} cannot be read ({error}): build the data set again") from None
+    return buffer.getvalue()
+
+
+def _units_of_rows(dataset: Folder, part: str) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a file, UNIT_IMAGES at a time. Those whose bytes are in the file itself refer to it."""
+    here = dataset.path(part) if dataset.is_local else dataset.filesystem.unstrip_protocol(dataset.path(part))
+    columns = ["key", *_REFERENCE, "content_hash", "captions.list.element.prompt", "captions.list.element.caption"]
+    pending: list[dict[str, Any]] = []
+    place = 0
+    with dataset.open(part) as file:
+        for batch in pq.ParquetFile(file).iter_batches(UNIT_IMAGES, columns=columns):
+            for row in batch.to_pylist():
+                embedded = {"uri": here, "member": "image", "row": place} if row["uri"] is None else {}
+                pending.append(row | embedded)
+                place += 1
+            while len(pending) >= UNIT_IMAGES:
+                yield pending[:UNIT_IMAGES]
+                pending = pending[UNIT_IMAGES:]
+    if pending:
+        yield pending

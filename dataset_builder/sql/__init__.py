@@ -1,0 +1,1 @@
+"""SQL over runs and data sets; `database.py` alone imports duckdb."""

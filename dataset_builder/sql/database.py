@@ -1,0 +1,362 @@
+"""SQL over captioning runs and data sets, read-only: the only file that imports duckdb.
+
+`open_stored` answers questions about a run or a data set, `open_run` about a run: as it is at the moment of opening, also while
+the job writes. The SQL reads the views of run_views.py or dataset_files.py and the macros of macros.py, and nothing else: no
+other file, no setting, no environment, and it writes nowhere. `open_workbench` has several runs at once, and tables of its own.
+"""
+
+import difflib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import duckdb
+
+from dataset_builder.sql.dataset_files import is_dataset, read_dataset
+from dataset_builder.sql.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
+from dataset_builder.sql.views import RunFiles, is_run, literal, quoted, read_run, stored_urls
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH_ROWS = 4096
+# What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.
+_MEMORY_LIMIT = "3GB"
+# The unit of a file of a run, or the block of its sums: its name begins with it.
+_UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) AS INTEGER)"
+_COMMENT_OR_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+_EXPLAIN = re.compile(rf"{_COMMENT_OR_SPACE}EXPLAIN\b{_COMMENT_OR_SPACE}(?:ANALYZE\b|\([^()]*\))?", re.IGNORECASE | re.DOTALL)
+# The files of the views only; no variables of this process, no extensions from the network; then nothing can be changed.
+_LOCKS = (
+    "SET python_enable_replacements = false",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allowed_paths = getvariable('readable')::VARCHAR[]",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+
+
+class Stored(Protocol):
+    """What can be asked: RunFiles and DatasetFiles."""
+
+    @property
+    def folder(self) -> Folder:
+        """Where the files are."""
+
+    @property
+    def views(self) -> dict[str, str]:
+        """The views, and what each is."""
+
+    @property
+    def schemas(self) -> "dict[str, pa.Schema]":
+        """The kinds of file, and the schema of each."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the captions were written and counted with."""
+
+    def paths(self, kind: str) -> list[str]:
+        """The files of a kind."""
+
+    def tables(self) -> "dict[str, pa.Table]":
+        """The relations that do not come from files."""
+
+    def statements(self) -> list[str]:
+        """The statements that create the views."""
+
+
+class Database:
+    """A locked database with views, each with its comment, of what has these `settings`. Not for several threads at once."""
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, *, comments: dict[str, str], settings: dict[str, Any], ending: ExitStack
+    ) -> None:
+        self._connection = connection
+        self._ending = ending
+        self.settings = settings
+        self.comments = comments
+
+    @cached_property
+    def views(self) -> dict[str, list[str]]:
+        """The views and their columns; looked up when first asked for, since every look goes through the list of files."""
+        return {name: _columns(self._connection, name) for name in self.comments}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and deletes what it spilled."""
+        self._ending.close()
+
+    def statements(self, sql: str) -> list[str]:
+        """The statements of a text, each one a question. Raises UserError for one that is none, or that cannot be parsed."""
+        try:
+            found = self._connection.extract_statements(sql)
+        except duckdb.Error as error:
+            raise UserError(self._explain(error)) from None
+        for statement in found:
+            self._check(statement)
+        return [statement.query for statement in found]
+
+    def fetch(self, sql: str) -> "pa.Table":
+        """All rows of one statement. Raises UserError as `batches` does."""
+        import pyarrow as pa
+
+        schema, batches = None, []
+        with self._result(sql) as result:
+            reader = result.to_arrow_reader(_BATCH_ROWS)
+            schema, batches = reader.schema, list(reader)
+        return pa.Table.from_batches(batches, schema=schema)
+
+    def batches(self, sql: str) -> "Iterator[pa.RecordBatch]":
+        """The rows of one statement, streamed; at least one batch, so that the columns are known.
+
+        Raises UserError for what is not a question, for unknown tables and columns (with the nearest), for files, and for
+        whatever else duckdb refuses.
+        """
+        import pyarrow as pa
+
+        with self._result(sql) as result:
+            reader = result.to_arrow_reader(_BATCH_ROWS)
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+            yield from reader
+
+    def show(self, sql: str, *, max_rows: int, max_width: int) -> None:
+        """Prints the answer to one statement as a box. Raises UserError as `batches` does."""
+        with self._result(sql) as result:
+            if result.columns == ["explain_key", "explain_value"]:
+                print(*(plan for _, plan in result.fetchall()), sep="\n")
+            else:
+                result.show(max_rows=max_rows, max_width=max_width)
+
+    @contextmanager
+    def _result(self, sql: str) -> Iterator[duckdb.DuckDBPyRelation]:
+        """The answer to one statement, inside a read-only transaction: a WITH can hold an INSERT."""
+        with self._explained():
+            statement = self._one(sql)
+            self._connection.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                yield self._connection.sql(statement)
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what duckdb raises into a UserError."""
+        try:
+            yield
+        except (duckdb.Error, OSError) as error:  # a stream of Arrow batches reports duckdb's errors as OSError
+            raise UserError(self._explain(error)) from None
+
+    def _one(self, sql: str) -> str:
+        statements = self.statements(sql)
+        if len(statements) != 1:
+            raise UserError(f"expected one SQL statement, found {len(statements)}: ask one question at a time")
+        return statements[0]
+
+    def _check(self, statement: duckdb.Statement) -> None:
+        if statement.type == duckdb.StatementType.SELECT:
+            return
+        if statement.type == duckdb.StatementType.EXPLAIN:
+            explained = _EXPLAIN.sub("", statement.query, count=1)
+            kinds = [inner.type for inner in self._connection.extract_statements(explained)]
+            if kinds == [duckdb.StatementType.SELECT]:
+                return
+        kind = statement.type.name.replace("_", " ")
+        raise UserError(
+            f"{kind} statements are refused, since data are only read: ask with SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
+        )
+
+    def _explain(self, error: Exception) -> str:
+        """duckdb's error as one line that ends in what to do."""
+        message = str(error)
+        table = re.search(r'(?:Table with name|Referenced table) "?(.+?)"? (?:does not exist|not found)', message)
+        if table:
+            return f"there is no table {table.group(1)}: {_nearest(table.group(1), list(self.comments))}"
+        macro = re.search(r"(?:Function|Macro) with name \"?(.+?)\"? does not exist", message)
+        if macro and (near := difflib.get_close_matches(macro.group(1), [name.partition("(")[0] for name in MACROS], n=1)):
+            return f"there is no {macro.group(1)}(): did you mean {near[0]}()?"
+        column = re.search(r'(?:Referenced column|column named) "(.+?)"(?: not found|\n|$)', message)
+        if column:
+            used = [name for name in self.views if re.search(rf"\b{name}\b", message)] or list(self.views)
+            known = sorted({name for view in used for name in self.views[view]})
+            return f"there is no column {column.group(1)}: {_nearest(column.group(1), known)}"
+        first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
+        # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.
+        lost = re.search(r'Cannot access file "(.+)/\*\*/|No files found that match the pattern "([^"]+)"', message)
+        if lost and self._may_read(lost[1] or lost[2]):
+            return f"{lost[1] or lost[2]} cannot be read: check that it is there"
+        if isinstance(error, duckdb.PermissionException) or "has been locked" in message or "read-only mode" in message:
+            return f"SQL here only reads the views {', '.join(self.comments)}: {first}"
+        return f"{first}: correct the SQL"
+
+    def _may_read(self, url: str) -> bool:
+        found = self._connection.execute("SELECT list_contains(getvariable('readable'), ?)", [url]).fetchone()
+        return bool(found and found[0])
+
+
+class Workbench(Database):
+    """A locked database that can keep the answers to its own questions as tables, for as long as it is open."""
+
+    def keep(self, name: str, sql: str) -> None:
+        """Makes a table of one statement's answer, in place of one of that name. Raises UserError as `batches` does."""
+        with self._explained():
+            self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {self._one(sql)}")
+
+    def define(self, name: str, sql: str) -> None:
+        """Makes a view of one statement. Raises UserError as `batches` does."""
+        with self._explained():
+            self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {self._one(sql)}")
+
+    def change(self, update: str) -> None:
+        """Runs an UPDATE of a table that was kept; for SQL of this program only."""
+        self._connection.execute(update)
+
+    def keep_table(self, name: str, table: "pa.Table") -> None:
+        """Makes a table of an Arrow table."""
+        _create_table(self._connection, name, table)
+
+
+def open_run(url: str) -> Database:
+    """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError where there is none."""
+    return open_files(read_run(url))
+
+
+def open_stored(url: str) -> Database:
+    """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
+    if not (is_dataset(url) or is_run(url)):
+        raise UserError(
+            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
+            "give a folder that captioner.run or dataset_builder.build wrote"
+        )
+    return open_files(read_dataset(url) if is_dataset(url) else read_run(url))
+
+
+def open_workbench(runs: Mapping[str, RunFiles]) -> Workbench:
+    """Several runs at once, by name: each of their views (but for `commits`) has all rows, with a column `run` before its own.
+
+    The relations `run_<n>.stored.<kind>` are the files of the n-th run alone, with a column `unit`.
+    """
+    with ExitStack() as stack:
+        connection = stack.enter_context(_scratch())
+        for number, run in enumerate(runs.values()):
+            connection.execute(f"ATTACH ':memory:' AS run_{number}")
+            connection.execute(f"USE run_{number}")
+            _create_views(connection, run, number=number)
+        connection.execute("USE memory")
+        comments = {name: what for name, what in next(iter(runs.values())).views.items() if name != "commits"}
+        for view in comments:
+            parts = [f"SELECT {literal(name)} AS run, * FROM run_{number}.{view}" for number, name in enumerate(runs)]
+            connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(parts)}")
+        connection.execute(HOLDS_ALL)
+        _set_files(connection, list(runs.values()))
+        _lock(connection)
+        return Workbench(connection, comments=comments, settings={}, ending=stack.pop_all())
+
+
+@contextmanager
+def scratch_database(directory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database for one's own SQL, which spills to `directory` what does not fit in memory."""
+    with duckdb.connect() as connection:
+        connection.execute(f"SET temp_directory = {literal(directory)}")
+        yield connection
+
+
+@contextmanager
+def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
+    with tempfile.TemporaryDirectory(prefix="t2i-sql-") as directory, scratch_database(directory) as connection:
+        connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
+        yield connection
+
+
+def open_files(stored: Stored) -> Database:
+    """The run or data set whose record was read already."""
+    with ExitStack() as stack:
+        connection = stack.enter_context(_scratch())
+        _create_views(connection, stored)
+        parameters, result = EXPECTED_NOUNS_TYPES
+        connection.create_function("expected_nouns", expected_nouns, list(parameters), result)
+        for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
+            connection.execute(statement)
+        _set_files(connection, [stored])
+        _lock(connection)
+        return Database(connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all())
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, number: int = 0) -> None:
+    """The relations of `stored` and the views on them, in the present catalog; `number` tells several runs apart.
+
+    The names of files are in variables: as text in a view, 20,000 of them are parsed again wherever the view is used. While
+    the views are made a variable has one name alone, which says all of the columns: each new view looks for every file.
+    """
+    folder = stored.folder
+    if folder.is_local:
+        connection.execute("SET enable_external_file_cache = false")  # the system caches; this costs a third with small files
+    elif not connection.filesystem_is_registered(_protocol(folder)):
+        connection.register_filesystem(folder.filesystem)
+    connection.execute("CREATE SCHEMA stored")
+    try:
+        for kind, schema in stored.schemas.items():
+            if paths := stored.paths(kind):
+                connection.execute(f"SET VARIABLE {kind}_{number} = ?", [stored_urls(folder, paths[:1])])
+                connection.execute(
+                    f"CREATE VIEW stored.{kind} AS SELECT {', '.join(map(quoted, schema.names))}, {_UNIT} AS unit "
+                    f"FROM read_parquet(getvariable('{kind}_{number}'), hive_partitioning = false)"
+                )
+            else:
+                _create_table(connection, f"stored.{kind}", schema.empty_table())
+                connection.execute(f"ALTER TABLE stored.{kind} ADD COLUMN unit INTEGER")
+        for name, table in stored.tables().items():
+            _create_table(connection, name, table)
+        for statement in stored.statements():
+            connection.execute(statement)
+    except (duckdb.Error, OSError) as error:
+        raise UserError(
+            f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files are there"
+        ) from None
+
+
+def _set_files(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> None:
+    """Gives the views all of their files, and lists those that may be read."""
+    readable: set[str] = set()
+    for number, stored in enumerate(opened):
+        for kind in stored.schemas:
+            if urls := stored_urls(stored.folder, stored.paths(kind)):
+                connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
+                readable.update(urls)
+    connection.execute("SET VARIABLE readable = ?", [sorted(readable)])
+
+
+def _lock(connection: duckdb.DuckDBPyConnection) -> None:
+    for statement in _LOCKS:
+        connection.execute(statement)
+
+
+def _protocol(folder: Folder) -> str:
+    protocol = folder.filesystem.protocol
+    return protocol if isinstance(protocol, str) else str(protocol[0])
+
+
+def _create_table(connection: duckdb.DuckDBPyConnection, name: str, table: "pa.Table") -> None:
+    connection.register("arrow", table)
+    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow")
+    connection.unregister("arrow")
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:
+    return [name for name, *_ in connection.execute(f"DESCRIBE {view}").fetchall()]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

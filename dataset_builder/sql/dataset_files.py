@@ -1,0 +1,151 @@
+"""A data set on disk: dataset.json names its files; the views that SQL sees on it are plain SQL text over them.
+
+A data set exists once dataset.json does, which is written last. Readers list the files from it, never by a glob.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.schema import (
+    DATASET_VERSION,
+    DROPPED,
+    DROPPED_CAPTIONS,
+    FUNNEL,
+    GROUPS,
+    NOUN_INDEX,
+    SAMPLE_CAPTION,
+    SAMPLES,
+    SPLIT_NOUN_COUNTS,
+    TALLIES,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATASET_RECORD = "dataset.json"
+
+VIEWS = {
+    "samples": "one row per image, with its captions, scores and split",
+    "images": "the same without the captions, with the columns that the sources carried",
+    "captions": "one row per image and prompt",
+    "nouns": "one row per noun of a caption, in its order (position starts at 1)",
+    "noun_counts": "one row per prompt and noun, summed over the splits",
+    "scores": "one row per image: CLIP, aesthetic, sharpness, of the data set's newest scoring or else its runs'",
+    "caption_scores": "one row per image and prompt, where the data set itself was scored",
+    "embeddings": "one row per image: its CLIP embedding, where the data set itself was scored",
+    "funnel": "images left and dropped by each step of the recipe, in order; the first row is the input",
+    "dropped": "one row per image of the runs that is not here, with the step and the reason",
+    "dropped_captions": "one row per caption that is not here although its image is, with the step and the reason",
+    "groups": "one row per image that is in a group of duplicates, kept or not",
+}
+
+STORED = SCORED | {
+    "samples": SAMPLES,
+    "noun_counts": SPLIT_NOUN_COUNTS,
+    "noun_index": NOUN_INDEX,
+    "funnel": FUNNEL,
+    "dropped": DROPPED,
+    "dropped_captions": DROPPED_CAPTIONS,
+    "groups": GROUPS,
+}
+"""The kinds of file, and the schema that each has."""
+
+_PLAIN = ("funnel", "dropped", "dropped_captions", "groups")
+# Where the data set itself was not scored, the scores are those of the runs, which the samples hold.
+_SCORES_OF_SAMPLES = "SELECT key, clip_mean, clip_least, aesthetic, sharpness, NULL::BIGINT AS perceptual_hash FROM samples"
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """A data set: its folder and its dataset.json."""
+
+    folder: Folder
+    record: dict[str, Any]
+    scores: ScoreFiles | None = None
+
+    @property
+    def views(self) -> dict[str, str]:
+        """VIEWS."""
+        return VIEWS
+
+    @property
+    def schemas(self) -> "dict[str, pa.Schema]":
+        """STORED."""
+        return STORED
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the captions were counted with."""
+        settings: dict[str, Any] = self.record["settings"]
+        return settings
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The splits and how many images each has."""
+        splits: dict[str, int] = self.record["splits"]
+        return splits
+
+    def paths(self, kind: str, *, split: str | None = None) -> list[str]:
+        """The files of a kind of STORED, relative to the data set, in the order of their rows; those of samples by split."""
+        if kind in SCORED:
+            return self.scores.paths(kind) if self.scores else []
+        files = [file for file in self.record["files"] if file["kind"] == kind]
+        return [file["path"] for file in files if split is None or file["split"] == split]
+
+    def tables(self) -> "dict[str, pa.Table]":
+        """The relations that do not come from files."""
+        import pyarrow as pa
+
+        return {"stored.tallies": pa.Table.from_pylist(self.record["captions"], schema=TALLIES)}
+
+    def statements(self) -> list[str]:
+        """The statements that create VIEWS on the relations of `stored`."""
+        images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "nouns", "image", "metadata")]
+        samples, counts = "FROM stored.samples", "noun, count FROM stored.noun_counts"
+        # By their places, not as unnested lists: so duckdb does not read the captions where only the nouns are asked for.
+        places = "unnest(nouns) AS nouns, unnest(range(1, 1 + len(nouns))) AS place"
+        placed = f"(SELECT key, split, captions, {places} {samples})"
+        fields = ", ".join(f"captions[place].{quoted(field.name)} AS {quoted(field.name)}" for field in SAMPLE_CAPTION)
+        return [
+            f"CREATE VIEW samples AS SELECT {', '.join(map(quoted, SAMPLES.names))} FROM stored.samples",
+            f"CREATE VIEW images AS SELECT {', '.join([*images, *carried_sql(self.carried)])} FROM stored.samples",
+            f"CREATE VIEW captions AS SELECT key, split, {fields}, nouns FROM {placed}",
+            nouns_sql(),
+            noun_counts_sql(),
+            f"CREATE VIEW stored.bodies AS SELECT prompt AS body, {counts} UNION ALL SELECT split, {counts}",
+            *(scores_sql() if self.scores else [f"CREATE VIEW scores AS {_SCORES_OF_SAMPLES}", *scores_sql()[1:]]),
+            *(f"CREATE VIEW {name} AS SELECT * EXCLUDE unit FROM stored.{name}" for name in _PLAIN),
+        ]
+
+    @cached_property
+    def carried(self) -> dict[str, tuple[str, str]]:
+        """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
+        return carried_columns(self.record["carried"], taken=SAMPLES.names, where=f"{self.folder.url}/{DATASET_RECORD}")
+
+
+def is_dataset(url: str) -> bool:
+    """Whether a finished data set is at `url`."""
+    return Folder(url).exists(DATASET_RECORD)
+
+
+def read_dataset(url: str) -> DatasetFiles:
+    """The data set at `url`. Raises UserError where there is none, or one of another schema version."""
+    folder = Folder(url)
+    try:
+        record = json.loads(folder.read(DATASET_RECORD))
+    except FileNotFoundError:
+        raise UserError(
+            f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build --out wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url}/{DATASET_RECORD} cannot be read ({error}): check the folder") from None
+    if record.get("schema_version") != DATASET_VERSION:
+        found = record.get("schema_version")
+        raise UserError(f"{url} has schema version {found}, this program reads {DATASET_VERSION}: build it again")
+    return DatasetFiles(folder, record, newest_scores(folder))

@@ -1,0 +1,51 @@
+"""Adds up the noun counts of a run's units block by block, at the end of whatever writes units with noun counts."""
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dataset_builder.sql.merged_counts import block_id, merged_folder, whole_blocks
+from foundry.storage.folder import Folder, usable
+from foundry.units.commits import Commit, Unit, commit_unit, committed_units
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataset_builder.sql.views import RunFiles
+
+_SUMS = {
+    "noun_counts": "SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun",
+    "tallies": "SELECT * FROM stored.tallies ORDER BY prompt",
+}
+
+
+def merge_counts_of(run: Folder) -> int:
+    """Publishes the sums of each whole block that has none yet, and returns how many; the same call again does the rest.
+
+    Memory: the nouns of one block. Raises UserError where a file of the run cannot be read.
+    """
+    from dataset_builder.sql.views import read_run
+
+    started = time.perf_counter()
+    folder = merged_folder(run)
+    with usable(run):
+        files = read_run(run.url)
+        done = committed_units(folder)
+        blocks = {number: members for number, members in whole_blocks(files.commits).items() if number not in done}
+        for number, members in blocks.items():
+            unit = Unit(number=number, part="", row_group=0, num_images=sum(commit.planned for commit in members))
+            commit_unit(folder, run_id=block_id(members), unit=unit, tables=_sums(files, members), rejected={})
+    if blocks:
+        units = sum(map(len, blocks.values()))
+        print(f"the noun counts of {units:,} units were added up in {time.perf_counter() - started:.1f} s")
+    return len(blocks)
+
+
+def _sums(files: "RunFiles", members: list[Commit]) -> "dict[str, pa.Table]":
+    """The tables of a block, by the views of a run that has no other units."""
+    from dataset_builder.sql.database import open_files
+    from foundry.storage.schema import NOUN_COUNTS, TALLIES
+
+    schemas = {"noun_counts": NOUN_COUNTS, "tallies": TALLIES}
+    with open_files(replace(files, commits=tuple(members), blocks=(), open_parts=(), scores=None)) as block:
+        return {kind: block.fetch(sql).cast(schemas[kind]) for kind, sql in _SUMS.items()}

@@ -1,0 +1,1 @@
+"""Images and what comes with them: found, indexed, read, decoded."""

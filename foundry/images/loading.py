@@ -1,0 +1,84 @@
+"""From rows of an index to pixels: the one call that captions, scores and features share.
+
+read = read_images(rows, limits=limits, target_side_px=336)
+read.images[0].image.pixels, read.images[0].facts["content_hash"], read.rejected
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
+from foundry.images.reader import ImageReader, content_hash, reference_of
+from foundry.images.retries import StoreError
+from foundry.units.commits import Failure
+from foundry.units.rejection import ImageError
+
+OUTAGE_AFTER = 32
+"""Images in a row that a store refuses, or that no web server gives, before that counts as an outage and not as theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadImage:
+    """An image and what its bytes tell, as a dict: key, reference, content_hash, width, height, format.
+
+    For a row of schema.INDEX it is a whole row of schema.IMAGES, with what stands beside the image; other rows know it already.
+    """
+
+    image: DecodedImage
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadImages:
+    """What became of some rows, each list in their order: images, and rows of schema.REJECTED as dicts."""
+
+    images: list[ReadImage]
+    rejected: list[dict[str, Any]]
+
+
+def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
+    """Reads and decodes the images of these rows (schema.INDEX, or any table with a key and the columns of a reference).
+
+    An image that cannot be used becomes a rejected row. Raises StoreError where a store fails, so that nothing is rejected
+    that may be read another day, and MemoryError; neither is an image's own fault.
+    """
+    read = ReadImages(images=[], rejected=[])
+    refused = 0
+    with ImageReader() as reader:
+        reader.expect(rows)
+        for row in rows:
+            try:
+                read.images.append(read_image(reader, row, limits=limits, target_side_px=target_side_px))
+                refused = 0
+            except ImageError as error:
+                read.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
+                refused = 0
+            except StoreError as error:
+                refused += 1
+                if not error.is_alone or refused == min(OUTAGE_AFTER, max(2, len(rows))):
+                    raise
+                read.rejected.append(rejected_row(row, Failure(reason="unreadable", message=str(error))))
+    return read
+
+
+def read_image(
+    reader: ImageReader, row: Mapping[str, Any], *, limits: DecodeLimits, target_side_px: int | None = None
+) -> ReadImage:
+    """Reads and decodes one image; its shorter side becomes at most `target_side_px` (see decoding.decode_image).
+
+    Raises ImageError where this image cannot be used, StoreError where its store fails or refuses, and MemoryError.
+    """
+    reference = reference_of(row)
+    data = reader.read(reference, max_bytes=limits.max_image_bytes)
+    image = decode_image(data, limits=limits, target_side_px=target_side_px)
+    facts = {"key": row["key"], **asdict(reference), "content_hash": content_hash(data)}
+    facts |= {"width": image.width, "height": image.height, "format": image.format}
+    if "sidecars" in row:
+        facts |= asdict(reader.read_sidecars(row))
+    return ReadImage(image=image, facts=facts)
+
+
+def rejected_row(row: Mapping[str, Any], failure: Failure) -> dict[str, Any]:
+    """A row of schema.REJECTED as a dict."""
+    return {"key": row["key"], **asdict(reference_of(row)), **asdict(failure)}

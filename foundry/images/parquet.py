@@ -1,0 +1,194 @@
+"""Parquet files as sources: which column holds image bytes or paths, and an index made without reading the images."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foundry.errors import UserError
+from foundry.images.index import MAX_ROWS, IndexRow
+from foundry.images.metadata import map_columns
+from foundry.storage.file_kinds import stem_of
+from foundry.storage.locations import is_url, open_binary, readable, relative_to
+
+IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content", "img", "image_bytes", "data")
+PATH_NAMES = (
+    *("file_name", "path", "image_path", "img_path", "filepath", "file_path", "filename", "file", "image", "img"),
+    *("uri", "url", "image_uri", "image_url", "src"),
+)
+KEY_NAMES = ("key", "__key__", "id", "image_id")
+"""Names of columns in order of preference; case does not matter."""
+
+_LOCAL_BUFFER = 1 << 20
+_REMOTE_BUFFER = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetLayout:
+    """What the columns of a Parquet file are for. image and path are None where there is no such column.
+
+    image_leaves and key_leaf are what to ask Parquet for: `image.bytes` and `image.path` of a struct. class_names are those
+    of ClassLabel features, which the `datasets` library writes as integers.
+    """
+
+    image: str | None = None
+    image_leaves: tuple[str, ...] = ()
+    path: str | None = None
+    key_leaf: str | None = None
+    types: dict[str, str] = field(default_factory=dict)
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def metadata_types(self) -> dict[str, str]:
+        """DuckDB types of the columns that go to metadata, which are the scalar ones without alt text and class label."""
+        names = map_columns({name: "any" for name in self.types if name != self.path}).metadata
+        return {name: self.types[name] for name in names}
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    """Opens for streaming: columns pass through a buffer, not whole row groups at once. Raises OSError, pa.ArrowInvalid."""
+    buffer_size = _REMOTE_BUFFER if is_url(uri) else _LOCAL_BUFFER
+    source = open_binary(uri) if is_url(uri) else uri
+    return pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footer:
+    """What stands at the end of a Parquet file."""
+
+    schema: pa.Schema
+    num_rows: int
+
+
+def read_footer(uri: str) -> Footer:
+    """Raises UserError if the file is empty, damaged or may not be read."""
+    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        return Footer(schema=file.schema_arrow, num_rows=file.metadata.num_rows)
+
+
+def read_schema(uri: str) -> pa.Schema:
+    """The schema from the footer. Raises UserError as read_footer does."""
+    return read_footer(uri).schema
+
+
+def layout_of(schema: pa.Schema) -> ParquetLayout:
+    """Finds the image column by name, then a struct of bytes, then (if no column names paths) any binary column."""
+    class_names = _class_names(schema)
+    types = {column.name: _duckdb_type(column.type) for column in schema if _is_scalar(column.type)}
+    types |= {name: "VARCHAR" for name in class_names if name in types}
+    holders = [column for column in schema if _image_leaves(column)]
+    image = _first_named(holders, IMAGE_NAMES) or next((column for column in holders if pa.types.is_struct(column.type)), None)
+    path = _first_named([column for column in schema if _is_text(column.type)], PATH_NAMES)
+    if image is None and path is None and holders:
+        image = holders[0]
+    if image is None:
+        return ParquetLayout(path=path.name if path else None, types=types, class_names=class_names)
+    return ParquetLayout(
+        image=image.name,
+        image_leaves=_image_leaves(image),
+        key_leaf=_key_leaf(schema, image),
+        types=types,
+        class_names=class_names,
+    )
+
+
+def index_parquet(uri: str, root: str) -> Iterator[IndexRow]:
+    """One row for each row of the file, from the footer and, where there is one, the column of keys.
+
+    The stem is the key of the row (of a path, its stem), else the file's stem and the row: `train-0-17`.
+    Raises UserError if the file has no rows, no images, or cannot be read.
+    """
+    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        layout = layout_of(file.schema_arrow)
+        if layout.image is None:
+            raise UserError(f"{uri} has no column of image bytes (columns: {', '.join(file.schema_arrow.names)}); give another")
+        if file.metadata.num_rows == 0:
+            raise UserError(f"{uri} has no rows, expected images; remove it or write it again")
+        container, stem = relative_to(uri, root), stem_of(uri)
+        for row, key in enumerate(_keys(file, layout)):
+            yield IndexRow(key or f"{stem}-{row}", f"{container}#{row}", uri, layout.image, None, None, row)
+
+
+def name_classes(row: dict[str, Any], class_names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Replaces the integers of ClassLabel columns by their names, in place."""
+    for name, names in class_names.items():
+        value = row.get(name)
+        if isinstance(value, int) and 0 <= value < len(names):
+            row[name] = names[value]
+    return row
+
+
+def _keys(file: pq.ParquetFile, layout: ParquetLayout) -> Iterator[str | None]:
+    if layout.key_leaf is None:
+        yield from (None for _ in range(file.metadata.num_rows))
+        return
+    is_path = layout.key_leaf == f"{layout.image}.path"
+    for batch in file.iter_batches(batch_size=MAX_ROWS, columns=[layout.key_leaf], use_threads=False):
+        column = batch.column(0)
+        if is_path:
+            column = column.field("path")
+        for value in column.to_pylist():
+            text = None if value is None else str(value)
+            yield stem_of(text) if is_path and text else text
+
+
+def _first_named(columns: list[pa.Field], names: tuple[str, ...]) -> pa.Field | None:
+    by_name = {column.name.lower(): column for column in reversed(columns)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _image_leaves(column: pa.Field) -> tuple[str, ...]:
+    """The Parquet paths of a binary column, or of the fields bytes and path of a struct; empty for anything else."""
+    if _is_binary(column.type):
+        return (str(column.name),)
+    if not pa.types.is_struct(column.type):
+        return ()
+    parts = {part.name: part.type for part in column.type}
+    if "bytes" not in parts or not _is_binary(parts["bytes"]):
+        return ()
+    return tuple(f"{column.name}.{part}" for part in ("bytes", "path") if part in parts)
+
+
+def _key_leaf(schema: pa.Schema, image: pa.Field) -> str | None:
+    keys = [column for column in schema if _is_text(column.type) or pa.types.is_integer(column.type)]
+    if found := _first_named(keys, KEY_NAMES):
+        return str(found.name)
+    path_leaf = f"{image.name}.path"
+    return path_leaf if path_leaf in _image_leaves(image) and _is_text(image.type.field("path").type) else None
+
+
+def _is_binary(data_type: pa.DataType) -> bool:
+    return any(is_type(data_type) for is_type in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(data_type):
+        data_type = data_type.value_type
+    return any(is_type(data_type) for is_type in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_scalar(data_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(data_type):
+        data_type = data_type.value_type
+    return not (pa.types.is_nested(data_type) or _is_binary(data_type) or pa.types.is_fixed_size_binary(data_type))
+
+
+def _duckdb_type(data_type: pa.DataType) -> str:
+    if pa.types.is_boolean(data_type):
+        return "BOOLEAN"
+    if pa.types.is_integer(data_type):
+        return "VARCHAR" if pa.types.is_uint64(data_type) else "BIGINT"
+    return "DOUBLE" if pa.types.is_floating(data_type) else "VARCHAR"
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of ClassLabel features, from the metadata of the `datasets` library."""
+    try:
+        features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return {}
+    return {name: names for name, names in labels.items() if isinstance(names, list)}

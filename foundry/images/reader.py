@@ -1,0 +1,251 @@
+"""The one way from a reference to bytes: files, ranges of tars, rows of Parquet; local or by fsspec.
+
+Also what stands beside an image (`ImageReader.read_sidecars`) and the hash by which its content is known.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, Protocol, Self, TypeVar
+
+from foundry.images.byte_ranges import RangeFile
+from foundry.images.index import LISTED
+from foundry.images.metadata import Carried, map_columns, merge, metadata_json
+from foundry.images.parquet_rows import ParquetRows
+from foundry.images.retries import StoreError, retried
+from foundry.images.sidecars import parse_sidecars
+from foundry.storage.locations import is_url, locate, open_binary, parent
+from foundry.storage.schema import ImageReference
+from foundry.units.rejection import ImageError
+
+MAX_SIDECAR_BYTES = 64 << 20
+_MAX_OPEN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What is known of an image beside its pixels, in the words of schema.IMAGES; metadata is a JSON object."""
+
+    alt_text: str | None
+    class_label: str | None
+    num_masks: int | None
+    mask_area_px: int | None
+    metadata: str | None
+
+
+def content_hash(data: bytes) -> str:
+    """The first 32 hex digits of the SHA-256 of the encoded image."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def reference_of(row: Mapping[str, Any]) -> ImageReference:
+    """The reference in a row of schema.INDEX (or of any table with its columns)."""
+    return ImageReference(
+        uri=row["uri"],
+        member=row.get("member"),
+        byte_offset=row.get("byte_offset"),
+        byte_length=row.get("byte_length"),
+        row=row.get("row"),
+    )
+
+
+class ImageReader:
+    """Reads images and what stands beside them; keeps up to 16 tars and Parquet files open until it is closed.
+
+    Fastest when read in the order of the index. Not for several threads at once: give each its own.
+
+        with ImageReader() as reader:
+            reader.expect(rows)
+            for row in rows:
+                data = reader.read(reference_of(row), max_bytes=limits.max_image_bytes)
+                facts = reader.read_sidecars(row)
+    """
+
+    def __init__(self) -> None:
+        self._tars: OrderedDict[str, RangeFile] = OrderedDict()
+        self._parquet: OrderedDict[str, ParquetRows] = OrderedDict()
+        self._expected: dict[str, list[tuple[int, int]]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all files. The reader can be used again."""
+        for tar in self._tars.values():
+            tar.close()
+        for parquet in self._parquet.values():
+            parquet.close()
+        self._tars.clear()
+        self._parquet.clear()
+
+    def expect(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Says which rows of the index will be read, so that neighbours in a remote tar are fetched by one request.
+
+        Optional; replaces what was expected before.
+        """
+        self._expected = {}
+        for row in rows:
+            for part in ({**row, "uri": None}, *(row.get("sidecars") or ())):
+                if part.get("byte_offset") is not None and is_url(uri := part["uri"] or row["uri"]):
+                    self._expected.setdefault(uri, []).append((part["byte_offset"], part["byte_length"]))
+        for opened in self._tars.values():
+            opened.expect(())
+
+    def read(self, reference: ImageReference, *, max_bytes: int | None = None) -> bytes:
+        """The encoded image.
+
+        Raises ImageError: "unreadable", "empty" or "too_many_bytes" (then it is not read whole); StoreError where the store
+        fails or refuses, after a few tries.
+        """
+        data = self._read_any(reference, max_bytes)
+        if not data:
+            raise ImageError("empty", f"{_name(reference)} holds no bytes")
+        if max_bytes is not None and len(data) > max_bytes:
+            raise _too_many_bytes(_name(reference), len(data), max_bytes)
+        return data
+
+    def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
+        """What the index, the files beside the image, and the other columns of its Parquet row say of it; the first counts.
+
+        `row` is a row of schema.INDEX as a dict.
+        Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row; and StoreError.
+        """
+        files = [(sidecar["suffix"], *self._read_sidecar(sidecar, row["uri"])) for sidecar in row["sidecars"]]
+        data = parse_sidecars(files)
+        carried = merge(Carried(alt_text=row["alt_text"], class_label=row["class_label"]), data.carried)
+        if row["row"] is not None:
+            carried = merge(carried, map_columns(self._read_columns(row["uri"], row["row"])))
+        return ImageFacts(
+            alt_text=carried.alt_text,
+            class_label=carried.class_label,
+            num_masks=data.num_masks,
+            mask_area_px=data.mask_area_px,
+            metadata=_merge_json(row["metadata"], carried),
+        )
+
+    def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
+        if reference.member == LISTED:
+            raise ImageError("unreadable", f"row {reference.row} of {reference.uri} names no image: fill it in or remove it")
+        read = partial(self._read_once, reference, max_bytes)
+        return retried(read, uri=reference.uri, name=_name(reference), before_retry=self._close_one)
+
+    def _read_once(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
+        if reference.row is not None:
+            return self._read_row(reference.uri, reference.row, max_bytes)
+        if reference.byte_offset is not None and reference.byte_length is not None:
+            if max_bytes is not None and reference.byte_length > max_bytes:
+                raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
+            return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
+        return _read_file(reference.uri, max_bytes)
+
+    def _read_columns(self, uri: str, row: int) -> dict[str, Any]:
+        """The scalar columns of a Parquet row."""
+
+        def read() -> dict[str, Any]:
+            return self._open_parquet(uri).columns(row)
+
+        return retried(read, uri=uri, name=f"{uri}, row {row}", before_retry=self._close_one)
+
+    def _read_row(self, uri: str, row: int, max_bytes: int | None) -> bytes | None:
+        """An image in a Parquet row, or the file that the row names instead, as `datasets` writes it if told not to embed."""
+        rows = self._open_parquet(uri)
+        data = rows.image(row)
+        if data is None and (path := rows.image_path(row)):
+            return _read_file(locate(path, parent(uri)), max_bytes)
+        return data
+
+    def _read_sidecar(self, sidecar: Mapping[str, Any], image_uri: str) -> tuple[bytes, str]:
+        """The bytes of a sidecar and its name for messages; every failure is a bad sidecar."""
+        reference = reference_of({**sidecar, "uri": sidecar["uri"] or image_uri})
+        where = f"{reference.uri} ({sidecar['suffix']})"
+        try:
+            return self._read_any(reference, MAX_SIDECAR_BYTES) or b"", where
+        except ImageError as error:
+            raise ImageError("bad_sidecar", f"{where}: {error.message}") from error
+
+    def _open_tar(self, uri: str) -> RangeFile:
+        opened = _cached(self._tars, uri) or _keep(self._tars, uri, _open_planned(RangeFile, uri))
+        if uri in self._expected:
+            opened.expect(self._expected.pop(uri))
+        return opened
+
+    def _open_parquet(self, uri: str) -> ParquetRows:
+        return _cached(self._parquet, uri) or _keep(self._parquet, uri, _open_planned(ParquetRows, uri))
+
+    def _close_one(self, uri: str) -> None:
+        """Closes a file whose handle may have become stale; the next read opens it again."""
+        for opened in (self._tars.pop(uri, None), self._parquet.pop(uri, None)):
+            if opened is not None:
+                opened.close()
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+OpenedT = TypeVar("OpenedT", bound=_Closable)
+
+
+def _open_planned(open_container: Callable[[str], OpenedT], uri: str) -> OpenedT:
+    """Opens a container, which was there when its images were planned: one that has gone is no fault of theirs."""
+    try:
+        return open_container(uri)
+    except FileNotFoundError:
+        gone = f"{uri} was there when its images were planned, and is not now: put it back, then run the same command again"
+        raise StoreError(gone, is_alone=False, may_pass=False) from None
+
+
+def _cached(cache: OrderedDict[str, OpenedT], uri: str) -> OpenedT | None:
+    if uri in cache:
+        cache.move_to_end(uri)
+    return cache.get(uri)
+
+
+def _keep(cache: OrderedDict[str, OpenedT], uri: str, opened: OpenedT) -> OpenedT:
+    """Adds to the cache and closes the one that was used least recently, if there are too many."""
+    cache[uri] = opened
+    if len(cache) > _MAX_OPEN:
+        cache.popitem(last=False)[1].close()
+    return opened
+
+
+def _read_file(uri: str, max_bytes: int | None) -> bytes:
+    """A whole file. A local one is looked at first, since a pipe would block; a remote one is cut at the limit."""
+    if not is_url(uri):
+        status = os.stat(uri)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("unreadable", f"{uri} is not a regular file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise _too_many_bytes(uri, status.st_size, max_bytes)
+    file: BinaryIO
+    with open_binary(uri) as file:
+        size = getattr(file, "size", None)
+        if max_bytes is not None and isinstance(size, int) and size > max_bytes:
+            raise _too_many_bytes(uri, size, max_bytes)
+        return file.read() if max_bytes is None else file.read(max_bytes + 1)
+
+
+def _merge_json(indexed: str | None, carried: Carried) -> str | None:
+    """Metadata of the index and what was found beside the image as one JSON object; the index counts."""
+    if indexed is None or not carried.metadata:
+        return indexed or metadata_json(carried.metadata)
+    return metadata_json({**carried.metadata, **json.loads(indexed)})
+
+
+def _too_many_bytes(name: str, num_bytes: int, max_bytes: int) -> ImageError:
+    return ImageError("too_many_bytes", f"{name} has {num_bytes:,} bytes, the limit is {max_bytes:,}")
+
+
+def _name(reference: ImageReference) -> str:
+    """For messages: the file, and the member or row in it."""
+    if reference.row is not None:
+        return f"{reference.uri}, row {reference.row}, column {reference.member}"
+    return f"{reference.uri}, member {reference.member}" if reference.byte_offset is not None else reference.uri

@@ -1,0 +1,292 @@
+"""From paths and URLs to rows of an index: finds image files, tars, Parquet files and lists, and reads only their headers.
+
+for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
+    for table in index_source(source):  # SOURCE_INDEX, at most 65,536 rows
+        ...
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+
+from foundry.errors import UserError
+from foundry.images.image_folder import index_file, index_folder
+from foundry.images.index import IndexRow, to_tables
+from foundry.images.lists import ListedImages, find_path_column, index_list, list_types
+from foundry.images.metadata import Scalar, duckdb_types
+from foundry.images.parquet import PATH_NAMES, index_parquet, layout_of, read_footer, read_schema
+from foundry.images.sidecars import parse_sidecars
+from foundry.images.tar import index_tar
+from foundry.storage.file_kinds import (
+    EXPECTED,
+    PARQUET_SUFFIX,
+    TAR_SUFFIX,
+    TEXT_LIST_SUFFIXES,
+    PassedOver,
+    is_compressed_tar,
+    is_image,
+    suffix_of,
+)
+from foundry.storage.locations import (
+    Details,
+    describe,
+    forget_listings,
+    is_inside,
+    join,
+    normalise,
+    open_binary,
+    parent,
+    readable,
+    walk,
+)
+from foundry.storage.schema import versioned
+from foundry.units.rejection import ImageError
+
+logger = logging.getLogger(__name__)
+
+_SAMPLED_JSON = 8
+_SAMPLED_FILES = 1000
+_SEARCHING_THREADS = 16  # each waits for a store
+_NAMED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Something that holds images or names them. All loose files below one folder are one source."""
+
+    kind: Literal["files", "tar", "parquet", "list"]
+    """What it is; "files" is a searched folder or a single image file."""
+    uri: str
+    """An absolute local path or an fsspec URL."""
+    root: str
+    """The folder that the user gave, or the folder of the file that the user gave; `relative` in the index begins there."""
+    num_bytes: int | None = None
+    """Size; None for a folder or where the store does not tell."""
+    modified: str | None = None
+    """Time of the last change in ISO 8601, or the store's entity tag; None for a folder."""
+    path_column: str | None = None
+    """The column of a list that names images."""
+    is_searched: bool = False
+    """Whether it was found by searching root (then a list's images may have files beside them) or was given itself."""
+    lists: tuple[tuple[str, str], ...] = ()
+    """For files: the lists (uri, path column) whose images are left to them."""
+
+
+def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None) -> list[Source]:
+    """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
+
+    Names as in file_kinds.is_ignored are passed over, save those given themselves, and counted in `passed_over`. What lies in
+    two of the given folders is found once. An image that a list names is left to the list. What a search finds and cannot use
+    is passed over, and named in one warning: compressed tars, tables without images, without rows, or in no format that can
+    be read. A tar or Parquet file that is damaged is an error all the same, since its images would be missing.
+    Raises UserError in one line: nothing there, no images, a damaged Parquet file, and all of the above where it was given
+    itself; a damaged tar is found out by `index_source`.
+    """
+    if not images:
+        raise UserError("no images given; give folders, files or URLs that hold images")
+    found: dict[str, Source] = {}
+    unusable: dict[str, str] = {}
+    for given in images:
+        location = normalise(given)
+        forget_listings(location)
+        details = describe(location)
+        if details.is_folder:
+            search = _search(location, passed_over)
+            unusable |= search.unusable
+        for source in search.sources if details.is_folder else [_single(location, details)]:
+            found.setdefault(source.uri, source)
+    if unusable:
+        logger.warning("passed over: %s", _named(unusable))
+    folders = [source.uri for source in found.values() if source.kind == "files" and source.is_searched]
+    kept = [
+        source
+        for source in found.values()
+        if not (source.kind == "files" and any(is_inside(source.uri, folder) for folder in folders))
+    ]
+    lists = tuple(sorted((source.uri, source.path_column) for source in kept if source.kind == "list" and source.path_column))
+    kept = [replace(source, lists=lists) if source.kind == "files" else source for source in kept]
+    return sorted(kept, key=lambda source: source.uri)
+
+
+def index_source(source: Source, *, passed_over: PassedOver | None = None) -> Iterator[pa.Table]:
+    """The images of a source as tables of SOURCE_INDEX with at most 65,536 rows, in a fixed order; reads headers only.
+
+    Rows are in the order of the tar, Parquet file or list; for loose files, those of a folder by name, then its subfolders.
+    `relative` tells apart what one search finds, but a list may name an image twice, and two roots may hold the same paths.
+    Memory: the names in one tar or one folder; for files beside lists, also 16 bytes for each listed image.
+    `passed_over` counts the images in a tar that are left out because of their names.
+    Raises UserError in one line for a source that is empty, damaged or holds no image.
+    """
+    return to_tables(_rows(source, passed_over))
+
+
+def carried_columns(source: Source, first: pa.Table) -> dict[str, str]:
+    """Names and DuckDB types (BIGINT, DOUBLE, BOOLEAN, VARCHAR) of what the source carries in the column `metadata`.
+
+    `first` is its first table of `index_source`. From the schema of Parquet, the first 1,000 rows of a text list, or the first
+    8 JSONs beside images. Later rows may hold other names and types, so cast with TRY_CAST.
+    Raises UserError for a source that cannot be read.
+    """
+    if source.kind == "list":
+        assert source.path_column is not None
+        return list_types(source.uri, path_column=source.path_column)
+    if source.kind == "parquet":
+        return layout_of(read_schema(source.uri)).metadata_types
+    return duckdb_types(_sampled_metadata(first))
+
+
+def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
+    if source.kind == "tar":
+        return index_tar(source.uri, source.root, passed_over=passed_over)
+    if source.kind == "parquet":
+        return index_parquet(source.uri, source.root)
+    if source.kind == "list":
+        assert source.path_column is not None
+        return index_list(source.uri, source.root, path_column=source.path_column, search_sidecars=source.is_searched)
+    if not source.is_searched:
+        return (row for row in index_file(source.uri) if row.uri not in ListedImages(source.lists, folder=source.root))
+    return index_folder(source.uri, listed=ListedImages(source.lists, folder=source.root))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search found: sources, and by their location the files that cannot be used, with the reason."""
+
+    sources: list[Source] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+def _search(root: str, passed_over: PassedOver | None) -> _Found:
+    """All that lies below a folder; UserError if there is no source."""
+    found = _Found()
+    has_images = False
+    containers: list[str] = []
+    for folder in walk(root, passed_over=passed_over):
+        has_images = has_images or any(is_image(name) for name in folder.files)
+        containers += [join(folder.uri, name) for name in folder.files if _is_container(name)]
+    with ThreadPoolExecutor(_SEARCHING_THREADS) as threads:
+        for location, source in zip(containers, threads.map(partial(_container, root=root), containers), strict=True):
+            if isinstance(source, Source):
+                found.sources.append(source)
+            else:
+                found.unusable[location] = source
+    if has_images:
+        found.sources.append(Source(kind="files", uri=root, root=root, is_searched=True))
+    if not found.sources:
+        unusable = f" ({_named(found.unusable)})" if found.unusable else ""
+        raise UserError(f"no images found in {root}; expected {EXPECTED}{unusable}")
+    return found
+
+
+def _is_container(name: str) -> bool:
+    return is_compressed_tar(name) or name.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES))
+
+
+def _named(unusable: Mapping[str, str]) -> str:
+    """How many files, and the first few with their reasons, on one line."""
+    count = f"{len(unusable)} files that hold" if len(unusable) > 1 else "1 file that holds"
+    named = [f"{location}: {reason}" for location, reason in list(unusable.items())[:_NAMED]]
+    more = [f"and {len(unusable) - _NAMED} more"] if len(unusable) > _NAMED else []
+    return f"{count} no images to read: {'; '.join(named + more)}"
+
+
+def _container(location: str, *, root: str) -> Source | str:
+    """The source that a file in a searched folder is, or why it is none. Raises UserError for damaged Parquet."""
+    if is_compressed_tar(location):
+        return "a compressed tar, gunzip it first"
+    try:
+        container = _classify(location)
+    except UserError as error:
+        if suffix_of(location) == PARQUET_SUFFIX:
+            raise
+        return str(error).split(";")[0].removeprefix(f"cannot read {location}: ").removeprefix(f"{location} has ")
+    if container.kind is None:
+        return "no column of images or of paths to images"
+    if container.kind == "parquet" and not container.num_rows:
+        return "no rows"
+    details = describe(location)
+    return Source(
+        kind=container.kind,
+        uri=location,
+        root=root,
+        num_bytes=details.num_bytes,
+        modified=details.modified,
+        path_column=container.path_column,
+        is_searched=True,
+    )
+
+
+def _single(location: str, details: Details) -> Source:
+    """The source that a file given by itself is."""
+    path = location.split("?", 1)[0] if "://" in location else location
+    if is_compressed_tar(path):
+        raise _compressed(location)
+    kind: Literal["files", "tar", "parquet", "list"] | None = "files"
+    column = None
+    if not is_image(path):
+        if not path.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
+            raise UserError(f"{location} is no source of images; expected a folder, {EXPECTED}")
+        container = _classify(location)
+        kind, column = container.kind, container.path_column
+    if kind is None:
+        names = ", ".join(PATH_NAMES)
+        raise UserError(f"{location} has no column of image bytes, nor one of paths to images; name the column one of: {names}")
+    return Source(
+        kind=kind,
+        uri=location,
+        root=parent(location),
+        num_bytes=details.num_bytes,
+        modified=details.modified,
+        path_column=column,
+    )
+
+
+@dataclass(frozen=True)
+class _Container:
+    """What a file that may hold or name images is."""
+
+    kind: Literal["tar", "parquet", "list"] | None
+    """None: it does neither."""
+    path_column: str | None = None
+    """Of a list."""
+    num_rows: int | None = None
+    """Of Parquet with images."""
+
+
+def _classify(location: str) -> _Container:
+    if suffix_of(location) == TAR_SUFFIX:
+        return _Container("tar")
+    if suffix_of(location) != PARQUET_SUFFIX:
+        column = find_path_column(location)
+        return _Container("list" if column else None, column)
+    footer = read_footer(location)
+    layout = layout_of(footer.schema)
+    if layout.image is not None:
+        return _Container("parquet", num_rows=footer.num_rows)
+    # Our own files name tars in their column uri: they are results, not lists of images.
+    is_ours = bool(versioned(pa.schema([])).metadata.keys() & (footer.schema.metadata or {}).keys())
+    return _Container("list", layout.path) if layout.path and not is_ours else _Container(None)
+
+
+def _compressed(location: str) -> UserError:
+    return UserError(f"{location} is a compressed tar, from which byte ranges cannot be read; gunzip it first")
+
+
+def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
+    """Metadata from the first JSONs beside the images of a tar or a folder."""
+    rows = first.select(["uri", "sidecars"]).slice(0, _SAMPLED_FILES).to_pylist()
+    beside = [(row["uri"], sidecar) for row in rows for sidecar in row["sidecars"] if sidecar["suffix"] == ".json"]
+    for image_uri, sidecar in beside[:_SAMPLED_JSON]:
+        uri = sidecar["uri"] or image_uri
+        with readable(uri, "check its permissions"), open_binary(uri) as file:
+            file.seek(sidecar["byte_offset"] or 0)
+            content = file.read(-1 if sidecar["byte_length"] is None else sidecar["byte_length"])
+        try:
+            yield parse_sidecars([(".json", content, uri)]).carried.metadata
+        except ImageError:
+            continue  # It will be rejected with its image, by name, when it is read.

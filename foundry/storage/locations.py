@@ -1,0 +1,239 @@
+"""Local paths and fsspec URLs under one set of functions: normalise, list, walk, describe and open.
+
+A location is an absolute local path or a URL with a protocol (`s3://bucket/key`, `memory:///a`). Credentials come from the
+environment or fsspec's own configuration, never from the location.
+"""
+
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+
+from foundry.errors import UserError
+from foundry.storage.file_kinds import PassedOver, holds_results, is_ignored, is_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What a file system tells about a location without opening it. modified is ISO 8601 or an entity tag."""
+
+    is_folder: bool
+    num_bytes: int | None
+    modified: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """One visited folder: its location, its path relative to where the walk began ("" there), its file names in order."""
+
+    uri: str
+    relative: str
+    files: list[str]
+
+
+def is_url(location: str) -> bool:
+    """Whether a location has a protocol; a local path has none."""
+    return "://" in location
+
+
+def normalise(location: str) -> str:
+    """A local path becomes absolute (`~` and `file://` resolved, symbolic links kept), a URL takes its canonical form.
+
+    Raises UserError for a protocol that fsspec does not know or whose library is not installed.
+    """
+    if location.startswith("file://"):
+        location = location[len("file://") :]
+    if not is_url(location):
+        return os.path.abspath(os.path.expanduser(location))
+    filesystem, path = open_filesystem(location)
+    return cast(str, filesystem.unstrip_protocol(path))
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL and the path inside it; UserError if there is none."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"cannot open {url}: {one_line(error)}; install what it names or copy the files to a local folder"
+        ) from error
+    return filesystem, cast(str, path)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def join(folder: str, relative: str) -> str:
+    """A location below a folder."""
+    return f"{_with_slash(folder)}{relative}"
+
+
+def parent(location: str) -> str:
+    """The folder that a location lies in."""
+    head = location.rsplit("/", 1)[0]
+    return f"{head}/" if head.endswith((":/", "://")) or not head else head
+
+
+def is_inside(location: str, folder: str) -> bool:
+    """Whether a location lies below a folder, at any depth."""
+    return location.startswith(_with_slash(folder))
+
+
+def _with_slash(folder: str) -> str:
+    return folder if folder.endswith("/") else f"{folder}/"
+
+
+def relative_to(location: str, folder: str) -> str:
+    """The path of a location below a folder; the location itself if it lies elsewhere."""
+    return location.removeprefix(_with_slash(folder))
+
+
+def locate(path: str, folder: str) -> str:
+    """The location that a path or URL stands for when it is written in a file of that folder."""
+    path = path.removeprefix("file://")
+    if is_url(path):
+        return path
+    if is_url(folder) and not path.startswith("/"):
+        protocol, folder_path = folder.split("://", 1)
+        return f"{protocol}://{posixpath.normpath(posixpath.join(folder_path, path))}"
+    return os.path.normpath(os.path.join(folder, path))
+
+
+def describe(location: str) -> Details:
+    """Raises UserError in one line if nothing is there or it may not be looked at."""
+    with readable(location, "check the path and its permissions"):
+        if is_url(location):
+            filesystem, path = open_filesystem(location)
+            return _from_info(filesystem.info(path))
+        status = os.stat(location)
+    modified = datetime.fromtimestamp(status.st_mtime, UTC).isoformat()
+    return Details(is_folder=stat.S_ISDIR(status.st_mode), num_bytes=status.st_size, modified=modified)
+
+
+@contextmanager
+def readable(location: str, advice: str) -> Iterator[None]:
+    """Turns a failure to read a location into a UserError that names it and ends in the advice.
+
+    Bugs pass, as far as they can be told: a local file fails with OSError or, damaged, with ValueError or an error of Arrow;
+    each remote store has classes of its own without a common base.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_url(location) and not isinstance(error, OSError | ValueError | pa.ArrowException):
+            raise
+        raise UserError(f"cannot read {location}: {_reason(error)}; {advice}") from error
+
+
+def forget_listings(location: str) -> None:
+    """Makes the next listing of a remote store a true one; fsspec keeps old ones for as long as the process lives."""
+    if is_url(location):
+        open_filesystem(location)[0].invalidate_cache()
+
+
+def walk(
+    folder: str, relative: str = "", *, passed_over: PassedOver | None = None, above: frozenset[str] = frozenset()
+) -> Iterator[Folder]:
+    """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out,
+    and so are the results of our own commands that lie below it.
+
+    Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder that is
+    being walked already (`above` holds those). `passed_over` counts the names left out.
+    Raises UserError for a folder that may not be listed or a name not in UTF-8.
+    """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    true_path = folder if is_url(folder) else os.path.realpath(folder)
+    if true_path in above:
+        return
+    with readable(folder, "check its permissions"):
+        files, subfolders = _list(folder, passed_over)
+    if relative and holds_results(files, subfolders):
+        passed_over.results += 1
+        return
+    yield Folder(uri=folder, relative=relative, files=files)
+    inside = above | {true_path}
+    for name in subfolders:
+        yield from walk(join(folder, name), f"{relative}/{name}" if relative else name, passed_over=passed_over, above=inside)
+
+
+def list_files(folder: str) -> list[str]:
+    """Sorted names of the files in one folder, ignored ones left out; empty if it is not there or the store has no folders."""
+    if folder.startswith(("http://", "https://")):
+        return []
+    with readable(folder, "check its permissions"):
+        try:
+            return _list(folder, PassedOver())[0]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def open_binary(location: str, *, sequential: bool = False) -> BinaryIO:
+    """Opens for reading; unbuffered unless sequential, so that no more is fetched than asked for. Raises the store's errors."""
+    if not is_url(location):
+        return open(location, "rb", buffering=1 << 20 if sequential else 0)
+    filesystem, path = open_filesystem(location)
+    return cast(BinaryIO, filesystem.open(path, "rb", cache_type="readahead" if sequential else "none"))
+
+
+def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the subfolders."""
+    found = []
+    for name, is_folder in _remote_names(folder) if is_url(folder) else _local_names(folder):
+        if not is_ignored(name, is_folder=is_folder):
+            found.append((name, is_folder))
+        elif is_folder:
+            passed_over.folders += 1
+        elif is_source(name):
+            passed_over.files += 1
+    files = sorted(name for name, is_folder in found if not is_folder)
+    for name in files:
+        if not name.isascii():
+            _check_utf8(name, folder)
+    return files, sorted(name for name, is_folder in found if is_folder)
+
+
+def _local_names(folder: str) -> Iterator[tuple[str, bool]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name, entry.is_dir()
+
+
+def _remote_names(folder: str) -> Iterator[tuple[str, bool]]:
+    filesystem, path = open_filesystem(folder)
+    for info in filesystem.ls(path, detail=True):
+        name = info["name"].rstrip("/")
+        last = name.rsplit("/", 1)[-1]
+        if name != path.rstrip("/"):
+            yield last, info["type"] == "directory"
+
+
+def _from_info(info: dict[str, Any]) -> Details:
+    modified = next(
+        (info[name] for name in ("ETag", "mtime", "LastModified", "last_modified", "created") if info.get(name)), None
+    )
+    text = modified.isoformat() if isinstance(modified, datetime) else None if modified is None else str(modified)
+    return Details(is_folder=info["type"] == "directory", num_bytes=info.get("size"), modified=text)
+
+
+def _check_utf8(name: str, folder: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder} holds a file whose name is not UTF-8 ({name!a}); rename it") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder"
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)

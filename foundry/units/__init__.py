@@ -1,0 +1,1 @@
+"""Units of work: committed once, run on Ray, bisected when they fail."""

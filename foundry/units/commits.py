@@ -1,0 +1,179 @@
+"""The one protocol of units and commits: captions, scores and features all use it.
+
+The work is a fixed list of units, planned once (plan.py). A unit exists only if its commit record does. Whoever works on
+a unit writes its tables under names that nobody else has, then publishes them by creating `commits/<unit>.json`, which
+only the first can do: a slow twin deletes its own files and leaves. Readers list files from the commits, never by a glob.
+"""
+
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from foundry.storage.folder import Folder
+from foundry.storage.schema import SCHEMA_VERSION, versioned
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One piece of the plan: a row group of an index file."""
+
+    number: int
+    part: str
+    row_group: int
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an image is not used: a key of rejection.REJECTION_REASONS and what was found."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommittedFile:
+    """A file that a commit publishes. `path` is relative to the run; `../` leads to a file that another run's commit owns."""
+
+    path: str
+    rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """The record that makes a unit exist. planned = completed + num_rejected, in images."""
+
+    run_id: str
+    unit: int
+    planned: int
+    completed: int
+    rejected: dict[str, int]
+    files: dict[str, CommittedFile]
+    num_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    attempt: str = ""
+    committed_at: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def num_rejected(self) -> int:
+        """For whatever reason."""
+        return sum(self.rejected.values())
+
+
+def commit_unit(
+    folder: Folder,
+    *,
+    run_id: str,
+    unit: Unit,
+    tables: "dict[str, pa.Table]",
+    rejected: dict[str, int],
+    num_tokens: int = 0,
+    seconds: dict[str, float] | None = None,
+    arrow: Collection[str] = (),
+    shared: Mapping[str, CommittedFile] | None = None,
+) -> Commit | None:
+    """Writes the tables (by folder name) and publishes them; returns None where the unit was committed already.
+
+    Tables without rows are not written. Those named in `arrow` become uncompressed Arrow files, which a reader maps into
+    memory, the others Parquet. `shared` are files that stay another commit's and are published by this one too.
+    """
+    attempt = secrets.token_hex(4)
+    files = {
+        kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table, as_arrow=kind in arrow)
+        for kind, table in tables.items()
+        if len(table)
+    }
+    commit = Commit(
+        run_id=run_id,
+        unit=unit.number,
+        planned=unit.num_images,
+        completed=unit.num_images - sum(rejected.values()),
+        rejected=rejected,
+        files={**files, **(shared or {})},
+        num_tokens=num_tokens,
+        seconds=seconds or {},
+        attempt=attempt,
+        committed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    if folder.create(commit_name(unit.number), json.dumps(asdict(commit), indent=1).encode()):
+        return commit
+    if _parse(folder.read(commit_name(unit.number))).attempt == attempt:
+        return commit  # ours: a store whose answer was lost was asked again, and said that the record exists
+    for file in files.values():
+        folder.filesystem.rm_file(folder.path(file.path))
+    return None
+
+
+def commit_name(unit: int) -> str:
+    """The path of a unit's commit record, relative to the run."""
+    return f"commits/{unit:08d}.json"
+
+
+def committed_units(folder: Folder) -> set[int]:
+    """The numbers of the units that exist, from the names of their records alone."""
+    return {int(name.removesuffix(".json")) for name in folder.names("commits") if name.endswith(".json")}
+
+
+def read_commits(folder: Folder) -> list[Commit]:
+    """All commit records in the order of their units."""
+    names = [commit_name(unit) for unit in sorted(committed_units(folder))]
+    return [_parse(data) for data in folder.read_many(names).values()]
+
+
+def table_bytes(table: "pa.Table") -> bytes:
+    """A table as one Parquet file (zstd), the same bytes for the same table."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table.cast(versioned(table.schema)), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def arrow_bytes(table: "pa.Table") -> bytes:
+    """A table as one uncompressed Arrow file of one record batch."""
+    import pyarrow as pa
+
+    schema = versioned(table.schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table.replace_schema_metadata(schema.metadata).combine_chunks())
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def row_groups_bytes(tables: "Sequence[pa.Table]") -> bytes:
+    """Tables of one schema as one Parquet file (zstd), a row group each: what a plan's units are read from."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, versioned(tables[0].schema), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.cast(versioned(table.schema)).combine_chunks(), row_group_size=len(table))
+    return buffer.getvalue()
+
+
+def _write_table(folder: Folder, *, kind: str, unit: Unit, attempt: str, table: "pa.Table", as_arrow: bool) -> CommittedFile:
+    data = arrow_bytes(table) if as_arrow else table_bytes(table)
+    path = f"{kind}/{unit.number:08d}-{attempt}.{'arrow' if as_arrow else 'parquet'}"
+    if not folder.create(path, data):
+        raise FileExistsError(f"{path} exists: two attempts drew the same random name")
+    return CommittedFile(path=path, rows=len(table), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _parse(data: bytes) -> Commit:
+    record: dict[str, Any] = json.loads(data)
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"a commit has schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}")
+    record["files"] = {kind: CommittedFile(**file) for kind, file in record["files"].items()}
+    return Commit(**record)

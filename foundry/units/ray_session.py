@@ -1,0 +1,110 @@
+"""The Ray that this process is attached to: started or joined, its nodes, what they see, and what their hardware is fast in."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from foundry.errors import UserError
+from foundry.hardware import Dtype, auto_dtype
+from foundry.units.bisection import cause_of
+from foundry.units.cluster import Node, RaySettings, alive_nodes, no_answer, unseen_paths
+from foundry.units.workers import describe
+
+VISIBLE_S = 300.0
+START_TRIES = 3
+
+
+def start_ray(settings: RaySettings) -> None:
+    """Attaches to the Ray that the settings name, or starts one of our own that ends with this process; once in a process.
+
+    Raises UserError where the address does not answer.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls that are started again leave errors that nobody reads
+    address = settings.resolved_address
+    if address is None:
+        _start_own_ray()
+        return
+    advice = "start one, or leave the address out"
+    if "://" in address:
+        raise UserError(f"{address} is not host:port or auto: {advice}; to a cluster from outside goes `ray job submit`")
+    unanswered = no_answer(address) if ":" in address else ""
+    if unanswered:
+        raise UserError(f"no Ray answers at {address} ({unanswered}): {advice}")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        raise UserError(f"no Ray answers at {address} ({describe(error)}): {advice}") from None
+
+
+def _start_own_ray() -> None:
+    """Tries more than once: each part of Ray gives the next one half a minute, which a busy machine exceeds."""
+    for _ in range(START_TRIES):
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception where its processes take longer than it waits
+            ray.shutdown()
+            failed = describe(error)
+        else:
+            return
+    raise UserError(f"Ray could not start on this machine ({failed}): run this again when it is less busy")
+
+
+def replicas_use_gpus(settings: RaySettings) -> bool:
+    """Whether the replicas will run on GPUs; asks the Ray that was started."""
+    return settings.uses_gpus(ray.cluster_resources())
+
+
+def dtype_of_replicas(settings: RaySettings) -> Dtype:
+    """What the number format `auto` stands for: bfloat16 where each node that will hold a replica computes in it, else float32.
+
+    Raises UserError where a node does not answer.
+    """
+    on_gpus = replicas_use_gpus(settings)
+    if settings.resolved_address is None and not on_gpus:
+        return auto_dtype("cpu")  # this process's own Ray, on this machine
+    places = set(settings.places(nodes := cluster_nodes(), on_gpus=on_gpus))
+    options = settings.replica_options(nodes, on_gpus=on_gpus)
+    looks = {
+        node: ray.remote(**{**options, **on_node(node.node_id, soft=False)})(auto_dtype).remote("cuda" if on_gpus else "cpu")
+        for node in nodes
+        if node.node_id in places
+    }
+    found = {_answer(node, look, what="tell its number format") for node, look in looks.items()}
+    return "float32" if "float32" in found else "bfloat16"
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the Ray that was started. Raises RayLost."""
+    return alive_nodes(ray.nodes())
+
+
+def check_visible(paths: Mapping[str, str]) -> None:
+    """Raises UserError unless every node sees each local path, with the text in it where a text is given."""
+    looks = {node: ray.remote(num_cpus=0, **on_node(node.node_id, soft=False))(unseen_paths) for node in cluster_nodes()}
+    unseen = {node: look.remote(dict(paths)) for node, look in looks.items()}
+    for node, ref in unseen.items():
+        if found := _answer(node, ref, what=f"look at {', '.join(paths)}"):
+            raise UserError(
+                f"{', '.join(found)}: not visible on node {node.name}; use a folder that all nodes share, or object storage"
+            )
+
+
+def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
+    """What a task on a node returns. Raises UserError where it fails."""
+    try:
+        return ray.get(ref, timeout=VISIBLE_S)
+    except RayError as error:
+        raise UserError(f"node {node.name} could not {what}: {cause_of(error)}") from error
+
+
+def on_node(node_id: str, *, soft: bool) -> dict[str, Any]:
+    """The Ray option that binds a task or an actor to a node; `soft`: another one will do where that is lost."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft)}

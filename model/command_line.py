@@ -1,1 +1,0 @@
-../dataset_builder/command_line.py

@@ -1,0 +1,259 @@
+"""The checkpoint folder: `transformer/` (config.json, safetensors with official parameter names) and `pipeline.json`.
+
+pipeline.json holds all else that generating needs: the objective, the resolution, which text encoder and VAE with their
+fingerprints, how captions are cleaned, the licence. Loads are strict. A folder appears whole or not at all.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from foundry.errors import UserError
+from foundry.storage.new_files import new_folder
+from model.dit_config import DiTConfig
+from model.frozen_parts import PRETRAINED, UNNAMED, fingerprint
+from model.text_encoder import Cleaning
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.dit import DiT
+
+FORMAT_VERSION = 1
+TRANSFORMER = "transformer"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PIPELINE = "pipeline.json"
+MINI = "mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """A frozen part that the checkpoint was trained with."""
+
+    name: str = UNNAMED
+    """A hub id, a folder or `mini`: see model/frozen_parts.py. Empty: not known, or none (networks of classes read no text)."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    fingerprint: str = ""
+    """Of its weights; another part is refused. Empty: not known (an imported checkpoint), not checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """What a checkpoint's pipeline.json says."""
+
+    objective: str
+    """diffusion or rectified_flow: the name of a class in model/diffusion.py."""
+    resolution: int
+    """Side of the square images that it was trained on last, in pixels."""
+    objective_settings: dict[str, Any] = field(default_factory=dict)
+    """What that class is made with; empty: its defaults."""
+    text_encoder: PartConfig = field(default_factory=PartConfig)
+    """What reads the captions."""
+    vae: PartConfig = field(default_factory=PartConfig)
+    """What stands between images and latents."""
+    caption_cleaning: Cleaning = "lower"
+    """How captions were cleaned in training: see TextEncoderConfig."""
+    licence: str = ""
+    """Licence of the weights, and terms of what they were trained on."""
+
+    def __post_init__(self) -> None:
+        expected = get_args(Cleaning)
+        if self.caption_cleaning not in expected:
+            raise ValueError(f"caption_cleaning: expected one of {', '.join(expected)}, found {self.caption_cleaning!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives the same configuration back."""
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
+        """Raises ValueError for what is not a configuration of this version."""
+        rest = dict(values)
+        if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
+            raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
+        parts = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        config: PipelineConfig = _strict(cls, rest | parts)
+        return config
+
+
+def load_checkpoint(
+    folder: str | Path, *, dtype: "torch.dtype | None" = None, device: str = "cpu"
+) -> "tuple[DiT, PipelineConfig]":
+    """The network in evaluation mode, in `dtype` (default: as stored), and its pipeline.json. `mini` is the shipped one.
+
+    Raises UserError, one line, for what is missing, cut off or foreign.
+    """
+    import torch
+
+    from model.dit import DiT
+
+    root = find_checkpoint(folder)
+    config = read_pipeline_config(root)
+    tensors = _read_tensors(root / TRANSFORMER / WEIGHTS)
+    with torch.device("meta"):
+        transformer = DiT(read_transformer_config(root))
+    check_tensors(tensors, transformer.state_dict(), complaint=f"{root / TRANSFORMER / WEIGHTS} does not fit its config.json")
+    transformer.load_state_dict(tensors, strict=True, assign=True)
+    return transformer.to(device=device, dtype=dtype).eval(), config
+
+
+def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConfig) -> Path:
+    """Writes transformer/ and pipeline.json, the folder at once where it is new, pipeline.json last where it is not.
+
+    Raises UserError where the folder already holds a checkpoint. What else lies in it (training/) stays.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    if (target / PIPELINE).exists() or (target / TRANSFORMER).exists():
+        raise UserError(f"{target} already holds a checkpoint: give another folder, or remove it first")
+    with new_folder(target) as partial:
+        (partial / TRANSFORMER).mkdir()
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
+        save_file(tensors, partial / TRANSFORMER / WEIGHTS, metadata={"format": "pt"})
+        _write_json(partial / TRANSFORMER / "config.json", transformer.config.to_dict())
+        _write_json(partial / PIPELINE, config.to_dict())
+    return target
+
+
+def mini_checkpoint() -> Path:
+    """Where the shipped network is, which may be missing: the last stage's. Those before it lie beside it, by stage."""
+    return PRETRAINED / "dit-mini" / "aesthetic"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a checkpoint is there, without a look inside."""
+    return (folder / PIPELINE).is_file()
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The folder of a checkpoint: `mini` is the shipped one, of a training's folder it is the newest.
+
+    Raises UserError where there is none, and says what was found.
+    """
+    is_mini = str(folder) == MINI
+    root = mini_checkpoint() if is_mini else Path(folder).expanduser()
+    if is_checkpoint(root):
+        return root
+    if of_training := [path for path in sorted(root.glob("checkpoints/[0-9]*")) if is_checkpoint(path)]:
+        return of_training[-1]
+    if is_mini:
+        raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
+    if (root / "model_index.json").is_file():
+        raise UserError(
+            f"{root} is a diffusers pipeline, no checkpoint of ours: convert it: "
+            f"python -m model.convert --source diffusers --target native {root} OUT"
+        )
+    if root.is_file() and root.suffix in (".pth", ".safetensors", ".ckpt"):
+        raise UserError(
+            f"{root} is a file of weights, no checkpoint of ours: convert it: "
+            f"python -m model.convert --source official --target native {root} OUT"
+        )
+    found = "a folder without pipeline.json" if root.is_dir() else "nothing"
+    raise UserError(f"expected a checkpoint (transformer/ and pipeline.json) at {root}, found {found}")
+
+
+def read_pipeline_config(root: Path) -> PipelineConfig:
+    """pipeline.json of a checkpoint folder."""
+    try:
+        return PipelineConfig.from_dict(_read_json(root / PIPELINE))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{root / PIPELINE}: {error}") from error
+
+
+def read_transformer_config(root: Path) -> DiTConfig:
+    """transformer/config.json of a checkpoint folder."""
+    path = root / TRANSFORMER / "config.json"
+    try:
+        return DiTConfig.from_dict(_read_json(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def checkpoint_fingerprint(root: Path) -> str:
+    """Fingerprint of the network's weights: tells one training from another, not float32 from bf16."""
+    from safetensors import SafetensorError, safe_open
+
+    path = root / TRANSFORMER / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return fingerprint((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
+
+
+def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, torch.Tensor]", *, complaint: str) -> None:
+    """Raises UserError, after the complaint, that names the tensors that are missing, unexpected or of another shape."""
+    problems = []
+    for what, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
+        if names:
+            problems.append(f"{len(names)} {what}: {', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''}")
+    shared = sorted(expected.keys() & found.keys())
+    problems += [
+        f"{name}: expected {list(expected[name].shape)}, found {list(found[name].shape)}"
+        for name in shared
+        if expected[name].shape != found[name].shape
+    ]
+    if problems:
+        raise UserError(f"{complaint}: {'; '.join(problems[:5])}")
+
+
+def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str) -> None:
+    """Raises UserError where a loaded part is not the one that the checkpoint was trained with."""
+    if expected.fingerprint and expected.fingerprint != found:
+        revision = f" at revision {expected.revision}" if expected.revision else ""
+        raise UserError(
+            f"the checkpoint was trained with the {kind} {expected.name}{revision} (fingerprint {expected.fingerprint}), "
+            f"but {name} has the fingerprint {found}: give the right one with --{kind}"
+        )
+
+
+def _strict(dataclass_type: type[Any], values: Any) -> Any:
+    """A dataclass from JSON values; ValueError for a key that is missing, unknown or of another type."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"expected an object for {dataclass_type.__name__}, found {values!r}")
+    known = {entry.name: entry for entry in dataclasses.fields(dataclass_type)}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1)
+            raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        expected = {"resolution": int, "objective_settings": dict}.get(key, str)
+        if not isinstance(value, expected | PartConfig) and not (key == "revision" and value is None):
+            raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
+    required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]
+    if missing := [key for key in required if key not in values]:
+        raise ValueError(f"missing: {', '.join(missing)}")
+    return dataclass_type(**values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the checkpoint is not complete") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the checkpoint is not complete")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is cut off or no safetensors ({path.stat().st_size} bytes): {error}") from error

@@ -1,0 +1,269 @@
+"""Folders of diffusers: a whole pipeline (model_index.json) or a transformer alone, in and out.
+
+Source: diffusers 0.42, PixArtTransformer2DModel, DiTTransformer2DModel, PixArtAlphaPipeline.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from foundry.errors import UserError
+from model.diffusion import Diffusion, make_objective
+from model.dit_config import DiTConfig, UnstatedConfig
+from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig
+from model.frozen_parts import PUBLISHED, find_part
+from model.sampling import SCHEDULERS
+from model.vae import downsampling_of
+
+_INDEX = "model_index.json"
+_MICRO = "adaln_single.emb.resolution_embedder"
+_SIGMA_TOKENS = 300
+_SAMPLER = "dpm-solver++"
+# What our network does and diffusers makes a setting of: another value is another network.
+_FIXED = {
+    "attention_bias": (True,),
+    "activation_fn": ("gelu-approximate",),
+    "norm_elementwise_affine": (False,),
+    "attention_type": ("default", None),
+    "upcast_attention": (False,),
+    "dropout": (0, 0.0),
+    "double_self_attention": (False,),
+    "only_cross_attention": (False,),
+    "use_linear_projection": (False,),
+    "num_vector_embeds": (None,),
+}
+_NEEDED = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "sample_size", "patch_size")
+_READ = {
+    *(*_NEEDED, "out_channels", "cross_attention_dim", "caption_channels"),
+    *("use_additional_conditions", "interpolation_scale", "norm_type", "norm_eps"),
+}
+_WITHOUT_EFFECT = {"norm_num_groups", "num_embeds_ada_norm"}
+
+
+def read_folder(folder: Path, unstated: UnstatedConfig) -> tuple[DiTConfig, dict[str, Tensor], PipelineConfig]:
+    """Configuration, tensors under diffusers' names, and what the pipeline around them says, where there is one.
+
+    Raises UserError for what is missing, cut off or another network.
+    """
+    root = folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else folder
+    values, tensors = _read_json(root / "config.json"), _read_tensors(root)
+    tokens = unstated.max_caption_tokens
+    if not tokens and (folder / _INDEX).is_file():
+        tokens = _SIGMA_TOKENS if "Sigma" in str(_read_json(folder / _INDEX).get("_class_name")) else 120
+    try:
+        config = _config_from_diffusers(values, max_caption_tokens=tokens, micro=f"{_MICRO}.linear_1.weight" in tensors)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{root / 'config.json'}: {error}") from error
+    return config, tensors, _pipeline_config(folder, config)
+
+
+def write_folder(
+    folder: Path, state: Mapping[str, Tensor], config: DiTConfig, pipeline: PipelineConfig, *, copy_parts: bool
+) -> None:
+    """Writes a pipeline that diffusers' from_pretrained opens as it is; without copied parts these are given to it.
+
+    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found.
+    """
+    from safetensors.torch import save_file
+
+    text = config.conditioning == "text"
+    parts = _copy_parts(folder, pipeline, text=text) if copy_parts else {name: [None, None] for name in _part_names(text=text)}
+    (folder / TRANSFORMER).mkdir()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / TRANSFORMER / WEIGHTS, metadata={"format": "pt"}
+    )
+    about = {"_diffusers_version": version("diffusers")}
+    network = "PixArtTransformer2DModel" if text else "DiTTransformer2DModel"
+    _write_json(folder / TRANSFORMER / "config.json", {"_class_name": network, **about, **_config_to_diffusers(config)})
+    scheduler = SCHEDULERS[_SAMPLER]
+    settings = make_objective(pipeline.objective, pipeline.objective_settings).scheduler_config(_SAMPLER)
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **about, **settings})
+    sigma = config.max_caption_tokens == _SIGMA_TOKENS
+    kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
+    index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
+    _write_json(folder / _INDEX, index | parts)
+
+
+def _part_names(*, text: bool) -> list[str]:
+    return ["text_encoder", "tokenizer", "vae"] if text else ["vae"]
+
+
+def _copy_parts(folder: Path, pipeline: PipelineConfig, *, text: bool) -> dict[str, list[str | None]]:
+    """Copies VAE, text encoder and tokenizer; their entries in model_index.json."""
+    vae = find_part(pipeline.vae.name, "vae", revision=pipeline.vae.revision)
+    sources = {"vae": (vae.folder, ["diffusers", "AutoencoderKL"])}
+    if text:
+        encoder = find_part(pipeline.text_encoder.name, "text_encoder", revision=pipeline.text_encoder.revision)
+        settings = _read_json(encoder.tokenizer_folder / "tokenizer_config.json")
+        sources["text_encoder"] = (encoder.folder, ["transformers", "T5EncoderModel"])
+        sources["tokenizer"] = (encoder.tokenizer_folder, ["transformers", str(settings.get("tokenizer_class", "T5Tokenizer"))])
+    for name, (source, _) in sources.items():
+        (folder / name).mkdir()
+        for path in sorted(source.iterdir()):  # text encoder and tokenizer may lie in one folder
+            weights = path.name == "config.json" or ".safetensors" in path.name
+            if path.is_file() and (weights != (name == "tokenizer") or path.name.startswith("LICENSE")):
+                shutil.copy(path, folder / name / path.name)
+    if text:  # without torch_dtype diffusers computes in float32, but transformers in what this file says
+        config = folder / "text_encoder" / "config.json"
+        values = {key: value for key, value in _read_json(config).items() if key != "torch_dtype"}
+        _write_json(config, values | {"dtype": "float32"})
+    return {name: list(entry) for name, (_, entry) in sources.items()}
+
+
+def _config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.head_width,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.depth,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch_size,
+        "attention_bias": True,
+        "activation_fn": "gelu-approximate",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+    }
+    if config.mlp_ratio != 4:
+        raise UserError(
+            f"diffusers' networks have an MLP ratio of 4, found mlp_ratio {config.mlp_ratio}: use --target official"
+        )
+    if config.conditioning == "class":
+        if not config.null_class or config.position_scale != 1:
+            raise UserError(
+                "diffusers' DiTTransformer2DModel has a null class and positions of scale 1, found "
+                f"null_class={config.null_class}, position_scale={config.position_scale}: use --target official"
+            )
+        return values | {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": config.num_classes}
+    return values | {
+        "norm_type": "ada_norm_single",
+        "num_embeds_ada_norm": 1000,
+        "cross_attention_dim": config.width,
+        "caption_channels": config.caption_width,
+        "interpolation_scale": config.position_scale,
+        "use_additional_conditions": config.micro_conditioning,
+    }
+
+
+def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int, micro: bool) -> DiTConfig:
+    """Raises ValueError for another network. max_caption_tokens: 0 where that is not known; micro: as the tensors have it."""
+    text = values.get("norm_type") == "ada_norm_single"
+    _check_settings(values, text=text)
+    size, scale = int(values["sample_size"]), values.get("interpolation_scale")
+    heads, head = int(values["num_attention_heads"]), int(values["attention_head_dim"])
+    out = values.get("out_channels") or values["in_channels"]
+    common = {
+        "sample_size": size,
+        "patch_size": values["patch_size"],
+        "in_channels": values["in_channels"],
+        "width": heads * head,
+        "depth": values["num_layers"],
+        "num_heads": heads,
+        "learned_variance": out == 2 * values["in_channels"],
+    }
+    if not text:
+        return DiTConfig.from_dict(common | {"conditioning": "class", "num_classes": values["num_embeds_ada_norm"]})
+    if not max_caption_tokens:
+        raise ValueError(
+            f"a transformer without {_INDEX} does not tell alpha from Sigma: give --unstated.max_caption_tokens 120 or 300"
+        )
+    stated = values.get("use_additional_conditions")
+    return DiTConfig.from_dict(
+        common
+        | {
+            "caption_width": values["caption_channels"],
+            "max_caption_tokens": max_caption_tokens,
+            "micro_conditioning": micro if stated is None else stated,
+            "position_scale": float(max(size // 64, 1) if scale is None else scale),  # what diffusers infers
+        }
+    )
+
+
+def _check_settings(values: Mapping[str, Any], *, text: bool) -> None:
+    """Raises ValueError for settings that our network has not, or that are not there."""
+    kind = values.get("_class_name")
+    if kind not in ("PixArtTransformer2DModel", "DiTTransformer2DModel", "Transformer2DModel"):
+        raise ValueError(f"expected a PixArtTransformer2DModel or DiTTransformer2DModel, found {kind}")
+    for key, value in values.items():
+        if key in _FIXED and value not in _FIXED[key]:
+            raise ValueError(f"{key}: expected {' or '.join(map(str, _FIXED[key]))}, found {value}: another network")
+        if not key.startswith("_") and key not in _FIXED | dict.fromkeys(_READ | _WITHOUT_EFFECT) and value is not None:
+            raise ValueError(f"{key}: expected no such setting, found {value}: another network")
+    if text and values.get("norm_eps", 1e-6) != 1e-6:  # a class-conditional one has diffusers' default, 1e-5, for DiT's 1e-6
+        raise ValueError(f"norm_eps: expected 1e-06, found {values['norm_eps']}: another network")
+    needed = (*_NEEDED, "caption_channels" if text else "num_embeds_ada_norm")
+    if missing := [key for key in needed if values.get(key) is None]:
+        raise ValueError(f"expected {', '.join(missing)}, found none: another network")
+
+
+def _pipeline_config(folder: Path, config: DiTConfig) -> PipelineConfig:
+    """The objective from the scheduler; text encoder and VAE are the folder's own where it has them."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    objective, settings = _objective(_read_json(path) if path.is_file() else {}, config)
+    published = PUBLISHED.get(config.max_caption_tokens, PUBLISHED[120])
+    vae = folder / "vae" / "config.json"
+    factor = downsampling_of(vae) if vae.is_file() else 8  # pixels per latent pixel
+    own = {name: str(folder.resolve()) for name in ("text_encoder", "vae") if (folder / name / "config.json").is_file()}
+    return PipelineConfig(
+        objective=objective,
+        objective_settings=settings,
+        resolution=factor * config.sample_size,
+        text_encoder=PartConfig(name=own.get("text_encoder", published)),
+        vae=PartConfig(name=own.get("vae", published)),
+        licence="see the source",
+    )
+
+
+def _objective(scheduler: Mapping[str, Any], config: DiTConfig) -> tuple[str, dict[str, Any]]:
+    """The objective that a scheduler samples, and its settings. Raises UserError for one that we have not."""
+    if scheduler.get("use_flow_sigmas") or "Flow" in str(scheduler.get("_class_name")):
+        return "rectified_flow", {"shift": float(scheduler.get("flow_shift") or scheduler.get("shift") or 1)}
+    for key, expected in {"prediction_type": "epsilon", "beta_schedule": "linear", "trained_betas": None}.items():
+        if (found := scheduler.get(key, expected)) != expected:
+            raise UserError(f"scheduler: {key}: expected {expected}, found {found}: another objective")
+    ours = Diffusion(learned_variance=config.learned_variance)
+    stated = {key: scheduler.get(key, value) for key, value in vars(ours).items()}
+    return "diffusion", {key: value for key, value in stated.items() if value != getattr(Diffusion, key)}
+
+
+def _read_tensors(root: Path) -> dict[str, Tensor]:
+    """The tensors of one file, or of all files that an index names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    shards = root / f"{WEIGHTS}.index.json"
+    names = sorted(set(_read_json(shards).get("weight_map", {}).values())) if shards.is_file() else [WEIGHTS]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        path = root / name
+        if not path.is_file():
+            raise UserError(
+                f"expected weights at {path}, found nothing; diffusers' .bin files are not read: save as safetensors"
+            )
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no safetensors: {error}") from error
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"expected a folder that diffusers wrote, found no {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

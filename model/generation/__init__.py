@@ -1,0 +1,1 @@
+"""From prompts to image files: requests, sizes, the pipeline and its memory."""

@@ -1,0 +1,211 @@
+"""How much memory each phase of generating takes, computed from configurations alone: nothing is loaded or run.
+
+Weights are counted; activations are those of the real code, run on tensors without data (torch's fake tensors) of two layers,
+since a layer's are freed before the next one's. Assumptions, all on the safe side:
+- attention does not materialise its matrix (flash or memory-efficient kernels);
+- an 8-bit text encoder has its linear layers at one byte a weight and a float32 scale per row, but `wo` of its MLPs, which
+  transformers leaves alone, and the embeddings in bf16; its activations are counted twice, for the 8-bit copies of them;
+- the context of CUDA, its libraries' workspaces and the allocator's gaps take OVERHEAD_BYTES.
+"""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS
+from model.text_encoder import Quantisation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from model.dit_config import DiTConfig
+
+OVERHEAD_BYTES = 1_000_000_000
+T5_XXL = {
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+"""google/t5-v1_1-xxl."""
+STABLE_DIFFUSION_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "sample_size": 512,
+}
+"""The sizes of sd-vae-ft-ema and of SDXL's."""
+
+
+@dataclass(frozen=True)
+class PhaseBytes:
+    """Memory of a phase in bytes, without OVERHEAD_BYTES."""
+
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """With the overhead: what the device must have."""
+        return self.weights + self.activations + OVERHEAD_BYTES
+
+
+def phase_bytes(
+    transformer: "DiTConfig",
+    *,
+    height: int,
+    width: int,
+    batch_size: int = 1,
+    text_encoder: Mapping[str, Any] = T5_XXL,
+    vae: Mapping[str, Any] = STABLE_DIFFUSION_VAE,
+    quantisation: Quantisation = "bitsandbytes",
+    max_batch_tokens: int = GENERATION_BATCH_TOKENS,
+    tiled_vae: bool = True,
+) -> dict[str, PhaseBytes]:
+    """Bytes of the phases encode, denoise and decode for guided images of height x width px; network in bf16, VAE in float32.
+
+    `text_encoder` and `vae` are settings of T5Config and AutoencoderKL. Staged, a device needs the largest total; else about
+    the sum of all weights with the largest activations.
+    """
+    downsampling = 2 ** (len(vae["block_out_channels"]) - 1)
+    latents = (height // downsampling, width // downsampling)
+    return {
+        "encode": _encode_bytes(
+            text_encoder, quantisation, length=transformer.max_caption_tokens, max_batch_tokens=max_batch_tokens
+        ),
+        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size),
+        "decode": _decode_bytes(vae, latents, tiled=tiled_vae),
+    }
+
+
+def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, length: int, max_batch_tokens: int) -> PhaseBytes:
+    import torch
+    from transformers import T5Config, T5EncoderModel
+
+    def build(num_layers: int) -> T5EncoderModel:
+        return T5EncoderModel(T5Config(**{**config, "num_layers": num_layers})).to(torch.bfloat16).eval()
+
+    with torch.device("meta"):
+        whole, short = build(config["num_layers"]), build(2)
+    weights = 0
+    for name, parameter in whole.named_parameters():
+        if name == "encoder.embed_tokens.weight":  # tied to `shared`, in a loaded model
+            continue
+        quantised = quantisation != "none" and ".wo." not in name and parameter.ndim == 2 and name != "shared.weight"
+        weights += parameter.numel() + 4 * len(parameter) if quantised else 2 * parameter.numel()
+    batch = max_batch_tokens // length
+
+    def forward() -> None:
+        tokens = torch.empty(batch, length, dtype=torch.long)
+        short(input_ids=tokens, attention_mask=torch.empty(batch, 1, length, length, dtype=torch.bfloat16))
+
+    activations = _peak_bytes(short, forward)
+    return PhaseBytes(weights=weights, activations=activations if quantisation == "none" else 2 * activations)
+
+
+def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int) -> PhaseBytes:
+    import torch
+
+    from model.dit import DiT, KeysValues, PreparedCaptions
+
+    def build(depth: int) -> DiT:
+        compression = dataclasses.replace(config.kv_compression, layers=())  # it only saves memory
+        return DiT(dataclasses.replace(config, depth=depth, kv_compression=compression)).to("meta", torch.bfloat16).eval()
+
+    with torch.device("meta"):
+        whole, short = build(config.depth), build(2)
+
+    def forward() -> None:
+        shape = (batch_size, config.max_caption_tokens, config.num_heads, config.head_width)
+        bias = torch.empty(batch_size, 1, 1, config.max_caption_tokens, dtype=torch.bfloat16)
+        keys = torch.empty(shape, dtype=torch.bfloat16)
+        micro = config.micro_conditioning
+        short(
+            torch.empty(batch_size, config.in_channels, *latents),
+            torch.empty(batch_size),
+            captions=PreparedCaptions(blocks=(KeysValues(keys, keys, bias),) * 2),
+            sizes=torch.empty(batch_size, 2) if micro else None,
+            aspect_ratios=torch.empty(batch_size, 1) if micro else None,
+        )
+
+    keys_values = 2 * 2 * batch_size * config.max_caption_tokens * config.width * config.depth
+    weights = sum(2 * parameter.numel() for parameter in whole.parameters())
+    # The scheduler keeps latents and predictions of two steps, in float32.
+    scheduler = 8 * 4 * batch_size * config.in_channels * latents[0] * latents[1]
+    return PhaseBytes(weights=weights, activations=_peak_bytes(short, forward) + keys_values + scheduler)
+
+
+def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled: bool) -> PhaseBytes:
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae = AutoencoderKL(**config).eval()
+    tile = vae.tile_latent_min_size
+    sides = [min(side, tile) for side in latents] if tiled else list(latents)
+    activations = _peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides)))
+    if tiled:  # all tiles wait for each other, overlapping by a quarter; then rows and the whole are put together
+        downsampling = 2 ** (len(config["block_out_channels"]) - 1)
+        num_tiles = [-(-side // (tile * 3 // 4)) for side in latents]
+        activations += 3 * 4 * 3 * num_tiles[0] * num_tiles[1] * (tile * downsampling) ** 2
+    return PhaseBytes(weights=sum(4 * parameter.numel() for parameter in vae.parameters()), activations=activations)
+
+
+def _peak_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:
+    """The most bytes that tensors other than the model's weights take at once during `forward`, which makes its own inputs."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), torch.no_grad():
+        replace_tensors(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        counter = storage_counter({tensor.untyped_storage()._cdata for tensor in model.state_dict().values()})
+        with counter:
+            forward()
+    return int(counter.peak)
+
+
+def replace_tensors(model: "nn.Module", make: "Callable[[torch.Tensor], torch.Tensor]") -> None:
+    """Replaces all parameters and buffers of a model."""
+    from torch import nn
+
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(make(parameter), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, make(buffer))
+
+
+def storage_counter(known: set[int]) -> Any:
+    """A mode that counts the bytes of storages from when an operation makes them until they are freed, but not `known` ones."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+
+    class Counter(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.peak = 0
+            self._live: dict[int, int] = {}
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for tensor in tree_iter(result):
+                if isinstance(tensor, torch.Tensor):
+                    self._count(tensor.untyped_storage())
+            return result
+
+        def _count(self, storage: Any) -> None:
+            if storage._cdata not in known and storage._cdata not in self._live:
+                self._live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, storage._cdata, None)
+                self.peak = max(self.peak, sum(self._live.values()))
+
+    return Counter()

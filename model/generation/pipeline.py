@@ -1,0 +1,312 @@
+"""The whole way from prompts to images: text encoder, network, VAE, each in memory only while it works, if so wished.
+
+    prompts ─► T5 ─► captions ─► sampling (seeds, steps, guidance) ─► latents ─► VAE ─► images
+
+Every image has a prompt and a seed, and depends on nothing else: not on its batch, its neighbours or its place in a list.
+Equal to diffusers' PixArtAlphaPipeline within rounding, for the same weights and seeds.
+Shapes: B images, C latent channels, h x w the sides of the latents, H x W those of the images.
+"""
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from foundry.errors import UserError
+from foundry.hardware import keep_freed_memory
+from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
+from model.generation.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
+from model.generation.request import GeneratedImage, GenerationRequest
+from model.generation.resolution import ImageSize, image_size
+from model.sampling import Conditioning, OnStep, draw_noise, image_generators, make_scheduler, sample_latents
+from model.text_encoder import TextEncoder
+from model.vae import VAE, to_pixels
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from model.diffusion import Objective
+    from model.dit import Captions, DiT
+    from model.dit_config import DiTConfig
+
+Output = Literal["pil", "numpy", "latents"]
+
+STAGED_IMAGES = 1024
+"""Staged, so many images go through a stage before the next is loaded; their latents wait in main memory, 64 MB at 1024 px."""
+
+
+class Pipeline:
+    """Prompts to images. See `open_pipeline` for checkpoints and `pipeline_in_memory` for parts that are loaded already."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        parts: Parts,
+        *,
+        transformer_config: "DiTConfig",
+        runtime: RuntimeConfig,
+    ) -> None:
+        self.config = config
+        self.transformer_config = transformer_config
+        self.downsampling = parts.downsampling
+        self.runtime = runtime
+        self.objective = _objective(config)
+        self._parts = parts
+
+    def __call__(
+        self, request: GenerationRequest, *, output: Output = "pil", on_step: OnStep | None = None, progress: bool = False
+    ) -> list[GeneratedImage]:
+        """All images of a request, those of the first prompt first."""
+        return list(self.stream(request, output=output, on_step=on_step, progress=progress))
+
+    def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        output: Output = "pil",
+        images: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+        progress: bool = False,
+    ) -> Iterator[GeneratedImage]:
+        """The images of a request as they get done; with `images`, those at these places only.
+
+        Raises UserError for sizes and captions that do not fit the network.
+        """
+        from tqdm import tqdm
+
+        size = self._size(request)
+        make_scheduler(self.objective, request.sampling)  # refuses what does not go together before anything is loaded
+        wanted = list(range(request.num_images) if images is None else images)
+        together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
+        total = len(wanted) * request.sampling.num_steps
+        with tqdm(total=total, unit="step", disable=not progress, delay=1e-3) as bar:  # not shown before the first step
+
+            def after_step(step: int, timestep: float, latents: "torch.Tensor") -> None:
+                bar.update(len(latents))
+                if on_step is not None:
+                    on_step(step, timestep, latents)
+
+            for start in range(0, len(wanted), together):
+                chosen = wanted[start : start + together]
+                encoded = self._encode(request, chosen)
+                self._release()
+                latents = self._sample(request, chosen, encoded, size=size, on_step=after_step)
+                self._release()
+                yield from self._decode(request, chosen, encoded, latents, size=size, output=output)
+                self._release()
+
+    def encode(self, prompts: Sequence[str]) -> "Captions":
+        """Features of prompts, for `GenerationRequest.captions` or for keeps."""
+        return self._parts.text_encoder.get().encode(prompts)
+
+    def _size(self, request: GenerationRequest) -> ImageSize:
+        """What to draw. Raises UserError for sizes and noise that do not fit the network."""
+        config = self.transformer_config
+        multiple = self.downsampling * config.patch_size * (config.kv_compression.factor if config.kv_compression.layers else 1)
+        size = image_size(
+            request.height,
+            request.width,
+            resolution=self.config.resolution,
+            binning=request.resolution_binning,
+            multiple=multiple,
+        )
+        expected = (request.num_images, *self._latent_shape(size))
+        if request.noise is not None and tuple(request.noise.shape) != expected:
+            raise UserError(
+                f"noise: expected {expected} for {size.height} x {size.width} px, found {tuple(request.noise.shape)}"
+            )
+        return size
+
+    def _latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
+        return (self.transformer_config.in_channels, size.height // self.downsampling, size.width // self.downsampling)
+
+    def _encode(self, request: GenerationRequest, images: Sequence[int]) -> "EncodedPrompts":
+        """What the text encoder makes of the prompts of images; it is not loaded where captions are given."""
+        indices = sorted({request.caption_index(image) for image in images})
+        guided = request.sampling.guided
+        captions, negatives, cut = request.captions, request.negative_captions, [0] * len(indices)
+        if request.prompts is not None:
+            encoder = self._parts.text_encoder.get()
+            prompts = [request.prompts[index] for index in indices]
+            captions, cut = encoder.encode(prompts), encoder.count_cut_tokens(prompts)
+            if guided and negatives is None:
+                negatives = encoder.encode([request.negative_prompt])
+        elif captions is not None:
+            captions = captions.select(indices)
+        if negatives is not None and len(negatives) > 1:
+            negatives = negatives.select(indices)
+        assert captions is not None, "a request has prompts or captions"
+        for one in (captions, negatives):
+            self._check_captions(one)
+        places = {index: place for place, index in enumerate(indices)}
+        return EncodedPrompts(
+            captions=captions.to("cpu"), negatives=negatives.to("cpu") if guided and negatives else None, cut=cut, places=places
+        )
+
+    def _check_captions(self, captions: "Captions | None") -> None:
+        if captions is None:
+            return
+        config, width, longest = self.transformer_config, captions.tokens.shape[1], int(captions.lengths.max())
+        if width != config.caption_width or longest > config.max_caption_tokens:
+            raise UserError(
+                f"captions: expected at most {config.max_caption_tokens} tokens of width {config.caption_width}, "
+                f"found {longest} of width {width}: another text encoder than in training?"
+            )
+
+    def _sample(
+        self,
+        request: GenerationRequest,
+        images: Sequence[int],
+        encoded: "EncodedPrompts",
+        *,
+        size: ImageSize,
+        on_step: OnStep,
+    ) -> "torch.Tensor":
+        """Latents (images, C, h, w) in float32 on the CPU."""
+        import torch
+
+        transformer = self._parts.transformer.get()
+        finished = []
+        for start in range(0, len(images), self.runtime.batch_size):
+            batch = images[start : start + self.runtime.batch_size]
+            generators = image_generators([request.image_seed(image) for image in batch])
+            # Given noise leaves the generators as they are: what ddim draws on the way comes from the seeds.
+            noise = draw_noise(generators, self._latent_shape(size)) if request.noise is None else request.noise[list(batch)]
+            latents = sample_latents(
+                transformer,
+                self.objective,
+                self._conditioning(encoded, [request.caption_index(image) for image in batch], size=size),
+                noise=noise,
+                config=request.sampling,
+                generators=generators,
+                on_step=on_step,
+            )
+            finished.append(latents.cpu())
+        return torch.cat(finished)
+
+    def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:
+        import torch
+
+        places = [encoded.places[index] for index in indices]
+        negatives = encoded.negatives
+        sizes = ratios = None
+        if self.transformer_config.micro_conditioning:
+            sizes = torch.tensor([[size.height, size.width]] * len(places), dtype=torch.float32, device=self.runtime.device)
+            ratios = sizes[:, :1] / sizes[:, 1:]
+        return Conditioning(
+            captions=encoded.captions.select(places),
+            negative_captions=negatives.select(places if len(negatives) > 1 else [0] * len(places)) if negatives else None,
+            sizes=sizes,
+            aspect_ratios=ratios,
+        )
+
+    def _decode(
+        self,
+        request: GenerationRequest,
+        images: Sequence[int],
+        encoded: "EncodedPrompts",
+        latents: "torch.Tensor",
+        *,
+        size: ImageSize,
+        output: Output,
+    ) -> Iterator[GeneratedImage]:
+        """Images, decoded one by one: a batch would be no quicker at the sizes where time counts."""
+        vae = None if output == "latents" else self._parts.vae.get()
+        for image, own in zip(images, latents, strict=True):
+            caption = request.caption_index(image)
+            pixels = None if vae is None else _fit(vae.decode(own[None]), size)
+            yield GeneratedImage(
+                prompt=None if request.prompts is None else request.prompts[caption],
+                negative_prompt=request.negative_prompt if request.negative_captions is None else None,
+                seed=None if request.noise is not None else request.image_seed(image),
+                num_cut_tokens=encoded.cut[encoded.places[caption]],
+                image=None if pixels is None else to_output(pixels, output),
+                latents=own,
+            )
+
+    def _release(self) -> None:
+        """Gives the memory of a part that is not kept back to the device."""
+        if self.runtime.staged:
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompts:
+    """Features of the prompts of some images, on the CPU, where they wait for the network."""
+
+    captions: "Captions"
+    negatives: "Captions | None"
+    cut: list[int]
+    """Tokens of each prompt that were not read."""
+    places: dict[int, int]
+    """The place here of each caption of the request."""
+
+
+def open_pipeline(
+    checkpoint: str | Path,
+    *,
+    runtime: RuntimeConfig | None = None,
+    text_encoder: str | None = None,
+    vae: str | None = None,
+) -> Pipeline:
+    """The pipeline of a checkpoint. `text_encoder` and `vae` say where else they are; they must be the same ones.
+
+    Nothing is loaded yet, but all is looked for. Raises UserError for what is missing.
+    """
+    root = find_checkpoint(checkpoint)
+    runtime = (runtime or RuntimeConfig()).resolved()
+    keep_freed_memory()
+    transformer_config = read_transformer_config(root)
+    if transformer_config.conditioning != "text":
+        raise UserError(f"{root} draws classes, not prompts: it is the class-conditional network of the pixel stage")
+    parts = checkpoint_parts(root, runtime, text_encoder=text_encoder, vae=vae)
+    return Pipeline(read_pipeline_config(root), parts, transformer_config=transformer_config, runtime=runtime)
+
+
+def pipeline_in_memory(
+    config: PipelineConfig, *, transformer: "DiT", text_encoder: TextEncoder, vae: VAE, batch_size: int = 4
+) -> Pipeline:
+    """A pipeline of loaded parts, which stay where they are: a preview in training."""
+    parts = Parts(
+        transformer=Part(lambda: transformer, keep=True),
+        text_encoder=Part(lambda: text_encoder, keep=True),
+        vae=Part(lambda: vae, keep=True),
+        downsampling=vae.downsampling,
+    )
+    runtime = RuntimeConfig(device=str(next(transformer.parameters()).device), batch_size=batch_size)
+    return Pipeline(config, parts, transformer_config=transformer.config, runtime=runtime)
+
+
+def _objective(config: PipelineConfig) -> "Objective":
+    from model.diffusion import make_objective
+
+    try:
+        return make_objective(config.objective, config.objective_settings)
+    except ValueError as error:
+        raise UserError(f"pipeline.json: {error}") from error
+
+
+def _fit(images: "torch.Tensor", size: ImageSize) -> "torch.Tensor":
+    """Images (B, 3, H, W) in -1..1 scaled and cropped to the final size, as diffusers does, as pixels in 0..1."""
+    if size.resized:
+        from diffusers.image_processor import PixArtImageProcessor
+
+        images = PixArtImageProcessor.resize_and_crop_tensor(images, size.final_width, size.final_height)
+    return to_pixels(images)
+
+
+def to_output(pixels: "torch.Tensor", output: Output) -> "Image.Image | np.ndarray":
+    """One image (1, 3, H, W) in 0..1 as PIL, 8 bits, or as numpy (H, W, 3) float32."""
+    array = pixels[0].permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
+    if output == "numpy":
+        return array
+    from PIL import Image
+
+    return Image.fromarray((array * 255).round().astype("uint8"))

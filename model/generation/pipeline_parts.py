@@ -1,0 +1,147 @@
+"""Where the parts of a pipeline come from and how long they stay: network, text encoder and VAE of a checkpoint.
+
+Staged, each is read when it is needed and dropped when it has done its work, so that memory holds one at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from foundry.errors import UserError
+from foundry.hardware import AUTO, AutoDtype, resolve_dtype
+from model.formats.checkpoint import (
+    PartConfig,
+    check_fingerprint,
+    load_checkpoint,
+    read_pipeline_config,
+    read_transformer_config,
+)
+from model.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
+from model.vae import VAE, VAEConfig, load_vae, read_downsampling
+
+if TYPE_CHECKING:
+    from model.dit import DiT
+
+PartT = TypeVar("PartT")
+
+GENERATION_BATCH_TOKENS = 2048
+"""Caption tokens that are encoded together when generating: few, since they count beside the text encoder's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where and how a pipeline runs. None of it changes what is drawn, beyond rounding."""
+
+    device: str = "auto"
+    """cuda, cpu, …; auto: cuda where there is one."""
+    dtype: AutoDtype = "auto"
+    """Number format that everything computes in; auto: bfloat16 where the hardware has it, else float32."""
+    text_encoder_dtype: AutoDtype | None = None
+    """Number format of the text encoder alone; default: `dtype`, where that is auto: what its own device has."""
+    staged: bool = False
+    """Text encoder, network and VAE are in memory one after the other, and read again when needed: XL at 1024 px in 8 GB."""
+    text_encoder_device: str | None = None
+    """The device of the text encoder alone: cpu spares the GPU the largest part; default: that of the rest."""
+    quantisation: Quantisation = "none"
+    """8-bit weights for the text encoder: bitsandbytes or torchao."""
+    tiled_vae: bool = False
+    """Decode in tiles: little memory at any size, slightly different pixels at the seams."""
+    batch_size: int = 4
+    """Images that are drawn together."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError("batch_size must be 1 or more")
+
+    def resolved(self) -> "RuntimeConfig":
+        """The same without `auto`. Raises UserError for a device that this machine has not."""
+        import torch
+
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        for name in (device, self.text_encoder_device or device):
+            try:
+                torch.empty(0, device=name)
+            except (RuntimeError, AssertionError) as error:
+                raise UserError(f"device {name}: {str(error).splitlines()[0]}") from error
+        text_encoder_device = self.text_encoder_device or device
+        return replace(
+            self,
+            device=device,
+            dtype=resolve_dtype(self.dtype, device),
+            text_encoder_dtype=resolve_dtype(self.text_encoder_dtype or self.dtype, text_encoder_device),
+            text_encoder_device=text_encoder_device,
+        )
+
+
+class Part(Generic[PartT]):
+    """A part of the pipeline that is loaded when it is first used, and kept or dropped."""
+
+    def __init__(self, load: Callable[[], PartT], *, keep: bool) -> None:
+        self._load = load
+        self._keep = keep
+        self._loaded: PartT | None = None
+
+    def get(self) -> PartT:
+        """The part. Where it is not kept, it lives as long as the caller holds it."""
+        part = self._loaded if self._loaded is not None else self._load()
+        if self._keep:
+            self._loaded = part
+        return part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a pipeline is made of."""
+
+    transformer: "Part[DiT]"
+    text_encoder: Part[TextEncoder]
+    vae: Part[VAE]
+    downsampling: int
+    """Pixels per latent, along a side: the VAE's, known before it is loaded."""
+
+
+def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | None = None, vae: str | None = None) -> Parts:
+    """The parts of a checkpoint, none loaded yet. `text_encoder` and `vae` say where else they are: they must be the same."""
+    config, transformer_config = read_pipeline_config(root), read_transformer_config(root)
+    assert runtime.dtype != AUTO, "give RuntimeConfig.resolved()"
+    text_encoder_config = TextEncoderConfig(
+        name=text_encoder or config.text_encoder.name,
+        revision=None if text_encoder else config.text_encoder.revision,
+        dtype=runtime.text_encoder_dtype or runtime.dtype,
+        quantisation=runtime.quantisation,
+        cleaning=config.caption_cleaning,
+        max_caption_tokens=transformer_config.max_caption_tokens,
+        max_batch_tokens=max(GENERATION_BATCH_TOKENS, transformer_config.max_caption_tokens),
+    )
+    vae_config = VAEConfig(
+        name=vae or config.vae.name,
+        revision=None if vae else config.vae.revision,
+        dtype=runtime.dtype,
+        tiled=runtime.tiled_vae,
+    )
+    keep = not runtime.staged
+    return Parts(
+        transformer=Part(lambda: _load_transformer(root, runtime), keep=keep),
+        text_encoder=Part(lambda: _load_text_encoder(text_encoder_config, config.text_encoder, runtime), keep=keep),
+        vae=Part(lambda: _load_vae(vae_config, config.vae, runtime), keep=keep),
+        downsampling=read_downsampling(vae_config),
+    )
+
+
+def _load_transformer(root: Path, runtime: RuntimeConfig) -> "DiT":
+    import torch
+
+    return load_checkpoint(root, dtype=getattr(torch, runtime.dtype), device=runtime.device)[0]
+
+
+def _load_text_encoder(config: TextEncoderConfig, expected: PartConfig, runtime: RuntimeConfig) -> TextEncoder:
+    encoder = load_text_encoder(config, device=runtime.text_encoder_device or runtime.device)
+    check_fingerprint("text_encoder", expected, name=config.name, found=encoder.fingerprint())
+    return encoder
+
+
+def _load_vae(config: VAEConfig, expected: PartConfig, runtime: RuntimeConfig) -> VAE:
+    vae = load_vae(config, device=runtime.device)
+    check_fingerprint("vae", expected, name=config.name, found=vae.fingerprint())
+    return vae

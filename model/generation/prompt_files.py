@@ -1,0 +1,69 @@
+"""Prompts from a file: a line each (.txt), an object each (.jsonl) or a row each (.csv)."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from foundry.errors import UserError
+
+
+def read_prompts(path: str | Path, *, column: str = "prompt") -> tuple[str, ...]:
+    """The prompts of a file, each once, in order; blank lines are no prompts.
+
+    `column` is the key of .jsonl and .csv. Raises UserError, with the line, for what is not such a file, and for an empty one.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"prompts file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts file {file} is not UTF-8 (byte {error.start})") from error
+    if file.suffix == ".txt":
+        rows = [line for line in text.splitlines() if line.strip()]
+    elif file.suffix == ".jsonl":
+        rows = _read_jsonl(text, column, file)
+    elif file.suffix == ".csv":
+        try:
+            rows = _read_csv(text, column, file)
+        except csv.Error as error:
+            raise UserError(f"prompts file {file} is no CSV: {error}") from error
+    else:
+        raise UserError(f"prompts file {file}: expected .txt, .jsonl or .csv, found {file.suffix or 'no suffix'}")
+    if not rows:
+        raise UserError(f"prompts file {file} is empty: expected a prompt at least")
+    return tuple(dict.fromkeys(row.strip() for row in rows))
+
+
+def _read_jsonl(text: str, column: str, file: Path) -> list[str]:
+    prompts = []
+    # Not splitlines(): JSON may hold separators of lines other than this one.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"prompts file {file}, line {number}: not JSON ({error.msg})") from error
+        prompt = row.get(column) if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(
+                f"prompts file {file}, line {number}: expected an object with text in {column!r}, found {line[:80]}"
+            )
+        prompts.append(prompt)
+    return prompts
+
+
+def _read_csv(text: str, column: str, file: Path) -> list[str]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if rows.fieldnames and column not in rows.fieldnames:
+        raise UserError(
+            f"prompts file {file} has no column {column!r}, it has {', '.join(rows.fieldnames)}: see --prompt_column"
+        )
+    prompts = []
+    for row in rows:
+        if not (row[column] or "").strip():
+            raise UserError(f"prompts file {file}, line {rows.line_num}: expected text in {column!r}, found none")
+        prompts.append(row[column])
+    return prompts

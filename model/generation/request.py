@@ -1,0 +1,102 @@
+"""What to draw, and what was drawn: requests of prompts and seeds, and images that know both."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from foundry.errors import UserError
+from model.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from model.dit import Captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What to draw: prompts, or captions that are encoded already, each several times with a seed of its own."""
+
+    prompts: tuple[str, ...] | None = None
+    """One or more."""
+    captions: "Captions | None" = None
+    """In place of prompts: features of captions as TextEncoder.encode gives them."""
+    negative_prompt: str = ""
+    """What guidance leads away from; "" is the null caption."""
+    negative_captions: "Captions | None" = None
+    """In place of the negative prompt: one caption, or one for each prompt."""
+    num_images_per_prompt: int = 1
+    """Images of each prompt."""
+    seed: int = 0
+    """The k-th image of each prompt has the seed `seed + k`, so that a prompt gives the same images in any list."""
+    seeds: tuple[int, ...] | None = None
+    """In place of `seed`: one for each image, those of the first prompt first."""
+    noise: "torch.Tensor | None" = None
+    """In place of seeds: the starting noise (images, C, h, w)."""
+    height: int | None = None
+    """In pixels; default: the resolution of the checkpoint."""
+    width: int | None = None
+    """Likewise."""
+    resolution_binning: bool = True
+    """Draw at the nearest of the sizes that PixArt was trained on, then scale and crop; where there are such sizes."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampler, steps, guidance."""
+
+    def __post_init__(self) -> None:
+        images = self.num_images
+        problems = [
+            message
+            for message, holds in [
+                ("prompts or captions: expected one of them", (self.prompts is None) != (self.captions is None)),
+                ("prompts: expected one or more, found none", self.prompts is None or len(self.prompts) > 0),
+                ("prompts: expected a tuple, found one text", not isinstance(self.prompts, str)),
+                ("num_images_per_prompt: expected 1 or more", self.num_images_per_prompt >= 1),
+                (f"seeds: expected {images}, found {len(self.seeds or ())}", self.seeds is None or len(self.seeds) == images),
+                ("seeds: expected 0 to 2^63 - 1", all(0 <= seed < 2**63 for seed in (*(self.seeds or ()), self.seed))),
+                (f"noise: expected that of {images} images", self.noise is None or len(self.noise) == images),
+                (
+                    f"negative_captions: expected 1 or {self.num_captions}",
+                    self.negative_captions is None or len(self.negative_captions) in (1, self.num_captions),
+                ),
+                (
+                    "negative_captions: expected with captions, which have no prompt to encode beside",
+                    not self.sampling.guided or self.captions is None or self.negative_captions is not None,
+                ),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
+
+    @property
+    def num_captions(self) -> int:
+        """Prompts, or captions in their place."""
+        return len(self.prompts) if self.prompts is not None else len(self.captions) if self.captions is not None else 0
+
+    @property
+    def num_images(self) -> int:
+        """Images in all."""
+        return self.num_captions * self.num_images_per_prompt
+
+    def caption_index(self, image: int) -> int:
+        """Which caption an image is of."""
+        return image // self.num_images_per_prompt
+
+    def image_seed(self, image: int) -> int:
+        """The seed of an image."""
+        return self.seeds[image] if self.seeds is not None else self.seed + image % self.num_images_per_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedImage:
+    """One image and what it was drawn from. `image` is None where latents were asked for."""
+
+    prompt: str | None
+    negative_prompt: str | None
+    seed: int | None
+    num_cut_tokens: int
+    """Tokens at the prompt's end that the text encoder has not read."""
+    image: "Image.Image | np.ndarray | None"
+    latents: "torch.Tensor"
+    """(C, h, w) float32 on the CPU."""

@@ -1,0 +1,48 @@
+"""The promise of docs/generating.md: XL at 1024 px in 8 GB of GPU memory, part by part."""
+
+import dataclasses
+
+import torch
+
+from model.diffusion import Diffusion
+from model.dit import Captions
+from model.dit_config import PRESETS
+from model.generation.memory import OVERHEAD_BYTES, phase_bytes, storage_counter
+from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, sample_latents
+from tests.model.tiny_parts import CAPTION_WIDTH, tiny_dit
+
+GPU_BYTES = 8_000_000_000
+XL_1024 = dataclasses.replace(PRESETS["XL/2"], sample_size=128, position_scale=2.0, micro_conditioning=True)
+
+
+def test_xl_at_1024_fits_in_8_gb_part_by_part() -> None:
+    phases = phase_bytes(XL_1024, height=1024, width=1024)
+    assert phases["denoise"].weights == 2 * 611_349_152 and phases["decode"].weights == 4 * 83_653_863
+    assert 5.8e9 < phases["encode"].weights < 6.0e9
+    assert all(phase.total < GPU_BYTES for phase in phases.values()), phases
+    # That takes the stages and the 8 bits: all at once, or T5 in bf16, would not fit.
+    assert sum(phase.weights for phase in phases.values()) + phases["encode"].activations + OVERHEAD_BYTES > GPU_BYTES
+    assert phase_bytes(XL_1024, height=64, width=64, quantisation="none")["encode"].total > GPU_BYTES
+    wide = phase_bytes(XL_1024, height=512, width=2048, batch_size=4)
+    assert phases["denoise"].activations < wide["denoise"].total < GPU_BYTES
+
+
+def test_the_computed_activations_are_those_of_a_real_run() -> None:
+    """Same network, real tensors, three steps of sampling: the figure is neither too low nor more than twice too high."""
+    dit = tiny_dit().bfloat16()
+    captions = Captions(tokens=torch.randn(2 * 20, CAPTION_WIDTH).bfloat16(), lengths=torch.tensor([20, 20]))
+    counter = storage_counter({tensor.untyped_storage()._cdata for tensor in dit.state_dict().values()})
+    noise = draw_noise(image_generators([0, 1]), (4, 64, 64))
+    with counter:
+        sample_latents(
+            dit,
+            Diffusion(),
+            Conditioning(captions=captions, negative_captions=captions),
+            noise=noise,
+            config=SamplingConfig(num_inference_steps=3),
+        )
+    vae = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",), "block_out_channels": (32,)}
+    t5 = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2, "vocab_size": 100}
+    computed = phase_bytes(dit.config, height=64, width=64, batch_size=2, text_encoder=t5, vae=vae)["denoise"]
+    assert computed.weights == sum(2 * parameter.numel() for parameter in dit.parameters())
+    assert counter.peak <= computed.activations <= 2 * counter.peak

@@ -1,0 +1,74 @@
+"""The formula counts what torch counts, and the utilisation that a log shows can be trusted."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.dit import Captions, DiT
+from model.dit_config import PRESETS, DiTConfig, KVCompression
+from model.flops import dit_flops, total, training_flops
+from trainer.monitoring.gpus import GPUS, gpu_of_device
+
+TEXT = DiTConfig(sample_size=16, width=48, depth=3, num_heads=4, caption_width=32, max_caption_tokens=20)
+CLASS = dataclasses.replace(TEXT, conditioning="class", num_classes=5)
+SIGMA = dataclasses.replace(TEXT, micro_conditioning=True, qk_norm=True, kv_compression=KVCompression(layers=(1, 2)))
+BATCH, TOKENS = 2, 12
+
+
+def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool) -> int:
+    """Operations of a batch by torch's counter; plain attention, since it does not know the fused kernel of CPUs."""
+    dit = DiT(config).initialise(torch.Generator().manual_seed(0))
+    sides = [patches * config.patch_size for patches in grid]
+    text, micro = config.conditioning == "text", config.micro_conditioning
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = dit(
+            torch.randn(BATCH, config.in_channels, *sides),
+            torch.rand(BATCH) * 1000,
+            captions=Captions(torch.randn(BATCH * TOKENS, 32), torch.tensor([TOKENS] * BATCH)) if text else None,
+            class_labels=None if text else torch.zeros(BATCH, dtype=torch.int64),
+            sizes=torch.rand(BATCH, 2) if micro else None,
+            aspect_ratios=torch.rand(BATCH, 1) if micro else None,
+        )
+        if backward:
+            output.sum().backward()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("config", [TEXT, CLASS, SIGMA], ids=["text", "class", "sigma"])
+@pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
+def test_the_forward_formula_counts_what_torch_counts(config: DiTConfig, grid: tuple[int, int]) -> None:
+    computed = total(dit_flops(config, grid=grid, caption_tokens=TOKENS)).forward
+    assert BATCH * computed == _counted(config, grid, backward=False)
+
+
+@pytest.mark.parametrize("config", [TEXT, CLASS, dataclasses.replace(SIGMA, kv_compression=KVCompression())])
+def test_the_training_formula_counts_what_torch_counts(config: DiTConfig) -> None:
+    """Without compression: torch counts the backward pass of a depthwise convolution as if it were a dense one."""
+    assert BATCH * training_flops(config, grid=(8, 6), caption_tokens=TOKENS) == _counted(config, (8, 6), backward=True)
+
+
+def test_the_class_conditional_xl_takes_what_its_authors_say() -> None:
+    """118.64 GFLOPs, a multiplication and addition being one: DiT (arXiv 2212.09748), table 1."""
+    flops = total(dit_flops(dataclasses.replace(PRESETS["XL/2"], conditioning="class"), grid=(16, 16))).forward
+    assert flops / 2 == pytest.approx(118.64e9, rel=1e-3)
+
+
+def test_devices_are_known_by_the_names_that_drivers_give_them() -> None:
+    names = {
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA A100-SXM4-40GB": "a100-40gb",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H100 PCIe": "h100-pcie",
+        "Tesla V100-SXM2-32GB": "v100",
+        "NVIDIA GeForce RTX 4090": "rtx4090",
+        "NVIDIA GeForce RTX 3090": "rtx3090",
+        "NVIDIA A10": "a10",
+        "NVIDIA L4": "l4",
+        "NVIDIA L40S": "l40s",
+    }
+    assert {name: gpu_of_device(name) for name in names} == {name: GPUS[key] for name, key in names.items()}
+    for other in ("NVIDIA GeForce GTX 1080", "NVIDIA A10G", "NVIDIA L40"):  # the latter two are not the A10 and the L4
+        assert gpu_of_device(other) is None

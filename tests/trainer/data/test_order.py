@@ -1,0 +1,89 @@
+"""Every sample once an epoch, whoever reads, from wherever one goes on."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data.order import DataOrder, choose_caption, in_order
+
+Buckets = Mapping[tuple[int, int], tuple[tuple[int, int], ...]]
+
+
+@st.composite
+def buckets(draw: st.DrawFn) -> Buckets:
+    """One to four buckets of one to six units of up to nine samples."""
+    sizes = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4))
+    numbers = iter(range(1000))
+    return {(4, 4 + place): tuple((next(numbers), rows) for rows in units) for place, units in enumerate(sizes)}
+
+
+@given(units=buckets(), seed=st.integers(0, 3), batch_size=st.integers(1, 12))
+@settings(max_examples=60)
+def test_every_sample_is_seen_once_an_epoch_within_the_rounding(units: Buckets, seed: int, batch_size: int) -> None:
+    order = DataOrder(units, seed=seed, batch_size=batch_size)
+    seen: Counter[tuple[int, int]] = Counter()
+    by_bucket: Counter[tuple[int, int]] = Counter()
+    for index in range(3 * order.num_samples // batch_size + 2):
+        batch = order.batch(index)
+        assert len(batch.samples) == batch_size
+        assert {unit for unit, _ in batch.samples} <= {unit for unit, _ in units[batch.bucket]}
+        seen.update(batch.samples)
+        by_bucket[batch.bucket] += batch_size
+    for bucket, group in units.items():
+        samples = [(unit, row) for unit, rows in group for row in range(rows)]
+        epochs = by_bucket[bucket] / len(samples)
+        assert all(int(epochs) <= seen[sample] <= int(epochs) + 1 for sample in samples)
+        share = 3 * order.num_samples * len(samples) / order.num_samples
+        assert abs(by_bucket[bucket] - share) <= 2 * batch_size + len(samples), "a bucket gets its share"
+
+
+@given(units=buckets(), batch_size=st.integers(1, 12), start=st.integers(0, 200))
+@settings(max_examples=30)
+def test_one_goes_on_from_anywhere(units: Buckets, batch_size: int, start: int) -> None:
+    unbroken = DataOrder(units, seed=0, batch_size=batch_size)
+    expected = [unbroken.batch(index) for index in range(start + 3)]
+    resumed = DataOrder(units, seed=0, batch_size=batch_size)
+    assert [resumed.batch(index) for index in range(start, start + 3)] == expected[start:]
+    assert [resumed.batch(index) for index in range(start)] == expected[:start]
+
+
+def test_files_are_read_in_long_runs() -> None:
+    order = DataOrder({(4, 4): [(unit, 50) for unit in range(20)]}, seed=0, batch_size=50)
+    assert all(len({unit for unit, _ in order.batch(index).samples}) <= 5 for index in range(20))
+
+
+def test_another_seed_is_another_order_and_epochs_differ() -> None:
+    units = {(4, 4): [(0, 40), (1, 40)]}
+    order, other = (DataOrder(units, seed=seed, batch_size=80) for seed in (0, 1))
+    assert order.batch(0) != other.batch(0) and order.batch(0) != order.batch(1)
+
+
+def test_nothing_to_order_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no sample"):
+        DataOrder({(4, 4): []}, seed=0, batch_size=4)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more"):
+        DataOrder({(4, 4): [(0, 1)]}, seed=0, batch_size=0)
+
+
+def test_validation_is_each_sample_once() -> None:
+    units = {(4, 4): [(0, 3), (2, 4)], (2, 8): [(1, 2)]}
+    batches = list(in_order(units, batch_size=4))
+    assert [len(batch.samples) for batch in batches] == [2, 4, 3]
+    assert len({sample for batch in batches for sample in batch.samples}) == 9
+
+
+def test_captions_are_chosen_by_weight_and_dropped_by_share() -> None:
+    names = ("dense", "short", "alt_text")
+    weights = {"dense": 3.0, "short": 1.0}
+    chosen = [choose_caption(names, seed=0, place=place, dropout=0.1, weights=weights) for place in range(4000)]
+    counts = Counter(chosen)
+    assert 300 < counts[None] < 500 and counts[2] == 0
+    assert 2.5 < counts[0] / counts[1] < 3.5
+    assert chosen == [choose_caption(names, seed=0, place=place, dropout=0.1, weights=weights) for place in range(4000)]
+    assert {choose_caption(names, seed=0, place=place, dropout=0) for place in range(100)} == {0, 1}
+    assert choose_caption(("alt_text",), seed=0, place=0, dropout=0) == 0
+    assert choose_caption(("alt_text",), seed=0, place=0, dropout=0, weights=weights) is None
+    assert choose_caption((), seed=0, place=0, dropout=0) is None

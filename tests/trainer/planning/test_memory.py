@@ -1,0 +1,94 @@
+"""What a plan says of memory is what a training step takes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from model.diffusion import Diffusion
+from model.dit import Captions, DiT
+from model.dit_config import PRESETS, DiTConfig
+from model.generation.memory import OVERHEAD_BYTES, storage_counter
+from trainer.config import OptimConfig
+from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
+from trainer.training.ema import Ema
+from trainer.training.optimizer import make_optimizer
+from trainer.training.train_step import StepSettings, TrainPart, TrainState, train_step
+
+BATCH, GRID = 6, (16, 12)
+TEXT = DiTConfig(sample_size=32, width=48, depth=5, num_heads=4, caption_width=32, max_caption_tokens=20)
+CLASS = dataclasses.replace(TEXT, conditioning="class", num_classes=5)
+
+
+def _state(config: DiTConfig, *, gradient_checkpointing: bool) -> TrainState:
+    network = DiT(config).initialise(torch.Generator().manual_seed(0))
+    network.gradient_checkpointing = gradient_checkpointing
+    optimizer = make_optimizer(network, OptimConfig())
+    return TrainState(network=network, model=network, optimizer=optimizer, ema=Ema(network), images_seen=0)
+
+
+def _part(config: DiTConfig) -> TrainPart:
+    latents, lengths = (
+        torch.randn(BATCH, 4, 2 * GRID[0], 2 * GRID[1]),
+        [config.max_caption_tokens - 1] + [config.max_caption_tokens] * 5,
+    )
+    text = config.conditioning == "text"
+    return TrainPart(
+        latents=latents,
+        noise=torch.randn_like(latents),
+        timesteps=torch.arange(BATCH) * 100.0,
+        captions=Captions(torch.randn(sum(lengths), 32).bfloat16(), torch.tensor(lengths)) if text else None,
+        class_labels=None if text else torch.zeros(BATCH, dtype=torch.int64),
+    )
+
+
+def _measured(state: TrainState, precision: torch.dtype) -> int:
+    """The peak of a real step beside weights, moments and average; these are there after the step before."""
+    settings = StepSettings(lr=1e-5, ema_decay=0.9, gradient_clip=1.0, precision=precision, num_samples=BATCH)
+    train_step(state, Diffusion(), [_part(state.network.config)], settings)
+    moments = [value for moment in state.optimizer.state.values() for value in moment.values()]
+    known = [*state.network.state_dict().values(), *state.ema.weights.values(), *moments]
+    with storage_counter({tensor.untyped_storage()._cdata for tensor in known}) as counter:
+        train_step(state, Diffusion(), [_part(state.network.config)], settings)
+    return int(counter.peak)
+
+
+def _computed(config: DiTConfig, *, checkpointing: bool, precision: str) -> TrainingMemory:
+    activations = measure_activations(config, grid=GRID, gradient_checkpointing=checkpointing, precision=precision)
+    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpointing", "precision"),
+    [(TEXT, False, "bfloat16"), (TEXT, True, "bfloat16"), (CLASS, False, "bfloat16"), (CLASS, True, "float32")],
+)
+def test_the_computed_memory_is_that_of_a_real_step(config: DiTConfig, checkpointing: bool, precision: str) -> None:
+    state = _state(config, gradient_checkpointing=checkpointing)
+    measured = _measured(state, getattr(torch, precision))
+    memory = _computed(config, checkpointing=checkpointing, precision=precision)
+    weights = sum(parameter.nbytes for parameter in state.network.parameters())
+    moments = [value for moment in state.optimizer.state.values() for name, value in moment.items() if name != "step"]
+    assert memory.weights == memory.gradients == memory.ema == weights
+    assert memory.optimiser == sum(moment.nbytes for moment in moments)
+    computed = memory.gradients + memory.gathered + BATCH * memory.activations_per_image
+    assert measured <= computed <= 1.3 * measured
+    assert memory.total(BATCH) == computed + 4 * weights + OVERHEAD_BYTES
+
+
+def test_what_fits_fits_and_one_more_does_not() -> None:
+    memory = _computed(TEXT, checkpointing=False, precision="bfloat16")
+    most = memory.most_images(2_000_000_000)
+    assert memory.total(most) <= 2_000_000_000 < memory.total(most + 1)
+    assert memory.most_images(OVERHEAD_BYTES) == 0
+
+
+def test_fsdp_shares_the_states_and_holds_two_blocks() -> None:
+    xl = PRESETS["XL/2"]
+    counted = count_parameters(xl)
+    assert counted.all == 610_856_096
+    activations = measure_activations(TEXT, grid=GRID, gradient_checkpointing=False)
+    alone, shared = (training_memory(xl, activations, num_gpus=64, sharding=sharding) for sharding in ("ddp", "fsdp"))
+    for name in ("weights", "gradients", "optimiser", "ema"):
+        assert getattr(shared, name) == getattr(alone, name) / 64
+    assert shared.fixed < alone.fixed / 5
+    assert shared.gathered > 2 * 2 * counted.block

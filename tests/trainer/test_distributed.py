@@ -1,0 +1,125 @@
+"""Two workers train what one trains, within rounding, and read each other's checkpoints; samples, captions encoded online."""
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.multiprocessing.spawn import start_processes
+
+from model.formats.checkpoint import PartConfig
+from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer.config import DistributedConfig, Rung, Sharding, TrainConfig, WatchConfig
+from trainer.fit import main
+from trainer.monitoring.run_folder import read_metrics
+from trainer.training.checkpoints import newest_checkpoint
+
+
+def _train_together(config: TrainConfig) -> None:
+    """Two processes, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(_worker, args=(config, port), nprocs=2, start_method="spawn")
+
+
+def _worker(rank: int, config: TrainConfig, port: int) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    assert main(config) == 0
+
+
+def _metrics(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(Path(config.run_folder)) if row["kind"] == kind]
+
+
+def _rows(config: TrainConfig, kind: str) -> dict[int, float]:
+    return {row["images_seen"]: row["loss"] for row in _metrics(config, kind)}
+
+
+def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    checkpoint = newest_checkpoint(Path(config.run_folder))
+    assert checkpoint is not None
+    return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding) -> None:
+    """The first half by two, the second half by one that reads the checkpoint of two; then the other way round."""
+    write_store(tmp_path / "features")
+    watch = WatchConfig(every_steps=1, validate_every_images=8, validation_images=7, sample_every_images=0)
+    config = tiny_config(tmp_path, images=16, watch=watch, distributed=DistributedConfig(sharding=sharding))
+    alone = replace(config, run_dir=str(tmp_path / "alone"))
+    assert main(alone) == 0
+    half = (Rung(resolution=16, images=8, batch_size=4),)
+    _train_together(replace(config, ladder=half))
+    assert main(config) == 0
+    other = replace(config, run_dir=str(tmp_path / "other"))
+    assert main(replace(other, ladder=half)) == 0
+    _train_together(other)
+    for mixed in (config, other):
+        for kind in ("train", "validation"):
+            assert _rows(mixed, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
+        ours, theirs = _weights(mixed), _weights(alone)
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+def _watched(tmp_path: Path, stage: str, **info: Any) -> TrainConfig:
+    vae = save_tiny_vae(tmp_path / "vae")
+    part = PartConfig(name=str(vae), fingerprint=tiny_vae(vae).fingerprint())
+    write_store(tmp_path / "features", stage=stage, vae=part, **info)
+    watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=4, sample_steps=2, num_samples=3)
+    return tiny_config(tmp_path, stage=stage, images=4, watch=watch)
+
+
+def test_samples_show_captions_of_the_validation_split(tmp_path: Path) -> None:
+    config = _watched(tmp_path, "alignment")
+    assert main(config) == 0
+    with Image.open(Path(config.run_folder) / "samples" / "000000000004.png") as grid:
+        assert "dense 0" in grid.text["texts"] and grid.size[0] >= 2 * 16  # type: ignore[attr-defined]
+
+
+def test_samples_of_the_pixel_stage_show_classes(tmp_path: Path) -> None:
+    config = _watched(tmp_path, "pixel")
+    assert main(config) == 0
+    with Image.open(Path(config.run_folder) / "samples" / "000000000004.png") as grid:
+        assert "owl" in grid.text["texts"]  # type: ignore[attr-defined]
+
+
+def test_samples_show_prompts_of_ones_own(tmp_path: Path) -> None:
+    config = _watched(tmp_path, "alignment", **_encoder_facts(tmp_path))
+    watch = replace(config.watch, prompts=("a red owl", "a key"))
+    assert main(replace(config, watch=watch)) == 0
+    with Image.open(Path(config.run_folder) / "samples" / "000000000004.png") as grid:
+        texts = grid.text["texts"]  # type: ignore[attr-defined]
+        assert "a red owl" in texts and "a key" in texts and "dense" not in texts
+
+
+def _encoder_facts(tmp_path: Path) -> dict[str, Any]:
+    """What a store says whose captions were encoded by a tiny T5."""
+    t5 = save_tiny_t5(tmp_path / "t5")
+    encoder = tiny_text_encoder(t5)
+    part = PartConfig(name=str(t5), fingerprint=encoder.fingerprint())
+    sizes = {"caption_width": encoder.width, "max_caption_tokens": 20}
+    return {"text_encoder": part, "text_encoder_dtype": "float32", **sizes}
+
+
+def test_captions_that_are_stored_train_as_captions_that_are_encoded_online(tmp_path: Path) -> None:
+    facts = _encoder_facts(tmp_path)
+    write_store(tmp_path / "texts", caption_storage="none", **facts)
+    write_store(tmp_path / "features", encoder=tiny_text_encoder(tmp_path / "t5"), **facts)
+    watch = WatchConfig(every_steps=1, validate_every_images=8, sample_every_images=0, peak_tflops=1.0)
+    stored = tiny_config(tmp_path, images=16, watch=watch)
+    online = replace(stored, features=str(tmp_path / "texts"), run_dir=str(tmp_path / "online"), online=True)
+    assert main(stored) == 0 and main(online) == 0
+    assert _rows(stored, "train") == pytest.approx(_rows(online, "train"), rel=1e-4)
+    assert len(_rows(stored, "train")) == 4
+    operations = [[row["mfu"] / row["images_per_s"] for row in _metrics(one, "train")] for one in (stored, online)]
+    assert operations[0] == pytest.approx(operations[1])

@@ -1,0 +1,279 @@
+"""A training goes on bit for bit after a kill, depends on nothing but its settings, and keeps its checkpoints whole."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from foundry.errors import UserError
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, TrainConfig
+from trainer.distributed import Workers
+from trainer.features.store import FeatureStore
+from trainer.fit import main
+from trainer.monitoring.run_folder import LOG, STOP, RunFolder, printed_log, read_metrics
+from trainer.training.checkpoints import kept_checkpoints, list_checkpoints, newest_checkpoint
+from trainer.training.loop import check_caption_weights
+
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("features")
+    write_store(root)
+    return root
+
+
+def _config(features: Path, run_dir: Path, **changes: Any) -> TrainConfig:
+    return tiny_config(run_dir, features=str(features), **changes)
+
+
+def _losses(config: TrainConfig) -> dict[int, float]:
+    return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
+
+
+def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    checkpoint = newest_checkpoint(Path(config.run_folder))
+    assert checkpoint is not None
+    return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def _same(first: TrainConfig, second: TrainConfig) -> None:
+    assert _losses(first) == _losses(second)
+    ours, theirs = _weights(first), _weights(second)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def unbroken(features: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    config = _config(features, tmp_path_factory.mktemp("unbroken"))
+    assert main(config) == 0
+    return config
+
+
+def test_losses_are_those_of_the_first_day(unbroken: TrainConfig) -> None:
+    found = list(_losses(unbroken).values())
+    assert found == pytest.approx(GOLDEN, rel=2e-3)
+
+
+def test_a_killed_training_goes_on_bit_for_bit(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    config = _config(features, tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(_plain(asdict(config))))
+    command = [sys.executable, "-m", "trainer.fit", "--stage", "alignment", "--config", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:  # two steps after the second checkpoint, or while that is being written
+        if "step 8 " in line:
+            process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    newest = newest_checkpoint(tmp_path / "runs" / "alignment")
+    assert newest is not None and 12 <= int(newest.name) <= 36
+    assert main(config) == 0
+    _same(config, unbroken)
+    starts = (tmp_path / "runs" / "alignment" / "starts.jsonl").read_text().splitlines()
+    assert len(starts) == 2 and "resumes" in starts[1]
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_the_number_of_loader_threads_changes_nothing(
+    features: Path, unbroken: TrainConfig, tmp_path: Path, threads: int
+) -> None:
+    config = _config(features, tmp_path, data=DataConfig(loader_threads=threads, prefetch=2))
+    assert main(config) == 0
+    _same(config, unbroken)
+
+
+def test_a_file_stops_it_and_the_same_command_goes_on(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    config = _config(features, tmp_path)
+    with _once_it_runs(config, _make_stop_file):
+        assert main(config) == 130
+    assert 0 < len(_losses(config)) < 10
+    assert main(config) == 0
+    _same(config, unbroken)
+    assert main(config) == 0  # nothing is left to do
+
+
+def test_sigterm_saves_and_ends(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    config = _config(features, tmp_path)
+    with _once_it_runs(config, _terminate):
+        assert main(config) == 130
+    newest = newest_checkpoint(Path(config.run_folder))
+    assert newest is not None and int(newest.name) == max(_losses(config))
+    assert main(config) == 0
+    _same(config, unbroken)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    config = _config(features, tmp_path)
+    assert main(replace(config, ladder=(Rung(resolution=16, images=24, batch_size=4),))) == 0
+    before = list_checkpoints(Path(config.run_folder))
+    with _largest_file(50_000), pytest.raises(UserError, match=rf"could not be written \(.*{before[-1]} is whole"):
+        main(config)
+    assert list_checkpoints(Path(config.run_folder)) == before
+    assert [path.name for path in before[-1].parent.iterdir() if path.name.startswith(".")] == []
+    assert main(config) == 0
+    _same_weights_as(unbroken, config)
+
+
+def test_weights_that_do_not_fit_on_the_disk_leave_nothing_behind(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainer.training.checkpoints.save_checkpoint", full)
+    config = _config(features, tmp_path)
+    with pytest.raises(UserError, match="could not be written .*No space left.*there is none before it"):
+        main(config)
+    assert list((Path(config.run_folder) / "checkpoints").iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_in_a_line(features: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where a folder is wanted")
+    with pytest.raises(UserError, match=r"cannot work in .*runs/alignment \(NotADirectoryError"):
+        main(_config(features, tmp_path))
+
+
+def test_a_loss_that_is_not_finite_ends_it_with_the_keys(tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "features")
+    config = tiny_config(tmp_path)
+    assert main(replace(config, ladder=(Rung(resolution=16, images=12, batch_size=4),))) == 0
+    spoilt = folder / "latents"
+    for path in spoilt.iterdir():
+        data = bytearray(path.read_bytes())
+        start = data.find(b"u0r0")
+        if start >= 0:
+            offset = _latents_offset(path)
+            data[offset : offset + 2] = b"\xc0\x7f"  # a bf16 NaN
+            path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"not finite at step \d+, .* samples u0r0\); the last good checkpoint is .*0012"):
+        main(config)
+    newest = newest_checkpoint(Path(config.run_folder))
+    assert newest is not None
+    assert all(bool(weight.isfinite().all()) for weight in _weights(config).values())
+
+
+def test_the_log_of_workers_is_printed_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / LOG).write_text("of an earlier start\n")
+    with printed_log(tmp_path):
+        RunFolder(tmp_path, Workers()).say("step 1")
+    assert capsys.readouterr().out == "step 1\nstep 1\n"  # by who says it, and by who follows
+    assert (tmp_path / LOG).read_text() == "of an earlier start\nstep 1\n"
+
+
+def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path, Workers()), RunFolder(tmp_path, Workers())
+    with first.held(wait_s=0.0), pytest.raises(UserError, match="another training writes to"), second.held(wait_s=0.0):
+        pass
+    with second.held(wait_s=0.0):
+        pass
+
+
+def test_the_last_and_every_nth_checkpoint_stay() -> None:
+    config = CheckpointConfig(keep_last=2, keep_every_images=100)
+    assert kept_checkpoints([40, 80, 120, 160, 200, 240, 280], config) == {120, 200, 240, 280}
+    assert kept_checkpoints([40, 80, 120], CheckpointConfig(keep_last=1)) == {120}
+
+
+def test_settings_that_would_change_the_past_are_refused(features: Path, tmp_path: Path) -> None:
+    config = _config(features, tmp_path, images=12)
+    assert main(config) == 0
+    longer = replace(config, ladder=(Rung(resolution=16, images=20, batch_size=4),))
+    for change, words in [
+        ({"seed": 1}, "seed 0 then, 1 now"),
+        ({"ladder": (Rung(resolution=16, images=21, batch_size=3),)}, "batch size"),
+        ({"objective": ObjectiveConfig(settings={"beta_end": 0.03})}, "settings of the objective"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            main(replace(longer, **change))  # type: ignore[arg-type]
+    assert main(longer) == 0
+
+
+def test_features_that_grew_are_said_to_change_the_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=24)
+    assert main(replace(config, ladder=(Rung(resolution=16, images=12, batch_size=4),))) == 0
+    write_store(tmp_path / "features", num_units=6)
+    assert main(config) == 0
+    assert "have changed since the checkpoint: from here on their order is another one" in capsys.readouterr().out
+
+
+def test_weights_of_captions_that_there_are_not_are_refused(features: Path, tmp_path: Path) -> None:
+    config = _config(features, tmp_path, data=DataConfig(caption_weights={"dens": 1.0}))
+    with pytest.raises(UserError, match=r"gives no weight to any caption in .*: they are alt_text, dense"):
+        main(config)
+
+
+def test_captions_of_any_bucket_can_have_the_weight(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FeatureStore, "caption_names", lambda _store, unit, _row: ("dense",) if unit else ("alt_text",))
+    check_caption_weights({"dense": 1.0}, FeatureStore.open(str(features / "alignment" / "16")))
+
+
+@contextmanager
+def _once_it_runs(config: TrainConfig, act: object) -> Iterator[None]:
+    """Calls `act` in a child process once a step was logged."""
+    child = os.fork()
+    if child == 0:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(_losses(config)) < 2:
+            time.sleep(0.01)
+        act(config)  # type: ignore[operator]
+        os._exit(0)
+    yield
+    os.waitpid(child, 0)
+
+
+def _make_stop_file(config: TrainConfig) -> None:
+    (Path(config.run_folder) / STOP).touch()
+
+
+def _terminate(config: TrainConfig) -> None:
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+@contextmanager
+def _largest_file(num_bytes: int) -> Iterator[None]:
+    """Writes beyond this size fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _same_weights_as(first: TrainConfig, second: TrainConfig) -> None:
+    ours, theirs = _weights(first), _weights(second)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _latents_offset(path: Path) -> int:
+    """Where the latents of the first row begin in a file."""
+    import pyarrow as pa
+
+    data = pa.memory_map(str(path)).read_buffer()
+    buffer = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["latents"].chunk(0).buffers()[1]
+    return path.read_bytes().find(buffer.to_pybytes()[:64], 0, data.size)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,1 +1,0 @@
-"""The benchmarks that the field compares by, a module each: see trainer/evaluation.py."""

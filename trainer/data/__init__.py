@@ -1,0 +1,1 @@
+"""The order of samples, their loading, and the micro-batches of a step."""

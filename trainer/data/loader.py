@@ -1,0 +1,105 @@
+"""Batches for training, read ahead by threads: the same batches in the same order for any number of threads.
+
+Reading is copying from mapped files, in which Python's lock is free; so threads do, and nothing is pickled between processes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from trainer.data.order import DataOrder, choose_caption
+from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionChoice:
+    """Which caption a sample is seen with; see data_order.choose_caption."""
+
+    dropout: float = 0.1
+    """Share of samples that are seen with the null caption."""
+    weights: Mapping[str, float] | None = None
+    """Weight of each variant by name; none: all captions alike, alt text where there is no caption."""
+
+
+class Loader:
+    """Iterates over this rank's part of the global batches, for ever. Close it, or use it as a context.
+
+    `wait_s` is how long the last batch was waited for.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        order: DataOrder,
+        *,
+        start_images_seen: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 2,
+        prefetch: int = 4,
+        captions: CaptionChoice | None = None,
+        pin: bool = False,
+    ) -> None:
+        """`num_workers`: threads, 0 reads when asked; `prefetch`: batches ahead. Raises ValueError for what does not divide."""
+        if order.batch_size % world_size:
+            raise ValueError(f"a batch of {order.batch_size} images cannot be shared by {world_size} workers: give a multiple")
+        if start_images_seen % order.batch_size:
+            raise ValueError(f"expected images seen in whole batches of {order.batch_size}, found {start_images_seen}")
+        self.store = store
+        self.order = order
+        self.wait_s = 0.0
+        self._captions = captions or CaptionChoice()
+        self._pin = pin
+        own = order.batch_size // world_size
+        self._part = slice(rank * own, (rank + 1) * own)
+        self._next = start_images_seen // order.batch_size
+        self._prefetch = max(1, prefetch)
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
+        self._ahead: deque[Future[FeatureBatch]] = deque()
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        return self
+
+    def __next__(self) -> FeatureBatch:
+        started = time.perf_counter()
+        if self._threads is None:
+            batch = self._read(self._next)
+            self._next += 1
+        else:
+            while len(self._ahead) < self._prefetch:
+                self._ahead.append(self._threads.submit(self._read, self._next))
+                self._next += 1
+            batch = self._ahead.popleft().result()
+        self.wait_s = time.perf_counter() - started
+        return batch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads; what was read ahead is dropped."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, index: int) -> FeatureBatch:
+        batch = self.order.batch(index)
+        first = index * self.order.batch_size
+        places = range(self.order.batch_size)[self._part]
+        requests = [self._request(*batch.samples[place], place=first + place) for place in places]
+        return self.store.read(requests, pin=self._pin)
+
+    def _request(self, unit: int, row: int, *, place: int) -> SampleRequest:
+        if self.store.info.class_names:
+            return SampleRequest(unit=unit, row=row)
+        names = self.store.caption_names(unit, row)
+        chosen = choose_caption(
+            names, seed=self.order.seed, place=place, dropout=self._captions.dropout, weights=self._captions.weights
+        )
+        return SampleRequest(unit=unit, row=row, caption=chosen)

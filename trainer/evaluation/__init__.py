@@ -1,0 +1,1 @@
+"""Benchmarks of a checkpoint: images, judges, scores, a page."""

@@ -1,0 +1,175 @@
+"""What a benchmark is to `trainer.evaluate`: prompts, judges that score image by image, and metrics of all images together.
+
+A benchmark is a module with a function `open_benchmark(config: EvaluateConfig) -> Benchmark`, named in BENCHMARKS of
+trainer/evaluation/config.py. Everything heavy stands behind a function, and is loaded when there is something to do for it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]
+
+ALL = "all prompts"
+"""In place of a category: over the images of every category."""
+OVERALL = "overall"
+"""In place of a category: what a benchmark makes of the figures of its categories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One thing to draw."""
+
+    text: str
+    """With the seed, it names the image: prompts of the same text share images."""
+    category: str
+    """Under which its scores are summed up."""
+    held_out: bool = False
+    """Whether it asks for a combination that training has not seen."""
+    data: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What the judges need to know of it beside the text, as plain JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a judge finds of one image."""
+
+    values: Mapping[str, float]
+    """By metric; only those that apply to the prompt."""
+    seen: str = ""
+    """What the judge saw or answered, for the reader."""
+
+
+class Judge(Protocol):
+    """Scores images, each by itself."""
+
+    def __call__(self, images: "Sequence[Pixels]", prompts: Sequence[Prompt]) -> Iterable[Verdict]:
+        """A verdict on each image, uint8 RGB (H, W, 3), and its prompt, in order.
+
+        Each is kept as it comes: a judge that takes long, or is paid, yields them one by one. Raises UserError.
+        """
+        ...
+
+
+class Embedding(Protocol):
+    """A fixed network that a Fréchet distance is taken by."""
+
+    def __call__(self, images: "Sequence[Pixels]") -> "npt.NDArray[np.float64]":
+        """Features (N, D) of images, uint8 RGB (H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSource:
+    """A judge that is not loaded yet."""
+
+    version: str
+    """Changes when its verdicts may: with its weights or thresholds."""
+    load: Callable[[], Judge]
+    """Raises UserError where it cannot be had."""
+    categories: frozenset[str] | None = None
+    """Whose images it is asked about; None: all."""
+
+
+class DerivedJudge(Protocol):
+    """Makes one verdict on an image of those of other judges."""
+
+    def __call__(self, prompt: Prompt, verdicts: Mapping[str, Verdict]) -> Verdict | None:
+        """Of the verdicts on one image, by judge; None where they do not allow it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetMetric:
+    """Scores all images of an evaluation together, as a Fréchet distance from reference statistics does."""
+
+    version: str
+    """What it measures with, as a judge's."""
+    measure: "Callable[[Iterable[Pixels]], float]"
+    """Of images, uint8 RGB (H, W, 3), read as they are asked for. Loads what it needs; raises UserError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure that somebody published for another model, to stand beside ours."""
+
+    category: str
+    """A category, ALL or OVERALL."""
+    metric: str
+    value: float
+    source: str
+    """Whose figure it is, and where it stands."""
+    differences: tuple[str, ...] = ()
+    """Why ours cannot be compared with it."""
+    reservations: tuple[str, ...] = ()
+    """What else differs, where it is not known to matter; with neither, ours can be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The mean of a metric over the images of a category, by one judge."""
+
+    category: str
+    """A category, ALL or OVERALL."""
+    judge: str
+    metric: str
+    num_images: int
+    value: float
+    standard_error: float | None = None
+    """Of the mean, from the spread of the prompts' means, since images of one prompt are alike; None where it is no mean, or of
+    one prompt."""
+    held_out: float | None = None
+    """Over the prompts of held-out combinations; None where there are none."""
+    num_held_out: int = 0
+    """Images of these."""
+    held_out_error: float | None = None
+    """Standard error of their mean."""
+    ceiling: float | None = None
+    """What the same judge finds of true images of the same prompts; None where there are none."""
+    published: Published | None = None
+    """What stands beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueImages:
+    """Images that fulfil the prompts: what the judges make of them is the most that a generated image can reach."""
+
+    of: "Callable[[Prompt], Pixels]"
+    """The true image of a prompt."""
+    others: "Callable[[Prompt], Pixels]"
+    """A true image of another prompt of the same kind: the distance between two true sets, to compare with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Prompts with those who judge what was drawn of them."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    """In the order in which they are drawn."""
+    judges: Mapping[str, JudgeSource]
+    """By name."""
+    metric_of: Mapping[str, str]
+    """The metric by which a category is judged first."""
+    num_images_per_prompt: int = 1
+    """Unless the user asks for others."""
+    own_seeds: bool = False
+    """Whether each prompt has seeds of its own; else all prompts are drawn from the same noise, as is usual."""
+    derived: Mapping[str, DerivedJudge] = field(default_factory=dict)
+    """By name: judges that look at verdicts, not at images."""
+    set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
+    """By name."""
+    overall: Callable[[Sequence[Score]], Sequence[Score]] | None = None
+    """Further figures, of category OVERALL, from those of the categories."""
+    published: tuple[Published, ...] = ()
+    """Figures to stand beside those of the same category and metric."""
+    differences_of_answers: Callable[[], tuple[str, ...]] = tuple
+    """Asked once all is judged: why published figures cannot be compared with ours, as the judges' answers tell."""
+    true_images: TrueImages | None = None
+    """Where the benchmark knows what is right."""
+    embeddings: Mapping[str, Callable[[], Embedding]] = field(default_factory=dict)
+    """By name: each gives a Fréchet distance from the true images."""

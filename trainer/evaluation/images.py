@@ -1,0 +1,174 @@
+"""The images that are evaluated: drawn by a checkpoint, as far as they are not there yet, or found in a folder."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from foundry.errors import UserError
+from foundry.hardware import AUTO, AutoDtype
+from foundry.storage.new_files import new_file
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.generation.image_files import image_names
+from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.request import GenerationRequest
+from trainer.evaluation.benchmark import Benchmark, Prompt
+from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.drawing import Drawing
+
+IDENTITY = "evaluation.json"
+PROMPTS = "prompts.jsonl"
+IMAGES = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnImage:
+    """An image to be judged."""
+
+    path: Path
+    prompt: Prompt
+    seed: int
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """uint8 RGB (H, W, 3). Raises UserError for a file that is no image."""
+        try:
+            with Image.open(self.path) as image:
+                return np.array(image.convert("RGB"))  # a copy, which may be written to
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
+
+
+def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:
+    """The settings with `auto` settled: the number formats that the evaluation in --out began with, else those of the hardware.
+
+    Raises UserError for a device that is not there.
+    """
+    path = Path(config.out) / IDENTITY
+    begun = {"judge_dtype": "float32", **json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    runtime, judge_dtype = config.runtime, config.judge_dtype
+    if judge_dtype == AUTO:
+        judge_dtype = begun.get("judge_dtype") or RuntimeConfig(device=config.judge_device).resolved().dtype
+    if runtime.dtype == AUTO and config.checkpoint is not None:
+        runtime = dataclasses.replace(runtime, dtype=begun.get("dtype") or _dtype_of_drawing(config))
+    return dataclasses.replace(config, runtime=runtime, judge_dtype=judge_dtype)
+
+
+def _dtype_of_drawing(config: EvaluateConfig) -> AutoDtype:
+    if not config.num_workers:
+        return config.runtime.resolved().dtype
+    from trainer.evaluation.ray_drawing import dtype_of_drawers
+
+    return dtype_of_drawers(config.runtime.device)
+
+
+def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
+    """What images are drawn from beside prompt and seed, as their files record it; None where somebody else drew them."""
+    if config.checkpoint is None:
+        return None
+    return {
+        "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
+        "sampling": dataclasses.asdict(config.sampling),
+        "dtype": config.runtime.dtype,
+        "quantisation": config.runtime.quantisation,
+    }
+
+
+def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:
+    """Writes what is evaluated here, with the prompts and their images' names. Raises UserError where something else is."""
+    identity = _identity(config, benchmark, settings)
+    path = out / IDENTITY
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [name for name, value in identity.items() if found.get(name) != value]:
+            raise UserError(f"{out} holds another evaluation ({', '.join(differing)} differ): give another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds other files and no {IDENTITY}: give another --out")
+    seeds = _seeds(config, benchmark)
+    lines = [json.dumps(dataclasses.asdict(one) | {"images": _names(one.text, seeds[one.text])}) for one in benchmark.prompts]
+    _write(out / PROMPTS, "\n".join(lines))
+    _write(path, json.dumps(identity | {"judge_dtype": config.judge_dtype}, indent=2))
+
+
+def open_images(
+    out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None
+) -> list[DrawnImage]:
+    """All images, those of the first prompt first. Raises UserError for a checkpoint or images that are not there."""
+    folder = Path(config.images) if config.images else out / IMAGES
+    seeds = _seeds(config, benchmark)
+    images = [
+        DrawnImage(path=folder / name, prompt=prompt, seed=seed)
+        for prompt in benchmark.prompts
+        for seed, name in zip(seeds[prompt.text], _names(prompt.text, seeds[prompt.text]), strict=True)
+    ]
+    if settings is not None:
+        request = GenerationRequest(
+            prompts=tuple(seeds),
+            num_images_per_prompt=benchmark.num_images_per_prompt,
+            seeds=tuple(itertools.chain.from_iterable(seeds.values())),
+            sampling=config.sampling,
+        )
+        paths = tuple(dict.fromkeys(image.path for image in images))
+        _draw_missing(Drawing(config=config, request=request, paths=paths, settings=settings))
+    elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
+        raise UserError(
+            f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
+            f"draw them from {out / PROMPTS}, which names them, each with its seed at the end"
+        )
+    return images
+
+
+def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, range]:
+    """Of the images of each text; prompts of the same text share them."""
+    texts = dict.fromkeys(prompt.text for prompt in benchmark.prompts)
+    number = benchmark.num_images_per_prompt
+    step = number if benchmark.own_seeds else 0
+    firsts = (config.seed + place * step for place in range(len(texts)))
+    return {text: range(first, first + number) for text, first in zip(texts, firsts, strict=True)}
+
+
+def _names(text: str, seeds: range) -> list[str]:
+    return image_names([text] * len(seeds), seeds)
+
+
+def _draw_missing(drawing: Drawing) -> None:
+    """Draws what is not there, and says so. Raises UserError."""
+    missing = drawing.missing(range(len(drawing.paths)))
+    start_s = time.monotonic()
+    if drawing.config.num_workers and missing:
+        from trainer.evaluation.ray_drawing import draw_on_ray
+
+        draw_on_ray(drawing, missing)
+    else:
+        drawing.draw(drawing.open_pipeline(), missing, progress=bool(missing))
+    seconds = time.monotonic() - start_s
+    print(f"{len(missing)} images drawn in {seconds:.0f} s, {len(drawing.paths) - len(missing)} were there already", flush=True)
+
+
+def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What makes an evaluation this one, in plain JSON; not the judges, which summary.json names."""
+    source: dict[str, Any] = {"images": str(config.images)}
+    if settings is not None:
+        source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}
+        source["checkpoint"] = settings["checkpoint_fingerprint"]
+    prompts = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in benchmark.prompts]).encode()).hexdigest()
+    wanted = {"num_images_per_prompt": benchmark.num_images_per_prompt, "seed": config.seed}
+    identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
+    return identity
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with new_file(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another --out") from error

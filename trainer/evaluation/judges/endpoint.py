@@ -1,0 +1,201 @@
+"""Questions to a judge behind an OpenAI-compatible endpoint: POST URL/chat/completions, tried again while it is out or busy.
+
+The key comes from an environment variable. It is sent in the header alone, to the given address alone (no redirect is
+followed), and is cut out of every text of the endpoint that is kept or shown.
+"""
+
+import base64
+import email.utils
+import http.client
+import io
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from foundry.errors import UserError
+from trainer.evaluation.benchmarks.judge_endpoint_config import JudgeEndpointConfig
+
+_MAX_ANSWER_BYTES = 10 << 20
+_LONGEST_PAUSE_S = 60.0
+_LONGEST_WAIT_S = 600.0
+"""What an endpoint may ask us to wait; beyond it the evaluation ends, to be gone on with another day."""
+_MAY_PASS = {408, 409, 425, 429, *range(500, 600)}
+_FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
+_REFUSES_THE_IMAGE = ("content_policy_violation", "content_filter", "moderation_blocked")
+_HIDDEN = "[key]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the judge said to one question."""
+
+    text: str
+    """Empty where it said nothing."""
+    finish_reason: str
+    """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image."""
+    input_tokens: int | None
+    """As the endpoint counts them; None where it does not."""
+    output_tokens: int | None
+    answered_by: str | None = None
+    """The model that the endpoint says it is; None where it does not."""
+
+
+class _Outage(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class JudgeEndpoint:
+    """A judge that can be asked. Several threads may ask at once."""
+
+    def __init__(self, config: JudgeEndpointConfig) -> None:
+        """Raises UserError where the address or the key is missing."""
+        if config.url is None:
+            raise UserError(
+                "no judge to ask: give judge.url, the address of an OpenAI-compatible endpoint (docs/evaluation.md)"
+            )
+        self.config = config
+        self.address = config.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self._key = _key(config.key_variable)
+        self._stopped = threading.Event()
+        self._opener = _opener()
+
+    def ask(self, body: Mapping[str, Any]) -> Answer:
+        """The answer to one request. Raises UserError where the endpoint refuses, or stays out after all tries.
+
+        `body` holds model, messages and what else the request has, as OpenAI's chat completions take it.
+        """
+        data = json.dumps(body).encode()
+        if self._stopped.is_set():
+            raise UserError(f"the judge at {self.address} is not asked any more")
+        pause_s = 1.0
+        for tries_left in reversed(range(self.config.outage_tries)):
+            try:
+                return self._answer(self._post(data))
+            except _Outage as outage:
+                wait_s = pause_s if outage.retry_after_s is None else outage.retry_after_s
+                if not tries_left or wait_s > _LONGEST_WAIT_S or self._stopped.wait(wait_s):
+                    asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
+                    raise UserError(
+                        f"the judge at {self.address} does not answer{asked_to_wait} ({outage}); "
+                        "the same command goes on where this one ended"
+                    ) from None
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise AssertionError("the last try returns or raises")
+
+    def stop(self) -> None:
+        """Asks nothing more, and ends the pauses of questions that are tried again."""
+        self._stopped.set()
+
+    def _post(self, data: bytes) -> bytes:
+        """The bytes of a good answer, or of one that refuses this image. Raises _Outage, or UserError for what stays so."""
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        request = urllib.request.Request(self.address, data=data, headers=headers)
+        try:
+            with self._opener.open(request, timeout=self.config.timeout_s) as response:
+                return bytes(response.read(_MAX_ANSWER_BYTES))
+        except urllib.error.HTTPError as error:
+            return self._refusal(error)
+        except (OSError, http.client.HTTPException) as error:
+            raise _Outage(self._shown(f"{type(error).__name__}: {error}")) from None
+
+    def _refusal(self, error: urllib.error.HTTPError) -> bytes:
+        with error:
+            try:
+                text = error.read(_MAX_ANSWER_BYTES).decode(errors="replace")
+            except (OSError, http.client.HTTPException):
+                text = ""
+        if any(code in text for code in _REFUSES_THE_IMAGE):
+            return text.encode()
+        message = self._shown(f"HTTP {error.code} {text}")
+        if error.code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
+            raise _Outage(message, retry_after_s=_retry_after_s(error.headers))
+        settings = "judge.url, judge.model, judge.body and judge.key_variable"
+        raise UserError(f"the judge at {self.address} refuses ({message}): see {settings}")
+
+    def _answer(self, data: bytes) -> Answer:
+        """Of an answer's JSON. What has neither choices nor a known refusal is a gateway's word, and may pass."""
+        try:
+            found = json.loads(data)
+            error = found.get("error")
+            if error:
+                code = next((code for code in _REFUSES_THE_IMAGE if code in json.dumps(error)), None)
+                if code is None:
+                    raise _Outage(self._shown(json.dumps(error)))
+                return Answer(text="", finish_reason=code, input_tokens=None, output_tokens=None)
+            choice = found["choices"][0]
+            text, usage = choice["message"].get("content") or "", found.get("usage") or {}
+            return Answer(
+                text=self._hidden(text if isinstance(text, str) else json.dumps(text)),
+                finish_reason=self._hidden(str(choice.get("finish_reason"))),
+                input_tokens=usage.get("prompt_tokens"),
+                output_tokens=usage.get("completion_tokens"),
+                answered_by=None if found.get("model") is None else self._hidden(str(found["model"])),
+            )
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise _Outage(f"no chat completion: {self._shown(data[:2000].decode(errors='replace'))}") from None
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._key, _HIDDEN) if self._key else text
+
+    def _shown(self, text: str) -> str:
+        """One short line, without the key."""
+        return " ".join(self._hidden(text).split())[:300]
+
+
+def image_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """An image, uint8 RGB (H, W, 3), as a data URL of a PNG that holds pixels alone. Deterministic."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Without redirects: the key goes to the given address alone."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"the environment variable {variable}, which judge.key_variable names, is not set: export it")
+    if not (key.isascii() and key.isprintable()):  # http.client would put the whole header into its complaint
+        raise UserError(f"the environment variable {variable} holds no key: it has characters that no header can have")
+    return key
+
+
+def _retry_after_s(headers: Message) -> float | None:
+    """Seconds, of a number of them or of a date."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        parsed = email.utils.parsedate_tz(value)
+        return max(0.0, email.utils.mktime_tz(parsed) - time.time()) if parsed else None

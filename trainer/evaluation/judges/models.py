@@ -1,0 +1,91 @@
+"""From the name of a judge's model to its files: a folder that save_pretrained wrote, or a hub id with its commit."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from foundry.errors import UserError
+from foundry.hardware import AutoDtype
+from foundry.storage.fingerprint import folder_fingerprint
+from foundry.storage.hub import NotOnHub, hub_file
+from model.generation.pipeline_parts import RuntimeConfig
+from trainer.evaluation.benchmark import JudgeSource
+
+if TYPE_CHECKING:
+    from trainer.evaluation.config import EvaluateConfig
+
+LoadedT = TypeVar("LoadedT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where judges run."""
+
+    device: str
+    dtype: AutoDtype
+
+    @classmethod
+    def of(cls, config: "EvaluateConfig") -> "Placement":
+        """By judge_device and judge_dtype. Raises foundry.command_line.UserError for a device that is not there."""
+        runtime = RuntimeConfig(device=config.judge_device, dtype=config.judge_dtype).resolved()
+        return cls(device=runtime.device, dtype=runtime.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeModel:
+    """A model of transformers that can be loaded."""
+
+    name: str
+    """As the user gave it: a folder or a hub id."""
+    revision: str
+    """The hub's commit, or a fingerprint of the folder's files."""
+    model_type: str
+    """As transformers names the architecture."""
+    on_hub: bool
+
+    def load(self, load: Callable[..., LoadedT], **settings: object) -> LoadedT:
+        """What the from_pretrained `load` makes of its files. Raises UserError where it cannot."""
+        revision = {"revision": self.revision} if self.on_hub else {}
+        try:
+            return load(self.name, **revision, **settings)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.name} cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it again") from error
+
+    def load_network(self, load: Callable[..., Any], placement: Placement) -> Any:
+        """The network that from_pretrained `load` makes of its safetensors. Raises UserError for weights of another kind."""
+        import torch
+
+        network, info = self.load(load, dtype=getattr(torch, placement.dtype), use_safetensors=True, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            raise UserError(
+                f"{self.name} has no {missing[0]} ({len(missing)} weights are missing): it is another kind of model"
+            )
+        return network.to(placement.device).eval()
+
+
+def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], JudgeSource]]) -> dict[str, JudgeSource]:
+    """The judges that are asked for, or all: the models of the others are not looked for. Raises UserError for unknown ones."""
+    if unknown := [name for name in config.judges if name not in makers]:
+        raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(makers)}")
+    return {name: make() for name, make in makers.items() if not config.judges or name in config.judges}
+
+
+def find_model(name: str, *, option: str) -> JudgeModel:
+    """Finds a model; `option` is how the command line names it. Raises UserError where it cannot be had."""
+    folder = Path(name)
+    advice = f"give a folder that holds it as {option}"
+    if folder.is_dir():
+        path, revision = folder / "config.json", folder_fingerprint(folder)
+    else:
+        try:
+            path = hub_file(name, "config.json")
+        except NotOnHub as reason:
+            raise UserError(f"{name} cannot be had ({reason}): {advice}") from None
+        revision = path.parent.name
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not the configuration of a model of transformers: {advice}") from None
+    return JudgeModel(name=name, revision=revision, model_type=str(model_type), on_hub=not folder.is_dir())

@@ -1,0 +1,1 @@
+"""Latents and caption features: planned, encoded on Ray, stored, read back."""

@@ -1,0 +1,122 @@
+"""The settings of trainer.precompute, and which of them make a store what it is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from foundry.command_line import say_missing
+from foundry.images.decoding import DecodeLimits
+from foundry.units.cluster import RaySettings
+from model.frozen_parts import UNNAMED
+from model.text_encoder import TextEncoderConfig
+from model.vae import VAEConfig
+from trainer.features.info import Storage
+
+StageName = Literal["pixel", "alignment", "aesthetic"]
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """What a stage trains on."""
+
+    labels: bool
+    """Class labels; else captions."""
+    square: bool
+    """Square images only; else aspect buckets."""
+
+
+STAGES: Mapping[StageName, StageFeatures] = {
+    "pixel": StageFeatures(labels=True, square=True),
+    "alignment": StageFeatures(labels=False, square=False),
+    "aesthetic": StageFeatures(labels=False, square=False),
+}
+
+
+@dataclass(frozen=True)
+class PrecomputeConfig:
+    """All settings of `python -m trainer.precompute`."""
+
+    dataset: str
+    """A data set, a captioning run, or images with class labels (pixel stage): a path or an fsspec URL."""
+    out: str
+    """Folder of all features; this command writes OUT/<stage>/<resolution>/."""
+    stage: StageName
+    """pixel: class labels, square images; alignment, aesthetic: captions, aspect buckets."""
+    resolution: list[int] = field(default_factory=lambda: [256])
+    """Side of a square image in pixels; several are made in one pass."""
+    square: bool = False
+    """Crop all images square, also in a stage with aspect buckets."""
+    captions: Storage = "bfloat16"
+    """How T5's features are stored: bfloat16, int8 with a scale per token, or none, then trainer.fit --online encodes."""
+    vae: VAEConfig = field(default_factory=lambda: VAEConfig(name=UNNAMED, sliced=False))
+    """The autoencoder; it must be named."""
+    text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
+    """The encoder of captions; it must be named, but in the pixel stage, which reads none."""
+    batch_px: int = 1 << 22
+    """Pixels of the images that the VAE encodes together: 64 images of 256 x 256."""
+    unit_size: int = 0
+    """Images of a unit; 0: 256, fewer above 512 px. The order of training shuffles whole units."""
+    validation_share: float = 0.01
+    """Share of the images that become the validation split, where the data set names none; by a hash of the key."""
+    min_validation: int = 64
+    """At least about so many, but no more than a tenth."""
+    seed: int = 0
+    """Of the shuffle."""
+    max_rejected: float | None = None
+    """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    """What is refused before it is decoded."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    """Where it runs; a replica is a VAE with a T5."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {bound}, not {getattr(self, name)}"
+            for name, bound, holds in [
+                (
+                    "resolution",
+                    "different numbers above 0",
+                    min(self.resolution, default=0) > 0 and len(set(self.resolution)) == len(self.resolution),
+                ),
+                ("batch_px", "1 or more", self.batch_px >= 1),
+                ("unit_size", "0 or more", self.unit_size >= 0),
+                ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
+                ("min_validation", "0 or more", self.min_validation >= 0),
+                ("max_rejected", "from 0 to 1", self.max_rejected is None or 0 <= self.max_rejected <= 1),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        parts = {"vae.name": self.vae.name} | ({} if self.features.labels else {"text_encoder.name": self.text_encoder.name})
+        if unnamed := [name for name, value in parts.items() if value == UNNAMED]:
+            raise ValueError(say_missing(type(self), unnamed))
+
+    @property
+    def features(self) -> StageFeatures:
+        """What the stage trains on."""
+        chosen = STAGES[self.stage]
+        return replace(chosen, square=chosen.square or self.square)
+
+    @property
+    def storage(self) -> Storage:
+        """How captions are stored; not at all where there are labels."""
+        return "none" if self.features.labels else self.captions
+
+    @property
+    def samples_per_unit(self) -> int:
+        """`unit_size`, or about 200 MB of pixels."""
+        return self.unit_size or max(16, min(256, (1 << 26) // max(self.resolution) ** 2))
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that features.json keeps."""
+        kept = ["dataset", "stage", "square", "captions", "vae", "seed", "limits", "validation_share", "min_validation"]
+        kept += [] if self.features.labels else ["text_encoder"]
+        values = {name: value for name, value in asdict(self).items() if name in kept}
+        return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
+
+
+def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Of recorded settings, those that make a store what it is: not the encoders' number formats, which only round."""
+    parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
+    return {**recorded, **{name: {**part, "dtype": None} for name, part in parts.items()}}

@@ -1,0 +1,154 @@
+"""What a feature store says of itself, features.json: the encoders with their fingerprints, the buckets, the settings.
+
+A trainer that expects something else refuses it, with the command that remakes it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from model.formats.checkpoint import PartConfig
+from model.text_encoder import Cleaning
+from model.vae import LatentScale
+from trainer.features.buckets import Size
+
+FEATURES_VERSION = 1
+FEATURES_FILE = "features.json"
+NULL_CAPTION_FILE = "null_caption.safetensors"
+NULL_CAPTION_NAME = "tokens"
+_DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first stores, whose fingerprints stay as they are
+
+Storage = Literal["none", "bfloat16", "int8"]
+"""How the features of captions are stored; none: only the texts are, for training that encodes them itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesInfo:
+    """What features.json says. A fingerprint covers all that another store must share to be the same."""
+
+    stage: str
+    """pixel, alignment or aesthetic."""
+    resolution: int
+    """Side of a square image in pixels."""
+    buckets: tuple[Size, ...]
+    """Height and width in pixels of all buckets there can be."""
+    latent_channels: int
+    """Of the VAE."""
+    downsampling: int
+    """Pixels per latent, along a side."""
+    scaling_factor: float
+    """Of the VAE: what is stored is not scaled."""
+    shift_factor: float
+    """Of the VAE."""
+    vae: PartConfig
+    """Which VAE, with its fingerprint."""
+    text_encoder: PartConfig | None = None
+    """Which T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
+    text_encoder_dtype: str = ""
+    """Number format that T5 computed in; `/` and the library where its weights were quantised."""
+    vae_dtype: str = ""
+    """Number format that the VAE computed in; empty: not recorded."""
+    caption_storage: Storage = "none"
+    """How the features of captions are stored."""
+    caption_cleaning: Cleaning = "lower"
+    """How captions were cleaned before T5 read them."""
+    caption_width: int = 0
+    """Channels of a token's features."""
+    max_caption_tokens: int = 0
+    """Longer captions are cut."""
+    class_names: tuple[str, ...] = ()
+    """The classes, by label; empty where there are captions."""
+    seed: int = 0
+    """Of the shuffle and the validation split."""
+    unit_size: int = 0
+    """Samples of a unit, at most."""
+    source: str = ""
+    """What the features were made of."""
+    licence: str = ""
+    """Licence and terms of the images."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All settings of the command, to look them up."""
+
+    @property
+    def scale(self) -> LatentScale:
+        """From the VAE's samples to the network's latents."""
+        return LatentScale(self.scaling_factor, self.shift_factor)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over all that changes features beyond rounding, so neither wordings nor number formats."""
+        _, slash, library = self.text_encoder_dtype.partition("/")
+        dtype = f"{_DTYPE_IN_FINGERPRINTS}{slash}{library}" if self.text_encoder_dtype else ""
+        return _fingerprint(asdict(self) | {"text_encoder_dtype": dtype})
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The fingerprint, and the one that was written when T5's number format was part of it."""
+        return (self.fingerprint, _fingerprint(asdict(self)))
+
+    @property
+    def command(self) -> str:
+        """The command that makes such a store, with all resolutions that it was made with in one pass."""
+        parts = {"vae": self.vae} | ({} if self.class_names else {"text_encoder": self.text_encoder})
+        resolution = " ".join(str(one) for one in self.settings.get("resolution", [self.resolution]))
+        return precompute_command(
+            parts, dataset=self.source or "DATASET", out="FEATURES", stage=self.stage, resolution=resolution
+        )
+
+    def to_json(self) -> bytes:
+        """What the file holds."""
+        record = {"schema_version": FEATURES_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
+        return json.dumps(record, indent=1).encode()
+
+
+def _fingerprint(values: dict[str, Any]) -> str:
+    for name in ("source", "licence", "settings", "vae_dtype"):
+        del values[name]
+    for part in ("vae", "text_encoder"):  # the same weights by another name are the same
+        values[part] = values[part] and values[part]["fingerprint"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def precompute_command(
+    parts: Mapping[str, PartConfig | None], *, dataset: str, out: str, stage: str, resolution: str, more: str = ""
+) -> str:
+    """The command that makes features with these parts, `vae` and `text_encoder`; a capital word for one that is not known."""
+    words = ["python -m trainer.precompute", f"--dataset {dataset} --out {out} --stage {stage} --resolution {resolution}"]
+    for kind, part in parts.items():
+        words.append(f"--{kind}.name {(part and part.name) or kind.upper()}")
+        words += [f"--{kind}.revision {part.revision}"] if part and part.revision else []
+    return " ".join([*words, *([more] if more else [])])
+
+
+def read_info(folder: Folder) -> FeaturesInfo:
+    """The features.json of a store. Raises UserError where there is none, or it is of another version or damaged."""
+    unknown = precompute_command(
+        {"vae": None, "text_encoder": None}, dataset="DATASET", out="FEATURES", stage="STAGE", resolution="PX"
+    )
+    make = f"make features by {unknown}"
+    try:
+        record = json.loads(folder.read(FEATURES_FILE))
+    except FileNotFoundError:
+        raise UserError(f"there are no features in {folder.url}: {make}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.url}/{FEATURES_FILE} cannot be read ({error}): {make}") from None
+    version = record.get("schema_version")
+    if version != FEATURES_VERSION:
+        raise UserError(f"{folder.url} has features of version {version}, this program reads {FEATURES_VERSION}: {make}")
+    names = {one.name for one in fields(FeaturesInfo)}
+    record = {"vae_dtype": "", **record}  # stores of before do not tell
+    if missing := sorted(names - record.keys()):
+        raise UserError(f"{folder.url}/{FEATURES_FILE} says nothing of {', '.join(missing)}: {make}")
+    values = {name: record[name] for name in names}
+    values["buckets"] = tuple((height, width) for height, width in values["buckets"])
+    values["class_names"] = tuple(values["class_names"])
+    for part in ("vae", "text_encoder"):
+        values[part] = values[part] and PartConfig(**values[part])
+    info = FeaturesInfo(**values)
+    if record["fingerprint"] not in info.fingerprints:
+        raise UserError(f"{folder.url}/{FEATURES_FILE} was changed by hand (its fingerprint does not fit): {make}")
+    return info

@@ -1,0 +1,314 @@
+"""One unit of features: read and crop the images, encode them and their captions, write, commit.
+
+The steps run on different workers (foundry/units/ray_driver.py) and in a plain loop alike. An image that cannot be used
+becomes a rejected row and costs only itself.
+
+Shapes: n samples of the unit, C latent channels, h x w the sides of the latents.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dataset_builder.runs.plan import read_unit
+from foundry.hardware import resolve_dtype
+from foundry.images.decoding import DecodeLimits
+from foundry.images.loading import read_image, rejected_row
+from foundry.images.reader import ImageReader
+from foundry.storage.folder import Folder
+from foundry.units.commits import Commit, CommittedFile, Failure, Unit, commit_unit
+from foundry.units.rejection import ImageError
+from model.formats.checkpoint import PartConfig
+from model.frozen_parts import FrozenPart
+from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
+from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
+from trainer.features.buckets import Size
+from trainer.features.info import FeaturesInfo
+from trainer.features.plan import PlannedUnit
+from trainer.features.tables import SampleFacts, captions_table, latents_table
+from trainer.features.transforms import Pixels, decoding_side_px, fit, to_signed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from model.dit import Captions
+
+LATENTS, CAPTIONS, REJECTED = "latents", "captions", "rejected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureUnit(PlannedUnit):
+    """A unit of the plan with the resolutions at which it is still to be made."""
+
+    resolutions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a replica encodes: pixels by resolution, (n, H, W, 3) uint8, and all caption variants of all samples, in order."""
+
+    pixels: Mapping[int, Pixels]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was read: the samples that can be used, in the order of the payload, and rows of schema.REJECTED."""
+
+    samples: list[SampleFacts]
+    rejected: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Output:
+    """Features: by resolution, each (n, C, h, w) bf16, and of captions in the order of the payload; with seconds by encoder."""
+
+    latents: Mapping[int, LatentDistribution]
+    captions: "Captions | None"
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a replica holds."""
+
+    vae: VAE
+    text_encoder: TextEncoder | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFacts:
+    """What the encoders are, as found by loading them."""
+
+    vae: PartConfig
+    scale: LatentScale
+    latent_channels: int
+    downsampling: int
+    num_bytes: int
+    """Size of all weights in memory."""
+    vae_dtype: str
+    """Number format that it computes in."""
+    text_encoder: PartConfig | None = None
+    text_encoder_dtype: str = ""
+    """Number format that it computes in; empty where there is none."""
+    caption_width: int = 0
+    null_caption: "torch.Tensor | None" = None
+    """T5("") (L, F) bf16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """Which encoders make features, and how much they are given at once. Picklable: workers load them by it."""
+
+    vae: VAEConfig
+    text_encoder: TextEncoderConfig | None
+    """None where captions are not encoded."""
+    batch_px: int
+    """Pixels of the images that the VAE encodes together."""
+
+    def load_vae(self) -> VAE:
+        """The VAE on this process's device."""
+        return load_vae(self.vae, device=_device())
+
+    def load_text_encoder(self) -> TextEncoder:
+        """T5 on this process's device."""
+        assert self.text_encoder is not None
+        return load_text_encoder(self.text_encoder, device=_device())
+
+    def describe(self) -> EncoderFacts:
+        """Loads both and says what they are. Raises UserError where one cannot be had."""
+        import torch
+
+        vae = self.load_vae()
+        facts = EncoderFacts(
+            vae=_part_config(self.vae.name, vae.part, vae.fingerprint()),
+            scale=vae.scale,
+            latent_channels=vae.latent_channels,
+            downsampling=vae.downsampling,
+            num_bytes=_num_bytes(vae.model),
+            vae_dtype=resolve_dtype(self.vae.dtype, _device()),
+        )
+        if self.text_encoder is None:
+            return facts
+        encoder = self.load_text_encoder()
+        return replace(
+            facts,
+            text_encoder=_part_config(self.text_encoder.name, encoder.part, encoder.fingerprint()),
+            num_bytes=facts.num_bytes + _num_bytes(encoder.model),
+            text_encoder_dtype=encoder.config.dtype,
+            caption_width=encoder.width,
+            null_caption=encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeJob:
+    """Settings of the work on a unit; see foundry.units.workers.UnitJob for the calls."""
+
+    stores: Mapping[int, str]
+    """Resolution → URL of its store."""
+    infos: Mapping[int, FeaturesInfo]
+    """Resolution → what its features.json says."""
+    encoders: Encoders
+    limits: DecodeLimits
+
+    def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
+        """Reads and decodes each of the samples at these positions once, and crops it for each resolution."""
+        assert isinstance(unit, FeatureUnit)
+        started = time.perf_counter()
+        unit_rows = self._rows(unit)
+        rows = [unit_rows[position] for position in positions]
+        sizes = {resolution: unit.buckets[resolution] for resolution in unit.resolutions}
+        labels = {name: label for label, name in enumerate(self.infos[unit.resolutions[0]].class_names)}
+        samples: list[SampleFacts] = []
+        rejected: list[dict[str, Any]] = []
+        pixels: dict[int, list[Pixels]] = {resolution: [] for resolution in sizes}
+        with ImageReader() as reader:
+            reader.expect(rows)
+            for row in rows:
+                try:
+                    sample, image = self._read(reader, row, list(sizes.values()), labels)
+                except ImageError as error:
+                    rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
+                    continue
+                samples.append(sample)
+                for resolution, size in sizes.items():
+                    pixels[resolution].append(fit(image, size))
+        payload = Payload(
+            pixels={resolution: np.stack(images) for resolution, images in pixels.items() if images},
+            texts=[text for one in samples for _, text in one.captions],
+        )
+        return payload, Facts(samples=samples, rejected=rejected, seconds=time.perf_counter() - started)
+
+    def warm_up(self) -> None:
+        """Nothing is loaded for reading and writing."""
+
+    def load_engine(self) -> Engine:
+        """The encoders, on this replica's device."""
+        return Engine(self.encoders.load_vae(), self.encoders.load_text_encoder() if self.encoders.text_encoder else None)
+
+    def check(self, engine: Engine) -> None:
+        """Encodes one grey image and one caption."""
+        side = 8 * engine.vae.downsampling
+        grey = np.full((1, side, side, 3), 128, np.uint8)
+        self.process(engine, Payload(pixels={side: grey}, texts=["an owl"]), one_by_one=True)
+
+    def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
+        """Pixels to distributions, at most `batch_px` pixels at once; captions to features, in batches of like lengths."""
+        import torch
+
+        started = time.perf_counter()
+        latents = {
+            resolution: self._encode(engine.vae, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
+        }
+        encoded = time.perf_counter()
+        captions = None
+        if engine.text_encoder is not None and payload.texts:
+            found = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one)
+            captions = found.to("cpu", torch.bfloat16)
+        return Output(
+            latents=latents, captions=captions, seconds={"vae": encoded - started, "t5": time.perf_counter() - encoded}
+        )
+
+    def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
+        """Writes and commits the unit in each store; None where another attempt had committed it already.
+
+        The captions are written into the first store; the commits of the others name them there.
+        """
+        assert isinstance(unit, FeatureUnit)
+        started = time.perf_counter()
+        rejected = list(facts.rejected)
+        if excluded:
+            rows = self._rows(unit)
+            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+        first: Commit | None = None
+        for resolution in unit.resolutions:
+            commit = commit_unit(
+                Folder(self.stores[resolution]),
+                run_id=self.infos[resolution].fingerprint,
+                unit=unit,
+                tables=self._tables(resolution, facts, output, rejected=rejected, with_captions=first is None),
+                rejected=dict(Counter(row["reason"] for row in rejected)),
+                num_tokens=0 if output.captions is None else len(output.captions.tokens),
+                seconds={"prepare": facts.seconds, **output.seconds, "finish": time.perf_counter() - started},
+                arrow=(LATENTS, CAPTIONS),
+                shared={} if first is None else self._shared_captions(unit, first),
+            )
+            if commit is None:  # a twin is ahead: it commits the other resolutions too, or the next start does
+                return None
+            first = first or commit
+        return first
+
+    def _rows(self, unit: Unit) -> list[dict[str, Any]]:
+        return read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
+
+    def _encode(self, vae: VAE, pixels: Pixels, *, one_by_one: bool) -> LatentDistribution:
+        import torch
+
+        size = 1 if one_by_one else max(1, self.encoders.batch_px // (pixels.shape[1] * pixels.shape[2]))
+        # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
+        batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
+        found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
+        parts = ([one.mean for one in found], [one.log_variance for one in found])
+        return LatentDistribution(*(torch.cat(part).to("cpu", torch.bfloat16) for part in parts))
+
+    def _tables(
+        self, resolution: int, facts: Facts, output: Output, *, rejected: list[dict[str, Any]], with_captions: bool
+    ) -> "dict[str, pa.Table]":
+        import pyarrow as pa
+
+        from foundry.storage.schema import REJECTED as REJECTED_SCHEMA
+
+        tables = {REJECTED: pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)}
+        if facts.samples:
+            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution])
+        if with_captions and output.captions is not None:
+            names = [[name for name, _ in one.captions] for one in facts.samples]
+            as_int8 = self.infos[resolution].caption_storage == "int8"
+            tables[CAPTIONS] = captions_table(names, output.captions, as_int8=as_int8)
+        return tables
+
+    def _shared_captions(self, unit: FeatureUnit, first: Commit) -> dict[str, CommittedFile]:
+        """The captions' file as another resolution's commit names it."""
+        if CAPTIONS not in first.files:
+            return {}
+        there = Folder(self.stores[unit.resolutions[0]]).root.rsplit("/", 1)[-1]
+        return {CAPTIONS: replace(first.files[CAPTIONS], path=f"../{there}/{first.files[CAPTIONS].path}")}
+
+    def _read(
+        self, reader: ImageReader, row: Mapping[str, Any], sizes: list[Size], labels: Mapping[str, int]
+    ) -> tuple[SampleFacts, Pixels]:
+        """One sample, decoded no larger than its buckets need. Raises ImageError where it cannot be used."""
+        label = labels.get(row["class_label"]) if labels else None
+        if labels and label is None:
+            raise ImageError("no_class_label", f"class_label is {row['class_label']!r}")
+        if not labels and not row["captions"]:
+            raise ImageError("no_caption", "no prompt has a caption, and there is no alt text")
+        side = max(min(size) for size in sizes)
+        if row["width"] and row["height"]:
+            side = decoding_side_px(row["height"], row["width"], sizes)
+        image = read_image(reader, row, limits=self.limits, target_side_px=side).image
+        captions = () if labels else tuple((one["name"], one["text"]) for one in row["captions"])
+        facts = SampleFacts(key=row["key"], height=image.height, width=image.width, class_label=label, captions=captions)
+        return facts, image.pixels
+
+
+def _part_config(name: str, part: FrozenPart | None, fingerprint: str) -> PartConfig:
+    return PartConfig(name=name, revision=(part.revision or None) if part else None, fingerprint=fingerprint)
+
+
+def _num_bytes(model: "torch.nn.Module") -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _device() -> str:
+    """This process's GPU, where Ray or the user gave it one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,215 @@
+"""What features can be made of: a data set, a captioning run, or images with class labels; read as one kind of row.
+
+DATASET   what dataset_builder.build wrote: dataset.json and samples/*/*.parquet
+RUN       what captioner.run wrote: run.json; its committed images and captions
+IMAGES    Parquet with an image (or a path to one) and a class label, a folder of class folders: labels only
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.locations import normalise
+from foundry.storage.schema import IMAGES, check_version
+
+if TYPE_CHECKING:
+    from dataset_builder.sql.dataset_files import DatasetFiles
+    from foundry.images.sources import Source
+
+ALT_TEXT = "alt_text"
+"""The name of the alt text among the captions, which bear the names of their prompts."""
+_REFERENCE = ("uri", "member", "byte_offset", "byte_length", "row")
+_CAPTIONS = pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("text", pa.string())]))
+_BATCH_ROWS = 4096
+
+# One row per image. Empty captions are not there; split and class_label are null where the source says nothing, width and
+# height (pixels) where only the image itself does.
+SAMPLE = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        *(IMAGES.field(name).with_nullable(True) for name in _REFERENCE),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("split", pa.string()),
+        pa.field("class_label", pa.string()),
+        pa.field("captions", _CAPTIONS),
+    ]
+)
+
+
+class FeatureSource(Protocol):
+    """Something that features can be made of."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    @property
+    def licence(self) -> str:
+        """Licence and terms of the images, as far as they are known."""
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Its samples as tables of SAMPLE. Raises UserError where it cannot be read."""
+
+
+def open_source(url: str) -> FeatureSource:
+    """Finds out what is at `url`. Raises UserError where nothing is that features can be made of."""
+    from dataset_builder.sql.dataset_files import is_dataset
+    from dataset_builder.sql.views import is_run
+    from foundry.images.sources import find_sources
+
+    folder = Folder(normalise(url))
+    if is_dataset(folder.url):
+        return DatasetSource(folder.url)
+    if is_run(folder.url):
+        return RunSource(folder.url)
+    return LabelledImages(folder.url, sources=tuple(find_sources([folder.url])))
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A data set of dataset_builder.build."""
+
+    url: str
+
+    @cached_property
+    def files(self) -> "DatasetFiles":
+        """What dataset.json names."""
+        from dataset_builder.sql.dataset_files import read_dataset
+
+        return read_dataset(self.url)
+
+    @property
+    def licence(self) -> str:
+        """Of all its sources."""
+        return "; ".join(sorted({run["licence"] for run in self.files.record["runs"] if run.get("licence")}))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """From its Parquet files, in order. An embedded image is referred to by file and row."""
+        for name in self.files.paths("samples"):
+            yield from self._file(self.files.folder, name)
+
+    def _file(self, folder: Folder, name: str) -> Iterator[pa.Table]:
+        captions = ["captions.list.element.prompt", "captions.list.element.caption"]
+        columns = ["key", *_REFERENCE, "width", "height", "split", "class_label", "alt_text", *captions]
+        here = folder.path(name) if folder.is_local else folder.filesystem.unstrip_protocol(folder.path(name))
+        first = 0
+        try:
+            with folder.open(name) as opened:
+                file = pq.ParquetFile(opened)
+                check_version(file.schema_arrow, where=name)
+                for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                    yield _to_samples(_refer_to_embedded(batch.to_pylist(), uri=here, first=first))
+                    first += len(batch)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{here} cannot be read ({error}): build the data set again") from None
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """A captioning run, as far as it is committed now."""
+
+    url: str
+
+    @property
+    def licence(self) -> str:
+        """What captioner.run was told."""
+        return str(json.loads(Folder(self.url).read("run.json")).get("licence") or "")
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Images that were read, with their captions by prompt."""
+        from dataset_builder.sql.database import open_run
+
+        columns = ", ".join(f"images.{name}" for name in ("key", *_REFERENCE, "width", "height", "class_label", "alt_text"))
+        captions = "list({'prompt': prompt, 'caption': caption} ORDER BY prompt) FILTER (prompt IS NOT NULL) AS captions"
+        with open_run(self.url) as run:
+            rows = "FROM images LEFT JOIN captions USING (key) WHERE width IS NOT NULL GROUP BY ALL"
+            for batch in run.batches(f"SELECT {columns}, {captions} {rows}"):
+                yield _to_samples(batch.to_pylist())
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with class labels: from a column of Parquet, a list or a file beside, else the name of the folder."""
+
+    url: str
+    sources: "tuple[Source, ...]"
+    """What was found there."""
+    licence: str = ""
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All images that are found; keys are paths below the folder."""
+        from foundry.images.sources import index_source
+
+        for source in self.sources:
+            for table in index_source(source):
+                labels = _parquet_labels(source.uri) if source.kind == "parquet" else None
+                rows = table.to_pylist()
+                for row in rows:
+                    row["key"] = row["relative"]
+                    if row["class_label"] is None:
+                        row["class_label"] = _folder_name(row["relative"]) if labels is None else labels[row["row"]]
+                yield _to_samples(rows)
+
+
+def class_names(source: FeatureSource) -> tuple[str, ...]:
+    """The classes of a source, numbers by value, else by name. Raises UserError where there are none."""
+    found: set[str] = set()
+    for table in source.tables():
+        found |= set(table["class_label"].unique().to_pylist()) - {None}
+    if not found:
+        raise UserError(
+            f"{source.url} has no class labels: give Parquet with a column class_label or label, or a folder of class folders"
+        )
+    return tuple(sorted(found, key=_class_order))
+
+
+def _class_order(name: str) -> tuple[Literal[0, 1], int, str]:
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+
+
+def _to_samples(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows of any source as SAMPLE, with the alt text as one more caption."""
+    samples = []
+    for row in rows:
+        said = {one["prompt"]: one["caption"] for one in row.get("captions") or ()}
+        if row.get(ALT_TEXT):
+            said.setdefault(ALT_TEXT, row[ALT_TEXT])
+        captions = [{"name": name, "text": text} for name, text in said.items() if text and text.strip()]
+        samples.append({name: row.get(name) for name in SAMPLE.names} | {"captions": captions})
+    return pa.Table.from_pylist(samples, schema=SAMPLE)
+
+
+def _refer_to_embedded(rows: list[dict[str, Any]], *, uri: str, first: int) -> list[dict[str, Any]]:
+    """Rows whose image is in the file itself refer to it."""
+    return [
+        row if row["uri"] is not None else row | {"uri": uri, "member": "image", "row": first + place}
+        for place, row in enumerate(rows)
+    ]
+
+
+def _parquet_labels(uri: str) -> list[str | None]:
+    """The class label of each row of a Parquet file."""
+    from foundry.images.metadata import CLASS_LABEL_NAMES, map_columns
+    from foundry.images.parquet import layout_of, name_classes, open_parquet
+
+    with open_parquet(uri) as file:
+        layout = layout_of(file.schema_arrow)
+        columns = [name for name in file.schema_arrow.names if name.lower() in CLASS_LABEL_NAMES and name in layout.types]
+        if not columns:
+            return [None] * file.metadata.num_rows
+        rows = file.read(columns=columns).to_pylist()
+    return [map_columns(name_classes(row, layout.class_names)).class_label for row in rows]
+
+
+def _folder_name(relative: str) -> str | None:
+    """The folder in which a file lies, below the one that was given."""
+    parts = relative.split("/")
+    return parts[-2] if len(parts) > 1 else None

@@ -1,0 +1,266 @@
+"""Reads features back: a store is opened, checked, and asked for samples by unit and row; a batch is one copy.
+
+FEATURES/<stage>/<resolution>/ holds features.json (feature_info.py), the plan (feature_plan.py), `latents/`, `captions/` and
+`rejected/` by unit (feature_tables.py), and `commits/`. Only what a commit names is read.
+
+Shapes: B samples, C latent channels, h x w the sides of the latents, F channels of T5, L tokens of the null caption.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from foundry.errors import UserError
+from foundry.storage.folder import Folder, usable
+from foundry.units.commits import Commit, read_commits
+from model.dit import Captions
+from model.vae import LatentScale
+from trainer.features.buckets import Size
+from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
+from trainer.features.plan import read_feature_plan
+from trainer.features.tables import CaptionViews, LatentViews, from_int8, open_captions, open_latents, to_int8
+
+MAX_OPEN_UNITS = 256
+"""Mapped into memory at once; of a store on object storage, where a unit is read whole, far fewer."""
+MAX_FETCHED_UNITS = 16
+
+
+class UnitRows(NamedTuple):
+    """A unit that can be read, and how many samples it has."""
+
+    unit: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """A sample to read."""
+
+    unit: int
+    row: int
+    caption: int | None = None
+    """The caption variant, by its place among the sample's own; none: the null caption."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureBatch:
+    """Samples of one bucket on the CPU, in the order asked for."""
+
+    keys: list[str]
+    mean: Tensor
+    """(B, C, h, w) bf16, as the VAE gives it, not scaled."""
+    log_variance: Tensor
+    """(B, C, h, w) bf16."""
+    captions: Captions | None
+    """Packed bf16 tokens; none where the store has none: class labels, or training encodes the texts."""
+    texts: list[str] | None
+    """The chosen captions' texts, "" for the null caption; none where there are class labels."""
+    class_labels: Tensor | None
+    """(B,) int64; none where there are captions."""
+    sizes: Tensor
+    """(B, 2) float32: height and width of the original images in pixels."""
+    bucket: Size
+    """h, w."""
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenUnit:
+    latents: LatentViews
+    captions: CaptionViews | None
+
+
+class FeatureStore:
+    """The committed samples of one store. May be read by several threads at once; opened again from its URL elsewhere."""
+
+    def __init__(self, folder: Folder, *, info: FeaturesInfo, commits: Sequence[Commit], null_caption: Tensor | None) -> None:
+        plan = read_feature_plan(folder)
+        self.folder = folder
+        self.info = info
+        self.null_caption = null_caption
+        """T5("") (L, F) bf16; none where there are class labels or no features of captions."""
+        self.missing_units = len(plan.units) - len(commits)
+        """Units that are planned and not made yet."""
+        self.num_rejected = sum(commit.num_rejected for commit in commits)
+        """Samples that could not be used."""
+        self._planned = {unit.number: unit for unit in plan.units}
+        self._commits = {commit.unit: commit for commit in commits if "latents" in commit.files}
+        self._null_int8 = None if null_caption is None or info.caption_storage != "int8" else to_int8(null_caption)
+        self._open: OrderedDict[int, _OpenUnit] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str) -> "FeatureStore":
+        """Opens FEATURES/<stage>/<resolution>. A store that is still being made can be read as far as it goes.
+
+        Raises UserError for one that is missing, foreign, damaged or empty.
+        """
+        folder = Folder(url)
+        info = read_info(folder)
+        try:
+            commits = read_commits(folder)
+        except ValueError as error:
+            raise UserError(f"{url}: {error}: make the features again by {info.command}") from None
+        if not any(commit.completed for commit in commits):
+            raise UserError(f"{url} has no sample yet: let {info.command} finish")
+        return cls(folder, info=info, commits=commits, null_caption=_read_null_caption(folder, info))
+
+    @property
+    def scale(self) -> LatentScale:
+        """From the VAE's samples to the network's latents."""
+        return self.info.scale
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that have a sample, in alphabetical order."""
+        return tuple(sorted({self._planned[unit].split for unit in self._commits}))
+
+    @property
+    def content(self) -> str:
+        """16 hexadecimal digits that change when units are added: an order of samples holds for one content."""
+        commits = "\0".join(f"{unit} {commit.attempt}" for unit, commit in sorted(self._commits.items()))
+        return hashlib.sha256(commits.encode()).hexdigest()[:16]
+
+    def samples(self, split: str) -> dict[Size, tuple[UnitRows, ...]]:
+        """The units of a split and how many samples each has, by bucket (h, w in latent pixels), in the order of the plan.
+
+        Raises UserError for a split without samples.
+        """
+        found: dict[Size, list[UnitRows]] = defaultdict(list)
+        for number, commit in sorted(self._commits.items()):
+            planned = self._planned[number]
+            if planned.split == split:
+                found[self._bucket(number)].append(UnitRows(number, commit.files["latents"].rows))
+        if not found:
+            raise UserError(f"{self.folder.url} has no samples of the split {split}; there is {', '.join(self.splits)}")
+        return {bucket: tuple(units) for bucket, units in sorted(found.items())}
+
+    def bucket_sizes(self, split: str) -> dict[Size, int]:
+        """Samples of a split by bucket."""
+        return {bucket: sum(unit.rows for unit in units) for bucket, units in self.samples(split).items()}
+
+    def num_samples(self, split: str) -> int:
+        """Samples of a split. Raises UserError for a split without samples."""
+        return sum(self.bucket_sizes(split).values())
+
+    def caption_names(self, unit: int, row: int) -> tuple[str, ...]:
+        """The names of a sample's caption variants; SampleRequest.caption counts in them."""
+        return tuple(name for name, _ in self._unit(unit).latents.texts(row))
+
+    def read(self, requests: Sequence[SampleRequest], *, pin: bool = False) -> FeatureBatch:
+        """The samples, which must be of one bucket; `pin`: in page-locked memory, from which a GPU copies by itself.
+
+        Raises UserError where a file is missing or damaged.
+        """
+        units = {request.unit: self._unit(request.unit) for request in requests}
+        bucket = self._bucket(requests[0].unit)
+        assert all(self._bucket(unit) == bucket for unit in units), "a batch is of one bucket"
+        shape = (len(requests), self.info.latent_channels, *bucket)
+        mean, log_variance = (torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin) for _ in range(2))
+        bits = [tensor.view(torch.int16).numpy().reshape(len(requests), -1) for tensor in (mean, log_variance)]
+        for place, request in enumerate(requests):
+            row = units[request.unit].latents.latents[request.row]
+            bits[0][place], bits[1][place] = row[0], row[1]
+        tables = [(units[request.unit].latents.table, request.row) for request in requests]
+        has_labels = bool(self.info.class_names)
+        labels = [table["class_label"][row].as_py() for table, row in tables] if has_labels else []
+        return FeatureBatch(
+            keys=[table["key"][row].as_py() for table, row in tables],
+            mean=mean,
+            log_variance=log_variance,
+            captions=self._captions(requests, units, pin=pin) if self.info.caption_storage != "none" else None,
+            texts=None if has_labels else [_text(units[request.unit], request) for request in requests],
+            class_labels=torch.tensor(labels, dtype=torch.long) if has_labels else None,
+            sizes=torch.tensor([[table["height"][row].as_py(), table["width"][row].as_py()] for table, row in tables]).float(),
+            bucket=bucket,
+        )
+
+    def _captions(self, requests: Sequence[SampleRequest], units: dict[int, _OpenUnit], *, pin: bool) -> Captions:
+        """The chosen captions, each copied once from where it lies."""
+        assert self.null_caption is not None
+        null = self.null_caption if self._null_int8 is None else self._null_int8[0]
+        null_bytes = null.contiguous().view(-1).view(torch.uint8).numpy()
+        null_scales = None if self._null_int8 is None else self._null_int8[1].view(-1).numpy()
+        row_bytes = self.info.caption_width * null.element_size()
+        parts, scales = [], []
+        for request in requests:
+            captions = units[request.unit].captions
+            if request.caption is None or captions is None:
+                parts.append(null_bytes)
+                scales.append(null_scales)
+                continue
+            number = captions.starts[request.row] + request.caption
+            assert number < captions.starts[request.row + 1], f"{request} asks for a caption that the sample has not"
+            start, stop = captions.offsets[number], captions.offsets[number + 1]
+            parts.append(captions.tokens[start:stop])
+            scales.append(None if captions.scales is None else captions.scales[start // row_bytes : stop // row_bytes])
+        lengths = torch.tensor([len(part) // row_bytes for part in parts])
+        tokens = torch.empty((int(lengths.sum()), self.info.caption_width), dtype=null.dtype, pin_memory=pin)
+        np.concatenate(parts, out=tokens.view(-1).view(torch.uint8).numpy())
+        if self._null_int8 is not None:
+            tokens = from_int8(tokens, torch.from_numpy(np.concatenate([one for one in scales if one is not None])))
+        return Captions(tokens=tokens, lengths=lengths)
+
+    def _bucket(self, unit: int) -> Size:
+        """h, w of a unit's latents."""
+        height, width = self._planned[unit].buckets[self.info.resolution]
+        return height // self.info.downsampling, width // self.info.downsampling
+
+    def _unit(self, number: int) -> _OpenUnit:
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        opened = self._open_unit(number)
+        with self._lock:
+            self._open[number] = opened
+            while len(self._open) > (MAX_OPEN_UNITS if self.folder.is_local else MAX_FETCHED_UNITS):
+                self._open.popitem(last=False)
+        return opened
+
+    def _open_unit(self, number: int) -> _OpenUnit:
+        files = self._commits[number].files
+        try:
+            latents = open_latents(self._source(files["latents"].path), where=files["latents"].path)
+            captions = None
+            if "captions" in files:
+                captions = open_captions(self._source(files["captions"].path), where=files["captions"].path)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.folder.url}, unit {number}: {error}; delete commits/{number:08d}.json and run {self.info.command}"
+            ) from error
+        return _OpenUnit(latents, captions)
+
+    def _source(self, path: str) -> pa.NativeFile:
+        return pa.memory_map(self.folder.path(path)) if self.folder.is_local else pa.BufferReader(self.folder.read(path))
+
+
+def count_samples(url: str, split: str) -> int | None:
+    """Samples of a split of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
+    try:
+        with usable(Folder(url)):
+            return FeatureStore.open(url).num_samples(split)
+    except UserError:
+        return None
+
+
+def _text(unit: _OpenUnit, request: SampleRequest) -> str:
+    return "" if request.caption is None else unit.latents.texts(request.row)[request.caption][1]
+
+
+def _read_null_caption(folder: Folder, info: FeaturesInfo) -> Tensor | None:
+    from safetensors.torch import load
+
+    if info.caption_storage == "none":
+        return None
+    try:
+        return load(folder.read(NULL_CAPTION_FILE))[NULL_CAPTION_NAME]
+    except FileNotFoundError:
+        raise UserError(f"{folder.url} has no {NULL_CAPTION_FILE}: run {info.command} again") from None

@@ -1,0 +1,1 @@
+"""What a training reports: metrics, validation loss, sample grids, its run folder."""

@@ -1,0 +1,233 @@
+"""What a training says of itself: a line and a row of metrics for each interval, spikes with their keys, losses that are lost.
+
+Losses stay on the device and are fetched one interval late, so that no step waits for its own numbers. A checkpoint fetches all
+that is left first: what is saved has been seen to be finite.
+"""
+
+import math
+import resource
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foundry.errors import UserError
+from trainer.config import WatchConfig
+from trainer.distributed import Workers
+from trainer.monitoring.run_folder import RunFolder
+from trainer.training.checkpoints import newest_checkpoint
+from trainer.training.train_step import StepResult
+
+_REMEMBERED = 100
+_NAMED_KEYS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What is known of a step without asking the device."""
+
+    step: int
+    """Of the stage, from 1."""
+    images_seen: int
+    """Of the stage, after the step."""
+    resolution: int
+    """Of its rung, in pixels."""
+    images_left: int
+    """Until the end of the rung."""
+    lr: float
+    """Learning rate."""
+    keys: list[str]
+    """This worker's samples, in order."""
+    flops: float
+    """Of the whole batch, forward and backward."""
+    batch_size: int
+    """Images of all workers."""
+    wait_s: float
+    """How long this worker waited for its data."""
+
+
+@dataclass(eq=False)
+class _Interval:
+    """Steps whose numbers are fetched together."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    fetched: Tensor | None = None
+    """Norms, then the losses of all samples; on the CPU when `ready` says so."""
+    ready: Any = None
+
+    def fetch(self) -> None:
+        """Starts the copy to the CPU."""
+        self.seconds = time.perf_counter() - self.started
+        values = torch.cat([torch.stack(self.norms).float(), *(losses.float() for losses in self.losses)])
+        self.fetched = values.to("cpu", non_blocking=True)
+        if values.is_cuda:
+            self.ready = torch.cuda.Event()
+            self.ready.record()
+
+    def values(self) -> tuple[list[float], list[Tensor]]:
+        """The gradient norm of each step and the losses (B,) of its samples; waits for the copy."""
+        assert self.fetched is not None
+        if self.ready is not None:
+            self.ready.synchronize()
+        sizes = [len(losses) for losses in self.losses]
+        norms, *losses = self.fetched.split([len(self.norms), *sizes])
+        return norms.tolist(), losses
+
+
+class NotFinite(UserError):
+    """The loss, the gradient or the weights are not finite: on all workers at the same step."""
+
+
+class Watch:
+    """All workers make the same calls at the same steps."""
+
+    def __init__(self, run: RunFolder, config: WatchConfig, workers: Workers, *, peak_flops: float | None) -> None:
+        self._run = run
+        self._config = config
+        self._workers = workers
+        self._peak_flops = peak_flops
+        self._now = _Interval()
+        self._before: _Interval | None = None
+        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def add(self, record: StepRecord, result: StepResult) -> None:
+        """Takes note of a step. Raises NotFinite where a loss of an interval before was not finite."""
+        self._now.steps.append(record)
+        self._now.losses.append(result.losses)
+        self._now.norms.append(result.gradient_norm)
+        if record.step % self._config.every_steps == 0:
+            self._rotate()
+
+    def flush(self) -> None:
+        """Reports all steps so far, and waits for their numbers. Raises NotFinite where one is not finite."""
+        if self._now.steps:
+            self._rotate()
+        self._report()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no part of an interval's time."""
+        started = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        self._now.started = self._now.started + now - started if self._now.steps else now
+
+    def _rotate(self) -> None:
+        self._now.fetch()
+        self._report()
+        self._before, self._now = self._now, _Interval()
+
+    def _report(self) -> None:
+        """Writes the interval that was fetched before."""
+        interval, self._before = self._before, None
+        if interval is None:
+            return
+        norms, losses = interval.values()
+        table = torch.tensor(
+            [[float(own.double().sum()), step.wait_s] for step, own in zip(interval.steps, losses, strict=True)]
+        )
+        table = self._workers.sum(table.double())
+        means = [float(total) / step.batch_size for total, step in zip(table[:, 0], interval.steps, strict=True)]
+        self._check_finite(interval, norms, losses, means)
+        self._name_spikes(interval, losses, means)
+        self._write(interval, norms, means, wait_s=float(table[:, 1].sum()) / self._workers.num)
+
+    def _write(self, interval: _Interval, norms: list[float], means: list[float], *, wait_s: float) -> None:
+        last = interval.steps[-1]
+        images = sum(step.batch_size for step in interval.steps)
+        speed = images / interval.seconds
+        flops = sum(step.flops for step in interval.steps) / interval.seconds / self._workers.num
+        row = {
+            "kind": "train",
+            "step": last.step,
+            "images_seen": last.images_seen,
+            "resolution": last.resolution,
+            "num_steps": len(interval.steps),
+            "loss": statistics.fmean(means),
+            "gradient_norm": statistics.fmean(norms),
+            "lr": last.lr,
+            "images_per_s": speed,
+            "data_wait": wait_s / interval.seconds,
+            "mfu": flops / self._peak_flops if self._peak_flops else None,
+            "memory_bytes": _peak_memory(self._workers.device),
+            "eta_s": last.images_left / speed,
+        }
+        self._run.add_metrics(row)
+        self._run.say(_line(row))
+
+    def _check_finite(self, interval: _Interval, norms: list[float], losses: list[Tensor], means: list[float]) -> None:
+        for step, norm, own, mean in zip(interval.steps, norms, losses, means, strict=True):
+            if math.isfinite(mean) and math.isfinite(norm):
+                continue
+            bad = [key for key, loss in zip(step.keys, own.tolist(), strict=True) if not math.isfinite(loss)]
+            keys = [key for part in self._workers.gather(bad) for key in part]
+            last = newest_checkpoint(self._run.path)
+            where = f"samples {', '.join(keys[:_NAMED_KEYS])}" if keys else "no single sample: the gradient or the weights"
+            raise NotFinite(
+                f"the loss is not finite at step {step.step}, {step.images_seen} images (loss {mean}, gradient norm {norm}; "
+                f"{where}); the last good checkpoint is {last or 'none'}; look at these samples, or lower --optim.lr and run "
+                "this again"
+            )
+
+    def _name_spikes(self, interval: _Interval, losses: list[Tensor], means: list[float]) -> None:
+        for step, own, mean in zip(interval.steps, losses, means, strict=True):
+            usual = statistics.median(self._recent) if len(self._recent) == _REMEMBERED else math.inf
+            if mean > self._config.spike_factor * usual:
+                self._name_spike(step, own, mean, usual)
+            self._recent.append(mean)
+
+    def _name_spike(self, step: StepRecord, own: Tensor, mean: float, usual: float) -> None:
+        pairs = sorted(zip(own.tolist(), step.keys, strict=True), reverse=True)[:_NAMED_KEYS]
+        worst = sorted((pair for part in self._workers.gather(pairs) for pair in part), reverse=True)[:_NAMED_KEYS]
+        keys = [key for _, key in worst]
+        row = {"kind": "spike", "images_seen": step.images_seen, "loss": mean, "usual_loss": usual, "keys": keys}
+        self._run.add_metrics(row | {"losses": [loss for loss, _ in worst]})
+        self._run.say(
+            f"a spike at step {step.step}, {step.images_seen} images: loss {mean:.4f}, usually {usual:.4f}; "
+            f"samples {', '.join(keys)}"
+        )
+
+
+def _line(row: dict[str, Any]) -> str:
+    mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.1%}"
+    return (
+        f"{row['resolution']} px  step {row['step']}  {_short(row['images_seen'])} images  loss {row['loss']:.4f}  "
+        f"norm {row['gradient_norm']:.3g}  lr {row['lr']:.3g}  {row['images_per_s']:.4g} images/s  "
+        f"wait {row['data_wait']:.1%}{mfu}  {row['memory_bytes'] / 1e9:.1f} GB  {_duration(row['eta_s'])} left"
+    )
+
+
+def _short(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6)):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return str(number)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    days, hours = divmod(minutes // 60, 24)
+    return (
+        f"{days} d {hours} h"
+        if days
+        else f"{hours} h {minutes % 60} min"
+        if hours
+        else f"{minutes} min {round(seconds) % 60} s"
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most that was taken so far: of the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,137 @@
+"""The outlook of a stage: how often it will see each image, and how long it will take. Warns before days are wasted.
+
+Both warnings are single lines beginning with "warning:". A run's log holds each of them once: a resumed training repeats a
+warning only where its settings, its data or its workers have changed. Imports no torch.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from foundry.wording import counted
+from trainer.config import Rung, TrainConfig
+
+if TYPE_CHECKING:
+    from trainer.training.start import LadderPlace
+
+MOST_PASSES = 50
+"""Passes over a stage's images above which training warns: the network may memorise them."""
+LONGEST_S = 7 * 86_400.0
+"""Seconds of training above which training warns: a week."""
+WARM_UP_STEPS = 10
+"""Steps after a start that are not measured: they compile blocks and fill caches."""
+FIRST_STEPS = 50
+"""Steps after a start by which the speed is known; WARM_UP_STEPS are among them."""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning in two parts."""
+
+    fact: str
+    """What is wrong, in the same words at every start under the same settings: by this a repetition is found."""
+    advice: str
+    """What was measured or counted, and which setting to change."""
+
+
+def count_passes(rungs: Sequence[tuple[int, int]]) -> float:
+    """How often each image is seen in all resolutions of a stage, from images seen and images of the data set of each."""
+    return sum(images_seen / num_images for images_seen, num_images in rungs)
+
+
+def passes_text(passes: float) -> str:
+    """As in "each image is seen 12.5 times"; to three digits."""
+    return f"{passes:.3g}" if passes < 100 else f"{passes:,.0f}"
+
+
+def passes_warning(stage: str, passes: float, *, num_images: int) -> Warned | None:
+    """Warns of a stage that sees its images too often; None for one that does not."""
+    if passes <= MOST_PASSES:
+        return None
+    times = passes_text(passes)
+    return Warned(
+        f"{stage} sees each of its {num_images:,} images {times} times",
+        f"above {MOST_PASSES} times a network may memorise them; lower `images` in `ladder`, or train on more images",
+    )
+
+
+def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> Warned | None:
+    """Counts all resolutions of a stage. `present` has `num_samples` samples; one without features counts as having as many."""
+    from trainer.features.plan import TRAIN
+    from trainer.features.store import count_samples
+
+    counts = [
+        num_samples if rung == present else count_samples(config.features_folder(rung), TRAIN) or num_samples
+        for rung in config.ladder
+    ]
+    passes = count_passes([(rung.images_seen, count) for rung, count in zip(config.ladder, counts, strict=True)])
+    return passes_warning(config.stage, passes, num_images=counts[0])
+
+
+def duration_warning(
+    config: TrainConfig,
+    place: "LadderPlace",
+    *,
+    images_seen: int,
+    step_s: float,
+    work: Callable[[Rung], float],
+    num_workers: int,
+    device: str,
+) -> Warned | None:
+    """Warns of a stage that takes more than a week from now on; None for one that does not.
+
+    `step_s` is the time of a step at the present resolution. The ones that follow take as much longer as an image of theirs is
+    more `work`, in any unit.
+    """
+    images_per_s = place.rung.batch_size / step_s
+    later = sum(rung.images_seen * work(rung) for rung in config.ladder[place.index + 1 :])
+    left = place.images_before + place.rung.images_seen - images_seen + later / work(place.rung)
+    if left / images_per_s <= LONGEST_S:
+        return None
+    return Warned(
+        f"{config.stage} takes more than a week for {config.images:,} images with {counted(num_workers, 'worker')} on {device}",
+        f"{left / images_per_s / 86_400:,.1f} days are left at {images_per_s:.4g} images/s, the median of steps "
+        f"{WARM_UP_STEPS + 1} to {FIRST_STEPS} after the start; lower `images` in `ladder`, raise `num_workers`, or choose a "
+        "smaller `network`",
+    )
+
+
+@dataclass(eq=False)
+class StepTimer:
+    """Times the first steps after a start. What happens between steps (validation, samples, checkpoints) is not counted."""
+
+    wait_for_device: Callable[[], None] = lambda: None
+    """Returns when the device has done all its work, so that a step's time is the device's."""
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds."""
+    done: bool = False
+    """Whether the speed is known: nothing is timed any more."""
+    _times: list[float] = field(default_factory=list)
+
+    def begin_rung(self) -> None:
+        """Forgets the steps of another resolution."""
+        self._times.clear()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Times what is done inside, the wait for data included."""
+        if self.done:
+            yield
+            return
+        started = self.clock()
+        yield
+        self.wait_for_device()
+        self._times.append(self.clock() - started)
+
+    def step_s(self) -> float | None:
+        """The median time of a step, once, when FIRST_STEPS are timed; None before and after.
+
+        A median, since steps that compile another bucket's shapes would make a mean too long.
+        """
+        if self.done or len(self._times) < FIRST_STEPS:
+            return None
+        self.done = True
+        return statistics.median(self._times[WARM_UP_STEPS:])

@@ -1,0 +1,196 @@
+"""The folder of a run: what it was started with, and what it has measured.
+
+config.yaml     all settings, as they were resolved at the last start
+starts.jsonl    a line for each start: time, command, versions, device, where from
+log.txt         the lines that the training prints
+metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
+samples/        grids of samples
+checkpoints/    see trainer/training/checkpoints.py
+.lock           held by the training that writes here
+STOP            whoever makes this file has the training save a checkpoint and end
+"""
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import yaml
+
+from foundry.errors import UserError
+from foundry.hardware import Dtype, cpu_name
+from foundry.storage.folder import Folder, usable
+from trainer.config import TrainConfig
+from trainer.distributed import Workers
+from trainer.monitoring.outlook import Warned
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+LOG = "log.txt"
+STOP = "STOP"
+_LOCK = ".lock"
+_FOLLOW_S = 0.5
+_LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
+
+
+class RunFolder:
+    """Only the first worker writes; the others' calls do nothing. What cannot be written is a UserError."""
+
+    def __init__(self, path: Path, workers: Workers) -> None:
+        self.path = path
+        self._writes = workers.is_first
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Turns what the disk says against it, inside, into a UserError in one line."""
+        return usable(Folder(str(self.path)))
+
+    @contextmanager
+    def held(self, *, wait_s: float) -> Iterator[None]:
+        """Nobody else on this machine trains here meanwhile. Raises UserError where somebody still does after `wait_s`.
+
+        Workers that outlive their driver need some seconds to end.
+        """
+        if not self._writes:
+            yield
+            return
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / _LOCK).open("w")
+        with lock as file:
+            until = time.monotonic() + wait_s
+            while not _locked(file.fileno()):
+                if time.monotonic() > until:
+                    raise UserError(f"another training writes to {self.path}: let it end, or give another --run_dir")
+                time.sleep(_FOLLOW_S)
+            yield
+
+    def start(self, config: TrainConfig, workers: Workers, *, origin: str, images_seen: int) -> None:
+        """Records what a start is made of, before its first step; rows of metrics after `images_seen` will be measured anew."""
+        if not self._writes:
+            return
+        record = {
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "origin": origin,
+            "images_seen": images_seen,
+            "argv": sys.argv,
+            "num_workers": workers.num,
+            "device": _device_name(workers.device),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        }
+        rows = [row for row in read_metrics(self.path) if row["images_seen"] <= images_seen]
+        with self.writing():
+            (self.path / STOP).unlink(missing_ok=True)
+            _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+            _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        self._append("starts.jsonl", json.dumps(record))
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends a row."""
+        if self._writes:
+            self._append(METRICS, json.dumps(row))
+
+    def say(self, line: str) -> None:
+        """Prints a line, once for all workers, and keeps it in log.txt."""
+        if self._writes:
+            print(line, flush=True)
+            self._append(LOG, line)
+
+    def warn_once(self, warning: Warned | None) -> None:
+        """Says a warning, unless this run's log has one of the same fact from an earlier start."""
+        if warning is None or not self._writes:
+            return
+        start = f"warning: {warning.fact}: "
+        log = self.path / LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        if not any(line.startswith(start) for line in lines):
+            self.say(start + warning.advice)
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody made the file STOP."""
+        return (self.path / STOP).exists()
+
+    def _append(self, name: str, line: str) -> None:
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+@contextmanager
+def printed_log(run: Path) -> Iterator[None]:
+    """While this is open, prints what workers in other processes add to a run's log.txt."""
+    path, ends = run / LOG, threading.Event()
+    seen = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        position, last = seen, False
+        while not last:
+            last = ends.wait(_FOLLOW_S)
+            if path.exists():
+                with path.open(encoding="utf-8") as file:
+                    file.seek(position)
+                    print(file.read(), end="", flush=True)
+                    position = file.tell()
+
+    thread = threading.Thread(target=follow, name="log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+def recorded_precision(run: Path) -> Dtype | None:
+    """The number format that the run's last start computed in; None where config.yaml is missing or does not tell."""
+    try:
+        settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    found = settings.get("precision") if isinstance(settings, dict) else None
+    return found if found in get_args(Dtype) else None
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All whole rows of metrics.jsonl; a last line that a kill cut off is none."""
+    path = run / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({cpu_name()}, {os.cpu_count()} cores)"

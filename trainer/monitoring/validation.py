@@ -1,0 +1,87 @@
+"""The validation loss by band of timesteps, on the same samples, noise and timesteps at every call."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from model.diffusion import validation_noise
+from trainer.data.batches import Preparation
+from trainer.data.order import OrderedBatch, in_order
+from trainer.distributed import Workers
+from trainer.features.store import FeatureStore, SampleRequest
+
+SPLIT = "validation"
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Means over samples."""
+
+    loss: float
+    bands: tuple[float, ...]
+    """Of samples with timesteps in each equal band of 0..1000, from low to high; NaN for a band without samples."""
+
+    def __str__(self) -> str:
+        width = TIMESTEPS // len(self.bands)
+        parts = [f"{index * width}-{(index + 1) * width}: {band:.4f}" for index, band in enumerate(self.bands)]
+        return f"validation loss {self.loss:.4f}  ({', '.join(parts)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """Which samples are measured, with which of their captions."""
+
+    store: FeatureStore
+    batches: tuple[tuple[int, OrderedBatch], ...]
+    """The place of its first sample in the set, and a batch of one bucket for all workers."""
+    weights: dict[str, float]
+    """Of the caption variants: the heaviest one that a sample has is read."""
+
+    @classmethod
+    def of(
+        cls, store: FeatureStore, preparation: Preparation, *, num_images: int, weights: dict[str, float], workers: Workers
+    ) -> "ValidationSet":
+        """At most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the split."""
+        units = store.samples(SPLIT)
+        total = sum(rows for samples in units.values() for _, rows in samples)
+        batches, place = [], 0
+        for bucket, samples in units.items():
+            left = math.ceil(sum(rows for _, rows in samples) * min(1.0, num_images / total))
+            for batch in in_order({bucket: samples}, batch_size=preparation.part_size(bucket) * workers.num):
+                kept = OrderedBatch(batch.bucket, batch.samples[:left])
+                left -= len(kept.samples)
+                if kept.samples:
+                    batches.append((place, kept))
+                    place += len(kept.samples)
+        return cls(store=store, batches=tuple(batches), weights=weights)
+
+    def request(self, unit: int, row: int) -> SampleRequest:
+        """A sample with its caption."""
+        names = () if self.store.info.class_names else self.store.caption_names(unit, row)
+        best = max(range(len(names)), key=lambda index: self.weights.get(names[index], 0.0), default=None)
+        return SampleRequest(unit=unit, row=row, caption=best)
+
+
+@torch.no_grad()
+def measure(
+    samples: ValidationSet, model: nn.Module, preparation: Preparation, workers: Workers, *, bands: int, precision: torch.dtype
+) -> ValidationLoss:
+    """The loss over all samples. All workers must call it; each measures its share, and one that has none repeats a sample."""
+    sums = torch.zeros(bands, 2, dtype=torch.float64)
+    for first, batch in samples.batches:
+        own = math.ceil(len(batch.samples) / workers.num)
+        share = range(workers.rank * own, min((workers.rank + 1) * own, len(batch.samples)))
+        chosen = share or range(1)  # where weights are sharded, all workers must run the network equally often
+        part = preparation.whole(samples.store.read([samples.request(*batch.samples[index]) for index in chosen]))
+        places = [first + index for index in chosen]
+        noise, timesteps = validation_noise(preparation.objective, part.latents, places)
+        losses = preparation.objective.loss(part.predict(model, precision), part.latents, noise, timesteps).total
+        found = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1).cpu()
+        band = (timesteps.cpu() * bands / TIMESTEPS).long().clamp(0, bands - 1)
+        if share:
+            sums.index_add_(0, band, found)
+    sums = workers.sum(sums)
+    return ValidationLoss(loss=float(sums[:, 0].sum() / sums[:, 1].sum()), bands=tuple((sums[:, 0] / sums[:, 1]).tolist()))

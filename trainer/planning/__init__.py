@@ -1,0 +1,1 @@
+"""GPU-days, money, memory and disk of a training, before it starts."""

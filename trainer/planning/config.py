@@ -1,0 +1,157 @@
+"""What a plan is asked, and the figures that it answers with. The arithmetic is in plan.py, the text in plan_table.py."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from trainer.config import Sharding, StageName
+from trainer.monitoring.gpus import GPUS, Gpu
+from trainer.monitoring.outlook import count_passes
+
+if TYPE_CHECKING:
+    from trainer.planning.memory import TrainingMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Settings of `python -m trainer.plan`."""
+
+    stage: StageName | None = None
+    """Stage to plan: pixel, alignment, aesthetic, or all; default: the one that the file of --fit_config names, else all."""
+    fit_config: str | None = None
+    """The YAML file that trainer.fit will be given by --config; default: the stages as they are."""
+    gpu: str = "h100"
+    """v100, a100-40gb, a100, a10, l4, l40s, rtx3090, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
+    num_gpus: int = 64
+    """GPUs that share the work."""
+    utilisation: float = 0.3
+    """Share of a GPU's peak that training uses: an assumption. The paper's rows imply 0.07 to 0.28; a run's log has yours."""
+    price: float | None = None
+    """Dollars per GPU-hour; default: a rough one for the GPU, see trainer/monitoring/gpus.py."""
+    peak_tflops: float | None = None
+    """Peak of the GPU in 10^12 operations a second; default: of its data sheet."""
+    memory_gb: float | None = None
+    """Memory of the GPU in 10^9 bytes; default: of its data sheet."""
+    gradient_checkpointing: bool = False
+    """Count the GPU-days of training with it, as they are where the file says so; memory is shown with and without."""
+    num_images: int | None = None
+    """Images in a stage's data set, for passes and disk; default: the samples of its features where they are made, else the
+    paper's 1M, 10M and 14M."""
+    caption_tokens: float = 120
+    """Mean length of the captions in T5 tokens; the default, the longest that are read, is the upper bound."""
+    caption_variants: int = 1
+    """Captions stored for an image."""
+    latent_channels: int = 4
+    """Of the VAE."""
+    downsampling: int = 8
+    """Pixels per latent of the VAE, along a side."""
+    caption_width: int = 4096
+    """Channels of the text encoder's tokens."""
+    json: bool = False
+    """Print one line of JSON in place of the tables."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.gpu not in GPUS:
+            problems.append(
+                f"gpu: expected one of {', '.join(GPUS)} (another one: --peak_tflops, --memory_gb), found {self.gpu}"
+            )
+        if not 0 < self.utilisation <= 1:
+            problems.append(f"utilisation: expected more than 0 and at most 1, found {self.utilisation}")
+        values = asdict(self).items()
+        numbers = {name: value for name, value in values if isinstance(value, int | float) and not isinstance(value, bool)}
+        problems += [f"{name}: expected a positive number, found {value}" for name, value in numbers.items() if value <= 0]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def device(self) -> Gpu:
+        """The GPU with the figures given."""
+        gpu = GPUS[self.gpu]
+        return replace(
+            gpu,
+            peak_flops=gpu.peak_flops if self.peak_tflops is None else self.peak_tflops * 1e12,
+            memory_bytes=gpu.memory_bytes if self.memory_gb is None else int(self.memory_gb * 1e9),
+            price=gpu.price if self.price is None else self.price,
+        )
+
+
+@dataclass(frozen=True)
+class DatasetSize:
+    """How many images a stage has to learn from, and who says so."""
+
+    num_images: int
+    source: str
+    """Where the number is from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """A GPU's memory in one way of sharing the work."""
+
+    sharding: Sharding
+    gradient_checkpointing: bool
+    memory: "TrainingMemory"
+    num_images: int
+    """Images that the GPU works on at once: its share of the batch, cut where device_tokens says."""
+    as_set: bool
+    """Whether the settings of the training ask for this way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskPlan:
+    """Bytes of a rung's features; captions are in the first rung of a stage alone, the others share them."""
+
+    latents: float
+    captions_bf16: float
+    captions_int8: float
+    texts: float
+    """In place of captions, for training that encodes them itself (--online)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingPlan:
+    """Bytes of features that all GPUs together read in a second, by how captions are stored."""
+
+    bf16: float
+    int8: float
+    online: float
+    """Texts alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungPlan:
+    """A rung of a stage."""
+
+    stage: str
+    resolution: int
+    num_steps: int
+    batch_size: int
+    images_seen: int
+    dataset: DatasetSize
+    flops_per_image: float
+    """Of the model's own work, forward and backward."""
+    gpu_days: float
+    cost: float | None
+    """Dollars."""
+    patches: int
+    """Of an image."""
+    memory: tuple[MemoryPlan, ...]
+    disk: DiskPlan
+    images_per_s: float
+    """Of all GPUs."""
+    reading: ReadingPlan
+
+    @property
+    def passes(self) -> float:
+        """How often each image is seen."""
+        return count_passes([(self.images_seen, self.dataset.num_images)])
+
+    @property
+    def memory_as_set(self) -> MemoryPlan:
+        """The memory under the settings of the training."""
+        return next(plan for plan in self.memory if plan.as_set)
+
+    @property
+    def flops(self) -> float:
+        """Of all images seen."""
+        return self.images_seen * self.flops_per_image

@@ -1,0 +1,202 @@
+"""Memory of a GPU in training, from the configuration alone: nothing is loaded or run.
+
+Weights, gradients, AdamW's two moments and the EMA are float32 and counted. Activations are those of the real network and its
+loss, run forward and backward on tensors without data (torch's fake tensors) with one and two blocks; the rest of the depth is
+linear.
+Assumptions, on the safe side:
+- eager, which torch.compile undercuts; attention does not materialise its matrix (flash or memory-efficient kernels);
+- gradients are there during the next forward and backward pass, as they are when batches are accumulated;
+- every caption has the longest length; DDP's buckets are the gradients themselves (gradient_as_bucket_view);
+- autocast keeps a copy of the blocks' matrices in bf16; under FSDP those of text blocks arrive so, two blocks at a time;
+- model.generation.memory.OVERHEAD_BYTES for CUDA's context, workspaces and the allocator's gaps.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from model.dit_config import DiTConfig
+from trainer.config import Sharding
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.dit import DiT
+    from trainer.training.train_step import TrainPart
+
+_FLOAT_BYTES = 4
+_MEASURED_IMAGES = 8
+"""Images of a measurement: so many that what does not grow with them is nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMemory:
+    """Bytes on one GPU."""
+
+    weights: float
+    """Of the network, float32."""
+    gradients: float
+    """float32."""
+    optimiser: float
+    """AdamW's moments, float32."""
+    ema: float
+    """float32."""
+    gathered: float
+    """Under FSDP, what is there of whole blocks at a time; else autocast's copies of the blocks' matrices."""
+    activations_per_image: float
+    """Of an image among those that the GPU works on at once, its inputs included."""
+
+    @property
+    def fixed(self) -> float:
+        """All that does not depend on the images, with the overhead."""
+        from model.generation.memory import OVERHEAD_BYTES
+
+        return self.weights + self.gradients + self.optimiser + self.ema + self.gathered + OVERHEAD_BYTES
+
+    def total(self, num_images: int) -> float:
+        """With so many images at once."""
+        return self.fixed + num_images * self.activations_per_image
+
+    def most_images(self, memory_bytes: float) -> int:
+        """How many images at once fit; 0: not even one."""
+        return max(0, int((memory_bytes - self.fixed) / self.activations_per_image))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """The most bytes of activations of an image, and in which pass."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkParameters:
+    """How many parameters there are."""
+
+    all: int
+    """Of the network."""
+    block: int
+    """Of the largest block."""
+    block_matrices: int
+    """Of all blocks' linear layers: what autocast copies."""
+
+
+def training_memory(
+    config: DiTConfig,
+    activations: Activations,
+    *,
+    num_gpus: int,
+    sharding: Sharding,
+    precision: str = "bfloat16",
+) -> TrainingMemory:
+    """Of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
+    counted = count_parameters(config)
+    shared_by = num_gpus if sharding == "fsdp" else 1
+    state = _FLOAT_BYTES * counted.all / shared_by
+    low, travels_low = precision != "float32", config.conditioning == "text"
+    copies = 2 * counted.block_matrices if low and not (shared_by > 1 and travels_low) else 0
+    gathered = 0
+    if shared_by > 1:  # two blocks' weights, their gradients before and after the cast; all else whole, and its gradients
+        rest = counted.all - config.depth * counted.block
+        gathered = (3 if low and travels_low else 4) * _FLOAT_BYTES * counted.block + 2 * _FLOAT_BYTES * rest
+    return TrainingMemory(
+        weights=state,
+        gradients=state,
+        optimiser=2 * state,
+        ema=state,
+        gathered=gathered + copies,
+        activations_per_image=max(activations.forward, activations.backward),
+    )
+
+
+def count_parameters(config: DiTConfig) -> NetworkParameters:
+    """Of the network that a configuration makes."""
+    import torch
+
+    from model.dit import DiT
+
+    with torch.device("meta"):
+        dit = DiT(config)
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in dit.blocks]
+    matrices = sum(parameter.numel() for part in _matrix_parts(dit) for parameter in part.parameters())
+    return NetworkParameters(
+        all=sum(parameter.numel() for parameter in dit.parameters()), block=max(sizes), block_matrices=matrices
+    )
+
+
+def measure_activations(
+    config: DiTConfig, *, grid: tuple[int, int], gradient_checkpointing: bool, precision: str = "bfloat16"
+) -> Activations:
+    """Bytes of an image of a grid (h, w) of patches; what a bf16 copy of the weights takes is not in it."""
+    # Blocks with compression only save memory, and are not alike: depth would not be linear.
+    plain = replace(config, kv_compression=replace(config.kv_compression, layers=()))
+    one, two = (
+        _peaks(replace(plain, depth=depth), grid, gradient_checkpointing=gradient_checkpointing, precision=precision)
+        for depth in (1, 2)
+    )
+    more = config.depth - 1
+    return Activations(
+        forward=(one.forward + more * (two.forward - one.forward)) / _MEASURED_IMAGES,
+        backward=(one.backward + more * (two.backward - one.backward)) / _MEASURED_IMAGES,
+    )
+
+
+def _matrix_parts(dit: "DiT") -> "list[torch.nn.Module]":
+    """What of the blocks runs in low precision: attention and MLPs, but not the modulation."""
+    names = ("attn", "cross_attn", "mlp")
+    return [getattr(block, name) for block in dit.blocks for name in names if hasattr(block, name)]
+
+
+def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: bool, precision: str) -> Activations:
+    """The peaks of a whole batch of _MEASURED_IMAGES: what lives beside the weights and gradients."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from model.diffusion import Diffusion
+    from model.dit import DiT
+    from model.generation.memory import replace_tensors, storage_counter
+
+    low = precision != "float32"
+    with torch.device("meta"):
+        dit = DiT(config)
+    if low:
+        for module in _matrix_parts(dit):
+            module.to(torch.bfloat16)
+    dit.gradient_checkpointing = gradient_checkpointing
+    with FakeTensorMode(allow_non_fake_inputs=True) as without_data:
+        replace_tensors(dit, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        for parameter in dit.requires_grad_(requires_grad=True).parameters():
+            parameter.grad = torch.empty_like(parameter)
+    part, num_bytes = _part(config, grid, without_data)
+    state = [*dit.state_dict().values(), *(parameter.grad for parameter in dit.parameters() if parameter.grad is not None)]
+    counter = storage_counter({tensor.untyped_storage()._cdata for tensor in state})
+    with counter:
+        predict = part.predict(dit, torch.bfloat16 if low else torch.float32)
+        losses = Diffusion(learned_variance=config.learned_variance).loss(predict, part.latents, part.noise, part.timesteps)
+        forward, counter.peak = counter.peak, 0
+        losses.total.mean().backward()
+    return Activations(forward=forward + num_bytes, backward=counter.peak + num_bytes)
+
+
+def _part(config: DiTConfig, grid: tuple[int, int], without_data: "AbstractContextManager[object]") -> "tuple[TrainPart, int]":
+    """_MEASURED_IMAGES images and their bytes; one caption is a token shorter, so that there is a mask, as in training."""
+    import torch
+
+    from model.dit import Captions
+    from trainer.training.train_step import TrainPart
+
+    num, text = _MEASURED_IMAGES, config.conditioning == "text"
+    lengths = torch.tensor([config.max_caption_tokens - 1, *[config.max_caption_tokens] * (num - 1)])  # data: it makes shapes
+    with without_data:
+        latents, noise = (torch.empty(num, config.in_channels, *(side * config.patch_size for side in grid)) for _ in range(2))
+        tokens = torch.empty(num * config.max_caption_tokens - 1, config.caption_width, dtype=torch.bfloat16)
+        part = TrainPart(
+            latents=latents,
+            noise=noise,
+            timesteps=torch.empty(num),
+            class_labels=None if text else torch.empty(num, dtype=torch.int64),
+            sizes=torch.empty(num, 2) if config.micro_conditioning else None,
+        )
+    captions = Captions(tokens, lengths) if text else None
+    return replace(part, captions=captions), latents.nbytes + noise.nbytes + tokens.nbytes * text

@@ -1,0 +1,177 @@
+"""A plan as text: time and money, memory of a GPU, disk, and the paper's own figures beside them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from trainer.monitoring.gpus import PAPER_A100_PER_V100
+from trainer.monitoring.outlook import count_passes, passes_text, passes_warning
+from trainer.planning.paper import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
+
+if TYPE_CHECKING:
+    from trainer.planning.config import MemoryPlan, PlanConfig, RungPlan
+
+_COST = ("stage", "px", "images", "passes", "steps", "batch", "TFLOP/image", "FLOP", "GPU-days", "days", "dollars")
+_SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "AdamW", "EMA", "copies", "an image", "images", "total")
+_DISK = ("stage", "px", "images", "latents", "captions bf16", "captions int8", "--online")
+_READING = ("stage", "px", "images/s", "bf16", "int8", "--online")
+_PAPER = ("stage", "px", "images", "V100-days", "FLOP", "used")
+_TEXT_COLUMNS = {"stage", "sharding", "recompute", "fit at most"}
+
+
+def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
+    """The whole answer."""
+    sections = (
+        _cost_section(rungs, config),
+        _memory_section(rungs, config),
+        _disk_section(rungs, config),
+        _reading_section(rungs, config),
+        _paper_section(),
+        _summary(rungs, config),
+    )
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    gpu, num = config.device, config.num_gpus
+    price = "no price known: --price" if gpu.price is None else f"${gpu.price:.2f} an hour"
+    recomputes = config.gradient_checkpointing or any(rung.memory_as_set.gradient_checkpointing for rung in rungs)
+    extra = ", gradient checkpointing" if recomputes else ""
+    yield f"{num} x {config.gpu} of {gpu.peak_flops / 1e12:,.0f} TFLOP/s, {config.utilisation:.0%} of them used{extra}; {price}"
+    rows = [
+        (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), _money(rung.cost))
+        for rung in rungs
+    ]
+    flops, days = (sum(values) for values in zip(*((rung.flops, rung.gpu_days) for rung in rungs), strict=True))
+    cost = None if gpu.price is None else 24 * days * gpu.price
+    images, steps = sum(rung.images_seen for rung in rungs), sum(rung.num_steps for rung in rungs)
+    rows.append(("in all", "", _count(images), "", f"{steps:,}", "", "", *_work(flops, days, num), _money(cost)))
+    yield from _aligned(_COST, rows)
+    yield f"passes: how often each image is seen. Data sets: {_datasets(rungs)}"
+    yield "Not in it: captioning, features, validation, samples. Gradient checkpointing takes up to a third more."
+
+
+def _what(rung: "RungPlan") -> tuple[object, ...]:
+    seen = _count(rung.images_seen), passes_text(rung.passes)
+    return rung.stage, rung.resolution, *seen, f"{rung.num_steps:,}", f"{rung.batch_size:,}"
+
+
+def _datasets(rungs: "Sequence[RungPlan]") -> str:
+    """The size of each data set, by where it is from."""
+    sizes: dict[str, list[str]] = {}
+    for rung in rungs:
+        named = sizes.setdefault(rung.dataset.source, [])
+        if (size := f"{rung.stage} {_count(rung.dataset.num_images)}") not in named:
+            named.append(size)
+    return "; ".join(f"{', '.join(named)} images ({source})" for source, named in sizes.items())
+
+
+def _work(flops: float, gpu_days: float, num_gpus: int) -> tuple[str, str, str]:
+    return f"{flops:.2e}", f"{gpu_days:.1f}", f"{gpu_days / num_gpus:.2f}"
+
+
+def _memory_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    memory = config.device.memory_bytes
+    yield f"GB on a GPU of {memory / 1e9:.0f}; an upper bound, since torch.compile takes less"
+    rows = [
+        (rung.stage, rung.resolution, *_memory_row(plan, memory_bytes=memory, patches=rung.patches))
+        for rung in rungs
+        for plan in rung.memory
+    ]
+    yield from _aligned((*_SIZES, "fit at most"), rows)
+    yield "recompute: --gradient_checkpointing. copies: of weights, in bf16; under fsdp, blocks while they are whole."
+    yield "*: as the settings say. images: that a GPU works on at once."
+    yield "!: too many; take the --device_tokens on the right, recompute, or fsdp."
+
+
+def _memory_row(plan: "MemoryPlan", *, memory_bytes: int, patches: int) -> tuple[str, ...]:
+    part = plan.memory
+    most = part.most_images(memory_bytes)
+    fit = f"{most:,} (--device_tokens {most * patches})" if most else "none"
+    states = (part.weights, part.gradients, part.optimiser, part.ema, part.gathered)
+    image, total = f"{part.activations_per_image / 1e9:.2f}", _gb(part.total(plan.num_images))
+    mark = "" if plan.num_images <= most else "!"
+    recompute = "yes" if plan.gradient_checkpointing else "no"
+    return plan.sharding + "*" * plan.as_set, recompute, *map(_gb, states), image, str(plan.num_images), f"{mark}{total}", fit
+
+
+def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    yield f"GB of features; {config.caption_tokens:g} tokens a caption, captions of an image: {config.caption_variants}"
+    sizes = [(rung.disk.latents, rung.disk.captions_bf16, rung.disk.captions_int8, rung.disk.texts) for rung in rungs]
+    rows = [
+        (rung.stage, rung.resolution, _count(rung.dataset.num_images), *(_gb(part) if part else "-" for part in parts))
+        for rung, parts in zip(rungs, sizes, strict=True)
+    ]
+    yield from _aligned(_DISK, rows)
+    latents, *ways = (sum(column) for column in zip(*sizes, strict=True))
+    answers = (f"{_gb(latents + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True))
+    yield f"In all {', '.join(answers)}. Resolutions of a stage share their captions."
+
+
+def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    yield f"GB/s of features that {config.num_gpus} GPUs read while they train; their disk must give it"
+    rows = [
+        (rung.stage, rung.resolution, f"{rung.images_per_s:,.0f}", *(f"{rate / 1e9:.2f}" for rate in _rates(rung)))
+        for rung in rungs
+    ]
+    yield from _aligned(_READING, rows)
+
+
+def _rates(rung: "RungPlan") -> tuple[float, float, float]:
+    return rung.reading.bf16, rung.reading.int8, rung.reading.online
+
+
+def _paper_section() -> Iterator[str]:
+    yield "For reference: Table 4 of the PixArt-alpha paper, and the share of a V100's 125 TFLOP/s that its days imply"
+    rows = [
+        (row.stage, row.resolution, _count(row.images_seen), row.v100_days, f"{row.flops:.2e}", f"{row.utilisation:.1%}")
+        for row in PAPER_ROWS
+    ]
+    yield from _aligned(_PAPER, rows)
+    days = f"{sum(row.v100_days for row in PAPER_ROWS)} V100-days / {PAPER_A100_PER_V100} = {paper_a100_days():.0f} A100-days"
+    yield f"{days}; ${PAPER_DOLLARS:,} / ({PAPER_A100_DAYS} x 24 h) = ${paper_dollars_per_a100_hour():.2f} per A100-hour"
+
+
+def _summary(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    """The figures that decide, and a line for each that should be looked at again."""
+    gpu_days, memory = sum(rung.gpu_days for rung in rungs), config.device.memory_bytes
+    cost = "" if config.device.price is None else f", ${24 * gpu_days * config.device.price:,.0f}"
+    needed = max(rung.memory_as_set.memory.total(rung.memory_as_set.num_images) for rung in rungs)
+    stages = {stage: [rung for rung in rungs if rung.stage == stage] for stage in dict.fromkeys(rung.stage for rung in rungs)}
+    passes = {
+        name: count_passes([(rung.images_seen, rung.dataset.num_images) for rung in stage]) for name, stage in stages.items()
+    }
+    often = ", ".join(f"{passes_text(times)} in {stage}" for stage, times in passes.items()).replace(" in", " times in", 1)
+    yield (
+        f"In short: {_duration(gpu_days / config.num_gpus)} on {config.num_gpus} x {config.gpu}{cost}; {_gb(needed)} of "
+        f"{memory / 1e9:.0f} GB on a GPU; each image is seen {often}"
+    )
+    for stage, times in passes.items():
+        if warning := passes_warning(stage, times, num_images=stages[stage][0].dataset.num_images):
+            yield f"warning: {warning.fact}: {warning.advice}"
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Columns two spaces apart, words to the left and numbers to the right."""
+    cells = [[str(value) for value in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        places = zip(header, row, widths, strict=True)
+        yield "  ".join(text.ljust(n) if name in _TEXT_COLUMNS else text.rjust(n) for name, text, n in places).rstrip()
+
+
+def _count(number: int) -> str:
+    if number < 1_000_000:
+        return f"{number:,}"
+    return f"{number / 1e6:,.0f}M" if number >= 10_000_000 else f"{number / 1e6:.1f}M"
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.0f}" if num_bytes >= 100e9 else f"{num_bytes / 1e9:.1f}"
+
+
+def _duration(days: float) -> str:
+    return f"{days:.2f} days" if days >= 1 else f"{24 * days:.1f} hours"
+
+
+def _money(dollars: float | None) -> str:
+    return "?" if dollars is None else f"{dollars:,.0f}"

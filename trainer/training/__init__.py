@@ -1,0 +1,1 @@
+"""The training loop, its step and its checkpoints, in one process or on Ray."""

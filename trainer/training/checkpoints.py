@@ -1,0 +1,253 @@
+"""Checkpoints of a training: written beside it by a thread, whole or not there, and loaded on any number of workers.
+
+    RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read
+                                    training/                     weights, EMA, optimiser by torch.distributed.checkpoint
+                                    position.json                 where the training stands
+
+A folder is written under a hidden name, synced, and renamed when it is complete. What is random or ordered in a training
+follows from the images seen, so that the position is all that is needed beside the tensors.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from foundry.errors import UserError
+from foundry.storage.folder import Folder, usable
+from model.dit import DiT
+from model.formats.checkpoint import PipelineConfig, save_checkpoint
+from trainer.config import CheckpointConfig, Rung
+from trainer.distributed import Workers
+from trainer.training.networks import network_around
+from trainer.training.train_step import TrainState
+
+FOLDER = "checkpoints"
+TRAINING = "training"
+POSITION = "position.json"
+_DIGITS = 12
+_FAILURES = (OSError, SafetensorError, CheckpointException)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a training stood, and what must be the same for it to go on."""
+
+    images_seen: int
+    """Since the start of the stage."""
+    ladder: tuple[Rung, ...]
+    """As it was then."""
+    seed: int
+    """Likewise."""
+    features: str
+    """Fingerprint of the features of its rung."""
+    content: str
+    """Which of their units there were."""
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Position":
+        """Raises UserError for a checkpoint that is no training's."""
+        path = checkpoint / POSITION
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values | {"ladder": tuple(Rung(**rung) for rung in values["ladder"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): remove {checkpoint}, and the checkpoint before it is used"
+            ) from None
+
+
+class Checkpoints:
+    """Writes a run's checkpoints one at a time, in a thread. All workers make the same calls."""
+
+    def __init__(self, run: Path, config: CheckpointConfig, workers: Workers) -> None:
+        self.folder = run / FOLDER
+        self._config = config
+        self._workers = workers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, pipeline: PipelineConfig, position: Position) -> None:
+        """Copies the state and has it written; waits for the one before. Raises UserError where that could not be written."""
+        self.wait()
+        final = self.folder / f"{state.images_seen:0{_DIGITS}d}"
+        partial = self.folder / f".{final.name}.partial"
+        exists = self._workers.from_first(final.exists())
+        if exists:
+            return
+        if self._workers.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            with usable(Folder(str(self.folder))):
+                partial.mkdir(parents=True)
+        self._workers.gather(None)  # the folder is there for all
+        weights = state.ema.full_weights(keep=self._workers.is_first)
+        network = network_around(state.network.config, weights) if self._workers.is_first else None
+        alone = self._workers.num == 1
+        tensors = async_save(
+            training_tensors(state), checkpoint_id=partial / TRAINING, process_group=self._workers.saving, no_dist=alone
+        )
+        assert isinstance(tensors, Future)
+        self._pending = self._thread.submit(
+            self._write,
+            partial=partial,
+            final=final,
+            tensors=tensors,
+            network=network,
+            pipeline=pipeline,
+            position=position,
+        )
+
+    def remove_partial(self) -> None:
+        """Removes what a killed training left half-written. Called once, before anything is saved."""
+        if self._workers.is_first and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith("."):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written. Raises UserError where it failed; the checkpoints before are untouched."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except _failures(self._workers) as error:
+            last = newest_checkpoint(self.folder.parent)
+            resumes = f"{last} is whole, and the same command goes on from there" if last else "there is none before it"
+            raise UserError(
+                f"a checkpoint could not be written ({_first_cause(error)}): make room in {self.folder}; {resumes}"
+            ) from error
+
+    def check(self) -> None:
+        """Like wait, where what was being written is done; returns at once where it is not."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Ends the thread after its work."""
+        self._thread.shutdown()
+
+    def _write(
+        self,
+        *,
+        partial: Path,
+        final: Path,
+        tensors: "Future[Any]",
+        network: DiT | None,
+        pipeline: PipelineConfig,
+        position: Position,
+    ) -> None:
+        try:
+            try:
+                if network is not None:
+                    save_checkpoint(partial, network, pipeline)
+                    (partial / POSITION).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
+            finally:
+                tensors.result()  # the thread of torch must have ended before its folder goes
+        except (*_FAILURES, RuntimeError):
+            if self._workers.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if network is not None:
+            _sync(partial)
+            os.replace(partial, final)
+            _sync_folder(self.folder)
+            self._prune()
+
+    def _prune(self) -> None:
+        checkpoints = list_checkpoints(self.folder.parent)
+        kept = kept_checkpoints([int(path.name) for path in checkpoints], self._config)
+        for path in checkpoints:
+            if int(path.name) not in kept:
+                hidden = path.with_name(f".{path.name}.removed")
+                os.replace(path, hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+
+
+def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None:
+    """Fills a state from a checkpoint of any number of workers. Raises UserError where its files are damaged or of another."""
+    tensors = training_tensors(state)
+    try:
+        load(tensors, checkpoint_id=checkpoint / TRAINING, no_dist=workers.num == 1)
+    except _failures(workers, ValueError) as error:
+        raise UserError(
+            f"{checkpoint / TRAINING} cannot be loaded ({_first_cause(error)}): remove {checkpoint}, and the one before is used"
+        ) from error
+    state.images_seen = int(checkpoint.name)
+
+
+def training_tensors(state: TrainState) -> dict[str, Any]:
+    """All tensors of a state by name; those of the optimiser are made where it has not stepped yet."""
+    moments: dict[str, Tensor] = {}
+    for name, parameter in state.network.named_parameters():
+        known = state.optimizer.state[parameter]
+        if not known:
+            known["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            known["exp_avg"], known["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+        moments |= {f"{name}.{key}": value for key, value in known.items()}
+    network = {name: tensor.detach() for name, tensor in state.network.state_dict().items()}
+    return {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, the oldest first."""
+    folder = run / FOLDER
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The one with the most images seen."""
+    found = list_checkpoints(run)
+    return found[-1] if found else None
+
+
+def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:
+    """Which of the checkpoints stay: the newest, and for good the first at or after each multiple of keep_every_images."""
+    ordered = sorted(images_seen)
+    kept = set(ordered[-config.keep_last :])
+    if config.keep_every_images:
+        first: dict[int, int] = {}
+        for images in ordered:
+            first.setdefault(images // config.keep_every_images, images)
+        kept |= {images for multiple, images in first.items() if multiple > 0}
+    return kept
+
+
+def _failures(workers: Workers, *others: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """Of files. Among several workers a RuntimeError is the loss of another one, after which the training starts again."""
+    return (*_FAILURES, *others) if workers.num > 1 else (*_FAILURES, *others, RuntimeError)
+
+
+def _sync(folder: Path) -> None:
+    """All of a folder is on the disk when this returns."""
+    for path in sorted(folder.rglob("*")):
+        _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_cause(error: BaseException) -> str:
+    """The operating system's or the library's own words, without the stack of wrappers."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return _first_cause(next(iter(error.failures.values()))[0])
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,176 @@
+"""The network of a rung: sizes from what it starts from and from the features, weights from a checkpoint or from nothing."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from foundry.errors import UserError
+from model.dit import DiT, DiTConfig
+from model.formats.checkpoint import load_checkpoint
+from model.initialisation import initialise_from_class_dit
+from trainer.config import NetworkConfig, Rung, TrainConfig
+from trainer.distributed import Workers
+from trainer.features.info import FeaturesInfo
+from trainer.training.ema import Ema
+from trainer.training.optimizer import make_optimizer
+from trainer.training.train_step import TrainState
+
+_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
+_OF_CAPTIONS = ("qk_norm", "kv_compression")
+"""Chosen anew where a network that reads captions starts from one that reads classes."""
+
+
+def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
+    """Of a network that starts from nothing. Raises UserError for sizes that make none."""
+    text = config.conditioning == "text"
+    try:
+        return config.network.dit_config(
+            conditioning=config.conditioning,
+            sample_size=rung.resolution // info.downsampling,
+            in_channels=info.latent_channels,
+            learned_variance=config.objective.learned_variance,
+            caption_width=info.caption_width if text else DiTConfig.caption_width,
+            max_caption_tokens=info.max_caption_tokens if text else DiTConfig.max_caption_tokens,
+            num_classes=DiTConfig.num_classes if text else len(info.class_names),
+            position_scale=rung.position_scale or 1.0,
+        )
+    except ValueError as error:
+        raise UserError(f"--network: {error}") from error
+
+
+def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
+    """Of a network that starts from another: its sizes, with the rung's positions and the stage's conditions.
+
+    Raises UserError where that and the settings or the features contradict each other.
+    """
+    kept = _SIZES if source.conditioning != config.conditioning else (*_SIZES, *_OF_CAPTIONS)
+    default = NetworkConfig()
+    asked = {name: getattr(config.network, name) for name in kept if getattr(config.network, name) != getattr(default, name)}
+    if differing := [
+        f"{name} {value} and {getattr(source, name)}" for name, value in asked.items() if value != getattr(source, name)
+    ]:
+        raise UserError(f"--network and the checkpoint to start from differ: {', '.join(differing)}; leave --network out")
+    sizes = {name: getattr(source, name) for name in kept}
+    micro = config.network.micro_conditioning or source.micro_conditioning
+    network = replace(config.network, **sizes, micro_conditioning=micro)
+    target = replace(new_config(replace(config, network=network), rung, info), null_class=source.null_class)
+    names = ["in_channels"]
+    if source.conditioning == target.conditioning:
+        names += ["learned_variance", *(["caption_width"] if target.conditioning == "text" else ["num_classes"])]
+    if differing := [
+        f"{name} {getattr(source, name)} and {getattr(target, name)}"
+        for name in names
+        if getattr(source, name) != getattr(target, name)
+    ]:
+        raise UserError(
+            f"the checkpoint to start from does not fit the features in {config.features_folder(rung)} or the objective: "
+            f"{', '.join(differing)}; make features for it: {config.precompute_command(rung)}"
+        )
+    return with_positions(replace(target, sample_size=source.sample_size, position_scale=source.position_scale), rung, info)
+
+
+def with_positions(network: DiTConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
+    """The same at a rung's resolution, its positions interpolated over the range that they had, or as the rung says."""
+    sample_size = rung.resolution // info.downsampling
+    scale = rung.position_scale or network.position_scale * sample_size / network.sample_size
+    return replace(network, sample_size=sample_size, position_scale=scale)
+
+
+def new_network(config: DiTConfig, *, seed: int) -> DiT:
+    """Weights as the authors draw them."""
+    return DiT(config).initialise(torch.Generator().manual_seed(seed))
+
+
+def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
+    """The EMA weights of a checkpoint; by re-parameterisation where it is class-conditional and the target is not.
+
+    Embedders of sizes that it lacks start without an effect. Raises UserError where the target cannot come from it.
+    """
+    source = load_checkpoint(checkpoint, dtype=torch.float32)[0]
+    if source.config.conditioning == "class" and config.conditioning == "text":
+        try:
+            return initialise_from_class_dit(DiT(config), source, generator=torch.Generator().manual_seed(seed))
+        except ValueError as error:
+            raise UserError(f"{checkpoint}: {error}") from error
+    if source.config.conditioning != config.conditioning:
+        raise UserError(
+            f"{checkpoint} reads captions, this stage's network reads classes: give --init_from another, or scratch"
+        )
+    network = new_network(config, seed=seed)
+    state = source.state_dict()
+    if config.max_caption_tokens != source.config.max_caption_tokens and config.conditioning == "text":
+        del state["y_embedder.y_embedding"]  # a buffer that is never read, of another length
+    missing = network.load_state_dict(state, strict=False).missing_keys
+    assert all(name.startswith(("csize_embedder", "ar_embedder", "y_embedder.y_embedding")) for name in missing), missing
+    for embedder in {name.split(".")[0] for name in missing} - {"y_embedder"}:
+        last = getattr(network, embedder).mlp[2]
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.zeros_(last.bias)
+    return network
+
+
+def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
+    """A network of tensors that are there already."""
+    with torch.device("meta"):
+        network = DiT(config)
+    network.load_state_dict(weights, assign=True)
+    return network
+
+
+def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainState:
+    """The network on its device, shared among the workers as the settings say, with its optimiser and average."""
+    network = network.to(workers.device, torch.float32).train()
+    network.gradient_checkpointing = config.gradient_checkpointing
+    model: torch.nn.Module = network
+    if workers.num > 1 and config.distributed.sharding == "fsdp":
+        for block in network.blocks:
+            fully_shard(block, mp_policy=_gathered(config))
+        fully_shard(network)
+    elif workers.num > 1:
+        # The one buffer never changes; gradients live in the buckets in which they travel, and not twice.
+        model = DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    if config.compile and can_compile(workers):
+        # Captions make shapes that differ from step to step: were the first one compiled for itself, as torch does by default,
+        # a resumed training, which begins with another, would round otherwise.
+        network.compile_blocks(dynamic=True if config.conditioning == "text" else None)
+    return TrainState(
+        network=network, model=model, optimizer=make_optimizer(network, config.optim), ema=Ema(network), images_seen=0
+    )
+
+
+def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:
+    """In which attention takes the kernel of that name: see TrainConfig.attention."""
+    return sdpa_kernel(SDPBackend.MATH) if name == "math" else nullcontext()
+
+
+def can_compile(workers: Workers) -> bool:
+    """Whether torch would find a compiler here; says so in a line where it would not."""
+    found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    if not found and workers.is_first:
+        print("no C++ compiler on this machine: the network runs uncompiled, which is slower", flush=True)
+    return found
+
+
+def _gathered(config: TrainConfig) -> MixedPrecisionPolicy:
+    """Weights of text blocks travel in the precision they are used in; class blocks need float32 for their modulation."""
+    if config.precision == "float32" or config.conditioning == "class":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
+def sizes_text(config: DiTConfig) -> str:
+    """In a line, for the log."""
+    values = asdict(config)
+    return ", ".join(
+        f"{name} {values[name]}" for name in ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
+    )

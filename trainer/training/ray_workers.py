@@ -1,0 +1,134 @@
+"""Training on Ray Train: workers that are replaced when they are lost, each running trainer.training.loop.
+
+Every worker holds a GPU, or some cores, and all of them write and read the same run folder. A lost worker ends its group; Ray
+starts a new one, which resumes from the last checkpoint, as any training does.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from foundry.errors import UserError
+from foundry.hardware import AUTO_VARIABLE, cpu_environment
+from foundry.storage.folder import Folder, is_local_path, usable
+from foundry.units.cluster import RaySettings
+from foundry.units.ray_session import check_visible, start_ray
+from trainer.config import TrainConfig
+from trainer.monitoring.run_folder import STOP, printed_log
+from trainer.monitoring.stop_signal import StopSignals
+from trainer.training.absolute_paths import with_absolute_paths
+from trainer.training.start import find_start, run_path
+
+LOGS = "/tmp/ray/session_latest/logs/train"
+"""Where Ray Train keeps the output of workers, on each node, unless Ray was started with another folder."""
+_LOOK_S = 0.5
+
+
+def train_on_ray(config: TrainConfig) -> bool:
+    """Trains a stage on `num_workers` workers; returns whether it is done, or was told to stop. Raises UserError."""
+    config = with_absolute_paths(config)
+    find_start(config)  # what is missing is said before anything is started
+    run = run_path(config)
+    with usable(Folder(str(run))):
+        run.mkdir(parents=True, exist_ok=True)
+    start_ray(RaySettings(address=config.distributed.address))
+    check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
+    if config.device == "cuda" and not use_gpu:
+        raise UserError(f"--device cuda --num_workers {config.num_workers}: this Ray has no GPU")
+    try:
+        with printed_log(run), StopSignals() as stop:  # the workers' own output stays in Ray's files
+            result = _finished(_trainer(config, run, use_gpu=use_gpu), run, stop)
+    except ray.train.TrainingFailedError as error:
+        if isinstance(found := getattr(error, "controller_failure", None), UserError):
+            raise found from None
+        raise UserError(
+            f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
+            f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command goes on from the last "
+            "checkpoint"
+        ) from error
+    return bool(result.return_value)
+
+
+def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:
+    """What trainer.fit() returns; called in a thread, since in the main one Ray would take Ctrl-C to end it without saving.
+
+    A signal is passed on by the file that the workers look for; again and again, since workers that start, also after a loss,
+    remove it.
+    """
+    done: Future[Result] = Future()
+
+    def fit() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - raised again by result()
+            done.set_exception(error)
+
+    threading.Thread(target=fit, name="train", daemon=True).start()
+    while not done.done():
+        wait([done], timeout=_LOOK_S)
+        if stop.received:
+            (run / STOP).touch()
+    return done.result()
+
+
+def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:
+    resources, distributed = _resources(config, use_gpu=use_gpu), config.distributed
+    environment = {} if use_gpu else cpu_environment(num_threads=distributed.cpus_per_worker)
+    environment |= {AUTO_VARIABLE: os.environ[AUTO_VARIABLE]} if AUTO_VARIABLE in os.environ else {}
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": config},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=distributed.timeout_s),
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run),
+            failure_config=FailureConfig(max_failures=distributed.max_failures),
+            callbacks=[_EndsInVain()],
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+
+
+def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
+    """Of a worker. Raises UserError for more workers than GPUs: Ray would wait for them for ever."""
+    available = ray.cluster_resources()
+    if use_gpu:
+        if available["GPU"] < config.num_workers:
+            raise UserError(
+                f"--num_workers {config.num_workers}: this Ray has {available['GPU']:.0f} GPUs, one for each worker"
+            )
+        return {"GPU": 1}
+    return {"CPU": min(config.distributed.cpus_per_worker, available.get("CPU", 1) / config.num_workers)}
+
+
+def _work(settings: dict[str, Any]) -> bool:
+    """On a worker: whether the stage is done, or was told to stop. Raises UserError."""
+    from trainer.training.loop import train_here
+
+    config: TrainConfig = settings["config"]
+    device = str(get_device()) if config.device in ("auto", "cuda") else config.device
+    return train_here(config, device=device)
+
+
+class _EndsInVain(UserCallback):  # type: ignore[misc]  # Ray's is untyped
+    """Ends the training where Ray Train would start the workers again, and they would end as before."""
+
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
+        """Raises the UserError of a worker: an error of its controller ends Ray Train at once."""
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError):
+                raise error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

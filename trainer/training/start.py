@@ -1,0 +1,157 @@
+"""Where a stage starts: its own newest checkpoint, the one that --init_from names, or that of the stage before."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from foundry.errors import UserError
+from foundry.storage.folder import is_local_path
+from model.dit import DiT
+from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
+from trainer.config import SCRATCH, Rung, TrainConfig
+from trainer.distributed import Workers
+from trainer.features.info import FeaturesInfo
+from trainer.training.checkpoints import Position, load_training, newest_checkpoint
+from trainer.training.networks import config_from, make_state, network_from, new_config, new_network
+from trainer.training.train_step import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where weights come from."""
+
+    checkpoint: Path | None
+    """None: from nothing."""
+    resumes: bool = False
+    """It is this very training's, and everything goes on as it would have."""
+
+    def __str__(self) -> str:
+        if self.checkpoint is None:
+            return "starts from nothing"
+        return f"{'resumes' if self.resumes else 'starts from'} {self.checkpoint}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderPlace:
+    """A place in a stage's ladder."""
+
+    index: int
+    """Of the rung, from 0."""
+    rung: Rung
+    images_before: int
+    """Images of the rungs before it."""
+
+
+def find_start(config: TrainConfig) -> Start:
+    """Raises UserError, with the command to run first, where a stage has nothing to start from."""
+    run = run_path(config)
+    if own := newest_checkpoint(run):
+        return Start(checkpoint=own, resumes=True)
+    if config.init_from == SCRATCH:
+        return Start(checkpoint=None)
+    if config.init_from is not None:
+        return Start(checkpoint=find_checkpoint(config.init_from))
+    if config.follows is None:
+        return Start(checkpoint=None)
+    before = run_path(replace_stage(config))
+    if found := newest_checkpoint(before):
+        return Start(checkpoint=found)
+    raise UserError(
+        f"{config.stage} starts from the network of the stage {config.follows}, and {before} holds none: run "
+        f"python -m trainer.fit --stage {config.follows}, or give --init_from CHECKPOINT, or --init_from {SCRATCH}"
+    )
+
+
+def run_path(config: TrainConfig) -> Path:
+    """The folder of the run. Raises UserError for a URL: a checkpoint is published by renaming its folder."""
+    if not is_local_path(config.run_dir):
+        raise UserError(f"--run_dir {config.run_dir}: expected a folder, on a disk that all workers share, found a URL")
+    return Path(config.run_folder.removeprefix("file://"))
+
+
+def ladder_place(ladder: tuple[Rung, ...], images_seen: int) -> LadderPlace | None:
+    """The rung that trains the next image; None where the stage is done."""
+    before = 0
+    for index, rung in enumerate(ladder):
+        if images_seen < before + rung.images_seen:
+            return LadderPlace(index=index, rung=rung, images_before=before)
+        before += rung.images_seen
+    return None
+
+
+def check_workers(config: TrainConfig, num_workers: int) -> None:
+    """Raises UserError for a batch that cannot be shared evenly: every worker weighs the same in the gradient."""
+    for rung in config.ladder:
+        if rung.batch_size % num_workers:
+            near = max(1, round(rung.batch_size / num_workers)) * num_workers
+            raise UserError(
+                f"a batch of {rung.batch_size} images cannot be shared by {num_workers} workers: give a multiple, as {near}"
+            )
+
+
+def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
+    """Raises UserError where the checkpoint was written under settings that this training cannot go on from."""
+    position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
+    last_image = position.images_seen - 1
+    was, now = ladder_place(position.ladder, last_image), ladder_place(config.ladder, last_image)
+    assert was is not None, "the ladder of then reached as far as it did"
+    problems = [
+        f"{name} {old} then, {new} now"
+        for name, old, new in [
+            ("seed", position.seed, config.seed),
+            ("objective", pipeline.objective, config.objective.name),
+            ("settings of the objective", pipeline.objective_settings, config.objective.settings),
+            ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
+            ("batch size", was.rung.batch_size, now and now.rung.batch_size),
+            ("resolution", was.rung.resolution, now and now.rung.resolution),
+        ]
+        if old != new
+    ]
+    following = ladder_place(config.ladder, position.images_seen)
+    mid_rung = following is not None and position.images_seen > following.images_before
+    if mid_rung and position.features not in info.fingerprints:
+        problems.append(f"features {position.features} then, {info.fingerprint} now")
+    if problems:
+        raise UserError(
+            f"{checkpoint} is of another training ({'; '.join(problems)}): use its settings, or give another --run_dir and "
+            f"--init_from {checkpoint}"
+        )
+
+
+def open_state(config: TrainConfig, start: Start, *, rung: Rung, info: FeaturesInfo, workers: Workers) -> TrainState:
+    """The state that a training begins or goes on with. Raises UserError for what does not fit together."""
+    if start.checkpoint is None:
+        return make_state(new_network(new_config(config, rung, info), seed=config.seed), config, workers)
+    check_parts(start.checkpoint, config, rung, info)
+    source = read_transformer_config(start.checkpoint)
+    target = config_from(source, config, rung, info)
+    if not start.resumes:
+        return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers)
+    check_resume(config, start.checkpoint, info)
+    if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
+        source, max_caption_tokens=target.max_caption_tokens
+    ):
+        raise UserError(f"{start.checkpoint} holds another network than --network asks for: give another --run_dir")
+    state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers)
+    load_training(start.checkpoint, state, workers)
+    return state
+
+
+def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> None:
+    """Raises UserError where the features come from another VAE or text encoder than the checkpoint was trained with."""
+    pipeline = read_pipeline_config(checkpoint)
+    pairs = [("VAE", pipeline.vae, info.vae)]
+    text_encoder = pipeline.text_encoder if pipeline.text_encoder.name else info.text_encoder
+    if info.text_encoder is not None:
+        pairs.append(("text encoder", pipeline.text_encoder, info.text_encoder))
+    for kind, trained, found in pairs:
+        if trained.fingerprint and trained.fingerprint != found.fingerprint:
+            raise UserError(
+                f"{checkpoint} was trained with the {kind} {trained.name} ({trained.fingerprint}), the features in "
+                f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
+                f"{config.precompute_command(rung, vae=pipeline.vae, text_encoder=text_encoder)}"
+            )
+
+
+def replace_stage(config: TrainConfig) -> TrainConfig:
+    """The settings with the stage before, to find its folder."""
+    return replace(config, stage=config.follows)  # type: ignore[arg-type]
