@@ -58,7 +58,7 @@ def _hamming_pairs(number: int, rng: "np.random.Generator") -> dict[str, float]:
     """The pairs that the index finds against those of all pairs that are within the radius."""
     import numpy as np
 
-    from dataset_builder.dataset.hamming_pairs import hamming_pairs
+    from dataset_builder.dataset.near_pairs import hamming_pairs
 
     codes = np.unique(_hashes(number, rng)[0])
     started = time.perf_counter()
@@ -100,8 +100,8 @@ def _groups(codes: "NDArray[np.int64]") -> "NDArray[np.int64]":
     """The near group of each image, -1 for those alone, (images,)."""
     import pyarrow.compute as pc
 
-    from dataset_builder.dataset.dedup_config import DedupConfig
     from dataset_builder.dataset.duplicates import find_duplicates
+    from dataset_builder.dataset.recipe import DedupConfig
 
     with tempfile.TemporaryDirectory() as directory:
         found = find_duplicates(_candidates(codes), config=DedupConfig(max_hamming=_RADIUS), directory=directory)
@@ -127,7 +127,7 @@ def _cosine_pairs(number: int, width: int, rng: "np.random.Generator") -> dict[s
     """The pairs that are found in the cells of k-means against those of all pairs that point the same way."""
     import numpy as np
 
-    from dataset_builder.dataset.cosine_pairs import EmbeddingFile, cosine_pairs
+    from dataset_builder.dataset.near_pairs import EmbeddingFile, cosine_pairs
 
     vectors = rng.normal(size=(number, width)) / np.sqrt(width)
     original = _originals(number, rng)

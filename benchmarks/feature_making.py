@@ -24,8 +24,8 @@ from foundry.units.cluster import RaySettings
 if TYPE_CHECKING:
     from model.text_encoder import TextEncoder
     from model.vae import VAE
+    from trainer.features.buckets import Pixels
     from trainer.features.config import PrecomputeConfig
-    from trainer.features.transforms import Pixels
 
 LIMIT = 120
 LENGTHS = (40, 80, 120)
@@ -118,7 +118,7 @@ def _bare(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "TextEncoder"
     """The forward passes alone, in the batches in which trainer.precompute makes them."""
     import torch
 
-    from trainer.features.transforms import to_signed
+    from trainer.features.buckets import to_signed
 
     for images in torch.from_numpy(pixels).split(BATCH_IMAGES):
         vae.encode(to_signed(images))
@@ -130,7 +130,7 @@ def _original_scheme(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "T
     import numpy as np
     import torch
 
-    from trainer.features.transforms import to_signed
+    from trainer.features.buckets import to_signed
 
     for number, (image, text) in enumerate(zip(pixels, texts, strict=True)):
         found = vae.encode(to_signed(torch.from_numpy(image[None])))

@@ -105,8 +105,8 @@ def _encode(count: int, *, seed: int) -> Scenes:
     from model.dit import Captions
     from model.text_encoder import NULL_CAPTION, TextEncoderConfig, load_text_encoder
     from model.vae import VAEConfig, load_vae
+    from trainer.features.buckets import to_signed
     from trainer.features.tables import from_int8, to_int8
-    from trainer.features.transforms import to_signed
 
     drawn = [draw_scene(seed=seed, index=index, split="train") for index in range(count)]
     texts = [*(describe(scene, seed=seed).dense for scene in drawn), NULL_CAPTION]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from foundry.command_line import run_command
 from trainer.config import TrainConfig
-from trainer.stages import STAGES
-from trainer.stages_from_files import choose_stage
+from trainer.stages import STAGES, choose_stage
 
 _INTERRUPTED = 130
 

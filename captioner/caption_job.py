@@ -17,8 +17,7 @@ from captioner.cleaning import CleanedCaption, clean
 from captioner.engines.model_source import ModelSource
 from captioner.engines.transformers_engine import Generation, GenerationSettings, LlavaEngine
 from captioner.prompts import PromptSet, render
-from dataset_builder.concepts.caption_counts import count_captions, load_t5_view, load_tagger
-from dataset_builder.concepts.noun_counts import CaptionNouns, count_nouns
+from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from dataset_builder.runs.plan import read_unit

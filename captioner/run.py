@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 from captioner.config import CaptionConfig, run_id, run_settings
 from captioner.prompts import PROMPT_SETS
 from dataset_builder.concepts.t5_view import AUTO
-from foundry.command_line import run_command
+from foundry.command_line import counted, run_command
 from foundry.storage.folder import Folder, is_local_path
 from foundry.units.cluster import check_paths
 from foundry.units.rejection import allowed_rejections
-from foundry.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +129,7 @@ def _settled(config: CaptionConfig, run: Folder, job: "CaptionJob") -> "CaptionJ
 
 def _record_start(config: CaptionConfig, run: Folder, job: "CaptionJob") -> None:
     """Records what this start runs on, of the Ray that is there, and says where memory holds fewer replicas than the cores."""
-    from captioner.starts import record_start
+    from captioner.run_record import record_start
     from foundry.units.cluster import describe_nodes, memory_line
     from foundry.units.ray_session import cluster_nodes, replicas_use_gpus
 

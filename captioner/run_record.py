@@ -1,16 +1,22 @@
-"""run.json, by which a folder belongs to one run: begun, checked, and begun anew as long as nothing is committed."""
+"""The record of a run, run.json: created, checked, and rewritten while nothing is committed; and starts/<time>.json, what each
+start ran on. Nothing in starts/ enters the run_id: a run may resume with another library version or on other machines."""
 
 import json
+import platform
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 from captioner.config import CaptionConfig, read_record, run_id
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, usable
 from foundry.units.commits import Commit, committed_units
+
+_LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "ray", "spacy", "pyarrow", "pillow", "numpy")
 
 
 def check_folder(run: Folder) -> None:
@@ -65,6 +71,22 @@ def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> Non
             f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) beside those of {run_id}: "
             "they were begun at the same time; give another --out"
         )
+
+
+def record_start(run: Folder, config: CaptionConfig, *, dtype: str, cluster: str, on_gpus: bool) -> None:
+    """Writes what is known before the first unit. `dtype` and `on_gpus` are what `auto` came to. Raises UserError."""
+    now = datetime.now(UTC)
+    record = {
+        "started_at": now.isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "config": asdict(config),
+        "dtype": dtype,
+        "device": "GPU" if on_gpus else "CPU",
+        "cluster": cluster,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    }
+    with usable(run):
+        run.create(f"starts/{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json", json.dumps(record, indent=1).encode())
 
 
 def _begin_again(run: Folder, record: dict[str, Any]) -> None:

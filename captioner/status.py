@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from foundry.command_line import run_command
+from foundry.command_line import counted, run_command
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.wording import counted
 
 if TYPE_CHECKING:
     from foundry.units.commits import Commit

@@ -194,8 +194,7 @@ def _writer(folder: Folder, config: BuildConfig, runs: "dict[str, RunFiles]") ->
 
 def _write(writer: "DatasetWriter", bench: "Workbench", selection: "Selection", *, embed: bool) -> "pa.Table":
     """Writes all but the counts, which the writer does at its end, and returns the funnel."""
-    from dataset_builder.dataset.embedding import embed_images
-    from dataset_builder.dataset.samples import sample_batches
+    from dataset_builder.dataset.samples import embed_images, sample_batches
     from foundry.storage.schema import DROPPED
 
     lost = [DROPPED.empty_table()]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
-from foundry.command_line import run_command
+from foundry.command_line import counted, run_command
 from foundry.errors import UserError
 from foundry.units.cluster import RaySettings, check_paths
 from foundry.units.rejection import allowed_rejections
-from foundry.wording import counted
 
 if TYPE_CHECKING:
     from dataset_builder.runs.importing import ImportJob

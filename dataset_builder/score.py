@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from foundry.command_line import run_command
+from foundry.command_line import counted, run_command
 from foundry.errors import UserError
 from foundry.units.cluster import RaySettings, check_paths
 from foundry.units.rejection import allowed_rejections
-from foundry.wording import counted
 
 if TYPE_CHECKING:
     from dataset_builder.scores.clip import ClipSource
@@ -168,7 +167,7 @@ def _aesthetic_fingerprint(path: str, clip: "ClipSource") -> str:
     from pathlib import Path
 
     from dataset_builder.scores.aesthetic import AestheticPredictor
-    from foundry.storage.fingerprint import files_fingerprint
+    from foundry.storage.model_files import files_fingerprint
 
     width = AestheticPredictor(path).width
     if width != clip.width:

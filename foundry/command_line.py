@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = ["UserError", "run_command"]
-
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
-
 CHOICE = "choice"
 """The key of a field's metadata under which its ModelChoice is."""
-
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
@@ -107,6 +104,11 @@ def run_command(
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     return _call(main, parser, config_class, values)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 unit`, `2 units`: for nouns whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> int:

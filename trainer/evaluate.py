@@ -92,7 +92,7 @@ def _headline(config: EvaluateConfig) -> str:
 def _loss(config: EvaluateConfig) -> "ValidationLoss | None":
     if config.features is None or config.checkpoint is None:
         return None
-    from trainer.monitoring.evaluation_loss import validation_loss
+    from trainer.monitoring.validation import validation_loss
 
     return validation_loss(config.checkpoint, config.features, num_images=config.validation_images, runtime=config.runtime)
 

@@ -11,8 +11,7 @@ from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.units.cluster import check_paths
 from trainer.config import TrainConfig
-from trainer.stages import STAGES
-from trainer.stages_from_files import choose_stage
+from trainer.stages import STAGES, choose_stage
 
 INTERRUPTED = 130
 

@@ -15,7 +15,7 @@ from foundry.command_line import run_command
 from foundry.errors import UserError
 from trainer.config import Rung, Sharding, TrainConfig
 from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
-from trainer.stages_from_files import choose_stage, stage_named_by
+from trainer.stages import choose_stage, stage_named_by
 
 if TYPE_CHECKING:
     from model.dit_config import DiTConfig

@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from foundry.command_line import run_command
+from foundry.command_line import counted, run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
-from foundry.storage.folder import Folder, is_local_path, usable
+from foundry.storage.folder import Folder, absolute, is_local_path, usable
 from foundry.units.cluster import check_paths
 from foundry.units.rejection import allowed_rejections
-from foundry.wording import counted
 from model.frozen_parts import PUBLISHED
 from trainer.features.config import PrecomputeConfig, identity
 from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
-from trainer.training.absolute_paths import absolute
 
 if TYPE_CHECKING:
     from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.errors import UserError
-from foundry.storage.fingerprint import folder_fingerprint
-from foundry.storage.hub import NotOnHub, hub_file, hub_parameters
+from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file, hub_parameters
 
 MINI = Path(__file__).resolve().parents[1] / "pretrained" / "llava-mini"
 

@@ -11,8 +11,7 @@ from itertools import chain
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.concepts.caption_counts import load_t5_view, load_tagger
-from dataset_builder.concepts.noun_counts import caption_nouns, count_nouns, merge_counts
+from dataset_builder.concepts.noun_counts import caption_nouns, count_nouns, load_t5_view, load_tagger, merge_counts
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from dataset_builder.sql.views import quoted

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
-from foundry.storage.hub import NotOnHub, hub_file
+from foundry.storage.model_files import NotOnHub, hub_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

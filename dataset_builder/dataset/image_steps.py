@@ -1,4 +1,4 @@
-"""Images that stand in several runs: one image with the captions of all of them.
+"""Merges images across runs: the first run that kept an image owns the sample; captions of the others are attached.
 
 Key and bytes tell that it is the same image. It is taken from the first of the runs in which a caption of it is left, its home,
 and the captions of the others, its guests, join it there. Runs of one run_id wrote the same caption: the first one's is taken.

@@ -1,4 +1,5 @@
-"""The rows of a data set: the images that a selection chose, with their captions, read from the runs stretch by stretch."""
+"""Rows of a data set: the chosen images with their captions, read from the runs stretch by stretch, their aspect bucket, and
+their bytes in the `Image` format of Hugging Face datasets where they are embedded."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,18 +11,68 @@ from dataset_builder.sql.views import RunFiles, literal, quoted, stored_urls
 from foundry.storage.schema import SAMPLE_CAPTION
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from dataset_builder.sql.database import Workbench
 
+
 BATCH_ROWS = 100_000
 """Images that are in memory at a time; a stretch holds whole units."""
-
 _IMAGE = (
     *("uri", "member", "byte_offset", "byte_length", "row", "content_hash", "width", "height", "format"),
     *("class_label", "num_masks", "mask_area_px", "metadata"),
 )
 _SCORES = ("clip_mean", "clip_least", "aesthetic", "sharpness")
+_ROWS = 512
+ASPECT_RATIOS = (
+    *("0.25", "0.26", "0.27", "0.28", "0.32", "0.33", "0.35", "0.4", "0.42", "0.48"),
+    *("0.5", "0.52", "0.57", "0.6", "0.68", "0.72", "0.78", "0.82", "0.88", "0.94"),
+    *("1.0", "1.07", "1.13", "1.21", "1.29", "1.38", "1.46", "1.67", "1.75", "2.0"),
+    *("2.09", "2.4", "2.5", "2.89", "3.0", "3.11", "3.62", "3.75", "3.88", "4.0"),
+)
+
+
+def sample_batches(bench: "Workbench", selection: Selection) -> "Iterator[pa.Table]":
+    """Tables of schema.SAMPLES without images, by a workbench in which a selection has taken its steps.
+
+    Sorted by key within a table. The tables follow run by run, then the least keys of their units, so that a run is sorted
+    where the keys of its units do not overlap, as those of a sorted source do not.
+    """
+    runs = [
+        _Run(number=number, name=name, files=files, prompts=_prompts(bench, number, files, selection.renamed))
+        for number, (name, files) in enumerate(selection.runs.items())
+    ]
+    for home in runs:
+        for units in _stretches(bench, home.number):
+            guests = [_Part(runs[number], units) for number, units in _guests(bench, home.number, units)]
+            yield _as_samples(bench.fetch(_stretch_sql(_Part(home, units), guests)))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """`samples` with their images and without references; `dropped` are rows of schema.DROPPED."""
+
+    samples: "pa.Table"
+    dropped: "pa.Table"
+
+
+def embed_images(samples: "pa.Table") -> Iterator[Embedded]:
+    """Reads the images of samples, some rows at a time. An image that cannot be read, or is another one now, is dropped.
+
+    Raises StoreError where a store fails, so that nothing is dropped that may be read another day.
+    """
+    for start in range(0, len(samples), _ROWS):
+        yield _embed(samples.slice(start, _ROWS))
+
+
+def nearest_ratios(heights: "NDArray[np.int32]", widths: "NDArray[np.int32]") -> "NDArray[np.intp]":
+    """The place in ASPECT_RATIOS of the nearest ratio to each image's, (N,); the smaller one where two are as near."""
+    import numpy as np
+
+    ratios = np.array([float(ratio) for ratio in ASPECT_RATIOS])
+    return np.searchsorted((ratios[1:] + ratios[:-1]) / 2, heights / widths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +97,6 @@ class _Part:
         folder = self.run.files.folder
         urls = ", ".join(map(literal, stored_urls(folder, self.run.files.unit_paths(kind, self.units))))
         return f"read_parquet([{urls}], hive_partitioning = false)" if urls else f"run_{self.run.number}.stored.{kind}"
-
-
-def sample_batches(bench: "Workbench", selection: Selection) -> "Iterator[pa.Table]":
-    """Tables of schema.SAMPLES without images, by a workbench in which a selection has taken its steps.
-
-    Sorted by key within a table. The tables follow run by run, then the least keys of their units, so that a run is sorted
-    where the keys of its units do not overlap, as those of a sorted source do not.
-    """
-    runs = [
-        _Run(number=number, name=name, files=files, prompts=_prompts(bench, number, files, selection.renamed))
-        for number, (name, files) in enumerate(selection.runs.items())
-    ]
-    for home in runs:
-        for units in _stretches(bench, home.number):
-            guests = [_Part(runs[number], units) for number, units in _guests(bench, home.number, units)]
-            yield _as_samples(bench.fetch(_stretch_sql(_Part(home, units), guests)))
 
 
 def _stretches(bench: "Workbench", run: int) -> Iterator[list[int]]:
@@ -148,7 +183,7 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     import numpy as np
     import pyarrow as pa
 
-    from dataset_builder.dataset.aspect_buckets import ASPECT_RATIOS, nearest_ratios
+    from dataset_builder.dataset.samples import ASPECT_RATIOS, nearest_ratios
     from foundry.storage.schema import SAMPLES
 
     heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))
@@ -172,3 +207,36 @@ def _regrouped(lists: "pa.ListArray", values: "pa.Array") -> "pa.ListArray":
     import pyarrow.compute as pc
 
     return pa.ListArray.from_arrays(pc.subtract(lists.offsets, lists.offsets[0]), values)
+
+
+def _embed(samples: "pa.Table") -> Embedded:
+    import pyarrow as pa
+
+    from dataset_builder.dataset.caption_steps import EMBED
+    from foundry.images.reader import ImageReader, content_hash, reference_of
+    from foundry.storage.schema import DROPPED, SAMPLES
+    from foundry.units.rejection import ImageError
+
+    rows = samples.select(
+        ["key", "run", "uri", "member", "byte_offset", "byte_length", "row", "content_hash", "format"]
+    ).to_pylist()
+    images, dropped = [], []
+    with ImageReader() as reader:
+        reader.expect([{**row, "sidecars": []} for row in rows])
+        for row in rows:
+            image, reason = None, ""
+            try:
+                data = reader.read(reference_of(row))
+                image = {"bytes": data, "path": f"{row['key']}.{(row['format'] or 'bin').lower()}"}
+                reason = "" if content_hash(data) == row["content_hash"] else "the image has changed since it was captioned"
+            except ImageError as error:
+                reason = error.reason
+            if reason:
+                dropped.append({"key": row["key"], "run": row["run"], "step": EMBED, "reason": reason})
+            images.append(None if reason else image)
+    column = pa.array(images, SAMPLES.field("image").type)
+    table = samples.set_column(SAMPLES.get_field_index("image"), SAMPLES.field("image"), column).filter(column.is_valid())
+    for name in ("uri", "member", "byte_offset", "byte_length", "row"):
+        field = SAMPLES.field(name)
+        table = table.set_column(SAMPLES.get_field_index(name), field, pa.nulls(len(table), field.type))
+    return Embedded(table.cast(SAMPLES), pa.Table.from_pylist(dropped, schema=DROPPED))

@@ -12,8 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataset_builder.concepts.caption_counts import count_captions, load_t5_view, load_tagger
-from dataset_builder.concepts.noun_counts import count_nouns
+from dataset_builder.concepts.noun_counts import count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from dataset_builder.runs.plan import read_unit

@@ -13,8 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
-from foundry.images.indexing import index_sources
-from foundry.images.sources import Source
+from foundry.images.sources import Source, index_sources
 from foundry.storage.folder import Folder, usable
 from foundry.units.commits import Unit, row_groups_bytes
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from foundry.storage.fingerprint import files_fingerprint, folder_fingerprint
+from foundry.storage.model_files import files_fingerprint, folder_fingerprint
 
 if TYPE_CHECKING:
     import torch

@@ -1,19 +1,21 @@
-"""The table that indexing a source yields: schema.INDEX before the run has given its keys."""
+"""Index rows of images, schema.INDEX, before the run has given its keys; and those of loose files in a folder, which are listed
+and never opened."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import posixpath
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, split_suffix, stem_of
+from foundry.storage.locations import join, list_files, parent, walk
 from foundry.storage.schema import INDEX
 
 MAX_ROWS = 65_536
 """Rows of a table at most."""
-
 LISTED = "(path)"
 """The member of a reference into a list: the row names no image, so there is nothing to read."""
-
 SOURCE_INDEX = pa.schema(
     [pa.field("stem", pa.string(), nullable=False), pa.field("relative", pa.string(), nullable=False), *list(INDEX)[1:]]
 )
@@ -28,6 +30,9 @@ class SidecarRow(NamedTuple):
     uri: str | None = None
     byte_offset: int | None = None
     byte_length: int | None = None
+
+
+SidecarsByStem = Mapping[str, tuple[SidecarRow, ...]]
 
 
 class IndexRow(NamedTuple):
@@ -55,6 +60,32 @@ def to_tables(rows: Iterable[IndexRow]) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays(arrays, schema=SOURCE_INDEX)
 
 
+def index_folder(folder: str, *, listed: Container[str]) -> Iterator[IndexRow]:
+    """The image files below a folder, each with the files that share its stem; `listed` holds locations to leave out.
+
+    Files of a folder first, sorted by name, then its subfolders. Memory holds the names of one folder at a time.
+    """
+    for visited in walk(folder):
+        beside = _by_stem(visited.uri, visited.files)
+        for name in visited.files:
+            stem, suffix = split_suffix(name)
+            if suffix in IMAGE_SUFFIXES and (location := join(visited.uri, name)) not in listed:
+                relative = f"{visited.relative}/{name}" if visited.relative else name
+                yield IndexRow(stem, relative, location, sidecars=beside.get(stem, ()))
+
+
+def index_file(location: str) -> Iterator[IndexRow]:
+    """A single image file, with the files beside it."""
+    beside = sidecars_in(parent(location))
+    stem = stem_of(location)
+    yield IndexRow(stem, posixpath.basename(location), location, sidecars=beside.get(stem, ()))
+
+
+def sidecars_in(folder: str) -> SidecarsByStem:
+    """The files in a folder that may describe images, by stem. Raises UserError if it cannot be listed."""
+    return _by_stem(folder, list_files(folder))
+
+
 def _sidecars(column: Sequence[tuple[SidecarRow, ...]]) -> pa.Array:
     """The nested column from its flat parts, several times as fast as from dicts."""
     list_type = SOURCE_INDEX.field("sidecars").type
@@ -66,3 +97,12 @@ def _sidecars(column: Sequence[tuple[SidecarRow, ...]]) -> pa.Array:
     )
     offsets = list(itertools.accumulate(map(len, column), initial=0))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), struct, type=list_type)
+
+
+def _by_stem(folder: str, names: Iterable[str]) -> SidecarsByStem:
+    found: dict[str, dict[str, SidecarRow]] = {}
+    for name in names:
+        stem, suffix = split_suffix(name)
+        if suffix in SIDECAR_SUFFIXES:
+            found.setdefault(stem, {})[suffix] = SidecarRow(suffix, join(folder, name))
+    return {stem: tuple(rows[suffix] for suffix in SIDECAR_SUFFIXES if suffix in rows) for stem, rows in found.items()}

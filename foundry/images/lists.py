@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from foundry.errors import UserError
-from foundry.images.image_folder import sidecars_in
-from foundry.images.index import LISTED, IndexRow
+from foundry.images.index import LISTED, IndexRow, sidecars_in
 from foundry.images.metadata import Carried, Scalar, duckdb_types, map_columns, metadata_json
 from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema
 from foundry.storage.file_kinds import PARQUET_SUFFIX, stem_of, suffix_of

@@ -1,4 +1,5 @@
-"""What a source says of its images beside their bytes: which columns are alt text, class label or metadata, and their types.
+"""Image metadata: maps a source's columns and JSON fields, and the sidecar files of an image, to alt text, class label and
+typed columns. Sidecars are captions (.txt, .caption), class labels (.cls), JSON metadata and SA-1B masks.
 
 One mapping for all: columns of a list or a Parquet file, and fields of a JSON beside an image.
 """
@@ -11,9 +12,10 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from functools import lru_cache
 
+from foundry.units.rejection import ImageError
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 Scalar = str | int | float | bool
-
 ALT_TEXT_NAMES = ("alt_text", "alt", "caption", "text")
 CLASS_LABEL_NAMES = ("class_label", "label", "class", "cls")
 """In order of preference; case does not matter (LAION writes TEXT). The ones that are not taken go to metadata."""
@@ -67,6 +69,35 @@ def duckdb_types(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, str]:
     return types
 
 
+@dataclass(frozen=True, kw_only=True)
+class SidecarData:
+    """All that is known of an image beside its bytes. The last two are None unless SA-1B's masks were given.
+
+    num_masks counts them; mask_area_px is the sum of their areas in pixels of the original, overlaps counted twice.
+    """
+
+    carried: Carried = field(default_factory=Carried)
+    num_masks: int | None = None
+    mask_area_px: int | None = None
+
+
+def parse_sidecars(files: Iterable[tuple[str, bytes, str]]) -> SidecarData:
+    """Reads (suffix, bytes, where) in order; where two files know the same thing, the earlier one counts.
+
+    Of a JSON, the top-level scalar fields are kept and those of SA-1B's `image`; nested ones are not, annotations least of all.
+    Raises ImageError("bad_sidecar") for text that is not UTF-8 and for JSON that is broken or no object.
+    """
+    data = SidecarData()
+    for suffix, content, where in files:
+        found = _parse(suffix, content, where)
+        data = SidecarData(
+            carried=merge(data.carried, found.carried),
+            num_masks=found.num_masks if data.num_masks is None else data.num_masks,
+            mask_area_px=found.mask_area_px if data.mask_area_px is None else data.mask_area_px,
+        )
+    return data
+
+
 def _common_type(first: str | None, second: str) -> str:
     if first is None or first == second:
         return second
@@ -110,3 +141,41 @@ def _rank(name: str, names: tuple[str, ...]) -> int | None:
 def _label(value: Scalar) -> str:
     """3.0 is how a table with gaps writes the class 3."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _parse(suffix: str, content: bytes, where: str) -> SidecarData:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ImageError("bad_sidecar", f"{where} is not UTF-8: {error}") from error
+    if suffix == ".json":
+        return _parse_json(text, where)
+    if suffix == ".cls":
+        return SidecarData(carried=Carried(class_label=text.strip() or None))
+    return SidecarData(carried=Carried(alt_text=text.strip() or None))
+
+
+def _parse_json(text: str, where: str) -> SidecarData:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ImageError("bad_sidecar", f"{where} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ImageError("bad_sidecar", f"{where} holds a {type(fields).__name__}, expected a JSON object")
+    image = fields.get("image")
+    try:
+        carried = map_columns({**(image if isinstance(image, dict) else {}), **fields})
+    except ValueError as error:
+        raise ImageError("bad_sidecar", f"{where} holds text that is not valid Unicode") from error
+    num_masks, mask_area_px = _masks(fields.get("annotations"))
+    return SidecarData(carried=carried, num_masks=num_masks, mask_area_px=mask_area_px)
+
+
+def _masks(annotations: object) -> tuple[int | None, int | None]:
+    """Number and total area; None for what the annotations do not tell."""
+    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+        return None, None
+    areas = [annotation.get("area") for annotation in annotations]
+    if not all(isinstance(area, int | float) and not isinstance(area, bool) for area in areas):
+        return len(areas), None
+    return len(areas), round(sum(areas))

@@ -1,4 +1,5 @@
-"""The one way from a reference to bytes: files, ranges of tars, rows of Parquet; local or by fsspec.
+"""Image reader: from a reference to bytes, of files, ranges of tars and rows of Parquet, local or by fsspec; neighbouring
+ranges of a remote file are fetched together.
 
 Also what stands beside an image (`ImageReader.read_sidecars`) and the hash by which its content is known.
 """
@@ -8,23 +9,32 @@ import json
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
-from foundry.images.byte_ranges import RangeFile
 from foundry.images.index import LISTED
-from foundry.images.metadata import Carried, map_columns, merge, metadata_json
-from foundry.images.parquet_rows import ParquetRows
+from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
+from foundry.images.parquet import ParquetRows
 from foundry.images.retries import StoreError, retried
-from foundry.images.sidecars import parse_sidecars
 from foundry.storage.locations import is_url, locate, open_binary, parent
 from foundry.storage.schema import ImageReference
 from foundry.units.rejection import ImageError
 
 MAX_SIDECAR_BYTES = 64 << 20
 _MAX_OPEN = 16
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+OpenedT = TypeVar("OpenedT", bound=_Closable)
+_MAX_GAP_BYTES = 64 << 10
+_MAX_SPAN_BYTES = 16 << 20
+_MAX_BUFFERS = 2
+"""Two, since a tar may hold all images first and their JSONs after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,50 @@ def reference_of(row: Mapping[str, Any]) -> ImageReference:
         byte_length=row.get("byte_length"),
         row=row.get("row"),
     )
+
+
+class RangeFile:
+    """An open file, read by ranges. Of a remote one, expected ranges with small gaps between them are fetched as one span."""
+
+    def __init__(self, uri: str) -> None:
+        """Opens the file; raises what the store raises."""
+        self._file = open_binary(uri)
+        self._is_remote = is_url(uri)
+        self._spans: list[tuple[int, int]] = []
+        self._buffers: list[tuple[int, bytes]] = []
+
+    def close(self) -> None:
+        """Closes the file and drops what was fetched."""
+        self._buffers.clear()
+        self._file.close()
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Plans spans over (offset, length) pairs that will be read; at most 16 MiB each."""
+        self._spans = coalesce(ranges) if self._is_remote else []
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly the range. Raises EOFError if it ends behind the end of the file."""
+        data = self._buffered(offset, length) if self._is_remote else self._fetch(offset, length)
+        if len(data) != length:
+            raise EOFError(f"bytes {offset:,} to {offset + length:,} end behind the end of the file")
+        return data
+
+    def _buffered(self, offset: int, length: int) -> bytes:
+        for start, data in self._buffers:
+            if start <= offset and offset + length <= start + len(data):
+                return data[offset - start : offset - start + length]
+        span = next(((start, end) for start, end in self._spans if start <= offset and offset + length <= end), None)
+        if span is None:
+            return self._fetch(offset, length)
+        # A span is fetched once: whoever returns to it after its buffer is gone gets the bare range.
+        self._spans.remove(span)
+        data = self._fetch(span[0], span[1] - span[0])
+        self._buffers = [*self._buffers[1 - _MAX_BUFFERS :], (span[0], data)]
+        return data[offset - span[0] : offset - span[0] + length]
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(length)
 
 
 class ImageReader:
@@ -187,11 +241,16 @@ class ImageReader:
                 opened.close()
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-OpenedT = TypeVar("OpenedT", bound=_Closable)
+def coalesce(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted spans (start, end) that cover all (offset, length) pairs. Gaps up to 64 KiB are bridged, spans end at 16 MiB."""
+    spans: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        start, end = spans[-1] if spans else (0, -_MAX_GAP_BYTES - 1)
+        if offset - end <= _MAX_GAP_BYTES and max(end, offset + length) - start <= _MAX_SPAN_BYTES:
+            spans[-1] = (start, max(end, offset + length))
+        else:
+            spans.append((offset, offset + length))
+    return spans
 
 
 def _open_planned(open_container: Callable[[str], OpenedT], uri: str) -> OpenedT:

@@ -1,6 +1,4 @@
-"""A store that fails, told apart from an image that is bad: the first is tried again, and then ends the run, so that nothing is
-rejected that another day would read.
-"""
+"""Retries for storage errors: transient ones are retried, then end the run; only permanent ones reject the image."""
 
 import time
 from collections.abc import Callable

@@ -1,11 +1,14 @@
-"""From paths and URLs to rows of an index: finds image files, tars, Parquet files and lists, and reads only their headers.
+"""Image sources: finds image files, tars, Parquet files and lists at paths and URLs, several at once, and indexes them by their
+headers alone.
 
 for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
     for table in index_source(source):  # SOURCE_INDEX, at most 65,536 rows
         ...
 """
 
+import itertools
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,12 +18,10 @@ from typing import Literal
 import pyarrow as pa
 
 from foundry.errors import UserError
-from foundry.images.image_folder import index_file, index_folder
-from foundry.images.index import IndexRow, to_tables
+from foundry.images.index import IndexRow, index_file, index_folder, to_tables
 from foundry.images.lists import ListedImages, find_path_column, index_list, list_types
-from foundry.images.metadata import Scalar, duckdb_types
+from foundry.images.metadata import Scalar, duckdb_types, parse_sidecars
 from foundry.images.parquet import PATH_NAMES, index_parquet, layout_of, read_footer, read_schema
-from foundry.images.sidecars import parse_sidecars
 from foundry.images.tar import index_tar
 from foundry.storage.file_kinds import (
     EXPECTED,
@@ -48,11 +49,11 @@ from foundry.storage.schema import versioned
 from foundry.units.rejection import ImageError
 
 logger = logging.getLogger(__name__)
-
 _SAMPLED_JSON = 8
 _SAMPLED_FILES = 1000
 _SEARCHING_THREADS = 16  # each waits for a store
 _NAMED = 8
+THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,31 @@ def carried_columns(source: Source, first: pa.Table) -> dict[str, str]:
     if source.kind == "parquet":
         return layout_of(read_schema(source.uri)).metadata_types
     return duckdb_types(_sampled_metadata(first))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedSource:
+    """`tables` as index_source yields them, `carried` as carried_columns says; num_passed_over counts files in a tar."""
+
+    tables: Iterator[pa.Table]
+    carried: dict[str, str]
+    num_passed_over: int
+
+
+def index_sources(sources: Sequence[Source]) -> Iterator[IndexedSource]:
+    """The sources in their order; the next ones are read meanwhile, each as far as its first table (a tar's headers are then
+    read to the end). Raises UserError as index_source does, for the first source in that order.
+    """
+    upcoming = iter(sources)
+    with ThreadPoolExecutor(THREADS) as threads:
+        begun = deque(threads.submit(_index, source) for source in itertools.islice(upcoming, 2 * THREADS))
+        try:
+            while begun:
+                indexed = begun.popleft().result()
+                begun.extend(threads.submit(_index, source) for source in itertools.islice(upcoming, 1))
+                yield indexed
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
@@ -290,3 +316,13 @@ def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
             yield parse_sidecars([(".json", content, uri)]).carried.metadata
         except ImageError:
             continue  # It will be rejected with its image, by name, when it is read.
+
+
+def _index(source: Source) -> IndexedSource:
+    passed_over = PassedOver()
+    tables = index_source(source, passed_over=passed_over)
+    first = next(tables, None)
+    if first is None:
+        return IndexedSource(tables=tables, carried={}, num_passed_over=0)
+    carried = carried_columns(source, first)
+    return IndexedSource(tables=itertools.chain([first], tables), carried=carried, num_passed_over=passed_over.files)

@@ -163,3 +163,13 @@ def _write_temporary(path: str, data: bytes) -> str:
         Path(temporary).unlink(missing_ok=True)
         raise
     return temporary
+
+
+def absolute(path: str) -> str:
+    """A local path as seen from any working folder; URLs stay as they are."""
+    return str(Path(path.removeprefix("file://")).absolute()) if is_local_path(path) else path
+
+
+def absolute_if_there(name: str | None) -> str | None:
+    """The same of a name that is a local path here; hub ids and other names stay as they are."""
+    return absolute(name) if name and Path(name).exists() else name

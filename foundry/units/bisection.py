@@ -1,4 +1,4 @@
-"""Finds the images that a unit fails on, by halves: what the runner of units knows of a unit that is not committed.
+"""Bisects a failing unit to find the images that crash it; holds the retry state of an uncommitted unit.
 
 A unit that keeps failing in `prepare` or `process` is split. Each part is probed: run without a commit. A part that fails is
 split again, down to the images that fail alone. Those are excluded with a reason, and the whole unit is run again without

@@ -1,4 +1,4 @@
-"""Which Ray to run on, and how much of it. Does not import Ray."""
+"""Cluster settings and sizes: which Ray to use, how many replicas its nodes hold, with how many threads. Does not import Ray."""
 
 import itertools
 import os
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import cpu_environment
 from foundry.storage.folder import is_local_path
-from foundry.wording import counted
 
 _GPU_TYPE = "accelerator_type:"
 CONNECT_S = 5.0

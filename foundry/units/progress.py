@@ -1,4 +1,4 @@
-"""The line that moves while units are worked on, and the budget of rejections that stops it."""
+"""Progress bar for units, and the rejection budget that stops a run."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Works units off on Ray with a line that moves and a budget of rejections: what captioning, scoring and features share."""
+"""Runs units on Ray with a progress bar and a rejection budget; shared by captioning, scoring and features."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

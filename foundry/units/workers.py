@@ -1,4 +1,4 @@
-"""What runs on Ray's workers for a unit, and what a kind of work has to bring along. Ray itself is not imported.
+"""The UnitJob protocol (prepare, process, finish) and the code that runs it in a worker. Does not import Ray.
 
 Each call has a time limit that the worker enforces on itself, by a thread that needs neither Ray nor Python's lock. So the
 limit counts from the start of the call, not from when it began to queue, and holds for code that hangs outside of Python.

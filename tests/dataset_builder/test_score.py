@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dataset_builder.build import BuildConfig, build_dataset
 from dataset_builder.convert import ConvertConfig, import_run
-from dataset_builder.dataset.dedup_config import DedupConfig
+from dataset_builder.dataset.recipe import DedupConfig
 from dataset_builder.score import ScoreConfig, main
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences

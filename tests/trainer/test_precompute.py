@@ -26,12 +26,11 @@ from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
 from tests.trainer.tiny_training import tiny_config
 from trainer.config import Rung
-from trainer.features.buckets import nearest_buckets
+from trainer.features.buckets import decoding_side_px, fit, nearest_buckets, to_signed
 from trainer.features.config import PrecomputeConfig
 from trainer.features.job import Encoders
 from trainer.features.plan import read_feature_plan
 from trainer.features.store import FeatureStore, SampleRequest
-from trainer.features.transforms import decoding_side_px, fit, to_signed
 from trainer.fit import main as train
 from trainer.monitoring.run_folder import read_metrics
 from trainer.precompute import main, prepare

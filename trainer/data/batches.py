@@ -1,4 +1,5 @@
-"""From stored features to what a training step reads: latents drawn and scaled, noise, timesteps, conditions, on the device.
+"""Micro-batches: from stored features to what a training step reads. Random numbers are counter-based: noise, timestep and
+dropout of sample i depend on (seed, i) alone.
 
 Shapes: B samples, C latent channels, h x w the sides of the latents.
 """
@@ -6,6 +7,7 @@ Shapes: B samples, C latent channels, h x w the sides of the latents.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +15,22 @@ from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
 from model.text_encoder import TextEncoder
 from model.vae import LatentDistribution, LatentScale
-from trainer.data.draws import Draws, draw
 from trainer.features.store import FeatureBatch
 from trainer.training.train_step import TrainPart
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Of B samples, on the CPU, float32."""
+
+    noise: Tensor
+    """(B, C, h, w) what the network is to find."""
+    latent_noise: Tensor
+    """(B, C, h, w) that picks latents from the VAE's distribution."""
+    quantiles: Tensor
+    """(B,) in 0..1: of the objective's distribution of timesteps."""
+    dropout: Tensor
+    """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,3 +117,15 @@ class Preparation:
 
     def _move(self, values: Tensor) -> Tensor:
         return values.to(self.device, non_blocking=True)
+
+
+def draw(shape: tuple[int, int, int], *, seed: int, places: Sequence[int]) -> Draws:
+    """Draws for latents of shape (C, h, w). `places` counts images since the start of the stage."""
+    normals = np.empty((len(places), 2, *shape), dtype=np.float32)
+    uniforms = np.empty((len(places), 2), dtype=np.float32)
+    for row, place in enumerate(places):
+        source = np.random.Generator(np.random.Philox(key=np.array([seed, place], dtype=np.uint64)))
+        source.random(out=uniforms[row], dtype=np.float32)
+        source.standard_normal(out=normals[row], dtype=np.float32)
+    both, pair = torch.from_numpy(normals), torch.from_numpy(uniforms)
+    return Draws(noise=both[:, 0], latent_noise=both[:, 1], quantiles=pair[:, 0], dropout=pair[:, 1])

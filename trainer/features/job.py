@@ -26,11 +26,10 @@ from model.formats.checkpoint import PartConfig
 from model.frozen_parts import FrozenPart
 from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
-from trainer.features.buckets import Size
+from trainer.features.buckets import Pixels, Size, decoding_side_px, fit, to_signed
 from trainer.features.info import FeaturesInfo
 from trainer.features.plan import PlannedUnit
 from trainer.features.tables import SampleFacts, captions_table, latents_table
-from trainer.features.transforms import Pixels, decoding_side_px, fit, to_signed
 
 if TYPE_CHECKING:
     import pyarrow as pa

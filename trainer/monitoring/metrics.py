@@ -1,4 +1,4 @@
-"""What a training says of itself: a line and a row of metrics for each interval, spikes with their keys, losses that are lost.
+"""Training metrics: a log line and a row per interval, loss spikes with their sample keys, an error on a non-finite loss.
 
 Losses stay on the device and are fetched one interval late, so that no step waits for its own numbers. A checkpoint fetches all
 that is left first: what is saved has been seen to be finite.

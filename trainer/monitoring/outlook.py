@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from foundry.wording import counted
+from foundry.command_line import counted
 from trainer.config import Rung, TrainConfig
 
 if TYPE_CHECKING:

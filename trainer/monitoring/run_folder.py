@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -23,7 +24,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from types import FrameType, TracebackType
+from typing import Any, Self, get_args
 
 import torch
 import yaml
@@ -42,6 +44,7 @@ STOP = "STOP"
 _LOCK = ".lock"
 _FOLLOW_S = 0.5
 _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RunFolder:
@@ -167,6 +170,43 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class StopSignals:
+    """Takes the signals while it is open. A second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Ray's workers train in another, and get no signals
+            self._before = {kind: signal.signal(kind, self._receive) for kind in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for received, handler in self._before.items():
+            signal.signal(received, handler)
+
+    def _receive(self, received: int, _frame: FrameType | None) -> None:
+        if self.received and received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+class StopSignal(StopSignals):
+    """What a worker asks after each step."""
+
+    def __init__(self, run: RunFolder, workers: Workers) -> None:
+        super().__init__()
+        self._run = run
+        self._workers = workers
+
+    def stops(self, *, look: bool) -> bool:
+        """Whether to stop after this step. One process knows at once; several ask each other, and the folder, where `look`."""
+        if look:
+            return self._workers.any(self.received or (self._workers.is_first and self._run.asked_to_stop()))
+        return self.received and self._workers.num == 1
 
 
 def _locked(file: int) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
-from foundry.wording import counted
 from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
 from model.flops import training_flops
@@ -27,14 +27,12 @@ from trainer.features.store import FeatureBatch, FeatureStore
 from trainer.monitoring.gpus import gpu_of_device
 from trainer.monitoring.metrics import StepRecord, Watch
 from trainer.monitoring.outlook import StepTimer, count_passes, duration_warning, passes_text, stage_passes_warning
-from trainer.monitoring.run_folder import RunFolder, recorded_precision
+from trainer.monitoring.run_folder import RunFolder, StopSignal, recorded_precision
 from trainer.monitoring.sample_grids import SampleGrids, choose_subjects, open_text_encoder, open_vae
-from trainer.monitoring.stop_signal import StopSignal
 from trainer.monitoring.validation import SPLIT, ValidationSet, measure
 from trainer.training.checkpoints import Checkpoints, Position
-from trainer.training.ema import ema_decay
 from trainer.training.networks import attention_kernel, network_around, sizes_text, with_positions
-from trainer.training.optimizer import learning_rate
+from trainer.training.optimizer import ema_decay, learning_rate
 from trainer.training.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
 from trainer.training.train_step import StepSettings, TrainState, train_step
 

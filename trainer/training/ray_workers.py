@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO_VARIABLE, cpu_environment
-from foundry.storage.folder import Folder, is_local_path, usable
+from foundry.storage.folder import Folder, absolute, absolute_if_there, is_local_path, usable
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
 from trainer.config import TrainConfig
-from trainer.monitoring.run_folder import STOP, printed_log
-from trainer.monitoring.stop_signal import StopSignals
-from trainer.training.absolute_paths import with_absolute_paths
+from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
 from trainer.training.start import find_start, run_path
 
 LOGS = "/tmp/ray/session_latest/logs/train"
@@ -55,6 +54,18 @@ def train_on_ray(config: TrainConfig) -> bool:
             "checkpoint"
         ) from error
     return bool(result.return_value)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same settings, seen from anywhere: what names a folder here, also of a start or an encoder, is made absolute."""
+    return replace(
+        config,
+        features=absolute(config.features),
+        run_dir=absolute(config.run_dir),
+        init_from=absolute_if_there(config.init_from),
+        text_encoder=absolute_if_there(config.text_encoder),
+        vae=absolute_if_there(config.vae),
+    )
 
 
 def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.diffusion import Objective
 from model.dit import Captions, DiT
-from trainer.training.ema import Ema, whole
+from trainer.training.optimizer import Ema, whole
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builder.dataset import cosine_pairs as cosine
-from dataset_builder.dataset.dedup_config import DedupConfig
-from dataset_builder.dataset.duplicate_groups import DuplicateGroups
-from dataset_builder.dataset.duplicates import CANDIDATES, Duplicates, find_duplicates
-from dataset_builder.dataset.hamming_pairs import hamming_pairs
+from dataset_builder.dataset import near_pairs as cosine
+from dataset_builder.dataset.duplicates import CANDIDATES, DuplicateGroups, Duplicates, find_duplicates
+from dataset_builder.dataset.near_pairs import hamming_pairs
+from dataset_builder.dataset.recipe import DedupConfig
 
 RNG = np.random.default_rng(7)
 HASHES = RNG.integers(2**62, 2**63, 5).tolist()

@@ -8,7 +8,7 @@ import pytest
 
 from dataset_builder.build import BuildConfig, build_dataset
 from dataset_builder.concepts.corpus import counted_captions
-from dataset_builder.dataset.aspect_buckets import ASPECT_RATIOS, nearest_ratios
+from dataset_builder.dataset.samples import ASPECT_RATIOS, nearest_ratios
 from dataset_builder.density import density_row
 from dataset_builder.sql.database import Database, open_stored
 from foundry.errors import UserError

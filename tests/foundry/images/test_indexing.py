@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from foundry.errors import UserError
-from foundry.images import indexing
-from foundry.images.indexing import index_sources
-from foundry.images.sources import Source, find_sources, index_source
+from foundry.images import sources as indexing
+from foundry.images.sources import Source, find_sources, index_source, index_sources
 from foundry.storage.file_kinds import PassedOver
 from tests.foundry.images.containers import jpeg, tar_bytes, write
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from foundry.storage import fingerprint
-from foundry.storage.fingerprint import files_fingerprint, folder_fingerprint
+from foundry.storage import model_files as fingerprint
+from foundry.storage.model_files import files_fingerprint, folder_fingerprint
 
 SIZE = 1 << 20
 

@@ -11,8 +11,7 @@ from model.dit_config import PRESETS, DiTConfig
 from model.generation.memory import OVERHEAD_BYTES, storage_counter
 from trainer.config import OptimConfig
 from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
-from trainer.training.ema import Ema
-from trainer.training.optimizer import make_optimizer
+from trainer.training.optimizer import Ema, make_optimizer
 from trainer.training.train_step import StepSettings, TrainPart, TrainState, train_step
 
 BATCH, GRID = 6, (16, 12)

@@ -5,7 +5,8 @@ Deviation: a zero-shot detector of transformers in place of Mask2Former, so the 
 gives boxes without masks: CLIP sees what else is in a box. Boxes of one object are merged, which Mask2Former does not need.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -15,10 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluation.benchmark import OVERALL, Benchmark, JudgeSource, Prompt, Published, Score, Verdict
-from trainer.evaluation.benchmarks.geneval_checks import MAX_OBJECTS, mistakes
-from trainer.evaluation.benchmarks.geneval_config import GenEvalConfig
-from trainer.evaluation.benchmarks.geneval_prompts import COLORS, TASKS, asked_of, our_prompts, read_prompts
-from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.benchmarks.geneval_prompts import COLORS, TASKS, Asked, Wanted, asked_of, our_prompts, read_prompts
+from trainer.evaluation.config import EvaluateConfig, GenEvalConfig
 from trainer.evaluation.judges.detector import Box, Detection, without_repeats
 from trainer.evaluation.judges.models import JudgeModel, Placement, find_model, wanted_judges
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from trainer.evaluation.judges.clip import Clip
     from trainer.evaluation.judges.detector import Detect
 
-Pixels = npt.NDArray[np.uint8]
 
+Pixels = npt.NDArray[np.uint8]
 VERSION = 1
 """Of the rules here and in geneval_checks.py; changes when verdicts may."""
 CORRECT = "correct"
@@ -45,6 +44,12 @@ _PIXART = {
 }
 _SOURCE = "PixArt-α by GenEval (arXiv 2310.11513), as later papers list it"
 _COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+MARGIN = 0.1
+"""Of the two objects' sizes together: they have to be so far apart in a direction for it to count."""
+MAX_OBJECTS = 16
+"""Of a class, the surest."""
+NameColors = Callable[[str, Sequence[Box]], list[str]]
+"""The colour of each box of a class in the image at hand."""
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
@@ -125,6 +130,33 @@ def mean_over_tasks(scores: Sequence[Score]) -> list[Score]:
     ]
 
 
+def mistakes(found: Mapping[str, Sequence[Detection]], asked: Asked, name_colors: NameColors) -> list[str]:
+    """What is wrong, for the reader; nothing: all is right. `found`: by class, the surest first."""
+    wrong = []
+    matched: list[Sequence[Detection] | None] = []
+    for wanted in asked.include:
+        own = found.get(wanted.name, ())[: wanted.count]
+        mistake = _mistake(own, wanted, matched, name_colors)
+        matched.append(None if mistake else own)
+        wrong += [mistake] if mistake else []
+    for name, count in asked.exclude:
+        if (number := len(found.get(name, ()))) >= count:
+            wrong.append(f"fewer than {count} of {name} wanted, {number} found")
+    return wrong
+
+
+def positions(first: Box, second: Box) -> set[str]:
+    """Where the first box is, seen from the second: up to two of POSITIONS."""
+    offset = [here - there for here, there in zip(first.centre, second.centre, strict=True)]
+    sizes = [here + there for here, there in zip(first.size, second.size, strict=True)]
+    clear = [math.copysign(max(abs(way) - MARGIN * size, 0.0), way) for way, size in zip(offset, sizes, strict=True)]
+    if max(map(abs, clear)) < 1e-3:
+        return set()
+    right, down = (way / math.hypot(*offset) for way in clear)
+    holds = {"left of": right < -0.5, "right of": right > 0.5, "above": down < -0.5, "below": down > 0.5}
+    return {name for name, is_so in holds.items() if is_so}
+
+
 def _by_judge(scores: Sequence[Score]) -> Mapping[str, list[Score]]:
     return {judge: [one for one in scores if one.judge == judge] for judge in {one.judge: None for one in scores}}
 
@@ -170,3 +202,25 @@ def _published(category: str, prompts: Sequence[Prompt], settings: GenEvalConfig
         source=_SOURCE,
         differences=tuple(text for text, holds in differences.items() if holds),
     )
+
+
+def _mistake(
+    own: Sequence[Detection], wanted: Wanted, matched: Sequence[Sequence[Detection] | None], name_colors: NameColors
+) -> str:
+    """What is wrong with the objects of one class, or ""."""
+    if len(own) < wanted.count:
+        return f"{wanted.count} of {wanted.name} wanted, {len(own)} found"
+    if wanted.color is not None:
+        colors = name_colors(wanted.name, [one.box for one in own])
+        if colors.count(wanted.color) < wanted.count:
+            return f"{wanted.name} is {' and '.join(colors)}, not {wanted.color}"
+    if wanted.position is None or wanted.target is None:
+        return ""
+    targets = matched[wanted.target]
+    if targets is None:
+        return f"nothing for {wanted.name} to be {wanted.position}"
+    for target in targets:
+        for one in own:
+            if wanted.position not in positions(one.box, target.box):
+                return f"{wanted.name} is not {wanted.position} {target.name}"
+    return ""

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from foundry.errors import UserError
 from model.generation.prompt_files import read_prompts
 from trainer.evaluation.benchmark import ALL, Benchmark, Prompt, Published
-from trainer.evaluation.benchmarks.prompts_config import PromptsConfig
-from trainer.evaluation.config import EvaluateConfig
-from trainer.evaluation.judges.clip_score import CLIP_SCORE, clip_score_judge
+from trainer.evaluation.config import EvaluateConfig, PromptsConfig
+from trainer.evaluation.judges.clip import CLIP_SCORE, clip_score_judge
 from trainer.evaluation.judges.fid import FID, fid_metrics
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dataset_builder.concepts.tagger import ParsedText, parse
 from trainer.evaluation.benchmark import Benchmark, JudgeSource, Prompt, Published
-from trainer.evaluation.benchmarks.t2i_compbench_config import T2ICompBenchConfig
 from trainer.evaluation.benchmarks.t2i_compbench_judges import (
     JUDGE_OF,
     METRICS,
@@ -18,6 +17,7 @@ from trainer.evaluation.benchmarks.t2i_compbench_judges import (
     AttributeJudge,
     SimilarityJudge,
     SpatialJudge,
+    relation_of,
     three_in_one,
 )
 from trainer.evaluation.benchmarks.t2i_compbench_prompts import (
@@ -33,8 +33,7 @@ from trainer.evaluation.benchmarks.t2i_compbench_prompts import (
     our_prompts,
     read_prompts,
 )
-from trainer.evaluation.benchmarks.t2i_compbench_spatial import relation_of
-from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig, T2ICompBenchConfig
 from trainer.evaluation.judges.models import Placement, find_model, wanted_judges
 
 VERSION = 1

@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping
 
 from trainer.evaluation.benchmark import OVERALL, Benchmark, Published
-from trainer.evaluation.benchmarks.wise_edition import Edition, open_edition
-from trainer.evaluation.benchmarks.wise_instructions import GRADES
-from trainer.evaluation.benchmarks.wise_prompts import WiseFiles
+from trainer.evaluation.benchmarks.wise_edition import Edition, WiseFiles, open_edition
+from trainer.evaluation.benchmarks.wise_judge import GRADES
 from trainer.evaluation.config import EvaluateConfig
 
 WISCORE = "wiscore"

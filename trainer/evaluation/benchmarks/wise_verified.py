@@ -9,9 +9,8 @@ Source: the repository of WISE, its README of April 2026.
 import re
 
 from trainer.evaluation.benchmark import Benchmark
-from trainer.evaluation.benchmarks.wise_edition import Edition, open_edition
-from trainer.evaluation.benchmarks.wise_instructions import RIGHT_OR_WRONG
-from trainer.evaluation.benchmarks.wise_prompts import WiseFiles
+from trainer.evaluation.benchmarks.wise_edition import Edition, WiseFiles, open_edition
+from trainer.evaluation.benchmarks.wise_judge import RIGHT_OR_WRONG
 from trainer.evaluation.config import EvaluateConfig
 
 RIGHT = "wiscore_verified"

@@ -1,19 +1,23 @@
-"""CLIP as a judge: cosines of images and texts, through the one file that imports open_clip."""
+"""CLIP as a judge: cosines of images and texts, and the CLIP score of an image and its prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from dataset_builder.scores.clip import ClipEncoder, ClipSource, image_pixels, sentence_tokens
+from dataset_builder.scores.clip import ClipEncoder, ClipSource, image_pixels, resolve_clip, sentence_tokens
+from trainer.evaluation.benchmark import JudgeSource, Prompt, Verdict
+from trainer.evaluation.judges.models import Placement
 
 if TYPE_CHECKING:
     import torch
 
-    from trainer.evaluation.judges.models import Placement
+    from trainer.evaluation.config import EvaluateConfig
+
 
 _BATCH = 64
+CLIP_SCORE = "clip_score"
 
 
 class Clip:
@@ -35,3 +39,26 @@ class Clip:
         """Of each image and its text."""
         found: list[float] = (self.embed_images(images) * self.embed_texts(texts)).sum(dim=-1).tolist()
         return found
+
+
+class ClipScore:
+    """Scores images by a loaded CLIP."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip = clip
+
+    def __call__(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Prompt]) -> Iterator[Verdict]:
+        """Cosines, in order."""
+        texts = [prompt.text for prompt in prompts]
+        empty, *tokens = sentence_tokens(["", *texts], self.clip.source)
+        for cosine, read in zip(self.clip.cosines(images, texts), tokens, strict=True):
+            cut = "" if read[-1] == empty[-1] else f", the prompt cut off at {len(read)} tokens"
+            yield Verdict(values={CLIP_SCORE: cosine}, seen=f"cosine {cosine:.3f}{cut}")
+
+
+def clip_score_judge(name: str, config: "EvaluateConfig") -> JudgeSource:
+    """The judge of a CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG. Raises UserError where it cannot be had."""
+    source = resolve_clip(name)
+    return JudgeSource(
+        version=f"{source.fingerprint} {config.judge_dtype}", load=lambda: ClipScore(Clip(source, Placement.of(config)))
+    )

@@ -1,11 +1,14 @@
-"""Questions to a judge behind an OpenAI-compatible endpoint: POST URL/chat/completions, tried again while it is out or busy.
+"""Judge behind an OpenAI-compatible endpoint: POST URL/chat/completions, retried while it is busy. Its answers are kept as they
+come, one JSON line each in DIR/answers/<judge>.jsonl, so that none is paid for twice.
 
 The key comes from an environment variable. It is sent in the header alone, to the given address alone (no redirect is
 followed), and is cut out of every text of the endpoint that is kept or shown.
 """
 
 import base64
+import dataclasses
 import email.utils
+import hashlib
 import http.client
 import io
 import json
@@ -17,6 +20,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from foundry.errors import UserError
-from trainer.evaluation.benchmarks.judge_endpoint_config import JudgeEndpointConfig
+from trainer.evaluation.config import JudgeEndpointConfig
 
 _MAX_ANSWER_BYTES = 10 << 20
 _LONGEST_PAUSE_S = 60.0
@@ -34,6 +38,7 @@ _MAY_PASS = {408, 409, 425, 429, *range(500, 600)}
 _FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
 _REFUSES_THE_IMAGE = ("content_policy_violation", "content_filter", "moderation_blocked")
 _HIDDEN = "[key]"
+ANSWERS = "answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,6 @@ class Answer:
     output_tokens: int | None
     answered_by: str | None = None
     """The model that the endpoint says it is; None where it does not."""
-
-
-class _Outage(Exception):
-    """A failure that may pass."""
-
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class JudgeEndpoint:
@@ -164,6 +161,48 @@ def image_url(pixels: npt.NDArray[np.uint8]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+class KeptAnswers:
+    """The answers that are there. Several threads may use it at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._lock = threading.Lock()
+        self._verdicts: dict[str, str] = {row["key"]: row["answer"] for row in _verdict_rows(path)}
+
+    def verdict(self, key: str) -> str | None:
+        """The text of the answer to a question, if one is kept that is a verdict."""
+        with self._lock:
+            return self._verdicts.get(key)
+
+    def keep(self, key: str, prompt: Mapping[str, Any], model: str, answer: Answer, *, is_verdict: bool) -> None:
+        """Writes a line."""
+        fields = dataclasses.asdict(answer)
+        row = {"key": key, **prompt, "model": model, "answer": fields.pop("text"), "is_verdict": is_verdict, **fields}
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if is_verdict:
+                self._verdicts[key] = answer.text
+
+
+def models_that_answered(path: Path) -> list[str]:
+    """Those that endpoints named in the verdicts of a file, in order; none where there is no file."""
+    return list(dict.fromkeys(row["answered_by"] for row in _verdict_rows(path) if row.get("answered_by")))
+
+
+def question_key(body: Mapping[str, Any]) -> str:
+    """Of the whole request, image included: the same question has the same key, whatever address it is asked at."""
+    return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+class _Outage(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """Without redirects: the key goes to the given address alone."""
     opener = urllib.request.OpenerDirector()
@@ -199,3 +238,19 @@ def _retry_after_s(headers: Message) -> float | None:
     except ValueError:
         parsed = email.utils.parsedate_tz(value)
         return max(0.0, email.utils.mktime_tz(parsed) - time.time()) if parsed else None
+
+
+def _verdict_rows(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in _whole_lines(path)]
+    return [row for row in rows if row["is_verdict"]]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file; one that a kill cut off is removed."""
+    if not path.exists():
+        return []
+    with path.open("r+b") as file:
+        whole = file.read()
+        whole = whole[: whole.rfind(b"\n") + 1]
+        file.truncate(len(whole))
+    return whole.splitlines()

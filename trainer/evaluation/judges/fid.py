@@ -6,8 +6,10 @@ of images, and moves with every way of resizing: compare figures of equal number
 Source: Heusel et al. 2017 (arXiv 1706.08500).
 """
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import groupby, islice
@@ -22,11 +24,11 @@ from tqdm import tqdm
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.file_kinds import is_ignored_path, is_image
+from foundry.storage.model_files import files_fingerprint
 from foundry.units.rejection import ImageError
 from trainer.evaluation.benchmark import SetMetric
-from trainer.evaluation.benchmarks.fid_config import FidConfig
-from trainer.evaluation.fid_statistics import Statistics, kept_statistics, read_statistics
-from trainer.evaluation.judges.fid_weights import InceptionWeights, find_weights
+from trainer.evaluation.config import FidConfig
+from trainer.evaluation.frechet import Statistics, kept_statistics, read_statistics
 from trainer.evaluation.judges.models import Placement
 
 if TYPE_CHECKING:
@@ -34,9 +36,42 @@ if TYPE_CHECKING:
 
     from trainer.evaluation.config import EvaluateConfig
 
+
 FID = "fid"
 REFERENCE = "fid_reference.npz"
 _BATCH = 32
+_PUBLISHED = "6726825d"
+"""The SHA-256 of weights-inception-2015-12-05-6726825d.pth begins so; pt_inception-2015-12-05-6726825d.pth is the same file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionWeights:
+    """Weights that can be read."""
+
+    path: Path | None
+    """None: fetched, or found in torch.hub's folder."""
+    name: str
+    is_published: bool
+    fingerprint: str
+
+    def read(self) -> "dict[str, torch.Tensor]":
+        """The state dict. Raises UserError where it cannot be had."""
+        import torch
+
+        if self.path is None:
+            return _fetched()
+        if self.is_published:
+            published: dict[str, torch.Tensor] = torch.load(self.path, weights_only=True, map_location="cpu")
+            return published
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.path)
+        except SafetensorError as error:
+            raise UserError(
+                f"{self.path} is not safetensors ({error}), nor the published file, whose SHA-256 begins with {_PUBLISHED}"
+            ) from None
 
 
 class Fid:
@@ -112,6 +147,19 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return max(0.0, float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID]))
 
 
+def find_weights(path: str | None) -> InceptionWeights:
+    """Those of a file, or the published ones. Raises UserError for a file that is not there."""
+    if path is None:
+        return InceptionWeights(path=None, name="the published network", is_published=True, fingerprint=_PUBLISHED)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"--prompts.fid.weights: there is no file {file}: give the published .pth or safetensors")
+    with file.open("rb") as opened:
+        is_published = hashlib.file_digest(opened, "sha256").hexdigest().startswith(_PUBLISHED)
+    fingerprint = _PUBLISHED if is_published else files_fingerprint([file])
+    return InceptionWeights(path=file, name=file.stem, is_published=is_published, fingerprint=fingerprint)
+
+
 def _network(weights: InceptionWeights, features: str, device: str) -> "torch.nn.Module":
     import torch
     from torch_fidelity import FeatureExtractorInceptionV3
@@ -151,3 +199,19 @@ def _decoded(file: Path) -> npt.NDArray[np.uint8]:
         return decode_image(file.read_bytes(), limits=DecodeLimits()).pixels
     except (OSError, ImageError) as error:
         raise UserError(f"the reference image {file} cannot be read ({error}): repair it or take it away") from error
+
+
+def _fetched() -> "dict[str, torch.Tensor]":
+    from torch.hub import load_state_dict_from_url
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    try:
+        weights: dict[str, torch.Tensor] = load_state_dict_from_url(
+            URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the Inception network cannot be fetched ({' '.join(str(error).split())[:200]}): fetch {URL_INCEPTION_V3} "
+            "elsewhere, and give it as --prompts.fid.weights"
+        ) from None
+    return weights

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype
-from foundry.storage.fingerprint import folder_fingerprint
-from foundry.storage.hub import NotOnHub, hub_file
+from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file
 from model.generation.pipeline_parts import RuntimeConfig
 from trainer.evaluation.benchmark import JudgeSource
 

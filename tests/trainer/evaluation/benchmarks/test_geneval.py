@@ -17,11 +17,9 @@ from foundry.errors import UserError
 from model.generation.image_files import image_names
 from trainer import evaluate
 from trainer.evaluation.benchmark import Prompt, Score
-from trainer.evaluation.benchmarks.geneval import ColorNames, ObjectJudge, mean_over_tasks
-from trainer.evaluation.benchmarks.geneval_checks import mistakes, positions
-from trainer.evaluation.benchmarks.geneval_config import GenEvalConfig
+from trainer.evaluation.benchmarks.geneval import ColorNames, ObjectJudge, mean_over_tasks, mistakes, positions
 from trainer.evaluation.benchmarks.geneval_prompts import COLORS, TASKS, asked_of, our_prompts, read_prompts
-from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig, GenEvalConfig
 from trainer.evaluation.judges.detector import Box, Detection
 
 GRAY = np.zeros((100, 100, 3), dtype=np.uint8)

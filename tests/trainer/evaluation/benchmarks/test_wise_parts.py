@@ -11,9 +11,8 @@ from examples.openmoji import stand_in_judge
 from foundry.errors import UserError
 from trainer.evaluation.benchmark import OVERALL, Prompt, Score
 from trainer.evaluation.benchmarks.wise import LEGACY, WISCORE, read_grades
-from trainer.evaluation.benchmarks.wise_edition import Edition, overall
-from trainer.evaluation.benchmarks.wise_instructions import GRADES, RIGHT_OR_WRONG, Instructions, read_instructions
-from trainer.evaluation.benchmarks.wise_prompts import CATEGORIES, own_prompts, read_prompts
+from trainer.evaluation.benchmarks.wise_edition import CATEGORIES, Edition, overall, own_prompts, read_prompts
+from trainer.evaluation.benchmarks.wise_judge import GRADES, RIGHT_OR_WRONG, Instructions, read_instructions
 from trainer.evaluation.benchmarks.wise_verified import RIGHT, VERIFIED, read_score
 
 LIKE_THE_ORIGINAL = '''

@@ -19,8 +19,7 @@ from tests.dataset_builder.tiny_clip import write_tiny_clip
 from trainer import evaluate
 from trainer.evaluation.benchmark import Benchmark
 from trainer.evaluation.benchmarks.prompts import open_benchmark
-from trainer.evaluation.benchmarks.prompts_config import PromptsConfig
-from trainer.evaluation.config import EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig, PromptsConfig
 
 LONG = "a very long prompt of many words that goes on and on until nobody reads it any more, last of all a CLIP"
 ROWS = [("a red owl", "birds"), ("two blue keys, one of them small", "things"), (LONG, "things"), ("a red owl", "others")]

@@ -11,9 +11,8 @@ import pytest
 
 from foundry.errors import UserError
 from tests.trainer.judge_server import JudgeServer, Reply, fails, judge_server, says
-from trainer.evaluation.benchmarks.judge_endpoint_config import JudgeEndpointConfig
-from trainer.evaluation.judges.endpoint import Answer, JudgeEndpoint
-from trainer.evaluation.judges.endpoint_answers import KeptAnswers, question_key
+from trainer.evaluation.config import JudgeEndpointConfig
+from trainer.evaluation.judges.endpoint import Answer, JudgeEndpoint, KeptAnswers, question_key
 
 KEY = "sk-3f9c-not-to-be-seen"
 BODY = {"model": "a judge", "messages": [{"role": "user", "content": [{"type": "text", "text": "well?"}]}]}

@@ -22,14 +22,11 @@ from foundry.errors import UserError
 from model.generation.image_files import image_names
 from trainer import evaluate
 from trainer.evaluation.benchmark import ALL
-from trainer.evaluation.benchmarks.fid_config import FidConfig
 from trainer.evaluation.benchmarks.prompts import open_benchmark
-from trainer.evaluation.benchmarks.prompts_config import PromptsConfig
-from trainer.evaluation.config import EvaluateConfig
-from trainer.evaluation.fid_statistics import Statistics
-from trainer.evaluation.judges import fid_weights
-from trainer.evaluation.judges.fid import frechet_distance
-from trainer.evaluation.judges.fid_weights import find_weights
+from trainer.evaluation.config import EvaluateConfig, FidConfig, PromptsConfig
+from trainer.evaluation.frechet import Statistics
+from trainer.evaluation.judges import fid as fid_weights
+from trainer.evaluation.judges.fid import find_weights, frechet_distance
 from trainer.evaluation.summary import comparability
 
 PROMPTS = [f"picture {number}" for number in range(8)]

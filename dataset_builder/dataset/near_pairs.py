@@ -1,4 +1,4 @@
-"""Pairs of embeddings that point the same way, with faiss, in memory that does not hold them all.
+"""Near pairs: embeddings of a high cosine, and 64-bit codes that differ in few bits, found through an index.
 
 The embeddings lie in a file. k-means on a sample cuts space into cells; each embedding is looked at in its two nearest cells,
 where all pairs are compared exactly. Up to 2 * CELL_ROWS embeddings there is one cell, so that no pair is missed; beyond, a
@@ -17,11 +17,15 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     Pairs = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
+
 CELL_ROWS = 4096
 _SAMPLE_PER_CELL = 64
 _NEAREST = 2
 _BLOCK = 16_384
 _SEED = 0
+_PARTS = 3
+_BITS_PER_PART = 21
+_QUERIES = 4096
 
 
 class EmbeddingFile:
@@ -68,6 +72,28 @@ def cosine_pairs(embeddings: EmbeddingFile, *, least: float) -> "Pairs":
     for cell in range(num_cells):
         members = np.unique(order[bounds[cell] : bounds[cell + 1]] // cells.shape[1])
         yield from _pairs_within(embeddings, members, least=least)
+
+
+def hamming_pairs(
+    codes: npt.NDArray[np.int64], *, radius: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yields (first, second): positions of codes that differ in at most `radius` bits, first < second, each pair once.
+
+    codes: (N,), all different. Memory: about 150 bytes to a code, and the pairs of 4,096 codes. Exact.
+    """
+    import faiss
+
+    if len(codes) < 2:
+        return
+    packed = codes.view(np.uint8).reshape(-1, 8)  # (N, 8)
+    index = faiss.IndexBinaryMultiHash(64, _PARTS, _BITS_PER_PART)
+    index.nflip = radius // _PARTS
+    index.add(packed)
+    for start in range(0, len(codes), _QUERIES):
+        limits, _, found = index.range_search(packed[start : start + _QUERIES], radius + 1)
+        queries = np.repeat(np.arange(start, start + len(limits) - 1), (limits[1:] - limits[:-1]).astype(np.int64))
+        later = found > queries
+        yield queries[later], found[later]
 
 
 def _assign(embeddings: EmbeddingFile, num_cells: int) -> npt.NDArray[np.int32]:

@@ -1,12 +1,19 @@
-"""Files of the Hugging Face hub, asked for once: where there is no network, the cache answers, or one line does, at once.
+"""Model files: fetched from the hub, or known by a fingerprint where no hub gives them a revision.
 
 huggingface_hub by itself asks six times for what is not in its cache: 24 s and a warning each time, where no hub is in reach.
 Its HTTPError is that of its HTTP library, which changes its name between versions.
 """
 
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _BUSY = (408, 429)  # and whatever is 500 or more: the hub itself is unwell, and the cache may help
+_WHOLE_BYTES = 1 << 30
+"""Up to this size together, files are hashed whole."""
+_BLOCKS = 256
+_BLOCK_BYTES = 256 << 10
+_SUFFIXES = (".json", ".safetensors", ".jinja", ".model")
 
 
 class NotOnHub(Exception):
@@ -28,6 +35,39 @@ def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
         raise NotOnHub("the hub is out of reach, and its cache on this machine does not have it") from None
     except (HTTPError, OSError) as error:
         raise NotOnHub(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def hub_parameters(name: str, *, revision: str | None = None) -> int:
+    """The number of parameters in a repository's safetensors, read from their headers; 0 where that cannot be found out."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError  # type: ignore[attr-defined]
+
+    try:
+        return sum(get_safetensors_metadata(name, revision=revision).parameter_count.values())
+    except (HTTPError, NotASafetensorsRepoError, OSError, SafetensorsParsingError):
+        return 0
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """`files_fingerprint` of what a model folder holds: configurations, weights, templates and tokenizers."""
+    return files_fingerprint(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """16 hex digits over names, sizes and contents, by name; above 1 GiB together, over 256 blocks spread over each file.
+
+    A file of 5 GB is then looked at every 20 MB, which meets each large matrix of a model, in a second for 14 GB.
+    """
+    digest = hashlib.sha256()
+    files = [(path, path.stat().st_size) for path in sorted(paths)]
+    is_whole = sum(size for _, size in files) <= _WHOLE_BYTES
+    for path, size in files:
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for offset, length in _blocks(size, is_whole=is_whole):
+                file.seek(offset)
+                digest.update(file.read(length))
+    return digest.hexdigest()[:16]
 
 
 def _answers(name: str, file: str, revision: str | None) -> bool:
@@ -60,12 +100,9 @@ def _refusal(error: Exception, *, file: str, revision: str | None) -> str:
     return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), " ".join(str(error).split()))
 
 
-def hub_parameters(name: str, *, revision: str | None = None) -> int:
-    """The number of parameters in a repository's safetensors, read from their headers; 0 where that cannot be found out."""
-    from huggingface_hub import get_safetensors_metadata
-    from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError  # type: ignore[attr-defined]
-
-    try:
-        return sum(get_safetensors_metadata(name, revision=revision).parameter_count.values())
-    except (HTTPError, NotASafetensorsRepoError, OSError, SafetensorsParsingError):
-        return 0
+def _blocks(size: int, *, is_whole: bool) -> Iterator[tuple[int, int]]:
+    """Offsets and lengths in bytes of what is hashed: all of a file in pieces, or blocks from its first byte to its last."""
+    if is_whole or size <= _BLOCKS * _BLOCK_BYTES:
+        yield from ((offset, _BLOCK_BYTES) for offset in range(0, size, _BLOCK_BYTES))
+    else:
+        yield from ((block * (size - _BLOCK_BYTES) // (_BLOCKS - 1), _BLOCK_BYTES) for block in range(_BLOCKS))
