@@ -154,7 +154,7 @@ def _save_models(root: Path) -> None:
     from diffusers import AutoencoderKL
     from transformers import T5Config, T5EncoderModel
 
-    from model.frozen_parts import find_part
+    from model.formats.frozen_parts import find_part
 
     torch.manual_seed(0)
     part = find_part("mini", "text_encoder")

@@ -17,7 +17,7 @@ from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.storage.new_files import new_file, new_folder
 from model.dit_config import DiTConfig, UnstatedConfig
-from model.frozen_parts import PUBLISHED
+from model.formats.frozen_parts import PUBLISHED
 
 if TYPE_CHECKING:
     from torch import Tensor

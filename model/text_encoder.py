@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint, stored_tensors
+from model.formats.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint
+from model.formats.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint
 
 if TYPE_CHECKING:
     import torch

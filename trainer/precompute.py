@@ -19,7 +19,7 @@ from foundry.hardware import AUTO
 from foundry.storage.folder import Folder, absolute, is_local_path, usable
 from foundry.units.cluster import check_paths
 from foundry.units.rejection import allowed_rejections
-from model.frozen_parts import PUBLISHED
+from model.formats.frozen_parts import PUBLISHED
 from trainer.features.config import PrecomputeConfig, identity
 from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
 

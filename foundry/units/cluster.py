@@ -1,4 +1,4 @@
-"""Cluster settings and sizes: which Ray to use, how many replicas its nodes hold, with how many threads. Does not import Ray."""
+"""Cluster settings: which Ray to use, how many replicas its nodes hold, with how many threads. Does not import Ray."""
 
 import itertools
 import os

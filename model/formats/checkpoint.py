@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from foundry.errors import UserError
 from foundry.storage.new_files import new_folder
 from model.dit_config import DiTConfig
-from model.frozen_parts import PRETRAINED, UNNAMED, fingerprint
+from model.formats.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.text_encoder import Cleaning
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class PartConfig:
     """A frozen part that the checkpoint was trained with."""
 
     name: str = UNNAMED
-    """A hub id, a folder or `mini`: see model/frozen_parts.py. Empty: not known, or none (networks of classes read no text)."""
+    """A hub id, a folder or `mini`: see model/formats/frozen_parts.py. Empty: not known, or none (networks of classes read no text)."""
     revision: str | None = None
     """Commit of a hub model."""
     fingerprint: str = ""

@@ -16,7 +16,7 @@ from foundry.errors import UserError
 from model.diffusion import Diffusion, make_objective
 from model.dit_config import DiTConfig, UnstatedConfig
 from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig
-from model.frozen_parts import PUBLISHED, find_part
+from model.formats.frozen_parts import PUBLISHED, find_part
 from model.sampling import SCHEDULERS
 from model.vae import downsampling_of
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from foundry.command_line import say_missing
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
-from model.frozen_parts import UNNAMED
+from model.formats.frozen_parts import UNNAMED
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig
 from trainer.features.info import Storage

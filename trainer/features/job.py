@@ -23,7 +23,7 @@ from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Failure, Unit, commit_unit
 from foundry.units.rejection import ImageError
 from model.formats.checkpoint import PartConfig
-from model.frozen_parts import FrozenPart
+from model.formats.frozen_parts import FrozenPart
 from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
 from trainer.features.buckets import Pixels, Size, decoding_side_px, fit, to_signed

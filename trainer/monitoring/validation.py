@@ -1,4 +1,4 @@
-"""Validation loss by band of timesteps, on the same samples, noise and timesteps at every call; of a training or a checkpoint."""
+"""Validation loss by band of timesteps, of a training or a checkpoint: the same samples, noise and timesteps each time."""
 
 import math
 from dataclasses import dataclass

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["text_encoder", "vae"]
-
 PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
 """Whose text encoder and VAE go with a published network, by its max_caption_tokens: alpha's or Sigma's."""
 UNNAMED = ""
 """The name of a part that nobody has named; there is no default, since `mini` is only the small world's."""
-PRETRAINED = Path(__file__).resolve().parent / "pretrained"
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 _MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
 _HUB_FILES: dict[Kind, list[str]] = {
     "text_encoder": ["config.json", "model*.safetensors*", "*token*.json", "spiece.model", "text_encoder/*", "tokenizer/*"],
