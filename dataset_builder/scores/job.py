@@ -24,7 +24,8 @@ from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
 from foundry.storage import schema
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, Failure, Unit, commit_unit
+from foundry.units.commits import Commit, Unit, commit_unit
+from foundry.units.rejection import Failure
 
 _CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
 

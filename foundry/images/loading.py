@@ -11,8 +11,7 @@ from typing import Any
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
 from foundry.images.reader import ImageReader, content_hash, reference_of
 from foundry.images.retries import StoreError
-from foundry.units.commits import Failure
-from foundry.units.rejection import ImageError
+from foundry.units.rejection import Failure, ImageError
 
 OUTAGE_AFTER = 32
 """Images in a row that a store refuses, or that no web server gives, before that counts as an outage and not as theirs."""

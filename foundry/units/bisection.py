@@ -9,7 +9,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from foundry.errors import UserError
-from foundry.units.commits import Failure, Unit
+from foundry.units.commits import Unit
+from foundry.units.rejection import Failure
 from foundry.units.workers import JobFailed, describe
 
 TRIES = 2

@@ -32,14 +32,6 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why an image is not used: a key of rejection.REJECTION_REASONS and what was found."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CommittedFile:
     """A file that a commit publishes. `path` is relative to the run; `../` leads to a file that another run's commit owns."""
 

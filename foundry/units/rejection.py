@@ -1,5 +1,6 @@
-"""Why an image is not used: the reasons, and the error that carries one."""
+"""Rejection of an image: the reasons, a failure with one, the error that carries one, and how many a run may have."""
 
+from dataclasses import dataclass
 from typing import Any
 
 REJECTION_REASONS = {
@@ -23,6 +24,14 @@ DEFAULT_SHARE = 0.01
 
 ALWAYS_ALLOWED_REJECTIONS = 100
 """Where nothing else is said, so that one bad folder does not stop a small run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an image is not used: a key of REJECTION_REASONS and what was found."""
+
+    reason: str
+    message: str
 
 
 class ImageError(Exception):

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from foundry.units.commits import Commit, Failure, Unit
+from foundry.units.commits import Commit, Unit
+from foundry.units.rejection import Failure
 
 
 class UnitJob(Protocol):

@@ -20,8 +20,8 @@ from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_image, rejected_row
 from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, CommittedFile, Failure, Unit, commit_unit
-from foundry.units.rejection import ImageError
+from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit
+from foundry.units.rejection import Failure, ImageError
 from model.formats.checkpoint import PartConfig
 from model.formats.frozen_parts import FrozenPart
 from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder

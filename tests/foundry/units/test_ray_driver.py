@@ -16,9 +16,10 @@ from foundry.errors import UserError
 from foundry.storage import schema
 from foundry.storage.folder import Folder
 from foundry.units.cluster import RaySettings
-from foundry.units.commits import Commit, Failure, Unit, commit_unit, read_commits
+from foundry.units.commits import Commit, Unit, commit_unit, read_commits
 from foundry.units.ray_driver import run_units
 from foundry.units.ray_session import check_visible, start_ray
+from foundry.units.rejection import Failure
 
 SETTINGS = RaySettings(num_replicas=2, units_in_flight=2)
 SHORT = RaySettings(num_replicas=1, units_in_flight=2, unit_timeout_s=4, load_timeout_s=20)
