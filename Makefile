@@ -36,7 +36,7 @@ lock: $(STAMP)  ## requirements.lock for a changed pyproject.toml; ARGS=--upgrad
 	$(RUN) .ci/lock.py $(ARGS)
 
 clean:  ## removes what make and the checks wrote, but for .venv
-	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml

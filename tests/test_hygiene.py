@@ -1,4 +1,4 @@
-"""What keeps the code easy to change: arrows between packages, heavy imports behind a fence, small files, settings in use."""
+"""Hygiene of the code: heavy imports behind a fence, small files and folders, settings in use. Arrows: test_architecture.py."""
 
 import ast
 import graphlib
@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,18 +14,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ARROWS = {
-    "foundry": set(),
-    "captioner": {"foundry", "dataset_builder"},
-    "dataset_builder": {"foundry"},
-    "trainer": {"foundry", "dataset_builder", "model"},
-    "model": {"foundry"},
-}
+PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model")
 BESIDE = ("examples", "benchmarks")
-NOT_IN_PACKAGES = {*BESIDE, "tests", "notebooks"}
 HEAVY = {"torch", "torchvision", "ray", "pyarrow", "transformers", "diffusers", "spacy", "duckdb", "open_clip", "datasets"}
 ONE_FILE = ("duckdb", "spacy", "open_clip")
 WHOLE_NETWORK = "model/dit.py"
+MODULES_IN_A_FOLDER = 10
 # Joined, so that this file does not contain what it looks for.
 FORBIDDEN_TEXT = ["/" + "work/", "/" + "root/", "/opt/" + "pypi", "pypi" + ".org", "python" + "hosted.org"]
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
@@ -59,31 +54,23 @@ def _importers(name: str, *folders: str) -> list[str]:
 
 
 def _commands() -> list[str]:
-    return [_module(path) for path in _sources(*ARROWS, *BESIDE) if 'if __name__ == "__main__":' in path.read_text()]
-
-
-@pytest.mark.parametrize("package", ARROWS)
-def test_packages_import_along_the_arrows_only(package: str) -> None:
-    allowed = {package, *ARROWS[package]}
-    for path in _sources(package):
-        wrong = {name.split(".")[0] for name in _imports(path)} & ({*ARROWS, *NOT_IN_PACKAGES} - allowed)
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+    return [_module(path) for path in _sources(*PACKAGES, *BESIDE) if 'if __name__ == "__main__":' in path.read_text()]
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    names = {_module(path) for path in _sources(*ARROWS)}
-    graph = {_module(path): (set(_imports(path)) & names) - {_module(path)} for path in _sources(*ARROWS)}
+    names = {_module(path) for path in _sources(*PACKAGES)}
+    graph = {_module(path): (set(_imports(path)) & names) - {_module(path)} for path in _sources(*PACKAGES)}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_ray_is_imported_only_in_files_that_are_named_for_it() -> None:
-    importers = _importers("ray", *ARROWS)
+    importers = _importers("ray", *PACKAGES)
     assert importers and all(name.rpartition(".")[2].startswith("ray_") for name in importers), importers
 
 
 @pytest.mark.parametrize("library", ONE_FILE)
 def test_a_library_behind_a_fence_is_imported_in_one_file(library: str) -> None:
-    assert len(_importers(library, *ARROWS)) <= 1, _importers(library, *ARROWS)
+    assert len(_importers(library, *PACKAGES)) <= 1, _importers(library, *PACKAGES)
 
 
 def test_the_networks_know_no_data_set_and_no_ray() -> None:
@@ -123,7 +110,7 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
 
 
 def test_every_setting_says_what_it_is_and_is_read_somewhere() -> None:
-    paths = _sources(*ARROWS, *BESIDE)
+    paths = _sources(*PACKAGES, *BESIDE)
     read: set[str] = set()
     for path in paths:
         checks = [
@@ -144,7 +131,7 @@ def test_every_setting_says_what_it_is_and_is_read_somewhere() -> None:
                 assert name in read, f"{settings.name}.{name} in {path.relative_to(ROOT)} is never read"
 
 
-@pytest.mark.parametrize("path", _sources(*ARROWS, *BESIDE, "tests"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", _sources(*PACKAGES, *BESIDE, "tests"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(path: Path) -> None:
     assert path.name not in VAGUE_NAMES
     if str(path.relative_to(ROOT)) != WHOLE_NETWORK:
@@ -153,6 +140,12 @@ def test_files_and_functions_are_short(path: Path) -> None:
     for node in ast.walk(_parse(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, f"{node.name} is longer than 80 lines"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_hold_few_modules(package: str) -> None:
+    counts = Counter(path.parent.relative_to(ROOT) for path in _sources(package) if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > MODULES_IN_A_FOLDER} == {}
 
 
 def _texts() -> Iterator[tuple[Path, str]]:
