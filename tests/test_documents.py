@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks")
+OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MODEL_COMMAND = re.compile(r"python3? -m ((?:captioner\.run|trainer\.precompute|model\.generate) [^`\n]*)")
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
