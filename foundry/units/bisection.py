@@ -2,7 +2,7 @@
 
 A unit that keeps failing in `prepare` or `process` is split. Each part is probed: run without a commit. A part that fails is
 split again, down to the images that fail alone. Those are excluded with a reason, and the whole unit is run again without
-them, so that its result does not depend on how they were found. No Ray here: which call is made where is ray_units.py's.
+them, so that its result does not depend on how they were found. Does not import Ray: ray_driver.py makes the calls.
 """
 
 from collections import Counter, deque
@@ -92,3 +92,9 @@ def cause_of(error: Exception) -> str:
     """The error of a call on Ray in one line, without Ray's own traceback."""
     cause = getattr(error, "cause", None) or error
     return str(cause) if isinstance(cause, JobFailed) else describe(cause)
+
+
+def cause_with_limit(error: Exception, limit: str, limit_s: float) -> str:
+    """The error of a call on Ray in one line; that of a death names the time limit which may have been the cause of it."""
+    ending = "" if is_raised(error) else f" (--ray.{limit} is {limit_s:g})"
+    return cause_of(error) + ending

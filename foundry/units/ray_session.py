@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import LocalRayletDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype, auto_dtype
 from foundry.units.bisection import cause_of
-from foundry.units.cluster import Node, RaySettings, alive_nodes, no_answer, unseen_paths
+from foundry.units.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, unseen_paths
 from foundry.units.workers import describe
 
 VISIBLE_S = 300.0
@@ -108,3 +108,20 @@ def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
 def on_node(node_id: str, *, soft: bool) -> dict[str, Any]:
     """The Ray option that binds a task or an actor to a node; `soft`: another one will do where that is lost."""
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft)}
+
+
+def is_done(ref: ray.ObjectRef) -> bool:
+    """Whether a call has ended, well or not. Never waits."""
+    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
+
+
+def error_of(ref: ray.ObjectRef) -> Exception | None:
+    """The error of an ended call; None where it ended well. Raises RayLost."""
+    try:
+        ray.get(ref)
+    except LocalRayletDiedError as error:
+        raise RayLost(describe(error)) from error
+    except RayError as error:
+        found: Exception = error
+        return found
+    return None
