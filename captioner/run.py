@@ -15,7 +15,8 @@ from captioner.config import CaptionConfig, run_id, run_settings
 from captioner.prompts import PROMPT_SETS
 from dataset_builder.concepts.t5_view import AUTO
 from foundry.command_line import counted, run_command
-from foundry.storage.folder import Folder, is_local_path
+from foundry.storage.folder import Folder
+from foundry.storage.locations import is_local_path
 from foundry.units.cluster import check_paths
 from foundry.units.rejection import allowed_rejections
 

@@ -101,7 +101,8 @@ def main(config: ConvertConfig) -> int:
 def import_run(config: ConvertConfig, url: str) -> int:
     """Makes or resumes the run at `url`; returns 0, or 1 where the budget of unusable images was exceeded."""
     from dataset_builder.sql.noun_blocks import merge_counts_of
-    from foundry.storage.folder import Folder, is_local_path, usable
+    from foundry.storage.folder import Folder, usable
+    from foundry.storage.locations import is_local_path
     from foundry.units.commits import committed_units, read_commits
     from foundry.units.run import run_job
 

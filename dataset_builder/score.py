@@ -61,7 +61,8 @@ class ScoreConfig:
 def main(config: ScoreConfig) -> int:
     """Scores what is not scored yet; returns 0, or 1 where more images failed than the budget allows."""
     from dataset_builder.sql.score_files import score_folder
-    from foundry.storage.folder import Folder, is_local_path, usable
+    from foundry.storage.folder import Folder, usable
+    from foundry.storage.locations import is_local_path
     from foundry.units.commits import committed_units, read_commits
     from foundry.units.run import run_job
 

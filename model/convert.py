@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
-from foundry.storage.new_files import new_file, new_folder
+from foundry.storage.folder import new_file, new_folder
 from model.dit_config import DiTConfig, UnstatedConfig
 from model.formats.frozen_parts import PUBLISHED
 

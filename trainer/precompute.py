@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from foundry.command_line import counted, run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
-from foundry.storage.folder import Folder, absolute, is_local_path, usable
+from foundry.storage.folder import Folder, usable
+from foundry.storage.locations import absolute, is_local_path
 from foundry.units.cluster import check_paths
 from foundry.units.rejection import allowed_rejections
 from model.formats.frozen_parts import PUBLISHED

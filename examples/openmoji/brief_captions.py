@@ -37,7 +37,7 @@ def main(config: BriefConfig) -> int:
     """Writes the tar; returns 0."""
     from dataset_builder.dataset.webdataset import add_member
     from dataset_builder.sql.database import open_stored
-    from foundry.storage.new_files import new_file
+    from foundry.storage.folder import new_file
 
     with open_stored(config.run) as database:
         rows = database.fetch("SELECT key, caption FROM captions WHERE prompt = 'dense' ORDER BY key").to_pylist()

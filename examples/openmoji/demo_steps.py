@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.errors import UserError
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 
 LOG = "steps.jsonl"
 _INTERRUPTED = 130

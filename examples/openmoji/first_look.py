@@ -94,7 +94,7 @@ def _write_page(path: Path, steps: FirstSteps) -> None:
     from dataset_builder.sql.database import open_stored
     from examples.openmoji.demo_captions import captioned
     from examples.openmoji.first_page import Drawing, first_page
-    from foundry.storage.new_files import new_file
+    from foundry.storage.folder import new_file
     from model.generation.image_files import image_names
     from model.generation.prompt_files import read_prompts
 

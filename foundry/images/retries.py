@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from foundry.errors import UserError
-from foundry.storage.folder import is_store_failure
-from foundry.storage.locations import one_line
+from foundry.storage.locations import is_store_failure, one_line
 from foundry.units.rejection import ImageError
 
 RETRY_AFTER_S = (1.0, 4.0, 15.0)

@@ -1,21 +1,23 @@
-"""Folders on a local disk or on object storage, with the two writes that everything else is built on: whole or not at all,
+"""Folders on a local disk or on object storage, with the two writes that everything else is built on: complete or not there,
 and create-if-absent.
 
-`Folder(url)` takes a local path or any fsspec URL (`s3://bucket/runs/a`, `memory://run`).
+`Folder(url)` takes a local path or any fsspec URL (`s3://bucket/runs/a`, `memory://run`). `new_file` and `new_folder` are for
+what is written by its path, which is local. What is not complete yet has a hidden name in the same folder.
 """
 
 import os
 import posixpath
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from foundry.errors import UserError
+from foundry.storage.locations import is_store_failure, local_names, one_line, open_filesystem, remote_names
 
 
 class Folder:
@@ -27,13 +29,12 @@ class Folder:
     @property
     def filesystem(self) -> Any:
         """The fsspec filesystem; fsspec caches the instance per process."""
-        return _filesystem_and_path(self.url)[0]
+        return open_filesystem(self.url)[0]
 
     @property
     def root(self) -> str:
         """The folder's path inside its filesystem."""
-        path: str = _filesystem_and_path(self.url)[1]
-        return path.rstrip("/") or "/"
+        return open_filesystem(self.url)[1].rstrip("/") or "/"
 
     @property
     def is_local(self) -> bool:
@@ -51,11 +52,13 @@ class Folder:
     def names(self, folder: str = "") -> list[str]:
         """The sorted names of the files directly in `folder`, but for hidden ones; empty where it does not exist."""
         path = self.path(folder) if folder else self.root
+        if not self.is_local:
+            self.filesystem.invalidate_cache(path)
         try:
-            names = _local_names(path) if self.is_local else self._remote_names(path)
+            found = list(local_names(path) if self.is_local else remote_names(self.filesystem, path))
         except FileNotFoundError:
             return []
-        return sorted(name for name in names if not name.startswith("."))  # hidden: half-written, see _write_temporary
+        return sorted(name for name, is_folder in found if not is_folder and not name.startswith("."))
 
     def read(self, name: str) -> bytes:
         """All bytes of a file. Raises FileNotFoundError."""
@@ -82,27 +85,23 @@ class Folder:
             except FileExistsError:
                 return False
             return True
-        temporary = _write_temporary(path, data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(temporary)
+        with _hidden_path(Path(path)) as partial:
+            _write_synced(partial, data)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
         return True
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file atomically, replacing one that exists."""
         if self.is_local:
-            path = self.path(name)
-            os.replace(_write_temporary(path, data), path)
+            path = Path(self.path(name))
+            with _hidden_path(path) as partial:
+                _write_synced(partial, data)
+                os.replace(partial, path)
         else:
             self.filesystem.pipe_file(self.path(name), data)
-
-    def _remote_names(self, path: str) -> list[str]:
-        self.filesystem.invalidate_cache(path)
-        entries = self.filesystem.ls(path, detail=True)
-        return [entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -119,57 +118,54 @@ def usable(folder: Folder) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError) or not is_store_failure(error, folder.url):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         advice = "check that it exists, its permissions and credentials, or give another folder"
         raise UserError(f"cannot work in {folder.url} ({type(error).__name__}: {reason}): {advice}") from error
 
 
-def is_store_failure(error: Exception, url: str) -> bool:
-    """Whether a file system or an object store raised it, as far as that can be told.
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A place to write to, which becomes `path` when the block ends well and vanishes when it does not."""
+    with _hidden_path(path) as partial:
+        yield partial
+        partial.chmod(0o644)  # a library may have made it its owner's alone
+        os.replace(partial, path)
 
-    Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base; Python's other ones are bugs.
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` when the block ends well and vanishes when it does not.
+
+    Where `path` is already a folder, what was written moves into it, sub-folders first: a file may tell that all is there.
     """
-    return isinstance(error, OSError) or (not is_local_path(url) and type(error).__module__ != "builtins")
+    with _hidden_path(path) as partial:
+        partial.mkdir()
+        yield partial
+        partial.chmod(0o755)
+        if path.exists():
+            for part in sorted(partial.iterdir(), key=Path.is_file):
+                os.replace(part, path / part.name)
+        else:
+            os.replace(partial, path)
 
 
-def is_local_path(url: str) -> bool:
-    """True for a path on a local disk (with or without `file://`), False for object storage."""
-    return "://" not in url or url.startswith(("file://", "local://"))
-
-
-def _filesystem_and_path(url: str) -> tuple[Any, str]:
+@contextmanager
+def _hidden_path(path: Path) -> Iterator[Path]:
+    """A name in the folder of `path` that nobody else has; what is there when the block ends is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
     try:
-        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url} cannot be opened: {error}") from None
+        yield partial
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
-def _local_names(path: str) -> list[str]:
-    """Without the call to stat for each that fsspec makes."""
-    with os.scandir(path) as entries:
-        return [entry.name for entry in entries if entry.is_file()]
-
-
-def _write_temporary(path: str, data: bytes) -> str:
-    """Writes and syncs a file beside `path` under a unique hidden name."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{secrets.token_hex(4)}"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def absolute(path: str) -> str:
-    """A local path as seen from any working folder; URLs stay as they are."""
-    return str(Path(path.removeprefix("file://")).absolute()) if is_local_path(path) else path
-
-
-def absolute_if_there(name: str | None) -> str | None:
-    """The same of a name that is a local path here; hub ids and other names stay as they are."""
-    return absolute(name) if name and Path(name).exists() else name
+def _write_synced(path: Path, data: bytes) -> None:
+    """Writes a new file that is on the disk when this returns."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

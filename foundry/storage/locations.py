@@ -1,4 +1,4 @@
-"""Local paths and fsspec URLs under one set of functions: normalise, list, walk, describe and open.
+"""Locations: local paths and fsspec URLs under one set of functions to normalise, list, walk, describe and open.
 
 A location is an absolute local path or a URL with a protocol (`s3://bucket/key`, `memory:///a`). Credentials come from the
 environment or fsspec's own configuration, never from the location.
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
-import pyarrow as pa
 
 from foundry.errors import UserError
 from foundry.storage.file_kinds import PassedOver, holds_results, is_ignored, is_source
@@ -30,8 +30,8 @@ class Details:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
-    """One visited folder: its location, its path relative to where the walk began ("" there), its file names in order."""
+class Listing:
+    """One listed folder: its location, its path relative to where the walk began ("" there), its file names in order."""
 
     uri: str
     relative: str
@@ -41,6 +41,21 @@ class Folder:
 def is_url(location: str) -> bool:
     """Whether a location has a protocol; a local path has none."""
     return "://" in location
+
+
+def is_local_path(url: str) -> bool:
+    """Whether a user's path or URL is on a local disk (with or without `file://`), not on object storage."""
+    return not is_url(url) or url.startswith(("file://", "local://"))
+
+
+def absolute(path: str) -> str:
+    """A local path as seen from any working folder; URLs stay as they are."""
+    return str(Path(path.removeprefix("file://")).absolute()) if is_local_path(path) else path
+
+
+def absolute_if_there(name: str | None) -> str | None:
+    """`absolute` of a name that is a local path here; hub ids and other names stay as they are."""
+    return absolute(name) if name and Path(name).exists() else name
 
 
 def normalise(location: str) -> str:
@@ -57,13 +72,12 @@ def normalise(location: str) -> str:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL and the path inside it; UserError if there is none."""
+    """fsspec's file system for a URL (cached per process) and the path inside it. Raises UserError where there is none."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise UserError(
-            f"cannot open {url}: {one_line(error)}; install what it names or copy the files to a local folder"
-        ) from error
+        advice = "install what it names or copy the files to a local folder"
+        raise UserError(f"cannot open {url}: {one_line(error)}; {advice}") from error
     return filesystem, cast(str, path)
 
 
@@ -131,9 +145,19 @@ def readable(location: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        import pyarrow as pa
+
         if not is_url(location) and not isinstance(error, OSError | ValueError | pa.ArrowException):
             raise
         raise UserError(f"cannot read {location}: {_reason(error)}; {advice}") from error
+
+
+def is_store_failure(error: Exception, url: str) -> bool:
+    """Whether a file system or an object store raised it, as far as that can be told.
+
+    Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base; Python's other ones are bugs.
+    """
+    return isinstance(error, OSError) or (not is_local_path(url) and type(error).__module__ != "builtins")
 
 
 def forget_listings(location: str) -> None:
@@ -144,7 +168,7 @@ def forget_listings(location: str) -> None:
 
 def walk(
     folder: str, relative: str = "", *, passed_over: PassedOver | None = None, above: frozenset[str] = frozenset()
-) -> Iterator[Folder]:
+) -> Iterator[Listing]:
     """A folder and all below it: files of a folder first, then its subfolders, each sorted by name; ignored names left out,
     and so are the results of our own commands that lie below it.
 
@@ -161,7 +185,7 @@ def walk(
     if relative and holds_results(files, subfolders):
         passed_over.results += 1
         return
-    yield Folder(uri=folder, relative=relative, files=files)
+    yield Listing(uri=folder, relative=relative, files=files)
     inside = above | {true_path}
     for name in subfolders:
         yield from walk(join(folder, name), f"{relative}/{name}" if relative else name, passed_over=passed_over, above=inside)
@@ -178,6 +202,21 @@ def list_files(folder: str) -> list[str]:
             return []
 
 
+def local_names(folder: str) -> Iterator[tuple[str, bool]]:
+    """Names in a local folder, in no order, and whether each is a folder; without fsspec's call to stat for each."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name, entry.is_dir()
+
+
+def remote_names(filesystem: Any, path: str) -> Iterator[tuple[str, bool]]:
+    """The same of a folder in a filesystem of fsspec, which may keep old listings (`forget_listings`)."""
+    for info in filesystem.ls(path, detail=True):
+        name = info["name"].rstrip("/")
+        if name != path.rstrip("/"):
+            yield name.rsplit("/", 1)[-1], info["type"] == "directory"
+
+
 def open_binary(location: str, *, sequential: bool = False) -> BinaryIO:
     """Opens for reading; unbuffered unless sequential, so that no more is fetched than asked for. Raises the store's errors."""
     if not is_url(location):
@@ -189,7 +228,7 @@ def open_binary(location: str, *, sequential: bool = False) -> BinaryIO:
 def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
     """Sorted names of the files and of the subfolders."""
     found = []
-    for name, is_folder in _remote_names(folder) if is_url(folder) else _local_names(folder):
+    for name, is_folder in remote_names(*open_filesystem(folder)) if is_url(folder) else local_names(folder):
         if not is_ignored(name, is_folder=is_folder):
             found.append((name, is_folder))
         elif is_folder:
@@ -201,21 +240,6 @@ def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
         if not name.isascii():
             _check_utf8(name, folder)
     return files, sorted(name for name, is_folder in found if is_folder)
-
-
-def _local_names(folder: str) -> Iterator[tuple[str, bool]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry.name, entry.is_dir()
-
-
-def _remote_names(folder: str) -> Iterator[tuple[str, bool]]:
-    filesystem, path = open_filesystem(folder)
-    for info in filesystem.ls(path, detail=True):
-        name = info["name"].rstrip("/")
-        last = name.rsplit("/", 1)[-1]
-        if name != path.rstrip("/"):
-            yield last, info["type"] == "directory"
 
 
 def _from_info(info: dict[str, Any]) -> Details:

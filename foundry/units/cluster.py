@@ -13,7 +13,7 @@ from typing import Any
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import cpu_environment
-from foundry.storage.folder import is_local_path
+from foundry.storage.locations import is_local_path
 
 _GPU_TYPE = "accelerator_type:"
 CONNECT_S = 5.0

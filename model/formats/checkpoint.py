@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
-from foundry.storage.new_files import new_folder
+from foundry.storage.folder import new_folder
 from model.dit_config import DiTConfig
 from model.formats.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.text_encoder import Cleaning

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foundry.errors import UserError
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 from model.dit import position_table
 from model.dit_config import DiTConfig, KVCompression, UnstatedConfig
 

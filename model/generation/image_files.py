@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 
 if TYPE_CHECKING:
     from PIL import Image

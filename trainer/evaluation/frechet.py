@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 
 
 def frechet_distance(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation.image_files import image_names
 from model.generation.pipeline_parts import RuntimeConfig

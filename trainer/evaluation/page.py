@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dataset_builder.reports.page import Picture, Section, Table, cards_html, page, table_html
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 from trainer.evaluation.benchmark import Benchmark
 from trainer.evaluation.images import DrawnImage
 from trainer.evaluation.judging import GENERATED, Judged

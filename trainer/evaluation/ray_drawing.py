@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_environment
-from foundry.storage.folder import absolute_if_there
+from foundry.storage.locations import absolute_if_there
 from foundry.units.bisection import TRIES, cause_of
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, dtype_of_replicas, start_ray

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foundry.storage.new_files import new_file
+from foundry.storage.folder import new_file
 from trainer.evaluation.benchmark import ALL, OVERALL, Benchmark, JudgeSource, Published, Score, SetMetric
 from trainer.evaluation.judging import GENERATED, TRUE, Distance, Judged
 

@@ -32,7 +32,7 @@ import yaml
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, new_file, usable
 from trainer.config import TrainConfig
 from trainer.distributed import Workers
 from trainer.monitoring.outlook import Warned
@@ -218,9 +218,8 @@ def _locked(file: int) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

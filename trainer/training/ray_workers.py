@@ -18,7 +18,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO_VARIABLE, cpu_environment
-from foundry.storage.folder import Folder, absolute, absolute_if_there, is_local_path, usable
+from foundry.storage.folder import Folder, usable
+from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
 from trainer.config import TrainConfig

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foundry.errors import UserError
-from foundry.storage.folder import is_local_path
+from foundry.storage.locations import is_local_path
 from model.dit import DiT
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
 from trainer.config import SCRATCH, Rung, TrainConfig

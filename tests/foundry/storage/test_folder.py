@@ -66,7 +66,7 @@ def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_protocol_that_nobody_knows_is_one_line() -> None:
-    with pytest.raises(UserError, match="nonsense://bucket/run cannot be opened"):
+    with pytest.raises(UserError, match="cannot open nonsense://bucket/run: "):
         Folder("nonsense://bucket/run").exists()
 
 
