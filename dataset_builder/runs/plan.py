@@ -106,7 +106,7 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
     indexed = _index(run, fresh, plan)
     if not indexed["parts"] and plan.num_plans:
         return plan
-    record = indexed | {"sources": [asdict(source) for source in fresh]}
+    record = indexed | {"sources": [source.record() for source in fresh]}
     with usable(run):
         if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
             raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")

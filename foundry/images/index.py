@@ -1,5 +1,5 @@
-"""Index rows of images, schema.INDEX, before the run has given its keys; and those of loose files in a folder, which are listed
-and never opened."""
+"""Index rows of images, schema.INDEX, before the run has given its keys; and those of loose files in folders, which are never
+opened."""
 
 import itertools
 import posixpath
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, split_suffix, stem_of
-from foundry.storage.locations import join, list_files, parent, walk
+from foundry.storage.locations import Listing, join, list_files, parent
 from foundry.storage.schema import INDEX
 
 MAX_ROWS = 65_536
@@ -51,6 +51,23 @@ class IndexRow(NamedTuple):
     metadata: str | None = None
 
 
+class FolderNames(NamedTuple):
+    """The images in a folder and the files that may describe them: names in order, joined by `/` to take the least memory."""
+
+    uri: str
+    relative: str
+    names: str
+
+
+def folder_names(listing: Listing) -> FolderNames | None:
+    """What the index needs of a listed folder; None where it holds no image."""
+    suffixes = {name: split_suffix(name)[1] for name in listing.files}
+    if IMAGE_SUFFIXES.isdisjoint(suffixes.values()):
+        return None
+    kept = [name for name, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES or suffix in SIDECAR_SUFFIXES]
+    return FolderNames(listing.uri, listing.relative, "/".join(kept))
+
+
 def to_tables(rows: Iterable[IndexRow]) -> Iterator[pa.Table]:
     """Tables of at most MAX_ROWS rows in SOURCE_INDEX, in the order of the rows."""
     rows = iter(rows)
@@ -60,17 +77,15 @@ def to_tables(rows: Iterable[IndexRow]) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays(arrays, schema=SOURCE_INDEX)
 
 
-def index_folder(folder: str, *, listed: Container[str]) -> Iterator[IndexRow]:
-    """The image files below a folder, each with the files that share its stem; `listed` holds locations to leave out.
-
-    Files of a folder first, sorted by name, then its subfolders. Memory holds the names of one folder at a time.
-    """
-    for visited in walk(folder):
-        beside = _by_stem(visited.uri, visited.files)
-        for name in visited.files:
+def index_folders(folders: Iterable[FolderNames], *, listed: Container[str]) -> Iterator[IndexRow]:
+    """The image files of folders, each with the files that share its stem; `listed` holds locations to leave out."""
+    for folder in folders:
+        files = folder.names.split("/")
+        beside = _by_stem(folder.uri, files)
+        for name in files:
             stem, suffix = split_suffix(name)
-            if suffix in IMAGE_SUFFIXES and (location := join(visited.uri, name)) not in listed:
-                relative = f"{visited.relative}/{name}" if visited.relative else name
+            if suffix in IMAGE_SUFFIXES and (location := join(folder.uri, name)) not in listed:
+                relative = f"{folder.relative}/{name}" if folder.relative else name
                 yield IndexRow(stem, relative, location, sidecars=beside.get(stem, ()))
 
 

@@ -11,14 +11,14 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from foundry.errors import UserError
-from foundry.images.index import IndexRow, index_file, index_folder, to_tables
+from foundry.images.index import FolderNames, IndexRow, folder_names, index_file, index_folders, to_tables
 from foundry.images.lists import ListedImages, find_path_column, index_list, list_types
 from foundry.images.metadata import Scalar, duckdb_types, parse_sidecars
 from foundry.images.parquet import PATH_NAMES, index_parquet, layout_of, read_footer, read_schema
@@ -76,15 +76,25 @@ class Source:
     """Whether it was found by searching root (then a list's images may have files beside them) or was given itself."""
     lists: tuple[tuple[str, str], ...] = ()
     """For files: the lists (uri, path column) whose images are left to them."""
+    folders: tuple[FolderNames, ...] = field(default=(), repr=False, compare=False)
+    """For a searched folder: what the search listed, so that the index lists nothing again."""
+
+    def record(self) -> dict[str, Any]:
+        """The fields as JSON has them, without what was listed."""
+        record = asdict(replace(self, folders=()))
+        del record["folders"]
+        return record
 
 
 def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None) -> list[Source]:
     """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
 
     Names as in file_kinds.is_ignored are passed over, save those given themselves, and counted in `passed_over`. What lies in
-    two of the given folders is found once. An image that a list names is left to the list. What a search finds and cannot use
-    is passed over, and named in one warning: compressed tars, tables without images, without rows, or in no format that can
-    be read. A tar or Parquet file that is damaged is an error all the same, since its images would be missing.
+    two of the given folders is found once. An image that a list names is left to the list. Each folder is listed once: the
+    names of its images and sidecars are kept for `index_source`, and take as much memory as text.
+    What a search finds and cannot use is passed over, and named in one warning: compressed tars, tables without images, without
+    rows, or in no format that can be read. A tar or Parquet file that is damaged is an error all the same, since its images
+    would be missing.
     Raises UserError in one line: nothing there, no images, a damaged Parquet file, and all of the above where it was given
     itself; a damaged tar is found out by `index_source`.
     """
@@ -119,7 +129,7 @@ def index_source(source: Source, *, passed_over: PassedOver | None = None) -> It
 
     Rows are in the order of the tar, Parquet file or list; for loose files, those of a folder by name, then its subfolders.
     `relative` tells apart what one search finds, but a list may name an image twice, and two roots may hold the same paths.
-    Memory: the names in one tar or one folder; for files beside lists, also 16 bytes for each listed image.
+    Memory: the names in one tar; for files next to lists, also 16 bytes for each listed image.
     `passed_over` counts the images in a tar that are left out because of their names.
     Raises UserError in one line for a source that is empty, damaged or holds no image.
     """
@@ -176,7 +186,7 @@ def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[Ind
         return index_list(source.uri, source.root, path_column=source.path_column, search_sidecars=source.is_searched)
     if not source.is_searched:
         return (row for row in index_file(source.uri) if row.uri not in ListedImages(source.lists, folder=source.root))
-    return index_folder(source.uri, listed=ListedImages(source.lists, folder=source.root))
+    return index_folders(source.folders, listed=ListedImages(source.lists, folder=source.root))
 
 
 @dataclass(frozen=True)
@@ -190,10 +200,11 @@ class _Found:
 def _search(root: str, passed_over: PassedOver | None) -> _Found:
     """All that lies below a folder; UserError if there is no source."""
     found = _Found()
-    has_images = False
+    folders: list[FolderNames] = []
     containers: list[str] = []
     for folder in walk(root, passed_over=passed_over):
-        has_images = has_images or any(is_image(name) for name in folder.files)
+        if (names := folder_names(folder)) is not None:
+            folders.append(names)
         containers += [join(folder.uri, name) for name in folder.files if _is_container(name)]
     with ThreadPoolExecutor(_SEARCHING_THREADS) as threads:
         for location, source in zip(containers, threads.map(partial(_container, root=root), containers), strict=True):
@@ -201,8 +212,8 @@ def _search(root: str, passed_over: PassedOver | None) -> _Found:
                 found.sources.append(source)
             else:
                 found.unusable[location] = source
-    if has_images:
-        found.sources.append(Source(kind="files", uri=root, root=root, is_searched=True))
+    if folders:
+        found.sources.append(Source(kind="files", uri=root, root=root, is_searched=True, folders=tuple(folders)))
     if not found.sources:
         unusable = f" ({_named(found.unusable)})" if found.unusable else ""
         raise UserError(f"no images found in {root}; expected {EXPECTED}{unusable}")

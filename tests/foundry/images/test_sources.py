@@ -3,6 +3,7 @@
 import io
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,21 @@ def test_nothing_given_and_names_that_are_not_utf8(tmp_path: Path) -> None:
 def test_a_source_is_plain_data() -> None:
     source = Source(kind="tar", uri="/a/b.tar", root="/a")
     assert hash(source) == hash(Source(kind="tar", uri="/a/b.tar", root="/a"))
+
+
+def test_each_folder_is_listed_once(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def counted(path: str) -> Any:
+        listed[str(path)] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    (files,) = [source for source in find_sources([str(mixed)]) if source.kind == "files"]
+    assert sum(table.num_rows for table in index_source(files)) > 1
+    assert set(listed.values()) == {1} and str(mixed / "sub") in listed
+    assert "folders" not in files.record(), "a plan keeps no listing"
 
 
 def test_a_second_search_sees_what_has_changed(tmp_path: Path) -> None:
