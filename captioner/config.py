@@ -103,10 +103,10 @@ def default_unit_size(image_side_px: int) -> int:
 
 def read_record(run: Folder) -> dict[str, Any] | None:
     """The run.json of a captioning run; None where there is none. Raises UserError where it is damaged or of something else."""
-    from foundry.storage.folder import usable
+    from foundry.storage.folder import store_errors
     from foundry.storage.schema import SCHEMA_VERSION
 
-    with usable(run):
+    with store_errors(run):
         data = run.read("run.json") if run.exists("run.json") else None
     if data is None:
         return None

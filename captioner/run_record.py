@@ -13,7 +13,7 @@ from typing import Any
 
 from captioner.config import CaptionConfig, read_record, run_id
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, committed_units
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "ray", "spacy", "pyarrow", "pillow", "numpy")
@@ -21,7 +21,7 @@ _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "ray", "spac
 
 def check_folder(run: Folder) -> None:
     """Raises UserError for a folder that holds something else, before anything costly is done."""
-    with usable(run):
+    with store_errors(run):
         if read_record(run) is None and run.exists() and run.names():
             raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
 
@@ -49,7 +49,7 @@ def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
         "config": asdict(config),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with usable(run):
+    with store_errors(run):
         if not run.create("run.json", json.dumps(record, indent=1).encode()):
             _begin_again(run, record)
 
@@ -59,7 +59,7 @@ def settle_dtype(run: Folder, settings: dict[str, Any]) -> None:
     record = read_record(run)
     assert record is not None
     if record["settings"] != settings:
-        with usable(run):
+        with store_errors(run):
             run.write("run.json", json.dumps(record | {"settings": settings, "run_id": run_id(settings)}, indent=1).encode())
 
 
@@ -85,7 +85,7 @@ def record_start(run: Folder, config: CaptionConfig, *, dtype: str, cluster: str
         "cluster": cluster,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
-    with usable(run):
+    with store_errors(run):
         run.create(f"starts/{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json", json.dumps(record, indent=1).encode())
 
 
@@ -134,5 +134,5 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _has_commits(run: Folder) -> bool:
-    with usable(run):
+    with store_errors(run):
         return bool(committed_units(run))

@@ -75,13 +75,13 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     """Reads how a run stands at this time. Raises UserError where there is none."""
     from captioner.config import read_record
     from dataset_builder.runs.plan import read_plan
-    from foundry.storage.folder import usable
+    from foundry.storage.folder import store_errors
     from foundry.units.commits import read_commits
 
     record = read_record(run)
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
-    with usable(run):
+    with store_errors(run):
         plan = read_plan(run, unit_size=record["settings"]["unit_size"])
         commits = read_commits(run)
     newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dataset_builder.dataset.recipe import RecipeConfig
 from foundry.command_line import run_command
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def main(config: BuildConfig) -> int:
     """Builds, prints the funnel and returns 0."""
     from dataset_builder.reports.card import funnel_lines
 
-    with usable(Folder(config.out)):
+    with store_errors(Folder(config.out)):
         built = build_dataset(config)
     print("\n".join([*built.notes, *funnel_lines(built.funnel)]))
     if built.dataset is None:

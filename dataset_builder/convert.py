@@ -101,14 +101,14 @@ def main(config: ConvertConfig) -> int:
 def import_run(config: ConvertConfig, url: str) -> int:
     """Makes or resumes the run at `url`; returns 0, or 1 where the budget of unusable images was exceeded."""
     from dataset_builder.sql.noun_blocks import merge_counts_of
-    from foundry.storage.folder import Folder, usable
+    from foundry.storage.folder import Folder, store_errors
     from foundry.storage.locations import is_local_path
     from foundry.units.commits import committed_units, read_commits
     from foundry.units.run import run_job
 
     started = time.perf_counter()
     run = Folder(url)
-    with usable(run):
+    with store_errors(run):
         sources = _find_sources(config)
         job = import_job(config, url)
         plan = _plan(config, run, job, sources)
@@ -206,10 +206,10 @@ def _plan(config: ConvertConfig, run: "Folder", job: "ImportJob", sources: "list
 def _export(config: ConvertConfig) -> int:
     from dataset_builder.dataset.webdataset import export_shards
     from dataset_builder.sql.dataset_files import read_dataset
-    from foundry.storage.folder import Folder, usable
+    from foundry.storage.folder import Folder, store_errors
 
     dataset = read_dataset(config.input)
-    with usable(Folder(config.out)):
+    with store_errors(Folder(config.out)):
         return export_shards(
             dataset,
             config.out,

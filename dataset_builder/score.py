@@ -61,7 +61,7 @@ class ScoreConfig:
 def main(config: ScoreConfig) -> int:
     """Scores what is not scored yet; returns 0, or 1 where more images failed than the budget allows."""
     from dataset_builder.sql.score_files import score_folder
-    from foundry.storage.folder import Folder, usable
+    from foundry.storage.folder import Folder, store_errors
     from foundry.storage.locations import is_local_path
     from foundry.units.commits import committed_units, read_commits
     from foundry.units.run import run_job
@@ -69,7 +69,7 @@ def main(config: ScoreConfig) -> int:
     started = time.perf_counter()
     check_paths([path for path in (config.source, config.aesthetic) if path])
     scored = Folder(config.source)
-    with usable(scored):
+    with store_errors(scored):
         job = score_job(config)
         out = score_folder(scored, job.score_id)
         units = plan_scores(scored, out, is_run=job.is_run)

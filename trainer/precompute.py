@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from foundry.command_line import counted, run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.cluster import check_paths
 from foundry.units.rejection import allowed_rejections
@@ -57,7 +57,7 @@ def main(config: PrecomputeConfig) -> int:
 
         return start_and_describe(encoders, config.ray, visible=visible)
 
-    with usable(Folder(config.out)):
+    with store_errors(Folder(config.out)):
         return _make(config, prepare(config, describe=describe), started=started)
 
 

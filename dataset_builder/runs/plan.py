@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
 from foundry.images.sources import Source, index_sources
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Unit, row_groups_bytes
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
     file has changed, since the planned byte ranges and rows would no longer hold. What takes longer than two seconds is
     counted on stderr.
     """
-    with usable(run):
+    with store_errors(run):
         plan = read_plan(run, unit_size=unit_size)
     fresh = _unseen(sources, plan)
     if not fresh:
@@ -107,7 +107,7 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
     if not indexed["parts"] and plan.num_plans:
         return plan
     record = indexed | {"sources": [source.record() for source in fresh]}
-    with usable(run):
+    with store_errors(run):
         if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
             raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")
         return read_plan(run, unit_size=unit_size)
@@ -115,7 +115,7 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
 
 def discard_plan(run: Folder) -> None:
     """Removes a plan of which nothing is committed, the newest part first, so that what is left is always a plan."""
-    with usable(run):
+    with store_errors(run):
         for name in reversed(_plan_names(run)):
             parts = json.loads(run.read(f"plans/{name}"))["parts"]
             for path in (f"plans/{name}", *(part["path"] for part in parts)):
@@ -124,7 +124,7 @@ def discard_plan(run: Folder) -> None:
 
 def record_carried(run: Folder, plan: Plan) -> None:
     """Adds the columns that the planned sources carry to run.json, where readers look for them."""
-    with usable(run):
+    with store_errors(run):
         record = json.loads(run.read("run.json"))
         carried = record["carried"] | plan.carried
         if record["carried"] != carried:
@@ -244,7 +244,7 @@ def _write_parts(run: Folder, reader: Any, plan: Plan) -> Iterator[PlanPart]:
     units = _row_groups(reader, plan.unit_size)
     while tables := list(islice(units, UNITS_PER_PART)):
         path = f"images/plan-{plan.num_plans}-{attempt}-{first_unit:08d}.parquet"
-        with usable(run):
+        with store_errors(run):
             run.create(path, row_groups_bytes(tables))
         yield PlanPart(path=path, first_unit=first_unit, units=len(tables), rows=sum(len(table) for table in tables))
         first_unit += len(tables)

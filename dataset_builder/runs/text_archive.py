@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.storage.locations import normalise, one_line, open_binary, readable
+from foundry.storage.locations import normalise, one_line, open_binary, read_errors
 from foundry.storage.parquet_writer import ParquetParts
 from foundry.storage.schema import versioned
 
@@ -62,7 +62,7 @@ def find_texts(run: Folder, keys: Sequence[str]) -> dict[str, str]:
 
 def _texts(archive: str) -> Iterator[tuple[str, str]]:
     """Key and text of each .txt in the order of the archive; the key is the name without folder and suffix."""
-    with readable(archive, "check that it is a tar of .txt files"), open_binary(normalise(archive), sequential=True) as file:
+    with read_errors(archive, "check that it is a tar of .txt files"), open_binary(normalise(archive), sequential=True) as file:
         try:
             with tarfile.open(fileobj=file, mode="r|*") as tar:
                 for member in tar:

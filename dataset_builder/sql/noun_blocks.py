@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dataset_builder.sql.merged_counts import block_id, merged_folder, whole_blocks
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def merge_counts_of(run: Folder) -> int:
 
     started = time.perf_counter()
     folder = merged_folder(run)
-    with usable(run):
+    with store_errors(run):
         files = read_run(run.url)
         done = committed_units(folder)
         blocks = {number: members for number, members in whole_blocks(files.commits).items() if number not in done}

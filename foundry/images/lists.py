@@ -17,7 +17,7 @@ from foundry.images.index import LISTED, IndexRow, sidecars_in
 from foundry.images.metadata import Carried, Scalar, duckdb_types, map_columns, metadata_json
 from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema
 from foundry.storage.file_kinds import PARQUET_SUFFIX, stem_of, suffix_of
-from foundry.storage.locations import is_inside, locate, one_line, open_binary, parent, readable, relative_to
+from foundry.storage.locations import is_inside, locate, one_line, open_binary, parent, read_errors, relative_to
 
 _SAMPLED_ROWS = 1000
 _PARQUET_BATCH_ROWS = 8192
@@ -44,7 +44,7 @@ def find_path_column(uri: str) -> str | None:
 
 def read_rows(uri: str) -> Iterator[dict[str, Any]]:
     """The rows of a list, streaming. Values of csv and tsv are text. Raises UserError that names the unreadable row."""
-    with readable(uri, "fetch it again, or write it as UTF-8"):
+    with read_errors(uri, "fetch it again, or write it as UTF-8"):
         if suffix_of(uri) == PARQUET_SUFFIX:
             yield from _parquet_rows(uri)
         elif suffix_of(uri) in (".csv", ".tsv"):

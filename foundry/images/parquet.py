@@ -13,7 +13,7 @@ from foundry.errors import UserError
 from foundry.images.index import MAX_ROWS, IndexRow
 from foundry.images.metadata import map_columns
 from foundry.storage.file_kinds import stem_of
-from foundry.storage.locations import is_url, open_binary, readable, relative_to
+from foundry.storage.locations import is_url, open_binary, read_errors, relative_to
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content", "img", "image_bytes", "data")
 PATH_NAMES = (
@@ -66,7 +66,7 @@ class Footer:
 
 def read_footer(uri: str) -> Footer:
     """Raises UserError if the file is empty, damaged or may not be read."""
-    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+    with read_errors(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
         return Footer(schema=file.schema_arrow, num_rows=file.metadata.num_rows)
 
 
@@ -102,7 +102,7 @@ def index_parquet(uri: str, root: str) -> Iterator[IndexRow]:
     The stem is the key of the row (of a path, its stem), else the file's stem and the row: `train-0-17`.
     Raises UserError if the file has no rows, no images, or cannot be read.
     """
-    with readable(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+    with read_errors(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
         layout = layout_of(file.schema_arrow)
         if layout.image is None:
             raise UserError(f"{uri} has no column of image bytes (columns: {', '.join(file.schema_arrow.names)}); give another")

@@ -42,7 +42,7 @@ from foundry.storage.locations import (
     normalise,
     open_binary,
     parent,
-    readable,
+    read_errors,
     walk,
 )
 from foundry.storage.schema import versioned
@@ -320,7 +320,7 @@ def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
     beside = [(row["uri"], sidecar) for row in rows for sidecar in row["sidecars"] if sidecar["suffix"] == ".json"]
     for image_uri, sidecar in beside[:_SAMPLED_JSON]:
         uri = sidecar["uri"] or image_uri
-        with readable(uri, "check its permissions"), open_binary(uri) as file:
+        with read_errors(uri, "check its permissions"), open_binary(uri) as file:
             file.seek(sidecar["byte_offset"] or 0)
             content = file.read(-1 if sidecar["byte_length"] is None else sidecar["byte_length"])
         try:

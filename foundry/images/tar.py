@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from foundry.errors import UserError
 from foundry.images.index import IndexRow, SidecarRow
 from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, PassedOver, is_ignored_path, is_image, split_suffix
-from foundry.storage.locations import describe, is_url, open_binary, readable, relative_to
+from foundry.storage.locations import describe, is_url, open_binary, read_errors, relative_to
 
 _BLOCK = 512
 _REMOTE_WINDOW = 8 << 10
@@ -78,7 +78,7 @@ def walk_tar(uri: str) -> Iterator[TarMember]:
     num_bytes = describe(uri).num_bytes
     if num_bytes == 0:
         raise UserError(f"{uri} is empty (0 bytes), expected a tar; fetch it again or remove it")
-    with readable(uri, "check its permissions, or fetch it again"), open_binary(uri) as file:
+    with read_errors(uri, "check its permissions, or fetch it again"), open_binary(uri) as file:
         yield from _walk(_Window(file, is_remote=is_url(uri)), uri, num_bytes)
 
 

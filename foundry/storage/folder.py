@@ -111,7 +111,7 @@ class Folder:
 
 
 @contextmanager
-def usable(folder: Folder) -> Iterator[None]:
+def store_errors(folder: Folder) -> Iterator[None]:
     """Turns a failure of the folder's store into a UserError in one line."""
     try:
         yield

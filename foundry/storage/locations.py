@@ -124,7 +124,7 @@ def locate(path: str, folder: str) -> str:
 
 def describe(location: str) -> Details:
     """Raises UserError in one line if nothing is there or it may not be looked at."""
-    with readable(location, "check the path and its permissions"):
+    with read_errors(location, "check the path and its permissions"):
         if is_url(location):
             filesystem, path = open_filesystem(location)
             return _from_info(filesystem.info(path))
@@ -134,7 +134,7 @@ def describe(location: str) -> Details:
 
 
 @contextmanager
-def readable(location: str, advice: str) -> Iterator[None]:
+def read_errors(location: str, advice: str) -> Iterator[None]:
     """Turns a failure to read a location into a UserError that names it and ends in the advice.
 
     Bugs pass, as far as they can be told: a local file fails with OSError or, damaged, with ValueError or an error of Arrow;
@@ -180,7 +180,7 @@ def walk(
     true_path = folder if is_url(folder) else os.path.realpath(folder)
     if true_path in above:
         return
-    with readable(folder, "check its permissions"):
+    with read_errors(folder, "check its permissions"):
         files, subfolders = _list(folder, passed_over)
     if relative and holds_results(files, subfolders):
         passed_over.results += 1
@@ -195,7 +195,7 @@ def list_files(folder: str) -> list[str]:
     """Sorted names of the files in one folder, ignored ones left out; empty if it is not there or the store has no folders."""
     if folder.startswith(("http://", "https://")):
         return []
-    with readable(folder, "check its permissions"):
+    with read_errors(folder, "check its permissions"):
         try:
             return _list(folder, PassedOver())[0]
         except (FileNotFoundError, NotADirectoryError):

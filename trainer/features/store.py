@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, read_commits
 from model.dit import Captions
 from model.vae import LatentScale
@@ -245,7 +245,7 @@ class FeatureStore:
 def count_samples(url: str, split: str) -> int | None:
     """Samples of a split of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
     try:
-        with usable(Folder(url)):
+        with store_errors(Folder(url)):
             return FeatureStore.open(url).num_samples(split)
     except UserError:
         return None

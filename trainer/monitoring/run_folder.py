@@ -32,7 +32,7 @@ import yaml
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
-from foundry.storage.folder import Folder, new_file, usable
+from foundry.storage.folder import Folder, new_file, store_errors
 from trainer.config import TrainConfig
 from trainer.distributed import Workers
 from trainer.monitoring.outlook import Warned
@@ -56,7 +56,7 @@ class RunFolder:
 
     def writing(self) -> AbstractContextManager[None]:
         """Turns what the disk says against it, inside, into a UserError in one line."""
-        return usable(Folder(str(self.path)))
+        return store_errors(Folder(str(self.path)))
 
     @contextmanager
     def held(self, *, wait_s: float) -> Iterator[None]:

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
 from trainer.config import CheckpointConfig, Rung
@@ -88,7 +88,7 @@ class Checkpoints:
             return
         if self._workers.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            with usable(Folder(str(self.folder))):
+            with store_errors(Folder(str(self.folder))):
                 partial.mkdir(parents=True)
         self._workers.gather(None)  # the folder is there for all
         weights = state.ema.full_weights(keep=self._workers.is_first)

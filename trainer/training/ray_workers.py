@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO_VARIABLE, cpu_environment
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
@@ -36,7 +36,7 @@ def train_on_ray(config: TrainConfig) -> bool:
     config = with_absolute_paths(config)
     find_start(config)  # what is missing is said before anything is started
     run = run_path(config)
-    with usable(Folder(str(run))):
+    with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
     check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder, store_errors
 from tests.s3 import s3_bucket
 
 
@@ -73,11 +73,11 @@ def test_a_protocol_that_nobody_knows_is_one_line() -> None:
 def test_a_store_that_cannot_be_used_is_one_line_and_a_bug_is_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = Folder(str(tmp_path / "file" / "run"))
-    with pytest.raises(UserError, match="cannot work in .*file/run .NotADirectoryError.*permissions"), usable(folder):
+    with pytest.raises(UserError, match="cannot work in .*file/run .NotADirectoryError.*permissions"), store_errors(folder):
         folder.create("run.json", b"{}")
-    with pytest.raises(KeyError), usable(folder):
+    with pytest.raises(KeyError), store_errors(folder):
         raise KeyError("a bug")
     with s3_bucket() as bucket:
         folder = Folder(f"{bucket}-of-nobody/run")
-        with pytest.raises(UserError, match="cannot work in s3://.*of-nobody/run .FileNotFoundError"), usable(folder):
+        with pytest.raises(UserError, match="cannot work in s3://.*of-nobody/run .FileNotFoundError"), store_errors(folder):
             folder.create("run.json", b"{}")
