@@ -1,1 +1,1 @@
-"""What the other packages stand on: command line and errors, hardware, storage, units of work on Ray, reading images."""
+"""Base of the other packages: command line and errors, hardware, storage, units of work on Ray, reading images."""

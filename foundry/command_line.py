@@ -1,10 +1,10 @@
-"""One way for every command: a frozen dataclass is the configuration, jsonargparse the parser, one line the error.
+"""Command line of every command: a frozen dataclass is the configuration, jsonargparse parses it, an error is one line.
 
 Preset < `--config file.yaml` < `--section.field value`; `--print_config` prints the whole. Exit codes: 0 done, 1 the budget
 of failures was exceeded, 2 usage or configuration, 130 interrupted.
 
 A field `name: str` becomes `--name`, a field that is a dataclass its own `--name.field` options; a list or tuple takes
-several values, a bool needs none. The string under a field is its help. A value given by place is the same field unnamed.
+several values, a bool needs none. The string under a field is its help. A positional value is the same field unnamed.
 A field without a default that names a model says in its metadata what to type where it is missing: see ModelChoice.
 """
 
@@ -82,7 +82,7 @@ def run_command(
 ) -> int:
     """Parses `argv` (default: sys.argv[1:]) into `config_class`, calls `main` and returns its exit code.
 
-    `positional` names the fields that are given by place; a list among them, the last, takes all that is left. `presets`
+    `positional` names the fields that need no option; a list among them, the last, takes all that is left. `presets`
     maps a field to the functions that make the configuration for its values: {"stage": {"pixel": pixel_stage}}.
     A command with required fields prints its usage and the example when called without arguments, and returns 2.
     A wrong argument, a ValueError from `__post_init__` and a UserError from `main` become one line on stderr and 2;
@@ -212,7 +212,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
-    """The arguments with every value as `--name=value`: a flag gets true, a list becomes one, a value by place its name.
+    """The arguments with every value as `--name=value`: a flag gets true, a list becomes one, a positional value gets its name.
 
     Raises argparse.ArgumentError for a list that is given twice and for a value too many.
     """
@@ -237,7 +237,7 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
             named.append(f"{word}={rest.pop(0)}")
         else:
             named.append(word)
-            if hint is None:  # an unknown option: its value is no argument of its own, or the complaint would be about that
+            if hint is None:  # an unknown option: its value is no separate argument, or the complaint would be about that
                 del rest[:follows]
     named += _name_by_place(by_place, hints, positional=positional)
     once = [name for name in (word.partition("=")[0] for word in named) if _is_list(hints.get(name.removeprefix("--")))]

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something that the user, a file or a machine caused. The message is one line that ends in what to do."""
+    """Error that the user, a file or a machine caused. The message is one line that ends in what to do."""

@@ -1,4 +1,4 @@
-"""Hardware of this machine: the number format that `auto` stands for, and the threads and memory of a process that computes.
+"""Hardware of this machine: the number format that `auto` means, and the threads and memory of a process that computes.
 
 A processor without bfloat16 instructions emulates them, 30 to 100 times slower than float32. So `auto` follows the hardware:
 bfloat16 on NVIDIA GPUs from compute capability 8.0 on (Ampere), on processors with AMX-BF16 or AVX512-BF16, and on Apple's GPUs
@@ -20,7 +20,7 @@ AutoDtype = Literal["auto", "float32", "bfloat16"]
 
 AUTO = "auto"
 AUTO_VARIABLE = "T2I_AUTO_DTYPE"
-"""Environment variable: what `auto` stands for, whatever the hardware."""
+"""Environment variable: what `auto` means, whatever the hardware."""
 _FIRST_WITH_BFLOAT16 = (8, 0)
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -38,7 +38,7 @@ _LARGEST_INT = (1 << 31) - 1
 
 
 def resolve_dtype(dtype: str, device: str) -> Dtype:
-    """`dtype` itself, or what `auto` stands for on a torch device (cpu, cuda, cuda:1, mps). Raises UserError as auto_dtype."""
+    """`dtype` itself, or what `auto` means on a torch device (cpu, cuda, cuda:1, mps). Raises UserError as auto_dtype."""
     return auto_dtype(device) if dtype == AUTO else dtype  # type: ignore[return-value]
 
 

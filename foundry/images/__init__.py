@@ -1,1 +1,1 @@
-"""Images and what comes with them: found, indexed, read, decoded."""
+"""Images and their metadata: found, indexed, read, decoded."""

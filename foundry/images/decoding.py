@@ -1,4 +1,4 @@
-"""From the bytes of an image file to RGB, within limits, and with one reason for each way of failing.
+"""Decoder of image files: bytes to RGB within limits, with one reason for each way of failing.
 
 Pillow decodes. Orientation, colour modes and depths are brought to upright 8-bit RGB; transparency is laid on white, as a page
 would show it. Colour profiles (ICC) are not applied.
@@ -44,14 +44,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What is refused before any pixel is decoded."""
+    """Limits that reject an image before any pixel is decoded."""
 
     max_image_bytes: int = 64 << 20
-    """Bytes of the encoded image."""
+    """Maximum size of the encoded image, in bytes."""
     max_image_pixels: int = 178_956_970
-    """Width times height; the default is where Pillow itself raises (half a gigabyte of RGB)."""
+    """Maximum width times height, in pixels; the default is where Pillow itself raises (half a gigabyte of RGB)."""
     min_side_px: int = 1
-    """The shorter side in pixels."""
+    """Minimum of the shorter side, in pixels."""
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("max_image_bytes", "max_image_pixels", "min_side_px") if getattr(self, name) < 1]

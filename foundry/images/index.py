@@ -90,7 +90,7 @@ def index_folders(folders: Iterable[FolderNames], *, listed: Container[str]) -> 
 
 
 def index_file(location: str) -> Iterator[IndexRow]:
-    """A single image file, with the files beside it."""
+    """A single image file, with its sidecars."""
     beside = sidecars_in(parent(location))
     stem = stem_of(location)
     yield IndexRow(stem, posixpath.basename(location), location, sidecars=beside.get(stem, ()))

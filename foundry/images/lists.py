@@ -1,4 +1,4 @@
-"""Lists of images: jsonl, csv, tsv, or Parquet with a column of paths or URLs. All other columns are carried along."""
+"""Lists of images: jsonl, csv, tsv, or Parquet with a column of paths or URLs. All other columns become metadata."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ def index_list(uri: str, root: str, *, path_column: str, search_sidecars: bool) 
     """One row for each row of the list, in its order. Images are not looked at: a missing one is found when it is read.
 
     A path is relative to the list's folder; a row without one gets the list itself and its own number as a reference, from
-    which nothing can be read (references.py), so that it is rejected by name. With `search_sidecars`, files beside a listed
+    which nothing can be read (reader.py), so that it is rejected by name. With `search_sidecars`, sidecars of a listed
     image below root are found too; where both know something, the list's column counts. Nested columns are left out. Two
     rows may name the same image.
     Raises UserError if the list has no rows.
@@ -126,7 +126,7 @@ def _digest(location: str) -> bytes:
 
 
 def _locate(value: object, folder: str) -> str | None:
-    """The location that a path or URL in a list stands for; None where there is none."""
+    """The location that a path or URL in a list means; None where there is none."""
     return locate(value.strip(), folder) if isinstance(value, str) and value.strip() else None
 
 
@@ -145,7 +145,7 @@ def _without_path(uri: str, root: str, number: int, carried: Carried) -> IndexRo
 
 
 def _parse(value: Scalar) -> Scalar:
-    """The value that a text in a csv stands for; `007` stays text."""
+    """The value that a text in a csv means; `007` stays text."""
     text = str(value)
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

@@ -1,4 +1,4 @@
-"""From rows of an index to pixels: the one call that captions, scores and features share.
+"""Loading of images: rows of an index to pixels, in the one call that captions, scores and features share.
 
 read = read_images(rows, limits=limits, target_side_px=336)
 read.images[0].image.pixels, read.images[0].facts["content_hash"], read.rejected
@@ -21,7 +21,7 @@ OUTAGE_AFTER = 32
 class ReadImage:
     """An image and what its bytes tell, as a dict: key, reference, content_hash, width, height, format.
 
-    For a row of schema.INDEX it is a whole row of schema.IMAGES, with what stands beside the image; other rows know it already.
+    For a row of schema.INDEX it is a whole row of schema.IMAGES, with what its sidecars say; other rows have that already.
     """
 
     image: DecodedImage
@@ -30,7 +30,7 @@ class ReadImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadImages:
-    """What became of some rows, each list in their order: images, and rows of schema.REJECTED as dicts."""
+    """Result for some rows, each list in their order: images, and rows of schema.REJECTED as dicts."""
 
     images: list[ReadImage]
     rejected: list[dict[str, Any]]

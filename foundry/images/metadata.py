@@ -1,7 +1,7 @@
 """Image metadata: maps a source's columns and JSON fields, and the sidecar files of an image, to alt text, class label and
 typed columns. Sidecars are captions (.txt, .caption), class labels (.cls), JSON metadata and SA-1B masks.
 
-One mapping for all: columns of a list or a Parquet file, and fields of a JSON beside an image.
+One mapping for all: columns of a list or a Parquet file, and fields of a JSON next to an image.
 """
 
 import json
@@ -71,7 +71,7 @@ def duckdb_types(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SidecarData:
-    """All that is known of an image beside its bytes. The last two are None unless SA-1B's masks were given.
+    """Metadata of an image from its sidecars. The last two are None unless SA-1B's masks were given.
 
     num_masks counts them; mask_area_px is the sum of their areas in pixels of the original, overlaps counted twice.
     """

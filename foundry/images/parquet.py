@@ -29,7 +29,7 @@ _BATCH_ROWS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetLayout:
-    """What the columns of a Parquet file are for. image and path are None where there is no such column.
+    """Roles of the columns of a Parquet file. image and path are None where there is no such column.
 
     image_leaves and key_leaf are what to ask Parquet for: `image.bytes` and `image.path` of a struct. class_names are those
     of ClassLabel features, which the `datasets` library writes as integers.
@@ -58,7 +58,7 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Footer:
-    """What stands at the end of a Parquet file."""
+    """End of a Parquet file."""
 
     schema: pa.Schema
     num_rows: int

@@ -1,7 +1,7 @@
-"""Image reader: from a reference to bytes, of files, ranges of tars and rows of Parquet, local or by fsspec; neighbouring
+"""Image reader: reads the bytes of a reference (a file, a range of a tar, a row of Parquet; local or by fsspec). Neighbouring
 ranges of a remote file are fetched together.
 
-Also what stands beside an image (`ImageReader.read_sidecars`) and the hash by which its content is known.
+Also reads the sidecars of an image (`ImageReader.read_sidecars`) and computes its content hash.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _MAX_BUFFERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """What is known of an image beside its pixels, in the words of schema.IMAGES; metadata is a JSON object."""
+    """Metadata of an image, named as in schema.IMAGES; metadata is a JSON object."""
 
     alt_text: str | None
     class_label: str | None
@@ -109,7 +109,7 @@ class RangeFile:
 
 
 class ImageReader:
-    """Reads images and what stands beside them; keeps up to 16 tars and Parquet files open until it is closed.
+    """Reads images and their sidecars; keeps up to 16 tars and Parquet files open until it is closed.
 
     Fastest when read in the order of the index. Not for several threads at once: give each its own.
 
@@ -167,7 +167,7 @@ class ImageReader:
         return data
 
     def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
-        """What the index, the files beside the image, and the other columns of its Parquet row say of it; the first counts.
+        """Metadata from the index, the sidecars, and the other columns of a Parquet row; the first counts.
 
         `row` is a row of schema.INDEX as a dict.
         Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row; and StoreError.
@@ -293,7 +293,7 @@ def _read_file(uri: str, max_bytes: int | None) -> bytes:
 
 
 def _merge_json(indexed: str | None, carried: Carried) -> str | None:
-    """Metadata of the index and what was found beside the image as one JSON object; the index counts."""
+    """Metadata of the index and of the sidecars as one JSON object; the index counts."""
     if indexed is None or not carried.metadata:
         return indexed or metadata_json(carried.metadata)
     return metadata_json({**carried.metadata, **json.loads(indexed)})

@@ -58,10 +58,10 @@ THREADS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Something that holds images or names them. All loose files below one folder are one source."""
+    """Folder or file that holds images or names them. All loose files below one folder are one source."""
 
     kind: Literal["files", "tar", "parquet", "list"]
-    """What it is; "files" is a searched folder or a single image file."""
+    """Kind of source; "files" is a searched folder or a single image file."""
     uri: str
     """An absolute local path or an fsspec URL."""
     root: str
@@ -73,7 +73,7 @@ class Source:
     path_column: str | None = None
     """The column of a list that names images."""
     is_searched: bool = False
-    """Whether it was found by searching root (then a list's images may have files beside them) or was given itself."""
+    """Whether it was found by searching root (then a list's images may have sidecars) or was given itself."""
     lists: tuple[tuple[str, str], ...] = ()
     """For files: the lists (uri, path column) whose images are left to them."""
     folders: tuple[FolderNames, ...] = field(default=(), repr=False, compare=False)
@@ -140,7 +140,7 @@ def carried_columns(source: Source, first: pa.Table) -> dict[str, str]:
     """Names and DuckDB types (BIGINT, DOUBLE, BOOLEAN, VARCHAR) of what the source carries in the column `metadata`.
 
     `first` is its first table of `index_source`. From the schema of Parquet, the first 1,000 rows of a text list, or the first
-    8 JSONs beside images. Later rows may hold other names and types, so cast with TRY_CAST.
+    8 JSON sidecars. Later rows may hold other names and types, so cast with TRY_CAST.
     Raises UserError for a source that cannot be read.
     """
     if source.kind == "list":
@@ -191,7 +191,7 @@ def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[Ind
 
 @dataclass(frozen=True)
 class _Found:
-    """What a search found: sources, and by their location the files that cannot be used, with the reason."""
+    """Result of a search: sources, and by their location the files that cannot be used, with the reason."""
 
     sources: list[Source] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
@@ -285,7 +285,7 @@ def _single(location: str, details: Details) -> Source:
 
 @dataclass(frozen=True)
 class _Container:
-    """What a file that may hold or name images is."""
+    """Kind of a file that may hold or name images."""
 
     kind: Literal["tar", "parquet", "list"] | None
     """None: it does neither."""
@@ -315,10 +315,10 @@ def _compressed(location: str) -> UserError:
 
 
 def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
-    """Metadata from the first JSONs beside the images of a tar or a folder."""
+    """Metadata from the first JSON sidecars of a tar or a folder."""
     rows = first.select(["uri", "sidecars"]).slice(0, _SAMPLED_FILES).to_pylist()
-    beside = [(row["uri"], sidecar) for row in rows for sidecar in row["sidecars"] if sidecar["suffix"] == ".json"]
-    for image_uri, sidecar in beside[:_SAMPLED_JSON]:
+    found = [(row["uri"], sidecar) for row in rows for sidecar in row["sidecars"] if sidecar["suffix"] == ".json"]
+    for image_uri, sidecar in found[:_SAMPLED_JSON]:
         uri = sidecar["uri"] or image_uri
         with read_errors(uri, "check its permissions"), open_binary(uri) as file:
             file.seek(sidecar["byte_offset"] or 0)

@@ -1,4 +1,4 @@
-"""Finds the images in a tar from its headers alone: WebDataset shards and SA-1B's archives.
+"""Tar index: finds the images of a tar by its headers alone, in WebDataset shards and the archives of SA-1B.
 
 Only the 512-byte headers (and the blocks that hold long names) are read; payloads are skipped by seeking. The tarfile module
 would keep an object for each member and, over a network, read ahead through the payloads.
@@ -110,7 +110,7 @@ class _Window:
 
 
 class _Pending:
-    """What extension headers say about the next member."""
+    """Path and size that extension headers give to the next member."""
 
     def __init__(self) -> None:
         self.path: str | None = None

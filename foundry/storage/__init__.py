@@ -1,1 +1,1 @@
-"""What is on disk or object storage: folders, locations, schemas, the files of models."""
+"""Storage on disk or object stores: folders, locations, schemas, the files of models."""

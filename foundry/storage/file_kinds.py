@@ -1,4 +1,4 @@
-"""What a file is, judged by its name alone: an image, a file beside one, a tar, Parquet, a list, or nothing to look at."""
+"""File kinds, told by the name alone: image, sidecar, tar, Parquet, list, or a file to skip."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PARQUET_SUFFIX = ".parquet"
 TEXT_LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 RESULTS = {"run.json": ("plans", "commits"), "dataset.json": ("samples",), "features.json": ("plan", "commits")}
-"""What a folder of ours holds: its record, and beside it one of these folders. The record's name alone may be a sidecar's."""
+"""Record of a folder of ours, and the folders of which one is next to it. The record's name alone may be a sidecar's."""
 
 _MARKED_SUFFIXES = (PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)
 
@@ -46,14 +46,14 @@ class PassedOver:
 
 
 def holds_results(files: Collection[str], subfolders: Collection[str]) -> bool:
-    """Whether a folder with these names is a run, a data set or a feature store, which is no place to look for images."""
-    return any(record in files and any(name in subfolders for name in beside) for record, beside in RESULTS.items())
+    """Whether a folder with these names is a run, a data set or a feature store, which holds no images to caption."""
+    return any(record in files and any(name in subfolders for name in folders) for record, folders in RESULTS.items())
 
 
 def is_ignored(name: str, *, is_folder: bool) -> bool:
     """Whether a search passes over one component of a path: hidden, or a folder, Parquet file or list marked by `_`.
 
-    `_` marks what lies beside the data (`_SUCCESS`, `__MACOSX`); images keep it, since cameras write `_DSC1234.JPG`.
+    `_` marks what belongs to the data and is none (`_SUCCESS`, `__MACOSX`); images keep it, since cameras write `_DSC1234.JPG`.
     """
     return name.startswith(".") or (name.startswith("_") and (is_folder or name.lower().endswith(_MARKED_SUFFIXES)))
 

@@ -125,7 +125,7 @@ def store_errors(folder: Folder) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `path` when the block ends well and vanishes when it does not."""
+    """Path to write a file to, which becomes `path` when the block ends well and vanishes when it does not."""
     with _hidden_path(path) as partial:
         yield partial
         partial.chmod(0o644)  # a library may have made it its owner's alone
@@ -134,7 +134,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when the block ends well and vanishes when it does not.
+    """Folder to write to, which becomes `path` when the block ends well and vanishes when it does not.
 
     Where `path` is already a folder, what was written moves into it, sub-folders first: a file may tell that all is there.
     """

@@ -22,7 +22,7 @@ from foundry.storage.file_kinds import PassedOver, holds_results, is_ignored, is
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What a file system tells about a location without opening it. modified is ISO 8601 or an entity tag."""
+    """Facts that a file system gives about a location without opening it. modified is ISO 8601 or an entity tag."""
 
     is_folder: bool
     num_bytes: int | None
@@ -112,7 +112,7 @@ def relative_to(location: str, folder: str) -> str:
 
 
 def locate(path: str, folder: str) -> str:
-    """The location that a path or URL stands for when it is written in a file of that folder."""
+    """The location that a path or URL means when it is written in a file of that folder."""
     path = path.removeprefix("file://")
     if is_url(path):
         return path

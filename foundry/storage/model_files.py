@@ -1,4 +1,4 @@
-"""Model files: fetched from the hub, or known by a fingerprint where no hub gives them a revision.
+"""Model files: fetched from the hub, or identified by a fingerprint where no hub gives them a revision.
 
 huggingface_hub by itself asks six times for what is not in its cache: 24 s and a warning each time, where no hub is in reach.
 Its HTTPError is that of its HTTP library, which changes its name between versions.
@@ -17,7 +17,7 @@ _SUFFIXES = (".json", ".safetensors", ".jinja", ".model")
 
 
 class NotOnHub(Exception):
-    """A file that cannot be had; the message is the reason, a part of a sentence."""
+    """A file is unavailable; the message is the reason, a part of a sentence."""
 
 
 def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
@@ -38,7 +38,7 @@ def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
 
 
 def hub_parameters(name: str, *, revision: str | None = None) -> int:
-    """The number of parameters in a repository's safetensors, read from their headers; 0 where that cannot be found out."""
+    """The number of parameters in a repository's safetensors, read from their headers; 0 where that is unknown."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Writes a table of any length as Parquet files of a good size, without holding more than two row groups in memory.
+"""Parquet writer: a table of any length as files of a good size, with at most two row groups in memory.
 
 zstd; a row group has about 100,000 rows, or fewer that take 256 MB in memory, so that readers can spread over the cores; a file
 ends after 512 MB. Whoever writes them publishes them: a reader must not look for them before their records are in dataset.json.

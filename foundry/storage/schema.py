@@ -1,4 +1,4 @@
-"""The tables that the packages exchange: Arrow schemas, and the reference to an image.
+"""Schemas of the tables that the packages exchange, and the reference to an image.
 
 Every Parquet file carries `SCHEMA_VERSION` in its metadata; `check_version` refuses another one.
 """
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 DATASET_VERSION = 2
-"""Of data sets alone; since 2 the nouns stand beside the captions."""
+"""Version of data sets alone; since 2 the nouns are next to the captions."""
 _VERSION_KEY = b"t2i_foundry.schema_version"
 
 # Where the bytes of an image are. uri is a local path or an fsspec URL. In a tar, member is the path inside it and the two
@@ -22,7 +22,7 @@ _REFERENCE = [
     pa.field("row", pa.int64()),
 ]
 
-# A file that belongs to an image and stands beside it: a caption or a JSON. A null uri means: in the image's own tar.
+# A file that belongs to an image and is next to it: a caption or a JSON. A null uri means: in the image's own tar.
 _SIDECAR = pa.struct(
     [
         pa.field("suffix", pa.string(), nullable=False),
@@ -174,7 +174,7 @@ SAMPLE_CAPTION = pa.struct(
 )
 
 # One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
-# of `datasets`. nouns has those of each caption, in the order of captions: beside them, so that duckdb can read them alone.
+# of `datasets`. nouns has those of each caption, in the order of captions: next to them, so that duckdb can read them alone.
 # bucket is the nearest of aspect_buckets.ASPECT_RATIOS (height / width). Scores are null where not scored, groups where the
 # image is alone or was not compared.
 SAMPLES = pa.schema(
@@ -261,7 +261,7 @@ NOUN_INDEX = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReference:
-    """Where the bytes of one image are; see the comment above for what the fields mean by kind of container."""
+    """Reference to the bytes of one image; see the comment above for what the fields mean by kind of container."""
 
     uri: str
     member: str | None = None

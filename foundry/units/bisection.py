@@ -1,4 +1,4 @@
-"""Bisects a failing unit to find the images that crash it; holds the retry state of an uncommitted unit.
+"""Bisection of a failing unit, to find the images that crash it; holds the retry state of an uncommitted unit.
 
 A unit that keeps failing in `prepare` or `process` is split. Each part is probed: run without a commit. A part that fails is
 split again, down to the images that fail alone. Those are excluded with a reason, and the whole unit is run again without
@@ -18,7 +18,7 @@ TRIES = 2
 
 @dataclass
 class OpenUnit:
-    """A unit on its way to its commit. While it is searched, `suspects` holds the parts to probe, the next one first."""
+    """Unit that is not committed yet. While it is searched, `suspects` holds the parts to probe, the next one first."""
 
     unit: Unit
     one_by_one: bool = False
@@ -29,7 +29,7 @@ class OpenUnit:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the next run looks for culprits, and ends without a commit."""
+        """Whether the next run only looks for the images that fail, and ends without a commit."""
         return bool(self.suspects)
 
     @property

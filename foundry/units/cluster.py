@@ -41,25 +41,25 @@ class Node:
 
 @dataclass(frozen=True)
 class RaySettings:
-    """Where and how wide the work runs. The results do not depend on it."""
+    """Settings of the Ray cluster and of the replicas on it. The results do not depend on them."""
 
     address: str | None = None
-    """Address of a running Ray (host:port, auto). Default: RAY_ADDRESS, which a Ray job sets, else a Ray of one's own."""
+    """Address of a running Ray (host:port, auto). Default: RAY_ADDRESS, which a Ray job sets, else a Ray of this process."""
     num_replicas: int = 0
-    """Replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
+    """Number of replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
     gpus_per_replica: float = 1.0
-    """GPUs of a replica, where the cluster has any: a fraction below 1, or a whole number; 0: the replicas run on CPUs."""
+    """Number of GPUs of a replica, where the cluster has any: a fraction below 1 or a whole number; 0: replicas run on CPUs."""
     cpus_per_replica: int = 0
-    """Cores of a replica, and threads of its model, where it runs on CPUs; 0: one each, or more where a node's memory or
-    num_replicas leaves cores over."""
+    """Number of cores of a replica, and of threads of its model, where it runs on CPUs; 0: one each, or more where a node's
+    memory or num_replicas leaves cores over."""
     cpus_per_task: float = 1.0
-    """Ray CPUs of a task that decodes or commits."""
+    """Number of Ray CPUs of a task that decodes or commits."""
     units_in_flight: int = 3
-    """Units per replica that are decoded, in the model or being committed at one time; bounds the memory."""
+    """Number of units per replica that are decoded, in the model or being committed at one time; bounds the memory."""
     unit_timeout_s: float = 3600.0
-    """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and tried again."""
+    """Time limit of one call on a unit (decode, run the model, commit), in seconds; then it is stopped and tried again."""
     load_timeout_s: float = 1800.0
-    """Seconds that a replica may take to load the model before it is stopped and tried again."""
+    """Time limit for loading the model, in seconds; then the replica is stopped and tried again."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -84,13 +84,13 @@ class RaySettings:
 
     @property
     def resolved_address(self) -> str | None:
-        """The address to attach to; None for a Ray of one's own."""
+        """The address to attach to; None for a Ray of this process."""
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
     def check(self, nodes: Sequence[Node], *, on_gpus: bool) -> None:
         """Raises UserError for settings that no node can meet: Ray would wait for ever for one that can."""
         cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
-        fitting = len(self._slots(nodes, on_gpus=on_gpus))
+        fitting = len(self._all_slots(nodes, on_gpus=on_gpus))
         problems = [
             f"--ray.{name} {getattr(self, name):g}: {found}"
             for name, found, holds in [
@@ -108,20 +108,20 @@ class RaySettings:
         """True where the cluster has GPUs and a replica wants one."""
         return resources.get("GPU", 0) > 0 and self.gpus_per_replica > 0
 
-    def places(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
-        """The node id of each replica, spread evenly: as many as the nodes hold, or `num_replicas`.
+    def slots(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
+        """Slots of the replicas, the node id of each, spread evenly: as many as the nodes hold, or `num_replicas`.
 
-        `on_gpus`: what uses_gpus said at the start, since a run that has lost its GPUs must not go on on CPUs, where captions
-        differ. On CPUs a `num_replicas` beyond the cores is met by going round the nodes again: the replicas then share them.
-        `replica_bytes`: what a replica on a CPU takes of a node's memory; 0: not known. `num_replicas` goes before it.
+        `on_gpus`: what uses_gpus said at the start, since a run that has lost its GPUs must not continue on CPUs, where
+        captions differ. A `num_replicas` beyond the cores goes round the nodes again, and the replicas share the cores.
+        `replica_bytes`: what a replica on a CPU takes of a node's memory; 0: unknown. `num_replicas` takes precedence.
         """
         if not self.num_replicas:
-            return self._slots(nodes, on_gpus=on_gpus, replica_bytes=replica_bytes)
-        slots = self._slots(nodes, on_gpus=on_gpus)
+            return self._all_slots(nodes, on_gpus=on_gpus, replica_bytes=replica_bytes)
+        slots = self._all_slots(nodes, on_gpus=on_gpus)
         repeated = slots if on_gpus else itertools.cycle(slots)
         return list(itertools.islice(repeated, self.num_replicas))
 
-    def _slots(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
+    def _all_slots(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> list[str]:
         held = {
             node.node_id: int(node.gpus / self.gpus_per_replica if on_gpus else node.cpus / (self.cpus_per_replica or 1))
             for node in nodes
@@ -135,11 +135,11 @@ class RaySettings:
         """Threads of a replica on a CPU: `cpus_per_replica`, or what the cores of a node give to each that it holds."""
         if self.cpus_per_replica:
             return self.cpus_per_replica
-        held = Counter(self.places(nodes, on_gpus=False, replica_bytes=replica_bytes))
+        held = Counter(self.slots(nodes, on_gpus=False, replica_bytes=replica_bytes))
         return max(1, min((int(node.cpus) // held[node.node_id] for node in nodes if held[node.node_id]), default=1))
 
     def replica_options(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> dict[str, Any]:
-        """Ray options of a replica. It claims no CPU, so that tasks find room beside it however many nodes are lost."""
+        """Ray options of a replica. It claims no CPU, so that tasks find room next to it however many nodes are lost."""
         if on_gpus:
             return {"num_gpus": self.gpus_per_replica, "num_cpus": 0}
         environment = cpu_environment(num_threads=self.threads_per_replica(nodes, replica_bytes=replica_bytes))
@@ -157,8 +157,8 @@ def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_by
 
 def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: float) -> str:
     """What to print where memory holds fewer replicas on CPUs than the cores; "" elsewhere."""
-    wanted = len(settings.places(nodes, on_gpus=False))
-    held = len(settings.places(nodes, on_gpus=False, replica_bytes=replica_bytes))
+    wanted = len(settings.slots(nodes, on_gpus=False))
+    held = len(settings.slots(nodes, on_gpus=False, replica_bytes=replica_bytes))
     if held == wanted:
         return ""
     threads = counted(settings.threads_per_replica(nodes, replica_bytes=replica_bytes), "thread")
@@ -169,7 +169,7 @@ def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: 
 
 
 def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """From what ray.nodes() says. Raises RayLost where no node is alive."""
+    """The nodes in the answer of ray.nodes(). Raises RayLost where no node is alive."""
     nodes = [
         Node(
             node_id=node["NodeID"],
@@ -188,7 +188,7 @@ def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
 
 
 def describe_nodes(nodes: Sequence[Node]) -> str:
-    """In a few words: `2 nodes, 48 CPUs, 8 GPUs (A100)`."""
+    """Short description: `2 nodes, 48 CPUs, 8 GPUs (A100)`."""
     types = sorted({name for node in nodes for name in node.gpu_types})
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     named = f" ({', '.join(types)})" if types else ""

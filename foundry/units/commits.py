@@ -1,8 +1,9 @@
-"""The one protocol of units and commits: captions, scores and features all use it.
+"""Protocol of units and commits, the one that captions, scores and features use.
 
-The work is a fixed list of units, planned once (plan.py). A unit exists only if its commit record does. Whoever works on
-a unit writes its tables under names that nobody else has, then publishes them by creating `commits/<unit>.json`, which
-only the first can do: a slow twin deletes its own files and leaves. Readers list files from the commits, never by a glob.
+The work is a fixed list of units, planned once (dataset_builder/runs/plan.py). A unit exists only if its commit record does.
+A worker writes the unit's tables under unique names, then publishes them by creating `commits/<unit>.json`. Creation is
+exclusive: of two workers on one unit the first commits, the other deletes its files. Readers list files from the commits,
+never by a glob.
 """
 
 import hashlib
@@ -59,7 +60,7 @@ class Commit:
 
     @property
     def num_rejected(self) -> int:
-        """For whatever reason."""
+        """Number of rejected images, of all reasons."""
         return sum(self.rejected.values())
 
 

@@ -43,7 +43,7 @@ def run_units(
 ) -> None:
     """Runs all units; returns when each is committed. `on_start` is called once the first model is loaded, `on_commit`
     after each unit, `on_reject` after each image that was found to fail alone, with their number in the units that are not
-    committed yet; the last two may raise to stop. `replica_bytes`: see RaySettings.places.
+    committed yet; the last two may raise to stop. `replica_bytes`: see RaySettings.slots.
 
     Raises UserError where the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
     finished, or Ray is lost.

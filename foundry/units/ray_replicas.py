@@ -32,7 +32,7 @@ class Replicas:
     """The replicas of one run, `handles`. `on_first_load` is called once, when the first one has loaded the model.
 
     `job` is a reference to a UnitJob; `on_gpus` is what RaySettings.uses_gpus said at the start; `replica_bytes`: see
-    RaySettings.places.
+    RaySettings.slots.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Replicas:
                 ray.kill(handle.actor)
 
     def _slots(self, nodes: Sequence[Node]) -> list[str]:
-        return self._settings.places(nodes, on_gpus=self._on_gpus, replica_bytes=self._replica_bytes)
+        return self._settings.slots(nodes, on_gpus=self._on_gpus, replica_bytes=self._replica_bytes)
 
     def _launch(self, node_id: str, *, failed_loads: int = 0) -> ReplicaHandle:
         node = {} if self._on_gpus else on_node(node_id, soft=True)  # where a GPU is free, Ray knows itself

@@ -1,4 +1,4 @@
-"""The Ray that this process is attached to: started or joined, its nodes, what they see, and what their hardware is fast in."""
+"""Ray session of this process: started or joined, its nodes, what they see, and the number format of their hardware."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ START_TRIES = 3
 
 
 def start_ray(settings: RaySettings) -> None:
-    """Attaches to the Ray that the settings name, or starts one of our own that ends with this process; once in a process.
+    """Attaches to the Ray that the settings name, or starts one that ends with this process; once in a process.
 
     Raises UserError where the address does not answer.
     """
@@ -63,19 +63,19 @@ def replicas_use_gpus(settings: RaySettings) -> bool:
 
 
 def dtype_of_replicas(settings: RaySettings) -> Dtype:
-    """What the number format `auto` stands for: bfloat16 where each node that will hold a replica computes in it, else float32.
+    """The number format that `auto` means: bfloat16 where each node that will hold a replica computes in it, else float32.
 
     Raises UserError where a node does not answer.
     """
     on_gpus = replicas_use_gpus(settings)
     if settings.resolved_address is None and not on_gpus:
         return auto_dtype("cpu")  # this process's own Ray, on this machine
-    places = set(settings.places(nodes := cluster_nodes(), on_gpus=on_gpus))
+    slots = set(settings.slots(nodes := cluster_nodes(), on_gpus=on_gpus))
     options = settings.replica_options(nodes, on_gpus=on_gpus)
     looks = {
         node: ray.remote(**{**options, **on_node(node.node_id, soft=False)})(auto_dtype).remote("cuda" if on_gpus else "cpu")
         for node in nodes
-        if node.node_id in places
+        if node.node_id in slots
     }
     found = {_answer(node, look, what="tell its number format") for node, look in looks.items()}
     return "float32" if "float32" in found else "bfloat16"

@@ -12,7 +12,7 @@ REJECTION_REASONS = {
     "too_many_pixels": "larger than max_image_pixels",
     "too_small": "a side is shorter than min_side_px",
     "changed": "the bytes are no longer those that were captioned",
-    "bad_sidecar": "the JSON or text beside the image cannot be parsed",
+    "bad_sidecar": "the JSON or text next to the image cannot be parsed",
     "no_caption": "there is neither a caption nor an alt text to train on",
     "no_class_label": "there is no class label to train on",
     "model_error": "the model raised an error for this image alone",
@@ -20,15 +20,15 @@ REJECTION_REASONS = {
 }
 
 DEFAULT_SHARE = 0.01
-"""Of the images that may be rejected where nothing else is said."""
+"""Share of the images that may be rejected where nothing else is said."""
 
 ALWAYS_ALLOWED_REJECTIONS = 100
-"""Where nothing else is said, so that one bad folder does not stop a small run."""
+"""Number that may be rejected where nothing else is said, so that one bad folder does not stop a small run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why an image is not used: a key of REJECTION_REASONS and what was found."""
+    """Failure of one image: a key of REJECTION_REASONS, and what was found."""
 
     reason: str
     message: str

@@ -1,4 +1,4 @@
-"""Runs units on Ray with a progress bar and a rejection budget; shared by captioning, scoring and features."""
+"""Run of units on Ray with a progress bar and a rejection budget; shared by captioning, scoring and features."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ def run_job(
 
     A budget below zero is used up already: then nothing is run.
     Every node must see the local paths in `visible` (ray_session.check_visible). `started` is when the command began, by
-    time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.places). `on_ray` is called
+    time.perf_counter(). `replica_bytes` is what a replica takes of a node's memory (RaySettings.slots). `on_ray` is called
     once Ray is there and the paths are seen, `on_commit` with each unit that is committed; `what` is what the units hold.
     Raises UserError as run_units does.
     """
@@ -70,9 +70,9 @@ def run_job(
 def within_budget(
     progress: "Progress", work: Callable[[], None], *, prepare: Callable[[], None] | None = None, what: str = "images"
 ) -> bool:
-    """Has the work done behind the line that moves; False, with a line on stderr, where the budget is or gets used up.
+    """Does the work with a progress bar; False, with a line on stderr, where the budget is used up before or during it.
 
-    `prepare` is called before the line is shown, and not where nothing is left of the budget.
+    `prepare` is called before the bar is shown, and not where nothing is left of the budget.
     """
     from foundry.units.progress import BudgetExceeded
 

@@ -1,4 +1,4 @@
-"""The UnitJob protocol (prepare, process, finish) and the code that runs it in a worker. Does not import Ray.
+"""UnitJob, the protocol of a kind of work (prepare, process, finish), and the code that runs it in a worker, without Ray.
 
 Each call has a time limit that the worker enforces on itself, by a thread that needs neither Ray nor Python's lock. So the
 limit counts from the start of the call, not from when it began to queue, and holds for code that hangs outside of Python.
@@ -14,7 +14,7 @@ from foundry.units.rejection import Failure
 
 
 class UnitJob(Protocol):
-    """What a kind of work does with a unit. Instances are pickled to the workers, so they hold settings only."""
+    """Work on a unit. Instances are pickled to the workers, so they hold settings only."""
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Any, Any]:
         """On a CPU worker: (payload for the model, facts for `finish`) of the images at these positions of the unit."""
@@ -44,7 +44,7 @@ class ModelBroken(JobFailed):
 
 
 class Replica:
-    """One copy of the model in a process of its own; Ray makes an actor of it. Calls run in the order of their making."""
+    """Copy of the model in its own process; Ray makes an actor of it. Calls run in the order of their making."""
 
     def __init__(self, job: UnitJob) -> None:
         self.job = job

@@ -41,7 +41,7 @@ GPUS = [node("one", cpus=8, gpus=1), node("three", cpus=8, gpus=3)]
 )
 def test_replicas_are_placed_node_by_node(settings: RaySettings, nodes: list[Node], expected: dict[str, int]) -> None:
     settings.check(nodes, on_gpus=nodes is GPUS)
-    assert Counter(settings.places(nodes, on_gpus=nodes is GPUS)) == expected
+    assert Counter(settings.slots(nodes, on_gpus=nodes is GPUS)) == expected
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_replicas_on_cpus_fit_into_memory_and_share_the_cores(
     settings: RaySettings, memory_gb: tuple[int, int], expected: dict[str, int], threads: int
 ) -> None:
     nodes = [node("small", cpus=4, memory_gb=memory_gb[0]), node("large", cpus=11, memory_gb=memory_gb[1])]
-    assert Counter(settings.places(nodes, on_gpus=False, replica_bytes=36.4e9)) == expected
+    assert Counter(settings.slots(nodes, on_gpus=False, replica_bytes=36.4e9)) == expected
     assert settings.threads_per_replica(nodes, replica_bytes=36.4e9) == threads
     environment = settings.replica_options(nodes, on_gpus=False, replica_bytes=36.4e9)["runtime_env"]["env_vars"]
     assert environment["OMP_NUM_THREADS"] == str(threads)
     said = memory_line(settings, nodes, replica_bytes=36.4e9)
-    wanted = len(settings.places(nodes, on_gpus=False))
+    wanted = len(settings.slots(nodes, on_gpus=False))
     held = sum(expected.values())
     assert said.startswith(f"{held} of the {wanted} replicas that the cores hold, since each takes about 36 GB") == (
         held < wanted
@@ -75,11 +75,11 @@ def test_replicas_on_cpus_fit_into_memory_and_share_the_cores(
 
 def test_replicas_on_gpus_do_not_count_the_nodes_memory() -> None:
     nodes = [node("one", cpus=8, gpus=2, memory_gb=10)]
-    assert RaySettings().places(nodes, on_gpus=True, replica_bytes=36.4e9) == ["one", "one"]
+    assert RaySettings().slots(nodes, on_gpus=True, replica_bytes=36.4e9) == ["one", "one"]
 
 
 def test_a_run_that_lost_its_gpus_does_not_go_on_on_cpus() -> None:
-    assert RaySettings().places([SMALL], on_gpus=True) == []
+    assert RaySettings().slots([SMALL], on_gpus=True) == []
 
 
 @pytest.mark.parametrize(
