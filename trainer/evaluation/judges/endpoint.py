@@ -3,26 +3,27 @@ come, one JSON line each in DIR/answers/<judge>.jsonl, so that none is paid for 
 
 The key comes from an environment variable. It is sent in the header alone, to the given address alone (no redirect is
 followed), and is cut out of every text of the endpoint that is kept or shown.
+
+httpx carries the requests. The openai client is not used, since it reads an answer of any size; nor is tenacity, since it asks
+once more when `stop` cuts a pause short.
 """
 
 import base64
 import dataclasses
 import email.utils
 import hashlib
-import http.client
 import io
 import json
 import os
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -69,7 +70,13 @@ class JudgeEndpoint:
         self.address = config.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._key = _key(config.key_variable)
         self._stopped = threading.Event()
-        self._opener = _opener()
+        self._client = httpx.Client(
+            timeout=config.timeout_s,
+            verify=ssl.create_default_context(),  # the certificates of this machine, which may know one of the user's own
+            follow_redirects=False,  # the key goes to the given address alone
+            limits=httpx.Limits(max_connections=None),
+            headers={"Accept-Encoding": "identity"},
+        )
 
     def ask(self, body: Mapping[str, Any]) -> Answer:
         """The answer to one request. Raises UserError where the endpoint refuses, or stays out after all tries.
@@ -101,26 +108,24 @@ class JudgeEndpoint:
     def _post(self, data: bytes) -> bytes:
         """The bytes of a good answer, or of one that refuses this image. Raises _Outage, or UserError for what stays so."""
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
-        request = urllib.request.Request(self.address, data=data, headers=headers)
         try:
-            with self._opener.open(request, timeout=self.config.timeout_s) as response:
-                return bytes(response.read(_MAX_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            return self._refusal(error)
-        except (OSError, http.client.HTTPException) as error:
+            with self._client.stream("POST", self.address, content=data, headers=headers) as response:
+                if response.is_success:
+                    return _limited(response)
+                return self._refusal(response)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Outage(self._shown(f"{type(error).__name__}: {error}")) from None
 
-    def _refusal(self, error: urllib.error.HTTPError) -> bytes:
-        with error:
-            try:
-                text = error.read(_MAX_ANSWER_BYTES).decode(errors="replace")
-            except (OSError, http.client.HTTPException):
-                text = ""
+    def _refusal(self, response: httpx.Response) -> bytes:
+        try:
+            text = _limited(response).decode(errors="replace")
+        except httpx.HTTPError:
+            text = ""
         if any(code in text for code in _REFUSES_THE_IMAGE):
             return text.encode()
-        message = self._shown(f"HTTP {error.code} {text}")
-        if error.code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
-            raise _Outage(message, retry_after_s=_retry_after_s(error.headers))
+        message = self._shown(f"HTTP {response.status_code} {text}")
+        if response.status_code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
+            raise _Outage(message, retry_after_s=_retry_after_s(response.headers))
         settings = "judge.url, judge.model, judge.body and judge.key_variable"
         raise UserError(f"the judge at {self.address} refuses ({message}): see {settings}")
 
@@ -203,18 +208,14 @@ class _Outage(Exception):
         self.retry_after_s = retry_after_s
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """Without redirects: the key goes to the given address alone."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
+def _limited(response: httpx.Response) -> bytes:
+    """The body, as far as it is read."""
+    found = bytearray()
+    for piece in response.iter_bytes():
+        found += piece
+        if len(found) >= _MAX_ANSWER_BYTES:
+            break
+    return bytes(found[:_MAX_ANSWER_BYTES])
 
 
 def _key(variable: str | None) -> str | None:
@@ -228,7 +229,7 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
-def _retry_after_s(headers: Message) -> float | None:
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds, of a number of them or of a date."""
     value = headers.get("Retry-After")
     if value is None:
