@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from captioner.status import read_status
-from dataset_builder.sql.database import open_stored
-from foundry.storage.folder import Folder
+from captioner import status
+from dataset_builder import query
+from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.images.reader import ImageReader, reference_of
 from model.formats.checkpoint import load_checkpoint
 from tests.trainer.tiny_training import tiny_config
 from trainer.config import CheckpointConfig, NetworkConfig, Rung
@@ -19,33 +21,40 @@ from trainer.fit import main as fit
 from trainer.monitoring.run_folder import read_metrics
 
 FILES = Path(__file__).resolve().parent / "files" / "formats"
-CAPTIONED, REJECTED = 8, 1
+CAPTIONED = 8
 
 
-def test_a_run_is_asked_and_its_status_read() -> None:
-    with open_stored(str(FILES / "run")) as run:
-        (row,) = run.fetch("SELECT count(*) AS captions, count(DISTINCT key) AS images FROM captions").to_pylist()
-        assert row == {"captions": CAPTIONED, "images": CAPTIONED}
-        assert run.fetch("SELECT reason FROM rejected").to_pylist() == [{"reason": "not_an_image"}]
-        assert run.fetch("SELECT alt_text FROM images WHERE key = 'picture-03'").to_pylist() == [
-            {"alt_text": "an owl of the number 3"}
-        ]
-        assert run.fetch("SELECT sum(count) AS nouns FROM noun_counts").to_pylist()[0]["nouns"] > 0
-    status = read_status(Folder(str(FILES / "run")))
-    assert (status.planned, status.captioned, status.rejected, status.remaining) == (9, CAPTIONED, REJECTED, 0)
+def ask(capsys: pytest.CaptureFixture[str], folder: str, sql: str) -> list[dict[str, Any]]:
+    """The rows that dataset_builder.query prints."""
+    assert query.main(query.QueryConfig(run=str(FILES / folder), sql=sql, format="json")) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
 
 
-def test_a_data_set_is_asked_and_its_images_decoded() -> None:
-    with open_stored(str(FILES / "dataset")) as dataset:
-        samples = dataset.fetch("SELECT key, split, len(captions) AS captions FROM samples ORDER BY key").to_pylist()
-        assert [row["key"] for row in samples] == [f"picture-{number:02d}" for number in range(CAPTIONED)]
-        assert {row["split"] for row in samples} == {"train", "validation"}
-        funnel = dataset.fetch("SELECT step, kept, dropped FROM funnel").to_pylist()
+def test_a_run_is_asked_and_its_status_read(capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = ask(capsys, "run", "SELECT count(*) AS captions, count(DISTINCT key) AS images FROM captions")
+    assert row == {"captions": CAPTIONED, "images": CAPTIONED}
+    assert ask(capsys, "run", "SELECT reason FROM rejected") == [{"reason": "not_an_image"}]
+    alt_text = "SELECT alt_text FROM images WHERE key = 'picture-03'"
+    assert ask(capsys, "run", alt_text) == [{"alt_text": "an owl of the number 3"}]
+    assert ask(capsys, "run", "SELECT sum(count)::INT AS nouns FROM noun_counts")[0]["nouns"] > 0
+    assert status.main(status.StatusConfig(run=str(FILES / "run"), json=True)) == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = {"planned": 9, "captioned": CAPTIONED, "rejected": 1, "units": 3, "units_committed": 3}
+    assert {name: found[name] for name in counts} == counts
+
+
+def test_a_data_set_is_asked_and_is_a_source_of_features(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = ask(capsys, "dataset", "SELECT key, split FROM samples ORDER BY key")
+    assert [row["key"] for row in samples] == [f"picture-{number:02d}" for number in range(CAPTIONED)]
+    assert {row["split"] for row in samples} == {"train", "validation"}
+    funnel = ask(capsys, "dataset", "SELECT kept FROM funnel")
     assert (funnel[0]["kept"], funnel[-1]["kept"]) == (9, CAPTIONED)
-    tables = list(open_source(str(FILES / "dataset")).tables())
-    assert sum(table.num_rows for table in tables) == CAPTIONED
-    rows = [row for table in tables for row in table.to_pylist()]
-    assert {caption["name"] for caption in rows[0]["captions"]} > {"alt_text"}
+    rows = [row for table in open_source(str(FILES / "dataset")).tables() for row in table.to_pylist()]
+    assert len(rows) == CAPTIONED
+    assert {caption["name"] for caption in rows[0]["captions"]} == {"dense", "alt_text"}
+    with ImageReader() as reader:
+        assert decode_image(reader.read(reference_of(rows[0])), limits=DecodeLimits()).pixels.shape == (40, 48, 3)
 
 
 def test_features_are_read() -> None:
