@@ -255,7 +255,7 @@ _SCHEDULERS = (
     *("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
 )
 # What changes the noise that the network sees, and which we do not have.
-_FIXED_IN_SCHEDULERS = {"rescale_betas_zero_snr": False, "use_dynamic_shifting": False}
+_FIXED_IN_SCHEDULERS: dict[str, Any] = {"rescale_betas_zero_snr": False, "use_dynamic_shifting": False}
 
 
 def _read_tensors(root: Path) -> dict[str, Tensor]:
