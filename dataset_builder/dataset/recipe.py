@@ -1,4 +1,4 @@
-"""Recipe of a data set: which images and captions of runs go into it. A YAML file or options. Imports no pyarrow."""
+"""Recipe of a data set: which images and captions of runs go into it, and where it goes. Imports neither pyarrow nor SQL."""
 
 from dataclasses import dataclass, field
 
@@ -88,3 +88,24 @@ class RecipeConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(RecipeConfig):
+    """The recipe, and what it is used on. Raises ValueError as RecipeConfig does, and for no runs."""
+
+    captions: tuple[str, ...]
+    """Captioning runs, folders or URLs; what is committed is taken, also while a run goes on."""
+    out: str
+    """Folder or URL of the data set, which must be new or this very data set."""
+    name: str = ""
+    """What the card calls it; by default, the last part of `out`."""
+    embed: bool = False
+    """Put the images themselves into the samples, in place of references."""
+    dry_run: bool = False
+    """Print the funnel and write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.captions:
+            raise ValueError("captions must name at least one captioning run")

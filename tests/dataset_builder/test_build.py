@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builder.build import BuildConfig, build_dataset, main
-from dataset_builder.dataset.recipe import DedupConfig
+from dataset_builder.build import main
+from dataset_builder.dataset.building import build_dataset
+from dataset_builder.dataset.recipe import BuildConfig, DedupConfig
 from dataset_builder.sql.database import Database, open_stored
 from dataset_builder.sql.dataset_files import read_dataset
 from foundry.command_line import run_command
