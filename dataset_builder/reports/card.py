@@ -70,8 +70,7 @@ def _front_matter(dataset: "DatasetFiles") -> str:
 
 
 def _density(dataset: "DatasetFiles") -> str:
-    from dataset_builder.concepts.corpus import counted_captions
-    from dataset_builder.density import choose_sample_size, density_row
+    from dataset_builder.reports.density_rows import choose_sample_size, counted_captions, density_row
     from dataset_builder.reports.density_table import density_table
     from dataset_builder.sql.database import open_files
 
