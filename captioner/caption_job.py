@@ -20,12 +20,11 @@ from captioner.prompts import PromptSet, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
-from dataset_builder.runs.plan import read_unit
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
 from foundry.storage import schema
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, Failure, Unit, commit_unit
+from foundry.units.commits import Commit, Failure, Unit, commit_unit, read_unit
 
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from dataset_builder.concepts.noun_counts import count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
-from dataset_builder.runs.plan import Plan, extend_plan, read_unit, record_carried
+from dataset_builder.runs.plan import Plan, extend_plan, record_carried
 from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from foundry.command_line import counted
@@ -31,7 +31,7 @@ from foundry.storage import schema
 from foundry.storage.folder import Folder, is_local_path, usable
 from foundry.storage.locations import normalise
 from foundry.units.cluster import RaySettings
-from foundry.units.commits import Commit, Failure, Unit, commit_unit, committed_units, read_commits
+from foundry.units.commits import Commit, Failure, Unit, commit_unit, committed_units, read_commits, read_unit
 from foundry.units.rejection import allowed_rejections
 
 SOURCES = {

@@ -131,16 +131,6 @@ def record_carried(run: Folder, plan: Plan) -> None:
             run.write("run.json", json.dumps(record | {"carried": carried}, indent=1).encode())
 
 
-def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
-    """The index rows (schema.INDEX) of a unit."""
-    import pyarrow.parquet as pq
-
-    with run.open(unit.part) as file:
-        rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(unit.row_group).to_pylist()
-    assert len(rows) == unit.num_images, (unit, len(rows))
-    return rows
-
-
 def _plan_names(run: Folder) -> list[str]:
     return sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
 

@@ -1,30 +1,48 @@
-"""What scoring does with one unit: read and measure images, embed images and sentences, compare, commit.
+"""Scoring of one unit: its images are read and measured, images and sentences embedded and compared, the scores committed.
 
 The methods run on different workers (foundry/units/ray_driver.py). A unit is that of the captioning run, or a row group of the
-index that score.py writes for a data set; its rows are images that were read once before.
+index that scores/plan.py writes for a data set; its rows are images that were read once before.
 """
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dataset_builder.runs.plan import read_unit
 from dataset_builder.scores.aesthetic import AestheticPredictor
-from dataset_builder.scores.clip import ClipEncoder, ClipSource, image_pixels, sentence_tokens, split_sentences
+from dataset_builder.scores.clip import (
+    DEFAULT_CLIP,
+    NO_CLIP,
+    ClipEncoder,
+    ClipSource,
+    image_pixels,
+    resolve_clip,
+    sentence_tokens,
+    split_sentences,
+)
 from dataset_builder.scores.image_quality import MEASURED_SIDE_PX, perceptual_hash, sharpness
-from dataset_builder.scores.plan import read_run_rows
+from dataset_builder.scores.plan import read_run_rows, scored_state
+from dataset_builder.sql.score_files import record_name, score_folder
+from foundry.errors import UserError
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
 from foundry.storage import schema
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, Failure, Unit, commit_unit
+from foundry.storage.model_files import files_fingerprint
+from foundry.units.commits import Commit, Failure, Unit, commit_unit, read_unit
+
+SCORING_VERSION = 1
+"""Changes whenever the same settings give other scores."""
 
 _CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
 
@@ -170,6 +188,49 @@ class ScoreJob:
         texts = [sentence for image in images for parts in image.sentences.values() for sentence in parts]
         tokens = sentence_tokens(texts, self.clip) if texts else np.zeros((0, 0), np.int64)
         return Payload(np.stack([image_pixels(one, self.clip) for one in pixels]), tokens)
+
+
+def score_job(source: str, *, clip: str, aesthetic: str | None, batch_size: int) -> ScoreJob:
+    """The work on a unit, with all that can be found out before Ray starts, and its record. Raises UserError."""
+    scored = Folder(source)
+    is_run = scored.exists("run.json")
+    limits, of = scored_state(scored, is_run=is_run)
+    resolved = resolve_clip(clip) if clip != NO_CLIP else None
+    settings = {
+        "of": of,
+        "scoring_version": SCORING_VERSION,
+        "clip": {"fingerprint": resolved.fingerprint, "preprocess": resolved.preprocess} if resolved else None,
+        "aesthetic": _aesthetic_fingerprint(aesthetic, resolved) if aesthetic and resolved else None,
+        "limits": asdict(limits),
+    }
+    score_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    record = {
+        "score_id": score_id,
+        "clip": clip,
+        "settings": settings,
+        "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    scored.create(record_name(score_id), json.dumps(record, indent=1).encode())
+    return ScoreJob(
+        scored=source,
+        out=score_folder(scored, score_id).url,
+        score_id=score_id,
+        is_run=is_run,
+        clip=resolved,
+        aesthetic=aesthetic,
+        batch_size=batch_size,
+        limits=limits,
+    )
+
+
+def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
+    """Also looks whether it can be loaded and fits the CLIP, here and not on the workers."""
+    width = AestheticPredictor(path).width
+    if width != clip.width:
+        raise UserError(
+            f"{path} reads embeddings of width {width}, {clip.name} gives {clip.width}: LAION's predictor needs {DEFAULT_CLIP}"
+        )
+    return files_fingerprint([Path(path)])
 
 
 def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa.Table]:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_builder.runs.plan import read_unit
 from foundry.hardware import resolve_dtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_image, rejected_row
 from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, CommittedFile, Failure, Unit, commit_unit
+from foundry.units.commits import Commit, CommittedFile, Failure, Unit, commit_unit, read_unit
 from foundry.units.rejection import ImageError
 from model.formats.checkpoint import PartConfig
 from model.formats.frozen_parts import FrozenPart
