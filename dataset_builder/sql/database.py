@@ -18,7 +18,7 @@ import duckdb
 
 from dataset_builder.sql.dataset_files import is_dataset, read_dataset
 from dataset_builder.sql.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
-from dataset_builder.sql.views import RunFiles, is_run, literal, quoted, read_run, stored_urls
+from dataset_builder.sql.run_files import RunFiles, is_run, literal, quoted, read_run, stored_urls
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 

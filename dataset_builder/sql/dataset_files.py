@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dataset_builder.sql.run_files import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores
-from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.schema import (

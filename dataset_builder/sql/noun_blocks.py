@@ -11,7 +11,7 @@ from foundry.units.commits import Commit, Unit, commit_unit, committed_units
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataset_builder.sql.views import RunFiles
+    from dataset_builder.sql.run_files import RunFiles
 
 _SUMS = {
     "noun_counts": "SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun",
@@ -24,7 +24,7 @@ def merge_counts_of(run: Folder) -> int:
 
     Memory: the nouns of one block. Raises UserError where a file of the run cannot be read.
     """
-    from dataset_builder.sql.views import read_run
+    from dataset_builder.sql.run_files import read_run
 
     started = time.perf_counter()
     folder = merged_folder(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataset_builder.sql.database import Database, open_run, scratch_database
-from dataset_builder.sql.views import VIEWS
+from dataset_builder.sql.run_files import VIEWS
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.schema import CAPTIONS, REJECTED

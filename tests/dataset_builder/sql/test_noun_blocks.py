@@ -13,7 +13,7 @@ from dataset_builder.sql import merged_counts
 from dataset_builder.sql.database import open_run
 from dataset_builder.sql.merged_counts import merged_folder
 from dataset_builder.sql.noun_blocks import merge_counts_of
-from dataset_builder.sql.views import read_run
+from dataset_builder.sql.run_files import read_run
 from foundry.storage.folder import Folder
 from foundry.units.commits import Unit, commit_name, commit_unit, committed_units, read_commits
 from tests.dataset_builder.small_run import MINI_T5, SmallRun
