@@ -65,7 +65,7 @@ def main(config: CaptioningConfig) -> int:
 
 
 def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
-    from dataset_builder.sql.database import open_run
+    from dataset_builder.sql.run_files import open_run
     from examples.openmoji.scene_files import TRUTH_FILE
     from examples.openmoji.truth import judge, read_truths
 

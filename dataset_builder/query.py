@@ -44,7 +44,7 @@ class QueryConfig:
 
 def main(config: QueryConfig) -> int:
     """Prints the answers and returns 0."""
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
 
     with open_stored(config.run) as database:
         if config.sql.strip():
@@ -67,7 +67,7 @@ def print_answer(database: "Database", statement: str, config: QueryConfig) -> N
 
 def converse(config: QueryConfig) -> None:
     """Asks for SQL on standard input until \\q or its end; errors are printed and the conversation goes on."""
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:

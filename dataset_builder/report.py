@@ -34,7 +34,7 @@ def main(config: ReportConfig) -> int:
 
     from dataset_builder.reports.page import page
     from dataset_builder.reports.sections import report_sections
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
 
     with open_stored(config.source) as database:
         sections = report_sections(database, num_pictures=config.pictures)

@@ -20,7 +20,8 @@ from dataset_builder.reports.card import dataset_card, funnel_lines
 from dataset_builder.runs.plan import read_plan
 from dataset_builder.sql.database import Workbench, open_workbench
 from dataset_builder.sql.dataset_files import DATASET_RECORD, STORED, DatasetFiles, is_dataset, read_dataset
-from dataset_builder.sql.run_files import SCORED, RunFiles, read_run
+from dataset_builder.sql.run_files import RunFiles, read_run
+from dataset_builder.sql.views import SCORED
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, usable
 from foundry.storage.locations import normalise

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dataset_builder.dataset.recipe import RecipeConfig
-from dataset_builder.sql.run_files import literal, quoted
+from dataset_builder.sql.views import literal, quoted
 
 REJECTED = "rejected"
 EMBED = "embed"

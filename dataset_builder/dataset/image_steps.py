@@ -8,7 +8,7 @@ Where runs that differ have captions of an image under one prompt, that prompt i
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dataset_builder.sql.run_files import literal
+from dataset_builder.sql.views import literal
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Workbench

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dataset_builder.dataset.caption_steps import CAPTION_FIGURES
 from dataset_builder.dataset.selection import Selection
-from dataset_builder.sql.run_files import RunFiles, literal, quoted, stored_urls
+from dataset_builder.sql.run_files import RunFiles
+from dataset_builder.sql.views import literal, quoted, stored_urls
 from foundry.storage.schema import SAMPLE_CAPTION
 
 if TYPE_CHECKING:

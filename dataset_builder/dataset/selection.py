@@ -14,7 +14,8 @@ from dataset_builder.concepts.tagger import META_NOUNS
 from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, EMBED, REJECTED, Step, row_steps
 from dataset_builder.dataset.image_steps import keep_guests, keep_repeated, prompts_of_several
 from dataset_builder.dataset.recipe import DedupConfig, RecipeConfig
-from dataset_builder.sql.run_files import RunFiles, literal, quoted
+from dataset_builder.sql.run_files import RunFiles
+from dataset_builder.sql.views import literal, quoted
 from foundry.errors import UserError
 from foundry.storage.schema import CAPTIONS, SCORES
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.sql.run_files import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
+from dataset_builder.sql.run_files import is_run, read_run
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.schema import (
@@ -27,6 +28,8 @@ from foundry.storage.schema import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from dataset_builder.sql.database import Database
 
 DATASET_RECORD = "dataset.json"
 
@@ -149,3 +152,15 @@ def read_dataset(url: str) -> DatasetFiles:
         found = record.get("schema_version")
         raise UserError(f"{url} has schema version {found}, this program reads {DATASET_VERSION}: build it again")
     return DatasetFiles(folder, record, newest_scores(folder))
+
+
+def open_stored(url: str) -> "Database":
+    """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
+    from dataset_builder.sql.database import open_files
+
+    if not (is_dataset(url) or is_run(url)):
+        raise UserError(
+            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
+            "give a folder that captioner.run or dataset_builder.build wrote"
+        )
+    return open_files(read_dataset(url) if is_dataset(url) else read_run(url))

@@ -1,34 +1,41 @@
-"""The views that SQL sees on a captioning run, as plain SQL text over the files that the run's commits and plans name.
+"""Files of a captioning run at one moment, and the views that SQL has on them.
 
-`stored` holds one relation per kind of file as it is on disk; the views stand on it. Their columns are those of
-foundry.storage.schema, also where a kind has no file yet. What a data set has in common with a run stands here too.
+Readers list files from the commits and plans, never by a glob. `stored` holds one relation for each kind of file as it is on
+disk; the views read it. Their columns are those of the schemas, also where a kind has no file yet.
+
+Noun counts of whole blocks of units are summed, so that a query over all nouns opens one file per block and not one per unit.
+Block b is BLOCK_UNITS units from unit b * BLOCK_UNITS. Once all are committed, noun_blocks.py publishes their sums in the run's
+folder `merged`, by the protocol of units and commits with the block as the unit. A record names the files that were summed by
+their digests: where it fits the commits it is used, else the units' own files are read.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataset_builder.concepts.tagger import META_NOUNS
-from dataset_builder.sql.merged_counts import MERGED, fitting_blocks, units_of
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.views import (
+    SCORED,
+    carried_columns,
+    carried_sql,
+    columns_sql,
+    noun_counts_sql,
+    nouns_sql,
+    quoted,
+    scores_sql,
+)
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.storage.schema import (
-    CAPTION_SCORES,
-    CAPTIONS,
-    EMBEDDINGS,
-    IMAGES,
-    INDEX,
-    NOUN_COUNTS,
-    REJECTED,
-    SCORES,
-    TALLIES,
-)
-from foundry.units.commits import Commit, read_commits
+from foundry.storage.schema import CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, TALLIES
+from foundry.units.commits import Commit, committed_units, read_commits
+
+if TYPE_CHECKING:
+    from dataset_builder.sql.database import Database
 
 VIEWS = {
     "images": "one row per image, read or still to be read, with the columns that the source carried",
@@ -42,9 +49,6 @@ VIEWS = {
     "embeddings": "one row per image of the newest scoring: its CLIP embedding, of length 1",
 }
 
-# As duckdb reads them: it has no half precision.
-_EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
-SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
 STORED = SCORED | {
     "images": IMAGES,
     "captions": CAPTIONS,
@@ -54,10 +58,12 @@ STORED = SCORED | {
     "block_tallies": TALLIES,
     "loose_captions": CAPTIONS,
 }
-"""The kinds of file, and the schema that each has. Of units in a block (merged_counts.py), `noun_counts` and `block_tallies`
-are those of the block; `loose_captions` are the captions of the other units."""
-
-_CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
+"""The kinds of file, and the schema that each has. Of units in a block, `noun_counts` and `block_tallies` are those of the
+block; `loose_captions` are the captions of the other units."""
+MERGED = "merged"
+"""The folder of the blocks, inside a run."""
+BLOCK_UNITS = 256
+_SUMMED = ("captions", "noun_counts")
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class RunFiles:
     open_parts: tuple[str, ...]
     scores: ScoreFiles | None = None
     blocks: tuple[Commit, ...] = ()
-    """The records of merged_counts.py that fit the commits."""
+    """The records of the blocks that fit the commits."""
 
     @property
     def views(self) -> dict[str, str]:
@@ -164,24 +170,48 @@ def read_run(url: str) -> RunFiles:
     return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}), scores, blocks)
 
 
+def open_run(url: str) -> "Database":
+    """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError where there is none."""
+    from dataset_builder.sql.database import open_files
+
+    return open_files(read_run(url))
+
+
 def is_run(url: str) -> bool:
     """Whether a captioning run is at `url`."""
     return Folder(url).exists("run.json")
 
 
-def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str) -> dict[str, tuple[str, str]]:
-    """How columns of sources (name → SQL type) are called where names are `taken`: name → (name in the metadata, SQL type)."""
-    used = {name.lower() for name in taken}
-    columns = {}
-    for source_name, kind in carried.items():
-        if kind not in _CARRIED_TYPES:
-            raise UserError(f"{where} carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}")
-        name = source_name if source_name.lower() not in used else f"source_{source_name}"
-        while name.lower() in used:
-            name += "_"
-        used.add(name.lower())
-        columns[name] = (source_name, kind)
-    return columns
+def merged_folder(run: Folder) -> Folder:
+    """The folder of a run's blocks."""
+    return Folder(f"{run.url.rstrip('/')}/{MERGED}")
+
+
+def whole_blocks(commits: Iterable[Commit]) -> dict[int, list[Commit]]:
+    """The commits of each block that has them all, by the block's number."""
+    blocks: dict[int, list[Commit]] = {}
+    for commit in commits:
+        blocks.setdefault(commit.unit // BLOCK_UNITS, []).append(commit)
+    return {number: members for number, members in blocks.items() if len(members) == BLOCK_UNITS}
+
+
+def block_id(members: Sequence[Commit]) -> str:
+    """A hash of the run and of all files that a block sums up."""
+    state = [[c.run_id, c.unit, [c.files[kind].sha256 for kind in _SUMMED if kind in c.files]] for c in members]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
+def units_of(blocks: Iterable[Commit]) -> set[int]:
+    """The units that these records sum up."""
+    return {unit for block in blocks for unit in range(block.unit * BLOCK_UNITS, (block.unit + 1) * BLOCK_UNITS)}
+
+
+def fitting_blocks(run: Folder, commits: Sequence[Commit]) -> tuple[Commit, ...]:
+    """The records of the blocks that are published and fit these commits of the run."""
+    folder = merged_folder(run)
+    blocks = whole_blocks(commits) if committed_units(folder) else {}
+    records = read_commits(folder) if blocks else []
+    return tuple(record for record in records if record.unit in blocks and record.run_id == block_id(blocks[record.unit]))
 
 
 def view_sql(run: RunFiles) -> list[str]:
@@ -189,12 +219,12 @@ def view_sql(run: RunFiles) -> list[str]:
     prompts = [prompt["name"] for prompt in run.settings.get("prompts", {}).get("prompts", [])]
     return [
         _images_sql(run),
-        f"CREATE VIEW captions AS SELECT {_columns(CAPTIONS)} FROM stored.captions",
+        f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)} FROM stored.captions",
         nouns_sql(),
         noun_counts_sql(prompts[0] if len(prompts) == 1 else None),
         _tallies_sql(max_tokens=int(run.settings.get("t5", {}).get("max_tokens", 0))),
         "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
-        f"CREATE VIEW rejected AS SELECT {_columns(REJECTED)} FROM stored.rejected",
+        f"CREATE VIEW rejected AS SELECT {columns_sql(REJECTED)} FROM stored.rejected",
         *scores_sql(),
     ]
 
@@ -218,22 +248,6 @@ def commits_table(run: RunFiles) -> pa.Table:
     return pa.table(columns)
 
 
-def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
-    """Files of a run or a data set as duckdb opens them."""
-    root = folder.root if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.root))
-    return [f"{root.rstrip('/')}/{path}" for path in paths]
-
-
-def literal(text: str) -> str:
-    """A string in SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quoted(name: str) -> str:
-    """An identifier in SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _paths(commits: Iterable[Commit], kind: str) -> list[str]:
     return [commit.files[kind].path for commit in commits if kind in commit.files]
 
@@ -247,44 +261,13 @@ def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
     return tuple(path for path in sorted(units) if not done.issuperset(units[path]))
 
 
-def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
-    """The carried columns, taken out of the JSON in the column `metadata`."""
-    return [
-        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
-        for name, (source_name, kind) in carried.items()
-    ]
-
-
-def scores_sql() -> list[str]:
-    """The views on the newest scoring."""
-    return [f"CREATE VIEW {name} AS SELECT {_columns(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
-
-
-def nouns_sql() -> str:
-    """The view `nouns` on the view `captions`."""
-    return (
-        f"CREATE VIEW nouns AS SELECT key, prompt, position, noun, noun IN ({_meta_nouns()}) AS is_meta, "
-        "position <= num_t5_nouns AS read_by_t5 FROM (SELECT key, prompt, num_t5_nouns, unnest(nouns) AS noun, "
-        "generate_subscripts(nouns, 1) AS position FROM captions)"
-    )
-
-
-def noun_counts_sql(only_prompt: str | None = None) -> str:
-    """The view `noun_counts`, the sum of the counts in `stored`. Where they are of one prompt, known to the caller, a hundred
-    million of them are added up in a sixth less time."""
-    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
-    prompt, by = (f"{literal(only_prompt)} AS prompt", "noun") if only_prompt else ("prompt", "prompt, noun")
-    summed = f"SELECT {prompt}, noun, {sums} FROM stored.noun_counts GROUP BY {by}"
-    return f"CREATE VIEW noun_counts AS SELECT *, noun IN ({_meta_nouns()}) AS is_meta FROM ({summed})"
-
-
 def _images_sql(run: RunFiles) -> str:
     """Images of finished units as they were read, and those of the index that no finished unit has dealt with."""
     own = [quoted(name) for name in IMAGES.names if name != "metadata"]
     both = [name for name in IMAGES.names if name in INDEX.names]
     return (
         f"CREATE VIEW images AS SELECT {', '.join([*own, *carried_sql(run.carried)])} FROM ("
-        f"SELECT {_columns(IMAGES)} FROM stored.images UNION ALL BY NAME "
+        f"SELECT {columns_sql(IMAGES)} FROM stored.images UNION ALL BY NAME "
         f"SELECT {', '.join(map(quoted, both))} FROM stored.planned "
         "WHERE key NOT IN (SELECT key FROM stored.images UNION ALL SELECT key FROM stored.rejected))"
     )
@@ -296,19 +279,6 @@ def _tallies_sql(*, max_tokens: int) -> str:
     counts = ", ".join(f"count(*) FILTER ({condition}) AS {name}" for name, condition in filters.items())
     sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in filters)
     return (
-        f"CREATE VIEW stored.tallies AS SELECT prompt, {sums} FROM (SELECT {_columns(TALLIES)} FROM stored.block_tallies "
+        f"CREATE VIEW stored.tallies AS SELECT prompt, {sums} FROM (SELECT {columns_sql(TALLIES)} FROM stored.block_tallies "
         f"UNION ALL SELECT prompt, {counts} FROM stored.loose_captions GROUP BY prompt) GROUP BY prompt"
     )
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(map(quoted, schema.names))
-
-
-def _meta_nouns() -> str:
-    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
-
-
-def _pointer(name: str) -> str:
-    """The JSON pointer to a member of the metadata."""
-    return "/" + name.replace("~", "~0").replace("/", "~1")

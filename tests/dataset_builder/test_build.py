@@ -15,8 +15,8 @@ import pytest
 from dataset_builder.build import main
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig, DedupConfig
-from dataset_builder.sql.database import Database, open_stored
-from dataset_builder.sql.dataset_files import read_dataset
+from dataset_builder.sql.database import Database
+from dataset_builder.sql.dataset_files import open_stored, read_dataset
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.storage.folder import Folder

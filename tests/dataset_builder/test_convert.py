@@ -10,7 +10,7 @@ import pytest
 from dataset_builder.convert import ConvertConfig
 from dataset_builder.convert import main as convert
 from dataset_builder.runs.text_archive import find_texts, store_texts
-from dataset_builder.sql.database import open_run
+from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import MINI_T5

@@ -20,7 +20,8 @@ from dataset_builder.score import ScoreConfig, main
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
 from dataset_builder.scores.image_quality import perceptual_hash, sharpness
-from dataset_builder.sql.database import open_run, open_stored
+from dataset_builder.sql.dataset_files import open_stored
+from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from tests.dataset_builder.small_run import MINI_T5
 from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor

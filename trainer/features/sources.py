@@ -125,7 +125,7 @@ class RunSource:
 
     def tables(self) -> Iterator[pa.Table]:
         """Images that were read, with their captions by prompt."""
-        from dataset_builder.sql.database import open_run
+        from dataset_builder.sql.run_files import open_run
 
         columns = ", ".join(f"images.{name}" for name in ("key", *_REFERENCE, "width", "height", "class_label", "alt_text"))
         captions = "list({'prompt': prompt, 'caption': caption} ORDER BY prompt) FILTER (prompt IS NOT NULL) AS captions"

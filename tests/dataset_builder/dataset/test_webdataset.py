@@ -12,8 +12,8 @@ from dataset_builder.convert import ConvertConfig
 from dataset_builder.convert import main as convert
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
-from dataset_builder.sql.database import open_run
 from dataset_builder.sql.dataset_files import read_dataset
+from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 from tests.foundry.images.containers import jpeg, write

@@ -9,11 +9,9 @@ import pytest
 
 from dataset_builder.convert import ConvertConfig
 from dataset_builder.convert import main as convert
-from dataset_builder.sql import merged_counts
-from dataset_builder.sql.database import open_run
-from dataset_builder.sql.merged_counts import merged_folder
+from dataset_builder.sql import run_files
 from dataset_builder.sql.noun_blocks import merge_counts_of
-from dataset_builder.sql.run_files import read_run
+from dataset_builder.sql.run_files import merged_folder, open_run, read_run
 from foundry.storage.folder import Folder
 from foundry.units.commits import Unit, commit_name, commit_unit, committed_units, read_commits
 from tests.dataset_builder.small_run import MINI_T5, SmallRun
@@ -32,7 +30,7 @@ SMALL = SmallRun(num_images=20, unit_size=3, num_committed=5)
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merged_counts, "BLOCK_UNITS", 2)
+    monkeypatch.setattr(run_files, "BLOCK_UNITS", 2)
 
 
 @pytest.fixture

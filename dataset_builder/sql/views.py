@@ -1,0 +1,95 @@
+"""SQL text that runs and data sets share: names and literals, carried columns, and the views of nouns, counts and scores.
+
+The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
+"""
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from dataset_builder.concepts.tagger import META_NOUNS
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
+
+# As duckdb reads them: it has no half precision.
+_EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
+SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
+
+_CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
+
+
+def literal(text: str) -> str:
+    """A string in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quoted(name: str) -> str:
+    """An identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def columns_sql(schema: pa.Schema) -> str:
+    """The columns of a schema, as a SELECT lists them."""
+    return ", ".join(map(quoted, schema.names))
+
+
+def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
+    """Files of a run or a data set as duckdb opens them."""
+    root = folder.root if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.root))
+    return [f"{root.rstrip('/')}/{path}" for path in paths]
+
+
+def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str) -> dict[str, tuple[str, str]]:
+    """How columns of sources (name → SQL type) are called where names are `taken`: name → (name in the metadata, SQL type)."""
+    used = {name.lower() for name in taken}
+    columns = {}
+    for source_name, kind in carried.items():
+        if kind not in _CARRIED_TYPES:
+            raise UserError(f"{where} carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}")
+        name = source_name if source_name.lower() not in used else f"source_{source_name}"
+        while name.lower() in used:
+            name += "_"
+        used.add(name.lower())
+        columns[name] = (source_name, kind)
+    return columns
+
+
+def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
+    """The carried columns, taken out of the JSON in the column `metadata`."""
+    return [
+        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
+        for name, (source_name, kind) in carried.items()
+    ]
+
+
+def scores_sql() -> list[str]:
+    """The views on the newest scoring."""
+    return [f"CREATE VIEW {name} AS SELECT {columns_sql(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
+
+
+def nouns_sql() -> str:
+    """The view `nouns` on the view `captions`."""
+    return (
+        f"CREATE VIEW nouns AS SELECT key, prompt, position, noun, noun IN ({_meta_nouns()}) AS is_meta, "
+        "position <= num_t5_nouns AS read_by_t5 FROM (SELECT key, prompt, num_t5_nouns, unnest(nouns) AS noun, "
+        "generate_subscripts(nouns, 1) AS position FROM captions)"
+    )
+
+
+def noun_counts_sql(only_prompt: str | None = None) -> str:
+    """The view `noun_counts`, the sum of the counts in `stored`. Where they are of one prompt, known to the caller, a hundred
+    million of them are added up in a sixth less time."""
+    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("count", "count_t5", "num_captions"))
+    prompt, by = (f"{literal(only_prompt)} AS prompt", "noun") if only_prompt else ("prompt", "prompt, noun")
+    summed = f"SELECT {prompt}, noun, {sums} FROM stored.noun_counts GROUP BY {by}"
+    return f"CREATE VIEW noun_counts AS SELECT *, noun IN ({_meta_nouns()}) AS is_meta FROM ({summed})"
+
+
+def _meta_nouns() -> str:
+    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
+
+
+def _pointer(name: str) -> str:
+    """The JSON pointer to a member of the metadata."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
