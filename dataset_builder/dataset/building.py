@@ -12,13 +12,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset_builder.dataset.caption_steps import SelectionState
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.dataset.samples import embed_images, sample_batches
-from dataset_builder.dataset.selection import Selection
+from dataset_builder.dataset.selection import (
+    dropped_captions_sql,
+    dropped_sql,
+    funnel_table,
+    groups_sql,
+    histograms,
+    num_left,
+    select,
+)
 from dataset_builder.dataset.writer import DatasetWriter
 from dataset_builder.reports.card import dataset_card, funnel_lines
 from dataset_builder.runs.plan import read_plan
-from dataset_builder.sql.database import Workbench, open_workbench
+from dataset_builder.sql.database import open_workbench
 from dataset_builder.sql.dataset_files import DATASET_RECORD, STORED, DatasetFiles, is_dataset, read_dataset
 from dataset_builder.sql.run_files import RunFiles, read_run
 from dataset_builder.sql.views import SCORED
@@ -61,18 +70,17 @@ def build_dataset(config: BuildConfig) -> Built:
     if not config.dry_run and is_dataset(config.out):
         return _built_before(config.out, identity)
     with open_workbench(runs) as bench:
-        selection = Selection(bench, runs, config)
-        selection.take_steps()
-        funnel = selection.funnel()
+        state = select(bench, runs, config)
+        funnel = funnel_table(state)
         if not config.dry_run:
-            if not selection.num_left():
+            if not num_left(state):
                 raise UserError(f"no image is left: {_last_drop(funnel)} dropped the last; loosen the recipe")
             folder = _new_folder(config.out)
             with _writer(folder, config, runs) as writer:
-                funnel = _write(writer, bench, selection, embed=config.embed)
+                funnel = _write(writer, state, embed=config.embed)
             record = _record(config, runs, writer) | {"identity": identity}
-            return Built(funnel, _publish(folder, record, funnel, selection.histograms()), (*notes, *selection.notes))
-    return Built(funnel, None, (*notes, *selection.notes))
+            return Built(funnel, _publish(folder, record, funnel, histograms(state)), (*notes, *state.notes))
+    return Built(funnel, None, (*notes, *state.notes))
 
 
 def _open_runs(urls: Sequence[str]) -> dict[str, RunFiles]:
@@ -151,20 +159,20 @@ def _writer(folder: Folder, config: BuildConfig, runs: dict[str, RunFiles]) -> D
     return DatasetWriter(folder, splits=config.splits, has_images=config.embed, max_tokens=max_tokens)
 
 
-def _write(writer: DatasetWriter, bench: Workbench, selection: Selection, *, embed: bool) -> pa.Table:
+def _write(writer: DatasetWriter, state: SelectionState, *, embed: bool) -> pa.Table:
     """Writes all but the counts, which the writer does at its end, and returns the funnel."""
     lost = [DROPPED.empty_table()]
-    for samples in sample_batches(bench, selection):
+    for samples in sample_batches(state):
         if not embed:
             writer.add(samples)
             continue
         for embedded in embed_images(samples):
             writer.add(embedded.samples)
             lost.append(embedded.dropped)
-    writer.write("dropped", chain(bench.batches(selection.dropped_sql()), lost))
-    writer.write("dropped_captions", bench.batches(selection.dropped_captions_sql()))
-    writer.write("groups", bench.batches(selection.groups_sql()))
-    funnel = selection.funnel(lost=Counter(reason for table in lost for reason in table["reason"].to_pylist()))
+    writer.write("dropped", chain(state.bench.batches(dropped_sql(state)), lost))
+    writer.write("dropped_captions", state.bench.batches(dropped_captions_sql(state)))
+    writer.write("groups", state.bench.batches(groups_sql()))
+    funnel = funnel_table(state, lost=Counter(reason for table in lost for reason in table["reason"].to_pylist()))
     writer.write("funnel", [funnel])
     return funnel
 
@@ -204,9 +212,9 @@ def _run_record(name: str, run: RunFiles) -> dict[str, Any]:
     }
 
 
-def _publish(folder: Folder, record: dict[str, Any], funnel: pa.Table, histograms: dict[str, dict[int, int]]) -> DatasetFiles:
+def _publish(folder: Folder, record: dict[str, Any], funnel: pa.Table, bins: dict[str, dict[int, int]]) -> DatasetFiles:
     """The card, then dataset.json, which makes the data set exist."""
-    folder.write("README.md", dataset_card(DatasetFiles(folder, record), funnel, histograms).encode())
+    folder.write("README.md", dataset_card(DatasetFiles(folder, record), funnel, bins).encode())
     folder.create(DATASET_RECORD, json.dumps(record, indent=1).encode())
     folder.filesystem.rm_file(folder.path(_MARK))
     return read_dataset(folder.url)

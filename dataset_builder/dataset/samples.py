@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataset_builder.dataset.caption_steps import CAPTION_FIGURES
-from dataset_builder.dataset.selection import Selection
+from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, SelectionState
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted, stored_urls
 from foundry.storage.schema import SAMPLE_CAPTION
@@ -35,20 +34,20 @@ ASPECT_RATIOS = (
 )
 
 
-def sample_batches(bench: "Workbench", selection: Selection) -> "Iterator[pa.Table]":
-    """Tables of schema.SAMPLES without images, by a workbench in which a selection has taken its steps.
+def sample_batches(state: SelectionState) -> "Iterator[pa.Table]":
+    """Tables of schema.SAMPLES without images, from the workbench in which the steps of a selection were taken.
 
     Sorted by key within a table. The tables follow run by run, then the least keys of their units, so that a run is sorted
     where the keys of its units do not overlap, as those of a sorted source do not.
     """
     runs = [
-        _Run(number=number, name=name, files=files, prompts=_prompts(bench, number, files, selection.renamed))
-        for number, (name, files) in enumerate(selection.runs.items())
+        _Run(number=number, name=name, files=files, prompts=_prompts(state.bench, number, files, state.renamed))
+        for number, (name, files) in enumerate(state.runs.items())
     ]
-    for home in runs:
-        for units in _stretches(bench, home.number):
-            guests = [_Part(runs[number], units) for number, units in _guests(bench, home.number, units)]
-            yield _as_samples(bench.fetch(_stretch_sql(_Part(home, units), guests)))
+    for owner in runs:
+        for units in _stretches(state.bench, owner.number):
+            others = [_Part(runs[number], units) for number, units in _others(state.bench, owner.number, units)]
+            yield _as_samples(state.bench.fetch(_stretch_sql(_Part(owner, units), others)))
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,10 @@ def _stretches(bench: "Workbench", run: int) -> Iterator[list[int]]:
         yield waiting
 
 
-def _guests(bench: "Workbench", home: int, units: list[int]) -> Iterator[tuple[int, list[int]]]:
+def _others(bench: "Workbench", owner: int, units: list[int]) -> Iterator[tuple[int, list[int]]]:
     """The other runs, and those of their units, that hold images of a stretch."""
-    here = f"SELECT key FROM chosen WHERE {_of(home, units)}"
-    found = f"SELECT run, list(DISTINCT unit ORDER BY unit) AS units FROM guests WHERE home = {home} AND key IN ({here})"
+    here = f"SELECT key FROM chosen WHERE {_of(owner, units)}"
+    found = f"SELECT run, list(DISTINCT unit ORDER BY unit) AS units FROM others WHERE owner = {owner} AND key IN ({here})"
     for row in bench.fetch(f"{found} GROUP BY run ORDER BY run").to_pylist():
         yield row["run"], row["units"]
 
@@ -133,18 +132,18 @@ def _prompts(bench: "Workbench", run: int, files: RunFiles, renamed: Mapping[tup
     return {prompt: renamed.get((run, prompt), prompt) for prompt in ordered}
 
 
-def _stretch_sql(home: _Part, guests: list[_Part]) -> str:
+def _stretch_sql(owner: _Part, others: list[_Part]) -> str:
     """A join for each prompt: to group the captions by key would take twice as long."""
-    number, units = home.run.number, home.units
-    texts = dict(_texts(home))
+    number, units = owner.run.number, owner.units
+    texts = dict(_texts(owner))
     alt_texts = ["i.alt_text"]
     joins = []
-    for guest in guests:
-        theirs = f"SELECT key FROM guests WHERE home = {number} AND {_of(guest.run.number, guest.units)}"
-        texts |= _texts(guest, among=theirs)
-        alt_texts.append(f"image_{guest.run.number}.alt_text")
-        images = f"SELECT key, alt_text FROM {guest.files('images')} JOIN ({theirs}) USING (key)"
-        joins.append(f"LEFT JOIN ({images}) AS image_{guest.run.number} USING (key)")
+    for other in others:
+        theirs = f"SELECT key FROM others WHERE owner = {number} AND {_of(other.run.number, other.units)}"
+        texts |= _texts(other, among=theirs)
+        alt_texts.append(f"image_{other.run.number}.alt_text")
+        images = f"SELECT key, alt_text FROM {other.files('images')} JOIN ({theirs}) USING (key)"
+        joins.append(f"LEFT JOIN ({images}) AS image_{other.run.number} USING (key)")
     joins += [f"LEFT JOIN {text} USING (key)" for text in texts]
     captions = f"[{', '.join(f'{text}.caption' for text in texts)}]"
     if len(texts) > 1:
@@ -153,10 +152,10 @@ def _stretch_sql(home: _Part, guests: list[_Part]) -> str:
     return (
         f"WITH here AS (SELECT * FROM chosen WHERE {_of(number, units)}), "
         f"{', '.join(f'{text} AS ({sql})' for text, sql in texts.items())} "
-        f"SELECT here.sample_key AS key, {literal(home.run.name)} AS run, here.split, {', '.join(image)}, "
+        f"SELECT here.sample_key AS key, {literal(owner.run.name)} AS run, here.split, {', '.join(image)}, "
         f"{captions} AS captions, {', '.join(f's.{n}' for n in _SCORES)}, here.exact_group, here.near_group "
-        f"FROM here JOIN {home.files('images')} i USING (key) {' '.join(joins)} "
-        f"LEFT JOIN {home.files('scores')} s USING (key) ORDER BY sample_key"
+        f"FROM here JOIN {owner.files('images')} i USING (key) {' '.join(joins)} "
+        f"LEFT JOIN {owner.files('scores')} s USING (key) ORDER BY sample_key"
     )
 
 
@@ -184,7 +183,6 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     import numpy as np
     import pyarrow as pa
 
-    from dataset_builder.dataset.samples import ASPECT_RATIOS, nearest_ratios
     from foundry.storage.schema import SAMPLES
 
     heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))

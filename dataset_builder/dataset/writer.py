@@ -87,7 +87,6 @@ class DatasetWriter:
 
     def _add_nouns(self, samples: "pa.Table") -> None:
         from dataset_builder.concepts.noun_counts import merge_counts
-        from dataset_builder.dataset.writer import SampleNouns, sum_tallies
 
         nouns = SampleNouns(samples)
         self._index.add(nouns.index().replace_schema_metadata(versioned(STORED["noun_index"]).metadata))
