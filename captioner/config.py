@@ -1,20 +1,12 @@
-"""The configuration of a captioning run, and the part of it that makes a run what it is."""
+"""Configuration of a captioning run."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from captioner.cleaning import CLEANING_VERSION
-from captioner.engines.model_source import ModelSource
 from captioner.engines.transformers_engine import GenerationSettings
-from captioner.prompts import PromptSet
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.command_line import CHOICE, ModelChoice
-from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
-from foundry.storage.folder import Folder
 from foundry.units.cluster import RaySettings
 
 ENGINES = ("llava",)
@@ -76,55 +68,6 @@ class CaptionConfig:
             raise ValueError("; ".join(problems))
 
 
-def run_settings(
-    config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, str], t5: dict[str, str]
-) -> dict[str, Any]:
-    """All that decides what a caption of this run is; two runs are the same run where this is equal."""
-    from foundry.storage.schema import SCHEMA_VERSION
-
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "engine": config.engine,
-        "model": {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px},
-        "prompts": asdict(prompts),
-        "generation": asdict(config.generation),
-        "limits": asdict(config.limits),
-        "cleaning_version": CLEANING_VERSION,
-        "tagger": tagger,
-        "t5": t5,
-        "unit_size": config.unit_size or default_unit_size(model.image_side_px),
-    }
-
-
 def default_unit_size(image_side_px: int) -> int:
     """How many images of 3:2, decoded to this shorter side, fit into a unit."""
     return max(1, min(UNIT_SIZE, UNIT_BYTES // (image_side_px * image_side_px * 3 * 3 // 2)))
-
-
-def read_record(run: Folder) -> dict[str, Any] | None:
-    """The run.json of a captioning run; None where there is none. Raises UserError where it is damaged or of something else."""
-    from foundry.storage.folder import usable
-    from foundry.storage.schema import SCHEMA_VERSION
-
-    with usable(run):
-        data = run.read("run.json") if run.exists("run.json") else None
-    if data is None:
-        return None
-    where, advice = f"{run.url}/run.json", "give another --out, or the folder of a captioning run"
-    try:
-        record = json.loads(data)
-        found = {name: type(record[name]) for name in ("run_id", "settings", "images", "carried")}
-        version, unit_size = record["settings"]["schema_version"], record["settings"]["unit_size"]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{where} is damaged or of something else ({len(data)} bytes): {advice}") from None
-    if [*found.values(), type(unit_size)] != [str, dict, list, dict, int]:
-        raise UserError(f"{where} is not the record of a captioning run: {advice}")
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{where} has schema version {version}, this program writes {SCHEMA_VERSION}: {advice}")
-    assert isinstance(record, dict)
-    return record
-
-
-def run_id(settings: dict[str, Any]) -> str:
-    """A short hash of the settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

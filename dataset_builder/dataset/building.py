@@ -120,7 +120,7 @@ def _open_units(name: str, run: RunFiles) -> Iterable[str]:
 def _identity(config: BuildConfig, runs: dict[str, RunFiles]) -> str:
     """A hash of all that decides what the data set holds."""
     recipe = {name: value for name, value in asdict(config).items() if name not in _NOT_PART_OF_IT}
-    state = [[run.record.get("run_id"), [commit.attempt for commit in run.commits]] for run in runs.values()]
+    state = [[run.record.run_id, [commit.attempt for commit in run.commits]] for run in runs.values()]
     scores = [[commit.attempt for commit in run.scores.commits] if run.scores else [] for run in runs.values()]
     return hashlib.sha256(json.dumps([recipe, state, scores], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -181,7 +181,7 @@ def _record(config: BuildConfig, runs: dict[str, RunFiles], writer: DatasetWrite
     settings = next(iter(runs.values())).settings
     carried: dict[str, str] = {}
     for run in runs.values():
-        for name, kind in run.record.get("carried", {}).items():
+        for name, kind in run.record.carried.items():
             carried[name] = kind if carried.get(name, kind) == kind else "VARCHAR"
     return {
         "schema_version": DATASET_VERSION,
@@ -202,10 +202,10 @@ def _run_record(name: str, run: RunFiles) -> dict[str, Any]:
     return {
         "name": name,
         "url": run.folder.url,
-        "run_id": run.record.get("run_id"),
+        "run_id": run.record.run_id,
         "units": len(run.commits),
-        "images": run.record.get("images", []),
-        "licence": run.record.get("licence", ""),
+        "images": run.record.images,
+        "licence": run.record.licence,
         "model": settings.get("model"),
         "prompts": settings.get("prompts"),
         "scores": run.scores.record if run.scores else None,

@@ -31,7 +31,7 @@ def merge_images(state: SelectionState) -> None:
     _keep_others(state.bench, num_runs=len(state.names))
     if len(state.names) == 1:
         return
-    run_ids = [str(run.record.get("run_id")) for run in state.runs.values()]
+    run_ids = [run.record.run_id for run in state.runs.values()]
     image = state.add_step(Step("merged", "the same image in another run: its captions are put together"))
     caption = state.add_step(Step("merged", "the same caption in another run"))
     _keep_repeated(state.bench, run_ids=run_ids)

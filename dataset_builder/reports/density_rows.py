@@ -14,10 +14,10 @@ from dataset_builder.concepts.tagger import META_NOUNS, TaggerConfig
 from dataset_builder.reports.density_table import DensityRow
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import is_dataset, open_stored
-from dataset_builder.sql.run_files import is_run
 from dataset_builder.sql.views import quoted
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
+from foundry.storage.run_record import is_run
 
 
 def counted_texts(

@@ -3,14 +3,10 @@
 The result is a run like those of the captioner, so that what reads one also reads third-party captions. No model is loaded.
 """
 
-import hashlib
-import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,7 +15,7 @@ import pyarrow as pa
 from dataset_builder.concepts.noun_counts import count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
-from dataset_builder.runs.plan import Plan, extend_plan, record_carried
+from dataset_builder.runs.plan import Plan, extend_plan
 from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from foundry.command_line import counted
@@ -30,6 +26,7 @@ from foundry.images.sources import Source, find_sources
 from foundry.storage import schema
 from foundry.storage.folder import Folder, is_local_path, usable
 from foundry.storage.locations import normalise
+from foundry.storage.run_record import RunRecord, as_stored, record_carried, run_id
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Failure, Unit, commit_unit, committed_units, read_commits, read_unit
 from foundry.units.rejection import allowed_rejections
@@ -104,7 +101,7 @@ def import_job(source: CaptionSource, url: str, *, settings: dict[str, Any], tag
     """The work on a unit."""
     return ImportJob(
         run=url,
-        run_id=_run_id(settings),
+        run_id=run_id(settings),
         prompt=source.prompt,
         has_archive=source.has_archive,
         limits=DecodeLimits(),
@@ -210,7 +207,7 @@ def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict
 
     Raises UserError where the tagger or the tokenizer is unavailable.
     """
-    return {
+    settings = {
         "schema_version": schema.SCHEMA_VERSION,
         "engine": "import",
         "model": {"name": f"imported from {source.kind}", "revision": "", "image_side_px": 0},
@@ -220,29 +217,19 @@ def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict
         "t5": T5View(t5).describe(),
         "unit_size": _UNIT_IMAGES,
     }
-
-
-def _run_id(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return as_stored(settings)
 
 
 def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: list[Source]) -> Plan:
     """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
-    record = {
-        "run_id": _run_id(settings),
-        "settings": settings,
-        "images": [normalise(path) for path in source.images or (source.path,)],
-        "licence": source.licence,
-        "carried": {},
-        "argv": sys.argv,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    if not run.create("run.json", json.dumps(record, indent=1).encode()):
-        before = json.loads(run.read("run.json"))
-        if (before["run_id"], before["images"]) != (record["run_id"], record["images"]):
+    images_of = [normalise(path) for path in source.images or (source.path,)]
+    record = RunRecord.new(settings=settings, images=images_of, licence=source.licence)
+    if not record.create(run):
+        before = RunRecord.read(run)
+        if before is None or (before.run_id, before.images) != (record.run_id, record.images):
             raise UserError(f"{run.url} holds a run of other images or settings: give another OUT")
     plan = extend_plan(run, images, unit_size=_UNIT_IMAGES)
-    record_carried(run, plan)
+    record_carried(run, plan.carried)
     return plan
 
 

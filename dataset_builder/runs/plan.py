@@ -122,15 +122,6 @@ def discard_plan(run: Folder) -> None:
                 run.filesystem.rm_file(run.path(path))
 
 
-def record_carried(run: Folder, plan: Plan) -> None:
-    """Adds the columns that the planned sources carry to run.json, where readers look for them."""
-    with usable(run):
-        record = json.loads(run.read("run.json"))
-        carried = record["carried"] | plan.carried
-        if record["carried"] != carried:
-            run.write("run.json", json.dumps(record | {"carried": carried}, indent=1).encode())
-
-
 def _plan_names(run: Folder) -> list[str]:
     return sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
 

@@ -39,6 +39,7 @@ from foundry.images.loading import read_images, rejected_row
 from foundry.storage import schema
 from foundry.storage.folder import Folder
 from foundry.storage.model_files import files_fingerprint
+from foundry.storage.run_record import RunRecord
 from foundry.units.commits import Commit, Failure, Unit, commit_unit, read_unit
 
 SCORING_VERSION = 1
@@ -193,8 +194,8 @@ class ScoreJob:
 def score_job(source: str, *, clip: str, aesthetic: str | None, batch_size: int) -> ScoreJob:
     """The work on a unit, with all that can be found out before Ray starts, and its record. Raises UserError."""
     scored = Folder(source)
-    is_run = scored.exists("run.json")
-    limits, of = scored_state(scored, is_run=is_run)
+    run = RunRecord.read(scored)
+    limits, of = scored_state(scored, run)
     resolved = resolve_clip(clip) if clip != NO_CLIP else None
     settings = {
         "of": of,
@@ -215,7 +216,7 @@ def score_job(source: str, *, clip: str, aesthetic: str | None, batch_size: int)
         scored=source,
         out=score_folder(scored, score_id).url,
         score_id=score_id,
-        is_run=is_run,
+        is_run=run is not None,
         clip=resolved,
         aesthetic=aesthetic,
         batch_size=batch_size,

@@ -16,6 +16,7 @@ from dataset_builder.sql.dataset_files import read_dataset
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.storage.folder import Folder
+from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import IMAGES, versioned
 from foundry.units.commits import Unit, commit_name, read_commits, read_unit
 
@@ -35,11 +36,13 @@ def plan_scores(scored: Folder, out: Folder, *, is_run: bool) -> list[Unit]:
     return units
 
 
-def scored_state(scored: Folder, *, is_run: bool) -> tuple[DecodeLimits, str]:
-    """The limits of decoding and the identity of what is scored. Raises UserError for another kind of folder."""
-    if is_run:
-        record = json.loads(scored.read("run.json"))
-        return DecodeLimits(**record["settings"].get("limits", {})), record["run_id"]
+def scored_state(scored: Folder, run: RunRecord | None) -> tuple[DecodeLimits, str]:
+    """The limits of decoding and the identity of what is scored: the run of this record, or else a data set.
+
+    Raises UserError for a folder that is neither.
+    """
+    if run is not None:
+        return DecodeLimits(**run.settings.get("limits", {})), run.run_id
     if not scored.exists("dataset.json"):
         raise UserError(f"{scored.url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
     files = json.loads(scored.read("dataset.json"))["files"]

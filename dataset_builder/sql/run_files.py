@@ -31,6 +31,7 @@ from dataset_builder.sql.views import (
 )
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
+from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, TALLIES
 from foundry.units.commits import Commit, committed_units, read_commits
 
@@ -71,7 +72,7 @@ class RunFiles:
     """A run as it stood at one moment: its run.json, its commits, and the index files of the units without one."""
 
     folder: Folder
-    record: dict[str, Any]
+    record: RunRecord
     commits: tuple[Commit, ...]
     open_parts: tuple[str, ...]
     scores: ScoreFiles | None = None
@@ -91,8 +92,7 @@ class RunFiles:
     @property
     def settings(self) -> dict[str, Any]:
         """What the captions were written and counted with."""
-        settings: dict[str, Any] = self.record.get("settings", {})
-        return settings
+        return self.record.settings
 
     def tables(self) -> dict[str, pa.Table]:
         """The views that do not come from files."""
@@ -147,20 +147,15 @@ class RunFiles:
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        return carried_columns(self.record.get("carried", {}), taken=IMAGES.names, where=f"{self.folder.url}/run.json")
+        return carried_columns(self.record.carried, taken=IMAGES.names, where=f"{self.folder.url}/run.json")
 
 
 def read_run(url: str) -> RunFiles:
     """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
     folder = Folder(url)
-    try:
-        record = json.loads(folder.read("run.json"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url}/run.json cannot be read ({error}): check the folder") from None
+    record = RunRecord.read(folder)
+    if record is None:
+        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote")
     try:
         commits = tuple(read_commits(folder))
         scores = newest_scores(folder)
@@ -175,11 +170,6 @@ def open_run(url: str) -> "Database":
     from dataset_builder.sql.database import open_files
 
     return open_files(read_run(url))
-
-
-def is_run(url: str) -> bool:
-    """Whether a captioning run is at `url`."""
-    return Folder(url).exists("run.json")
 
 
 def merged_folder(run: Folder) -> Folder:

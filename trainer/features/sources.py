@@ -62,7 +62,7 @@ class FeatureSource(Protocol):
 def open_source(url: str) -> FeatureSource:
     """Finds out what is at `url`. Raises UserError where nothing is that features can be made of."""
     from dataset_builder.sql.dataset_files import is_dataset
-    from dataset_builder.sql.run_files import is_run
+    from foundry.storage.run_record import is_run
     from foundry.images.sources import find_sources
 
     folder = Folder(normalise(url))
