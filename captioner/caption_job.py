@@ -21,11 +21,13 @@ from captioner.prompts import PromptSet, load_prompts, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
-from foundry.storage import schema
+from foundry.images.schema import IMAGES, REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import as_stored, run_id
+from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, Failure, Unit, commit_unit, read_unit
 
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
@@ -126,7 +128,7 @@ class CaptionJob:
             rows = read_unit(folder, unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
         tables = self.tables(facts, output)
-        tables["rejected"] = pa.Table.from_pylist(rejected, schema=schema.REJECTED)
+        tables["rejected"] = pa.Table.from_pylist(rejected, schema=REJECTED)
         return commit_unit(
             folder,
             run_id=self.run_id,
@@ -147,8 +149,8 @@ class CaptionJob:
             captions += rows
             nouns += found
         return {
-            "images": pa.Table.from_pylist(facts.images, schema=schema.IMAGES),
-            "captions": pa.Table.from_pylist(captions, schema=schema.CAPTIONS),
+            "images": pa.Table.from_pylist(facts.images, schema=IMAGES),
+            "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
             "noun_counts": count_nouns(nouns),
         }
 
@@ -191,7 +193,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
     settings = {
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "engine": config.engine,
         "model": {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px},
         "prompts": asdict(prompts),

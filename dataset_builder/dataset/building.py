@@ -27,6 +27,7 @@ from dataset_builder.dataset.selection import (
 from dataset_builder.dataset.writer import DatasetWriter
 from dataset_builder.reports.card import dataset_card, funnel_lines
 from dataset_builder.runs.plan import read_plan
+from dataset_builder.schema import DATASET_VERSION, DROPPED
 from dataset_builder.sql.database import open_workbench
 from dataset_builder.sql.dataset_files import DATASET_RECORD, STORED, DatasetFiles, is_dataset, read_dataset
 from dataset_builder.sql.run_files import RunFiles, read_run
@@ -34,7 +35,6 @@ from dataset_builder.sql.views import SCORED
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, usable
 from foundry.storage.locations import normalise
-from foundry.storage.schema import DATASET_VERSION, DROPPED
 
 _NOT_PART_OF_IT = ("captions", "out", "dry_run")
 _MARK = "unfinished.txt"

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.dataset.recipe import RecipeConfig
+from dataset_builder.schema import CAPTIONS, SCORES
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted
-from foundry.storage.schema import CAPTIONS, SCORES
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Workbench

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from dataset_builder.dataset.near_pairs import EmbeddingFile, cosine_pairs, hamming_pairs
 from dataset_builder.dataset.recipe import DedupConfig
-from foundry.storage.schema import GROUPS
+from dataset_builder.schema import GROUPS
 
 Rows = npt.NDArray[np.int64]
 CANDIDATES = pa.schema(

@@ -16,9 +16,9 @@ from dataset_builder.concepts.tagger import META_NOUNS
 from dataset_builder.dataset.caption_steps import SelectionState, Step, condition_column
 from dataset_builder.dataset.duplicates import Duplicates, find_duplicates
 from dataset_builder.dataset.recipe import DedupConfig
+from dataset_builder.schema import GROUPS
 from dataset_builder.sql.views import literal
 from foundry.errors import UserError
-from foundry.storage.schema import GROUPS
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Workbench

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, SelectionState
+from dataset_builder.schema import SAMPLE_CAPTION
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted, stored_urls
-from foundry.storage.schema import SAMPLE_CAPTION
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +183,7 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     import numpy as np
     import pyarrow as pa
 
-    from foundry.storage.schema import SAMPLES
+    from dataset_builder.schema import SAMPLES
 
     heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))
     buckets = pa.array(ASPECT_RATIOS).take(pa.array(nearest_ratios(heights, widths)))
@@ -212,8 +212,8 @@ def _embed(samples: "pa.Table") -> Embedded:
     import pyarrow as pa
 
     from dataset_builder.dataset.caption_steps import EMBED
+    from dataset_builder.schema import DROPPED, SAMPLES
     from foundry.images.reader import ImageReader, content_hash, reference_of
-    from foundry.storage.schema import DROPPED, SAMPLES
     from foundry.units.rejection import ImageError
 
     rows = samples.select(

@@ -19,9 +19,9 @@ from dataset_builder.dataset.caption_steps import (
 )
 from dataset_builder.dataset.image_steps import choose_images, drop_duplicates, merge_images, split_images, thin_nouns
 from dataset_builder.dataset.recipe import RecipeConfig
+from dataset_builder.schema import FUNNEL
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal
-from foundry.storage.schema import FUNNEL
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Workbench

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+from dataset_builder.schema import SAMPLES, SPLIT_NOUN_COUNTS, TALLIES
 from dataset_builder.sql.dataset_files import STORED
 from foundry.storage.folder import Folder
 from foundry.storage.parquet_writer import ParquetParts
-from foundry.storage.schema import SAMPLES, SPLIT_NOUN_COUNTS, TALLIES, versioned
+from foundry.storage.schema import versioned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +170,7 @@ class SampleNouns:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from foundry.storage.schema import TALLIES
+        from dataset_builder.schema import TALLIES
 
         has_words = pc.greater(self._captions.field("num_words"), 0)
         is_cut = pc.greater(self._captions.field("num_t5_tokens"), max_tokens)
@@ -182,7 +183,7 @@ class SampleNouns:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from foundry.storage.schema import NOUN_INDEX
+        from dataset_builder.schema import NOUN_INDEX
 
         prompts = pc.dictionary_encode(self._captions.field("prompt"))
         tables = [NOUN_INDEX.empty_table()]
@@ -200,7 +201,7 @@ class SampleNouns:
         import numpy as np
         import pyarrow as pa
 
-        from foundry.storage.schema import NOUN_COUNTS
+        from dataset_builder.schema import NOUN_COUNTS
 
         size = len(self._words)
         chosen = is_counted[self._caption_of]
@@ -217,7 +218,7 @@ def sum_tallies(tables: "Sequence[pa.Table]") -> "pa.Table":
     """The sum of tables of schema.TALLIES, a row to a prompt, in order."""
     import pyarrow as pa
 
-    from foundry.storage.schema import TALLIES
+    from dataset_builder.schema import TALLIES
 
     names = TALLIES.names[1:]
     sums = pa.concat_tables([TALLIES.empty_table(), *tables]).group_by("prompt").aggregate([(name, "sum") for name in names])

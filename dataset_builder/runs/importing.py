@@ -17,16 +17,18 @@ from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
 from dataset_builder.runs.plan import Plan, extend_plan
 from dataset_builder.runs.text_archive import find_texts, store_texts
+from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
+from foundry.images.schema import IMAGES, REJECTED
 from foundry.images.sources import Source, find_sources
-from foundry.storage import schema
 from foundry.storage.folder import Folder, is_local_path, usable
 from foundry.storage.locations import normalise
 from foundry.storage.run_record import RunRecord, as_stored, record_carried, run_id
+from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Failure, Unit, commit_unit, committed_units, read_commits, read_unit
 from foundry.units.rejection import allowed_rejections
@@ -182,10 +184,10 @@ class ImportJob:
             run_id=self.run_id,
             unit=unit,
             tables={
-                "images": pa.Table.from_pylist(facts.images, schema=schema.IMAGES),
-                "captions": pa.Table.from_pylist(captions, schema=schema.CAPTIONS),
+                "images": pa.Table.from_pylist(facts.images, schema=IMAGES),
+                "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
                 "noun_counts": count_nouns(nouns),
-                "rejected": pa.Table.from_pylist(rejected, schema=schema.REJECTED),
+                "rejected": pa.Table.from_pylist(rejected, schema=REJECTED),
             },
             rejected=dict(Counter(row["reason"] for row in rejected)),
             seconds={"prepare": facts.seconds, "process": 0.0, "finish": time.perf_counter() - started},
@@ -208,7 +210,7 @@ def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict
     Raises UserError where the tagger or the tokenizer is unavailable.
     """
     settings = {
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "engine": "import",
         "model": {"name": f"imported from {source.kind}", "revision": "", "image_side_px": 0},
         "prompts": {"name": source.kind, "prompts": [{"name": source.prompt, "text": ""}]},

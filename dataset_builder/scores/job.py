@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dataset_builder.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import (
     DEFAULT_CLIP,
@@ -36,7 +37,7 @@ from foundry.errors import UserError
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
-from foundry.storage import schema
+from foundry.images.schema import REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.model_files import files_fingerprint
 from foundry.storage.run_record import RunRecord
@@ -163,7 +164,7 @@ class ScoreJob:
         if excluded:
             rows = self._rows(unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
-        tables = score_tables(facts.images, output) | {"rejected": pa.Table.from_pylist(rejected, schema=schema.REJECTED)}
+        tables = score_tables(facts.images, output) | {"rejected": pa.Table.from_pylist(rejected, schema=REJECTED)}
         return commit_unit(
             Folder(self.out),
             run_id=self.score_id,
@@ -256,8 +257,8 @@ def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa
             }
         )
     return {
-        "scores": pa.Table.from_pylist(scores, schema=schema.SCORES),
-        "caption_scores": pa.Table.from_pylist(captions, schema=schema.CAPTION_SCORES),
+        "scores": pa.Table.from_pylist(scores, schema=SCORES),
+        "caption_scores": pa.Table.from_pylist(captions, schema=CAPTION_SCORES),
         "embeddings": _embeddings(images, output.images),
     }
 
@@ -275,7 +276,7 @@ def _caption_row(key: str, prompt: str, sentences: list[str], cosines: npt.NDArr
 
 def _embeddings(images: Sequence[ImageToScore], embeddings: npt.NDArray[np.float32] | None) -> pa.Table:
     if embeddings is None:
-        return schema.EMBEDDINGS.empty_table()
+        return EMBEDDINGS.empty_table()
     offsets = np.arange(len(embeddings) + 1, dtype=np.int32) * embeddings.shape[1]
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(embeddings.astype(np.float16).ravel()))
-    return pa.Table.from_arrays([pa.array([image.key for image in images]), lists], schema=schema.EMBEDDINGS)
+    return pa.Table.from_arrays([pa.array([image.key for image in images]), lists], schema=EMBEDDINGS)

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from dataset_builder.sql.dataset_files import read_dataset
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
+from foundry.images.schema import IMAGES
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
-from foundry.storage.schema import IMAGES, versioned
+from foundry.storage.schema import versioned
 from foundry.units.commits import Unit, commit_name, read_commits, read_unit
 
 UNIT_IMAGES = 512

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.sql.run_files import read_run
-from dataset_builder.sql.score_files import ScoreFiles, newest_scores
-from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
-from foundry.errors import UserError
-from foundry.storage.folder import Folder
-from foundry.storage.run_record import is_run
-from foundry.storage.schema import (
+from dataset_builder.schema import (
     DATASET_VERSION,
     DROPPED,
     DROPPED_CAPTIONS,
@@ -26,6 +20,12 @@ from foundry.storage.schema import (
     SPLIT_NOUN_COUNTS,
     TALLIES,
 )
+from dataset_builder.sql.run_files import read_run
+from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.run_record import is_run
 
 if TYPE_CHECKING:
     import pyarrow as pa

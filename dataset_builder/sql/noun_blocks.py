@@ -39,8 +39,8 @@ def merge_counts_of(run: Folder) -> int:
 
 def _sums(files: RunFiles, members: list[Commit]) -> "dict[str, pa.Table]":
     """The tables of a block, by the views of a run that has no other units."""
+    from dataset_builder.schema import NOUN_COUNTS, TALLIES
     from dataset_builder.sql.database import open_files
-    from foundry.storage.schema import NOUN_COUNTS, TALLIES
 
     schemas = {"noun_counts": NOUN_COUNTS, "tallies": TALLIES}
     with open_files(replace(files, commits=tuple(members), blocks=(), open_parts=(), scores=None)) as block:

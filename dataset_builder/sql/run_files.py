@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dataset_builder.schema import CAPTIONS, NOUN_COUNTS, TALLIES
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores
 from dataset_builder.sql.views import (
     SCORED,
@@ -30,9 +31,9 @@ from dataset_builder.sql.views import (
     scores_sql,
 )
 from foundry.errors import UserError
+from foundry.images.schema import IMAGES, INDEX, REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
-from foundry.storage.schema import CAPTIONS, IMAGES, INDEX, NOUN_COUNTS, REJECTED, TALLIES
 from foundry.units.commits import Commit, committed_units, read_commits
 
 if TYPE_CHECKING:

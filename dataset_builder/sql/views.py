@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
+from dataset_builder.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.storage.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
 
 # As duckdb reads them: it has no half precision.
 _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])

@@ -15,12 +15,12 @@ import pytest
 from dataset_builder.build import main
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig, DedupConfig
+from dataset_builder.schema import DROPPED, SAMPLES
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import open_stored, read_dataset
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.storage.schema import DROPPED, SAMPLES
 from tests.dataset_builder.small_run import SmallRun, write_run_with_images
 
 ALL: dict[str, float | str] = {"train": 1.0}
