@@ -105,7 +105,7 @@ def _record_start(config: CaptionConfig, run: Folder, job: CaptionJob) -> None:
 
 
 def _path_settings(config: CaptionConfig) -> list[str]:
-    """The settings beside images and out that are local paths here, and not names."""
+    """The settings, other than images and out, that are local paths here and not names."""
     names = (config.model, config.prompts, config.tagger.spacy_model, config.t5.tokenizer)
     shipped = ("mini", AUTO, *PROMPT_SETS)
     return [name for name in names if name not in shipped and (name.startswith((".", "~")) or Path(name).exists())]

@@ -11,10 +11,10 @@ from foundry.units.cluster import RaySettings
 
 ENGINES = ("llava",)
 REAL_MODEL = "llava-hf/llava-1.5-7b-hf"
-"""What errors and warnings tell to give for real images."""
+"""Model that errors and warnings recommend for real images."""
 UNIT_SIZE = 512
 UNIT_BYTES = 1 << 30
-"""What the decoded images of a unit may come to, since a few units per replica are in memory at one time."""
+"""Maximum size of the decoded images of a unit, since a few units per replica are in memory at one time."""
 
 
 @dataclass(frozen=True)
@@ -22,35 +22,35 @@ class CaptionConfig:
     """All settings of `python -m captioner.run`."""
 
     images: list[str]
-    """Folders, tars, Parquet files, lists or images; local paths or fsspec URLs."""
+    """Images to caption: folders, tars, Parquet files, lists or image files; local paths or fsspec URLs."""
     out: str
-    """Folder of the run, local or on object storage. The same command again resumes it."""
+    """Folder of the run, local or on object storage. The same command resumes it."""
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """Hub id of a LLaVA checkpoint, a folder that save_pretrained wrote, or `mini`: the shipped toy, for emoji scenes alone."""
+    """LLaVA checkpoint: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone."""
     revision: str | None = None
-    """Commit or tag of a hub model; default: the newest, which is then recorded."""
+    """Commit or tag of a hub model; default: the newest commit, which the run records."""
     engine: str = "llava"
-    """What runs the model: `llava`, through transformers."""
+    """Engine that runs the model: `llava`, through transformers."""
     prompts: str = "paper"
     """Name of a prompt set (paper, ladder, alt_text) or a YAML file."""
     limit: int | None = None
-    """Caption the first units of the plan that hold at least this many images."""
+    """Stop after the first units that together hold at least this many images; default: caption all."""
     unit_size: int | None = None
-    """Images per unit of work, which is committed as a whole; default: 512, or as many as decode into 1 GiB of photographs."""
+    """Number of images in a unit of work, which is committed as a whole; default: 512, or fewer where they decode to 1 GiB."""
     licence: str = ""
-    """Licence and terms of the images, recorded with the run and passed on to data set and model cards."""
+    """Licence and terms of the images, recorded with the run and copied to data set and model cards."""
     max_rejected: float | None = None
-    """Share of the planned images that may be rejected before the run stops; default: 1 %, but at least 100."""
+    """Share of the images (0 to 1) that may be rejected before the run stops; default: 0.01, but at least 100 images."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """How captions are decoded."""
+    """Decoding settings of the captions."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
-    """Which images are refused."""
+    """Limits above or below which an image is rejected."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
-    """What counts as a noun."""
+    """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=lambda: T5Config(tokenizer=AUTO))
-    """The text encoder that will read the captions."""
+    """Text encoder that the captions are measured for."""
     ray: RaySettings = field(default_factory=RaySettings)
-    """Where the work runs."""
+    """Ray settings: where the work runs."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -16,13 +16,13 @@ from foundry.units.commits import Commit, read_commits
 RECENT_UNITS = 20
 SHORTEST_PAUSE_S = 60.0
 PAUSE_UNITS = 3.0
-"""A run stands still when nothing was committed for this many times what a unit took, and for SHORTEST_PAUSE_S."""
+"""A run counts as paused when nothing was committed for this many times the duration of a unit, and for SHORTEST_PAUSE_S."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
     """Counts in images. images_per_s is that of the newest commits without pauses, None where they do not tell or the run
-    stands still; last_commit_s is how old the newest one is, None where there is none.
+    is paused; last_commit_s is how old the newest one is, None where there is none.
     """
 
     planned: int
@@ -99,7 +99,7 @@ class _Step:
 
 
 def _pause_s(newest: Sequence[_Step]) -> float:
-    """The time without a commit from which on a run stands still."""
+    """The time without a commit from which on a run counts as paused."""
     return max(SHORTEST_PAUSE_S, PAUSE_UNITS * max(step.seconds for step in newest))
 
 

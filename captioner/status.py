@@ -12,7 +12,7 @@ class StatusConfig:
     run: str
     """Folder of a captioning run."""
     json: bool = False
-    """Print one line of JSON."""
+    """Print one line of JSON instead of text."""
 
 
 def main(config: StatusConfig) -> int:

@@ -16,7 +16,7 @@ from foundry.command_line import run_command
 from foundry.units.cluster import RaySettings, check_paths
 
 _RUN_BESIDE = ".run"
-"""What the run is called by way of which a data set is made; it stays, so that another recipe can be tried."""
+"""Suffix of the run that a data set is made from; the run stays, so that another recipe can be tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,31 +24,31 @@ class ConvertConfig:
     """Raises ValueError for pairs of source and target that do not exist."""
 
     input: str
-    """What is converted; path or URL."""
+    """Path or URL of the input."""
     out: str
-    """Folder or URL of the result. The same command again resumes it."""
+    """Folder or URL of the result. The same command resumes it."""
     source: Literal["sam-llava", "image-txt", "laion", "webdataset", "dataset"]
-    """What the input is."""
+    """Kind of the input."""
     target: Literal["run", "dataset", "webdataset"]
-    """What is made of it."""
+    """Kind of the result."""
     images: tuple[str, ...] = ()
-    """Only sam-llava: folders, tars or files with the images, as captioner.run takes them."""
+    """Folders, tars or files with the images, as captioner.run takes them; for --source sam-llava alone."""
     prompt: str = ""
-    """In: what the captions are filed under; default: the source. Out: whose captions are written; default: the first."""
+    """Prompt name that imported captions get (default: the source), or whose captions are exported (default: the first)."""
     licence: str = ""
-    """Licence and terms of images and captions, passed on to data set and model cards."""
+    """Licence and terms of images and captions, copied to data set and model cards."""
     max_rejected: float | None = None
-    """Share of the images that may be unusable before the import stops; default: 1 %, but at least 100."""
+    """Share of the images (0 to 1) that may be rejected before the import stops; default: 0.01, but at least 100 images."""
     images_per_shard: int = 1000
-    """Images in a WebDataset shard."""
+    """Number of images in a WebDataset shard."""
     num_workers: int | None = None
-    """Processes that write shards; by default, one to a core."""
+    """Number of processes that write shards; default: one per core."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
-    """What counts as a noun."""
+    """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=T5Config)
-    """The text encoder that will read the captions."""
+    """Text encoder that the captions are measured for."""
     ray: RaySettings = field(default_factory=RaySettings)
-    """Where the work runs."""
+    """Ray settings: where the work runs."""
 
     def __post_init__(self) -> None:
         problems = []

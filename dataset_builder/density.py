@@ -1,7 +1,7 @@
-"""Concept density, the paper's Table 1, of any number of captioning runs, data sets and Parquet files side by side.
+"""Command that prints the concept density, the paper's Table 1, of runs, data sets and Parquet files side by side.
 
-python -m dataset_builder.density RUN                                      the captions, a row to a prompt
-python -m dataset_builder.density RUN --column alt_text caption            what came with the images, what was written
+python -m dataset_builder.density RUN                                      the captions, one row per prompt
+python -m dataset_builder.density RUN --column alt_text caption            alt text next to captions
 python -m dataset_builder.density RUN other/captions.parquet --json
 """
 
@@ -23,19 +23,19 @@ class DensityConfig:
     """Raises ValueError for no sources, no columns or a number below 1."""
 
     sources: tuple[str, ...]
-    """Captioning runs, data sets, Parquet files, and folders of Parquet files; local paths or fsspec URLs."""
+    """Captioning runs, data sets, Parquet files or folders of Parquet files; local paths or fsspec URLs."""
     column: tuple[str, ...] = ("caption",)
-    """Text columns, a row to each: of a run those of `captions` and `images`, carried ones too."""
+    """Text columns to count, one row each; of a run, any of `captions` and `images`, with the columns of its sources."""
     sample_size: int | None = None
-    """Captions in the samples by which rows are compared; by default, those of the smallest row."""
+    """Number of captions in the samples by which rows are compared; default: that of the smallest row."""
     json: bool = False
-    """Print one line of JSON in place of the table."""
+    """Print one line of JSON instead of the table."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
-    """Finds the nouns of Parquet files; a run's other columns are tagged as its captions were."""
+    """Tagger of the nouns of Parquet files; the columns of a run are tagged as its captions were."""
     t5: T5Config = field(default_factory=T5Config)
-    """Cuts the texts of Parquet files; a run's other columns are cut as its captions were."""
+    """Text encoder that cuts the texts of Parquet files; the columns of a run are cut as its captions were."""
     num_workers: int | None = None
-    """Processes that tag; by default, one to a core."""
+    """Number of processes that tag; default: one per core."""
 
     def __post_init__(self) -> None:
         problems = []

@@ -1,7 +1,7 @@
-"""One page about a captioning run or a data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
+"""Command that writes a page about a run or a data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
 
-The funnel, the concept density beside the paper's, histograms, rarefaction, frequent and rare nouns, what density goes along
-with, repetitions, and a gallery. The page holds everything itself and can be sent to somebody.
+The page has the funnel, the concept density next to the paper's, histograms, rarefaction, frequent and rare nouns, the density
+against other figures, repetitions, and a gallery. It loads nothing, so that it can be sent to somebody.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class ReportConfig:
     """Raises ValueError for a negative number of pictures."""
 
     source: str
-    """Folder or URL of a captioning run (also while it goes on) or a data set."""
+    """Folder or URL of a captioning run, finished or not, or of a data set."""
     out: str
-    """The HTML file."""
+    """Path of the HTML file to write."""
     pictures: int = 48
-    """Thumbnails in the gallery; 0 reads no image."""
+    """Number of thumbnails in the gallery; 0 reads no image."""
     title: str = ""
-    """Heading; by default, the last part of the source."""
+    """Heading of the page; default: the last part of the source."""
 
     def __post_init__(self) -> None:
         if self.pictures < 0:

@@ -111,7 +111,7 @@ SAMPLE_CAPTION = pa.struct(
 )
 
 # One row per image of a data set. Either the reference is there (uri is not null) or the image itself, in the Image convention
-# of `datasets`. nouns has those of each caption, in the order of captions: a column of its own, which duckdb can read alone.
+# of `datasets`. nouns has those of each caption, in the order of captions: a separate column, which duckdb can read alone.
 # bucket is the nearest of ASPECT_RATIOS (dataset/samples.py; height / width). Scores are null where not scored, groups where
 # the image is alone or was not compared.
 SAMPLES = pa.schema(

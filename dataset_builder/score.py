@@ -1,7 +1,7 @@
-"""Scores images and their captions: `python -m dataset_builder.score RUN|DATASET`, alone or as a Ray job.
+"""Command that scores images and their captions: `python -m dataset_builder.score RUN|DATASET`, alone or as a Ray job.
 
-CLIP between an image and each sentence of its captions, LAION's aesthetic predictor, sharpness, and the perceptual hash and the
-embeddings by which duplicates are found. The same command again goes on where it ended, also after the run has grown.
+Scores are CLIP between an image and each sentence of its captions, LAION's aesthetic predictor, sharpness, and the perceptual
+hash and embeddings by which duplicates are found. The same command resumes, also after the run has grown.
 """
 
 import time
@@ -23,17 +23,17 @@ class ScoreConfig:
     """All settings of `python -m dataset_builder.score`. Raises ValueError for settings out of range."""
 
     source: str
-    """Folder or URL of a captioning run or a data set; the scores are put inside."""
+    """Folder or URL of a captioning run or a data set; the scores are stored in it."""
     clip: str = DEFAULT_CLIP
-    """open_clip's MODEL:TAG, hf-hub:ORG/NAME, a folder with open_clip_config.json, or `none` for what needs no model."""
+    """CLIP to score with: MODEL:TAG of open_clip, hf-hub:ORG/NAME, a folder with open_clip_config.json, or `none`."""
     aesthetic: str | None = None
-    """LAION's predictor (linearMSE) as a safetensors file; it wants the embeddings of the default CLIP."""
+    """Path of LAION's aesthetic predictor (linearMSE) as safetensors; it needs the embeddings of the default CLIP."""
     batch_size: int = 64
-    """Images or sentences that the model takes at a time; it changes the speed and no score by more than rounding."""
+    """Number of images or sentences in a batch of the model; affects the speed, and scores by rounding alone."""
     max_rejected: float | None = None
-    """Share of the images that may fail before scoring stops; default: 1 %, but at least 100."""
+    """Share of the images (0 to 1) that may be rejected before scoring stops; default: 0.01, but at least 100 images."""
     ray: RaySettings = field(default_factory=RaySettings)
-    """Where the work runs."""
+    """Ray settings: where the work runs."""
 
     def __post_init__(self) -> None:
         problems = []

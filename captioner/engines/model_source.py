@@ -1,6 +1,6 @@
-"""From the name of a model to where its files are: `mini`, a folder, or a hub id with its revision.
+"""Model source: finds the files of a model by its name, which is `mini`, a folder, or a hub id with its revision.
 
-Everything here happens in the driver, before Ray starts, so that a model that cannot be had is one line and not a stack of
+Everything here happens in the driver, before Ray starts, so that an unavailable model is one line and not a stack of
 worker logs. transformers is not imported.
 """
 
@@ -44,7 +44,7 @@ class ModelSource:
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
-    """Finds a model by name. Raises UserError where it cannot be had, or is not a model that reads images."""
+    """Finds a model by name. Raises UserError where it is unavailable, or is not a model that reads images."""
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -84,7 +84,7 @@ def tagged_texts(
 ) -> list[CountedText]:
     """Tags and counts a column now, a row to a prompt, on `num_workers` processes (default: one to a core).
 
-    The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer cannot be had.
+    The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer is unavailable.
     """
     tagger_description, t5_description = load_tagger(tagger).describe(), load_t5_view(t5).describe()
     tasks = _tasks(texts)

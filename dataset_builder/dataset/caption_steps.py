@@ -20,7 +20,7 @@ REJECTED = "rejected"
 EMBED = "embed"
 """Steps that no recipe takes: what the captioner rejected, and images that could not be read to be embedded."""
 
-# What a data set knows of a caption beside the columns of the run.
+# Columns of a caption that a data set has in addition to those of the run.
 CAPTION_FIGURES = {
     "repetition": "(1 - num_distinct_nouns / greatest(num_nouns, 1))::FLOAT * (num_nouns > 0)::FLOAT",
     "opener": r"lower(regexp_extract(caption, '^\s*(\S+(?:\s+\S+){0,2})', 1))",

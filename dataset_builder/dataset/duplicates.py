@@ -1,8 +1,8 @@
-"""Finds images that stand in the data more than once: the same bytes, or nearly the same picture.
+"""Duplicates: images with the same bytes as another one, or nearly the same picture.
 
-Exact: one content hash. Near: perceptual hashes that differ in few bits, or CLIP embeddings with a high cosine. Whoever is
-linked, also through others, is one group. Of a group the image with the largest area is kept; then the best CLIP score, then
-the first run and key in alphabetical order decide.
+Exact: equal content hashes. Near: perceptual hashes that differ in few bits, or CLIP embeddings with a high cosine. Grouping
+is transitive: if A matches B and B matches C, all three form one group. Of a group, the image with the largest area is kept;
+then the best CLIP score, then the first run and key in alphabetical order decide.
 """
 
 from collections.abc import Iterable

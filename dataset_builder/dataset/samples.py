@@ -68,7 +68,7 @@ def embed_images(samples: "pa.Table") -> Iterator[Embedded]:
 
 
 def nearest_ratios(heights: "NDArray[np.int32]", widths: "NDArray[np.int32]") -> "NDArray[np.intp]":
-    """The place in ASPECT_RATIOS of the nearest ratio to each image's, (N,); the smaller one where two are as near."""
+    """The index in ASPECT_RATIOS of the nearest ratio to each image's, (N,); the smaller one where two are as near."""
     import numpy as np
 
     ratios = np.array([float(ratio) for ratio in ASPECT_RATIOS])
@@ -100,7 +100,7 @@ class _Part:
 
 
 def _stretches(bench: "Workbench", run: int) -> Iterator[list[int]]:
-    """The units of a run, so many at a time that they have BATCH_ROWS images at most."""
+    """The units of a run, in lists that hold at most BATCH_ROWS images each."""
     rows = bench.fetch(
         f"SELECT unit, count(*) AS rows FROM chosen WHERE run = {run} GROUP BY unit ORDER BY min(key)"
     ).to_pylist()
@@ -179,7 +179,7 @@ def _of(run: int, units: list[int]) -> str:
 
 
 def _as_samples(rows: "pa.Table") -> "pa.Table":
-    """The columns of schema.SAMPLES, with the bucket, without an image; the nouns leave the captions to stand beside them."""
+    """The columns of schema.SAMPLES, with the bucket, without an image; the nouns become a column next to the captions."""
     import numpy as np
     import pyarrow as pa
 

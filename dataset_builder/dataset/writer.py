@@ -226,7 +226,7 @@ def sum_tallies(tables: "Sequence[pa.Table]") -> "pa.Table":
 
 
 def _sorted_codes(words: "pa.StringArray") -> "tuple[pa.StringArray, NDArray[np.int64]]":
-    """The distinct words in order, and the place of each word among them, (words,)."""
+    """The distinct words in order, and the index of each word among them, (words,)."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,4 +1,4 @@
-"""The card of a data set, README.md: what is in it, what is not and why, how dense its captions are, and on what terms."""
+"""Card of a data set, README.md: its contents, its exclusions and their reasons, its concept density and its licences."""
 
 import json
 from typing import TYPE_CHECKING, Any

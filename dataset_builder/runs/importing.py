@@ -131,7 +131,7 @@ class ImportJob:
     prompt: str
     """What the captions are filed under, where our own have the name of a prompt."""
     has_archive: bool
-    """Whether captions come from an archive, by key, and not from beside the images."""
+    """Whether captions come from an archive, by key, and not with the images."""
     limits: DecodeLimits
     tagger: TaggerConfig
     t5: T5Config

@@ -1,4 +1,4 @@
-"""The plan of a run: which images there are, under which key, in which unit. Made once from the sources, then only extended.
+"""Plan of a run: its images, their keys and their units. Made once from the sources, then only extended.
 
 An index file holds one row group per unit, so that a worker reads its own rows and nothing else. `plans/<n>.json` publishes
 the index files of planning n; plan 0 comes from the first planning, later ones from sources that have grown.
@@ -176,7 +176,7 @@ def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
     return {"carried": carried, "num_passed_over": num_passed_over}
 
 
-# An image that stands in the sources twice, or was planned before, is one image: the first place counts.
+# An image that the sources list twice, or that was planned before, is one image: the first reference counts.
 _FRESH_SQL = """
 CREATE TABLE fresh AS
 SELECT * FROM staged ANTI JOIN planned ON staged.uri = planned.uri

@@ -1,4 +1,4 @@
-"""How well a caption fits its image, by CLIP, sentence by sentence: the only file that imports open_clip.
+"""CLIP scores: how well each sentence of a caption fits its image. The only file that imports open_clip.
 
 CLIP reads 77 tokens, a dense caption has more: so each sentence is scored alone, and a sentence that is still too long is cut
 into pieces. The score is the cosine of the embeddings, unscaled; about 0.2 to 0.35 for a fitting sentence under ViT-L/14.
@@ -100,7 +100,7 @@ class ClipEncoder:
 def resolve_clip(name: str) -> ClipSource:
     """Finds a CLIP by name: a folder with open_clip_config.json, `hf-hub:ORG/NAME`, or open_clip's own `MODEL:TAG`.
 
-    Fetches what is not there yet. Raises UserError where it cannot be had or its weights are not safetensors.
+    Fetches what is not there yet. Raises UserError where it is unavailable or its weights are not safetensors.
     """
     if Path(name).is_dir():
         return _in_folder(Path(name).resolve(), name)
@@ -145,7 +145,7 @@ def _fitting(sentence: str, source: ClipSource) -> list[str]:
 
 
 def _overflows(sentence: str, source: ClipSource) -> bool:
-    """Whether the last place is taken: the place that is padding in an empty text."""
+    """Whether the last token is taken, which is padding in an empty text."""
     empty, full = sentence_tokens(["", sentence], source)
     return bool(empty[-1] != full[-1])
 

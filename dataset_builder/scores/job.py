@@ -59,7 +59,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class ImageToScore:
-    """An image that was read. `sentences` by prompt, in the order in which their tokens stand in the payload."""
+    """An image that was read. `sentences` by prompt, in the order of their tokens in the payload."""
 
     key: str
     sharpness: float

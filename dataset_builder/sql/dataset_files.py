@@ -1,4 +1,4 @@
-"""A data set on disk: dataset.json names its files; the views that SQL sees on it are plain SQL text over them.
+"""Files of a data set, named by its dataset.json, and the views that SQL has on them.
 
 A data set exists once dataset.json does, which is written last. Readers list the files from it, never by a glob.
 """
