@@ -24,8 +24,8 @@ class T5Config:
     """Which tokenizer cuts the captions, and where. Raises ValueError for fewer than 2 tokens."""
 
     tokenizer: str = _PIXART
-    """Tokenizer of T5: a folder or hub id with tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: that of the small
-    world, whose counts are not those of T5; `auto`, where there is a --model: `mini` for `mini`, else PixArt-alpha's."""
+    """Tokenizer of T5: a folder or hub id with tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small
+    world's, whose counts are not those of T5; `auto`, where there is a --model: `mini` for `mini`, else PixArt-alpha's."""
     max_tokens: int = 120
     """Number of tokens that the encoder reads, with the closing </s>. Source: PixArt-alpha, 120."""
 
