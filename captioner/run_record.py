@@ -22,11 +22,16 @@ from foundry.units.commits import Commit, committed_units
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "ray", "spacy", "pyarrow", "pillow", "numpy")
 
 
-def check_folder(run: Folder) -> None:
-    """Raises UserError for a folder that holds something else, before anything costly is done."""
+def check_folder(run: Folder) -> RunRecord | None:
+    """The record of the run in this folder; None for a new folder. Raises UserError for a folder that holds something else.
+
+    It is called before anything costly is done.
+    """
     with usable(run):
-        if read_record(run) is None and run.exists() and run.names():
+        record = read_record(run)
+        if record is None and run.exists() and run.names():
             raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
+    return record
 
 
 def read_record(run: Folder) -> RunRecord | None:
@@ -37,12 +42,11 @@ def read_record(run: Folder) -> RunRecord | None:
     return record
 
 
-def known_dtype(config: CaptionConfig, run: Folder) -> str:
+def known_dtype(config: CaptionConfig, run: Folder, record: RunRecord | None) -> str:
     """The dtype that was asked for, else that of the commits, else `auto`."""
-    if config.generation.dtype != "auto" or not _has_commits(run):
+    if config.generation.dtype != "auto" or record is None or not _has_commits(run):
         return config.generation.dtype
-    record = read_record(run)
-    return str(record.settings.get("generation", {}).get("dtype", "auto")) if record else "auto"
+    return str(record.settings.get("generation", {}).get("dtype", "auto"))
 
 
 def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
