@@ -35,7 +35,7 @@ _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 @dataclass(frozen=True)
 class Payload:
-    """What a replica needs: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
+    """Input of a replica: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
 
     pixels: list[np.ndarray]
     keys: list[str]
@@ -44,7 +44,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read: rows of schema.IMAGES in the order of the payload, and rows of schema.REJECTED."""
+    """Images that were read: rows of schema.IMAGES in the order of the payload, and rows of schema.REJECTED."""
 
     images: list[dict[str, Any]]
     rejected: list[dict[str, Any]]
@@ -80,7 +80,7 @@ class CaptionJob:
 
     @property
     def replica_bytes(self) -> float:
-        """What a replica on a CPU takes of a node's memory, roughly; 0 where the model's size is not known."""
+        """Memory in bytes that a replica on a CPU takes, roughly; 0 where the model's size is not known."""
         return _TAKEN * self.model.num_parameters * (4 if self.generation.dtype == "float32" else 2)
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:

@@ -147,7 +147,7 @@ def _headline(config: CaptionConfig, job: CaptionJob, plan: Plan, *, num_units: 
 
 
 def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Commit]) -> int:
-    """How many images may be rejected, of those that this command wants and those that earlier ones did."""
+    """Number of images that may be rejected, of those that this command wants and those that earlier ones did."""
     planned = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
     return allowed_rejections(config.max_rejected, sum(planned.values()))
 

@@ -69,5 +69,5 @@ class CaptionConfig:
 
 
 def default_unit_size(image_side_px: int) -> int:
-    """How many images of 3:2, decoded to this shorter side, fit into a unit."""
+    """Number of images of 3:2, decoded to this shorter side, that fit into a unit."""
     return max(1, min(UNIT_SIZE, UNIT_BYTES // (image_side_px * image_side_px * 3 * 3 // 2)))

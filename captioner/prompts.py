@@ -88,7 +88,7 @@ class PromptSet:
     """The prompts that every image is asked, in order. Raises UserError for none or for a name given twice."""
 
     name: str
-    """What `--prompts` calls the set."""
+    """Name of the set, as `--prompts` takes it."""
     version: str
     """Changes whenever a text does: it is part of what a run is."""
     prompts: tuple[Prompt, ...]

@@ -39,7 +39,7 @@ class ModelSource:
 
     @property
     def path_or_id(self) -> str:
-        """What from_pretrained takes, on whichever node this is: the shipped model lies beside the code of that node."""
+        """Argument for from_pretrained, on whichever node this is: the bundled model is with the code of that node."""
         return str(MINI) if self.name == "mini" else self.location
 
 
@@ -111,7 +111,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _image_side(config: dict[str, Any]) -> int:
-    """What the shorter side of an image is worth, in pixels: that of the largest grid of crops, else of the vision tower.
+    """Useful length of the shorter side of an image, in pixels: that of the largest grid of crops, else of the vision tower.
 
     OneVision's `anyres_max_9` reduces what it sees of a larger grid to as many tokens as 9 crops give, so that a grid of
     6 x 6 crops (2304 px) is worth one of 3 x 3. Raises TypeError or ValueError for a config of another form.

@@ -27,7 +27,7 @@ _LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How captions are decoded. All of it enters the run_id."""
+    """Decoding settings of captions. All of them enter the run_id."""
 
     dtype: str = "auto"
     """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
@@ -61,7 +61,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """What the model said about one image. Log-probabilities are natural, of the model's own distribution."""
+    """Answer of the model about one image. Log-probabilities are natural, of the model's own distribution."""
 
     text: str
     finish_reason: str

@@ -62,7 +62,7 @@ class _Tally:
 
 @dataclass
 class _Counted:
-    """What one task, or all of them, counted."""
+    """Counts of one task, or of all."""
 
     tallies: dict[str, _Tally] = field(default_factory=dict)
     tables: "list[pa.Table]" = field(default_factory=list)

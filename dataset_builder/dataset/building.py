@@ -42,7 +42,7 @@ _MARK = "unfinished.txt"
 
 @dataclass(frozen=True)
 class Built:
-    """What came of a recipe: `funnel` is schema.FUNNEL, `dataset` None after a dry run."""
+    """Result of a build: `funnel` is schema.FUNNEL, `dataset` None after a dry run."""
 
     funnel: pa.Table
     dataset: DatasetFiles | None

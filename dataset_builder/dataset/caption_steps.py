@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class SelectionState:
-    """What the steps work on: the runs that are open in a workbench, the recipe, and the steps taken so far."""
+    """State of a selection: the runs that are open in a workbench, the recipe, and the steps taken so far."""
 
     bench: "Workbench"
     runs: dict[str, RunFiles]

@@ -32,7 +32,7 @@ CANDIDATES = pa.schema(
         pa.field("perceptual_hash", pa.int64()),
     ]
 )
-"""What is looked at, a row to an image; the last two are null where nothing was scored."""
+"""Columns of the images to compare, one row per image; the last two are null where nothing was scored."""
 # A perceptual hash has a one for each of 64 coefficients above their median: half of them, unless the picture is plain.
 _LEAST_ONES = 24
 _PAIRS_IN_MEMORY = 8_000_000

@@ -160,7 +160,7 @@ def _stretch_sql(owner: _Part, others: list[_Part]) -> str:
 
 
 def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
-    """For each prompt a name and the SQL of (key, caption): schema.SAMPLE_CAPTION and the nouns. `among` selects keys."""
+    """A name and the SQL of (key, caption) for each prompt: schema.SAMPLE_CAPTION and the nouns. `among` selects keys."""
     own = [*(field.name for field in SAMPLE_CAPTION if field.name not in (*CAPTION_FIGURES, "prompt")), "nouns"]
     fields = [f"{quoted(name)} := c.{quoted(name)}" for name in own]
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]

@@ -60,7 +60,7 @@ def funnel_table(state: SelectionState, *, lost: Mapping[str, int] | None = None
 
 
 def histograms(state: SelectionState) -> dict[str, dict[int, int]]:
-    """How many captions of the data set have so many words, nouns and T5 tokens: the least of each class → captions."""
+    """Histograms of words, nouns and T5 tokens of the captions of the data set: lower bound of each bin → captions."""
     classes = ", ".join(f"{name} // {width} * {width} AS {name}" for name, width in HISTOGRAMS.items())
     joined = "kept JOIN chosen ON chosen.run = owner AND chosen.key = kept.key"
     counts: dict[str, Counter[int]] = {name: Counter() for name in HISTOGRAMS}
@@ -93,7 +93,7 @@ def groups_sql() -> str:
 
 
 def _counts(state: SelectionState) -> Iterator[tuple[Step, int]]:
-    """How many images each step dropped, in order; images that the captioner rejected come first."""
+    """Number of images that each step dropped, in order; images that the captioner rejected come first."""
     for row in state.rows("SELECT reason, count(*) AS dropped FROM rejected GROUP BY ALL ORDER BY reason"):
         yield Step(REJECTED, row["reason"]), row["dropped"]
     found = state.rows("SELECT step, count(*) AS dropped FROM picked WHERE step IS NOT NULL GROUP BY ALL")

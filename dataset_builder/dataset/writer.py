@@ -58,7 +58,7 @@ class DatasetWriter:
 
     @property
     def splits(self) -> dict[str, int]:
-        """How many samples each split has."""
+        """Number of samples of each split."""
         return {split: parts.num_rows for split, parts in self._samples.items()}
 
     def add(self, samples: "pa.Table") -> None:

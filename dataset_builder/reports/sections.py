@@ -79,7 +79,7 @@ def report_sections(database: "Database", *, num_pictures: int) -> list[Section]
 
 
 def funnel_table(database: "Database") -> Table:
-    """What became of the images: the funnel of a data set, or captioned and rejected of a run."""
+    """The funnel: that of a data set, or captioned and rejected images of a run."""
     if "funnel" in database.views:
         rows = database.fetch("SELECT step, reason, kept, dropped FROM funnel").to_pylist()
         return Table(columns=("step", "reason", "left", "dropped"), rows=[list(row.values()) for row in rows])

@@ -58,7 +58,7 @@ class CaptionSource:
     kind: str
     """One of SOURCES."""
     images: tuple[str, ...]
-    """Where the images are, for captions in an archive."""
+    """Sources of the images, for captions in an archive."""
     prompt: str
     """Prompt name that the captions get."""
     licence: str
@@ -129,7 +129,7 @@ class ImportJob:
     run: str
     run_id: str
     prompt: str
-    """What the captions are filed under, where our own have the name of a prompt."""
+    """Prompt name that the captions get."""
     has_archive: bool
     """Whether captions come from an archive, by key, and not with the images."""
     limits: DecodeLimits
@@ -195,7 +195,7 @@ class ImportJob:
 
 
 def _find_sources(source: CaptionSource) -> list[Source]:
-    """Where the images are. Raises UserError where the input is something else than --source says."""
+    """The sources of the images. Raises UserError where the input is something else than --source says."""
     sources = find_sources(source.images or [source.path])
     kinds = _KINDS.get(source.kind)
     wrong = [one for one in sources if kinds and one.kind not in kinds]
@@ -205,7 +205,7 @@ def _find_sources(source: CaptionSource) -> list[Source]:
 
 
 def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict[str, Any]:
-    """What decides what the run holds, under the names that a captioning run uses.
+    """The settings that decide what the run holds, under the names that a captioning run uses.
 
     Raises UserError where the tagger or the tokenizer is unavailable.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_CLIP = "ViT-L-14-quickgelu:openai"
-"""What LAION's aesthetic predictor was trained on."""
+"""CLIP whose embeddings LAION's aesthetic predictor was trained on."""
 NO_CLIP = "none"
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"

@@ -51,7 +51,7 @@ _CHANGED = Failure(reason="changed", message="not the bytes that were captioned"
 
 @dataclass(frozen=True)
 class Payload:
-    """For the replica: pixels (N, 3, side, side) uint8 and token ids (T, context); empty without a CLIP."""
+    """Input of the replica: pixels (N, 3, side, side) uint8 and token ids (T, context); empty without a CLIP."""
 
     pixels: npt.NDArray[np.uint8]
     tokens: npt.NDArray[np.int64]
@@ -69,7 +69,7 @@ class ImageToScore:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read, in the order of the payload, and rows of schema.REJECTED."""
+    """Images that were read, in the order of the payload, and rows of schema.REJECTED."""
 
     images: list[ImageToScore]
     rejected: list[dict[str, Any]]
@@ -88,7 +88,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Models:
-    """What a replica holds."""
+    """Models of a replica."""
 
     clip: ClipEncoder
     aesthetic: AestheticPredictor | None
@@ -179,7 +179,7 @@ class ScoreJob:
         return read_run_rows(Folder(self.scored), unit) if self.is_run else read_unit(Folder(self.out), unit)
 
     def _measure(self, pixels: npt.NDArray[np.uint8], row: Mapping[str, Any]) -> ImageToScore:
-        """What needs no model; captions without a word are left out."""
+        """The scores that need no model, and the sentences; captions without a word are left out."""
         cut = {said["prompt"]: split_sentences(said["caption"], self.clip) for said in row["captions"]} if self.clip else {}
         sentences = {prompt: parts for prompt, parts in cut.items() if parts}
         return ImageToScore(row["key"], sharpness(pixels), perceptual_hash(pixels), sentences)

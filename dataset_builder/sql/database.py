@@ -43,11 +43,11 @@ _LOCKS = (
 
 
 class Stored(Protocol):
-    """What can be asked: RunFiles and DatasetFiles."""
+    """Files that a database can be opened on: those of a run or a data set."""
 
     @property
     def folder(self) -> Folder:
-        """Where the files are."""
+        """The folder of the files."""
 
     @property
     def views(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ class Stored(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the captions were written and counted with."""
+        """The settings that the captions were written and counted with."""
 
     def paths(self, kind: str) -> list[str]:
         """The files of a kind."""

@@ -85,7 +85,7 @@ class DatasetFiles:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the captions were counted with."""
+        """The settings that the captions were counted with."""
         settings: dict[str, Any] = self.record["settings"]
         return settings
 

@@ -15,7 +15,7 @@ MACROS = {
     "with_all(nouns, ['owl', 'tree'])": "a condition: whether a caption's nouns hold all of these",
     "with_all(['owl', 'tree'])": "a table: key and prompt of the captions that hold all of these",
 }
-"""What is offered, and what each is for."""
+"""The macros, and what each is for."""
 
 _DENSITY = """
 CREATE MACRO density() AS TABLE

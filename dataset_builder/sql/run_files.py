@@ -92,7 +92,7 @@ class RunFiles:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the captions were written and counted with."""
+        """The settings that the captions were written and counted with."""
         return self.record.settings
 
     def tables(self) -> dict[str, pa.Table]:

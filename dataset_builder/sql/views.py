@@ -41,7 +41,7 @@ def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
 
 
 def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str) -> dict[str, tuple[str, str]]:
-    """How columns of sources (name → SQL type) are called where names are `taken`: name → (name in the metadata, SQL type)."""
+    """Names for columns of sources (name → SQL type) where names are `taken`: name → (name in the metadata, SQL type)."""
     used = {name.lower() for name in taken}
     columns = {}
     for source_name, kind in carried.items():
