@@ -84,6 +84,7 @@ class Conversion:
 def main(config: ConvertConfig) -> int:
     """Converts and prints what became of the keys; returns 0."""
     conversion = read(config)
+    _check_finite(conversion.state, config)
     write(conversion, config)
     counts = Counter(key.status for key in conversion.keys)
     statuses: tuple[Status, ...] = ("loaded", "reshaped", "missing", "unexpected")
@@ -145,6 +146,16 @@ def write(conversion: Conversion, config: ConvertConfig) -> None:
         network = _on_meta(lambda: DiT(conversion.config))
         network.load_state_dict(dict(conversion.state), assign=True)
         save_checkpoint(out, network, conversion.pipeline)
+
+
+def _check_finite(state: "Mapping[str, Tensor]", config: ConvertConfig) -> None:
+    """Raises UserError for weights that are NaN or infinite, also where only the format that was asked for made them so."""
+    if wrong := [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]:
+        overflows = "" if config.dtype == "stored" else f", or --dtype {config.dtype} overflows"
+        raise UserError(
+            f"{config.checkpoint}: {wrong[0]} holds NaN or infinite values, as do {len(wrong) - 1} other tensors: "
+            f"the file is damaged, or its training diverged{overflows}; nothing was written"
+        )
 
 
 def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":

@@ -52,7 +52,7 @@ class GenerateConfig:
     num_inference_steps: int = 20
     """Steps of the sampler."""
     guidance_scale: float = 4.5
-    """Weight of the prompt against the negative prompt; 1: no guidance."""
+    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
     sampler: str = "dpm-solver++"
     """dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
     eta: float = 0.0
@@ -65,6 +65,8 @@ class GenerateConfig:
     """Draw at the nearest size that PixArt was trained on, then scale and crop."""
     grid: bool = False
     """All images in one too: grid.png in the folder, or --out itself where that is a .png. A row for each prompt."""
+    scale: int = 0
+    """Whole factor by which the grid enlarges its images, without smoothing; 0: until a side has 256 pixels."""
     batch_size: int = 4
     """Images that are drawn together; changes nothing else."""
     device: str = "auto"
@@ -87,6 +89,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompts_file is None):
             raise ValueError("expected either --prompt or --prompts_file" + (", found both" if self.prompt is not None else ""))
+        if self.scale < 0:
+            raise ValueError(f"scale must be 0 or more, found {self.scale}")
         self.sampling()
         self.runtime()
 
@@ -149,7 +153,7 @@ def main(config: GenerateConfig) -> int:
         images = images if paths is None else [open_image(path) for path in paths]
         path = Path(config.out) if paths is None else Path(config.out) / GRID
         columns = config.num_images_per_prompt if len(request.prompts or ()) > 1 else None
-        save_png(make_grid(images, columns=columns), path, {"images": list(values)})
+        save_png(make_grid(images, columns=columns, scale=config.scale), path, {"images": list(values)})
     return 0
 
 

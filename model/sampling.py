@@ -40,7 +40,7 @@ class SamplingConfig:
     num_inference_steps: int = 20
     """Steps; each is one or, with guidance, two passes through the network."""
     guidance_scale: float = 4.5
-    """Weight of the prompt against the negative prompt; 1 means no guidance, and half the work."""
+    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
     eta: float = 0.0
     """Of ddim only: 0 draws no noise on the way, 1 as much as the forward process."""
     timesteps: tuple[int, ...] | None = None
@@ -55,7 +55,7 @@ class SamplingConfig:
             for name, bound, holds in [
                 ("sampler", f"one of {', '.join(SCHEDULERS)}", self.sampler in SCHEDULERS),
                 ("num_inference_steps", "1 to 1000", 1 <= self.num_inference_steps <= 1000),
-                ("guidance_scale", "1 or more", self.guidance_scale >= 1),
+                ("guidance_scale", "0 or more", self.guidance_scale >= 0),
                 ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
                 ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler == "dpm-solver++"),
                 ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),

@@ -221,7 +221,16 @@ def _pipeline_config(folder: Path, config: DiTConfig) -> PipelineConfig:
 
 
 def _objective(scheduler: Mapping[str, Any], config: DiTConfig) -> tuple[str, dict[str, Any]]:
-    """The objective that a scheduler samples, and its settings. Raises UserError for one that we have not."""
+    """The objective that a scheduler samples, and its settings. Raises UserError for one that we have not.
+
+    Settings of the sampler alone, such as its spacing of timesteps, are no part of it.
+    """
+    name = scheduler.get("_class_name")
+    if name is not None and name not in _SCHEDULERS:
+        raise UserError(f"scheduler: expected one of {', '.join(_SCHEDULERS)}, found {name}: another objective")
+    for key, expected in _FIXED_IN_SCHEDULERS.items():
+        if (found := scheduler.get(key, expected)) != expected:
+            raise UserError(f"scheduler: {key}: expected {expected}, found {found}: not represented here")
     if scheduler.get("use_flow_sigmas") or "Flow" in str(scheduler.get("_class_name")):
         return "rectified_flow", {"shift": float(scheduler.get("flow_shift") or scheduler.get("shift") or 1)}
     for key, expected in {"prediction_type": "epsilon", "beta_schedule": "linear", "trained_betas": None}.items():
@@ -230,6 +239,23 @@ def _objective(scheduler: Mapping[str, Any], config: DiTConfig) -> tuple[str, di
     ours = Diffusion(learned_variance=config.learned_variance)
     stated = {key: scheduler.get(key, value) for key, value in vars(ours).items()}
     return "diffusion", {key: value for key, value in stated.items() if value != getattr(Diffusion, key)}
+
+
+# Samplers of a plain diffusion or a plain flow. Not LCM or TCD, which are of distilled networks.
+_SCHEDULERS = (
+    *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler"),
+    *("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
+    *(
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "SASolverScheduler",
+    ),
+    *("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+)
+# What changes the noise that the network sees, and which we do not have.
+_FIXED_IN_SCHEDULERS = {"rescale_betas_zero_snr": False, "use_dynamic_shifting": False}
 
 
 def _read_tensors(root: Path) -> dict[str, Tensor]:
@@ -243,6 +269,11 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
     for name in names:
         path = root / name
         if not path.is_file():
+            if variants := sorted(root.glob("diffusion_pytorch_model.*.safetensors")):
+                raise UserError(
+                    f"expected weights at {path}, found only {variants[0].name}: a variant in lower precision; "
+                    f"fetch the full weights, or rename it to {name} to convert it as it is"
+                )
             raise UserError(
                 f"expected weights at {path}, found nothing; diffusers' .bin files are not read: save as safetensors"
             )

@@ -24,6 +24,9 @@ NULL_CAPTION = "y_embedder.y_embedding"
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 _SCALES = {120: {32: 1.0, 64: 1.0, 128: 2.0}, 300: {32: 0.5, 64: 1.0, 128: 2.0, 256: 4.0}}
 _WRAPPERS = {"ema": ("state_dict_ema", "ema"), "raw": ("state_dict", "model")}
+# Of a wrapped network: DistributedDataParallel, torch.compile, ComfyUI.
+_PREFIXES = ("module.", "_orig_mod.", "model.diffusion_model.", "diffusion_model.")
+_LORA = re.compile(r"lora_(up|down|A|B)\b|lora_(unet|te|transformer)_")
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile)
 
 
@@ -44,7 +47,9 @@ def read_weights(path: Path, *, weights: str = "auto") -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no checkpoint of tensors: {reason}") from error
     state = _unwrap(content, weights, path)
-    prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
+    if any(_LORA.search(key) for key in state):
+        raise UserError(f"{path} holds a LoRA adapter, not a whole network: convert the network that it belongs to")
+    prefix = next((prefix for prefix in _PREFIXES if state and all(key.startswith(prefix) for key in state)), "")
     return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
 
 
@@ -71,6 +76,11 @@ def _unwrap(content: Any, weights: str, path: Path) -> dict[str, Tensor]:
 def infer_config(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, source: str) -> DiTConfig:
     """The configuration that official names and shapes imply. Raises UserError, by name, where they imply none."""
     text = "y_embedder.y_proj.fc1.weight" in state
+    if not text and "y_embedder.embedding_table.weight" not in state:
+        raise UserError(
+            "expected the names of an official PixArt or DiT file, found none under y_embedder; the first name is "
+            f"{next(iter(state))}"
+        )
     if text != (source == "official"):
         kind = "a text-conditional" if text else "no text-conditional"
         other = "official" if text else "dit"

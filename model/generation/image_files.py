@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SOFTWARE = "T2I Foundry"
 _NAME_LENGTH = 60
+_READABLE_PX = 256
 
 
 def image_names(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -69,10 +70,15 @@ def open_image(path: Path) -> "Image.Image":
         return image.convert("RGB")
 
 
-def make_grid(images: "Sequence[Image.Image]", *, columns: int | None = None, gap_px: int = 4) -> "Image.Image":
-    """Images of one size side by side on white, row by row; default: about as many columns as rows."""
+def make_grid(images: "Sequence[Image.Image]", *, columns: int | None = None, gap_px: int = 4, scale: int = 1) -> "Image.Image":
+    """Images of one size in rows on white; default: about as many columns as rows.
+
+    `scale`: whole factor by which they are enlarged, each pixel to a square; 0: until their longer side has 256 pixels.
+    """
     from PIL import Image
 
+    factor = scale or math.ceil(_READABLE_PX / max(images[0].size))
+    images = [image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images]
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     width, height = images[0].size

@@ -70,7 +70,7 @@ def phase_bytes(
     max_batch_tokens: int = GENERATION_BATCH_TOKENS,
     tiled_vae: bool = True,
 ) -> dict[str, PhaseBytes]:
-    """Bytes of the phases encode, denoise and decode for guided images of height x width px; network in bf16, VAE in float32.
+    """Bytes of the phases encode, denoise and decode for guided images of height x width px; all in bf16.
 
     `text_encoder` and `vae` are settings of T5Config and AutoencoderKL. Staged, a device needs the largest total; else about
     the sum of all weights with the largest activations.
@@ -148,15 +148,15 @@ def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled:
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        vae = AutoencoderKL(**config).eval()
+        vae = AutoencoderKL(**config).bfloat16().eval()
     tile = vae.tile_latent_min_size
     sides = [min(side, tile) for side in latents] if tiled else list(latents)
-    activations = _peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides)))
+    activations = _peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides, dtype=torch.bfloat16)))
     if tiled:  # all tiles wait for each other, overlapping by a quarter; then rows and the whole are put together
         downsampling = 2 ** (len(config["block_out_channels"]) - 1)
         num_tiles = [-(-side // (tile * 3 // 4)) for side in latents]
         activations += 3 * 4 * 3 * num_tiles[0] * num_tiles[1] * (tile * downsampling) ** 2
-    return PhaseBytes(weights=sum(4 * parameter.numel() for parameter in vae.parameters()), activations=activations)
+    return PhaseBytes(weights=sum(2 * parameter.numel() for parameter in vae.parameters()), activations=activations)
 
 
 def _peak_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:

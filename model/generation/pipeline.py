@@ -185,7 +185,21 @@ class Pipeline:
                 on_step=on_step,
             )
             finished.append(latents.cpu())
-        return torch.cat(finished)
+        drawn = torch.cat(finished)
+        self._check_finite(request, images, drawn)
+        return drawn
+
+    def _check_finite(self, request: GenerationRequest, images: Sequence[int], latents: "torch.Tensor") -> None:
+        """Raises UserError for latents (images, C, h, w) that are NaN or infinite: they would decode to black images."""
+        finite = latents.isfinite().flatten(1).all(dim=1)
+        if bool(finite.all()):
+            return
+        first = images[int((~finite).nonzero()[0])]
+        of = "" if request.prompts is None else f" for the prompt {request.prompts[request.caption_index(first)][:80]!r}"
+        raise UserError(
+            f"the network's output is NaN or infinite in {int((~finite).sum())} of {len(images)} images, the first{of}: its "
+            f"weights are damaged, or {self.runtime.dtype} overflows; try --dtype float32, or another checkpoint"
+        )
 
     def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:
         import torch

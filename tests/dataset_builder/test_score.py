@@ -44,6 +44,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of three smooth images of 90 x 60."""
     monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+    monkeypatch.setattr("foundry.units.ray_session.start_ray", lambda _settings: None)
+    monkeypatch.setattr("foundry.units.ray_session.dtype_of_replicas", lambda _settings: "float32")  # as open_clip computes
     for number, (key, text) in enumerate(TEXTS.items()):
         write(tmp_path / "photos" / f"{key}.png", encode(_picture(number), "PNG"))
         write(tmp_path / "photos" / f"{key}.txt", text)

@@ -211,7 +211,13 @@ def _without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda state: state | {"t_block.1.bias": torch.zeros(5)}, r"t_block\.1\.bias: expected \[288\], found \[5\]"),
         (lambda state: state | {"pos_embed": torch.zeros(1, 64, 48)}, "pos_embed .*expected sine-cosine positions"),
         (lambda state: _without(state, "pos_embed"), "no pos_embed.*--unstated.sample_size"),
-        (lambda _state: {"conv.weight": torch.zeros(2)}, "expected --source dit"),
+        (lambda _state: {"conv.weight": torch.zeros(2)}, "found none under y_embedder; the first name is conv.weight"),
+        (lambda _state: {"blocks.0.attn.qkv.lora_A.weight": torch.zeros(2)}, "holds a LoRA adapter, not a whole network"),
+        (lambda _state: {"lora_unet_blocks_0.lora_up.weight": torch.zeros(2)}, "holds a LoRA adapter"),
+        (
+            lambda state: state | {"t_block.1.bias": torch.full((288,), torch.nan)},
+            r"t_block\.1\.bias holds NaN.*is damaged",
+        ),
         (lambda _state: {}, "expected tensors by name, found nothing"),
         (lambda _state: {"state_dict": {"x": 3}}, "expected tensors by name, found 'x', which is none"),
         (lambda _state: {"model": "DiT-XL/2"}, "expected tensors by name, found 'model', which is none"),
@@ -225,6 +231,23 @@ def test_what_is_missing_or_foreign_is_named(tmp_path: Path, change: Any, messag
     torch.save(change(_official(random_network())), tmp_path / "in.pth")
     with pytest.raises(UserError, match=message):
         _convert("official", "native", tmp_path / "in.pth", tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.diffusion_model."])
+def test_the_prefix_of_a_wrapped_network_is_taken_off(tmp_path: Path, prefix: str) -> None:
+    network = random_network()
+    torch.save({prefix + name: tensor for name, tensor in _official(network).items()}, tmp_path / "in.pth")
+    native = _convert("official", "native", tmp_path / "in.pth", tmp_path / "native")
+    assert _same(load_checkpoint(native)[0].state_dict(), network.state_dict())
+
+
+def test_weights_that_overflow_in_the_format_asked_for_are_refused(tmp_path: Path) -> None:
+    state = _official(random_network())
+    state["t_block.1.bias"] = torch.full((288,), 1e6)
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=r"t_block\.1\.bias holds NaN or infinite values.*--dtype float16 overflows"):
+        _convert("official", "native", tmp_path / "in.pth", tmp_path / "native", dtype="float16")
     assert not (tmp_path / "native").exists()
 
 
@@ -312,6 +335,27 @@ def test_the_objective_goes_both_ways_and_another_one_is_refused(tmp_path: Path)
         back = load_checkpoint(_convert("diffusers", "native", folder, tmp_path / f"{number}-back"))[1]
         assert (back.objective, back.objective_settings) == (objective, settings)
     path = tmp_path / "0-diffusers" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
-    with pytest.raises(UserError, match="prediction_type: expected epsilon, found v_prediction: another objective"):
-        _convert("diffusers", "native", tmp_path / "0-diffusers", tmp_path / "none")
+    written = json.loads(path.read_text())
+    for change, message in [
+        ({"prediction_type": "v_prediction"}, "prediction_type: expected epsilon, found v_prediction: another objective"),
+        (
+            {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
+            "rescale_betas_zero_snr: expected",
+        ),
+        ({"_class_name": "LCMScheduler"}, "found LCMScheduler: another objective"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+            "use_dynamic_shifting: expected",
+        ),
+    ]:
+        path.write_text(json.dumps(written | change))
+        with pytest.raises(UserError, match=message):
+            _convert("diffusers", "native", tmp_path / "0-diffusers", tmp_path / "none")
+
+
+def test_a_folder_with_a_variant_alone_says_so(tmp_path: Path) -> None:
+    folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(UserError, match=r"found only diffusion_pytorch_model\.fp16\.safetensors: a variant in lower precision"):
+        _convert("diffusers", "native", folder, tmp_path / "native")

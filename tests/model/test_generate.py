@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
@@ -60,7 +61,7 @@ def test_a_file_of_prompts_fills_a_folder_and_a_grid_once(
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "images"
     prompts.write_text('{"text": "a red owl"}\n\n{"text": "key"}\n{"text": "a red owl"}\n')
     arguments = ["--prompts_file", str(prompts), "--prompt_column", "text", "--num_images_per_prompt", "2", "--grid",
-                 "--num_inference_steps", "2", "--out", str(out)]  # fmt: skip
+                 "--scale", "1", "--num_inference_steps", "2", "--dtype", "float32", "--out", str(out)]  # fmt: skip
     assert run(*arguments, checkpoint=checkpoint) == 0
     names = ["a-red-owl-s0.png", "a-red-owl-s1.png", "grid.png", "key-s0.png", "key-s1.png"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -83,9 +84,35 @@ def test_a_file_of_prompts_fills_a_folder_and_a_grid_once(
 def test_only_a_grid_goes_to_a_png(checkpoint: str, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     options = ["--num_images_per_prompt", "3", "--num_inference_steps", "1", "--out", str(out)]
-    assert run("--prompt", "owl", "--grid", *options, checkpoint=checkpoint) == 0
+    assert run("--prompt", "owl", "--grid", "--scale", "1", *options, checkpoint=checkpoint) == 0
     assert pixels(out).shape == (2 * SIDE_PX + 4, 2 * SIDE_PX + 4, 3)  # three on two rows, the last place white
     assert (pixels(out)[-SIDE_PX:, -SIDE_PX:] == 255).all()
+
+
+def test_small_images_are_enlarged_in_a_grid(checkpoint: str, tmp_path: Path) -> None:
+    grids = {}
+    for scale in ("1", "3", "0"):
+        options = ["--num_inference_steps", "1", "--scale", scale, "--out", str(tmp_path / f"{scale}.png")]
+        assert run("--prompt", "owl", "--grid", *options, checkpoint=checkpoint) == 0
+        grids[scale] = pixels(tmp_path / f"{scale}.png")
+    assert grids["1"].shape == (SIDE_PX, SIDE_PX, 3) and grids["0"].shape == (256, 256, 3)
+    assert np.array_equal(grids["3"], grids["1"].repeat(3, axis=0).repeat(3, axis=1))  # whole pixels, not smoothed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_a_number_is_no_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, value: float
+) -> None:
+    broken = save_tiny_checkpoint(tmp_path / "broken", objective="rectified_flow")
+    weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["final_layer.linear.bias"][0] = value
+    save_file(tensors, weights)
+    out = tmp_path / "images"
+    assert run("--prompt", "a red owl", "--num_inference_steps", "2", "--out", str(out), checkpoint=str(broken)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "NaN or infinite in 1 of 1 images, the first for the prompt 'a red owl'" in error
+    assert not list(out.glob("*.png")) if out.exists() else True
 
 
 def test_a_long_prompt_is_reported(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def test_the_noise_of_ddim_follows_the_seeds_and_given_steps_are_taken() -> None
     [
         ({"sampler": "heun"}, "sampler must be one of"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000"),
-        ({"guidance_scale": 0.5}, "guidance_scale must be 1 or more"),
+        ({"guidance_scale": -0.5}, "guidance_scale must be 0 or more"),
         ({"eta": 0.5}, "eta must be 0, or up to 1 with ddim"),
         ({"timesteps": (1, 2)}, "timesteps must be falling, in 0..999"),
         ({"timesteps": (1000, 2)}, "timesteps must be falling, in 0..999"),

@@ -89,7 +89,7 @@ def test_tiles_bound_what_the_decoder_sees_at_once(folder: Path, monkeypatch: py
 
 
 def test_one_image_at_a_time_is_the_same(folder: Path, vae: VAE) -> None:
-    together = load_vae(VAEConfig(name=str(folder), sliced=False))
+    together = load_vae(VAEConfig(name=str(folder), dtype="float32", sliced=False))
     assert vae.model.use_slicing and not together.model.use_slicing
     torch.testing.assert_close(vae.encode(images(3)).mean, together.encode(images(3)).mean, rtol=1e-4, atol=1e-5)
 

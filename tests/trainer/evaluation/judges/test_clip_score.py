@@ -39,7 +39,7 @@ def test_the_score_is_the_cosine_of_a_direct_calculation(clip: Path, tmp_path: P
         images[-1].save(tmp_path / "images" / name)
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
     settings = [f"--prompts.file={tmp_path / 'prompts.txt'}", f"--prompts.clip={clip}", f"--out={tmp_path / 'out'}"]
-    argv = ["--benchmark=prompts", f"--images={tmp_path / 'images'}", *settings]
+    argv = ["--benchmark=prompts", f"--images={tmp_path / 'images'}", "--judge_dtype=float32", *settings]
     assert run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv) == 0
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip}")
