@@ -47,11 +47,11 @@ class DecodeLimits:
     """What is refused before any pixel is decoded."""
 
     max_image_bytes: int = 64 << 20
-    """Maximum size of the encoded image, in bytes."""
+    """Bytes of the encoded image."""
     max_image_pixels: int = 178_956_970
-    """Maximum of width times height, in pixels; the default is the limit of Pillow (half a gigabyte of RGB)."""
+    """Width times height; the default is where Pillow itself raises (half a gigabyte of RGB)."""
     min_side_px: int = 1
-    """Minimum length of the shorter side, in pixels."""
+    """The shorter side in pixels."""
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("max_image_bytes", "max_image_pixels", "min_side_px") if getattr(self, name) < 1]

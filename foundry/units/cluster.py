@@ -44,22 +44,22 @@ class RaySettings:
     """Where and how wide the work runs. The results do not depend on it."""
 
     address: str | None = None
-    """Address of a running Ray (host:port or auto); default: RAY_ADDRESS, which a Ray job sets, else start a local Ray."""
+    """Address of a running Ray (host:port, auto). Default: RAY_ADDRESS, which a Ray job sets, else a Ray of one's own."""
     num_replicas: int = 0
-    """Number of replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
+    """Replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
     gpus_per_replica: float = 1.0
-    """Number of GPUs of a replica, where the cluster has any: a fraction below 1 or a whole number; 0: run on CPUs."""
+    """GPUs of a replica, where the cluster has any: a fraction below 1, or a whole number; 0: the replicas run on CPUs."""
     cpus_per_replica: int = 0
-    """Number of cores of a replica on CPUs, and of threads of its model; 0: one each, or more where a node's memory or
+    """Cores of a replica, and threads of its model, where it runs on CPUs; 0: one each, or more where a node's memory or
     num_replicas leaves cores over."""
     cpus_per_task: float = 1.0
-    """Number of Ray CPUs of a task that decodes or commits."""
+    """Ray CPUs of a task that decodes or commits."""
     units_in_flight: int = 3
-    """Maximum number of units per replica that are in work at one time: decoded, in the model or being committed."""
+    """Units per replica that are decoded, in the model or being committed at one time; bounds the memory."""
     unit_timeout_s: float = 3600.0
-    """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and retried."""
+    """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and tried again."""
     load_timeout_s: float = 1800.0
-    """Seconds that a replica may take to load the model before it is stopped and retried."""
+    """Seconds that a replica may take to load the model before it is stopped and tried again."""
 
     def __post_init__(self) -> None:
         problems = [
