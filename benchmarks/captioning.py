@@ -65,7 +65,7 @@ def main(config: CaptioningConfig) -> int:
 
 
 def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
-    from dataset_builder.sql.database import open_run
+    from dataset_builder.sql.run_files import open_run
     from examples.openmoji.scene_files import TRUTH_FILE
     from examples.openmoji.truth import judge, read_truths
 
@@ -135,8 +135,9 @@ def _time_loops(config: CaptioningConfig, scenes: Path, *, num_processes: int, n
 
 def _loop(config: CaptioningConfig) -> None:
     """One process: the same decoding, generation, cleaning and counting, unit after unit; prints one line of JSON."""
+    from captioner.caption_job import caption_job
+    from captioner.captioning import plan_run
     from captioner.config import CaptionConfig
-    from captioner.run import caption_job, plan_run
     from dataset_builder.concepts.t5_view import T5Config
     from dataset_builder.concepts.tagger import NounTagger
     from foundry.images.sources import find_sources

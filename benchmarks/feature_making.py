@@ -176,8 +176,8 @@ def _write_dataset(folder: Path, *, count: int) -> None:
     import pyarrow as pa
     from PIL import Image
 
+    from dataset_builder.schema import DATASET_VERSION, SAMPLE_CAPTION, SAMPLES
     from foundry.storage.folder import Folder
-    from foundry.storage.schema import DATASET_VERSION, SAMPLE_CAPTION, SAMPLES
     from foundry.units.commits import table_bytes
 
     (folder / "images").mkdir(parents=True)

@@ -101,7 +101,8 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
     import numpy as np
     import pyarrow as pa
 
-    from foundry.storage.schema import CAPTIONS, IMAGES, NOUN_COUNTS
+    from dataset_builder.schema import CAPTIONS, NOUN_COUNTS
+    from foundry.images.schema import IMAGES
 
     rng = np.random.default_rng([run.seed, number])
     size = len(images)
@@ -144,7 +145,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
 def _images(rng: "np.random.Generator", keys: list[str]) -> "pa.Table":
     import pyarrow as pa
 
-    from foundry.storage.schema import IMAGES
+    from foundry.images.schema import IMAGES
 
     size = len(keys)
     known: dict[str, Any] = {

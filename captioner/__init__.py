@@ -1,1 +1,1 @@
-"""Captions for images at scale: LLaVA on Ray, units of work that commit, concept density for each caption."""
+"""Captions for images at scale: LLaVA on Ray, units of work that commit, the nouns of each caption."""

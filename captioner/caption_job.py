@@ -1,31 +1,34 @@
-"""What the captioner does with one unit: read and decode, caption, clean, count nouns, commit.
+"""Captioning of one unit: its images are read and decoded, captioned, captions cleaned, nouns counted, all committed.
 
-The three methods run on different workers (foundry/units/ray_driver.py); the same class runs in a plain loop too, which is
+The methods run on different workers (foundry/units/ray_driver.py); the same class runs in a plain loop too, which is
 how the cost of the distribution is measured.
 """
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from captioner.cleaning import CleanedCaption, clean
-from captioner.engines.model_source import ModelSource
+from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
+from captioner.config import CaptionConfig, default_unit_size
+from captioner.engines.model_source import ModelSource, resolve_model
 from captioner.engines.transformers_engine import Generation, GenerationSettings, LlavaEngine
-from captioner.prompts import PromptSet, render
+from captioner.prompts import PromptSet, load_prompts, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
-from dataset_builder.concepts.t5_view import T5Config
-from dataset_builder.concepts.tagger import TaggerConfig
-from dataset_builder.runs.plan import read_unit
+from dataset_builder.concepts.t5_view import T5Config, T5View
+from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
-from foundry.storage import schema
+from foundry.images.schema import IMAGES, REJECTED
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, Unit, commit_unit
+from foundry.storage.run_record import as_stored, run_id
+from foundry.storage.schema import SCHEMA_VERSION
+from foundry.units.commits import Commit, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure
 
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
@@ -33,7 +36,7 @@ _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 @dataclass(frozen=True)
 class Payload:
-    """What a replica needs: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
+    """Input of a replica: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
 
     pixels: list[np.ndarray]
     keys: list[str]
@@ -42,7 +45,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read: rows of schema.IMAGES in the order of the payload, and rows of schema.REJECTED."""
+    """Images that were read: rows of schema.IMAGES in the order of the payload, and rows of schema.REJECTED."""
 
     images: list[dict[str, Any]]
     rejected: list[dict[str, Any]]
@@ -63,7 +66,7 @@ class CaptionJob:
 
     run: str
     run_id: str
-    settings: str
+    settings: dict[str, Any]
     model: ModelSource
     prompts: PromptSet
     generation: GenerationSettings
@@ -71,9 +74,14 @@ class CaptionJob:
     tagger: TaggerConfig
     t5: T5Config
 
+    def with_dtype(self, dtype: str) -> "CaptionJob":
+        """The same work in that dtype, which is part of what a run is."""
+        settings = self.settings | {"generation": self.settings["generation"] | {"dtype": dtype}}
+        return replace(self, generation=replace(self.generation, dtype=dtype), settings=settings, run_id=run_id(settings))
+
     @property
     def replica_bytes(self) -> float:
-        """What a replica on a CPU takes of a node's memory, roughly; 0 where the model's size is not known."""
+        """Memory in bytes that a replica on a CPU takes, roughly; 0 where the model's size is not known."""
         return _TAKEN * self.model.num_parameters * (4 if self.generation.dtype == "float32" else 2)
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
@@ -121,7 +129,7 @@ class CaptionJob:
             rows = read_unit(folder, unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
         tables = self.tables(facts, output)
-        tables["rejected"] = pa.Table.from_pylist(rejected, schema=schema.REJECTED)
+        tables["rejected"] = pa.Table.from_pylist(rejected, schema=REJECTED)
         return commit_unit(
             folder,
             run_id=self.run_id,
@@ -142,8 +150,8 @@ class CaptionJob:
             captions += rows
             nouns += found
         return {
-            "images": pa.Table.from_pylist(facts.images, schema=schema.IMAGES),
-            "captions": pa.Table.from_pylist(captions, schema=schema.CAPTIONS),
+            "images": pa.Table.from_pylist(facts.images, schema=IMAGES),
+            "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
             "noun_counts": count_nouns(nouns),
         }
 
@@ -158,6 +166,46 @@ class CaptionJob:
             for key, said, one, found in zip(keys, generations, cleaned, counted, strict=True)
         ]
         return rows, nouns
+
+
+def caption_job(config: CaptionConfig) -> CaptionJob:
+    """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError."""
+    model = resolve_model(config.model, revision=config.revision)
+    prompts = load_prompts(config.prompts)
+    t5 = config.t5.of_model(config.model)
+    settings = run_settings(
+        config, model=model, prompts=prompts, tagger=NounTagger(config.tagger).describe(), t5=T5View(t5).describe()
+    )
+    return CaptionJob(
+        run=config.out,
+        run_id=run_id(settings),
+        settings=settings,
+        model=model,
+        prompts=prompts,
+        generation=config.generation,
+        limits=config.limits,
+        tagger=config.tagger,
+        t5=t5,
+    )
+
+
+def run_settings(
+    config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, Any], t5: dict[str, Any]
+) -> dict[str, Any]:
+    """All that decides what a caption of this run is; two runs are the same run where this is equal."""
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "engine": config.engine,
+        "model": {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px},
+        "prompts": asdict(prompts),
+        "generation": asdict(config.generation),
+        "limits": asdict(config.limits),
+        "cleaning_version": CLEANING_VERSION,
+        "tagger": tagger,
+        "t5": t5,
+        "unit_size": config.unit_size or default_unit_size(model.image_side_px),
+    }
+    return as_stored(settings)
 
 
 def _said(said: Generation) -> dict[str, Any]:

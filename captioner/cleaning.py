@@ -1,4 +1,4 @@
-"""What is done to the text that a model wrote before it becomes a caption. RULES, at the end, is the whole story.
+"""Cleaning of the text that a model wrote, before it becomes a caption; RULES, at the end, lists every rule.
 
 The rules run in order, and again until nothing changes, so that a clean caption is left as it is. Most leave a flag of their
 own name on the captions that they changed. `caption_raw` keeps what the model wrote.

@@ -1,6 +1,6 @@
-"""What the captioner asks of each image: named, versioned sets of prompts, the paper's first.
+"""Prompt sets of the captioner: named and versioned, the paper's first.
 
-A set is chosen by name (`--prompts ladder`) or is a YAML file of one's own (`--prompts mine.yaml`):
+A set is chosen by name (`--prompts ladder`) or read from a YAML file (`--prompts mine.yaml`):
 
     name: mine
     version: "1"
@@ -88,7 +88,7 @@ class PromptSet:
     """The prompts that every image is asked, in order. Raises UserError for none or for a name given twice."""
 
     name: str
-    """What `--prompts` calls the set."""
+    """Name of the set, as `--prompts` takes it."""
     version: str
     """Changes whenever a text does: it is part of what a run is."""
     prompts: tuple[Prompt, ...]

@@ -1,37 +1,52 @@
-"""The record of a run, run.json: created, checked, and rewritten while nothing is committed; and starts/<time>.json, what each
-start ran on. Nothing in starts/ enters the run_id: a run may resume with another library version or on other machines."""
+"""Start of a captioning run: its run.json is created, checked, or replaced while nothing is committed, and each start leaves a
+record of what it ran on in starts/<time>.json. Nothing in starts/ enters the run_id: a run may resume with other library
+versions or on other machines."""
 
 import json
 import platform
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from captioner.config import CaptionConfig, read_record, run_id
+from captioner.config import CaptionConfig
+from dataset_builder.runs.plan import discard_plan
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
+from foundry.storage.run_record import RunRecord
 from foundry.units.commits import Commit, committed_units
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "ray", "spacy", "pyarrow", "pillow", "numpy")
 
 
-def check_folder(run: Folder) -> None:
-    """Raises UserError for a folder that holds something else, before anything costly is done."""
+def check_folder(run: Folder) -> RunRecord | None:
+    """The record of the run in this folder; None for a new folder. Raises UserError for a folder that holds something else.
+
+    It is called before anything costly is done.
+    """
     with store_errors(run):
-        if read_record(run) is None and run.exists() and run.names():
+        record = read_record(run)
+        if record is None and run.exists() and run.names():
             raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
+    return record
 
 
-def known_dtype(config: CaptionConfig, run: Folder) -> str:
+def read_record(run: Folder) -> RunRecord | None:
+    """The record of a run that can be resumed; None where there is none. Raises UserError for any other run.json."""
+    record = RunRecord.read(run)
+    if record is not None:
+        record.check(run)
+    return record
+
+
+def known_dtype(config: CaptionConfig, run: Folder, record: RunRecord | None) -> str:
     """The dtype that was asked for, else that of the commits, else `auto`."""
-    if config.generation.dtype != "auto" or not _has_commits(run):
+    if config.generation.dtype != "auto" or record is None or not _has_commits(run):
         return config.generation.dtype
-    record = read_record(run)
-    return str((record or {"settings": {}})["settings"].get("generation", {}).get("dtype", "auto"))
+    return str(record.settings.get("generation", {}).get("dtype", "auto"))
 
 
 def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
@@ -39,18 +54,9 @@ def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
 
     A plan stays where the images and the size of a unit do. Raises UserError where something is committed.
     """
-    record = {
-        "run_id": run_id(settings),
-        "settings": settings,
-        "images": config.images,
-        "licence": config.licence,
-        "carried": {},
-        "argv": sys.argv,
-        "config": asdict(config),
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    record = RunRecord.new(settings=settings, images=config.images, licence=config.licence, config=asdict(config))
     with store_errors(run):
-        if not run.create("run.json", json.dumps(record, indent=1).encode()):
+        if not record.create(run):
             _begin_again(run, record)
 
 
@@ -58,9 +64,9 @@ def settle_dtype(run: Folder, settings: dict[str, Any]) -> None:
     """Records the dtype that `auto` came to, before the first unit is worked on."""
     record = read_record(run)
     assert record is not None
-    if record["settings"] != settings:
+    if record.settings != settings:
         with store_errors(run):
-            run.write("run.json", json.dumps(record | {"settings": settings, "run_id": run_id(settings)}, indent=1).encode())
+            record.with_settings(settings).write(run)
 
 
 def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> None:
@@ -89,20 +95,18 @@ def record_start(run: Folder, config: CaptionConfig, *, dtype: str, cluster: str
         run.create(f"starts/{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json", json.dumps(record, indent=1).encode())
 
 
-def _begin_again(run: Folder, record: dict[str, Any]) -> None:
-    from dataset_builder.runs.plan import discard_plan
-
+def _begin_again(run: Folder, record: RunRecord) -> None:
     before = read_record(run)
     assert before is not None
-    different = _different(before["settings"], record["settings"])
-    missing = [source for source in before["images"] if source not in record["images"]]
+    different = _different(before.settings, record.settings)
+    missing = [source for source in before.images if source not in record.images]
     if not different and not missing:
         return
     if _has_commits(run):
         _refuse(run, different, missing)
     if missing or "unit_size" in different:
         discard_plan(run)
-    run.write("run.json", json.dumps(record | {"carried": {} if missing else before["carried"]}, indent=1).encode())
+    replace(record, carried={} if missing else before.carried).write(run)
     print(
         f"nothing was committed in {run.url} yet: begun again with other {', '.join([*different, *['images'] * bool(missing)])}"
     )

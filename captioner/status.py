@@ -1,23 +1,8 @@
-"""How a run stands: `python -m captioner.status RUN`. Reads the plan and the commits only, also while the job runs."""
+"""Command that prints the status of a captioning run, also while the job runs: `python -m captioner.status RUN`."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from foundry.command_line import counted, run_command
-from foundry.errors import UserError
-from foundry.storage.folder import Folder
-
-if TYPE_CHECKING:
-    from foundry.units.commits import Commit
-
-RECENT_UNITS = 20
-SHORTEST_PAUSE_S = 60.0
-PAUSE_UNITS = 3.0
-"""A run stands still when nothing was committed for this many times what a unit took, and for SHORTEST_PAUSE_S."""
+from foundry.command_line import run_command
 
 
 @dataclass(frozen=True)
@@ -27,78 +12,7 @@ class StatusConfig:
     run: str
     """Folder of a captioning run."""
     json: bool = False
-    """Print one line of JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """Counts in images. images_per_s is that of the newest commits without pauses, None where they do not tell or the run
-    stands still; last_commit_s is how old the newest one is, None where there is none.
-    """
-
-    planned: int
-    captioned: int
-    rejected: int
-    rejected_by_reason: dict[str, int]
-    units: int
-    units_committed: int
-    images_per_s: float | None
-    last_commit_s: float | None
-
-    @property
-    def remaining(self) -> int:
-        """Images that no unit has been committed for."""
-        return self.planned - self.captioned - self.rejected
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds until the whole plan is done at the newest speed."""
-        return self.remaining / self.images_per_s if self.images_per_s else None
-
-    def line(self) -> str:
-        """One line for a person."""
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected_by_reason.items()))
-        text = f"{self.planned} planned = {self.captioned} captioned + {self.rejected} rejected" + (
-            f" ({reasons})" if reasons else ""
-        )
-        if self.remaining:
-            text += f" + {self.remaining} to do"
-        text += f"; {self.units_committed} of {counted(self.units, 'unit')}"
-        if self.remaining and self.last_commit_s is not None:
-            text += f"; last commit {_duration(self.last_commit_s)} ago"
-        if self.remaining and self.images_per_s and self.eta_s:
-            text += f"; {self.images_per_s:.1f} images/s, {_duration(self.eta_s)} to go"
-        return text
-
-
-def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
-    """Reads how a run stands at this time. Raises UserError where there is none."""
-    from captioner.config import read_record
-    from dataset_builder.runs.plan import read_plan
-    from foundry.storage.folder import store_errors
-    from foundry.units.commits import read_commits
-
-    record = read_record(run)
-    if record is None:
-        raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
-    with store_errors(run):
-        plan = read_plan(run, unit_size=record["settings"]["unit_size"])
-        commits = read_commits(run)
-    newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]
-    last_commit_s = max(0.0, (now or datetime.now(UTC)).timestamp() - newest[-1].at) if newest else None
-    reasons: Counter[str] = Counter()
-    for commit in commits:
-        reasons.update(commit.rejected)
-    return RunStatus(
-        planned=plan.num_images,
-        captioned=sum(commit.completed for commit in commits),
-        rejected=reasons.total(),
-        rejected_by_reason=dict(reasons),
-        units=plan.num_units,
-        units_committed=len(commits),
-        images_per_s=None if last_commit_s is None or last_commit_s > _pause_s(newest) else _speed(newest),
-        last_commit_s=last_commit_s,
-    )
+    """Print one line of JSON instead of text."""
 
 
 def main(config: StatusConfig) -> int:
@@ -106,43 +20,12 @@ def main(config: StatusConfig) -> int:
     import json
     from dataclasses import asdict
 
+    from captioner.run_status import read_status
+    from foundry.storage.folder import Folder
+
     status = read_status(Folder(config.run))
     print(json.dumps(asdict(status) | {"eta_s": status.eta_s}) if config.json else status.line())
     return 0
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A commit as far as speed goes: its time and its unit's own duration in seconds, and its images."""
-
-    at: float
-    images: int
-    seconds: float
-
-    @staticmethod
-    def of(commit: "Commit") -> "_Step":
-        return _Step(datetime.fromisoformat(commit.committed_at).timestamp(), commit.planned, sum(commit.seconds.values()))
-
-
-def _pause_s(newest: Sequence[_Step]) -> float:
-    """The time without a commit from which on a run stands still."""
-    return max(SHORTEST_PAUSE_S, PAUSE_UNITS * max(step.seconds for step in newest))
-
-
-def _speed(newest: Sequence[_Step]) -> float | None:
-    """Images per second; a pause, and the unit that ended it, do not count."""
-    worked = [(after.at - before.at, after.images) for before, after in pairwise(newest)]
-    worked = [(seconds, images) for seconds, images in worked if seconds <= _pause_s(newest)]
-    seconds = sum(seconds for seconds, _ in worked)
-    return sum(images for _, images in worked) / seconds if seconds else None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The warning that llava-mini, which has seen nothing but emoji scenes, is captioning photographs. Said once in a command."""
+"""Warning, once in a command, that llava-mini, which has seen nothing but emoji scenes, is captioning photographs."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""The leaf for data: schemas, image sources, units and commits, concept density, DuckDB."""
+"""Captions: nouns and their density, SQL, scores, imports, data sets and reports."""

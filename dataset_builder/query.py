@@ -1,4 +1,4 @@
-"""Answers SQL questions about a captioning run, also while the job writes it, or a data set; nothing can be changed.
+"""Command that answers SQL queries about a captioning run, finished or not, or a data set; access is read-only.
 
 python -m dataset_builder.query RUN "SELECT noun, count FROM noun_counts ORDER BY count DESC LIMIT 10"
 python -m dataset_builder.query DATASET "FROM density()"
@@ -31,11 +31,11 @@ class QueryConfig:
     run: str
     """Folder or URL of a captioning run or a data set."""
     sql: str = ""
-    """The question, or several with ; between them. Without it: an interactive prompt."""
+    """SQL query, or several with ; between them; default: an interactive prompt."""
     format: Literal["table", "csv", "json"] = "table"
-    """How answers are printed: a box, CSV with a header, or a JSON array with a row to a line."""
+    """Format of the answers: a box, CSV with a header, or a JSON array with one row per line."""
     max_rows: int = 40
-    """Rows that a box shows; longer answers lose their middle. CSV and JSON hold all."""
+    """Number of rows that a box shows, from both ends of a longer answer. CSV and JSON hold all."""
 
     def __post_init__(self) -> None:
         if self.max_rows < 1:
@@ -44,7 +44,7 @@ class QueryConfig:
 
 def main(config: QueryConfig) -> int:
     """Prints the answers and returns 0."""
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
 
     with open_stored(config.run) as database:
         if config.sql.strip():
@@ -66,8 +66,8 @@ def print_answer(database: "Database", statement: str, config: QueryConfig) -> N
 
 
 def converse(config: QueryConfig) -> None:
-    """Asks for SQL on standard input until \\q or its end; errors are printed and the conversation goes on."""
-    from dataset_builder.sql.database import open_stored
+    """Asks for SQL on standard input until \\q or its end; errors are printed, and the conversation continues."""
+    from dataset_builder.sql.dataset_files import open_stored
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:

@@ -9,7 +9,8 @@ import nbclient
 import nbformat
 import pytest
 
-from dataset_builder.convert import ConvertConfig, import_run
+from dataset_builder.convert import ConvertConfig
+from dataset_builder.convert import main as convert
 from examples.openmoji.scene_files import SceneSet, sample, write_scenes
 from tests.dataset_builder.small_run import MINI_T5
 from tests.foundry.images.containers import tar_bytes, write
@@ -40,7 +41,7 @@ def described_scenes(folder: Path, *, count: int) -> str:
     config = ConvertConfig(
         input=str(archive), out=run, source="sam-llava", target="run", images=images, prompt="dense", t5=MINI_T5
     )
-    assert import_run(config, run) == 0
+    assert convert(config) == 0
     return run
 
 

@@ -1,1 +1,1 @@
-"""Engines: where captions come from, and the models that they load."""
+"""Engines that write captions, and the models that they load."""

@@ -1,6 +1,6 @@
-"""From the name of a model to where its files are: `mini`, a folder, or a hub id with its revision.
+"""Model source: finds the files of a model by its name, which is `mini`, a folder, or a hub id with its revision.
 
-Everything here happens in the driver, before Ray starts, so that a model that cannot be had is one line and not a stack of
+Everything here happens in the driver, before Ray starts, so that an unavailable model is one line and not a stack of
 worker logs. transformers is not imported.
 """
 
@@ -39,12 +39,12 @@ class ModelSource:
 
     @property
     def path_or_id(self) -> str:
-        """What from_pretrained takes, on whichever node this is: the shipped model lies beside the code of that node."""
+        """Argument for from_pretrained, on whichever node this is: the bundled model is with the code of that node."""
         return str(MINI) if self.name == "mini" else self.location
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
-    """Finds a model by name. Raises UserError where it cannot be had, or is not a model that reads images."""
+    """Finds a model by name. Raises UserError where it is unavailable, or is not a model that reads images."""
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -111,7 +111,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _image_side(config: dict[str, Any]) -> int:
-    """What the shorter side of an image is worth, in pixels: that of the largest grid of crops, else of the vision tower.
+    """Useful length of the shorter side of an image, in pixels: that of the largest grid of crops, else of the vision tower.
 
     OneVision's `anyres_max_9` reduces what it sees of a larger grid to as many tokens as 9 crops give, so that a grid of
     6 x 6 crops (2304 px) is worth one of 3 x 3. Raises TypeError or ValueError for a config of another form.

@@ -1,7 +1,7 @@
-"""The LLaVA engine: images and a prompt in, captions with their log-probabilities out, through transformers.
+"""LLaVA engine: images and a prompt in, captions with their log-probabilities out, through transformers.
 
 Any checkpoint of AutoModelForImageTextToText with a chat template will do: LLaVA 1.5, NeXT, OneVision, llava-mini.
-Rows are padded on the left and masked, so that in float32 a caption does not depend on the images beside it in its batch;
+Rows are padded on the left and masked, so that in float32 a caption does not depend on the other images of its batch;
 in bf16 it may, by rounding, so batches are a fixed function of the unit, until memory runs out: from there on, this engine's
 batches are smaller.
 """
@@ -27,21 +27,21 @@ _LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How captions are decoded. All of it enters the run_id."""
+    """Decoding settings of captions. All of them enter the run_id."""
 
     dtype: str = "auto"
     """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
     it, else float32."""
     batch_size: int = 64
-    """Images per batch; halved by itself, for the rest of a replica's life, where memory runs out."""
+    """Number of images in a batch; a replica that runs out of memory halves it for the rest of its life."""
     max_new_tokens: int = 300
-    """Tokens after which a caption is cut, with finish_reason `length`."""
+    """Number of tokens after which a caption is cut, with finish_reason `length`."""
     temperature: float = 0.0
-    """0: greedy. Above: sampled, with a seed for each image and prompt."""
+    """Temperature of sampling, with a seed for each image and prompt; 0: greedy decoding."""
     top_p: float = 1.0
-    """Share of the probability mass that sampling draws from."""
+    """Share of the probability mass (0 to 1) that sampling draws from."""
     seed: int = 0
-    """Seed of sampling."""
+    """Random seed of sampling."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -61,7 +61,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """What the model said about one image. Log-probabilities are natural, of the model's own distribution."""
+    """Answer of the model about one image. Log-probabilities are natural, of the model's own distribution."""
 
     text: str
     finish_reason: str

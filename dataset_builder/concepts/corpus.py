@@ -1,4 +1,4 @@
-"""The nouns of a body of text, counted: those of a run's captions as the workers left them, any other text column tagged now.
+"""Noun counts of a body of text that is tagged now, such as the alt text of a run or a column of a Parquet file.
 
 A column is read in batches and tagged on all cores; memory grows with the number of different nouns, not with the text.
 """
@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any
 from dataset_builder.concepts.noun_counts import caption_nouns, count_nouns, load_t5_view, load_tagger, merge_counts
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
-from dataset_builder.sql.views import quoted
-from foundry.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from dataset_builder.sql.database import Database
 
 TEXTS_PER_TASK = 1000
 _MERGE_EVERY = 16
@@ -66,7 +62,7 @@ class _Tally:
 
 @dataclass
 class _Counted:
-    """What one task, or all of them, counted."""
+    """Counts of one task, or of all."""
 
     tallies: dict[str, _Tally] = field(default_factory=dict)
     tables: "list[pa.Table]" = field(default_factory=list)
@@ -83,52 +79,12 @@ class _Counted:
             self.tables = [merge_counts(self.tables)]
 
 
-def counted_captions(run: "Database", *, source: str) -> list[CountedText]:
-    """The captions of a run or a data set, a row to a prompt, as they were counted when written; nothing is tagged.
-
-    Raises UserError where run.json does not name the tagger and the tokenizer.
-    """
-    settings = run.settings
-    missing = [name for name in ("tagger", "t5") if name not in settings]
-    if missing:
-        raise UserError(f"{source}/run.json has no {' and no '.join(missing)}: caption again with this version")
-    tallies = run.fetch("SELECT prompt, num_captions, num_empty, num_cut FROM stored.tallies ORDER BY prompt").to_pylist()
-    every = run.fetch("SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun")
-    return [
-        CountedText(
-            source=source,
-            column="caption",
-            **tally,
-            counts=_of_prompt(every, tally["prompt"]),
-            tagger=settings["tagger"],
-            t5=settings["t5"],
-        )
-        for tally in tallies
-    ]
-
-
-def run_texts(run: "Database", column: str, *, source: str) -> Texts:
-    """A text column of a run's `captions` (with its prompts) or `images` (those that were read).
-
-    Raises UserError for a column that is not there or holds no text.
-    """
-    for view, prompt, where in (("captions", "prompt", "true"), ("images", "''", "width IS NOT NULL")):
-        kinds = {row["column_name"]: row["column_type"] for row in run.fetch(f"DESCRIBE {view}").to_pylist()}
-        if column in kinds:
-            if kinds[column] != "VARCHAR":
-                raise UserError(f"the column {column} of {source} holds {kinds[column]}, not text: give a text column")
-            batches = run.batches(f"SELECT {prompt} AS prompt, {quoted(column)} AS text FROM {view} WHERE {where}")
-            return ((batch["prompt"].to_pylist(), batch["text"].to_pylist()) for batch in batches)
-    run.fetch(f"SELECT {quoted(column)} FROM images")  # raises, naming the nearest column
-    raise AssertionError(column)
-
-
 def tagged_texts(
     texts: Texts, *, source: str, column: str, tagger: TaggerConfig, t5: T5Config, num_workers: int | None = None
 ) -> list[CountedText]:
     """Tags and counts a column now, a row to a prompt, on `num_workers` processes (default: one to a core).
 
-    The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer cannot be had.
+    The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer is unavailable.
     """
     tagger_description, t5_description = load_tagger(tagger).describe(), load_t5_view(t5).describe()
     tasks = _tasks(texts)
@@ -155,12 +111,19 @@ def tagged_texts(
             num_captions=tally.num_captions,
             num_empty=tally.num_empty,
             num_cut=tally.num_cut,
-            counts=_of_prompt(every, prompt),
+            counts=counts_of_prompt(every, prompt),
             tagger=tagger_description,
             t5=t5_description,
         )
         for prompt, tally in sorted(counted.tallies.items())
     ]
+
+
+def counts_of_prompt(counts: "pa.Table", prompt: str) -> "pa.Table":
+    """The rows of schema.NOUN_COUNTS that are of this prompt."""
+    import pyarrow.compute as pc
+
+    return counts.filter(pc.equal(counts["prompt"], prompt))
 
 
 def _tasks(texts: Texts) -> Texts:
@@ -203,9 +166,3 @@ def _count_task(prompts: Sequence[str], texts: Sequence[str | None], tagger: Tag
         tally.num_cut += view.num_t5_tokens > t5.max_tokens
     counted.tables.append(count_nouns(captions))
     return counted
-
-
-def _of_prompt(counts: "pa.Table", prompt: str) -> "pa.Table":
-    import pyarrow.compute as pc
-
-    return counts.filter(pc.equal(counts["prompt"], prompt))

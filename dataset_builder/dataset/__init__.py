@@ -1,1 +1,1 @@
-"""From runs to a data set: recipe, selection, samples, files."""
+"""Data sets made from runs: recipe, selection, samples, files."""

@@ -1,21 +1,33 @@
-"""The steps of a recipe that look at one caption at a time, as SQL, and what such SQL knows beside the columns of a run."""
+"""Caption steps of a recipe, as SQL: the survey of all captions, quantiles, the images left; and the state of all steps.
+
+These tables are left in the workbench: `survey` (a row per caption) and `picked` (a row per image of a run). `step` is the
+number of the step that dropped a row, null for a row that is left.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from dataset_builder.dataset.recipe import RecipeConfig
+from dataset_builder.schema import CAPTIONS, SCORES
+from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted
+
+if TYPE_CHECKING:
+    from dataset_builder.sql.database import Workbench
 
 REJECTED = "rejected"
 EMBED = "embed"
 """Steps that no recipe takes: what the captioner rejected, and images that could not be read to be embedded."""
 
-# What a data set knows of a caption beside the columns of the run.
+# Columns of a caption that a data set has in addition to those of the run.
 CAPTION_FIGURES = {
     "repetition": "(1 - num_distinct_nouns / greatest(num_nouns, 1))::FLOAT * (num_nouns > 0)::FLOAT",
     "opener": r"lower(regexp_extract(caption, '^\s*(\S+(?:\s+\S+){0,2})', 1))",
     "meta_share": "(num_meta_nouns / greatest(num_nouns, 1))::FLOAT",
 }
+HISTOGRAMS = {"num_words": 10, "num_nouns": 5, "num_t5_tokens": 20}
+"""Columns that the card shows a histogram of, and the width of a bin."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,48 @@ class Step:
     name: str
     reason: str
     drops: str = ""
+
+
+@dataclass
+class SelectionState:
+    """State of a selection: the runs that are open in a workbench, the recipe, and the steps taken so far."""
+
+    bench: "Workbench"
+    runs: dict[str, RunFiles]
+    config: RecipeConfig
+    steps: list[Step]
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the user about what a step could not do or had to rename."""
+    renamed: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Number of a run and prompt → the prompt's name in the data set, where it is another one."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the runs, by their numbers."""
+        return list(self.runs)
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """The splits that are SQL conditions."""
+        return {name: sql for name, sql in self.config.splits.items() if isinstance(sql, str)}
+
+    def add_step(self, step: Step) -> int:
+        """Appends a step and returns its number."""
+        self.steps.append(step)
+        return len(self.steps) - 1
+
+    def run_name(self, number: str = "picked.run") -> str:
+        """SQL for the name of a run by its number."""
+        return f"[{', '.join(map(literal, self.names))}][{number} + 1]"
+
+    def uniform(self, purpose: str) -> str:
+        """SQL for a number in [0, 1) that depends on the seed, the purpose and the key alone."""
+        salt = literal(f"{self.config.seed}/{purpose}/")
+        return f"((md5_number_upper({salt} || key) >> 11)::DOUBLE / {2**53})"
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """The answer to a question."""
+        return self.bench.fetch(sql).to_pylist()  # type: ignore[no-any-return]
 
 
 def row_steps(recipe: RecipeConfig) -> Iterator[Step]:
@@ -45,3 +99,68 @@ def row_steps(recipe: RecipeConfig) -> Iterator[Step]:
         yield Step("least", f"{name} below {least:g} or missing", f"coalesce({quoted(name)} < {least!r}, true)")
     if recipe.where:
         yield Step("where", recipe.where, f"coalesce(NOT ({recipe.where}\n), true)")
+
+
+def keep_survey(state: SelectionState) -> None:
+    """Makes the view `candidates` and the table `survey`. Raises UserError for SQL that is none and for unknown columns."""
+    for condition in filter(None, [state.config.where, *state.conditions.values()]):
+        state.bench.statements(f"SELECT {condition}")  # one expression, whose brackets are its own
+    candidates = [_candidates_sql(state, number) for number in range(len(state.names))]
+    state.bench.define("candidates", " UNION ALL BY NAME ".join(candidates))
+    drops = " ".join(f"WHEN {step.drops} THEN {number}" for number, step in enumerate(state.steps))
+    columns = list(HISTOGRAMS)
+    columns += [f"{quoted(name)}::DOUBLE AS {_value(index)}" for index, name in enumerate(state.config.quantiles)]
+    columns += [f"coalesce(({sql}\n), false) AS {condition_column(name)}" for name, sql in state.conditions.items()]
+    state.bench.keep(
+        "survey",
+        f"SELECT list_position([{', '.join(map(literal, state.names))}], run)::SMALLINT - 1 AS run, unit, key, prompt, "
+        f"(CASE {drops} END)::SMALLINT AS step{''.join(f', {column}' for column in columns)} FROM candidates",
+    )
+
+
+def keep_quantiles(state: SelectionState) -> None:
+    """Drops captions outside of the quantiles that the recipe asks for, one column after the other."""
+    for index, (name, (low, high)) in enumerate(state.config.quantiles.items()):
+        value = _value(index)
+        found = f"SELECT quantile_disc({value}, [{low}, {high}]) FROM survey WHERE step IS NULL"
+        number = state.add_step(Step("quantiles", f"{name} outside of its quantiles {low:g} to {high:g}"))
+        state.bench.change(
+            f"UPDATE survey SET step = {number} WHERE step IS NULL AND "
+            f"coalesce({value} < ({found})[1] OR {value} > ({found})[2], true)"
+        )
+
+
+def pick_images(state: SelectionState) -> None:
+    """Makes the table `picked`: an image is dropped with its last caption, by the last step that dropped one."""
+    conditions = "".join(f", bool_or({name} AND step IS NULL) AS {name}" for name in map(condition_column, state.conditions))
+    state.bench.keep(
+        "picked",
+        "SELECT run, any_value(unit) AS unit, key, CASE WHEN bool_and(step IS NOT NULL) THEN max(step) END AS step, "
+        f"NULL::BIGINT AS exact_group, NULL::BIGINT AS near_group, NULL::VARCHAR AS split{conditions} "
+        "FROM survey GROUP BY run, key",
+    )
+
+
+def condition_column(split: str) -> str:
+    """The column of `survey` and `picked` that tells whether the condition of a split holds."""
+    return f"in_{split}"
+
+
+def _candidates_sql(state: SelectionState, number: int) -> str:
+    """A row to a caption of a run, with the columns of its image and scores; an image without captions has one row."""
+    name = state.names[number]
+    run = state.runs[name]
+    own = [quoted(column) for column in CAPTIONS.names if column != "key"]
+    figures = [f"{sql} AS {column}" for column, sql in CAPTION_FIGURES.items()]
+    taken = {"run", "unit", *CAPTIONS.names, *CAPTION_FIGURES, *SCORES.names}
+    images = [column for column in run.image_columns if column != "key"]
+    renamed = [f"i.{quoted(column)} AS {quoted(f'source_{column}' if column in taken else column)}" for column in images]
+    return (
+        f"SELECT {literal(name)} AS run, c.unit, i.key, {', '.join([*own, *figures, *renamed])}, s.* EXCLUDE (key) "
+        f"FROM run_{number}.images i LEFT JOIN run_{number}.stored.captions c USING (key) "
+        f"LEFT JOIN run_{number}.scores s USING (key)"
+    )
+
+
+def _value(index: int) -> str:
+    return f"value_{index}"

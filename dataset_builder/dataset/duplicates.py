@@ -1,8 +1,8 @@
-"""Finds images that stand in the data more than once: the same bytes, or nearly the same picture.
+"""Duplicates: images with the same bytes as another one, or nearly the same picture.
 
-Exact: one content hash. Near: perceptual hashes that differ in few bits, or CLIP embeddings with a high cosine. Whoever is
-linked, also through others, is one group. Of a group the image with the largest area is kept; then the best CLIP score, then
-the first run and key in alphabetical order decide.
+Exact: equal content hashes. Near: perceptual hashes that differ in few bits, or CLIP embeddings with a high cosine. Grouping
+is transitive: if A matches B and B matches C, all three form one group. Of a group, the image with the largest area is kept;
+then the best CLIP score, then the first run and key in alphabetical order decide.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from dataset_builder.dataset.near_pairs import EmbeddingFile, cosine_pairs, hamming_pairs
 from dataset_builder.dataset.recipe import DedupConfig
-from foundry.storage.schema import GROUPS
+from dataset_builder.schema import GROUPS
 
 Rows = npt.NDArray[np.int64]
 CANDIDATES = pa.schema(
@@ -32,7 +32,7 @@ CANDIDATES = pa.schema(
         pa.field("perceptual_hash", pa.int64()),
     ]
 )
-"""What is looked at, a row to an image; the last two are null where nothing was scored."""
+"""Columns of the images to compare, one row per image; the last two are null where nothing was scored."""
 # A perceptual hash has a one for each of 64 coefficients above their median: half of them, unless the picture is plain.
 _LEAST_ONES = 24
 _PAIRS_IN_MEMORY = 8_000_000

@@ -1,4 +1,4 @@
-"""Recipe of a data set: which images and captions of runs go into it. A YAML file or options. Imports no pyarrow."""
+"""Recipe of a data set: which images and captions of runs go into it, and where it goes. Imports neither pyarrow nor SQL."""
 
 from dataclasses import dataclass, field
 
@@ -10,11 +10,11 @@ class DedupConfig:
     """Raises ValueError for settings out of range."""
 
     exact: bool = False
-    """Drop images whose bytes stand there before."""
+    """Drop images whose bytes equal those of another image."""
     max_hamming: int | None = None
-    """Drop images whose perceptual hash differs in at most so many of 64 bits (4 is usual); needs scores."""
+    """Drop images whose perceptual hashes differ in at most this many of 64 bits (4 is usual); needs scores."""
     min_cosine: float | None = None
-    """Drop images whose CLIP embeddings have at least this cosine (0.95 is usual); needs scores with a CLIP."""
+    """Drop images whose CLIP embeddings have at least this cosine similarity (0.95 is usual); needs scores with a CLIP."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -43,29 +43,29 @@ class RecipeConfig:
     """The steps, in the order in which they are taken. Raises ValueError for bounds that nothing can meet."""
 
     statuses: tuple[str, ...] = (STATUS_OK,)
-    """Captions of these statuses are kept."""
+    """Keep captions of these statuses."""
     prompts: tuple[str, ...] = ()
-    """Captions of these prompts are kept; by default, those of all."""
+    """Keep captions of these prompts; default: of all."""
     min_side_px: int = 0
-    """Least length of the shorter side of an image."""
+    """Minimum length of the shorter side of an image, in pixels."""
     max_aspect: float | None = None
-    """Longer side over shorter side, at most; the trainer's buckets end at 4."""
+    """Maximum ratio of the longer to the shorter side; the buckets of the trainer end at 4."""
     least: dict[str, float] = field(default_factory=dict)
-    """Least value of numeric columns of captions, images and scores, such as clip_mean: 0.25; null is too little."""
+    """Minimum of numeric columns of captions, images and scores, such as clip_mean: 0.25; drops rows where it is null."""
     where: str = ""
-    """SQL over a row of captions with its image's and scores' columns; subqueries see all views. The rest is dropped."""
+    """SQL condition on a caption, its image and its scores; keeps captions where it is true. Subqueries see all views."""
     quantiles: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """From which to which quantile of a numeric column captions are kept, of those that are left: num_nouns: [0.1, 1]."""
+    """Keep captions between two quantiles of a numeric column, of those that are left: num_nouns: [0.1, 1]."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
-    """Which images count as the same one; of each group one is kept."""
+    """Duplicate settings: which images count as the same one; one of each group is kept."""
     max_per_noun: int | None = None
-    """Flattens the head of the noun distribution: no noun is expected in more images than this. Images are drawn by a hash."""
+    """Cap the images of over-represented nouns at about this number; images are drawn by a hash."""
     uncapped_nouns: tuple[str, ...] = ()
-    """Nouns that `max_per_noun` leaves alone, beside the meta-nouns: what every caption says, such as a style."""
+    """Nouns exempt from `max_per_noun`, in addition to the meta-nouns: those of every caption, such as a style."""
     splits: dict[str, float | str] = field(default_factory=lambda: {"validation": 0.01, "train": 0.99})
-    """Each split's share of the images (drawn by a hash of the key) or SQL condition; the first that takes an image has it."""
+    """Share of the images (0 to 1, drawn by a hash of the key) or SQL condition of each split; the first match counts."""
     seed: int = 0
-    """Changes what is drawn."""
+    """Random seed of the hashes that draw images."""
 
     def __post_init__(self) -> None:
         shares = [share for share in self.splits.values() if not isinstance(share, str)]
@@ -88,3 +88,24 @@ class RecipeConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(RecipeConfig):
+    """The recipe, its runs and the place of the result. Raises ValueError as RecipeConfig does, and for no runs."""
+
+    captions: tuple[str, ...]
+    """Captioning runs, folders or URLs; of an unfinished run, the committed units are used."""
+    out: str
+    """Folder or URL of the data set: new, or the same data set."""
+    name: str = ""
+    """Name on the card; default: the last part of `out`."""
+    embed: bool = False
+    """Store image bytes in the samples instead of references."""
+    dry_run: bool = False
+    """Print the funnel and write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.captions:
+            raise ValueError("captions must name at least one captioning run")

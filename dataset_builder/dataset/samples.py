@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataset_builder.dataset.caption_steps import CAPTION_FIGURES
-from dataset_builder.dataset.selection import Selection
-from dataset_builder.sql.views import RunFiles, literal, quoted, stored_urls
-from foundry.storage.schema import SAMPLE_CAPTION
+from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, SelectionState
+from dataset_builder.schema import SAMPLE_CAPTION
+from dataset_builder.sql.run_files import RunFiles
+from dataset_builder.sql.views import literal, quoted, stored_urls
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,20 +34,20 @@ ASPECT_RATIOS = (
 )
 
 
-def sample_batches(bench: "Workbench", selection: Selection) -> "Iterator[pa.Table]":
-    """Tables of schema.SAMPLES without images, by a workbench in which a selection has taken its steps.
+def sample_batches(state: SelectionState) -> "Iterator[pa.Table]":
+    """Tables of schema.SAMPLES without images, from the workbench in which the steps of a selection were taken.
 
     Sorted by key within a table. The tables follow run by run, then the least keys of their units, so that a run is sorted
     where the keys of its units do not overlap, as those of a sorted source do not.
     """
     runs = [
-        _Run(number=number, name=name, files=files, prompts=_prompts(bench, number, files, selection.renamed))
-        for number, (name, files) in enumerate(selection.runs.items())
+        _Run(number=number, name=name, files=files, prompts=_prompts(state.bench, number, files, state.renamed))
+        for number, (name, files) in enumerate(state.runs.items())
     ]
-    for home in runs:
-        for units in _stretches(bench, home.number):
-            guests = [_Part(runs[number], units) for number, units in _guests(bench, home.number, units)]
-            yield _as_samples(bench.fetch(_stretch_sql(_Part(home, units), guests)))
+    for owner in runs:
+        for units in _stretches(state.bench, owner.number):
+            others = [_Part(runs[number], units) for number, units in _others(state.bench, owner.number, units)]
+            yield _as_samples(state.bench.fetch(_stretch_sql(_Part(owner, units), others)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def embed_images(samples: "pa.Table") -> Iterator[Embedded]:
 
 
 def nearest_ratios(heights: "NDArray[np.int32]", widths: "NDArray[np.int32]") -> "NDArray[np.intp]":
-    """The place in ASPECT_RATIOS of the nearest ratio to each image's, (N,); the smaller one where two are as near."""
+    """The index in ASPECT_RATIOS of the nearest ratio to each image's, (N,); the smaller one where two are as near."""
     import numpy as np
 
     ratios = np.array([float(ratio) for ratio in ASPECT_RATIOS])
@@ -100,7 +100,7 @@ class _Part:
 
 
 def _stretches(bench: "Workbench", run: int) -> Iterator[list[int]]:
-    """The units of a run, so many at a time that they have BATCH_ROWS images at most."""
+    """The units of a run, in lists that hold at most BATCH_ROWS images each."""
     rows = bench.fetch(
         f"SELECT unit, count(*) AS rows FROM chosen WHERE run = {run} GROUP BY unit ORDER BY min(key)"
     ).to_pylist()
@@ -116,10 +116,10 @@ def _stretches(bench: "Workbench", run: int) -> Iterator[list[int]]:
         yield waiting
 
 
-def _guests(bench: "Workbench", home: int, units: list[int]) -> Iterator[tuple[int, list[int]]]:
+def _others(bench: "Workbench", owner: int, units: list[int]) -> Iterator[tuple[int, list[int]]]:
     """The other runs, and those of their units, that hold images of a stretch."""
-    here = f"SELECT key FROM chosen WHERE {_of(home, units)}"
-    found = f"SELECT run, list(DISTINCT unit ORDER BY unit) AS units FROM guests WHERE home = {home} AND key IN ({here})"
+    here = f"SELECT key FROM chosen WHERE {_of(owner, units)}"
+    found = f"SELECT run, list(DISTINCT unit ORDER BY unit) AS units FROM others WHERE owner = {owner} AND key IN ({here})"
     for row in bench.fetch(f"{found} GROUP BY run ORDER BY run").to_pylist():
         yield row["run"], row["units"]
 
@@ -132,18 +132,18 @@ def _prompts(bench: "Workbench", run: int, files: RunFiles, renamed: Mapping[tup
     return {prompt: renamed.get((run, prompt), prompt) for prompt in ordered}
 
 
-def _stretch_sql(home: _Part, guests: list[_Part]) -> str:
+def _stretch_sql(owner: _Part, others: list[_Part]) -> str:
     """A join for each prompt: to group the captions by key would take twice as long."""
-    number, units = home.run.number, home.units
-    texts = dict(_texts(home))
+    number, units = owner.run.number, owner.units
+    texts = dict(_texts(owner))
     alt_texts = ["i.alt_text"]
     joins = []
-    for guest in guests:
-        theirs = f"SELECT key FROM guests WHERE home = {number} AND {_of(guest.run.number, guest.units)}"
-        texts |= _texts(guest, among=theirs)
-        alt_texts.append(f"image_{guest.run.number}.alt_text")
-        images = f"SELECT key, alt_text FROM {guest.files('images')} JOIN ({theirs}) USING (key)"
-        joins.append(f"LEFT JOIN ({images}) AS image_{guest.run.number} USING (key)")
+    for other in others:
+        theirs = f"SELECT key FROM others WHERE owner = {number} AND {_of(other.run.number, other.units)}"
+        texts |= _texts(other, among=theirs)
+        alt_texts.append(f"image_{other.run.number}.alt_text")
+        images = f"SELECT key, alt_text FROM {other.files('images')} JOIN ({theirs}) USING (key)"
+        joins.append(f"LEFT JOIN ({images}) AS image_{other.run.number} USING (key)")
     joins += [f"LEFT JOIN {text} USING (key)" for text in texts]
     captions = f"[{', '.join(f'{text}.caption' for text in texts)}]"
     if len(texts) > 1:
@@ -152,15 +152,15 @@ def _stretch_sql(home: _Part, guests: list[_Part]) -> str:
     return (
         f"WITH here AS (SELECT * FROM chosen WHERE {_of(number, units)}), "
         f"{', '.join(f'{text} AS ({sql})' for text, sql in texts.items())} "
-        f"SELECT here.sample_key AS key, {literal(home.run.name)} AS run, here.split, {', '.join(image)}, "
+        f"SELECT here.sample_key AS key, {literal(owner.run.name)} AS run, here.split, {', '.join(image)}, "
         f"{captions} AS captions, {', '.join(f's.{n}' for n in _SCORES)}, here.exact_group, here.near_group "
-        f"FROM here JOIN {home.files('images')} i USING (key) {' '.join(joins)} "
-        f"LEFT JOIN {home.files('scores')} s USING (key) ORDER BY sample_key"
+        f"FROM here JOIN {owner.files('images')} i USING (key) {' '.join(joins)} "
+        f"LEFT JOIN {owner.files('scores')} s USING (key) ORDER BY sample_key"
     )
 
 
 def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
-    """For each prompt a name and the SQL of (key, caption): schema.SAMPLE_CAPTION and the nouns. `among` selects keys."""
+    """A name and the SQL of (key, caption) for each prompt: schema.SAMPLE_CAPTION and the nouns. `among` selects keys."""
     own = [*(field.name for field in SAMPLE_CAPTION if field.name not in (*CAPTION_FIGURES, "prompt")), "nouns"]
     fields = [f"{quoted(name)} := c.{quoted(name)}" for name in own]
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
@@ -179,12 +179,11 @@ def _of(run: int, units: list[int]) -> str:
 
 
 def _as_samples(rows: "pa.Table") -> "pa.Table":
-    """The columns of schema.SAMPLES, with the bucket, without an image; the nouns leave the captions to stand beside them."""
+    """The columns of schema.SAMPLES, with the bucket, without an image; the nouns become a column next to the captions."""
     import numpy as np
     import pyarrow as pa
 
-    from dataset_builder.dataset.samples import ASPECT_RATIOS, nearest_ratios
-    from foundry.storage.schema import SAMPLES
+    from dataset_builder.schema import SAMPLES
 
     heights, widths = (rows[name].to_numpy().astype(np.int32) for name in ("height", "width"))
     buckets = pa.array(ASPECT_RATIOS).take(pa.array(nearest_ratios(heights, widths)))
@@ -213,8 +212,8 @@ def _embed(samples: "pa.Table") -> Embedded:
     import pyarrow as pa
 
     from dataset_builder.dataset.caption_steps import EMBED
+    from dataset_builder.schema import DROPPED, SAMPLES
     from foundry.images.reader import ImageReader, content_hash, reference_of
-    from foundry.storage.schema import DROPPED, SAMPLES
     from foundry.units.rejection import ImageError
 
     rows = samples.select(

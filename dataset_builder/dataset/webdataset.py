@@ -1,7 +1,7 @@
-"""A data set as WebDataset: OUT/<split>/shard-00000.tar with <key>.<format>, <key>.txt and <key>.json of each image.
+"""WebDataset export of a data set: OUT/<split>/shard-00000.tar with <key>.<format>, <key>.txt and <key>.json of each image.
 
 The bytes of the images are those that the references name, checked against their hash; the JSON holds the rest of the row. A
-shard that stands there is finished, so that the same command again writes only what is missing; OUT/webdataset.json says of
+shard that exists is finished, so that the same command again writes only what is missing; OUT/webdataset.json says of
 what the shards are, so that no other command does.
 """
 
@@ -166,7 +166,7 @@ def _caption(row: Mapping[str, Any], prompt: str) -> str | None:
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without the image and its place; what the source carried stands beside our own columns."""
+    """The row without the image and its reference, with the columns that the source carried."""
     left_out = ("image", "uri", "member", "byte_offset", "byte_length", "row", "metadata")
     carried = json.loads(row["metadata"]) if row["metadata"] else {}
     return carried | {name: value for name, value in row.items() if name not in left_out and value is not None}

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+from dataset_builder.schema import SAMPLES, SPLIT_NOUN_COUNTS, TALLIES
 from dataset_builder.sql.dataset_files import STORED
 from foundry.storage.folder import Folder
 from foundry.storage.parquet_writer import ParquetParts
-from foundry.storage.schema import SAMPLES, SPLIT_NOUN_COUNTS, TALLIES, versioned
+from foundry.storage.schema import versioned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ class DatasetWriter:
 
     @property
     def splits(self) -> dict[str, int]:
-        """How many samples each split has."""
+        """Number of samples of each split."""
         return {split: parts.num_rows for split, parts in self._samples.items()}
 
     def add(self, samples: "pa.Table") -> None:
@@ -87,7 +88,6 @@ class DatasetWriter:
 
     def _add_nouns(self, samples: "pa.Table") -> None:
         from dataset_builder.concepts.noun_counts import merge_counts
-        from dataset_builder.dataset.writer import SampleNouns, sum_tallies
 
         nouns = SampleNouns(samples)
         self._index.add(nouns.index().replace_schema_metadata(versioned(STORED["noun_index"]).metadata))
@@ -170,7 +170,7 @@ class SampleNouns:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from foundry.storage.schema import TALLIES
+        from dataset_builder.schema import TALLIES
 
         has_words = pc.greater(self._captions.field("num_words"), 0)
         is_cut = pc.greater(self._captions.field("num_t5_tokens"), max_tokens)
@@ -183,7 +183,7 @@ class SampleNouns:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from foundry.storage.schema import NOUN_INDEX
+        from dataset_builder.schema import NOUN_INDEX
 
         prompts = pc.dictionary_encode(self._captions.field("prompt"))
         tables = [NOUN_INDEX.empty_table()]
@@ -201,7 +201,7 @@ class SampleNouns:
         import numpy as np
         import pyarrow as pa
 
-        from foundry.storage.schema import NOUN_COUNTS
+        from dataset_builder.schema import NOUN_COUNTS
 
         size = len(self._words)
         chosen = is_counted[self._caption_of]
@@ -218,7 +218,7 @@ def sum_tallies(tables: "Sequence[pa.Table]") -> "pa.Table":
     """The sum of tables of schema.TALLIES, a row to a prompt, in order."""
     import pyarrow as pa
 
-    from foundry.storage.schema import TALLIES
+    from dataset_builder.schema import TALLIES
 
     names = TALLIES.names[1:]
     sums = pa.concat_tables([TALLIES.empty_table(), *tables]).group_by("prompt").aggregate([(name, "sum") for name in names])
@@ -226,7 +226,7 @@ def sum_tallies(tables: "Sequence[pa.Table]") -> "pa.Table":
 
 
 def _sorted_codes(words: "pa.StringArray") -> "tuple[pa.StringArray, NDArray[np.int64]]":
-    """The distinct words in order, and the place of each word among them, (words,)."""
+    """The distinct words in order, and the index of each word among them, (words,)."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,1 +1,1 @@
-"""What is shown to people: the report page, the density table, the card."""
+"""Reports for people: the report page, the density table, the card."""

@@ -1,4 +1,4 @@
-"""The card of a data set, README.md: what is in it, what is not and why, how dense its captions are, and on what terms."""
+"""Card of a data set, README.md: its contents, its exclusions and their reasons, its concept density and its licences."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -70,8 +70,7 @@ def _front_matter(dataset: "DatasetFiles") -> str:
 
 
 def _density(dataset: "DatasetFiles") -> str:
-    from dataset_builder.concepts.corpus import counted_captions
-    from dataset_builder.density import choose_sample_size, density_row
+    from dataset_builder.reports.density_rows import choose_sample_size, counted_captions, density_row
     from dataset_builder.reports.density_table import density_table
     from dataset_builder.sql.database import open_files
 

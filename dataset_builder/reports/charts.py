@@ -73,7 +73,7 @@ def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log:
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """From values to places in the picture."""
+    """Scale from values to positions in the picture."""
 
     low: float
     high: float

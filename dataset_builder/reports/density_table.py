@@ -1,4 +1,4 @@
-"""The paper's Table 1 as text: for each body of text the density as written and as T5 reads it, with and without meta-nouns."""
+"""Density table, the paper's Table 1 as text: each body of text as written and as T5 reads it, with and without meta-nouns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The report as one HTML page without anything from elsewhere: no script, style, font or picture is fetched."""
+"""HTML page of a report, in one file: it fetches no script, style, font or picture."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -122,5 +122,5 @@ def _card(picture: Picture) -> str:
 
 
 def _beside(name: str) -> str:
-    """The text of a file that lies beside this one."""
+    """The text of a file in the folder of this one."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

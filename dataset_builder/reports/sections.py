@@ -1,4 +1,4 @@
-"""What the report shows, asked of a run or a data set by SQL; the same questions for both, and none that holds all rows."""
+"""Sections of the report page, queried from a run or a data set by the same SQL; no query holds all rows."""
 
 import base64
 import io
@@ -10,8 +10,9 @@ from PIL import Image
 
 from dataset_builder.concepts.density import PAPER_TABLE, rarefied
 from dataset_builder.concepts.density import VIEWS as WAYS
-from dataset_builder.reports.charts import Histogram, Series
-from dataset_builder.reports.page import Gallery, Picture, Table
+from dataset_builder.reports.charts import Histogram, Series, histogram_svg, lines_svg
+from dataset_builder.reports.page import Gallery, Picture, Section, Table, charts_html, gallery_html, table_html
+from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.images.reader import ImageReader, reference_of
 from foundry.images.retries import StoreError
@@ -46,8 +47,39 @@ _AGAINST = {
 }
 
 
+def report_sections(database: "Database", *, num_pictures: int) -> list[Section]:
+    """The page, part by part. Raises UserError where there is no caption yet."""
+    if not database.fetch("SELECT 1 FROM captions LIMIT 1").num_rows:
+        raise UserError("there is no caption to report on yet: caption first")
+    head, tail = noun_tables(database)
+    curves, against = rarefaction(database), density_against(database)
+    spans = [lines_svg(f"{name} of a sample", lines, x_name="captions", is_log=True) for name, lines in curves.items()]
+    relations = [lines_svg(f"Nouns by {name}", lines, x_name=name) for name, lines in against.items()]
+    contents = {
+        "Funnel": ("How many images each step left, and how many it dropped and why.", table_html(funnel_table(database))),
+        "Concept density": (
+            "VN: nouns that appear more than 10 times. DN: different nouns. As T5 reads it: of the part that the encoder sees.",
+            table_html(density_rows(database)),
+        ),
+        "Rarefaction": ("The nouns to be expected of a random sample of the captions.", charts_html(spans)),
+        "Histograms": (
+            "Of captions, and of scores where there are any.",
+            charts_html(map(histogram_svg, caption_histograms(database))),
+        ),
+        "Density against": ("Mean nouns of a caption in ten groups of equal size.", charts_html(relations)),
+        "Frequent nouns": ("The 100 most frequent, over all captions of a prompt.", table_html(head)),
+        "Rare nouns": ("100 of the rarest: the long tail, or mistakes.", table_html(tail)),
+        "Repetitions": (
+            "By the share of a caption's nouns that it had named before.",
+            table_html(repetitions(database)),
+        ),
+        "Gallery": ("A fixed random choice.", gallery_html(gallery(database, number=num_pictures))),
+    }
+    return [Section(title=title, lead=lead, body=body) for title, (lead, body) in contents.items()]
+
+
 def funnel_table(database: "Database") -> Table:
-    """What became of the images: the funnel of a data set, or captioned and rejected of a run."""
+    """The funnel: that of a data set, or captioned and rejected images of a run."""
     if "funnel" in database.views:
         rows = database.fetch("SELECT step, reason, kept, dropped FROM funnel").to_pylist()
         return Table(columns=("step", "reason", "left", "dropped"), rows=[list(row.values()) for row in rows])

@@ -1,1 +1,1 @@
-"""How a captioning run is planned, or imported from captions that exist."""
+"""Runs: the plan of a captioning run, and the import of captions that exist."""

@@ -1,33 +1,115 @@
-"""What importing does with one unit: read the images, take the captions that came with them, count nouns, commit.
+"""Import of captions that exist: the images of a unit are read, their captions taken as they are, nouns counted, all committed.
 
-It makes the same run as the captioner does, so that everything that reads one also reads foreign captions. No model is loaded.
+The result is a run like those of the captioner, so that what reads one also reads third-party captions. No model is loaded.
 """
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from dataset_builder.concepts.noun_counts import count_captions, count_nouns, load_t5_view, load_tagger
-from dataset_builder.concepts.t5_view import T5Config
-from dataset_builder.concepts.tagger import TaggerConfig
-from dataset_builder.runs.plan import read_unit
-from dataset_builder.runs.text_archive import find_texts
+from dataset_builder.concepts.t5_view import T5Config, T5View
+from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.runs.plan import Plan, extend_plan
+from dataset_builder.runs.text_archive import find_texts, store_texts
+from dataset_builder.schema import CAPTIONS
+from dataset_builder.sql.noun_blocks import merge_counts_of
+from foundry.command_line import counted
+from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
-from foundry.storage import schema
-from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, Unit, commit_unit
-from foundry.units.rejection import Failure
+from foundry.images.schema import IMAGES, REJECTED
+from foundry.images.sources import Source, find_sources
+from foundry.storage.folder import Folder, store_errors
+from foundry.storage.locations import is_local_path, normalise
+from foundry.storage.run_record import RunRecord, as_stored, record_carried, run_id
+from foundry.storage.schema import SCHEMA_VERSION
+from foundry.units.cluster import RaySettings
+from foundry.units.commits import Commit, Unit, commit_unit, committed_units, read_commits, read_unit
+from foundry.units.rejection import Failure, allowed_rejections
 
+SOURCES = {
+    "sam-llava": "a tar or tar.gz of sa_<id>.txt, and --images",
+    "image-txt": "a folder of images, each with a .txt of the same name",
+    "laion": "Parquet with an image or a link and its text",
+    "webdataset": "tars of images and .txt or .json",
+    "dataset": "a data set that dataset_builder.build wrote",
+}
+"""Kinds of source, and what each is."""
 IMPORTED = "imported"
-"""The finish reason of a caption that came from elsewhere."""
+"""Finish reason of a caption that was imported."""
 
+_KINDS = {"image-txt": ("files",), "laion": ("parquet", "list"), "webdataset": ("tar",)}
+_UNIT_IMAGES = 512
 _DECODED_SIDE_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSource:
+    """Captions that exist, and the images that they are about."""
+
+    path: str
+    """Path or URL of the captions, and of the images where `images` names none."""
+    kind: str
+    """One of SOURCES."""
+    images: tuple[str, ...]
+    """Sources of the images, for captions in an archive."""
+    prompt: str
+    """Prompt name that the captions get."""
+    licence: str
+    """Licence and terms, recorded with the run."""
+
+    @property
+    def has_archive(self) -> bool:
+        """Whether captions come from an archive, by key, and not with the images."""
+        return self.kind == "sam-llava"
+
+
+def import_run(
+    source: CaptionSource, url: str, *, tagger: TaggerConfig, t5: T5Config, ray: RaySettings, max_rejected: float | None
+) -> int:
+    """Makes or resumes the run at `url`; returns 0, or 1 where the budget of unusable images was exceeded."""
+    from foundry.units.run import run_job
+
+    started = time.perf_counter()
+    run = Folder(url)
+    with store_errors(run):
+        images = _find_sources(source)
+        settings = _settings(source, tagger, t5)
+        job = import_job(source, url, settings=settings, tagger=tagger, t5=t5)
+        plan = _plan(source, run, settings, images)
+        if source.has_archive:
+            print(f"{source.path}: {store_texts(source.path, run):,} texts")
+        done = committed_units(run)
+        units = [unit for unit in plan.units() if unit.number not in done]
+        print(f"{url}: {plan.num_images:,} images in {counted(plan.num_units, 'unit')}, {len(units):,} to do")
+        allowed = allowed_rejections(max_rejected, plan.num_images)
+        rejected = sum(commit.num_rejected for commit in read_commits(run))
+        visible = {path: "" for path in (url, *(one.root for one in images)) if is_local_path(path)}
+        ended = not units or run_job(job, units, settings=ray, visible=visible, budget=allowed - rejected, started=started)
+        commits = read_commits(run)
+        merge_counts_of(run)
+    rejected = sum(commit.num_rejected for commit in commits)
+    print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
+    return 0 if ended and rejected <= allowed else 1
+
+
+def import_job(source: CaptionSource, url: str, *, settings: dict[str, Any], tagger: TaggerConfig, t5: T5Config) -> "ImportJob":
+    """The work on a unit."""
+    return ImportJob(
+        run=url,
+        run_id=run_id(settings),
+        prompt=source.prompt,
+        has_archive=source.has_archive,
+        limits=DecodeLimits(),
+        tagger=tagger,
+        t5=t5,
+    )
 
 
 @dataclass(frozen=True)
@@ -47,9 +129,9 @@ class ImportJob:
     run: str
     run_id: str
     prompt: str
-    """What the captions are filed under, where our own have the name of a prompt."""
+    """Prompt name that the captions get."""
     has_archive: bool
-    """Whether captions come from an archive, by key, and not from beside the images."""
+    """Whether captions come from an archive, by key, and not with the images."""
     limits: DecodeLimits
     tagger: TaggerConfig
     t5: T5Config
@@ -92,24 +174,65 @@ class ImportJob:
         if excluded:
             rows = read_unit(run, unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
-        counted, nouns = count_captions(facts.captions, prompt=self.prompt, tagger=self.tagger, t5=self.t5)
+        columns, nouns = count_captions(facts.captions, prompt=self.prompt, tagger=self.tagger, t5=self.t5)
         captions = [
             {"key": image["key"], **_imported(caption), **found}
-            for image, caption, found in zip(facts.images, facts.captions, counted, strict=True)
+            for image, caption, found in zip(facts.images, facts.captions, columns, strict=True)
         ]
         return commit_unit(
             run,
             run_id=self.run_id,
             unit=unit,
             tables={
-                "images": pa.Table.from_pylist(facts.images, schema=schema.IMAGES),
-                "captions": pa.Table.from_pylist(captions, schema=schema.CAPTIONS),
+                "images": pa.Table.from_pylist(facts.images, schema=IMAGES),
+                "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
                 "noun_counts": count_nouns(nouns),
-                "rejected": pa.Table.from_pylist(rejected, schema=schema.REJECTED),
+                "rejected": pa.Table.from_pylist(rejected, schema=REJECTED),
             },
             rejected=dict(Counter(row["reason"] for row in rejected)),
             seconds={"prepare": facts.seconds, "process": 0.0, "finish": time.perf_counter() - started},
         )
+
+
+def _find_sources(source: CaptionSource) -> list[Source]:
+    """The sources of the images. Raises UserError where the input is something else than --source says."""
+    sources = find_sources(source.images or [source.path])
+    kinds = _KINDS.get(source.kind)
+    wrong = [one for one in sources if kinds and one.kind not in kinds]
+    if wrong:
+        raise UserError(f"{wrong[0].uri} is no {source.kind} ({SOURCES[source.kind]}): give another --source")
+    return sources
+
+
+def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict[str, Any]:
+    """The settings that decide what the run holds, under the names that a captioning run uses.
+
+    Raises UserError where the tagger or the tokenizer is unavailable.
+    """
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "engine": "import",
+        "model": {"name": f"imported from {source.kind}", "revision": "", "image_side_px": 0},
+        "prompts": {"name": source.kind, "prompts": [{"name": source.prompt, "text": ""}]},
+        "limits": asdict(DecodeLimits()),
+        "tagger": NounTagger(tagger).describe(),
+        "t5": T5View(t5).describe(),
+        "unit_size": _UNIT_IMAGES,
+    }
+    return as_stored(settings)
+
+
+def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: list[Source]) -> Plan:
+    """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
+    images_of = [normalise(path) for path in source.images or (source.path,)]
+    record = RunRecord.new(settings=settings, images=images_of, licence=source.licence)
+    if not record.create(run):
+        before = RunRecord.read(run)
+        if before is None or (before.run_id, before.images) != (record.run_id, record.images):
+            raise UserError(f"{run.url} holds a run of other images or settings: give another OUT")
+    plan = extend_plan(run, images, unit_size=_UNIT_IMAGES)
+    record_carried(run, plan.carried)
+    return plan
 
 
 def _stem(key: str) -> str:

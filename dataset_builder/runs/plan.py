@@ -1,4 +1,4 @@
-"""The plan of a run: which images there are, under which key, in which unit. Made once from the sources, then only extended.
+"""Plan of a run: its images, their keys and their units. Made once from the sources, then only extended.
 
 An index file holds one row group per unit, so that a worker reads its own rows and nothing else. `plans/<n>.json` publishes
 the index files of planning n; plan 0 comes from the first planning, later ones from sources that have grown.
@@ -122,25 +122,6 @@ def discard_plan(run: Folder) -> None:
                 run.filesystem.rm_file(run.path(path))
 
 
-def record_carried(run: Folder, plan: Plan) -> None:
-    """Adds the columns that the planned sources carry to run.json, where readers look for them."""
-    with store_errors(run):
-        record = json.loads(run.read("run.json"))
-        carried = record["carried"] | plan.carried
-        if record["carried"] != carried:
-            run.write("run.json", json.dumps(record | {"carried": carried}, indent=1).encode())
-
-
-def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
-    """The index rows (schema.INDEX) of a unit."""
-    import pyarrow.parquet as pq
-
-    with run.open(unit.part) as file:
-        rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(unit.row_group).to_pylist()
-    assert len(rows) == unit.num_images, (unit, len(rows))
-    return rows
-
-
 def _plan_names(run: Folder) -> list[str]:
     return sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
 
@@ -195,7 +176,7 @@ def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
     return {"carried": carried, "num_passed_over": num_passed_over}
 
 
-# An image that stands in the sources twice, or was planned before, is one image: the first place counts.
+# An image that the sources list twice, or that was planned before, is one image: the first reference counts.
 _FRESH_SQL = """
 CREATE TABLE fresh AS
 SELECT * FROM staged ANTI JOIN planned ON staged.uri = planned.uri
@@ -254,7 +235,7 @@ def _row_groups(reader: Any, unit_size: int) -> Iterator["pa.Table"]:
     """Tables of exactly `unit_size` rows (the last one may be shorter) from batches of any size."""
     import pyarrow as pa
 
-    from foundry.storage.schema import INDEX
+    from foundry.images.schema import INDEX
 
     pending = INDEX.empty_table()
     for batch in reader:

@@ -1,7 +1,7 @@
-"""Captions that come apart from their images: a tar (also gzipped) of <key>.txt, as SAM-LLaVA-Captions10M is published.
+"""Archive of captions without images: a tar (also gzipped) of <key>.txt, as SAM-LLaVA-Captions10M is published.
 
-A gzipped tar can only be read from front to back, so it is read once, sorted by key, and kept as Parquet beside the run that
-imports it; whoever works on a unit reads the row groups between its least and its greatest key.
+A gzipped tar can only be read from front to back, so it is read once, sorted by key, and kept as Parquet in the run that
+imports it; a worker reads, for a unit, the row groups between its least and its greatest key.
 """
 
 import json

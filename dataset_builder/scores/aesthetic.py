@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor: from a CLIP embedding to how much people liked such images, about 1 to 10.
+"""Aesthetic predictor of LAION: from a CLIP embedding to how much people liked such images, about 1 to 10.
 
 Source: christophschuhmann/improved-aesthetic-predictor, sac+logos+ava1-l14-linearMSE: linear layers 768, 1024, 128, 64, 16, 1
 on embeddings of length 1 by OpenAI's ViT-L/14, without activations between them; dropout matters to training alone.

@@ -1,4 +1,4 @@
-"""How well a caption fits its image, by CLIP, sentence by sentence: the only file that imports open_clip.
+"""CLIP scores: how well each sentence of a caption fits its image. The only file that imports open_clip.
 
 CLIP reads 77 tokens, a dense caption has more: so each sentence is scored alone, and a sentence that is still too long is cut
 into pieces. The score is the cosine of the embeddings, unscaled; about 0.2 to 0.35 for a fitting sentence under ViT-L/14.
@@ -13,16 +13,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
 from foundry.storage.model_files import files_fingerprint, folder_fingerprint
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
+DEFAULT_CLIP = "ViT-L-14-quickgelu:openai"
+"""CLIP whose embeddings LAION's aesthetic predictor was trained on."""
+NO_CLIP = "none"
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
 _CONFIG = "open_clip_config.json"
@@ -71,13 +73,13 @@ class ClipEncoder:
         config = json.loads(source.preprocess)
         self.mean, self.std = (torch.tensor(config[name], device=self.device).view(1, 3, 1, 1) for name in ("mean", "std"))
 
-    def embed_images(self, pixels: npt.NDArray[np.uint8], *, batch_size: int | None = None) -> "torch.Tensor":
+    def embed_images(self, pixels: "npt.NDArray[np.uint8]", *, batch_size: int | None = None) -> "torch.Tensor":
         """Embeddings of length 1, float32 (N, D), of what `image_pixels` gave, (N, 3, side, side)."""
         import torch
 
         return self._embed(self._embed_pixels, torch.from_numpy(pixels), batch_size)
 
-    def embed_texts(self, tokens: npt.NDArray[np.int64], *, batch_size: int | None = None) -> "torch.Tensor":
+    def embed_texts(self, tokens: "npt.NDArray[np.int64]", *, batch_size: int | None = None) -> "torch.Tensor":
         """Embeddings of length 1, float32 (T, D), of what `sentence_tokens` gave, (T, context)."""
         import torch
 
@@ -98,7 +100,7 @@ class ClipEncoder:
 def resolve_clip(name: str) -> ClipSource:
     """Finds a CLIP by name: a folder with open_clip_config.json, `hf-hub:ORG/NAME`, or open_clip's own `MODEL:TAG`.
 
-    Fetches what is not there yet. Raises UserError where it cannot be had or its weights are not safetensors.
+    Fetches what is not there yet. Raises UserError where it is unavailable or its weights are not safetensors.
     """
     if Path(name).is_dir():
         return _in_folder(Path(name).resolve(), name)
@@ -109,8 +111,9 @@ def resolve_clip(name: str) -> ClipSource:
         raise UserError(f"the CLIP {name} cannot be had ({reason}): fetch it first, or give a folder that holds it") from None
 
 
-def image_pixels(pixels: npt.NDArray[np.uint8], source: ClipSource) -> npt.NDArray[np.uint8]:
+def image_pixels(pixels: "npt.NDArray[np.uint8]", source: ClipSource) -> "npt.NDArray[np.uint8]":
     """An upright image, (H, W, 3), resized and cropped as the model wants it: (3, side, side), still 8 bits."""
+    import numpy as np
     from PIL import Image
 
     image: Image.Image = Image.fromarray(pixels)
@@ -118,8 +121,10 @@ def image_pixels(pixels: npt.NDArray[np.uint8], source: ClipSource) -> npt.NDArr
     return np.rint(cropped * 255).astype(np.uint8)
 
 
-def sentence_tokens(sentences: Sequence[str], source: ClipSource) -> npt.NDArray[np.int64]:
+def sentence_tokens(sentences: Sequence[str], source: ClipSource) -> "npt.NDArray[np.int64]":
     """Token ids, (T, context), padded."""
+    import numpy as np
+
     tokens: npt.NDArray[np.int64] = _tokenizer(source.model)(list(sentences)).numpy().astype(np.int64)
     return tokens
 
@@ -140,7 +145,7 @@ def _fitting(sentence: str, source: ClipSource) -> list[str]:
 
 
 def _overflows(sentence: str, source: ClipSource) -> bool:
-    """Whether the last place is taken: the place that is padding in an empty text."""
+    """Whether the last token is taken, which is padding in an empty text."""
     empty, full = sentence_tokens(["", sentence], source)
     return bool(empty[-1] != full[-1])
 

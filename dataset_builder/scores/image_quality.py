@@ -1,4 +1,4 @@
-"""How sharp an image is, and by which 64 bits its look is known: what scoring measures without a model."""
+"""Image scores that need no model: sharpness, and a perceptual hash of 64 bits."""
 
 import numpy as np
 import numpy.typing as npt

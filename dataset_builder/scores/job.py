@@ -1,38 +1,58 @@
-"""What scoring does with one unit: read and measure images, embed images and sentences, compare, commit.
+"""Scoring of one unit: its images are read and measured, images and sentences embedded and compared, the scores committed.
 
 The methods run on different workers (foundry/units/ray_driver.py). A unit is that of the captioning run, or a row group of the
-index that score.py writes for a data set; its rows are images that were read once before.
+index that scores/plan.py writes for a data set; its rows are images that were read once before.
 """
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dataset_builder.runs.plan import read_unit
+from dataset_builder.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
 from dataset_builder.scores.aesthetic import AestheticPredictor
-from dataset_builder.scores.clip import ClipEncoder, ClipSource, image_pixels, sentence_tokens, split_sentences
+from dataset_builder.scores.clip import (
+    DEFAULT_CLIP,
+    NO_CLIP,
+    ClipEncoder,
+    ClipSource,
+    image_pixels,
+    resolve_clip,
+    sentence_tokens,
+    split_sentences,
+)
 from dataset_builder.scores.image_quality import MEASURED_SIDE_PX, perceptual_hash, sharpness
-from dataset_builder.scores.plan import read_run_rows
+from dataset_builder.scores.plan import read_run_rows, scored_state
+from dataset_builder.sql.score_files import record_name, score_folder
+from foundry.errors import UserError
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images, rejected_row
-from foundry.storage import schema
+from foundry.images.schema import REJECTED
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, Unit, commit_unit
+from foundry.storage.model_files import files_fingerprint
+from foundry.storage.run_record import RunRecord
+from foundry.units.commits import Commit, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure
+
+SCORING_VERSION = 1
+"""Changes whenever the same settings give other scores."""
 
 _CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
 
 
 @dataclass(frozen=True)
 class Payload:
-    """For the replica: pixels (N, 3, side, side) uint8 and token ids (T, context); empty without a CLIP."""
+    """Input of the replica: pixels (N, 3, side, side) uint8 and token ids (T, context); empty without a CLIP."""
 
     pixels: npt.NDArray[np.uint8]
     tokens: npt.NDArray[np.int64]
@@ -40,7 +60,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class ImageToScore:
-    """An image that was read. `sentences` by prompt, in the order in which their tokens stand in the payload."""
+    """An image that was read. `sentences` by prompt, in the order of their tokens in the payload."""
 
     key: str
     sharpness: float
@@ -50,7 +70,7 @@ class ImageToScore:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read, in the order of the payload, and rows of schema.REJECTED."""
+    """Images that were read, in the order of the payload, and rows of schema.REJECTED."""
 
     images: list[ImageToScore]
     rejected: list[dict[str, Any]]
@@ -69,7 +89,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Models:
-    """What a replica holds."""
+    """Models of a replica."""
 
     clip: ClipEncoder
     aesthetic: AestheticPredictor | None
@@ -145,7 +165,7 @@ class ScoreJob:
         if excluded:
             rows = self._rows(unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
-        tables = score_tables(facts.images, output) | {"rejected": pa.Table.from_pylist(rejected, schema=schema.REJECTED)}
+        tables = score_tables(facts.images, output) | {"rejected": pa.Table.from_pylist(rejected, schema=REJECTED)}
         return commit_unit(
             Folder(self.out),
             run_id=self.score_id,
@@ -160,7 +180,7 @@ class ScoreJob:
         return read_run_rows(Folder(self.scored), unit) if self.is_run else read_unit(Folder(self.out), unit)
 
     def _measure(self, pixels: npt.NDArray[np.uint8], row: Mapping[str, Any]) -> ImageToScore:
-        """What needs no model; captions without a word are left out."""
+        """The scores that need no model, and the sentences; captions without a word are left out."""
         cut = {said["prompt"]: split_sentences(said["caption"], self.clip) for said in row["captions"]} if self.clip else {}
         sentences = {prompt: parts for prompt, parts in cut.items() if parts}
         return ImageToScore(row["key"], sharpness(pixels), perceptual_hash(pixels), sentences)
@@ -171,6 +191,49 @@ class ScoreJob:
         texts = [sentence for image in images for parts in image.sentences.values() for sentence in parts]
         tokens = sentence_tokens(texts, self.clip) if texts else np.zeros((0, 0), np.int64)
         return Payload(np.stack([image_pixels(one, self.clip) for one in pixels]), tokens)
+
+
+def score_job(source: str, *, clip: str, aesthetic: str | None, batch_size: int) -> ScoreJob:
+    """The work on a unit, with all that can be found out before Ray starts, and its record. Raises UserError."""
+    scored = Folder(source)
+    run = RunRecord.read(scored)
+    limits, of = scored_state(scored, run)
+    resolved = resolve_clip(clip) if clip != NO_CLIP else None
+    settings = {
+        "of": of,
+        "scoring_version": SCORING_VERSION,
+        "clip": {"fingerprint": resolved.fingerprint, "preprocess": resolved.preprocess} if resolved else None,
+        "aesthetic": _aesthetic_fingerprint(aesthetic, resolved) if aesthetic and resolved else None,
+        "limits": asdict(limits),
+    }
+    score_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    record = {
+        "score_id": score_id,
+        "clip": clip,
+        "settings": settings,
+        "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    scored.create(record_name(score_id), json.dumps(record, indent=1).encode())
+    return ScoreJob(
+        scored=source,
+        out=score_folder(scored, score_id).url,
+        score_id=score_id,
+        is_run=run is not None,
+        clip=resolved,
+        aesthetic=aesthetic,
+        batch_size=batch_size,
+        limits=limits,
+    )
+
+
+def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
+    """Also looks whether it can be loaded and fits the CLIP, here and not on the workers."""
+    width = AestheticPredictor(path).width
+    if width != clip.width:
+        raise UserError(
+            f"{path} reads embeddings of width {width}, {clip.name} gives {clip.width}: LAION's predictor needs {DEFAULT_CLIP}"
+        )
+    return files_fingerprint([Path(path)])
 
 
 def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa.Table]:
@@ -195,8 +258,8 @@ def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa
             }
         )
     return {
-        "scores": pa.Table.from_pylist(scores, schema=schema.SCORES),
-        "caption_scores": pa.Table.from_pylist(captions, schema=schema.CAPTION_SCORES),
+        "scores": pa.Table.from_pylist(scores, schema=SCORES),
+        "caption_scores": pa.Table.from_pylist(captions, schema=CAPTION_SCORES),
         "embeddings": _embeddings(images, output.images),
     }
 
@@ -214,7 +277,7 @@ def _caption_row(key: str, prompt: str, sentences: list[str], cosines: npt.NDArr
 
 def _embeddings(images: Sequence[ImageToScore], embeddings: npt.NDArray[np.float32] | None) -> pa.Table:
     if embeddings is None:
-        return schema.EMBEDDINGS.empty_table()
+        return EMBEDDINGS.empty_table()
     offsets = np.arange(len(embeddings) + 1, dtype=np.int32) * embeddings.shape[1]
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(embeddings.astype(np.float16).ravel()))
-    return pa.Table.from_arrays([pa.array([image.key for image in images]), lists], schema=schema.EMBEDDINGS)
+    return pa.Table.from_arrays([pa.array([image.key for image in images]), lists], schema=EMBEDDINGS)

@@ -1,8 +1,9 @@
-"""What is to be scored, as units: those of a captioning run, or an index of a data set, cut into units of the usual size.
+"""Units to score: those of a captioning run, or an index of a data set, cut into units of the usual size.
 
 A row to score has the key, the reference and the content hash of an image, and its captions by prompt.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_builder.runs.plan import read_unit
+from dataset_builder.sql.dataset_files import read_dataset
 from foundry.errors import UserError
+from foundry.images.decoding import DecodeLimits
+from foundry.images.schema import IMAGES
 from foundry.storage.folder import Folder
-from foundry.storage.schema import IMAGES, versioned
-from foundry.units.commits import Unit, commit_name, read_commits
+from foundry.storage.run_record import RunRecord
+from foundry.storage.schema import versioned
+from foundry.units.commits import Unit, commit_name, read_commits, read_unit
 
 UNIT_IMAGES = 512
 """Images in a unit of a data set."""
@@ -23,6 +27,27 @@ UNIT_IMAGES = 512
 _REFERENCE = ("uri", "member", "byte_offset", "byte_length", "row")
 _CAPTIONS = pa.field("captions", pa.list_(pa.struct([("prompt", pa.string()), ("caption", pa.string())])), nullable=False)
 _ROWS = pa.schema([*(IMAGES.field(name) for name in ("key", *_REFERENCE, "content_hash")), _CAPTIONS])
+
+
+def plan_scores(scored: Folder, out: Folder, *, is_run: bool) -> list[Unit]:
+    """All units, scored or not. Raises UserError where there is nothing to score."""
+    units = run_units_to_score(scored) if is_run else index_samples(scored, read_dataset(scored.url).paths("samples"), out)
+    if not units:
+        raise UserError(f"{scored.url} holds no captioned image yet: caption first")
+    return units
+
+
+def scored_state(scored: Folder, run: RunRecord | None) -> tuple[DecodeLimits, str]:
+    """The limits of decoding and the identity of what is scored: the run of this record, or else a data set.
+
+    Raises UserError for a folder that is neither.
+    """
+    if run is not None:
+        return DecodeLimits(**run.settings.get("limits", {})), run.run_id
+    if not scored.exists("dataset.json"):
+        raise UserError(f"{scored.url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
+    files = json.loads(scored.read("dataset.json"))["files"]
+    return DecodeLimits(), hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_units_to_score(run: Folder) -> list[Unit]:

@@ -1,8 +1,8 @@
 """SQL over captioning runs and data sets, read-only: the only file that imports duckdb.
 
-`open_stored` answers questions about a run or a data set, `open_run` about a run: as it is at the moment of opening, also while
-the job writes. The SQL reads the views of run_views.py or dataset_files.py and the macros of macros.py, and nothing else: no
-other file, no setting, no environment, and it writes nowhere. `open_workbench` has several runs at once, and tables of its own.
+`open_files` opens a run or a data set as it is at that moment, also while the job writes (open_run of run_files.py, open_stored
+of dataset_files.py). The SQL reads the views of those two files and the macros of macros.py, and nothing else: no other file,
+no setting, no environment, and it writes nowhere. `open_workbench` opens several runs at once and can keep tables.
 """
 
 import difflib
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import duckdb
 
-from dataset_builder.sql.dataset_files import is_dataset, read_dataset
 from dataset_builder.sql.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
-from dataset_builder.sql.views import RunFiles, is_run, literal, quoted, read_run, stored_urls
+from dataset_builder.sql.views import literal, quoted, stored_urls
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 
@@ -44,11 +43,11 @@ _LOCKS = (
 
 
 class Stored(Protocol):
-    """What can be asked: RunFiles and DatasetFiles."""
+    """Files that a database can be opened on: those of a run or a data set."""
 
     @property
     def folder(self) -> Folder:
-        """Where the files are."""
+        """The folder of the files."""
 
     @property
     def views(self) -> dict[str, str]:
@@ -60,7 +59,7 @@ class Stored(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the captions were written and counted with."""
+        """The settings that the captions were written and counted with."""
 
     def paths(self, kind: str) -> list[str]:
         """The files of a kind."""
@@ -227,22 +226,7 @@ class Workbench(Database):
         _create_table(self._connection, name, table)
 
 
-def open_run(url: str) -> Database:
-    """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError where there is none."""
-    return open_files(read_run(url))
-
-
-def open_stored(url: str) -> Database:
-    """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
-    if not (is_dataset(url) or is_run(url)):
-        raise UserError(
-            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
-            "give a folder that captioner.run or dataset_builder.build wrote"
-        )
-    return open_files(read_dataset(url) if is_dataset(url) else read_run(url))
-
-
-def open_workbench(runs: Mapping[str, RunFiles]) -> Workbench:
+def open_workbench(runs: Mapping[str, Stored]) -> Workbench:
     """Several runs at once, by name: each of their views (but for `commits`) has all rows, with a column `run` before its own.
 
     The relations `run_<n>.stored.<kind>` are the files of the n-th run alone, with a column `unit`.

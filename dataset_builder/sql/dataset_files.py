@@ -1,4 +1,4 @@
-"""A data set on disk: dataset.json names its files; the views that SQL sees on it are plain SQL text over them.
+"""Files of a data set, named by its dataset.json, and the views that SQL has on them.
 
 A data set exists once dataset.json does, which is written last. Readers list the files from it, never by a glob.
 """
@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dataset_builder.sql.score_files import ScoreFiles, newest_scores
-from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
-from foundry.errors import UserError
-from foundry.storage.folder import Folder
-from foundry.storage.schema import (
+from dataset_builder.schema import (
     DATASET_VERSION,
     DROPPED,
     DROPPED_CAPTIONS,
@@ -24,9 +20,17 @@ from foundry.storage.schema import (
     SPLIT_NOUN_COUNTS,
     TALLIES,
 )
+from dataset_builder.sql.run_files import read_run
+from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.run_record import is_run
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from dataset_builder.sql.database import Database
 
 DATASET_RECORD = "dataset.json"
 
@@ -81,7 +85,7 @@ class DatasetFiles:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the captions were counted with."""
+        """The settings that the captions were counted with."""
         settings: dict[str, Any] = self.record["settings"]
         return settings
 
@@ -149,3 +153,15 @@ def read_dataset(url: str) -> DatasetFiles:
         found = record.get("schema_version")
         raise UserError(f"{url} has schema version {found}, this program reads {DATASET_VERSION}: build it again")
     return DatasetFiles(folder, record, newest_scores(folder))
+
+
+def open_stored(url: str) -> "Database":
+    """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
+    from dataset_builder.sql.database import open_files
+
+    if not (is_dataset(url) or is_run(url)):
+        raise UserError(
+            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
+            "give a folder that captioner.run or dataset_builder.build wrote"
+        )
+    return open_files(read_dataset(url) if is_dataset(url) else read_run(url))

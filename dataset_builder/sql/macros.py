@@ -1,6 +1,6 @@
-"""The macros that SQL has on a captioning run and on a data set: the questions that are asked again and again.
+"""Macros of SQL on a captioning run and on a data set, for the most frequent questions.
 
-They stand on the views, and on two relations of `stored`: `tallies` (prompt, num_captions) counts the captions that are not
+They read the views, and on two relations of `stored`: `tallies` (prompt, num_captions) counts the captions that are not
 empty, `bodies` (body, noun, count) has the nouns of each prompt and of each split.
 """
 
@@ -15,7 +15,7 @@ MACROS = {
     "with_all(nouns, ['owl', 'tree'])": "a condition: whether a caption's nouns hold all of these",
     "with_all(['owl', 'tree'])": "a table: key and prompt of the captions that hold all of these",
 }
-"""What is offered, and what each is for."""
+"""The macros, and what each is for."""
 
 _DENSITY = """
 CREATE MACRO density() AS TABLE

@@ -1,17 +1,15 @@
-"""Adds up the noun counts of a run's units block by block, at the end of whatever writes units with noun counts."""
+"""Sums of noun counts, block by block, published at the end of each command that writes units with noun counts."""
 
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dataset_builder.sql.merged_counts import block_id, merged_folder, whole_blocks
+from dataset_builder.sql.run_files import RunFiles, block_id, merged_folder, read_run, whole_blocks
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from dataset_builder.sql.views import RunFiles
 
 _SUMS = {
     "noun_counts": "SELECT * EXCLUDE is_meta FROM noun_counts ORDER BY prompt, noun",
@@ -24,8 +22,6 @@ def merge_counts_of(run: Folder) -> int:
 
     Memory: the nouns of one block. Raises UserError where a file of the run cannot be read.
     """
-    from dataset_builder.sql.views import read_run
-
     started = time.perf_counter()
     folder = merged_folder(run)
     with store_errors(run):
@@ -41,10 +37,10 @@ def merge_counts_of(run: Folder) -> int:
     return len(blocks)
 
 
-def _sums(files: "RunFiles", members: list[Commit]) -> "dict[str, pa.Table]":
+def _sums(files: RunFiles, members: list[Commit]) -> "dict[str, pa.Table]":
     """The tables of a block, by the views of a run that has no other units."""
+    from dataset_builder.schema import NOUN_COUNTS, TALLIES
     from dataset_builder.sql.database import open_files
-    from foundry.storage.schema import NOUN_COUNTS, TALLIES
 
     schemas = {"noun_counts": NOUN_COUNTS, "tallies": TALLIES}
     with open_files(replace(files, commits=tuple(members), blocks=(), open_parts=(), scores=None)) as block:

@@ -1,5 +1,5 @@
-"""Where scores lie, inside a captioning run or a data set: scores/<score_id>.json says what was measured, and the folder of
-that name holds units and commits of its own.
+"""Files of scores inside a captioning run or a data set: scores/<score_id>.json says what was measured, and the folder of that
+name holds units and commits.
 """
 
 import json
@@ -14,7 +14,7 @@ SCORES_FOLDER = "scores"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFiles:
-    """One scoring as it stood at one moment."""
+    """One scoring at one moment."""
 
     score_id: str
     record: dict[str, Any]

@@ -1,176 +1,47 @@
-"""The views that SQL sees on a captioning run, as plain SQL text over the files that the run's commits and plans name.
+"""SQL text that runs and data sets share: names and literals, carried columns, and the views of nouns, counts and scores.
 
-`stored` holds one relation per kind of file as it is on disk; the views stand on it. Their columns are those of
-foundry.storage.schema, also where a kind has no file yet. What a data set has in common with a run stands here too.
+The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
-from dataset_builder.sql.merged_counts import MERGED, fitting_blocks, units_of
-from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.storage.schema import (
-    CAPTION_SCORES,
-    CAPTIONS,
-    EMBEDDINGS,
-    IMAGES,
-    INDEX,
-    NOUN_COUNTS,
-    REJECTED,
-    SCORES,
-    TALLIES,
-)
-from foundry.units.commits import Commit, read_commits
-
-VIEWS = {
-    "images": "one row per image, read or still to be read, with the columns that the source carried",
-    "captions": "one row per image and prompt",
-    "nouns": "one row per noun of a caption, in its order (position starts at 1)",
-    "noun_counts": "one row per prompt and noun, summed over the run",
-    "rejected": "one row per image that could not be captioned, with the reason",
-    "commits": "one row per finished unit",
-    "scores": "one row per image of the newest scoring: CLIP, aesthetic, sharpness",
-    "caption_scores": "one row per image and prompt of the newest scoring, with the CLIP score of each sentence",
-    "embeddings": "one row per image of the newest scoring: its CLIP embedding, of length 1",
-}
 
 # As duckdb reads them: it has no half precision.
 _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
 SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
-STORED = SCORED | {
-    "images": IMAGES,
-    "captions": CAPTIONS,
-    "noun_counts": NOUN_COUNTS,
-    "rejected": REJECTED,
-    "planned": INDEX,
-    "block_tallies": TALLIES,
-    "loose_captions": CAPTIONS,
-}
-"""The kinds of file, and the schema that each has. Of units in a block (merged_counts.py), `noun_counts` and `block_tallies`
-are those of the block; `loose_captions` are the captions of the other units."""
 
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """A run as it stood at one moment: its run.json, its commits, and the index files of the units without one."""
-
-    folder: Folder
-    record: dict[str, Any]
-    commits: tuple[Commit, ...]
-    open_parts: tuple[str, ...]
-    scores: ScoreFiles | None = None
-    blocks: tuple[Commit, ...] = ()
-    """The records of merged_counts.py that fit the commits."""
-
-    @property
-    def views(self) -> dict[str, str]:
-        """VIEWS."""
-        return VIEWS
-
-    @property
-    def schemas(self) -> dict[str, pa.Schema]:
-        """STORED."""
-        return STORED
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the captions were written and counted with."""
-        settings: dict[str, Any] = self.record.get("settings", {})
-        return settings
-
-    def tables(self) -> dict[str, pa.Table]:
-        """The views that do not come from files."""
-        return {"commits": commits_table(self)}
-
-    def statements(self) -> list[str]:
-        """The statements that create the other views on the relations of `stored`."""
-        return view_sql(self)
-
-    def paths(self, kind: str) -> list[str]:
-        """The files of a kind of STORED, relative to the run."""
-        if kind == "planned":
-            return list(self.open_parts)
-        if kind in SCORED:
-            return self.scores.paths(kind) if self.scores else []
-        if kind == "block_tallies":
-            return self._block_paths("tallies")
-        if kind == "loose_captions":
-            return _paths(self._loose, "captions")
-        if kind == "noun_counts":
-            return [*self._block_paths(kind), *_paths(self._loose, kind)]
-        return _paths(self.commits, kind)
-
-    def _block_paths(self, kind: str) -> list[str]:
-        return [f"{MERGED}/{path}" for path in _paths(self.blocks, kind)]
-
-    @cached_property
-    def _loose(self) -> list[Commit]:
-        """The commits of the units that are in no block."""
-        summed = units_of(self.blocks)
-        return [commit for commit in self.commits if commit.unit not in summed]
-
-    def unit_paths(self, kind: str, units: Iterable[int]) -> list[str]:
-        """The files of a kind of these units alone; a unit without rows of the kind has none."""
-        paths = self._paths_by_unit[kind]
-        return [paths[unit] for unit in units if unit in paths]
-
-    @cached_property
-    def _paths_by_unit(self) -> dict[str, dict[int, str]]:
-        kinds = ("images", "captions")
-        found = {kind: {c.unit: c.files[kind].path for c in self.commits if kind in c.files} for kind in kinds}
-        for kind in SCORED:
-            commits = [commit for commit in (self.scores.commits if self.scores else ()) if kind in commit.files]
-            found[kind] = dict(zip([commit.unit for commit in commits], self.paths(kind), strict=True))
-        return found
-
-    @property
-    def image_columns(self) -> list[str]:
-        """The columns of the view `images`."""
-        return [*(name for name in IMAGES.names if name != "metadata"), *self.carried]
-
-    @cached_property
-    def carried(self) -> dict[str, tuple[str, str]]:
-        """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        return carried_columns(self.record.get("carried", {}), taken=IMAGES.names, where=f"{self.folder.url}/run.json")
+def literal(text: str) -> str:
+    """A string in SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
-def read_run(url: str) -> RunFiles:
-    """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
-    folder = Folder(url)
-    try:
-        record = json.loads(folder.read("run.json"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url}/run.json cannot be read ({error}): check the folder") from None
-    try:
-        commits = tuple(read_commits(folder))
-        scores = newest_scores(folder)
-        blocks = fitting_blocks(folder, commits)
-    except ValueError as error:
-        raise UserError(f"{url}: {error}: read it with the version that wrote it") from None
-    return RunFiles(folder, record, commits, _open_parts(folder, done={commit.unit for commit in commits}), scores, blocks)
+def quoted(name: str) -> str:
+    """An identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
-def is_run(url: str) -> bool:
-    """Whether a captioning run is at `url`."""
-    return Folder(url).exists("run.json")
+def columns_sql(schema: pa.Schema) -> str:
+    """The columns of a schema, as a SELECT lists them."""
+    return ", ".join(map(quoted, schema.names))
+
+
+def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
+    """Files of a run or a data set as duckdb opens them."""
+    root = folder.root if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.root))
+    return [f"{root.rstrip('/')}/{path}" for path in paths]
 
 
 def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str) -> dict[str, tuple[str, str]]:
-    """How columns of sources (name → SQL type) are called where names are `taken`: name → (name in the metadata, SQL type)."""
+    """Names for columns of sources (name → SQL type) where names are `taken`: name → (name in the metadata, SQL type)."""
     used = {name.lower() for name in taken}
     columns = {}
     for source_name, kind in carried.items():
@@ -184,69 +55,6 @@ def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str
     return columns
 
 
-def view_sql(run: RunFiles) -> list[str]:
-    """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
-    prompts = [prompt["name"] for prompt in run.settings.get("prompts", {}).get("prompts", [])]
-    return [
-        _images_sql(run),
-        f"CREATE VIEW captions AS SELECT {_columns(CAPTIONS)} FROM stored.captions",
-        nouns_sql(),
-        noun_counts_sql(prompts[0] if len(prompts) == 1 else None),
-        _tallies_sql(max_tokens=int(run.settings.get("t5", {}).get("max_tokens", 0))),
-        "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
-        f"CREATE VIEW rejected AS SELECT {_columns(REJECTED)} FROM stored.rejected",
-        *scores_sql(),
-    ]
-
-
-def commits_table(run: RunFiles) -> pa.Table:
-    """The view `commits`: what the commit records say, one row per unit; times are UTC, durations seconds."""
-    commits = run.commits
-    captions = [commit.files.get("captions") for commit in commits]
-    columns: dict[str, pa.Array] = {
-        name: pa.array([getattr(commit, name) for commit in commits], pa.int64())
-        for name in ("unit", "planned", "completed", "num_rejected")
-    }
-    columns["num_captions"] = pa.array([file.rows if file else 0 for file in captions], pa.int64())
-    columns["num_tokens"] = pa.array([commit.num_tokens for commit in commits], pa.int64())
-    columns["rejected"] = pa.array([list(commit.rejected.items()) for commit in commits], pa.map_(pa.string(), pa.int64()))
-    for stage in ("prepare", "process", "finish"):
-        columns[f"{stage}_s"] = pa.array([commit.seconds.get(stage) for commit in commits], pa.float64())
-    times = pa.array([commit.committed_at for commit in commits], pa.string()).cast(pa.timestamp("ms", "UTC"))
-    columns["committed_at"] = times.cast(pa.timestamp("ms"))
-    columns["attempt"] = pa.array([commit.attempt for commit in commits], pa.string())
-    return pa.table(columns)
-
-
-def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
-    """Files of a run or a data set as duckdb opens them."""
-    root = folder.root if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.root))
-    return [f"{root.rstrip('/')}/{path}" for path in paths]
-
-
-def literal(text: str) -> str:
-    """A string in SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quoted(name: str) -> str:
-    """An identifier in SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _paths(commits: Iterable[Commit], kind: str) -> list[str]:
-    return [commit.files[kind].path for commit in commits if kind in commit.files]
-
-
-def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
-    """The index files that hold a unit which is not done."""
-    names = [name for name in folder.names("plans") if name.endswith(".json")]
-    records = [json.loads(data) for data in folder.read_many([f"plans/{name}" for name in names]).values()]
-    parts = [part for record in records for part in record["parts"]]
-    units = {part["path"]: range(part["first_unit"], part["first_unit"] + part["units"]) for part in parts}
-    return tuple(path for path in sorted(units) if not done.issuperset(units[path]))
-
-
 def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
     """The carried columns, taken out of the JSON in the column `metadata`."""
     return [
@@ -257,7 +65,7 @@ def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
 
 def scores_sql() -> list[str]:
     """The views on the newest scoring."""
-    return [f"CREATE VIEW {name} AS SELECT {_columns(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
+    return [f"CREATE VIEW {name} AS SELECT {columns_sql(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
 
 
 def nouns_sql() -> str:
@@ -276,33 +84,6 @@ def noun_counts_sql(only_prompt: str | None = None) -> str:
     prompt, by = (f"{literal(only_prompt)} AS prompt", "noun") if only_prompt else ("prompt", "prompt, noun")
     summed = f"SELECT {prompt}, noun, {sums} FROM stored.noun_counts GROUP BY {by}"
     return f"CREATE VIEW noun_counts AS SELECT *, noun IN ({_meta_nouns()}) AS is_meta FROM ({summed})"
-
-
-def _images_sql(run: RunFiles) -> str:
-    """Images of finished units as they were read, and those of the index that no finished unit has dealt with."""
-    own = [quoted(name) for name in IMAGES.names if name != "metadata"]
-    both = [name for name in IMAGES.names if name in INDEX.names]
-    return (
-        f"CREATE VIEW images AS SELECT {', '.join([*own, *carried_sql(run.carried)])} FROM ("
-        f"SELECT {_columns(IMAGES)} FROM stored.images UNION ALL BY NAME "
-        f"SELECT {', '.join(map(quoted, both))} FROM stored.planned "
-        "WHERE key NOT IN (SELECT key FROM stored.images UNION ALL SELECT key FROM stored.rejected))"
-    )
-
-
-def _tallies_sql(*, max_tokens: int) -> str:
-    """schema.TALLIES. What has no words has no text; the text itself would take long to read."""
-    filters = {"num_captions": "num_words > 0", "num_empty": "num_words = 0", "num_cut": f"num_t5_tokens > {max_tokens}"}
-    counts = ", ".join(f"count(*) FILTER ({condition}) AS {name}" for name, condition in filters.items())
-    sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in filters)
-    return (
-        f"CREATE VIEW stored.tallies AS SELECT prompt, {sums} FROM (SELECT {_columns(TALLIES)} FROM stored.block_tallies "
-        f"UNION ALL SELECT prompt, {counts} FROM stored.loose_captions GROUP BY prompt) GROUP BY prompt"
-    )
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(map(quoted, schema.names))
 
 
 def _meta_nouns() -> str:

@@ -36,7 +36,7 @@ class BriefConfig:
 def main(config: BriefConfig) -> int:
     """Writes the tar; returns 0."""
     from dataset_builder.dataset.webdataset import add_member
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
     from foundry.storage.folder import new_file
 
     with open_stored(config.run) as database:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from dataset_builder.concepts.density import PAPER_TABLE
-from dataset_builder.density import DensityConfig, choose_sample_size, counted_texts, density_row
+from dataset_builder.concepts.t5_view import T5Config
+from dataset_builder.concepts.tagger import TaggerConfig
+from dataset_builder.reports.density_rows import choose_sample_size, counted_texts, density_row
 from dataset_builder.reports.density_table import row_names
 from dataset_builder.reports.page import Picture, Table, table_html
 from foundry.images.decoding import DecodeLimits, decode_image
@@ -37,7 +39,7 @@ def captioned(run: "Database", *, where: str, number: int) -> list[Picture]:
 
 def density_html(run: Path) -> str:
     """Concept density of alt text and captions, and the paper's."""
-    texts = list(counted_texts(DensityConfig(sources=(str(run),), column=("alt_text", "caption"))))
+    texts = list(counted_texts([str(run)], columns=("alt_text", "caption"), tagger=TaggerConfig(), t5=T5Config()))
     size = choose_sample_size(texts, wanted=None)
     found = [density_row(text, sample_size=size) for text in texts]
     rows: list[list[str | int | float]] = []

@@ -96,7 +96,7 @@ def _data_sections(folder: DemoFolder) -> "Iterator[Section]":
     """Images, captions, their density, and which of them were chosen."""
     from dataset_builder.reports.page import Section, cards_html, table_html
     from dataset_builder.reports.sections import funnel_table
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
     from examples.openmoji.demo_captions import captioned, density_html
 
     with open_stored(str(folder.captions)) as run:

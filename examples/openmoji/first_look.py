@@ -91,7 +91,7 @@ def first_steps(root: Path) -> FirstSteps:
 def _write_page(path: Path, steps: FirstSteps) -> None:
     """Reads what the steps wrote, and writes the page."""
     from dataset_builder.reports.page import Table
-    from dataset_builder.sql.database import open_stored
+    from dataset_builder.sql.dataset_files import open_stored
     from examples.openmoji.demo_captions import captioned
     from examples.openmoji.first_page import Drawing, first_page
     from foundry.storage.folder import new_file

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from foundry.images.schema import INDEX
 from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, split_suffix, stem_of
 from foundry.storage.locations import Listing, join, list_files, parent
-from foundry.storage.schema import INDEX
 
 MAX_ROWS = 65_536
 """Rows of a table at most."""

@@ -18,8 +18,8 @@ from foundry.images.index import LISTED
 from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
 from foundry.images.parquet import ParquetRows
 from foundry.images.retries import StoreError, retried
+from foundry.images.schema import ImageReference
 from foundry.storage.locations import is_url, locate, open_binary, parent
-from foundry.storage.schema import ImageReference
 from foundry.units.rejection import ImageError
 
 MAX_SIDECAR_BYTES = 64 << 20

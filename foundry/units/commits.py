@@ -124,6 +124,16 @@ def read_commits(folder: Folder) -> list[Commit]:
     return [_parse(data) for data in folder.read_many(names).values()]
 
 
+def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
+    """The index rows (schema.INDEX) of a unit."""
+    import pyarrow.parquet as pq
+
+    with run.open(unit.part) as file:
+        rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(unit.row_group).to_pylist()
+    assert len(rows) == unit.num_images, (unit, len(rows))
+    return rows
+
+
 def table_bytes(table: "pa.Table") -> bytes:
     """A table as one Parquet file (zstd), the same bytes for the same table."""
     import pyarrow.parquet as pq

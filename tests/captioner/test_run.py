@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from captioner.caption_job import caption_job
+from captioner.captioning import _allowed
 from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
-from captioner.run import _allowed, caption_job, main, with_dtype
-from captioner.status import read_status
+from captioner.run import main
+from captioner.run_status import read_status
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import auto_dtype
@@ -176,9 +178,9 @@ def test_captions_of_a_real_model_are_not_counted_as_the_small_worlds(tmp_path: 
         fails([*arguments, "--model", str(tiny_llava), *given], "the T5 tokenizer google/t5-v1_1-xxl cannot be loaded (the hub")
         fails([*arguments, "--model", str(tiny_llava), *given], "with --t5.tokenizer, or `--t5.tokenizer mini`")
     assert not (tmp_path / "run").exists()
-    job = with_dtype(caption_job(CaptionConfig(images=["images"], out="run", model="mini")), "float32")
-    assert job.replica_bytes == pytest.approx(2 * with_dtype(job, "bfloat16").replica_bytes) == pytest.approx(24.5e6, rel=0.03)
-    assert json.loads(job.settings)["t5"]["tokenizer"] == job.t5.tokenizer == "mini"
+    job = caption_job(CaptionConfig(images=["images"], out="run", model="mini")).with_dtype("float32")
+    assert job.replica_bytes == pytest.approx(2 * job.with_dtype("bfloat16").replica_bytes) == pytest.approx(24.5e6, rel=0.03)
+    assert job.settings["t5"]["tokenizer"] == job.t5.tokenizer == "mini"
 
 
 def test_without_arguments_it_says_how_to_begin() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner.caption_job import CaptionJob
+from captioner.caption_job import CaptionJob, caption_job
+from captioner.captioning import plan_run
 from captioner.config import CaptionConfig
-from captioner.run import caption_job, main, plan_run
+from captioner.run import main
 from captioner.run_record import check_commits
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.runs.plan import Plan

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from dataset_builder.convert import ConvertConfig, import_run
+from dataset_builder.convert import ConvertConfig
+from dataset_builder.convert import main as convert
 from dataset_builder.runs.text_archive import find_texts, store_texts
-from dataset_builder.sql.database import open_run
+from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import MINI_T5
@@ -25,7 +26,7 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def _import(tmp_path: Path, source: Any, given: Path, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
     """The exit code, and the rows of `captions` by key."""
     config = ConvertConfig(input=str(given), out=str(tmp_path / "run"), source=source, target="run", t5=MINI_T5, **options)
-    code = import_run(config, config.out)
+    code = convert(config)
     return code, {row["key"]: row for row in _rows(tmp_path, "SELECT * FROM captions")}
 
 

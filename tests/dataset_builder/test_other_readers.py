@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dataset_builder.build import BuildConfig, build_dataset
-from dataset_builder.convert import ConvertConfig, import_run
+from dataset_builder.convert import ConvertConfig
+from dataset_builder.convert import main as convert
+from dataset_builder.dataset.building import build_dataset
+from dataset_builder.dataset.recipe import BuildConfig
 from tests.dataset_builder.small_run import MINI_T5
 from tests.foundry.images.containers import jpeg, write
 from tests.foundry.units.plain_loop import run_plainly
@@ -29,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ConvertConfig(input=str(folder / "photos"), out=str(folder / "run"), source="image-txt", target="run", t5=MINI_T5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("foundry.units.run.run_job", run_plainly)
-        assert import_run(config, config.out) == 0
+        assert convert(config) == 0
     splits: dict[str, float | str] = {"validation": "key >= '4'", "train": 1.0}
     build_dataset(BuildConfig(captions=(config.out,), out=str(folder / "data"), splits=splits, embed=True))
     return folder / "data"

@@ -13,7 +13,7 @@ from dataset_builder.report import ReportConfig, main
 from dataset_builder.reports.charts import Histogram, Series, histogram_svg, lines_svg, short_number
 from dataset_builder.reports.page import Gallery, Picture, Section, gallery_html, page
 from dataset_builder.reports.sections import funnel_table, noun_tables, rarefaction
-from dataset_builder.sql.database import open_stored
+from dataset_builder.sql.dataset_files import open_stored
 from foundry.errors import UserError
 from foundry.images.reader import reference_of
 from foundry.storage.folder import Folder

@@ -12,14 +12,16 @@ import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 
-from dataset_builder.build import BuildConfig, build_dataset
-from dataset_builder.convert import ConvertConfig, import_run
-from dataset_builder.dataset.recipe import DedupConfig
+from dataset_builder.convert import ConvertConfig
+from dataset_builder.convert import main as convert
+from dataset_builder.dataset.building import build_dataset
+from dataset_builder.dataset.recipe import BuildConfig, DedupConfig
 from dataset_builder.score import ScoreConfig, main
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
 from dataset_builder.scores.image_quality import perceptual_hash, sharpness
-from dataset_builder.sql.database import open_run, open_stored
+from dataset_builder.sql.dataset_files import open_stored
+from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from tests.dataset_builder.small_run import MINI_T5
 from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor
@@ -50,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = ConvertConfig(
         input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
     )
-    assert import_run(config, config.out) == 0
+    assert convert(config) == 0
     return tmp_path / "run"
 
 
@@ -181,7 +183,7 @@ def test_build_finds_what_looks_the_same_to_the_clip_and_counts_what_was_not_sco
     write(photos / "again.jpg", encode(_picture(0).resize((180, 120), Image.Resampling.BICUBIC), "JPEG", quality=95))
     write(photos / "again.txt", "An owl.")
     config = ConvertConfig(input=str(photos), out=str(run.parent / "four"), source="image-txt", target="run", t5=MINI_T5)
-    assert import_run(config, config.out) == 0
+    assert convert(config) == 0
     recipe = BuildConfig(captions=(config.out,), out=str(run.parent / "data"), dedup=DedupConfig(min_cosine=0.999))
     assert any("3 images have no embedding to compare" in note for note in build_dataset(replace(recipe, dry_run=True)).notes)
     assert main(ScoreConfig(source=config.out, clip=str(clip))) == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from dataset_builder.schema import DATASET_VERSION, SAMPLES
 from foundry.storage.folder import Folder
-from foundry.storage.schema import DATASET_VERSION, SAMPLES
 from foundry.units.commits import Unit, table_bytes
 from model.text_encoder import TextEncoderConfig
 from model.vae import VAEConfig

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataset_builder.runs.plan import read_unit
 from foundry.hardware import resolve_dtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_image, rejected_row
 from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
-from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit
+from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
 from model.formats.checkpoint import PartConfig
 from model.formats.frozen_parts import FrozenPart
@@ -262,7 +261,7 @@ class PrecomputeJob:
     ) -> "dict[str, pa.Table]":
         import pyarrow as pa
 
-        from foundry.storage.schema import REJECTED as REJECTED_SCHEMA
+        from foundry.images.schema import REJECTED as REJECTED_SCHEMA
 
         tables = {REJECTED: pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)}
         if facts.samples:

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.errors import UserError
+from foundry.images.schema import IMAGES
 from foundry.storage.folder import Folder
 from foundry.storage.locations import normalise
-from foundry.storage.schema import IMAGES, check_version
+from foundry.storage.schema import check_version
 
 if TYPE_CHECKING:
     from dataset_builder.sql.dataset_files import DatasetFiles
@@ -62,8 +63,8 @@ class FeatureSource(Protocol):
 def open_source(url: str) -> FeatureSource:
     """Finds out what is at `url`. Raises UserError where nothing is that features can be made of."""
     from dataset_builder.sql.dataset_files import is_dataset
-    from dataset_builder.sql.views import is_run
     from foundry.images.sources import find_sources
+    from foundry.storage.run_record import is_run
 
     folder = Folder(normalise(url))
     if is_dataset(folder.url):
@@ -125,7 +126,7 @@ class RunSource:
 
     def tables(self) -> Iterator[pa.Table]:
         """Images that were read, with their captions by prompt."""
-        from dataset_builder.sql.database import open_run
+        from dataset_builder.sql.run_files import open_run
 
         columns = ", ".join(f"images.{name}" for name in ("key", *_REFERENCE, "width", "height", "class_label", "alt_text"))
         captions = "list({'prompt': prompt, 'caption': caption} ORDER BY prompt) FILTER (prompt IS NOT NULL) AS captions"

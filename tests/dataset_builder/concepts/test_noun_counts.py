@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from dataset_builder.concepts.noun_counts import CaptionNouns, caption_nouns, count_nouns, merge_counts
 from dataset_builder.concepts.tagger import Noun
-from foundry.storage.schema import NOUN_COUNTS, versioned
+from dataset_builder.schema import NOUN_COUNTS
+from foundry.storage.schema import versioned
 
 CAPTIONS = st.builds(
     lambda prompt, lemmas, read: CaptionNouns(prompt=prompt, lemmas=tuple(lemmas), num_t5_nouns=min(read, len(lemmas))),

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builder.build import BuildConfig, build_dataset
-from dataset_builder.convert import ConvertConfig, import_run, main
-from dataset_builder.sql.database import open_run
+from dataset_builder.convert import ConvertConfig
+from dataset_builder.convert import main as convert
+from dataset_builder.dataset.building import build_dataset
+from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.sql.dataset_files import read_dataset
+from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 from tests.foundry.images.containers import jpeg, write
@@ -29,7 +31,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = ConvertConfig(
         input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
     )
-    assert import_run(config, config.out) == 0
+    assert convert(config) == 0
     build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "data")))
     return tmp_path / "data"
 
@@ -46,7 +48,7 @@ def _export(dataset: Path, *, images_per_shard: int = 1000, prompt: str = "") ->
         images_per_shard=images_per_shard,
         prompt=prompt,
     )
-    code = main(config)
+    code = convert(config)
     members: dict[str, bytes] = {}
     for shard in sorted(out.rglob("*.tar")):
         with tarfile.open(fileobj=io.BytesIO(shard.read_bytes())) as tar:
@@ -69,7 +71,7 @@ def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.C
     config = ConvertConfig(
         input=str(dataset.parent / "shards"), out=str(dataset.parent / "again"), source="webdataset", target="run", t5=MINI_T5
     )
-    assert import_run(config, config.out) == 0
+    assert convert(config) == 0
     with open_run(config.out) as run:
         assert sorted(run.fetch("SELECT caption FROM captions")["caption"].to_pylist()) == sorted(TEXTS.values())
     capsys.readouterr()
@@ -95,7 +97,7 @@ def test_a_data_set_at_once(dataset: Path) -> None:
     photos = str(dataset.parent / "photos")
     config = ConvertConfig(input=photos, out=out, source="image-txt", target="dataset", licence="CC0", t5=MINI_T5)
     for _ in range(2):
-        assert main(config) == 0
+        assert convert(config) == 0
     assert sum(read_dataset(out).splits.values()) == 3
 
 

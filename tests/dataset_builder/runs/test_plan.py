@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset_builder.runs.plan import Plan, discard_plan, extend_plan, read_plan, read_unit
+from dataset_builder.runs.plan import Plan, discard_plan, extend_plan, read_plan
 from foundry.errors import UserError
 from foundry.images.sources import find_sources
 from foundry.images.tar import walk_tar
 from foundry.storage.folder import Folder
+from foundry.units.commits import read_unit
 from tests.foundry.images.containers import tar_bytes
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builder.sql.database import Database, open_run, scratch_database
-from dataset_builder.sql.views import VIEWS
+from dataset_builder.schema import CAPTIONS
+from dataset_builder.sql.database import Database, scratch_database
+from dataset_builder.sql.run_files import VIEWS, open_run
 from foundry.errors import UserError
+from foundry.images.schema import REJECTED
 from foundry.storage.folder import Folder
-from foundry.storage.schema import CAPTIONS, REJECTED
 from tests.dataset_builder.small_run import SmallRun
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_builder.build import BuildConfig, build_dataset
-from dataset_builder.concepts.corpus import counted_captions
+from dataset_builder.dataset.building import build_dataset
+from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.dataset.samples import ASPECT_RATIOS, nearest_ratios
-from dataset_builder.density import density_row
-from dataset_builder.sql.database import Database, open_stored
+from dataset_builder.reports.density_rows import counted_captions, density_row
+from dataset_builder.sql.database import Database
+from dataset_builder.sql.dataset_files import open_stored
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import SmallRun

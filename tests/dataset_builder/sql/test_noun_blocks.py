@@ -7,12 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dataset_builder.convert import ConvertConfig, import_run
-from dataset_builder.sql import merged_counts
-from dataset_builder.sql.database import open_run
-from dataset_builder.sql.merged_counts import merged_folder
+from dataset_builder.convert import ConvertConfig
+from dataset_builder.convert import main as convert
+from dataset_builder.sql import run_files
 from dataset_builder.sql.noun_blocks import merge_counts_of
-from dataset_builder.sql.views import read_run
+from dataset_builder.sql.run_files import merged_folder, open_run, read_run
 from foundry.storage.folder import Folder
 from foundry.units.commits import Unit, commit_name, commit_unit, committed_units, read_commits
 from tests.dataset_builder.small_run import MINI_T5, SmallRun
@@ -31,7 +30,7 @@ SMALL = SmallRun(num_images=20, unit_size=3, num_committed=5)
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merged_counts, "BLOCK_UNITS", 2)
+    monkeypatch.setattr(run_files, "BLOCK_UNITS", 2)
 
 
 @pytest.fixture
@@ -135,14 +134,14 @@ def test_on_object_storage() -> None:
 
 def test_an_import_merges_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
-    monkeypatch.setattr("dataset_builder.convert._UNIT_IMAGES", 1)
+    monkeypatch.setattr("dataset_builder.runs.importing._UNIT_IMAGES", 1)
     for number in range(2):
         write(tmp_path / "photos" / f"{number}.jpg", jpeg(number))
         write(tmp_path / "photos" / f"{number}.txt", "An owl on a tree.")
     config = ConvertConfig(
         input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
     )
-    assert import_run(config, config.out) == 0
+    assert convert(config) == 0
     assert published(Folder(config.out)) == {0}
     with open_run(config.out) as database:
         assert database.fetch("SELECT DISTINCT num_captions FROM density()").to_pylist() == [{"num_captions": 2}]

@@ -8,8 +8,8 @@ from PIL import Image
 
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_images
+from foundry.images.schema import IMAGES, REJECTED
 from foundry.images.sources import find_sources, index_source
-from foundry.storage.schema import IMAGES, REJECTED
 
 
 def index_rows(folder: Path) -> list[dict[str, Any]]:

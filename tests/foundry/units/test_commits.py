@@ -6,18 +6,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foundry.storage import schema
+from dataset_builder.schema import NOUN_COUNTS
+from foundry.images.schema import REJECTED
 from foundry.storage.folder import Folder
+from foundry.storage.schema import check_version
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units, read_commits
 
 UNIT = Unit(number=3, part="images/plan.parquet", row_group=0, num_images=2)
 COUNTS = pa.Table.from_pylist(
-    [{"prompt": "dense", "noun": "owl", "count": 2, "count_t5": 1, "num_captions": 2}], schema=schema.NOUN_COUNTS
+    [{"prompt": "dense", "noun": "owl", "count": 2, "count_t5": 1, "num_captions": 2}], schema=NOUN_COUNTS
 )
 
 
 def commit(folder: Folder, table: pa.Table = COUNTS) -> Commit | None:
-    tables = {"noun_counts": table, "rejected": schema.REJECTED.empty_table()}
+    tables = {"noun_counts": table, "rejected": REJECTED.empty_table()}
     return commit_unit(folder, run_id="r", unit=UNIT, tables=tables, rejected={"broken": 1}, num_tokens=5)
 
 
@@ -31,7 +33,7 @@ def test_a_commit_publishes_its_tables(tmp_path: Path) -> None:
     assert set(written.files) == {"noun_counts"}, "tables without rows are not written"
     found = pq.read_table(tmp_path / written.files["noun_counts"].path)
     assert found.equals(COUNTS)
-    schema.check_version(found.schema, where="noun_counts")
+    check_version(found.schema, where="noun_counts")
 
 
 def test_a_slow_twin_cannot_publish_and_leaves_nothing_behind(tmp_path: Path) -> None:

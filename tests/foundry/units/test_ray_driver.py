@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 import ray
 
+from dataset_builder.schema import NOUN_COUNTS
 from foundry.errors import UserError
-from foundry.storage import schema
 from foundry.storage.folder import Folder
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit, commit_unit, read_commits
@@ -84,7 +84,7 @@ class FakeJob:
             for position, text in zip(facts, output, strict=True)
         ]
         rejected = dict(Counter(failure.reason for failure in excluded.values()))
-        tables = {"noun_counts": pa.Table.from_pylist(rows, schema=schema.NOUN_COUNTS)}
+        tables = {"noun_counts": pa.Table.from_pylist(rows, schema=NOUN_COUNTS)}
         return commit_unit(Folder(self.folder), run_id="r", unit=unit, tables=tables, rejected=rejected)
 
     def _suffer(self, where: tuple[int, int] | str) -> None:

@@ -1,0 +1,161 @@
+"""Captioning job: plans the work once, runs on Ray what is not committed yet, and reports.
+
+All state is in the run's folder, so that the same command resumes where the commits end, whenever it was stopped.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from captioner.caption_job import CaptionJob, caption_job
+from captioner.config import CaptionConfig
+from captioner.prompts import PROMPT_SETS
+from captioner.run_record import begin, check_commits, check_folder, known_dtype, record_start, settle_dtype
+from captioner.run_status import read_status
+from captioner.toy_warning import ToyWarning
+from dataset_builder.concepts.t5_view import AUTO
+from dataset_builder.runs.plan import Plan, extend_plan
+from dataset_builder.sql.noun_blocks import merge_counts_of
+from foundry.command_line import counted
+from foundry.images.sources import Source, find_sources
+from foundry.storage.file_kinds import PassedOver
+from foundry.storage.folder import Folder
+from foundry.storage.locations import is_local_path, normalise
+from foundry.storage.run_record import record_carried
+from foundry.units.cluster import check_paths, describe_nodes, memory_line
+from foundry.units.commits import Commit, Unit, read_commits
+from foundry.units.rejection import allowed_rejections
+
+
+def caption_images(config: CaptionConfig) -> int:
+    """Runs or resumes a captioning job; returns 0, or 1 where more images were rejected than the budget allows."""
+    from foundry.units.run import run_job
+
+    started = time.perf_counter()
+    check_paths([*config.images, config.out, *_path_settings(config)])
+    config = _with_absolute_paths(config)
+    run = Folder(config.out)
+    record = check_folder(run)
+    job = caption_job(config).with_dtype(known_dtype(config, run, record))
+    passed_over = PassedOver()
+    sources = find_sources(config.images, passed_over=passed_over)
+    plan = plan_run(config, run, job, sources)
+    job = _settled(config, run, job)
+    commits = read_commits(run)
+    check_commits(run, commits, run_id=job.run_id)
+    done = {commit.unit for commit in commits}
+    wanted = plan.units(limit=config.limit)
+    units = [unit for unit in wanted if unit.number not in done]
+    print(_headline(config, job, plan, num_units=len(units)))
+    if line := passed_over.line(in_tars=plan.num_passed_over):
+        print(line)
+    allowed = _allowed(config, wanted, commits)
+    if units:
+        budget = allowed - sum(commit.num_rejected for commit in commits)
+        if not run_job(
+            job,
+            units,
+            settings=config.ray,
+            visible=_visible(config, job),
+            budget=budget,
+            started=started,
+            replica_bytes=job.replica_bytes,
+            on_ray=lambda: _record_start(config, run, job),
+            on_commit=ToyWarning(run).look if job.model.is_mini else None,
+        ):
+            return 1
+    check_commits(run, read_commits(run), run_id=job.run_id)
+    merge_counts_of(run)
+    return _report(run, allowed=allowed)
+
+
+def plan_run(config: CaptionConfig, run: Folder, job: CaptionJob, sources: Sequence[Source]) -> Plan:
+    """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
+    begin(config, run, job.settings)
+    plan = extend_plan(run, sources, unit_size=job.settings["unit_size"])
+    record_carried(run, plan.carried)
+    return plan
+
+
+def _settled(config: CaptionConfig, run: Folder, job: CaptionJob) -> CaptionJob:
+    """The same work in a dtype that is not `auto`: in what suits the replicas' devices.
+
+    The devices are those of the cluster, since the machine of this process may have other ones; so this attaches to Ray.
+    """
+    if job.generation.dtype != "auto":
+        return job
+    from foundry.units.ray_session import dtype_of_replicas, start_ray
+
+    start_ray(config.ray)
+    job = job.with_dtype(dtype_of_replicas(config.ray))
+    settle_dtype(run, job.settings)
+    return job
+
+
+def _record_start(config: CaptionConfig, run: Folder, job: CaptionJob) -> None:
+    """Records what this start runs on, of the Ray that is there, and says where memory holds fewer replicas than the cores."""
+    from foundry.units.ray_session import cluster_nodes, replicas_use_gpus
+
+    nodes, on_gpus = cluster_nodes(), replicas_use_gpus(config.ray)
+    record_start(run, config, dtype=job.generation.dtype, cluster=describe_nodes(nodes), on_gpus=on_gpus)
+    if not on_gpus and (line := memory_line(config.ray, nodes, replica_bytes=job.replica_bytes)):
+        print(line)
+
+
+def _path_settings(config: CaptionConfig) -> list[str]:
+    """The settings, other than images and out, that are local paths here and not names."""
+    names = (config.model, config.prompts, config.tagger.spacy_model, config.t5.tokenizer)
+    shipped = ("mini", AUTO, *PROMPT_SETS)
+    return [name for name in names if name not in shipped and (name.startswith((".", "~")) or Path(name).exists())]
+
+
+def _with_absolute_paths(config: CaptionConfig) -> CaptionConfig:
+    """Local paths as workers need them, whose working directory is another one."""
+    paths = _path_settings(config)
+
+    def absolute(name: str) -> str:
+        return normalise(name) if name in paths else name
+
+    return replace(
+        config,
+        out=normalise(config.out),
+        images=[normalise(source) for source in config.images],
+        model=absolute(config.model),
+        tagger=replace(config.tagger, spacy_model=absolute(config.tagger.spacy_model)),
+        t5=replace(config.t5, tokenizer=absolute(config.t5.tokenizer)),
+    )
+
+
+def _visible(config: CaptionConfig, job: CaptionJob) -> dict[str, str]:
+    """The local paths that every node must see, and the text that must be in them."""
+    read_by_workers = (config.model, config.tagger.spacy_model, config.t5.tokenizer)
+    paths = {path: "" for path in config.images if is_local_path(path)}
+    paths |= {path: "" for path in _path_settings(config) if path in read_by_workers}
+    return paths | ({f"{config.out}/run.json": job.run_id} if is_local_path(config.out) else {})
+
+
+def _headline(config: CaptionConfig, job: CaptionJob, plan: Plan, *, num_units: int) -> str:
+    prompts = ", ".join(prompt.name for prompt in job.prompts.prompts)
+    repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
+    return (
+        f"run {job.run_id} in {config.out}: {counted(plan.num_images, 'image')} in {counted(plan.num_units, 'unit')}{repeated}"
+        f"; {counted(num_units, 'unit')} to do; model {config.model} in {job.generation.dtype}; "
+        f"prompts {job.prompts.name} ({prompts})"
+    )
+
+
+def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Commit]) -> int:
+    """Number of images that may be rejected, of those that this command wants and those that earlier ones did."""
+    planned = {unit.number: unit.num_images for unit in wanted} | {commit.unit: commit.planned for commit in commits}
+    return allowed_rejections(config.max_rejected, sum(planned.values()))
+
+
+def _report(run: Folder, *, allowed: int) -> int:
+    status = read_status(run)
+    print(status.line())
+    if status.rejected > allowed:
+        print(f"error: {status.rejected} images are rejected, --max_rejected allows {allowed}", file=sys.stderr)
+        return 1
+    return 0
