@@ -24,7 +24,8 @@ from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
-    from trainer.training.train_step import StepResult, StepSettings, TrainPart, TrainState
+    from trainer.data.batches import MicroBatch
+    from trainer.training.train_step import StepResult, StepSettings, TrainState
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class StepClock:
     rows: list[StepTimes] = field(default_factory=list)
 
     def train_step(
-        self, state: "TrainState", objective: Any, parts: "Iterable[TrainPart]", settings: "StepSettings"
+        self, state: "TrainState", objective: Any, parts: "Iterable[MicroBatch]", settings: "StepSettings"
     ) -> "StepResult":
         """Times the step without the preparation of its parts."""
         from trainer.training.train_step import train_step
@@ -98,7 +99,7 @@ class StepClock:
         return result
 
 
-def _timed(parts: "Iterable[TrainPart]", spent: list[float]) -> "Iterator[TrainPart]":
+def _timed(parts: "Iterable[MicroBatch]", spent: list[float]) -> "Iterator[MicroBatch]":
     """The parts, adding to spent[0] what it takes to make them."""
     iterator = iter(parts)
     while True:

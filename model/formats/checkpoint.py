@@ -35,7 +35,7 @@ class PartConfig:
     """A frozen part that the checkpoint was trained with."""
 
     name: str = UNNAMED
-    """A hub id, a folder or `mini`: see model/formats/frozen_parts.py. Empty: not known, or none (networks of classes read no text)."""
+    """Hub id, folder or `mini`, as frozen_parts.py finds it. Empty: not known, or none (networks of classes read no text)."""
     revision: str | None = None
     """Commit of a hub model."""
     fingerprint: str = ""

@@ -55,7 +55,7 @@ class ValidationSet:
         batches, place = [], 0
         for bucket, samples in units.items():
             left = math.ceil(sum(rows for _, rows in samples) * min(1.0, num_images / total))
-            for batch in in_order({bucket: samples}, batch_size=preparation.part_size(bucket) * workers.num):
+            for batch in in_order({bucket: samples}, batch_size=preparation.micro_batch_size(bucket) * workers.num):
                 kept = OrderedBatch(batch.bucket, batch.samples[:left])
                 left -= len(kept.samples)
                 if kept.samples:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.dit import DiT
-    from trainer.training.train_step import TrainPart
+    from trainer.data.batches import MicroBatch
 
 _FLOAT_BYTES = 4
 _MEASURED_IMAGES = 8
@@ -179,19 +179,19 @@ def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: 
     return Activations(forward=forward + num_bytes, backward=counter.peak + num_bytes)
 
 
-def _part(config: DiTConfig, grid: tuple[int, int], without_data: "AbstractContextManager[object]") -> "tuple[TrainPart, int]":
+def _part(config: DiTConfig, grid: tuple[int, int], without_data: "AbstractContextManager[object]") -> "tuple[MicroBatch, int]":
     """_MEASURED_IMAGES images and their bytes; one caption is a token shorter, so that there is a mask, as in training."""
     import torch
 
     from model.dit import Captions
-    from trainer.training.train_step import TrainPart
+    from trainer.data.batches import MicroBatch
 
     num, text = _MEASURED_IMAGES, config.conditioning == "text"
     lengths = torch.tensor([config.max_caption_tokens - 1, *[config.max_caption_tokens] * (num - 1)])  # data: it makes shapes
     with without_data:
         latents, noise = (torch.empty(num, config.in_channels, *(side * config.patch_size for side in grid)) for _ in range(2))
         tokens = torch.empty(num * config.max_caption_tokens - 1, config.caption_width, dtype=torch.bfloat16)
-        part = TrainPart(
+        part = MicroBatch(
             latents=latents,
             noise=noise,
             timesteps=torch.empty(num),

@@ -260,7 +260,7 @@ class RungTraining:
         )
         places = [state.images_seen + place for place in self.workers.slice(rung.batch_size)]
         batch = replace(batch, captions=self.preparation.captions(batch))  # encoded here where they are not stored
-        result = train_step(state, self.objective, self.preparation.training_parts(batch, places), settings)
+        result = train_step(state, self.objective, self.preparation.micro_batches(batch, places), settings)
         state.images_seen += rung.batch_size
         step = self._steps_before() + in_rung // rung.batch_size + 1
         record = StepRecord(
