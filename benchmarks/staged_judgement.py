@@ -30,7 +30,7 @@ def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, fl
 
     The noise is the same for all arms of a seed, and another for each seed.
     """
-    from trainer.training.checkpoints import newest_checkpoint
+    from trainer.monitoring.run_folder import newest_checkpoint
 
     arm, seed = run.parts[-3], run.parts[-2]
     checkpoint = newest_checkpoint(run)

@@ -48,7 +48,7 @@ from tests.model.tiny_networks import CLASS, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
 from trainer.evaluation.config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
-from trainer.training.checkpoints import list_checkpoints
+from trainer.monitoring.run_folder import list_checkpoints
 
 VALUES = {"dense": {"place, sprites": [0.5, 0.7]}, "alt_text": {"place, sprites": [0.1, 0.4]}}
 

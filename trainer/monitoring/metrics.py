@@ -20,9 +20,7 @@ from torch import Tensor
 from foundry.errors import UserError
 from trainer.config import WatchConfig
 from trainer.distributed import Workers
-from trainer.monitoring.run_folder import RunFolder
-from trainer.training.checkpoints import newest_checkpoint
-from trainer.training.train_step import StepResult
+from trainer.monitoring.run_folder import RunFolder, newest_checkpoint
 
 _REMEMBERED = 100
 _NAMED_KEYS = 8
@@ -100,11 +98,14 @@ class Watch:
         self._before: _Interval | None = None
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def add(self, record: StepRecord, result: StepResult) -> None:
-        """Takes note of a step. Raises NotFinite where a loss of an interval before was not finite."""
+    def add(self, record: StepRecord, *, losses: Tensor, gradient_norm: Tensor) -> None:
+        """Adds a step: the losses (B,) of this worker's samples, and the norm () before clipping, both on the device.
+
+        Raises NotFinite where a loss of an earlier interval was not finite.
+        """
         self._now.steps.append(record)
-        self._now.losses.append(result.losses)
-        self._now.norms.append(result.gradient_norm)
+        self._now.losses.append(losses)
+        self._now.norms.append(gradient_norm)
         if record.step % self._config.every_steps == 0:
             self._rotate()
 

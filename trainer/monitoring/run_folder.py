@@ -38,6 +38,7 @@ from trainer.distributed import Workers
 from trainer.monitoring.outlook import Warned
 
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOG = "log.txt"
 STOP = "STOP"
@@ -170,6 +171,18 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, the oldest first; training/checkpoints.py writes them."""
+    folder = run / CHECKPOINTS
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the most images seen."""
+    found = list_checkpoints(run)
+    return found[-1] if found else None
 
 
 class StopSignals:

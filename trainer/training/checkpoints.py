@@ -1,11 +1,11 @@
-"""Checkpoints of a training: written beside it by a thread, whole or not there, and loaded on any number of workers.
+"""Checkpoints of a training: written by a thread while it runs, whole or not there, and loaded on any number of workers.
 
     RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read
                                     training/                     weights, EMA, optimiser by torch.distributed.checkpoint
-                                    position.json                 where the training stands
+                                    position.json                 the position in the training
 
 A folder is written under a hidden name, synced, and renamed when it is complete. What is random or ordered in a training
-follows from the images seen, so that the position is all that is needed beside the tensors.
+follows from the images seen, so that the position is all that is needed besides the tensors.
 """
 
 import json
@@ -30,10 +30,10 @@ from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
 from trainer.config import CheckpointConfig, Rung
 from trainer.distributed import Workers
+from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
 from trainer.training.train_step import TrainState
 
-FOLDER = "checkpoints"
 TRAINING = "training"
 POSITION = "position.json"
 _DIGITS = 12
@@ -42,7 +42,7 @@ _FAILURES = (OSError, SafetensorError, CheckpointException)
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a training stood, and what must be the same for it to go on."""
+    """The position of a checkpoint in its training, and what must be the same to resume from it."""
 
     images_seen: int
     """Since the start of the stage."""
@@ -53,7 +53,7 @@ class Position:
     features: str
     """Fingerprint of the features of its rung."""
     content: str
-    """Which of their units there were."""
+    """Digest of the units that they had; see FeatureStore.content."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Position":
@@ -72,7 +72,7 @@ class Checkpoints:
     """Writes a run's checkpoints one at a time, in a thread. All workers make the same calls."""
 
     def __init__(self, run: Path, config: CheckpointConfig, workers: Workers) -> None:
-        self.folder = run / FOLDER
+        self.folder = run / CHECKPOINTS
         self._config = config
         self._workers = workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -198,18 +198,6 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
         moments |= {f"{name}.{key}": value for key, value in known.items()}
     network = {name: tensor.detach() for name, tensor in state.network.state_dict().items()}
     return {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, the oldest first."""
-    folder = run / FOLDER
-    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The one with the most images seen."""
-    found = list_checkpoints(run)
-    return found[-1] if found else None
 
 
 def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:

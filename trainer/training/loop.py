@@ -274,7 +274,7 @@ class RungTraining:
             batch_size=rung.batch_size,
             wait_s=wait_s,
         )
-        self.watch.add(record, result)
+        self.watch.add(record, losses=result.losses, gradient_norm=result.gradient_norm)
         return step
 
     def _after_step(self, *, ends: bool) -> None:

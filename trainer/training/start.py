@@ -10,7 +10,8 @@ from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read
 from trainer.config import SCRATCH, Rung, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
-from trainer.training.checkpoints import Position, load_training, newest_checkpoint
+from trainer.monitoring.run_folder import newest_checkpoint
+from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, make_state, network_from, new_config, new_network
 from trainer.training.train_step import TrainState
 

@@ -58,9 +58,7 @@ class StepSettings:
     """Samples of this worker in the step, over all micro-batches."""
 
 
-def train_step(
-    state: TrainState, objective: Objective, batches: Iterable[MicroBatch], settings: StepSettings
-) -> StepResult:
+def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroBatch], settings: StepSettings) -> StepResult:
     """One step of the optimiser over all micro-batches; the state is changed in place. Deterministic on a CPU."""
     losses = []
     for batch in batches:

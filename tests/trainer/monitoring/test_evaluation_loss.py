@@ -11,9 +11,8 @@ from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import evaluate
 from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
 from trainer.fit import main
-from trainer.monitoring.run_folder import read_metrics
+from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 from trainer.monitoring.validation import validation_loss
-from trainer.training.checkpoints import newest_checkpoint
 
 RUNTIME = RuntimeConfig(device="cpu")
 

@@ -24,8 +24,8 @@ from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, 
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main
-from trainer.monitoring.run_folder import LOG, STOP, RunFolder, printed_log, read_metrics
-from trainer.training.checkpoints import kept_checkpoints, list_checkpoints, newest_checkpoint
+from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log, read_metrics
+from trainer.training.checkpoints import kept_checkpoints
 from trainer.training.loop import check_caption_weights
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -21,9 +21,8 @@ from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import DistributedConfig, TrainConfig
 from trainer.features.job import Encoders
 from trainer.fit import main
-from trainer.monitoring.run_folder import read_metrics
+from trainer.monitoring.run_folder import list_checkpoints, read_metrics
 from trainer.precompute import _make, prepare
-from trainer.training.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.slow
 
