@@ -45,6 +45,27 @@ class Rung:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LadderPosition:
+    """A position in a stage's ladder."""
+
+    index: int
+    """Index of the rung."""
+    rung: Rung
+    images_before: int
+    """Images of the rungs before it."""
+
+
+def ladder_position(ladder: tuple[Rung, ...], images_seen: int) -> LadderPosition | None:
+    """The rung that trains the next image; None where the stage is done."""
+    before = 0
+    for index, rung in enumerate(ladder):
+        if images_seen < before + rung.images_seen:
+            return LadderPosition(index=index, rung=rung, images_before=before)
+        before += rung.images_seen
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Sizes of a network that starts from nothing; one that starts from a checkpoint keeps that checkpoint's.
 

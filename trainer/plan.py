@@ -111,14 +111,13 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
 
 
 def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
-    from trainer.features.plan import TRAIN
-    from trainer.features.store import count_samples
+    from trainer.data.passes import count_training_samples
     from trainer.planning.paper import PAPER_DATASET_IMAGES
 
     if config.num_images is not None:
         return DatasetSize(config.num_images, "--num_images")
     folder = train.features_folder(rung)
-    if num_samples := count_samples(folder, TRAIN):
+    if num_samples := count_training_samples(folder):
         return DatasetSize(num_samples, folder)
     return DatasetSize(PAPER_DATASET_IMAGES[train.stage], "as in the paper")
 

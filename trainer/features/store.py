@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, usable
+from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, read_commits
 from model.dit import Captions
 from model.vae import LatentScale
@@ -240,15 +240,6 @@ class FeatureStore:
 
     def _source(self, path: str) -> pa.NativeFile:
         return pa.memory_map(self.folder.path(path)) if self.folder.is_local else pa.BufferReader(self.folder.read(path))
-
-
-def count_samples(url: str, split: str) -> int | None:
-    """Samples of a split of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
-    try:
-        with usable(Folder(url)):
-            return FeatureStore.open(url).num_samples(split)
-    except UserError:
-        return None
 
 
 def _text(unit: _OpenUnit, request: SampleRequest) -> str:

@@ -34,8 +34,8 @@ from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, usable
 from trainer.config import TrainConfig
+from trainer.data.passes import Warned
 from trainer.distributed import Workers
-from trainer.monitoring.outlook import Warned
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

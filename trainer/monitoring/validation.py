@@ -14,9 +14,9 @@ from trainer.config import WatchConfig
 from trainer.data.batches import Preparation
 from trainer.data.order import OrderedBatch, in_order
 from trainer.distributed import Workers
+from trainer.features.plan import VALIDATION
 from trainer.features.store import FeatureStore, SampleRequest
 
-SPLIT = "validation"
 TIMESTEPS = 1000
 _DEVICE_TOKENS = 8192
 
@@ -50,7 +50,7 @@ class ValidationSet:
         cls, store: FeatureStore, preparation: Preparation, *, num_images: int, weights: dict[str, float], workers: Workers
     ) -> "ValidationSet":
         """At most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the split."""
-        units = store.samples(SPLIT)
+        units = store.samples(VALIDATION)
         total = sum(rows for samples in units.values() for _, rows in samples)
         batches, place = [], 0
         for bucket, samples in units.items():
@@ -98,7 +98,7 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
         raise UserError(f"--features {features}: holds no features of captions; make them by {store.info.command}")
-    if SPLIT not in store.splits:
+    if VALIDATION not in store.splits:
         raise UserError(f"--features {features}: has no validation split; make it by {store.info.command}")
     for kind, trained, found in (
         ("vae", config.vae, store.info.vae),

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from trainer.config import Sharding, StageName
+from trainer.data.passes import count_passes
 from trainer.monitoring.gpus import GPUS, Gpu
-from trainer.monitoring.outlook import count_passes
 
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory

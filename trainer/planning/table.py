@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from trainer.data.passes import count_passes, passes_text, passes_warning
 from trainer.monitoring.gpus import PAPER_A100_PER_V100
-from trainer.monitoring.outlook import count_passes, passes_text, passes_warning
 from trainer.planning.paper import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
 
 if TYPE_CHECKING:

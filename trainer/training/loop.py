@@ -17,26 +17,27 @@ from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig
-from trainer.config import Rung, TrainConfig
+from trainer.config import LadderPosition, Rung, TrainConfig, ladder_position
 from trainer.data.batches import Preparation
 from trainer.data.loader import CaptionChoice, Loader
 from trainer.data.order import DataOrder
+from trainer.data.passes import count_passes, passes_text
 from trainer.distributed import Workers, join_workers
 from trainer.features.info import FeaturesInfo
+from trainer.features.plan import TRAIN, VALIDATION
 from trainer.features.store import FeatureBatch, FeatureStore
 from trainer.monitoring.gpus import gpu_of_device
 from trainer.monitoring.metrics import StepRecord, Watch
-from trainer.monitoring.outlook import StepTimer, count_passes, duration_warning, passes_text, stage_passes_warning
+from trainer.monitoring.outlook import StepTimer, duration_warning, stage_passes_warning
 from trainer.monitoring.run_folder import RunFolder, StopSignal, recorded_precision
 from trainer.monitoring.sample_grids import SampleGrids, choose_subjects, open_text_encoder, open_vae
-from trainer.monitoring.validation import SPLIT, ValidationSet, measure
+from trainer.monitoring.validation import ValidationSet, measure
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, network_around, sizes_text, with_positions
 from trainer.training.optimizer import ema_decay, learning_rate
-from trainer.training.start import LadderPlace, check_workers, find_start, ladder_place, open_state, run_path
+from trainer.training.start import check_workers, find_start, open_state, run_path
 from trainer.training.train_step import StepSettings, TrainState, train_step
 
-TRAIN = "train"
 _WAIT_FOR_RUN_S = 60.0
 
 
@@ -63,16 +64,16 @@ def train(config: TrainConfig, workers: Workers) -> bool:
 def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     start = workers.from_first(find_start(config))
     images_seen = int(start.checkpoint.name) if start.resumes and start.checkpoint else 0
-    place = ladder_place(config.ladder, images_seen)
-    if place is None:
+    position = ladder_position(config.ladder, images_seen)
+    if position is None:
         run.say(f"{config.stage}: all {images_seen} images are seen, the newest checkpoint is {start.checkpoint}")
         return True
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     check_workers(config, workers.num)
     keep_freed_memory()
     config = with_precision(config, run.path if start.resumes else None, workers)
-    store = open_features(config, place)
-    state = open_state(config, start, rung=place.rung, info=store.info, workers=workers)
+    store = open_features(config, position)
+    state = open_state(config, start, rung=position.rung, info=store.info, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=images_seen)
     run.say(
         f"{config.stage}: {start}; {sizes_text(state.network.config)}; {counted(workers.num, 'worker')}, "
@@ -80,29 +81,29 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder) -> bool:
     )
     if start.resumes and config.precision == "bfloat16" and auto_dtype(str(workers.device)) == "float32":
         run.say("it began in bfloat16, which this hardware only emulates, slowly: --precision float32 is quicker here")
-    if images_seen > place.images_before and start.checkpoint and Position.read(start.checkpoint).content != store.content:
+    if images_seen > position.images_before and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
             f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
         )
     if workers.is_first:
-        run.warn_once(stage_passes_warning(config, place.rung, num_samples=store.num_samples(TRAIN)))
+        run.warn_once(stage_passes_warning(config, position.rung, num_samples=store.num_samples(TRAIN)))
     timer = StepTimer(wait_for_device=workers.wait_for_device)
     watch = Watch(run, config.watch, workers, peak_flops=_peak_flops(config, workers.device))
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
     try:
         with attention_kernel(config.attention), StopSignal(run, workers) as stop:
-            while place is not None and RungTraining(config, place, workers, run, state, store, watch, checkpoints, timer).run(
-                stop
-            ):
-                place = ladder_place(config.ladder, state.images_seen)
-                store = open_features(config, place) if place is not None else store
+            while position is not None and RungTraining(
+                config, position, workers, run, state, store, watch, checkpoints, timer
+            ).run(stop):
+                position = ladder_position(config.ladder, state.images_seen)
+                store = open_features(config, position) if position is not None else store
         checkpoints.wait()
     finally:
         checkpoints.close()
-    ending = "done" if place is None else "stopped, and goes on with the same command"
+    ending = "done" if position is None else "stopped, and goes on with the same command"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {checkpoints.folder}")
-    return place is None
+    return position is None
 
 
 def with_precision(config: TrainConfig, resumed: Path | None, workers: Workers) -> TrainConfig:
@@ -114,9 +115,9 @@ def with_precision(config: TrainConfig, resumed: Path | None, workers: Workers) 
     return replace(config, precision=begun_in or ("float32" if "float32" in found else "bfloat16"))
 
 
-def open_features(config: TrainConfig, place: LadderPlace) -> FeatureStore:
+def open_features(config: TrainConfig, position: LadderPosition) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
-    rung = place.rung
+    rung = position.rung
     try:
         store = FeatureStore.open(config.features_folder(rung))
     except UserError as error:
@@ -184,7 +185,7 @@ class RungTraining:
     """One rung: its data, and what is done at which step."""
 
     config: TrainConfig
-    place: LadderPlace
+    position: LadderPosition
     workers: Workers
     run_folder: RunFolder
     state: TrainState
@@ -194,7 +195,7 @@ class RungTraining:
     timer: StepTimer
 
     def __post_init__(self) -> None:
-        config, rung, info = self.config, self.place.rung, self.store.info
+        config, rung, info = self.config, self.position.rung, self.store.info
         self.state.network.rebase(with_positions(self.state.network.config, rung, info))
         self.network: DiTConfig = self.state.network.config
         self.precision = getattr(torch, config.precision)
@@ -220,13 +221,13 @@ class RungTraining:
 
     def run(self, stop: StopSignal) -> bool:
         """Trains to the rung's end; returns whether it got there."""
-        rung, state = self.place.rung, self.state
-        order = DataOrder(self.store.samples(TRAIN), seed=self.config.seed + self.place.index, batch_size=rung.batch_size)
+        rung, state = self.position.rung, self.state
+        order = DataOrder(self.store.samples(TRAIN), seed=self.config.seed + self.position.index, batch_size=rung.batch_size)
         data = self.config.data
         loader = Loader(
             self.store,
             order,
-            start_images_seen=state.images_seen - self.place.images_before,
+            start_images_seen=state.images_seen - self.position.images_before,
             rank=self.workers.rank,
             world_size=self.workers.num,
             num_workers=data.loader_threads,
@@ -234,7 +235,7 @@ class RungTraining:
             captions=CaptionChoice(dropout=data.caption_dropout, weights=data.caption_weights or None),
             pin=self.workers.device.type == "cuda",
         )
-        end = self.place.images_before + rung.images_seen
+        end = self.position.images_before + rung.images_seen
         self.timer.begin_rung()
         with loader:
             while state.images_seen < end:
@@ -249,8 +250,8 @@ class RungTraining:
 
     def _step(self, batch: FeatureBatch, *, wait_s: float) -> int:
         """One optimiser step; returns its number in the stage, from 1."""
-        config, rung, state = self.config, self.place.rung, self.state
-        in_rung = state.images_seen - self.place.images_before
+        config, rung, state = self.config, self.position.rung, self.state
+        in_rung = state.images_seen - self.position.images_before
         settings = StepSettings(
             lr=learning_rate(config.optim, step=in_rung // rung.batch_size, num_steps=rung.num_steps),
             ema_decay=ema_decay(config.ema, batch_size=rung.batch_size, images_seen=in_rung + rung.batch_size),
@@ -258,16 +259,16 @@ class RungTraining:
             precision=self.precision,
             num_samples=rung.batch_size // self.workers.num,
         )
-        places = [state.images_seen + place for place in self.workers.slice(rung.batch_size)]
+        positions = [state.images_seen + index for index in self.workers.slice(rung.batch_size)]
         batch = replace(batch, captions=self.preparation.captions(batch))  # encoded here where they are not stored
-        result = train_step(state, self.objective, self.preparation.micro_batches(batch, places), settings)
+        result = train_step(state, self.objective, self.preparation.micro_batches(batch, positions), settings)
         state.images_seen += rung.batch_size
         step = self._steps_before() + in_rung // rung.batch_size + 1
         record = StepRecord(
             step=step,
             images_seen=state.images_seen,
             resolution=rung.resolution,
-            images_left=self.place.images_before + rung.images_seen - state.images_seen,
+            images_left=self.position.images_before + rung.images_seen - state.images_seen,
             lr=settings.lr,
             keys=batch.keys,
             flops=self._flops(batch) * rung.batch_size,
@@ -297,7 +298,7 @@ class RungTraining:
         if step_s is not None:
             warning = duration_warning(
                 self.config,
-                self.place,
+                self.position,
                 images_seen=self.state.images_seen,
                 step_s=step_s,
                 work=self._flops_at,
@@ -309,13 +310,13 @@ class RungTraining:
     def _is_due(self, every_images: int) -> bool:
         """Whether the last step reached a multiple of so many images."""
         now = self.state.images_seen
-        return every_images > 0 and now // every_images > (now - self.place.rung.batch_size) // every_images
+        return every_images > 0 and now // every_images > (now - self.position.rung.batch_size) // every_images
 
     def _validate(self, samples: ValidationSet) -> None:
         bands = self.config.watch.timestep_bands
         with self.state.ema.applied():
             found = measure(samples, self.state.model, self.preparation, self.workers, bands=bands, precision=self.precision)
-        row = {"kind": "validation", "images_seen": self.state.images_seen, "resolution": self.place.rung.resolution}
+        row = {"kind": "validation", "images_seen": self.state.images_seen, "resolution": self.position.rung.resolution}
         self.run_folder.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)})
         self.run_folder.say(f"{self.state.images_seen} images: {found}")
 
@@ -342,7 +343,7 @@ class RungTraining:
         watch = self.config.watch
         if not watch.validate_every_images and not watch.sample_every_images:
             return None
-        if SPLIT not in self.store.splits:
+        if VALIDATION not in self.store.splits:
             self.run_folder.say(f"{self.store.folder.url} has no validation split: no validation loss is measured")
             return None
         weights = self.config.data.caption_weights
@@ -359,7 +360,7 @@ class RungTraining:
         return SampleGrids(self.run_folder.path, pipeline=self.pipeline, subjects=subjects, vae=vae, config=self.config.watch)
 
     def _say_what_is_read(self) -> None:
-        store, rung = self.store, self.place.rung
+        store, rung = self.store, self.position.rung
         sizes = store.bucket_sizes(TRAIN)
         num = sum(sizes.values())
         missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
@@ -370,7 +371,7 @@ class RungTraining:
         )
 
     def _steps_before(self) -> int:
-        return sum(rung.num_steps for rung in self.config.ladder[: self.place.index])
+        return sum(rung.num_steps for rung in self.config.ladder[: self.position.index])
 
     def _flops_at(self, rung: Rung) -> float:
         """Of a square image of a rung, forward and backward, with the longest caption."""

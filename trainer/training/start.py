@@ -7,7 +7,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import is_local_path
 from model.dit import DiT
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
-from trainer.config import SCRATCH, Rung, TrainConfig
+from trainer.config import SCRATCH, Rung, TrainConfig, ladder_position
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.monitoring.run_folder import newest_checkpoint
@@ -29,17 +29,6 @@ class Start:
         if self.checkpoint is None:
             return "starts from nothing"
         return f"{'resumes' if self.resumes else 'starts from'} {self.checkpoint}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LadderPlace:
-    """A place in a stage's ladder."""
-
-    index: int
-    """Of the rung, from 0."""
-    rung: Rung
-    images_before: int
-    """Images of the rungs before it."""
 
 
 def find_start(config: TrainConfig) -> Start:
@@ -69,16 +58,6 @@ def run_path(config: TrainConfig) -> Path:
     return Path(config.run_folder.removeprefix("file://"))
 
 
-def ladder_place(ladder: tuple[Rung, ...], images_seen: int) -> LadderPlace | None:
-    """The rung that trains the next image; None where the stage is done."""
-    before = 0
-    for index, rung in enumerate(ladder):
-        if images_seen < before + rung.images_seen:
-            return LadderPlace(index=index, rung=rung, images_before=before)
-        before += rung.images_seen
-    return None
-
-
 def check_workers(config: TrainConfig, num_workers: int) -> None:
     """Raises UserError for a batch that cannot be shared evenly: every worker weighs the same in the gradient."""
     for rung in config.ladder:
@@ -93,7 +72,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
     """Raises UserError where the checkpoint was written under settings that this training cannot go on from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
     last_image = position.images_seen - 1
-    was, now = ladder_place(position.ladder, last_image), ladder_place(config.ladder, last_image)
+    was, now = ladder_position(position.ladder, last_image), ladder_position(config.ladder, last_image)
     assert was is not None, "the ladder of then reached as far as it did"
     problems = [
         f"{name} {old} then, {new} now"
@@ -107,7 +86,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
         ]
         if old != new
     ]
-    following = ladder_place(config.ladder, position.images_seen)
+    following = ladder_position(config.ladder, position.images_seen)
     mid_rung = following is not None and position.images_seen > following.images_before
     if mid_rung and position.features not in info.fingerprints:
         problems.append(f"features {position.features} then, {info.fingerprint} now")

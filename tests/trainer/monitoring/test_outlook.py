@@ -13,21 +13,18 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.tiny_training import tiny_config, write_store
-from trainer.config import Rung, TrainConfig, WatchConfig
+from trainer.config import LadderPosition, Rung, TrainConfig, WatchConfig
+from trainer.data.passes import MOST_PASSES, Warned, passes_warning
 from trainer.distributed import Workers
 from trainer.fit import INTERRUPTED, main
 from trainer.monitoring.outlook import (
     FIRST_STEPS,
     LONGEST_S,
-    MOST_PASSES,
     WARM_UP_STEPS,
     StepTimer,
-    Warned,
     duration_warning,
-    passes_warning,
 )
 from trainer.monitoring.run_folder import LOG, STOP, RunFolder
-from trainer.training.start import LadderPlace
 
 NUM_SAMPLES = 12
 """Training samples of write_store's default store."""
@@ -91,13 +88,13 @@ def test_50_passes_are_the_most_without_a_warning() -> None:
 def test_a_week_is_the_most_without_a_warning_and_later_resolutions_take_as_much_longer_as_they_are_more_work() -> None:
     ladder = tuple(Rung(resolution=side, images=1000, batch_size=10) for side in (16, 32, 64))
     config = tiny_config(Path(), ladder=ladder)
-    place = LadderPlace(index=1, rung=ladder[1], images_before=1000)
+    position = LadderPosition(index=1, rung=ladder[1], images_before=1000)
     left = 400 + 4 * 1000  # of the present resolution; an image of the last one is four times as much work
 
     def warning(step_s: float) -> Warned | None:
         return duration_warning(
             config,
-            place,
+            position,
             images_seen=1600,
             step_s=step_s,
             work=lambda rung: float(rung.resolution**2),
