@@ -52,10 +52,10 @@ def main(config: TrainLoopConfig) -> int:
     """Prints the figures; returns 0."""
     from trainer.distributed import Workers
     from trainer.monitoring.run_folder import read_metrics
-    from trainer.training import loop
+    from trainer.training import loop, rung
 
     clock = StepClock()
-    with tempfile.TemporaryDirectory() as directory, patch.object(loop, "train_step", clock.train_step):
+    with tempfile.TemporaryDirectory() as directory, patch.object(rung, "train_step", clock.train_step):
         settings = _train_config(config, Path(directory))
         loop.train(settings, Workers())
         rows = [row for row in read_metrics(Path(settings.run_folder)) if row["step"] > config.warmup]

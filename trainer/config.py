@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
 from model.dit_config import DiTConfig, KVCompression
-from model.formats.checkpoint import PartConfig
-from trainer.features.info import precompute_command
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]
@@ -364,15 +362,3 @@ class TrainConfig:
     def features_folder(self, rung: Rung) -> str:
         """The feature store of a rung."""
         return f"{self.features.rstrip('/')}/{self.stage}/{rung.resolution}"
-
-    def precompute_command(self, rung: Rung, *, vae: PartConfig | None = None, text_encoder: PartConfig | None = None) -> str:
-        """The command that makes it, with the parts that are known to be needed."""
-        parts = {"vae": vae} | ({"text_encoder": text_encoder} if self.conditioning == "text" else {})
-        return precompute_command(
-            parts,
-            dataset="DATASET",
-            out=self.features,
-            stage=self.stage,
-            resolution=str(rung.resolution),
-            more="--captions none" if self.online else "",
-        )

@@ -60,24 +60,26 @@ class RunFolder:
         return usable(Folder(str(self.path)))
 
     @contextmanager
-    def held(self, *, wait_s: float) -> Iterator[None]:
-        """Nobody else on this machine trains here meanwhile. Raises UserError where somebody still does after `wait_s`.
+    def held(self, *, wait_s: float) -> Iterator[bool]:
+        """Holds the folder's lock, for one training on this machine at a time; yields whether another one had it before.
 
-        Workers that outlive their driver need some seconds to end.
+        Raises UserError where another training still has it after `wait_s`: workers that outlive their driver need some seconds
+        to end.
         """
         if not self._writes:
-            yield
+            yield False
             return
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / _LOCK).open("w")
         with lock as file:
-            until = time.monotonic() + wait_s
+            until, waited = time.monotonic() + wait_s, False
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
                     raise UserError(f"another training writes to {self.path}: let it end, or give another --run_dir")
                 time.sleep(_FOLLOW_S)
-            yield
+                waited = True
+            yield waited
 
     def start(self, config: TrainConfig, workers: Workers, *, origin: str, images_seen: int) -> None:
         """Records what a start is made of, before its first step; rows of metrics after `images_seen` will be measured anew."""

@@ -22,6 +22,7 @@ from trainer.config import NetworkConfig, Rung, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.training.optimizer import Ema, make_optimizer
+from trainer.training.rung_features import features_command
 from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -73,7 +74,7 @@ def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: Featur
     ]:
         raise UserError(
             f"the checkpoint to start from does not fit the features in {config.features_folder(rung)} or the objective: "
-            f"{', '.join(differing)}; make features for it: {config.precompute_command(rung)}"
+            f"{', '.join(differing)}; make features for it: {features_command(config, rung)}"
         )
     return with_positions(replace(target, sample_size=source.sample_size, position_scale=source.position_scale), rung, info)
 

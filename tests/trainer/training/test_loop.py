@@ -26,7 +26,7 @@ from trainer.features.store import FeatureStore
 from trainer.fit import main
 from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log, read_metrics
 from trainer.training.checkpoints import kept_checkpoints
-from trainer.training.loop import check_caption_weights
+from trainer.training.rung_parts import check_caption_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
