@@ -1,6 +1,7 @@
 """Validation loss by band of timesteps, of a training or a checkpoint: the same samples, noise and timesteps each time."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +66,10 @@ class ValidationSet:
 
     def request(self, unit: int, row: int) -> SampleRequest:
         """A sample with its caption."""
-        names = () if self.store.info.class_names else self.store.caption_names(unit, row)
-        best = max(range(len(names)), key=lambda index: self.weights.get(names[index], 0.0), default=None)
-        return SampleRequest(unit=unit, row=row, caption=best)
+        return SampleRequest(unit=unit, row=row, caption=None if self.store.info.class_names else self._heaviest)
+
+    def _heaviest(self, names: Sequence[str]) -> int | None:
+        return max(range(len(names)), key=lambda index: self.weights.get(names[index], 0.0), default=None)
 
 
 @torch.no_grad()
