@@ -25,9 +25,9 @@ from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
 from trainer.features.config import PrecomputeConfig
 from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
 from trainer.features.job import Encoders
+from trainer.features.preparation import prepare
 from trainer.fit import main as train
 from trainer.monitoring.run_folder import LOG
-from trainer.precompute import prepare
 
 BOTH = pytest.mark.parametrize("format_here", ["float32", "bfloat16"])
 

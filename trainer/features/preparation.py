@@ -1,32 +1,24 @@
-"""Encodes images and captions once, before training.
+"""Preparation of features: stores are created or checked, the source is planned, and the units that are missing are run."""
 
-    python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --vae.name VAE --text_encoder.name T5
-
-Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; stopped and started
-again, it goes on with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and
-a caption encoded once.
-"""
-
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from foundry.command_line import counted, run_command
+from safetensors.torch import save
+
+from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import AUTO
-from foundry.storage.folder import Folder, absolute, is_local_path, usable
-from foundry.units.cluster import check_paths
+from foundry.storage.folder import Folder, absolute, is_local_path
+from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
-from model.formats.frozen_parts import PUBLISHED
+from foundry.units.run import run_job
+from trainer.features.buckets import bucket_table
 from trainer.features.config import PrecomputeConfig, identity
-from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
-
-if TYPE_CHECKING:
-    from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
-    from trainer.features.plan import FeaturePlan
-    from trainer.features.sources import FeatureSource
+from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
+from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
+from trainer.features.plan import FeaturePlan, PlanSettings, extend_feature_plan
+from trainer.features.sources import FeatureSource, class_names, open_source
 
 _TAKEN = 1.3  # of the weights' size: with activations
 PATCH_SIZE = 2
@@ -34,30 +26,15 @@ PATCH_SIZE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """Stores that exist and are planned."""
+class FeatureTasks:
+    """The units that are missing in stores that exist and are planned."""
 
-    job: "PrecomputeJob"
-    plan: "FeaturePlan"
-    units: "list[FeatureUnit]"
-    """What is left to do."""
+    job: PrecomputeJob
+    plan: FeaturePlan
+    units: list[FeatureUnit]
+    """Units that some store lacks."""
     replica_bytes: float
-    """What a replica takes of a node's memory, roughly; 0 where nothing is left to do."""
-
-
-def main(config: PrecomputeConfig) -> int:
-    """Makes the features; returns 0, or 1 where units failed or more samples were rejected than allowed. Raises UserError."""
-    started = time.perf_counter()
-    check_paths([config.dataset, config.out])
-    visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
-
-    def describe(encoders: "Encoders") -> "EncoderFacts":
-        from trainer.features.ray_description import start_and_describe
-
-        return start_and_describe(encoders, config.ray, visible=visible)
-
-    with usable(Folder(config.out)):
-        return _make(config, prepare(config, describe=describe), started=started)
+    """Bytes of a node's memory that a replica takes, roughly; 0 where nothing is left to do."""
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
@@ -65,14 +42,11 @@ def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
     return {resolution: Folder(f"{config.out}/{config.stage}/{resolution}") for resolution in sorted(config.resolution)}
 
 
-def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], EncoderFacts]") -> Preparation:
+def prepare(config: PrecomputeConfig, *, describe: Callable[[Encoders], EncoderFacts]) -> FeatureTasks:
     """Creates or checks the stores and plans what the source has new. `describe` loads the encoders, where that is needed.
 
     Raises UserError for a source without samples, stores that were made with other settings, and other encoders.
     """
-    from trainer.features.job import Encoders, PrecomputeJob
-    from trainer.features.sources import open_source
-
     source, stores = open_source(config.dataset), stores_of(config)
     text_encoder = None if config.features.labels else config.text_encoder
     encoders = Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
@@ -93,10 +67,33 @@ def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], Encoder
         encoders = replace(encoders, text_encoder=None)
     job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
     replica_bytes = _TAKEN * facts.num_bytes if facts and units else 0.0
-    return Preparation(job=job, plan=plan, units=units, replica_bytes=replica_bytes)
+    return FeatureTasks(job=job, plan=plan, units=units, replica_bytes=replica_bytes)
 
 
-def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
+def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) -> int:
+    """Makes the features that are missing and prints what each store holds; returns 0, or 1 where too many samples failed."""
+    job, units = tasks.job, tasks.units
+    print(_headline(config, tasks))
+    budget = allowed_rejections(config.max_rejected, tasks.plan.num_samples) - rejected_before(config, tasks)
+    infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
+    done = True
+    if units or budget < 0:
+        done = run_job(
+            job,
+            units,
+            settings=config.ray,
+            visible={path: text for path, text in infos.items() if is_local_path(path)},
+            budget=budget,
+            started=started,
+            replica_bytes=tasks.replica_bytes,
+            what="samples",
+        )
+    if done:
+        _report(stores_of(config))
+    return 0 if done else 1
+
+
+def _in_dtypes_of(info: FeaturesInfo, encoders: Encoders) -> Encoders:
     """The encoders with `auto` settled: in the number formats that the store was begun in."""
     vae, text_encoder = encoders.vae, encoders.text_encoder
     if vae.dtype == AUTO and info.vae_dtype:
@@ -106,21 +103,16 @@ def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
     return replace(encoders, vae=vae, text_encoder=text_encoder)
 
 
-def pending_units(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[FeatureUnit]":
+def pending_units(plan: FeaturePlan, stores: Mapping[int, Folder]) -> list[FeatureUnit]:
     """The units that some store lacks, each with the resolutions that lack it."""
-    from foundry.units.commits import committed_units
-    from trainer.features.job import FeatureUnit
-
     done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
     lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
     return [FeatureUnit(**vars(unit), resolutions=resolutions) for unit, resolutions in lacking if resolutions]
 
 
-def rejected_before(config: PrecomputeConfig, prepared: Preparation) -> int:
+def rejected_before(config: PrecomputeConfig, tasks: FeatureTasks) -> int:
     """Samples that earlier starts rejected, in units that are done at all resolutions."""
-    from foundry.units.commits import read_commits
-
-    to_do = {unit.number for unit in prepared.units}
+    to_do = {unit.number for unit in tasks.units}
     rejected = {commit.unit: commit.num_rejected for folder in stores_of(config).values() for commit in read_commits(folder)}
     return sum(number for unit, number in rejected.items() if unit not in to_do)
 
@@ -143,14 +135,9 @@ def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> d
 
 
 def _create_stores(
-    config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], facts: "EncoderFacts"
+    config: PrecomputeConfig, source: FeatureSource, stores: Mapping[int, Folder], facts: EncoderFacts
 ) -> dict[int, FeaturesInfo]:
     """Writes the null caption and features.json into each store."""
-    from safetensors.torch import save
-
-    from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME
-    from trainer.features.sources import class_names
-
     names = class_names(source) if config.features.labels else ()
     infos = {resolution: _info(config, source, facts, resolution=resolution, class_names=names) for resolution in stores}
     for resolution, folder in stores.items():
@@ -163,10 +150,8 @@ def _create_stores(
 
 
 def _info(
-    config: PrecomputeConfig, source: "FeatureSource", facts: "EncoderFacts", *, resolution: int, class_names: tuple[str, ...]
+    config: PrecomputeConfig, source: FeatureSource, facts: EncoderFacts, *, resolution: int, class_names: tuple[str, ...]
 ) -> FeaturesInfo:
-    from trainer.features.buckets import bucket_table
-
     text = config.text_encoder
     quantised = "" if text.quantisation == "none" else f"/{text.quantisation}"
     square = config.features.square
@@ -196,10 +181,8 @@ def _info(
 
 
 def _plan(
-    config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], infos: Mapping[int, FeaturesInfo]
-) -> "FeaturePlan":
-    from trainer.features.plan import PlanSettings, extend_feature_plan
-
+    config: PrecomputeConfig, source: FeatureSource, stores: Mapping[int, Folder], infos: Mapping[int, FeaturesInfo]
+) -> FeaturePlan:
     settings = PlanSettings(
         tables={resolution: info.buckets for resolution, info in infos.items()},
         seed=config.seed,
@@ -210,7 +193,7 @@ def _plan(
     return extend_feature_plan(list(stores.values()), source, settings)
 
 
-def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts") -> None:
+def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: EncoderFacts) -> None:
     """Raises UserError where the encoders are not those that the stores were begun with."""
     for info in infos.values():
         for kind, before, now in (("vae", info.vae, facts.vae), ("text_encoder", info.text_encoder, facts.text_encoder)):
@@ -221,45 +204,18 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts
                 )
 
 
-def _make(config: PrecomputeConfig, prepared: Preparation, *, started: float) -> int:
-    """Makes what is prepared, with a line before it and lines after it."""
-    from foundry.units.run import run_job
-
-    job, units = prepared.job, prepared.units
-    print(_headline(config, prepared))
-    budget = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
-    infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
-    done = True
-    if units or budget < 0:
-        done = run_job(
-            job,
-            units,
-            settings=config.ray,
-            visible={path: text for path, text in infos.items() if is_local_path(path)},
-            budget=budget,
-            started=started,
-            replica_bytes=prepared.replica_bytes,
-            what="samples",
-        )
-    if done:
-        _report(stores_of(config))
-    return 0 if done else 1
-
-
-def _headline(config: PrecomputeConfig, prepared: Preparation) -> str:
+def _headline(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
     sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
-    encoders, plan = prepared.job.encoders, prepared.plan
+    encoders, plan = tasks.job.encoders, tasks.plan
     dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
     return (
         f"features of {config.dataset} at {sizes}: {counted(plan.num_samples, 'sample')} in "
-        f"{counted(len(plan.units), 'unit')}; {counted(len(prepared.units), 'unit')} to do; {dtypes}"
+        f"{counted(len(plan.units), 'unit')}; {counted(len(tasks.units), 'unit')} to do; {dtypes}"
     )
 
 
 def _report(stores: Mapping[int, Folder]) -> None:
     """Prints what each store holds."""
-    from foundry.units.commits import read_commits
-
     for resolution, folder in stores.items():
         commits = read_commits(folder)
         files = [file for commit in commits for file in commit.files.values() if not file.path.startswith("../")]
@@ -267,15 +223,3 @@ def _report(stores: Mapping[int, Folder]) -> None:
         reasons = "".join(f", {count} rejected as {reason}" for reason, count in sorted(rejected.items()))
         samples, num_bytes = sum(commit.completed for commit in commits), sum(file.num_bytes for file in files)
         print(f"{folder.url}: {counted(samples, 'sample')} at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
-
-
-if __name__ == "__main__":
-    raise SystemExit(
-        run_command(
-            PrecomputeConfig,
-            main,
-            prog="python -m trainer.precompute",
-            example="python -m trainer.precompute --dataset dataset --out features --stage alignment --resolution 256 512 "
-            f"--vae.name {PUBLISHED[120]} --text_encoder.name {PUBLISHED[120]}",
-        )
-    )

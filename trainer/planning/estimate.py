@@ -1,41 +1,27 @@
-"""GPU-days, money, memory and disk of a training before it is paid for: the stages as trainer.fit would run them.
+"""The estimate of a plan: steps, FLOPs, GPU-days, memory, disk and reading speed of each rung that is to be trained."""
 
-python -m trainer.plan --stage all --gpu h100 --num_gpus 64
-python -m trainer.plan --fit_config configs/finetune_pixart_512_24gb.yaml --gpu rtx4090 --num_gpus 1 --num_images 10000
-python -m trainer.plan --stage aesthetic --gpu a100 --num_gpus 8 --price 1.2 --utilisation 0.35 --json
-"""
-
-import json
 from dataclasses import asdict
 from functools import lru_cache
 from math import gcd
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from model.dit_config import DiTConfig
+from model.flops import dit_flops, total
 from trainer.config import Rung, Sharding, TrainConfig
+from trainer.data.passes import count_training_samples
 from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
-from trainer.stages import choose_stage, stage_named_by
-
-if TYPE_CHECKING:
-    from model.dit_config import DiTConfig
-    from trainer.planning.memory import Activations
+from trainer.planning.memory import Activations, measure_activations, training_memory
+from trainer.planning.paper import PAPER_DATASET_IMAGES
+from trainer.stages import STAGES, choose_stage, stage_named_by
 
 _KEY_BYTES = 100
 """A row of a feature store without latents and captions: key, sizes, names of the captions."""
 _CAPTION_BYTES = 64
-"""A stored caption beside its tokens, at most."""
+"""A stored caption without its tokens, at most."""
 _TEXT_BYTES_PER_TOKEN = 5
 """English text of a T5 token, generously."""
-
-
-def main(config: PlanConfig) -> int:
-    """Prints the plan and returns 0."""
-    from trainer.planning.table import plan_table
-
-    rungs = plan(config)
-    print(json.dumps(as_json(rungs, config)) if config.json else plan_table(rungs, config))
-    return 0
 
 
 def plan(config: PlanConfig) -> list[RungPlan]:
@@ -54,8 +40,6 @@ def plan(config: PlanConfig) -> list[RungPlan]:
 
 def stage_configs(config: PlanConfig) -> list[TrainConfig]:
     """The settings that trainer.fit would use. Raises UserError for a file of settings that it would refuse."""
-    from trainer.stages import STAGES
-
     chosen = config.stage or stage_named_by(config.fit_config) or "all"
     names = [name for name in STAGES if chosen in (name, "all")]
     if config.fit_config is None:
@@ -80,8 +64,6 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
-    from model.flops import dit_flops, total
-
     network = _network(train, rung, config)
     grid = (network.base_grid, network.base_grid)
     layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
@@ -111,9 +93,6 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
 
 
 def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
-    from trainer.data.passes import count_training_samples
-    from trainer.planning.paper import PAPER_DATASET_IMAGES
-
     if config.num_images is not None:
         return DatasetSize(config.num_images, "--num_images")
     folder = train.features_folder(rung)
@@ -122,7 +101,7 @@ def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> Dataset
     return DatasetSize(PAPER_DATASET_IMAGES[train.stage], "as in the paper")
 
 
-def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> "DiTConfig":
+def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
     try:
         return train.network.dit_config(
             conditioning=train.conditioning,
@@ -135,9 +114,7 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> "DiTConfig":
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
 
 
-def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_gpus: int) -> tuple[MemoryPlan, ...]:
-    from trainer.planning.memory import training_memory
-
+def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, *, num_gpus: int) -> tuple[MemoryPlan, ...]:
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
     shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
     as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
@@ -163,14 +140,12 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: "DiTConfig", *, num_g
 
 
 @lru_cache
-def _activations(network: "DiTConfig", checkpointing: bool, precision: str) -> "Activations":
-    from trainer.planning.memory import measure_activations
-
+def _activations(network: DiTConfig, checkpointing: bool, precision: str) -> Activations:
     grid = (network.base_grid, network.base_grid)
     return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision)
 
 
-def _disk_plan(train: TrainConfig, rung: Rung, network: "DiTConfig", config: PlanConfig, *, num_images: int) -> DiskPlan:
+def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig, *, num_images: int) -> DiskPlan:
     has_captions = train.conditioning == "text" and rung is train.ladder[0]
     captions = num_images * config.caption_variants * has_captions
     bf16, int8, text = _caption_bytes(config)
@@ -182,7 +157,7 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: "DiTConfig", config: Pla
     )
 
 
-def _reading_plan(train: TrainConfig, network: "DiTConfig", config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
+def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
     """An image is read with one of its captions."""
     latents = _latents_bytes(network)
     bf16, int8, text = _caption_bytes(config) if train.conditioning == "text" else (0.0, 0.0, 0.0)
@@ -191,7 +166,7 @@ def _reading_plan(train: TrainConfig, network: "DiTConfig", config: PlanConfig, 
     )
 
 
-def _latents_bytes(network: "DiTConfig") -> int:
+def _latents_bytes(network: DiTConfig) -> int:
     """Of an image: mean and log-variance in bf16."""
     return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
 
@@ -200,14 +175,3 @@ def _caption_bytes(config: PlanConfig) -> tuple[float, float, float]:
     """Of a caption in bf16, in int8, whose tokens have a float32 scale each, and as text."""
     tokens, width = config.caption_tokens, config.caption_width
     return 2 * tokens * width + _CAPTION_BYTES, tokens * (width + 4) + _CAPTION_BYTES, _TEXT_BYTES_PER_TOKEN * tokens
-
-
-if __name__ == "__main__":
-    raise SystemExit(
-        run_command(
-            PlanConfig,
-            main,
-            prog="python -m trainer.plan",
-            example="python -m trainer.plan --stage all --gpu h100 --num_gpus 64",
-        )
-    )

@@ -16,7 +16,7 @@ from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import LadderPosition, Rung, TrainConfig, WatchConfig
 from trainer.data.passes import MOST_PASSES, Warned, passes_warning
 from trainer.distributed import Workers
-from trainer.fit import INTERRUPTED, main
+from trainer.fit import main
 from trainer.monitoring.outlook import (
     FIRST_STEPS,
     LONGEST_S,
@@ -135,12 +135,12 @@ def test_all_resolutions_of_a_stage_add_up(tmp_path: Path, capsys: pytest.Captur
     ladder = tuple(Rung(resolution=side, images=40 * NUM_SAMPLES, batch_size=4) for side in (16, 32))
     config = tiny_config(tmp_path, ladder=ladder, watch=QUIET)
     with _stopped_at(config, "step 5 "):
-        assert main(config) == INTERRUPTED
+        assert main(config) == 130
     assert capsys.readouterr().out.count("warning: alignment sees each of its 12 images 80 times: above 50 times") == 1
     write_store(tmp_path / "features", resolution=32, num_units=12)  # 60 samples: the stage makes 40 passes and 8
     other = tiny_config(tmp_path, ladder=ladder, watch=QUIET, run_dir=str(tmp_path / "other"))
     with _stopped_at(other, "step 5 "):
-        assert main(other) == INTERRUPTED
+        assert main(other) == 130
     assert "warning" not in capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_a_long_training_says_so_once_also_when_it_is_resumed(tmp_path: Path, ca
     for _ in range(2):
         before = _steps(config)
         with _stopped_at(config, f"step {before + FIRST_STEPS + 10} "):
-            assert main(config) == INTERRUPTED
+            assert main(config) == 130
         assert _steps(config) > before + FIRST_STEPS
     _assert_both_warnings(config, capsys.readouterr().out, num_workers="1 worker")
 
@@ -170,7 +170,7 @@ def test_two_workers_warn_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 def _work(rank: int, config: TrainConfig, port: int) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    assert main(config) == INTERRUPTED
+    assert main(config) == 130
 
 
 def _assert_both_warnings(config: TrainConfig, output: str, *, num_workers: str) -> None:

@@ -20,9 +20,9 @@ from tests.trainer.tiny_sources import tiny_precompute, write_class_folders
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import DistributedConfig, TrainConfig
 from trainer.features.job import Encoders
+from trainer.features.preparation import prepare, run_tasks
 from trainer.fit import main
 from trainer.monitoring.run_folder import list_checkpoints, read_metrics
-from trainer.precompute import _make, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +93,7 @@ def test_stores_that_a_node_does_not_see_are_named_before_the_work(tmp_path: Pat
     prepared = prepare(config, describe=Encoders.describe)
     elsewhere = replace(prepared, job=replace(prepared.job, stores={32: str(tmp_path / "elsewhere")}))
     with pytest.raises(UserError, match=r"elsewhere/features\.json: not visible on node"):
-        _make(config, elsewhere, started=0.0)
+        run_tasks(config, elsewhere, started=0.0)
 
 
 def _starts(config: TrainConfig) -> int:
