@@ -29,6 +29,6 @@ if __name__ == "__main__":
             EvaluateConfig,
             main,
             prog="python -m trainer.evaluate",
-            example="python -m trainer.evaluate --checkpoint mini --benchmark openmoji --out evaluation",
+            example="python -m trainer.evaluate --checkpoint mini --benchmark examples.openmoji.benchmark --out evaluation",
         )
     )

@@ -1,7 +1,7 @@
-"""What a benchmark is to `trainer.evaluate`: prompts, judges that score image by image, and metrics of all images together.
+"""A benchmark of `trainer.evaluate`: prompts, judges that score image by image, and metrics of all images together.
 
-A benchmark is a module with a function `open_benchmark(config: EvaluateConfig) -> Benchmark`, named in BENCHMARKS of
-trainer/evaluation/config.py. Everything heavy stands behind a function, and is loaded when there is something to do for it.
+It is a module with a function `open_benchmark(config: EvaluateConfig) -> Benchmark`, named in BENCHMARKS of config.py or given
+by its path. Everything heavy is behind a function, and is loaded when there is something to do for it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol, cast
 
 from foundry.errors import UserError
 from foundry.hardware import keep_freed_memory
@@ -15,12 +16,20 @@ from trainer.evaluation.summary import Summary, markdown, summarise, write_resul
 from trainer.monitoring.validation import ValidationLoss, validation_loss
 
 
+class BenchmarkModule(Protocol):
+    """A module of a benchmark."""
+
+    def open_benchmark(self, config: EvaluateConfig) -> Benchmark:
+        """The benchmark with these settings. Raises UserError."""
+        ...
+
+
 def evaluate(config: EvaluateConfig) -> Summary:
     """Evaluates what is not evaluated yet. Raises UserError."""
     keep_freed_memory()
     config = with_dtypes(config)
-    print(_headline(config), flush=True)
     out, benchmark = Path(config.out), open_benchmark(config)
+    print(_headline(config, benchmark), flush=True)
     settings = drawing_settings(config)
     claim_folder(out, config, benchmark, settings)
     loss = _loss(config)  # features that do not fit are said before anything is drawn
@@ -42,16 +51,9 @@ def evaluate(config: EvaluateConfig) -> Summary:
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
     """The benchmark that is asked for, with the judges and images that are. Raises UserError for a judge that it has not."""
-    try:
-        module = import_module(BENCHMARKS[config.benchmark])
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the benchmark {config.benchmark} needs {error.name}, which is not here: run this from a checkout of the "
-            "repository after `make setup`"
-        ) from error
-    benchmark: Benchmark = module.open_benchmark(config)
+    benchmark = _module_of(config.benchmark).open_benchmark(config)
     if unknown := [name for name in config.judges if name not in benchmark.judges]:
-        raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(benchmark.judges)}")
+        raise UserError(f"--judges {unknown[0]}: {benchmark.name} has {', '.join(benchmark.judges)}")
     judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
     usual, num_images = benchmark.num_images_per_prompt, config.num_images_per_prompt or benchmark.num_images_per_prompt
     differences = (f"{num_images} images of a prompt in place of {usual}",) if num_images != usual else ()
@@ -59,9 +61,23 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     return replace(benchmark, judges=judges, num_images_per_prompt=num_images, published=published)
 
 
-def _headline(config: EvaluateConfig) -> str:
+def _module_of(name: str) -> BenchmarkModule:
+    """The module of a benchmark, by its name in BENCHMARKS or its path. Raises UserError where it cannot be imported."""
+    try:
+        module = import_module(BENCHMARKS.get(name, name))
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the benchmark {name} needs {error.name}, which is not here: run this from a checkout of the repository after "
+            "`make setup`"
+        ) from error
+    if not hasattr(module, "open_benchmark"):
+        raise UserError(f"--benchmark {name}: expected a module with the function open_benchmark, found one without it")
+    return cast("BenchmarkModule", module)
+
+
+def _headline(config: EvaluateConfig, benchmark: Benchmark) -> str:
     drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
-    return f"{config.benchmark}: {drawn}, judged in {config.judge_dtype}"
+    return f"{benchmark.name}: {drawn}, judged in {config.judge_dtype}"
 
 
 def _loss(config: EvaluateConfig) -> ValidationLoss | None:
