@@ -135,7 +135,7 @@ class ObjectiveConfig:
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the network predicts a variance too."""
+        """True where the network predicts a variance too."""
         return self.name == DIFFUSION and bool(self.settings.get("learned_variance", True))
 
 

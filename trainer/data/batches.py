@@ -65,14 +65,14 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Of B samples, on the CPU, float32."""
+    """Random numbers of B samples, on the CPU, float32."""
 
     noise: Tensor
-    """(B, C, h, w) what the network is to find."""
+    """(B, C, h, w): the noise that the network is to find."""
     latent_noise: Tensor
-    """(B, C, h, w) that picks latents from the VAE's distribution."""
+    """(B, C, h, w): draws latents from the VAE's distribution."""
     quantiles: Tensor
-    """(B,) in 0..1: of the objective's distribution of timesteps."""
+    """(B,) in 0..1: quantiles of the objective's distribution of timesteps."""
     dropout: Tensor
     """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
 

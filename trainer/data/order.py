@@ -72,7 +72,7 @@ class DataOrder:
         return sum(self._bucket_batches(epoch))
 
     def _bucket_batches(self, epoch: int) -> list[int]:
-        """How many batches each bucket has given before an epoch."""
+        """Number of batches that each bucket has given before an epoch."""
         return [epoch * stream.num_samples // self.batch_size for stream in self._streams]
 
     def _epoch_of(self, index: int) -> int:

@@ -12,13 +12,13 @@ class Warned:
     """A warning in two parts."""
 
     fact: str
-    """What is wrong, in the same words at every start under the same settings: by this a repetition is found."""
+    """The problem, in the same words at every start under the same settings, by which a repetition is recognised."""
     advice: str
-    """What was measured or counted, and which setting to change."""
+    """The measurement or count, and the setting to change."""
 
 
 def count_passes(rungs: Sequence[tuple[int, int]]) -> float:
-    """How often each image is seen in all resolutions of a stage, from images seen and images of the data set of each."""
+    """Counts how often a stage sees each image, from the images seen and the images of the data set at each resolution."""
     return sum(images_seen / num_images for images_seen, num_images in rungs)
 
 

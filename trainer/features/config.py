@@ -94,7 +94,7 @@ class PrecomputeConfig:
 
     @property
     def features(self) -> StageFeatures:
-        """What the stage trains on."""
+        """The features that the stage trains on."""
         chosen = STAGES[self.stage]
         return replace(chosen, square=chosen.square or self.square)
 

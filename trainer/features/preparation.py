@@ -118,7 +118,7 @@ def rejected_before(config: PrecomputeConfig, tasks: FeatureTasks) -> int:
 
 
 def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
-    """What the stores say; None where none of them exists. Raises UserError for stores that were made with other settings."""
+    """The features.json of the stores; None where none exists. Raises UserError for stores that have other settings."""
     found = {resolution: read_info(folder) for resolution, folder in stores.items() if folder.exists(FEATURES_FILE)}
     settings = identity(config.recorded())
     for resolution, info in found.items():

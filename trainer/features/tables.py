@@ -42,7 +42,7 @@ class SampleFacts:
 
     key: str
     height: int
-    """Of the original image, in pixels."""
+    """Height of the original image, in pixels."""
     width: int
     class_label: int | None
     """Index in FeaturesInfo.class_names."""

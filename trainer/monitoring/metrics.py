@@ -1,7 +1,7 @@
 """Training metrics: a log line and a row per interval, loss spikes with their sample keys, an error on a non-finite loss.
 
-Losses stay on the device and are fetched one interval late, so that no step waits for its own numbers. A checkpoint fetches all
-that is left first: what is saved has been seen to be finite.
+Losses stay on the device and are fetched one interval late, so that no step waits for its own values. Before a checkpoint all
+remaining ones are fetched: only a state with finite losses is saved.
 """
 
 import math
@@ -28,31 +28,31 @@ _NAMED_KEYS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What is known of a step without asking the device."""
+    """The facts of a step that need no value from the device."""
 
     step: int
-    """Of the stage, from 1."""
+    """Number of the step in the stage, from 1."""
     images_seen: int
-    """Of the stage, after the step."""
+    """Images of the stage after the step."""
     resolution: int
-    """Of its rung, in pixels."""
+    """Resolution of its rung, in pixels."""
     images_left: int
-    """Until the end of the rung."""
+    """Images until the end of the rung."""
     lr: float
     """Learning rate."""
     keys: list[str]
     """This worker's samples, in order."""
     flops: float
-    """Of the whole batch, forward and backward."""
+    """FLOPs of the whole batch, forward and backward."""
     batch_size: int
     """Images of all workers."""
     wait_s: float
-    """How long this worker waited for its data."""
+    """Time that this worker waited for its data, in seconds."""
 
 
 @dataclass(eq=False)
 class _Interval:
-    """Steps whose numbers are fetched together."""
+    """Steps whose values are fetched together."""
 
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Watch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside is no part of an interval's time."""
+        """Excludes the time inside from the interval."""
         started = time.perf_counter()
         yield
         now = time.perf_counter()
@@ -228,7 +228,7 @@ def _duration(seconds: float) -> str:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """The most that was taken so far: of the GPU, else of the process."""
+    """Peak memory so far in bytes: of the GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -69,7 +69,7 @@ class StepTimer:
     clock: Callable[[], float] = time.perf_counter
     """Seconds."""
     done: bool = False
-    """Whether the speed is known: nothing is timed any more."""
+    """True once the speed is known: nothing is timed any more."""
     _times: list[float] = field(default_factory=list)
 
     def begin_rung(self) -> None:

@@ -77,24 +77,24 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """How many images a stage has to learn from, and who says so."""
+    """Number of images that a stage learns from, and the source of that number."""
 
     num_images: int
     source: str
-    """Where the number is from."""
+    """The option, the features or the paper that gives the number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """A GPU's memory in one way of sharing the work."""
+    """Memory of a GPU under one sharding, with or without gradient checkpointing."""
 
     sharding: Sharding
     gradient_checkpointing: bool
     memory: "TrainingMemory"
     num_images: int
-    """Images that the GPU works on at once: its share of the batch, cut where device_tokens says."""
+    """Images of a micro-batch: the GPU's share of the batch, limited by device_tokens."""
     as_set: bool
-    """Whether the settings of the training ask for this way."""
+    """True for the sharding and checkpointing that the training's settings ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +105,17 @@ class DiskPlan:
     captions_bf16: float
     captions_int8: float
     texts: float
-    """In place of captions, for training that encodes them itself (--online)."""
+    """Bytes of the texts alone, for training that encodes captions itself (--online)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingPlan:
-    """Bytes of features that all GPUs together read in a second, by how captions are stored."""
+    """Bytes of features that all GPUs together read per second, by the storage of captions."""
 
     bf16: float
     int8: float
     online: float
-    """Texts alone."""
+    """With texts alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +129,21 @@ class RungPlan:
     images_seen: int
     dataset: DatasetSize
     flops_per_image: float
-    """Of the model's own work, forward and backward."""
+    """FLOPs of the network per image, forward and backward, without recomputation."""
     gpu_days: float
     cost: float | None
-    """Dollars."""
+    """In dollars; none where no price is known."""
     patches: int
-    """Of an image."""
+    """Patches of an image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float
-    """Of all GPUs."""
+    """Images per second, of all GPUs together."""
     reading: ReadingPlan
 
     @property
     def passes(self) -> float:
-        """How often each image is seen."""
+        """Number of times that each image is seen."""
         return count_passes([(self.images_seen, self.dataset.num_images)])
 
     @property
@@ -153,5 +153,5 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """Of all images seen."""
+        """FLOPs of all images seen."""
         return self.images_seen * self.flops_per_image

@@ -25,7 +25,7 @@ _TEXT_BYTES_PER_TOKEN = 5
 
 
 def plan(config: PlanConfig) -> list[RungPlan]:
-    """Of each rung, in the order of training.
+    """Plans each rung, in the order of training.
 
     Raises UserError for GPUs that cannot share a batch evenly, and for sizes that make no network.
     """
@@ -167,11 +167,11 @@ def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *,
 
 
 def _latents_bytes(network: DiTConfig) -> int:
-    """Of an image: mean and log-variance in bf16."""
+    """Bytes of an image's mean and log-variance in bf16."""
     return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
 
 
 def _caption_bytes(config: PlanConfig) -> tuple[float, float, float]:
-    """Of a caption in bf16, in int8, whose tokens have a float32 scale each, and as text."""
+    """Bytes of a caption in bf16, in int8 (with a float32 scale per token), and as text."""
     tokens, width = config.caption_tokens, config.caption_width
     return 2 * tokens * width + _CAPTION_BYTES, tokens * (width + 4) + _CAPTION_BYTES, _TEXT_BYTES_PER_TOKEN * tokens

@@ -109,7 +109,7 @@ class Checkpoints:
         )
 
     def remove_partial(self) -> None:
-        """Removes what a killed training left half-written. Called once, before anything is saved."""
+        """Removes checkpoints that a killed training left incomplete. Called once, before anything is saved."""
         if self._workers.is_first and self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name.startswith("."):
@@ -201,7 +201,7 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
 
 
 def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:
-    """Which of the checkpoints stay: the newest, and for good the first at or after each multiple of keep_every_images."""
+    """The checkpoints that are kept: the newest, and for good the first at or after each multiple of keep_every_images."""
     ordered = sorted(images_seen)
     kept = set(ordered[-config.keep_last :])
     if config.keep_every_images:
@@ -213,12 +213,12 @@ def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> se
 
 
 def _failures(workers: Workers, *others: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """Of files. Among several workers a RuntimeError is the loss of another one, after which the training starts again."""
+    """Errors of files. Among several workers a RuntimeError is the loss of another one, after which the training restarts."""
     return (*_FAILURES, *others) if workers.num > 1 else (*_FAILURES, *others, RuntimeError)
 
 
 def _sync(folder: Path) -> None:
-    """All of a folder is on the disk when this returns."""
+    """Syncs all files of a folder to the disk."""
     for path in sorted(folder.rglob("*")):
         _sync_folder(path)
     _sync_folder(folder)

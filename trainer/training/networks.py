@@ -1,4 +1,4 @@
-"""The network of a rung: sizes from what it starts from and from the features, weights from a checkpoint or from nothing."""
+"""The network of a rung: its sizes follow from its start and the features, its weights are new or a checkpoint's."""
 
 import os
 import shutil
@@ -27,11 +27,11 @@ from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
 _OF_CAPTIONS = ("qk_norm", "kv_compression")
-"""Chosen anew where a network that reads captions starts from one that reads classes."""
+"""Settings of networks that read captions, chosen anew where one starts from a network that reads classes."""
 
 
 def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
-    """Of a network that starts from nothing. Raises UserError for sizes that make none."""
+    """The configuration of a new network. Raises UserError for sizes that make no network."""
     text = config.conditioning == "text"
     try:
         return config.network.dit_config(
@@ -49,7 +49,7 @@ def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig
 
 
 def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
-    """Of a network that starts from another: its sizes, with the rung's positions and the stage's conditions.
+    """The configuration of a network that starts from another: its sizes, with the rung's positions and the stage's conditions.
 
     Raises UserError where that and the settings or the features contradict each other.
     """
@@ -87,7 +87,7 @@ def with_positions(network: DiTConfig, rung: Rung, info: FeaturesInfo) -> DiTCon
 
 
 def new_network(config: DiTConfig, *, seed: int) -> DiT:
-    """Weights as the authors draw them."""
+    """A network with random weights, as the authors draw them."""
     return DiT(config).initialise(torch.Generator().manual_seed(seed))
 
 
@@ -149,12 +149,12 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
 
 
 def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:
-    """In which attention takes the kernel of that name: see TrainConfig.attention."""
+    """A context in which attention uses the kernel of that name: see TrainConfig.attention."""
     return sdpa_kernel(SDPBackend.MATH) if name == "math" else nullcontext()
 
 
 def can_compile(workers: Workers) -> bool:
-    """Whether torch would find a compiler here; says so in a line where it would not."""
+    """True where torch finds a C++ compiler; prints a line where it does not."""
     found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
     if not found and workers.is_first:
         print("no C++ compiler on this machine: the network runs uncompiled, which is slower", flush=True)

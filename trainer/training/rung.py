@@ -120,7 +120,7 @@ class RungTraining:
         return step
 
     def _after_step(self, *, ends: bool) -> None:
-        """What is due after a step. A checkpoint comes last: its thread may then write while training goes on."""
+        """Does what is due after a step. A checkpoint comes last: its thread may then write while training continues."""
         watch, every = self.config.watch, self.config.checkpoint.every_images
         self.checkpoints.check()
         if self.parts.validation and self._is_due(watch.validate_every_images):
@@ -135,7 +135,7 @@ class RungTraining:
                 self._save()
 
     def _warn_of_duration(self, step_s: float | None) -> None:
-        """Once the speed is known."""
+        """Warns of a stage that takes too long, once the time of a step is known."""
         if step_s is not None:
             warning = duration_warning(
                 self.config,
@@ -149,7 +149,7 @@ class RungTraining:
             self.run_folder.warn_once(warning)
 
     def _is_due(self, every_images: int) -> bool:
-        """Whether the last step reached a multiple of so many images."""
+        """True where the last step reached a multiple of this many images."""
         now = self.state.images_seen
         return every_images > 0 and now // every_images > (now - self.position.rung.batch_size) // every_images
 
@@ -184,12 +184,12 @@ class RungTraining:
         return sum(rung.num_steps for rung in self.config.ladder[: self.position.index])
 
     def _flops_at(self, rung: Rung) -> float:
-        """Of a square image of a rung, forward and backward, with the longest caption."""
+        """FLOPs of a square image of a rung, forward and backward, with the longest caption."""
         side = rung.resolution // self.store.info.downsampling // self.network.patch_size
         return training_flops(self.network, grid=(side, side), caption_tokens=self.network.max_caption_tokens)
 
     def _flops(self, batch: FeatureBatch) -> float:
-        """Of an image of the batch, forward and backward."""
+        """FLOPs of an image of the batch, forward and backward."""
         patch = self.network.patch_size
         tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
         return training_flops(self.network, grid=(batch.bucket[0] // patch, batch.bucket[1] // patch), caption_tokens=tokens)

@@ -34,7 +34,7 @@ class RungParts:
     validation: ValidationSet | None
     """None: no validation loss is measured."""
     grids: SampleGrids | None
-    """Of the first worker alone; None: no samples are drawn."""
+    """On the first worker only; None: no samples are drawn."""
 
 
 def open_rung(
