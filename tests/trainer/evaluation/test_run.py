@@ -221,6 +221,8 @@ def test_a_folder_of_another_evaluation_is_refused(
         (("--images=nowhere", "--out={out}"), "3 of 3 images are not in nowhere, the first: a-red-owl-s0.png"),
         (("--checkpoint={out}", "--out={out}/new"), "expected a checkpoint (transformer/ and pipeline.json)"),
         (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of t2i_compbench, geneval"),
+        (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not here"),
+        (("--images=nowhere", "--out={out}", "--benchmark=tests.ray_nodes"), "a module with the function open_benchmark"),
         (("--images=nowhere", "--out={out}", "--judges", "clip"), "--judges clip: toy has brightness"),
         (("--out={out}",), "give either --checkpoint or --images"),
     ],

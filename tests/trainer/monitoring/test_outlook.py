@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import LadderPosition, Rung, TrainConfig, WatchConfig
-from trainer.data.passes import MOST_PASSES, Warned, passes_warning
+from trainer.data.passes import Warned
 from trainer.distributed import Workers
 from trainer.fit import main
 from trainer.monitoring.outlook import (
@@ -77,12 +77,6 @@ def test_steps_of_another_resolution_do_not_count() -> None:
     assert not any(_timed(timer, clock, 9.0) for _ in range(FIRST_STEPS - 1))
     timer.begin_rung()
     assert [_timed(timer, clock, 1.0) for _ in range(FIRST_STEPS)][-1] == 1.0
-
-
-def test_50_passes_are_the_most_without_a_warning() -> None:
-    assert passes_warning("alignment", float(MOST_PASSES), num_images=10) is None
-    more = passes_warning("alignment", MOST_PASSES + 1.0, num_images=10_000)
-    assert more is not None and more.fact == "alignment sees each of its 10,000 images 51 times" and "`ladder`" in more.advice
 
 
 def test_a_week_is_the_most_without_a_warning_and_later_resolutions_take_as_much_longer_as_they_are_more_work() -> None:

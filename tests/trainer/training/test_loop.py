@@ -182,8 +182,8 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path, Workers()), RunFolder(tmp_path, Workers())
     with first.held(wait_s=0.0), pytest.raises(UserError, match="another training writes to"), second.held(wait_s=0.0):
         pass
-    with second.held(wait_s=0.0):
-        pass
+    with second.held(wait_s=0.0) as waited:
+        assert not waited
 
 
 def test_the_last_and_every_nth_checkpoint_stay() -> None:
