@@ -80,9 +80,11 @@ class _Sample:
     """The text of that caption, "" for the null caption."""
 
     @classmethod
-    def of(cls, unit: UnitViews, request: SampleRequest) -> "_Sample":
+    def of(cls, unit: UnitViews, request: SampleRequest, *, has_captions: bool) -> "_Sample":
         """Reads names and texts of the captions once, and chooses one."""
-        captions = [] if request.caption is None else unit.latents.texts(request.row)
+        if request.caption is None or not has_captions:
+            return cls(unit, request.row, caption=None, text="")
+        captions = unit.latents.texts(request.row)
         caption = request.caption([name for name, _ in captions]) if callable(request.caption) else request.caption
         return cls(unit, request.row, caption, "" if caption is None else captions[caption][1])
 
@@ -175,9 +177,9 @@ class FeatureStore:
         units = {request.unit: self._units[request.unit] for request in requests}
         bucket = self._bucket(requests[0].unit)
         assert all(self._bucket(unit) == bucket for unit in units), "a batch is of one bucket"
-        samples = [_Sample.of(units[request.unit], request) for request in requests]
-        mean, log_variance = self._latents(samples, bucket, pin=pin)
         has_labels = bool(self.info.class_names)
+        samples = [_Sample.of(units[request.unit], request, has_captions=not has_labels) for request in requests]
+        mean, log_variance = self._latents(samples, bucket, pin=pin)
         return FeatureBatch(
             keys=[sample.value("key") for sample in samples],
             mean=mean,
