@@ -54,7 +54,7 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
                 bar.update(number)
     except RayError as error:
         raise UserError(
-            f"drawing failed on a worker ({cause_of(error)}): the same command goes on from the images drawn"
+            f"drawing failed on a worker ({cause_of(error)}): the same command resumes after the images drawn"
         ) from error
 
 

@@ -87,7 +87,7 @@ class NotFinite(UserError):
 
 
 class Watch:
-    """All workers make the same calls at the same steps."""
+    """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
     def __init__(self, run: RunFolder, config: WatchConfig, workers: Workers, *, peak_flops: float | None) -> None:
         self._run = run

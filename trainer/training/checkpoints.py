@@ -124,7 +124,7 @@ class Checkpoints:
             pending.result()
         except _failures(self._workers) as error:
             last = newest_checkpoint(self.folder.parent)
-            resumes = f"{last} is whole, and the same command goes on from there" if last else "there is none before it"
+            resumes = f"{last} is whole, and the same command resumes from there" if last else "there is none before it"
             raise UserError(
                 f"a checkpoint could not be written ({_first_cause(error)}): make room in {self.folder}; {resumes}"
             ) from error

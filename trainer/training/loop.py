@@ -72,7 +72,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     if workers.is_first:
         run.warn_once(stage_passes_warning(config, position.rung, num_samples=store.num_samples(TRAIN)))
     stopped_in = _train_rungs(config, workers, run, position=position, state=state, store=store)
-    ending = "done" if stopped_in is None else "stopped, and goes on with the same command"
+    ending = "done" if stopped_in is None else "stopped; the same command resumes it"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {run.path / CHECKPOINTS}")
     return stopped_in is None
 

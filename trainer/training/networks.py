@@ -120,7 +120,7 @@ def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
 
 
 def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
-    """A network of tensors that are there already."""
+    """A network around tensors that exist already, without a copy."""
     with torch.device("meta"):
         network = DiT(config)
     network.load_state_dict(weights, assign=True)
@@ -169,7 +169,7 @@ def _gathered(config: TrainConfig) -> MixedPrecisionPolicy:
 
 
 def sizes_text(config: DiTConfig) -> str:
-    """In a line, for the log."""
+    """The main sizes in a line, for the log."""
     values = asdict(config)
     return ", ".join(
         f"{name} {values[name]}" for name in ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")

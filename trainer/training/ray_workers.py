@@ -50,7 +50,7 @@ def train_on_ray(config: TrainConfig) -> bool:
             raise found from None
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
-            f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command goes on from the last "
+            f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command resumes from the last "
             "checkpoint"
         ) from error
     return bool(result.return_value)

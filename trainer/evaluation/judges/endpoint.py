@@ -89,7 +89,7 @@ class JudgeEndpoint:
                     asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
                     raise UserError(
                         f"the judge at {self.address} does not answer{asked_to_wait} ({outage}); "
-                        "the same command goes on where this one ended"
+                        "the same command resumes where this one ended"
                     ) from None
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise AssertionError("the last try returns or raises")
