@@ -1,4 +1,4 @@
-"""What `auto` comes to is recorded, kept by whatever resumes, and no obstacle between machines of different kinds."""
+"""Number formats: the one that `auto` chooses is recorded, kept by whatever resumes, and no obstacle between kinds of machines."""
 
 import dataclasses
 import json

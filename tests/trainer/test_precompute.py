@@ -1,4 +1,4 @@
-"""Features are what on-the-fly encoding gives; a bad image costs itself; a stopped run goes on; another encoder is refused."""
+"""Features are what on-the-fly encoding gives; a bad image costs itself; a stopped run resumes; another encoder is refused."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Every sample once an epoch, whoever reads, from wherever one goes on."""
+"""Every sample once an epoch, whoever reads, from wherever a training resumes."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the big benchmarks need of an evaluation: several images, shared ones, derived figures, published ones beside them."""
+"""Figures of the big benchmarks: several images per prompt, shared ones, derived figures, published ones to compare with."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Evaluation: the figures are the ones worked out by hand, an interrupted one goes on, and a mixed-up one is refused."""
+"""Evaluation: the figures are the ones worked out by hand, an interrupted one resumes, and a mixed-up one is refused."""
 
 import itertools
 import json

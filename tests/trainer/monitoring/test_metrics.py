@@ -1,4 +1,4 @@
-"""What a run says of itself: a spike with its keys, the time that goes by without data, MFU."""
+"""Training metrics: a spike with its keys, the time that is spent waiting for data, MFU."""
 
 import itertools
 from pathlib import Path

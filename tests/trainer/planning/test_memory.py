@@ -1,4 +1,4 @@
-"""What a plan says of memory is what a training step takes."""
+"""Memory of a plan: it is what a training step takes."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A training goes on bit for bit after a kill, depends on nothing but its settings, and keeps its checkpoints whole."""
+"""A training resumes bit for bit after a kill, depends on nothing but its settings, and keeps its checkpoints whole."""
 
 import errno
 import os

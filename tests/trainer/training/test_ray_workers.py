@@ -1,4 +1,4 @@
-"""On Ray Train: a worker that dies is replaced, and the training goes on from the last checkpoint as if it had not.
+"""On Ray Train: a worker that dies is replaced, and the training resumes from the last checkpoint as if it had not.
 
 SIGTERM saves there too, and what starting again would not mend ends the training at once.
 """
@@ -111,7 +111,7 @@ def _wait_for_a_checkpoint(config: TrainConfig) -> None:
 
 
 def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
-    """SIGKILL to a process that trains, once there is a checkpoint to go on from."""
+    """SIGKILL to a process that trains, once there is a checkpoint to resume from."""
     _wait_for_a_checkpoint(config)
     workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
     os.kill(workers[-1].pid, signal.SIGKILL)
