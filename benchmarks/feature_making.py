@@ -90,7 +90,7 @@ def making_figures(directory: Path, *, units: int, unit_size: int, rounds: int, 
 def main(config: FeatureMakingConfig) -> int:
     """Times one side and prints one line of JSON; returns 0."""
     from trainer.features.job import Encoders
-    from trainer.precompute import prepare
+    from trainer.features.preparation import prepare
 
     root = Path(config.root)
     out = root / f"{config.side}-{os.getpid()}"

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from model.diffusion import Objective
     from model.dit import Captions
-    from trainer.training.train_step import TrainPart, TrainState
+    from trainer.data.batches import MicroBatch
+    from trainer.training.train_step import TrainState
 
 _DROPOUT = 0.1
 _HALF_LIFE_STEPS = 40
@@ -63,13 +64,13 @@ class Scenes:
     captions: "Mapping[str, Captions]"
     """float32, bf16 and int8: N captions each, and the null caption as the last."""
 
-    def part(self, storage: str, rows: "Tensor", *, dropped: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "TrainPart":
+    def part(self, storage: str, rows: "Tensor", *, dropped: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "MicroBatch":
         """These scenes (B,) for the network; those that are `dropped` (B,) have the null caption."""
-        from trainer.training.train_step import TrainPart
+        from trainer.data.batches import MicroBatch
 
         places = dropped.int() * len(self.latents) + ~dropped * rows
         chosen = self.captions[storage].select(places.tolist())
-        return TrainPart(latents=self.latents[rows], noise=noise, timesteps=timesteps, captions=chosen)
+        return MicroBatch(latents=self.latents[rows], noise=noise, timesteps=timesteps, captions=chosen)
 
 
 def main(config: Int8CaptionsConfig) -> int:

@@ -16,12 +16,12 @@ from model.dit_config import PRESETS, DiTConfig
 from model.formats.checkpoint import read_pipeline_config, read_transformer_config
 from model.generation.memory import storage_counter
 from trainer.config import TrainConfig
-from trainer.data.batches import Preparation
+from trainer.data.batches import MicroBatch, Preparation
 from trainer.data.order import in_order
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.training.networks import attention_kernel, make_state
-from trainer.training.train_step import StepSettings, TrainPart, TrainState, train_step
+from trainer.training.train_step import StepSettings, TrainState, train_step
 
 NETWORKS: Mapping[str, type[DiT]] = {"single": DiT, "per_block": PerBlockDiT}
 _WARMUP_STEPS = 3
@@ -63,7 +63,7 @@ def count_parameters(network: type[DiT], config: DiTConfig) -> int:
         return sum(parameter.numel() for parameter in network(config).parameters())
 
 
-def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size: int) -> TrainPart:
+def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size: int) -> MicroBatch:
     """The first batch of the validation split, with drawn noise and timesteps."""
     store = FeatureStore.open(str(features))
     batch = next(in_order(store.samples("validation"), batch_size=batch_size))
@@ -77,7 +77,7 @@ def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size
         device_tokens=batch_size * config.base_grid**2,
     )
     read = store.read([SampleRequest(unit=unit, row=row, caption=0) for unit, row in batch.samples])
-    (part,) = preparation.training_parts(read, range(len(batch.samples)))
+    (part,) = preparation.micro_batches(read, range(len(batch.samples)))
     return part
 
 
@@ -86,14 +86,14 @@ def _state(network: type[DiT], config: DiTConfig, *, compiled: bool) -> TrainSta
     return make_state(network(config).initialise(torch.Generator().manual_seed(0)), settings, Workers())
 
 
-def _stepper(state: TrainState, objective: Objective, part: TrainPart) -> Callable[[], object]:
+def _stepper(state: TrainState, objective: Objective, part: MicroBatch) -> Callable[[], object]:
     settings = StepSettings(
         lr=1e-4, ema_decay=0.99, gradient_clip=1.0, precision=getattr(torch, auto_dtype()), num_samples=len(part.timesteps)
     )
     return lambda: train_step(state, objective, [part], settings)
 
 
-def _memory(state: TrainState, objective: Objective, part: TrainPart) -> int:
+def _memory(state: TrainState, objective: Objective, part: MicroBatch) -> int:
     """After a first step, which makes the moments; gradients are freed between steps, and part of the peak."""
     step = _stepper(state, objective, part)
     step()

@@ -1,13 +1,13 @@
-"""Judges what is drawn of bare alt texts ("owl icon") in the world of single objects: `python -m benchmarks.staged_alt_text`.
+"""The benchmark `openmoji_alt_text`: bare alt texts ("owl icon") in the world of single objects.
+
+    python -m trainer.evaluate --benchmark benchmarks.staged_alt_text --checkpoint mini --out evaluation
 
 The style that networks trained on alt text know. Nothing but the kind is asked for, so that nothing else can be judged.
 """
 
 from typing import TYPE_CHECKING
 
-from foundry.command_line import run_command
-from trainer.evaluate import main
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from examples.openmoji.composition import Scene
@@ -57,15 +57,3 @@ def _scenes_by_text(config: EvaluateConfig) -> "dict[str, list[Scene]]":
         scene = draw_scene(seed=seed, index=index, single_object=True, num_kinds=num_kinds)
         scenes.setdefault(describe(scene, seed=seed).alt_text, []).append(scene)
     return scenes
-
-
-if __name__ == "__main__":
-    BENCHMARKS[NAME] = "benchmarks.staged_alt_text"
-    raise SystemExit(
-        run_command(
-            EvaluateConfig,
-            main,
-            prog="python -m benchmarks.staged_alt_text",
-            example="python -m benchmarks.staged_alt_text --checkpoint mini --benchmark openmoji_alt_text --out evaluation",
-        )
-    )

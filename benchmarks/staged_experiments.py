@@ -132,8 +132,7 @@ def _outcome(values: Values, *, against: str, head: str, prefix: str, title: str
 def _adaln_costs(config: StagedTrainingConfig) -> dict[str, float]:
     """Measured once and kept."""
     from benchmarks.staged_adaln_costs import adaln_costs
-    from trainer.monitoring.run_folder import CONFIG
-    from trainer.training.checkpoints import newest_checkpoint
+    from trainer.monitoring.run_folder import CONFIG, newest_checkpoint
 
     kept = config.folder / "adaln_costs.json"
     if not kept.exists():

@@ -30,7 +30,7 @@ def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, fl
 
     The noise is the same for all arms of a seed, and another for each seed.
     """
-    from trainer.training.checkpoints import newest_checkpoint
+    from trainer.monitoring.run_folder import newest_checkpoint
 
     arm, seed = run.parts[-3], run.parts[-2]
     checkpoint = newest_checkpoint(run)
@@ -83,8 +83,8 @@ def _command(style: Style, config: StagedTrainingConfig) -> list[str]:
         f"--sampling.guidance_scale={config.guidance_scale}",
     ]
     if style == "alt_text":
-        return ["benchmarks.staged_alt_text", "--benchmark=openmoji_alt_text", *common]
-    return ["trainer.evaluate", "--benchmark=openmoji", f"--openmoji.style={style}", *common]
+        return ["trainer.evaluate", "--benchmark=benchmarks.staged_alt_text", *common]
+    return ["trainer.evaluate", "--benchmark=examples.openmoji.benchmark", f"--openmoji.style={style}", *common]
 
 
 def _scores(summary: dict[str, Any], metrics: Sequence[str]) -> dict[str, float]:

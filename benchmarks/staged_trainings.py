@@ -52,7 +52,7 @@ PER_BLOCK = Arm(name="adaln_per_block", module="benchmarks.staged_adaln_fit")
 
 def train(arm: Arm, seed: int, config: StagedTrainingConfig) -> Path:
     """Trains what is not trained yet, the pixel stage before it too; returns the run's folder. Raises UserError."""
-    from trainer.training.checkpoints import newest_checkpoint
+    from trainer.monitoring.run_folder import newest_checkpoint
 
     run = _run_folder(arm, seed, config)
     images = arm.images(config)
@@ -115,7 +115,7 @@ def write_copied(pixel: Path, out: Path, *, features: Path, seed: int) -> list[s
     from model.dit_config import DiTConfig
     from model.formats.checkpoint import load_checkpoint, save_checkpoint
     from trainer.features.store import FeatureStore
-    from trainer.training.checkpoints import newest_checkpoint
+    from trainer.monitoring.run_folder import newest_checkpoint
     from trainer.training.networks import new_network
 
     newest = newest_checkpoint(pixel)

@@ -24,7 +24,8 @@ from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
-    from trainer.training.train_step import StepResult, StepSettings, TrainPart, TrainState
+    from trainer.data.batches import MicroBatch
+    from trainer.training.train_step import StepResult, StepSettings, TrainState
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ def main(config: TrainLoopConfig) -> int:
     """Prints the figures; returns 0."""
     from trainer.distributed import Workers
     from trainer.monitoring.run_folder import read_metrics
-    from trainer.training import loop
+    from trainer.training import loop, rung
 
     clock = StepClock()
-    with tempfile.TemporaryDirectory() as directory, patch.object(loop, "train_step", clock.train_step):
+    with tempfile.TemporaryDirectory() as directory, patch.object(rung, "train_step", clock.train_step):
         settings = _train_config(config, Path(directory))
         loop.train(settings, Workers())
         rows = [row for row in read_metrics(Path(settings.run_folder)) if row["step"] > config.warmup]
@@ -86,7 +87,7 @@ class StepClock:
     rows: list[StepTimes] = field(default_factory=list)
 
     def train_step(
-        self, state: "TrainState", objective: Any, parts: "Iterable[TrainPart]", settings: "StepSettings"
+        self, state: "TrainState", objective: Any, parts: "Iterable[MicroBatch]", settings: "StepSettings"
     ) -> "StepResult":
         """Times the step without the preparation of its parts."""
         from trainer.training.train_step import train_step
@@ -98,7 +99,7 @@ class StepClock:
         return result
 
 
-def _timed(parts: "Iterable[TrainPart]", spent: list[float]) -> "Iterator[TrainPart]":
+def _timed(parts: "Iterable[MicroBatch]", spent: list[float]) -> "Iterator[MicroBatch]":
     """The parts, adding to spent[0] what it takes to make them."""
     iterator = iter(parts)
     while True:

@@ -1,12 +1,10 @@
-"""All settings of a training: one frozen dataclass, filled by a stage's function, a file and flags. Imports no torch."""
+"""Settings of a training: one frozen dataclass, filled by a stage's function, a file and flags. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
 from model.dit_config import DiTConfig, KVCompression
-from model.formats.checkpoint import PartConfig
-from trainer.features.info import precompute_command
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]
@@ -22,11 +20,11 @@ class Rung:
     resolution: int
     """Side of a square image in pixels; FEATURES/<stage>/<resolution> holds its features."""
     images: int
-    """Images seen in training, repetitions counted; the last batch may go past it."""
+    """Images seen in training, repetitions counted; the last batch may exceed it."""
     batch_size: int
-    """Images of an optimiser step, over all workers."""
+    """Images per optimiser step, over all workers."""
     position_scale: float | None = None
-    """Divides the positions; none: those of the rung before, interpolated (the first rung of a new network: 1)."""
+    """Divisor of positions; none: that of the rung before, interpolated (1 in the first rung of a new network)."""
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("resolution", "images", "batch_size") if getattr(self, name) < 1]
@@ -45,6 +43,27 @@ class Rung:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LadderPosition:
+    """A position in a stage's ladder."""
+
+    index: int
+    """Index of the rung."""
+    rung: Rung
+    images_before: int
+    """Images of the rungs before it."""
+
+
+def ladder_position(ladder: tuple[Rung, ...], images_seen: int) -> LadderPosition | None:
+    """The rung that trains the next image; None where the stage is done."""
+    before = 0
+    for index, rung in enumerate(ladder):
+        if images_seen < before + rung.images_seen:
+            return LadderPosition(index=index, rung=rung, images_before=before)
+        before += rung.images_seen
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Sizes of a network that starts from nothing; one that starts from a checkpoint keeps that checkpoint's.
 
@@ -52,21 +71,21 @@ class NetworkConfig:
     """
 
     width: int = 1152
-    """Channels of a token."""
+    """Width of the network: channels per token."""
     depth: int = 28
-    """Blocks."""
+    """Number of transformer blocks."""
     num_heads: int = 16
-    """Attention heads of a block."""
+    """Attention heads per block."""
     patch_size: int = 2
-    """Side of a patch in latent pixels."""
+    """Side of a patch, in latent pixels."""
     mlp_ratio: float = 4.0
-    """Hidden channels of a block's MLP, in widths."""
+    """Hidden channels of a block's MLP, as a multiple of the width."""
     micro_conditioning: bool = False
-    """Condition on the image's original size and aspect ratio too. A checkpoint without it gets it, starting at no effect."""
+    """Condition on the original size and aspect ratio too. A checkpoint without it gains it, at first without an effect."""
     qk_norm: bool = False
     """Normalise queries and keys of self-attention (Sigma)."""
     kv_compression: KVCompression = field(default_factory=KVCompression)
-    """Self-attention over fewer keys and values (Sigma)."""
+    """Compression of the keys and values of self-attention (Sigma)."""
 
     def dit_config(
         self,
@@ -107,118 +126,118 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the network is trained for: see model/diffusion.py."""
+    """The training objective: see model/diffusion.py."""
 
     name: Literal["diffusion", "rectified_flow"] = DIFFUSION
-    """diffusion (the paper's) or rectified_flow."""
+    """Objective: diffusion (the paper's) or rectified_flow."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What its class is made with; empty: its defaults."""
+    """Arguments of the objective's class, by name; empty: its defaults."""
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the network predicts a variance too."""
+        """True where the network predicts a variance too."""
         return self.name == DIFFUSION and bool(self.settings.get("learned_variance", True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW."""
+    """Settings of AdamW."""
 
     lr: float = 2e-5
     """Learning rate after the warm-up. Source: PixArt-alpha, Table 4."""
     schedule: Schedule = "constant"
-    """constant, or cosine: down to zero over each rung."""
+    """Schedule of the learning rate: constant, or cosine (down to zero over each rung)."""
     warmup_steps: int = 1000
-    """Steps in which the learning rate rises linearly, at the start of each rung. Source: the authors' code."""
+    """Steps of linear warm-up at the start of each rung. Source: the authors' code."""
     weight_decay: float = 0.03
-    """Of matrices; norms, biases, embeddings and tables have none. Source: the authors' code (there: of all)."""
+    """Weight decay of matrices; norms, biases, embeddings and tables have none. Source: the authors' code (there: of all)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment in a step."""
+    """Decay rates of the first and second moment, per step."""
     eps: float = 1e-10
-    """Added to the root of the second moment. Source: the authors' code."""
+    """Term added to the denominator of the update. Source: the authors' code."""
     gradient_clip: float = 0.01
-    """Largest norm of the whole gradient. Source: the authors' code."""
+    """Maximum norm of the whole gradient; larger ones are scaled down to it. Source: the authors' code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """The exponential moving average of the weights, which is what a checkpoint offers to others."""
+    """The exponential moving average of the weights, which a checkpoint's `transformer/` holds."""
 
     half_life_images: int = 79_000_000
-    """Images after which a weight counts half. The paper's 0.9999 in a step of 178 x 64 images."""
+    """Half-life of the average, in images. Default: the paper's 0.9999 per step of 178 x 64 images."""
     rampup_ratio: float = 0.05
-    """The half-life is at most this share of the images seen in the rung, so that short runs have an average too (EDM)."""
+    """Upper bound of the half-life, as a share of the images seen in the rung, so that short runs have an average too (EDM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read, and in which order."""
+    """Settings of the captions that are read and of the loader."""
 
     caption_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each caption variant by its name; one is drawn for each sample each time. Empty: all captions the same, and
+    """Weight of each caption variant, by name; one is drawn each time that a sample is read. Empty: equal weights, and
     `alt_text` for images without a caption."""
     caption_dropout: float = 0.1
-    """Share of samples that are trained with the null caption, or without a class. Source: the authors' code."""
+    """Share of samples that are trained with the null caption, or without a class, from 0 to 1. Source: the authors' code."""
     loader_threads: int = 2
-    """Threads that read batches ahead; 0: they are read when they are needed. The order does not depend on it."""
+    """Threads that read batches ahead; 0: batches are read when they are needed. The order does not depend on it."""
     prefetch: int = 4
-    """Batches that are read ahead."""
+    """Number of batches that are read ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a checkpoint is written and which are kept."""
+    """Intervals of checkpoints, and which of them are kept."""
 
     every_images: int = 2_000_000
-    """Images between two checkpoints; one is also written at the end of each rung."""
+    """Images between two checkpoints; one more is written at the end of each rung."""
     keep_last: int = 3
-    """How many of the newest are kept."""
+    """Number of newest checkpoints that are kept."""
     keep_every_images: int = 0
-    """Also kept for good: the first at or after each multiple of this; 0: none."""
+    """Keep for good the first checkpoint at or after each multiple of this many images; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What is written down during a training."""
+    """Settings of monitoring: logs, validation, sample grids."""
 
     every_steps: int = 20
-    """Steps of a line in the log and of a row of metrics.jsonl."""
+    """Steps between two lines of the log and rows of metrics.jsonl."""
     validate_every_images: int = 1_000_000
-    """Images between two measurements of the validation loss; 0: never."""
+    """Images between two measurements of the validation loss; 0: never measure it."""
     validation_images: int = 1024
-    """Images that it is measured on, at most."""
+    """Maximum number of images that the validation loss is measured on."""
     timestep_bands: int = 4
-    """Equal bands of timesteps whose validation losses are told apart."""
+    """Number of equal bands of timesteps that the validation loss is reported by."""
     sample_every_images: int = 2_000_000
-    """Images between two grids of samples; 0: never."""
+    """Images between two grids of samples; 0: draw none."""
     prompts: tuple[str, ...] = ()
-    """What the samples show; empty: captions of the validation split, which need no text encoder."""
+    """Prompts of the sample grids; empty: captions of the validation split, which need no text encoder."""
     num_samples: int = 8
-    """Images of a grid where no prompts are given."""
+    """Number of images of a grid where no prompts are given."""
     sample_steps: int = 20
-    """Steps of the sampler."""
+    """Sampling steps of the sample grids."""
     guidance_scale: float = 4.5
-    """Guidance of the samples."""
+    """Guidance scale of the sample grids."""
     spike_factor: float = 3.0
-    """A loss of so many medians of the last 100 steps is written down with its keys."""
+    """Log the samples of a step whose loss exceeds this many times the median of the last 100 steps."""
     peak_tflops: float | None = None
-    """Peak of a device in 10^12 operations a second, for MFU; none: looked up for known GPUs."""
+    """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How several workers share the work. Ray starts them where --num_workers is more than 1."""
+    """Settings of training on several workers. Ray starts them where --num_workers is more than 1."""
 
     sharding: Sharding = "ddp"
-    """ddp: each worker has all weights; fsdp: each has its share of weights, gradients and optimiser (FSDP2)."""
+    """Sharding: ddp (each worker has all weights) or fsdp (each has its shard of weights, gradients and optimiser; FSDP2)."""
     max_failures: int = 3
-    """How often lost workers are replaced, each time from the last checkpoint, before the training stops."""
+    """Number of times that lost workers are replaced, from the last checkpoint, before the training stops."""
     cpus_per_worker: int = 1
-    """Cores of a worker, for Ray and as threads, where there is no GPU."""
+    """CPU cores per worker where there is no GPU: Ray reserves them, torch uses as many threads."""
     address: str | None = None
-    """Address of a running Ray. Default: RAY_ADDRESS, which a Ray job sets, else a Ray of one's own."""
+    """Address of a running Ray cluster. Default: RAY_ADDRESS, which a Ray job sets, else a local Ray that is started here."""
     timeout_s: int = 1800
-    """Seconds after which a worker that waits for another gives up."""
+    """Timeout of a worker that waits for another one, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,62 +245,62 @@ class TrainConfig:
     """All settings of `python -m trainer.fit`."""
 
     stage: StageName
-    """pixel, alignment, aesthetic, or all: one after the other."""
+    """Stage to train: pixel, alignment, aesthetic, or all (one after the other)."""
     conditioning: Literal["text", "class"] = "text"
-    """What the stage's network reads: captions or classes."""
+    """Conditioning of the network: text (captions) or class."""
     follows: str | None = None
-    """The stage whose newest checkpoint this one starts from."""
+    """Stage whose newest checkpoint this one starts from."""
     ladder: tuple[Rung, ...] = ()
-    """Resolutions, one after the other."""
+    """Ladder of resolutions that are trained one after the other."""
     features: str = "./features"
-    """Folder that trainer.precompute wrote, local or a URL."""
+    """Folder of features that trainer.precompute wrote, local or a URL."""
     run_dir: str = "./runs"
-    """Folder of runs; this one is run_dir/<stage>. The same command again resumes it."""
+    """Folder of runs; this one is written to run_dir/<stage>. The same command again resumes it."""
     init_from: str | None = None
-    """Where it starts: a checkpoint, a run's folder, or `scratch`; default: the newest checkpoint of the stage before."""
+    """Start of the weights: a checkpoint, a run's folder, or `scratch`; default: the newest checkpoint of the stage before."""
     num_workers: int = 1
-    """Processes, one for each GPU; more than 1 run on Ray Train."""
+    """Number of worker processes, one per GPU; more than 1 run on Ray Train."""
     device: str = "auto"
-    """cuda, cpu, …; auto: cuda where there is one."""
+    """Device: cuda, cpu, …; auto: cuda if available."""
     seed: int = 0
-    """Of initialisation, order, noise, timesteps and caption choice."""
+    """Random seed for initialisation, data order, noise, timesteps and choice of captions."""
     precision: AutoDtype = "auto"
-    """Number format of matrix products, by autocast; auto: bfloat16 where the hardware has it, else float32; a resumed training
-    keeps what it began with. Weights and optimiser are always float32."""
+    """Number format of matrix products, by autocast; auto: bfloat16 if the hardware supports it, else float32. A resumed
+    training keeps its format. Weights and optimiser are always float32."""
     compile: bool = True
-    """Compile the blocks; without a compiler on this machine it runs as it is, and says so."""
+    """Compile the blocks; without a C++ compiler on this machine the network runs uncompiled, and the log says so."""
     attention: Literal["auto", "math"] = "auto"
-    """Which kernel of torch's attention: auto lets torch choose; math is matrix products and a softmax, with which a step is
-    half as fast again on CPUs for a few dozen tokens. Where blocks are compiled, the compiler chooses."""
+    """Attention kernel: auto lets torch choose; math is matrix products and a softmax, which makes a step half as fast again on
+    CPUs for a few dozen tokens. If blocks are compiled, the compiler chooses."""
     gradient_checkpointing: bool = False
-    """Compute activations twice in place of keeping them: a third more time, far less memory."""
+    """Recompute activations instead of storing them: a third more time, far less memory."""
     device_tokens: int = 32_768
-    """Patches that a device works on at once; a batch beyond it is accumulated. 128 images of 256 px, 8 of 1024 px: what XL/2
-    and 80 GB allow; see trainer.plan for another network or GPU."""
+    """Maximum number of patches per micro-batch; gradients of larger batches are accumulated. The default is 128 images of
+    256 px or 8 of 1024 px, for XL/2 on 80 GB; see trainer.plan for another network or GPU."""
     online: bool = False
-    """Encode captions while training, for those who lack the disk: features made with --captions none."""
+    """Encode captions while training, to save disk: for features made with --captions none."""
     text_encoder: str | None = None
-    """Where the features' text encoder is, if not where they say; read with --online and --watch.prompts only."""
+    """Folder or hub id of the text encoder, if not as the features record it; used by --online and --watch.prompts only."""
     vae: str | None = None
-    """Where the features' VAE is, if not where they say; read for samples only."""
+    """Folder or hub id of the VAE, if not as the features record it; used for samples only."""
     licence: str = ""
-    """Licence of the weights; the terms that the features carry are added."""
+    """Licence of the weights; the terms of the features are appended."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    """Sizes of the network."""
+    """Sizes of a new network."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What it is trained for."""
+    """Training objective."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """How it learns."""
+    """Optimiser and learning rate."""
     ema: EmaConfig = field(default_factory=EmaConfig)
-    """Average of the weights."""
+    """Moving average of the weights."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What it learns from."""
+    """Choice of captions, and loading."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When it is saved."""
+    """Intervals of checkpoints."""
     watch: WatchConfig = field(default_factory=WatchConfig)
-    """What is written down."""
+    """Monitoring: log, validation, samples."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """How workers share the work."""
+    """Workers and sharding."""
 
     def __post_init__(self) -> None:
         ladder = tuple(Rung(**rung) if isinstance(rung, dict) else rung for rung in self.ladder)
@@ -332,7 +351,7 @@ class TrainConfig:
 
     @property
     def run_folder(self) -> str:
-        """Where this stage's run is."""
+        """The folder of this stage's run."""
         return f"{self.run_dir.rstrip('/')}/{self.stage}"
 
     @property
@@ -343,15 +362,3 @@ class TrainConfig:
     def features_folder(self, rung: Rung) -> str:
         """The feature store of a rung."""
         return f"{self.features.rstrip('/')}/{self.stage}/{rung.resolution}"
-
-    def precompute_command(self, rung: Rung, *, vae: PartConfig | None = None, text_encoder: PartConfig | None = None) -> str:
-        """The command that makes it, with the parts that are known to be needed."""
-        parts = {"vae": vae} | ({"text_encoder": text_encoder} if self.conditioning == "text" else {})
-        return precompute_command(
-            parts,
-            dataset="DATASET",
-            out=self.features,
-            stage=self.stage,
-            resolution=str(rung.resolution),
-            more="--captions none" if self.online else "",
-        )

@@ -20,14 +20,14 @@ from foundry.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """This process among its like."""
+    """This process among the workers."""
 
     rank: int = 0
-    """Its place, from 0."""
+    """Index of this process, from 0."""
     num: int = 1
-    """All of them."""
+    """Number of processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where its part of the work is done."""
+    """Device of this process."""
     control: Any = None
     """A gloo group for flags and numbers on the CPU; none for one process."""
     saving: Any = None
@@ -35,16 +35,16 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes what is written once."""
+        """True for the worker that writes what is written once."""
         return self.rank == 0
 
     def wait_for_device(self) -> None:
-        """Returns when this worker's device has no work left."""
+        """Waits until this worker's device has no work left."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def slice(self, batch_size: int) -> range:
-        """The places of the global batch that are this worker's. `batch_size` is a multiple of the number of workers."""
+        """The indices of the global batch that this worker reads. `batch_size` is a multiple of the number of workers."""
         own = batch_size // self.num
         return range(self.rank * own, (self.rank + 1) * own)
 
@@ -56,7 +56,7 @@ class Workers:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on any worker. All must ask."""
+        """True where the flag is set on any worker. All must call it."""
         return bool(self.sum(torch.tensor(int(flag))) > 0)
 
     def from_first(self, value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Scores a checkpoint: `python -m trainer.evaluate --checkpoint CHECKPOINT --benchmark NAME --out DIR`.
 
-Draws the prompts of a benchmark, has the images judged, and says how good they are. The same command again goes on where it
-was interrupted: images and verdicts that are there are kept. In DIR:
+Draws the prompts of a benchmark, has the images judged, and says how good they are. The same command again resumes it:
+images and verdicts that are there are kept. In DIR:
 
 evaluation.json   what is evaluated: another evaluation is refused here
 prompts.jsonl     the prompts
@@ -11,90 +11,16 @@ results.parquet   a row for each image and metric
 summary.json, summary.md, page.html
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from foundry.command_line import run_command
-from foundry.errors import UserError
-from foundry.hardware import keep_freed_memory
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
-
-if TYPE_CHECKING:
-    from trainer.evaluation.benchmark import Benchmark
-    from trainer.evaluation.summary import Summary
-    from trainer.monitoring.validation import ValidationLoss
-
-
-def open_benchmark(config: EvaluateConfig) -> "Benchmark":
-    """The benchmark that is asked for, with the judges and images that are. Raises UserError for a judge that it has not."""
-    from dataclasses import replace
-
-    try:
-        module = import_module(BENCHMARKS[config.benchmark])
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the benchmark {config.benchmark} needs {error.name}, which is not here: run this from a checkout of the "
-            "repository after `make setup`"
-        ) from error
-    benchmark: Benchmark = module.open_benchmark(config)
-    if unknown := [name for name in config.judges if name not in benchmark.judges]:
-        raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(benchmark.judges)}")
-    judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
-    usual, num_images = benchmark.num_images_per_prompt, config.num_images_per_prompt or benchmark.num_images_per_prompt
-    differences = (f"{num_images} images of a prompt in place of {usual}",) if num_images != usual else ()
-    published = tuple(replace(one, differences=(*one.differences, *differences)) for one in benchmark.published)
-    return replace(benchmark, judges=judges, num_images_per_prompt=num_images, published=published)
+from trainer.evaluation.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> int:
     """Evaluates what is not evaluated yet, and prints the summary; returns 0."""
+    from trainer.evaluation.run import evaluate
+
     evaluate(config)
     return 0
-
-
-def evaluate(config: EvaluateConfig) -> "Summary":
-    """Evaluates what is not evaluated yet. Raises UserError."""
-    from pathlib import Path
-
-    from trainer.evaluation.images import claim_folder, drawing_settings, open_images, with_dtypes
-    from trainer.evaluation.judging import distances, judge_all, set_scores
-    from trainer.evaluation.page import write_page
-    from trainer.evaluation.summary import markdown, summarise, write_results
-
-    keep_freed_memory()
-    config = with_dtypes(config)
-    print(_headline(config), flush=True)
-    out, benchmark = Path(config.out), open_benchmark(config)
-    settings = drawing_settings(config)
-    claim_folder(out, config, benchmark, settings)
-    loss = _loss(config)  # features that do not fit are said before anything is drawn
-    drawn = open_images(out, config, benchmark, settings)
-    judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
-    summary = summarise(
-        benchmark,
-        judged,
-        set_scores=set_scores(benchmark, drawn),
-        distances=distances(benchmark, drawn),
-        loss=loss,
-    )
-    write_results(out, judged, summary)
-    write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
-    print(markdown(summary))
-    print(f"{out}: results.parquet, summary.json, summary.md and page.html")
-    return summary
-
-
-def _headline(config: EvaluateConfig) -> str:
-    drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
-    return f"{config.benchmark}: {drawn}, judged in {config.judge_dtype}"
-
-
-def _loss(config: EvaluateConfig) -> "ValidationLoss | None":
-    if config.features is None or config.checkpoint is None:
-        return None
-    from trainer.monitoring.validation import validation_loss
-
-    return validation_loss(config.checkpoint, config.features, num_images=config.validation_images, runtime=config.runtime)
 
 
 if __name__ == "__main__":
@@ -103,6 +29,6 @@ if __name__ == "__main__":
             EvaluateConfig,
             main,
             prog="python -m trainer.evaluate",
-            example="python -m trainer.evaluate --checkpoint mini --benchmark openmoji --out evaluation",
+            example="python -m trainer.evaluate --checkpoint mini --benchmark examples.openmoji.benchmark --out evaluation",
         )
     )

@@ -1,6 +1,6 @@
 """Trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, on one device, or with --num_workers N on Ray Train.
 
-A stage starts from the newest checkpoint of the stage before, and the same command again goes on where it stood. SIGTERM,
+A stage starts from the newest checkpoint of the stage before, and the same command again resumes it. SIGTERM,
 Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with exit code 130.
 """
 
@@ -13,16 +13,11 @@ from foundry.units.cluster import check_paths
 from trainer.config import TrainConfig
 from trainer.stages import STAGES, choose_stage
 
-INTERRUPTED = 130
+_INTERRUPTED = 130
 
 
 def main(config: TrainConfig) -> int:
-    """Trains one stage; returns 0 when it is done, 130 when it was stopped."""
-    return 0 if train_stage(config) else INTERRUPTED
-
-
-def train_stage(config: TrainConfig) -> bool:
-    """Trains one stage here or on Ray; returns whether it is done. Raises UserError."""
+    """Trains one stage here or on Ray; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
     from trainer.training.start import check_workers
 
     check_paths([config.features, config.run_dir])
@@ -30,10 +25,12 @@ def train_stage(config: TrainConfig) -> bool:
     if config.num_workers > 1:
         from trainer.training.ray_workers import train_on_ray
 
-        return train_on_ray(config)
-    from trainer.training.loop import train_here
+        done = train_on_ray(config)
+    else:
+        from trainer.training.loop import train_here
 
-    return train_here(config, device=config.device)
+        done = train_here(config, device=config.device)
+    return 0 if done else _INTERRUPTED
 
 
 def run(argv: Sequence[str] | None = None) -> int:

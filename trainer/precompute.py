@@ -2,53 +2,30 @@
 
     python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --vae.name VAE --text_encoder.name T5
 
-Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; stopped and started
-again, it goes on with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and
-a caption encoded once.
+Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; the same command again
+resumes it with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and a
+caption encoded once.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from foundry.command_line import counted, run_command
-from foundry.errors import UserError
-from foundry.hardware import AUTO
+from foundry.command_line import run_command
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.cluster import check_paths
-from foundry.units.rejection import allowed_rejections
 from model.formats.frozen_parts import PUBLISHED
-from trainer.features.config import PrecomputeConfig, identity
-from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
+from trainer.features.config import PrecomputeConfig
 
 if TYPE_CHECKING:
-    from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
-    from trainer.features.plan import FeaturePlan
-    from trainer.features.sources import FeatureSource
-
-_TAKEN = 1.3  # of the weights' size: with activations
-PATCH_SIZE = 2
-"""Latents along a patch of the network: sides of buckets are multiples of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """Stores that exist and are planned."""
-
-    job: "PrecomputeJob"
-    plan: "FeaturePlan"
-    units: "list[FeatureUnit]"
-    """What is left to do."""
-    replica_bytes: float
-    """What a replica takes of a node's memory, roughly; 0 where nothing is left to do."""
+    from trainer.features.job import EncoderFacts, Encoders
 
 
 def main(config: PrecomputeConfig) -> int:
     """Makes the features; returns 0, or 1 where units failed or more samples were rejected than allowed. Raises UserError."""
     started = time.perf_counter()
+    from trainer.features.preparation import prepare, run_tasks
+
     check_paths([config.dataset, config.out])
     visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
@@ -58,216 +35,7 @@ def main(config: PrecomputeConfig) -> int:
         return start_and_describe(encoders, config.ray, visible=visible)
 
     with store_errors(Folder(config.out)):
-        return _make(config, prepare(config, describe=describe), started=started)
-
-
-def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
-    """The stores that the command writes, by rising resolution."""
-    return {resolution: Folder(f"{config.out}/{config.stage}/{resolution}") for resolution in sorted(config.resolution)}
-
-
-def prepare(config: PrecomputeConfig, *, describe: "Callable[[Encoders], EncoderFacts]") -> Preparation:
-    """Creates or checks the stores and plans what the source has new. `describe` loads the encoders, where that is needed.
-
-    Raises UserError for a source without samples, stores that were made with other settings, and other encoders.
-    """
-    from trainer.features.job import Encoders, PrecomputeJob
-    from trainer.features.sources import open_source
-
-    source, stores = open_source(config.dataset), stores_of(config)
-    text_encoder = None if config.features.labels else config.text_encoder
-    encoders = Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
-    infos, facts = _existing_infos(config, stores), None
-    if infos is None:
-        facts = describe(encoders)
-        infos = _create_stores(config, source, stores, facts)
-    plan = _plan(config, source, stores, infos)
-    if not plan.units:
-        raise UserError(f"{config.dataset} has no sample: give a data set, a captioning run or images with class labels")
-    units = pending_units(plan, stores)
-    if units:
-        facts = facts or describe(encoders)
-        _check_same_encoders(infos, facts)
-    urls = {resolution: absolute(folder.url) for resolution, folder in stores.items()}
-    encoders = _in_dtypes_of(infos[max(infos)], encoders)
-    if config.storage == "none":  # a text encoder was asked what it is: training will encode with it
-        encoders = replace(encoders, text_encoder=None)
-    job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
-    replica_bytes = _TAKEN * facts.num_bytes if facts and units else 0.0
-    return Preparation(job=job, plan=plan, units=units, replica_bytes=replica_bytes)
-
-
-def _in_dtypes_of(info: FeaturesInfo, encoders: "Encoders") -> "Encoders":
-    """The encoders with `auto` settled: in the number formats that the store was begun in."""
-    vae, text_encoder = encoders.vae, encoders.text_encoder
-    if vae.dtype == AUTO and info.vae_dtype:
-        vae = replace(vae, dtype=info.vae_dtype)  # type: ignore[arg-type]
-    if text_encoder is not None and text_encoder.dtype == AUTO and info.text_encoder_dtype:
-        text_encoder = replace(text_encoder, dtype=info.text_encoder_dtype.partition("/")[0])  # type: ignore[arg-type]
-    return replace(encoders, vae=vae, text_encoder=text_encoder)
-
-
-def pending_units(plan: "FeaturePlan", stores: Mapping[int, Folder]) -> "list[FeatureUnit]":
-    """The units that some store lacks, each with the resolutions that lack it."""
-    from foundry.units.commits import committed_units
-    from trainer.features.job import FeatureUnit
-
-    done = {resolution: committed_units(folder) for resolution, folder in stores.items()}
-    lacking = [(unit, tuple(one for one in stores if unit.number not in done[one])) for unit in plan.units]
-    return [FeatureUnit(**vars(unit), resolutions=resolutions) for unit, resolutions in lacking if resolutions]
-
-
-def rejected_before(config: PrecomputeConfig, prepared: Preparation) -> int:
-    """Samples that earlier starts rejected, in units that are done at all resolutions."""
-    from foundry.units.commits import read_commits
-
-    to_do = {unit.number for unit in prepared.units}
-    rejected = {commit.unit: commit.num_rejected for folder in stores_of(config).values() for commit in read_commits(folder)}
-    return sum(number for unit, number in rejected.items() if unit not in to_do)
-
-
-def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
-    """What the stores say; None where none of them exists. Raises UserError for stores that were made with other settings."""
-    found = {resolution: read_info(folder) for resolution, folder in stores.items() if folder.exists(FEATURES_FILE)}
-    settings = identity(config.recorded())
-    for resolution, info in found.items():
-        before = identity(info.settings)
-        different = [name for name in settings if before.get(name) != settings[name]]
-        if different:
-            raise UserError(
-                f"{stores[resolution].url} was made with another {', '.join(different)}: give another --out, or the settings "
-                f"in its {FEATURES_FILE}"
-            )
-    if found and len(found) < len(stores):  # stopped between two creations
-        return None
-    return found or None
-
-
-def _create_stores(
-    config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], facts: "EncoderFacts"
-) -> dict[int, FeaturesInfo]:
-    """Writes the null caption and features.json into each store."""
-    from safetensors.torch import save
-
-    from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME
-    from trainer.features.sources import class_names
-
-    names = class_names(source) if config.features.labels else ()
-    infos = {resolution: _info(config, source, facts, resolution=resolution, class_names=names) for resolution in stores}
-    for resolution, folder in stores.items():
-        if not folder.exists(FEATURES_FILE) and set(folder.names()) - {NULL_CAPTION_FILE}:
-            raise UserError(f"{folder.url} is not empty and holds no features: give another --out")
-        if facts.null_caption is not None:
-            folder.create(NULL_CAPTION_FILE, save({NULL_CAPTION_NAME: facts.null_caption}))
-        folder.create(FEATURES_FILE, infos[resolution].to_json())
-    return {resolution: read_info(folder) for resolution, folder in stores.items()}
-
-
-def _info(
-    config: PrecomputeConfig, source: "FeatureSource", facts: "EncoderFacts", *, resolution: int, class_names: tuple[str, ...]
-) -> FeaturesInfo:
-    from trainer.features.buckets import bucket_table
-
-    text = config.text_encoder
-    quantised = "" if text.quantisation == "none" else f"/{text.quantisation}"
-    square = config.features.square
-    return FeaturesInfo(
-        stage=config.stage,
-        resolution=resolution,
-        buckets=bucket_table(resolution, multiple=facts.downsampling * PATCH_SIZE, square=square),
-        latent_channels=facts.latent_channels,
-        downsampling=facts.downsampling,
-        scaling_factor=facts.scale.scaling_factor,
-        shift_factor=facts.scale.shift_factor,
-        vae=facts.vae,
-        text_encoder=facts.text_encoder,
-        text_encoder_dtype=f"{facts.text_encoder_dtype}{quantised}" if facts.text_encoder else "",
-        vae_dtype=facts.vae_dtype,
-        caption_storage=config.storage,
-        caption_cleaning=text.cleaning,
-        caption_width=facts.caption_width,
-        max_caption_tokens=text.max_caption_tokens if facts.text_encoder else 0,
-        class_names=class_names,
-        seed=config.seed,
-        unit_size=config.samples_per_unit,
-        source=source.url,
-        licence=source.licence,
-        settings=config.recorded(),
-    )
-
-
-def _plan(
-    config: PrecomputeConfig, source: "FeatureSource", stores: Mapping[int, Folder], infos: Mapping[int, FeaturesInfo]
-) -> "FeaturePlan":
-    from trainer.features.plan import PlanSettings, extend_feature_plan
-
-    settings = PlanSettings(
-        tables={resolution: info.buckets for resolution, info in infos.items()},
-        seed=config.seed,
-        unit_size=config.samples_per_unit,
-        validation_share=config.validation_share,
-        min_validation=config.min_validation,
-    )
-    return extend_feature_plan(list(stores.values()), source, settings)
-
-
-def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: "EncoderFacts") -> None:
-    """Raises UserError where the encoders are not those that the stores were begun with."""
-    for info in infos.values():
-        for kind, before, now in (("vae", info.vae, facts.vae), ("text_encoder", info.text_encoder, facts.text_encoder)):
-            if before is not None and now is not None and before.fingerprint != now.fingerprint:
-                raise UserError(
-                    f"the features at {info.resolution} px were begun with another {kind} (fingerprint {before.fingerprint}, "
-                    f"now {now.fingerprint}): give that one with --{kind}.name, or another --out"
-                )
-
-
-def _make(config: PrecomputeConfig, prepared: Preparation, *, started: float) -> int:
-    """Makes what is prepared, with a line before it and lines after it."""
-    from foundry.units.run import run_job
-
-    job, units = prepared.job, prepared.units
-    print(_headline(config, prepared))
-    budget = allowed_rejections(config.max_rejected, prepared.plan.num_samples) - rejected_before(config, prepared)
-    infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
-    done = True
-    if units or budget < 0:
-        done = run_job(
-            job,
-            units,
-            settings=config.ray,
-            visible={path: text for path, text in infos.items() if is_local_path(path)},
-            budget=budget,
-            started=started,
-            replica_bytes=prepared.replica_bytes,
-            what="samples",
-        )
-    if done:
-        _report(stores_of(config))
-    return 0 if done else 1
-
-
-def _headline(config: PrecomputeConfig, prepared: Preparation) -> str:
-    sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
-    encoders, plan = prepared.job.encoders, prepared.plan
-    dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
-    return (
-        f"features of {config.dataset} at {sizes}: {counted(plan.num_samples, 'sample')} in "
-        f"{counted(len(plan.units), 'unit')}; {counted(len(prepared.units), 'unit')} to do; {dtypes}"
-    )
-
-
-def _report(stores: Mapping[int, Folder]) -> None:
-    """Prints what each store holds."""
-    from foundry.units.commits import read_commits
-
-    for resolution, folder in stores.items():
-        commits = read_commits(folder)
-        files = [file for commit in commits for file in commit.files.values() if not file.path.startswith("../")]
-        rejected = sum((Counter(commit.rejected) for commit in commits), Counter[str]())
-        reasons = "".join(f", {count} rejected as {reason}" for reason, count in sorted(rejected.items()))
-        samples, num_bytes = sum(commit.completed for commit in commits), sum(file.num_bytes for file in files)
-        print(f"{folder.url}: {counted(samples, 'sample')} at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
+        return run_tasks(config, prepare(config, describe=describe), started=started)
 
 
 if __name__ == "__main__":

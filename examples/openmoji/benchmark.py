@@ -1,4 +1,6 @@
-"""The benchmark `openmoji` of `trainer.evaluate`: prompts of the small world, and two judges that know nothing of each other.
+"""The benchmark `openmoji`: prompts of the small world, and two judges that know nothing of each other.
+
+    python -m trainer.evaluate --benchmark examples.openmoji.benchmark --checkpoint mini --out evaluation
 
 llava-mini captions each image; the sprite judge matches the drawings. Both are held against what the prompt says by the same
 checks, and both are asked about true scenes of the same prompts too.

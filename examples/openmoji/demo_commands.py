@@ -205,6 +205,6 @@ def _evaluation(config: DemoConfig, folder: DemoFolder, *, name: str, drawn: tup
     return Step(
         title=title,
         module="trainer.evaluate",
-        arguments=(*drawn, "--benchmark", "openmoji", "--out", str(out), *_WORLD, *number),
+        arguments=(*drawn, "--benchmark", "examples.openmoji.benchmark", "--out", str(out), *_WORLD, *number),
         output=out,
     )

@@ -25,7 +25,7 @@ from tests.benchmarks.test_staged_training import write_trained
 from tests.model.tiny_networks import TEXT, TIMESTEPS, captions, latents, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import CheckpointConfig
-from trainer.training.checkpoints import list_checkpoints
+from trainer.monitoring.run_folder import list_checkpoints
 
 
 def test_per_block_adaln_equals_adaln_single_where_all_mlps_are_one_and_all_tables_zero() -> None:

@@ -47,8 +47,8 @@ from model.formats.checkpoint import PipelineConfig, find_checkpoint, load_check
 from tests.model.tiny_networks import CLASS, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig, OpenMojiConfig
-from trainer.training.checkpoints import list_checkpoints
+from trainer.evaluation.config import EvaluateConfig, OpenMojiConfig
+from trainer.monitoring.run_folder import list_checkpoints
 
 VALUES = {"dense": {"place, sprites": [0.5, 0.7]}, "alt_text": {"place, sprites": [0.1, 0.4]}}
 
@@ -263,10 +263,9 @@ def test_each_arm_starts_from_what_it_says_and_is_trained_once(tmp_path: Path, c
     assert "training" not in capsys.readouterr().out
 
 
-def test_alt_texts_ask_for_their_kind_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BENCHMARKS, staged_alt_text.NAME, staged_alt_text.__name__)
+def test_alt_texts_ask_for_their_kind_and_nothing_else() -> None:
     settings = EvaluateConfig(
-        benchmark=staged_alt_text.NAME, out="", images="", openmoji=OpenMojiConfig(num_kinds=2, single_objects=True)
+        benchmark=staged_alt_text.__name__, out="", images="", openmoji=OpenMojiConfig(num_kinds=2, single_objects=True)
     )
     benchmark = staged_alt_text.open_benchmark(settings)
     assert benchmark.true_images is not None

@@ -13,7 +13,7 @@ from trainer.evaluation.config import EvaluateConfig, OpenMojiConfig
 def benchmark_of_two() -> Benchmark:
     """Two prompts of each category, one of them held out."""
     settings = OpenMojiConfig(prompts_per_category=1)
-    return open_benchmark(EvaluateConfig(benchmark="openmoji", out="", images="", openmoji=settings))
+    return open_benchmark(EvaluateConfig(benchmark="examples.openmoji.benchmark", out="", images="", openmoji=settings))
 
 
 @pytest.mark.parametrize("name", ["llava-mini", "sprites"])

@@ -13,9 +13,9 @@ import pytest
 
 from foundry.command_line import run_command
 from trainer.config import TrainConfig
-from trainer.monitoring.outlook import MOST_PASSES
-from trainer.plan import plan, stage_configs
+from trainer.data.passes import MOST_PASSES
 from trainer.planning.config import PlanConfig
+from trainer.planning.estimate import plan, stage_configs
 from trainer.planning.table import plan_table
 from trainer.stages import STAGES
 

@@ -17,8 +17,7 @@ from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encode
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import DistributedConfig, Rung, Sharding, TrainConfig, WatchConfig
 from trainer.fit import main
-from trainer.monitoring.run_folder import read_metrics
-from trainer.training.checkpoints import newest_checkpoint
+from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 
 
 def _train_together(config: TrainConfig) -> None:

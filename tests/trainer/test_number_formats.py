@@ -1,4 +1,4 @@
-"""What `auto` comes to is recorded, kept by whatever resumes, and no obstacle between machines of different kinds."""
+"""Number formats: what `auto` chooses is recorded, kept by whatever resumes, and no obstacle between kinds of machines."""
 
 import dataclasses
 import json
@@ -21,13 +21,13 @@ from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dat
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import evaluate
 from trainer.config import Rung
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig
 from trainer.features.config import PrecomputeConfig
 from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info
 from trainer.features.job import Encoders
+from trainer.features.preparation import prepare
 from trainer.fit import main as train
 from trainer.monitoring.run_folder import LOG
-from trainer.precompute import prepare
 
 BOTH = pytest.mark.parametrize("format_here", ["float32", "bfloat16"])
 
@@ -151,10 +151,9 @@ def test_each_part_follows_its_own_device(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_resumed_evaluation_keeps_what_it_began_with(
     format_here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(BENCHMARKS, "toy", "tests.trainer.toy_benchmark")
     monkeypatch.setattr(toy_benchmark, "asked", [])
     config = EvaluateConfig(
-        benchmark="toy",
+        benchmark="tests.trainer.toy_benchmark",
         checkpoint=str(save_tiny_checkpoint(tmp_path / "tiny")),
         out=str(tmp_path / "out"),
         sampling=SamplingConfig(num_inference_steps=2),

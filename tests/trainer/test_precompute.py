@@ -1,4 +1,4 @@
-"""Features are what on-the-fly encoding gives; a bad image costs itself; a stopped run goes on; another encoder is refused."""
+"""Features are what on-the-fly encoding gives; a bad image costs itself; a stopped run resumes; another encoder is refused."""
 
 import contextlib
 import dataclasses
@@ -30,10 +30,11 @@ from trainer.features.buckets import decoding_side_px, fit, nearest_buckets, to_
 from trainer.features.config import PrecomputeConfig
 from trainer.features.job import Encoders
 from trainer.features.plan import read_feature_plan
+from trainer.features.preparation import prepare
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.fit import main as train
 from trainer.monitoring.run_folder import read_metrics
-from trainer.precompute import main, prepare
+from trainer.precompute import main
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit, tensorboard
 from trainer.config import NetworkConfig, Rung, TrainConfig
-from trainer.monitoring.run_folder import read_metrics
+from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 from trainer.stages import STAGES
-from trainer.training.checkpoints import newest_checkpoint
 
 PAPER_IMAGES = {"pixel": 307_200_000, "alignment": 1_708_800_000, "aesthetic": 1_025_280_000 + 256_000_000 + 6_144_000}
 

@@ -18,7 +18,7 @@ from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae
 from trainer.features.config import PrecomputeConfig
 from trainer.features.job import Encoders
-from trainer.precompute import prepare
+from trainer.features.preparation import prepare
 
 SIZES = ((32, 32), (40, 36), (30, 64), (70, 33))
 """Height and width of the pictures, in turn."""

@@ -1,4 +1,4 @@
-"""Micro-batches: from stored features to what a training step reads. Random numbers are counter-based: noise, timestep and
+"""Micro-batches: stored features as a training step reads them. Random numbers are counter-based: noise, timestep and
 dropout of sample i depend on (seed, i) alone.
 
 Shapes: B samples, C latent channels, h x w the sides of the latents.
@@ -9,33 +9,77 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
 from model.text_encoder import TextEncoder
 from model.vae import LatentDistribution, LatentScale
 from trainer.features.store import FeatureBatch
-from trainer.training.train_step import TrainPart
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MicroBatch:
+    """Samples that the network sees at once, on its device."""
+
+    latents: Tensor
+    """(B, C, h, w) float32."""
+    noise: Tensor
+    """(B, C, h, w) float32."""
+    timesteps: Tensor
+    """(B,) in 0..1000."""
+    captions: Captions | None = None
+    class_labels: Tensor | None = None
+    """(B,) int64; the number of classes means no class."""
+    sizes: Tensor | None = None
+    """(B, 2) original height and width in pixels, for micro-conditioning."""
+    is_last: bool = True
+    """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
+
+    def predict(self, model: nn.Module, precision: torch.dtype) -> "Prediction":
+        """The network with these conditions bound."""
+        return Prediction(model, self, precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A network with its conditions bound, as objectives call it: noisy latents and timesteps to a prediction."""
+
+    model: nn.Module
+    batch: MicroBatch
+    precision: torch.dtype
+
+    def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """(B, C or 2 C, h, w)."""
+        sizes = self.batch.sizes
+        with torch.autocast(latents.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            return self.model(  # type: ignore[no-any-return]
+                latents,
+                timesteps,
+                captions=self.batch.captions,
+                class_labels=self.batch.class_labels,
+                sizes=sizes,
+                aspect_ratios=None if sizes is None else sizes[:, :1] / sizes[:, 1:],
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Of B samples, on the CPU, float32."""
+    """Random numbers of B samples, on the CPU, float32."""
 
     noise: Tensor
-    """(B, C, h, w) what the network is to find."""
+    """(B, C, h, w): the noise that the network is to find."""
     latent_noise: Tensor
-    """(B, C, h, w) that picks latents from the VAE's distribution."""
+    """(B, C, h, w): draws latents from the VAE's distribution."""
     quantiles: Tensor
-    """(B,) in 0..1: of the objective's distribution of timesteps."""
+    """(B,) in 0..1: quantiles of the objective's distribution of timesteps."""
     dropout: Tensor
     """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How batches of one rung are prepared. Deterministic: everything random follows from the seed and the places."""
+    """Preparation of the batches of one rung. Deterministic: everything random follows from the seed and the positions."""
 
     network: DiTConfig
     objective: Objective
@@ -45,38 +89,38 @@ class Preparation:
     class_dropout: float
     """Share of samples that lose their class; captions were dropped when they were chosen."""
     device_tokens: int
-    """Patches of a part."""
+    """Patches of a micro-batch, at most."""
     text_encoder: TextEncoder | None = None
     """Encodes captions that are not stored."""
 
-    def part_size(self, bucket: tuple[int, int]) -> int:
-        """Samples of a part, of latents with these sides."""
+    def micro_batch_size(self, bucket: tuple[int, int]) -> int:
+        """Samples of a micro-batch, of latents with these sides."""
         tokens = (bucket[0] // self.network.patch_size) * (bucket[1] // self.network.patch_size)
         return max(1, self.device_tokens // tokens)
 
-    def training_parts(self, batch: FeatureBatch, places: Sequence[int]) -> Iterator[TrainPart]:
-        """The batch in parts that fit the device. places: of each sample, counted in images since the stage's start."""
-        size = self.part_size(batch.bucket)
+    def micro_batches(self, batch: FeatureBatch, positions: Sequence[int]) -> Iterator[MicroBatch]:
+        """Splits a batch to fit the device. `positions`: of each sample, counted in images since the start of the stage."""
+        size = self.micro_batch_size(batch.bucket)
         captions = self.captions(batch)
-        for start in range(0, len(places), size):
-            rows = range(start, min(start + size, len(places)))
-            draws = draw((batch.mean.shape[1], *batch.bucket), seed=self.seed, places=[places[row] for row in rows])
-            yield TrainPart(
+        for start in range(0, len(positions), size):
+            rows = range(start, min(start + size, len(positions)))
+            draws = draw((batch.mean.shape[1], *batch.bucket), seed=self.seed, positions=[positions[row] for row in rows])
+            yield MicroBatch(
                 latents=self.latents(batch, rows, draws.latent_noise),
                 noise=self._move(draws.noise),
                 timesteps=self._move(self.objective.timesteps_at(draws.quantiles).float()),
                 captions=None if captions is None else self._captions(captions, rows),
                 class_labels=self._labels(batch, rows, draws),
                 sizes=self.sizes(batch, rows),
-                is_last=rows.stop == len(places),
+                is_last=rows.stop == len(positions),
             )
 
-    def whole(self, batch: FeatureBatch) -> TrainPart:
-        """The batch in one part, at the means of its latents, without noise of its own: for validation."""
+    def whole(self, batch: FeatureBatch) -> MicroBatch:
+        """The whole batch at the means of its latents, without noise: for validation."""
         rows = range(len(batch.keys))
         captions, labels = self.captions(batch), batch.class_labels
         latents = self.latents(batch, rows, torch.zeros(()))
-        return TrainPart(
+        return MicroBatch(
             latents=latents,
             noise=torch.zeros_like(latents),
             timesteps=torch.zeros(len(rows), device=self.device),
@@ -119,12 +163,12 @@ class Preparation:
         return values.to(self.device, non_blocking=True)
 
 
-def draw(shape: tuple[int, int, int], *, seed: int, places: Sequence[int]) -> Draws:
-    """Draws for latents of shape (C, h, w). `places` counts images since the start of the stage."""
-    normals = np.empty((len(places), 2, *shape), dtype=np.float32)
-    uniforms = np.empty((len(places), 2), dtype=np.float32)
-    for row, place in enumerate(places):
-        source = np.random.Generator(np.random.Philox(key=np.array([seed, place], dtype=np.uint64)))
+def draw(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> Draws:
+    """Draws for latents of shape (C, h, w). `positions` counts images since the start of the stage."""
+    normals = np.empty((len(positions), 2, *shape), dtype=np.float32)
+    uniforms = np.empty((len(positions), 2), dtype=np.float32)
+    for row, position in enumerate(positions):
+        source = np.random.Generator(np.random.Philox(key=np.array([seed, position], dtype=np.uint64)))
         source.random(out=uniforms[row], dtype=np.float32)
         source.standard_normal(out=normals[row], dtype=np.float32)
     both, pair = torch.from_numpy(normals), torch.from_numpy(uniforms)

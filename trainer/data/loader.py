@@ -1,6 +1,7 @@
 """Batches for training, read ahead by threads: the same batches in the same order for any number of threads.
 
-Reading is copying from mapped files, in which Python's lock is free; so threads do, and nothing is pickled between processes.
+Reading is copying from mapped files, which releases Python's lock; so threads are enough, and nothing is pickled between
+processes.
 """
 
 import time
@@ -8,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +19,7 @@ from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionChoice:
-    """Which caption a sample is seen with; see data_order.choose_caption."""
+    """The choice of the caption that a sample is seen with; see choose_caption in order.py."""
 
     dropout: float = 0.1
     """Share of samples that are seen with the null caption."""
@@ -26,9 +28,9 @@ class CaptionChoice:
 
 
 class Loader:
-    """Iterates over this rank's part of the global batches, for ever. Close it, or use it as a context.
+    """Iterates over this rank's part of the global batches, without end. Close it, or use it as a context.
 
-    `wait_s` is how long the last batch was waited for.
+    `wait_s` is the time that the last batch was waited for.
     """
 
     def __init__(
@@ -91,15 +93,15 @@ class Loader:
     def _read(self, index: int) -> FeatureBatch:
         batch = self.order.batch(index)
         first = index * self.order.batch_size
-        places = range(self.order.batch_size)[self._part]
-        requests = [self._request(*batch.samples[place], place=first + place) for place in places]
+        own = range(self.order.batch_size)[self._part]
+        requests = [self._request(*batch.samples[index], position=first + index) for index in own]
         return self.store.read(requests, pin=self._pin)
 
-    def _request(self, unit: int, row: int, *, place: int) -> SampleRequest:
+    def _request(self, unit: int, row: int, *, position: int) -> SampleRequest:
         if self.store.info.class_names:
             return SampleRequest(unit=unit, row=row)
-        names = self.store.caption_names(unit, row)
-        chosen = choose_caption(
-            names, seed=self.order.seed, place=place, dropout=self._captions.dropout, weights=self._captions.weights
+        captions = self._captions
+        choose = partial(
+            choose_caption, seed=self.order.seed, position=position, dropout=captions.dropout, weights=captions.weights
         )
-        return SampleRequest(unit=unit, row=row, caption=chosen)
+        return SampleRequest(unit=unit, row=row, caption=choose)

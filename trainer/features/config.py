@@ -1,4 +1,4 @@
-"""The settings of trainer.precompute, and which of them make a store what it is."""
+"""Settings of trainer.precompute, and those among them that identify a store."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,12 +17,12 @@ StageName = Literal["pixel", "alignment", "aesthetic"]
 
 @dataclass(frozen=True)
 class StageFeatures:
-    """What a stage trains on."""
+    """The features that a stage trains on."""
 
     labels: bool
-    """Class labels; else captions."""
+    """Whether they have class labels; else captions."""
     square: bool
-    """Square images only; else aspect buckets."""
+    """Whether images are cropped square; else sorted into aspect buckets."""
 
 
 STAGES: Mapping[StageName, StageFeatures] = {
@@ -37,37 +37,37 @@ class PrecomputeConfig:
     """All settings of `python -m trainer.precompute`."""
 
     dataset: str
-    """A data set, a captioning run, or images with class labels (pixel stage): a path or an fsspec URL."""
+    """Data set, captioning run, or images with class labels (pixel stage): a path or an fsspec URL."""
     out: str
     """Folder of all features; this command writes OUT/<stage>/<resolution>/."""
     stage: StageName
-    """pixel: class labels, square images; alignment, aesthetic: captions, aspect buckets."""
+    """Stage: pixel (class labels, square images), alignment or aesthetic (captions, aspect buckets)."""
     resolution: list[int] = field(default_factory=lambda: [256])
-    """Side of a square image in pixels; several are made in one pass."""
+    """Resolutions, as the side of a square image in pixels; several are made in one pass."""
     square: bool = False
-    """Crop all images square, also in a stage with aspect buckets."""
+    """Crop all images square, even in a stage with aspect buckets."""
     captions: Storage = "bfloat16"
-    """How T5's features are stored: bfloat16, int8 with a scale per token, or none, then trainer.fit --online encodes."""
+    """Storage of T5's features: bfloat16, int8 (with a scale per token), or none, which trainer.fit --online then encodes."""
     vae: VAEConfig = field(default_factory=lambda: VAEConfig(name=UNNAMED, sliced=False))
-    """The autoencoder; it must be named."""
+    """Autoencoder; its name is required."""
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
-    """The encoder of captions; it must be named, but in the pixel stage, which reads none."""
+    """Encoder of captions; its name is required except in the pixel stage, which reads no captions."""
     batch_px: int = 1 << 22
-    """Pixels of the images that the VAE encodes together: 64 images of 256 x 256."""
+    """Pixels that the VAE encodes at once; the default is 64 images of 256 x 256."""
     unit_size: int = 0
-    """Images of a unit; 0: 256, fewer above 512 px. The order of training shuffles whole units."""
+    """Images per unit; 0: 256, fewer above 512 px. The order of training shuffles whole units."""
     validation_share: float = 0.01
-    """Share of the images that become the validation split, where the data set names none; by a hash of the key."""
+    """Share of the images in the validation split, by a hash of the key; unused where the data set has splits."""
     min_validation: int = 64
-    """At least about so many, but no more than a tenth."""
+    """Minimum number of validation images, approximately; never more than a tenth of all."""
     seed: int = 0
-    """Of the shuffle."""
+    """Random seed for the shuffle."""
     max_rejected: float | None = None
     """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
-    """What is refused before it is decoded."""
+    """Limits beyond which images are rejected before they are decoded."""
     ray: RaySettings = field(default_factory=RaySettings)
-    """Where it runs; a replica is a VAE with a T5."""
+    """Ray cluster and replicas; a replica is a VAE with a T5."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -94,13 +94,13 @@ class PrecomputeConfig:
 
     @property
     def features(self) -> StageFeatures:
-        """What the stage trains on."""
+        """The features that the stage trains on."""
         chosen = STAGES[self.stage]
         return replace(chosen, square=chosen.square or self.square)
 
     @property
     def storage(self) -> Storage:
-        """How captions are stored; not at all where there are labels."""
+        """The storage of captions; none where there are labels."""
         return "none" if self.features.labels else self.captions
 
     @property
@@ -117,6 +117,6 @@ class PrecomputeConfig:
 
 
 def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Of recorded settings, those that make a store what it is: not the encoders' number formats, which only round."""
+    """The recorded settings that identify a store: all but the encoders' number formats, which only round."""
     parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
     return {**recorded, **{name: {**part, "dtype": None} for name, part in parts.items()}}

@@ -1,4 +1,4 @@
-"""What a feature store says of itself, features.json: the encoders with their fingerprints, the buckets, the settings.
+"""The description of a feature store, features.json: encoders with their fingerprints, buckets, settings.
 
 A trainer that expects something else refuses it, with the command that remakes it.
 """
@@ -23,12 +23,12 @@ NULL_CAPTION_NAME = "tokens"
 _DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first stores, whose fingerprints stay as they are
 
 Storage = Literal["none", "bfloat16", "int8"]
-"""How the features of captions are stored; none: only the texts are, for training that encodes them itself."""
+"""Storage of the features of captions; none: only the texts are stored, for training that encodes them itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesInfo:
-    """What features.json says. A fingerprint covers all that another store must share to be the same."""
+    """The content of features.json. A fingerprint covers all that another store must share to be the same."""
 
     stage: str
     """pixel, alignment or aesthetic."""
@@ -37,25 +37,25 @@ class FeaturesInfo:
     buckets: tuple[Size, ...]
     """Height and width in pixels of all buckets there can be."""
     latent_channels: int
-    """Of the VAE."""
+    """Latent channels of the VAE."""
     downsampling: int
     """Pixels per latent, along a side."""
     scaling_factor: float
-    """Of the VAE: what is stored is not scaled."""
+    """Scaling factor of the VAE; stored latents are not scaled."""
     shift_factor: float
-    """Of the VAE."""
+    """Shift factor of the VAE."""
     vae: PartConfig
-    """Which VAE, with its fingerprint."""
+    """The VAE, with its fingerprint."""
     text_encoder: PartConfig | None = None
-    """Which T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
+    """The T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
     text_encoder_dtype: str = ""
     """Number format that T5 computed in; `/` and the library where its weights were quantised."""
     vae_dtype: str = ""
     """Number format that the VAE computed in; empty: not recorded."""
     caption_storage: Storage = "none"
-    """How the features of captions are stored."""
+    """Storage of the features of captions."""
     caption_cleaning: Cleaning = "lower"
-    """How captions were cleaned before T5 read them."""
+    """Cleaning of captions before T5 read them."""
     caption_width: int = 0
     """Channels of a token's features."""
     max_caption_tokens: int = 0
@@ -63,15 +63,15 @@ class FeaturesInfo:
     class_names: tuple[str, ...] = ()
     """The classes, by label; empty where there are captions."""
     seed: int = 0
-    """Of the shuffle and the validation split."""
+    """Random seed of the shuffle and the validation split."""
     unit_size: int = 0
     """Samples of a unit, at most."""
     source: str = ""
-    """What the features were made of."""
+    """The source that the features were made of."""
     licence: str = ""
     """Licence and terms of the images."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """All settings of the command, to look them up."""
+    """All settings of the command, for reference."""
 
     @property
     def scale(self) -> LatentScale:
@@ -100,7 +100,7 @@ class FeaturesInfo:
         )
 
     def to_json(self) -> bytes:
-        """What the file holds."""
+        """The content of the file."""
         record = {"schema_version": FEATURES_VERSION, "fingerprint": self.fingerprint, **asdict(self)}
         return json.dumps(record, indent=1).encode()
 

@@ -48,7 +48,7 @@ class FeatureUnit(PlannedUnit):
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What a replica encodes: pixels by resolution, (n, H, W, 3) uint8, and all caption variants of all samples, in order."""
+    """The input of a replica: pixels by resolution, (n, H, W, 3) uint8, and all caption variants of all samples, in order."""
 
     pixels: Mapping[int, Pixels]
     texts: Sequence[str]
@@ -56,7 +56,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was read: the samples that can be used, in the order of the payload, and rows of schema.REJECTED."""
+    """The result of reading: usable samples in the order of the payload, and rows of schema.REJECTED."""
 
     samples: list[SampleFacts]
     rejected: list[dict[str, Any]]
@@ -74,7 +74,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Engine:
-    """What a replica holds."""
+    """The models of a replica."""
 
     vae: VAE
     text_encoder: TextEncoder | None
@@ -82,7 +82,7 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderFacts:
-    """What the encoders are, as found by loading them."""
+    """Facts of the encoders, found by loading them."""
 
     vae: PartConfig
     scale: LatentScale
@@ -102,7 +102,7 @@ class EncoderFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """Which encoders make features, and how much they are given at once. Picklable: workers load them by it."""
+    """The encoders of features and their batch size. Picklable: workers load them by it."""
 
     vae: VAEConfig
     text_encoder: TextEncoderConfig | None
@@ -120,7 +120,7 @@ class Encoders:
         return load_text_encoder(self.text_encoder, device=_device())
 
     def describe(self) -> EncoderFacts:
-        """Loads both and says what they are. Raises UserError where one cannot be had."""
+        """Loads both and describes them. Raises UserError where one is unavailable."""
         import torch
 
         vae = self.load_vae()

@@ -1,7 +1,7 @@
-"""The plan of a feature store: which sample is in which unit. Shuffled once, each unit of one split and one bucket.
+"""The plan of a feature store: the samples of each unit. Shuffled once, each unit of one split and one bucket.
 
-So a unit is a shard that is read from its begin to its end, and units can be taken in any order. `plan/<n>.json` publishes the
-units of planning n; sources that have grown get units of their own. Several resolutions made in one go share one plan.
+So a unit is a shard that is read from its beginning to its end, and units can be taken in any order. `plan/<n>.json` publishes
+the units of planning n; sources that have grown get further units. Several resolutions made in one pass share one plan.
 """
 
 import json
@@ -54,18 +54,18 @@ class FeaturePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """How samples become units."""
+    """Settings of the division of samples into units."""
 
     tables: Mapping[int, Sequence[Size]]
     """The buckets of each resolution."""
     seed: int
-    """Of the order in which samples are cut into units."""
+    """Random seed for the order in which samples are cut into units."""
     unit_size: int
-    """Samples a unit, at most."""
+    """Samples per unit, at most."""
     validation_share: float
     """Share of the samples for validation where the source has no splits."""
     min_validation: int
-    """Samples for validation that there should be at least, where that is no more than a tenth."""
+    """Minimum number of validation samples, where that is no more than a tenth."""
 
 
 def read_feature_plan(folder: Folder) -> FeaturePlan:
@@ -158,30 +158,30 @@ def _insert(database: Any, table: str, select: str, batch: "pa.Table", *, create
 
 
 def _buckets(table: "pa.Table", settings: PlanSettings, source: FeatureSource) -> "pa.Array":
-    """For each sample, its bucket at each resolution, as places in the tables."""
+    """For each sample, its bucket at each resolution, as indices of the tables."""
     import pyarrow as pa
 
-    places: list[npt.NDArray[np.int32]] = []
+    indices: list[npt.NDArray[np.int32]] = []
     for sizes in settings.tables.values():
         if len(sizes) == 1:
-            places.append(np.zeros(len(table), dtype=np.int32))
+            indices.append(np.zeros(len(table), dtype=np.int32))
             continue
         if table["width"].null_count or table["height"].null_count:
             raise UserError(f"{source.url} does not tell the sizes of its images: build a data set of it, or give --square")
-        places.append(nearest_buckets(table["height"].to_numpy(), table["width"].to_numpy(), sizes))
-    return pa.array(list(np.stack(places, axis=1)), pa.list_(pa.int32()))
+        indices.append(nearest_buckets(table["height"].to_numpy(), table["width"].to_numpy(), sizes))
+    return pa.array(list(np.stack(indices, axis=1)), pa.list_(pa.int32()))
 
 
-# md5, since DuckDB's own hash differs between versions. A unit is known by its first sample's place, `unit`.
+# md5, since DuckDB's own hash differs between versions. Units are ordered by the hash of their first sample.
 _UNITS_SQL = """
 WITH split AS (
-    SELECT * EXCLUDE (split), md5_number_lower(key || '/' || $seed) AS place,
+    SELECT * EXCLUDE (split), md5_number_lower(key || '/' || $seed) AS shuffled,
         coalesce(split, CASE WHEN md5_number_lower(key) < $threshold THEN 'validation' ELSE 'train' END) AS split
     FROM fresh
 ), numbered AS (
-    SELECT *, (row_number() OVER (PARTITION BY split, buckets ORDER BY place, key) - 1) // $unit_size AS piece FROM split
+    SELECT *, (row_number() OVER (PARTITION BY split, buckets ORDER BY shuffled, key) - 1) // $unit_size AS piece FROM split
 )
-SELECT * FROM numbered ORDER BY min(place) OVER (PARTITION BY split, buckets, piece), split, buckets, piece, place, key
+SELECT * FROM numbered ORDER BY min(shuffled) OVER (PARTITION BY split, buckets, piece), split, buckets, piece, shuffled, key
 """
 
 
@@ -193,9 +193,9 @@ def _write_units(folder: Folder, reader: Any, plan: FeaturePlan, settings: PlanS
         path = f"plan/{plan.num_plans}-{attempt}-{units[0][0]:08d}.parquet"
         folder.create(path, row_groups_bytes([table.select(SAMPLE.names) for _, table in units]))
         for group, (number, table) in enumerate(units):
-            places = table["buckets"][0].as_py()
+            indices = table["buckets"][0].as_py()
             buckets = {
-                resolution: sizes[place] for (resolution, sizes), place in zip(settings.tables.items(), places, strict=True)
+                resolution: sizes[index] for (resolution, sizes), index in zip(settings.tables.items(), indices, strict=True)
             }
             yield PlannedUnit(
                 number=number,

@@ -1,4 +1,4 @@
-"""Asks a Ray worker what the encoders are; the units of features then run as captions do (foundry/units/ray_driver.py)."""
+"""Description of the encoders by a Ray worker; the units of features then run as captions do (foundry/units/ray_driver.py)."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from trainer.features.job import EncoderFacts, Encoders
 def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Mapping[str, str]) -> EncoderFacts:
     """Starts Ray or attaches to it, and loads the encoders once on a worker to see what they are.
 
-    Raises UserError where a node does not see a path of `visible`, or an encoder cannot be had there.
+    Raises UserError where a node does not see a path of `visible`, or an encoder is unavailable there.
     """
     start_ray(settings)
     check_visible(visible)

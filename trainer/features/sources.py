@@ -1,4 +1,4 @@
-"""What features can be made of: a data set, a captioning run, or images with class labels; read as one kind of row.
+"""Sources of features: a data set, a captioning run, or images with class labels; read as one kind of row.
 
 DATASET   what dataset_builder.build wrote: dataset.json and samples/*/*.parquet
 RUN       what captioner.run wrote: run.json; its committed images and captions
@@ -50,7 +50,7 @@ class FeatureSource(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address of the source."""
 
     @property
     def licence(self) -> str:
@@ -82,18 +82,18 @@ class DatasetSource:
 
     @cached_property
     def files(self) -> "DatasetFiles":
-        """What dataset.json names."""
+        """The files that dataset.json names."""
         from dataset_builder.sql.dataset_files import read_dataset
 
         return read_dataset(self.url)
 
     @property
     def licence(self) -> str:
-        """Of all its sources."""
+        """Licences of all its sources."""
         return "; ".join(sorted({run["licence"] for run in self.files.record["runs"] if run.get("licence")}))
 
     def tables(self) -> Iterator[pa.Table]:
-        """From its Parquet files, in order. An embedded image is referred to by file and row."""
+        """Its Parquet files in order. An embedded image is referred to by file and row."""
         for name in self.files.paths("samples"):
             yield from self._file(self.files.folder, name)
 
@@ -121,7 +121,7 @@ class RunSource:
 
     @property
     def licence(self) -> str:
-        """What captioner.run was told."""
+        """The licence that captioner.run was given."""
         return str(json.loads(Folder(self.url).read("run.json")).get("licence") or "")
 
     def tables(self) -> Iterator[pa.Table]:
@@ -138,11 +138,11 @@ class RunSource:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with class labels: from a column of Parquet, a list or a file beside, else the name of the folder."""
+    """Images with class labels: from a column of Parquet, a list or a sidecar file, else the name of the folder."""
 
     url: str
     sources: "tuple[Source, ...]"
-    """What was found there."""
+    """The source that was found there."""
     licence: str = ""
 
     def tables(self) -> Iterator[pa.Table]:
@@ -191,8 +191,8 @@ def _to_samples(rows: list[dict[str, Any]]) -> pa.Table:
 def _refer_to_embedded(rows: list[dict[str, Any]], *, uri: str, first: int) -> list[dict[str, Any]]:
     """Rows whose image is in the file itself refer to it."""
     return [
-        row if row["uri"] is not None else row | {"uri": uri, "member": "image", "row": first + place}
-        for place, row in enumerate(rows)
+        row if row["uri"] is not None else row | {"uri": uri, "member": "image", "row": first + index}
+        for index, row in enumerate(rows)
     ]
 
 

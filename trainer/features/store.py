@@ -1,36 +1,33 @@
-"""Reads features back: a store is opened, checked, and asked for samples by unit and row; a batch is one copy.
+"""The store of features as training reads it: opened, checked, and asked for samples by unit and row; a batch is one copy.
 
-FEATURES/<stage>/<resolution>/ holds features.json (feature_info.py), the plan (feature_plan.py), `latents/`, `captions/` and
-`rejected/` by unit (feature_tables.py), and `commits/`. Only what a commit names is read.
+FEATURES/<stage>/<resolution>/ holds features.json (info.py), the plan (plan.py), `latents/`, `captions/` and `rejected/` by
+unit (tables.py), and `commits/`. Only files that a commit names are read.
 
 Shapes: B samples, C latent channels, h x w the sides of the latents, F channels of T5, L tokens of the null caption.
 """
 
 import hashlib
-import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from foundry.errors import UserError
-from foundry.storage.folder import Folder, store_errors
+from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, read_commits
 from model.dit import Captions
 from model.vae import LatentScale
 from trainer.features.buckets import Size
 from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
 from trainer.features.plan import read_feature_plan
-from trainer.features.tables import CaptionViews, LatentViews, from_int8, open_captions, open_latents, to_int8
+from trainer.features.tables import OpenUnits, UnitViews, from_int8, to_int8
 
-MAX_OPEN_UNITS = 256
-"""Mapped into memory at once; of a store on object storage, where a unit is read whole, far fewer."""
-MAX_FETCHED_UNITS = 16
+CaptionChooser = Callable[[Sequence[str]], int | None]
+"""Chooses among a sample's caption variants by their names: an index, or none for the null caption."""
 
 
 class UnitRows(NamedTuple):
@@ -46,8 +43,8 @@ class SampleRequest:
 
     unit: int
     row: int
-    caption: int | None = None
-    """The caption variant, by its place among the sample's own; none: the null caption."""
+    caption: int | CaptionChooser | None = None
+    """The index of the caption variant, or what chooses it when the sample is read; none: the null caption."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,9 +69,28 @@ class FeatureBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class _OpenUnit:
-    latents: LatentViews
-    captions: CaptionViews | None
+class _Sample:
+    """A sample that is being read."""
+
+    unit: UnitViews
+    row: int
+    caption: int | None
+    """The index of the caption variant; none: the null caption."""
+    text: str
+    """The text of that caption, "" for the null caption."""
+
+    @classmethod
+    def of(cls, unit: UnitViews, request: SampleRequest, *, has_captions: bool) -> "_Sample":
+        """Reads names and texts of the captions once, and chooses one."""
+        if request.caption is None or not has_captions:
+            return cls(unit, request.row, caption=None, text="")
+        captions = unit.latents.texts(request.row)
+        caption = request.caption([name for name, _ in captions]) if callable(request.caption) else request.caption
+        return cls(unit, request.row, caption, "" if caption is None else captions[caption][1])
+
+    def value(self, column: str) -> Any:
+        """The sample's value in a column of the file `latents`."""
+        return self.unit.latents.table[column][self.row].as_py()
 
 
 class FeatureStore:
@@ -93,8 +109,7 @@ class FeatureStore:
         self._planned = {unit.number: unit for unit in plan.units}
         self._commits = {commit.unit: commit for commit in commits if "latents" in commit.files}
         self._null_int8 = None if null_caption is None or info.caption_storage != "int8" else to_int8(null_caption)
-        self._open: OrderedDict[int, _OpenUnit] = OrderedDict()
-        self._lock = threading.Lock()
+        self._units = OpenUnits(folder, self._commits, command=info.command)
 
     @classmethod
     def open(cls, url: str) -> "FeatureStore":
@@ -152,37 +167,41 @@ class FeatureStore:
 
     def caption_names(self, unit: int, row: int) -> tuple[str, ...]:
         """The names of a sample's caption variants; SampleRequest.caption counts in them."""
-        return tuple(name for name, _ in self._unit(unit).latents.texts(row))
+        return tuple(name for name, _ in self._units[unit].latents.texts(row))
 
     def read(self, requests: Sequence[SampleRequest], *, pin: bool = False) -> FeatureBatch:
         """The samples, which must be of one bucket; `pin`: in page-locked memory, from which a GPU copies by itself.
 
         Raises UserError where a file is missing or damaged.
         """
-        units = {request.unit: self._unit(request.unit) for request in requests}
+        units = {request.unit: self._units[request.unit] for request in requests}
         bucket = self._bucket(requests[0].unit)
         assert all(self._bucket(unit) == bucket for unit in units), "a batch is of one bucket"
-        shape = (len(requests), self.info.latent_channels, *bucket)
-        mean, log_variance = (torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin) for _ in range(2))
-        bits = [tensor.view(torch.int16).numpy().reshape(len(requests), -1) for tensor in (mean, log_variance)]
-        for place, request in enumerate(requests):
-            row = units[request.unit].latents.latents[request.row]
-            bits[0][place], bits[1][place] = row[0], row[1]
-        tables = [(units[request.unit].latents.table, request.row) for request in requests]
         has_labels = bool(self.info.class_names)
-        labels = [table["class_label"][row].as_py() for table, row in tables] if has_labels else []
+        samples = [_Sample.of(units[request.unit], request, has_captions=not has_labels) for request in requests]
+        mean, log_variance = self._latents(samples, bucket, pin=pin)
         return FeatureBatch(
-            keys=[table["key"][row].as_py() for table, row in tables],
+            keys=[sample.value("key") for sample in samples],
             mean=mean,
             log_variance=log_variance,
-            captions=self._captions(requests, units, pin=pin) if self.info.caption_storage != "none" else None,
-            texts=None if has_labels else [_text(units[request.unit], request) for request in requests],
-            class_labels=torch.tensor(labels, dtype=torch.long) if has_labels else None,
-            sizes=torch.tensor([[table["height"][row].as_py(), table["width"][row].as_py()] for table, row in tables]).float(),
+            captions=self._captions(samples, pin=pin) if self.info.caption_storage != "none" else None,
+            texts=None if has_labels else [sample.text for sample in samples],
+            class_labels=_labels(samples) if has_labels else None,
+            sizes=torch.tensor([[sample.value("height"), sample.value("width")] for sample in samples]).float(),
             bucket=bucket,
         )
 
-    def _captions(self, requests: Sequence[SampleRequest], units: dict[int, _OpenUnit], *, pin: bool) -> Captions:
+    def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, C, h, w), each copied once from where it lies."""
+        shape = (len(samples), self.info.latent_channels, *bucket)
+        mean, log_variance = (torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin) for _ in range(2))
+        bits = [tensor.view(torch.int16).numpy().reshape(len(samples), -1) for tensor in (mean, log_variance)]
+        for index, sample in enumerate(samples):
+            row = sample.unit.latents.latents[sample.row]
+            bits[0][index], bits[1][index] = row[0], row[1]
+        return mean, log_variance
+
+    def _captions(self, samples: Sequence[_Sample], *, pin: bool) -> Captions:
         """The chosen captions, each copied once from where it lies."""
         assert self.null_caption is not None
         null = self.null_caption if self._null_int8 is None else self._null_int8[0]
@@ -190,14 +209,14 @@ class FeatureStore:
         null_scales = None if self._null_int8 is None else self._null_int8[1].view(-1).numpy()
         row_bytes = self.info.caption_width * null.element_size()
         parts, scales = [], []
-        for request in requests:
-            captions = units[request.unit].captions
-            if request.caption is None or captions is None:
+        for sample in samples:
+            captions = sample.unit.captions
+            if sample.caption is None or captions is None:
                 parts.append(null_bytes)
                 scales.append(null_scales)
                 continue
-            number = captions.starts[request.row] + request.caption
-            assert number < captions.starts[request.row + 1], f"{request} asks for a caption that the sample has not"
+            number = captions.starts[sample.row] + sample.caption
+            assert number < captions.starts[sample.row + 1], f"row {sample.row} has no caption {sample.caption}"
             start, stop = captions.offsets[number], captions.offsets[number + 1]
             parts.append(captions.tokens[start:stop])
             scales.append(None if captions.scales is None else captions.scales[start // row_bytes : stop // row_bytes])
@@ -213,46 +232,9 @@ class FeatureStore:
         height, width = self._planned[unit].buckets[self.info.resolution]
         return height // self.info.downsampling, width // self.info.downsampling
 
-    def _unit(self, number: int) -> _OpenUnit:
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-                return self._open[number]
-        opened = self._open_unit(number)
-        with self._lock:
-            self._open[number] = opened
-            while len(self._open) > (MAX_OPEN_UNITS if self.folder.is_local else MAX_FETCHED_UNITS):
-                self._open.popitem(last=False)
-        return opened
 
-    def _open_unit(self, number: int) -> _OpenUnit:
-        files = self._commits[number].files
-        try:
-            latents = open_latents(self._source(files["latents"].path), where=files["latents"].path)
-            captions = None
-            if "captions" in files:
-                captions = open_captions(self._source(files["captions"].path), where=files["captions"].path)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"{self.folder.url}, unit {number}: {error}; delete commits/{number:08d}.json and run {self.info.command}"
-            ) from error
-        return _OpenUnit(latents, captions)
-
-    def _source(self, path: str) -> pa.NativeFile:
-        return pa.memory_map(self.folder.path(path)) if self.folder.is_local else pa.BufferReader(self.folder.read(path))
-
-
-def count_samples(url: str, split: str) -> int | None:
-    """Samples of a split of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
-    try:
-        with store_errors(Folder(url)):
-            return FeatureStore.open(url).num_samples(split)
-    except UserError:
-        return None
-
-
-def _text(unit: _OpenUnit, request: SampleRequest) -> str:
-    return "" if request.caption is None else unit.latents.texts(request.row)[request.caption][1]
+def _labels(samples: Sequence[_Sample]) -> Tensor:
+    return torch.tensor([sample.value("class_label") for sample in samples], dtype=torch.long)
 
 
 def _read_null_caption(folder: Folder, info: FeaturesInfo) -> Tensor | None:

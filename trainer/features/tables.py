@@ -1,4 +1,4 @@
-"""The two files of a unit of features: how tensors become Arrow tables, and views of them without a copy.
+"""The two files of a unit of features as Arrow tables, views of them without a copy, and the cache of open units.
 
 `latents` has one row per sample; its latents are the mean and then the log-variance as the VAE gives them, bf16, little-endian.
 `captions` has the T5 tokens of the same samples in the same order, without padding: bf16, or int8 with a float32 scale each.
@@ -7,7 +7,9 @@ Both are uncompressed Arrow files of one record batch, so that a local file is m
 Shapes: n samples of a unit, C latent channels, h x w the sides of the latents, T tokens of all captions, F channels of T5.
 """
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from foundry.storage.schema import check_version
+from foundry.units.commits import Commit
 
 if TYPE_CHECKING:
     import torch
@@ -26,18 +31,21 @@ if TYPE_CHECKING:
 _TEXTS = pa.list_(pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]))
 _INT8_MAX = 127
 _CACHED_TOKENS = 64
+MAX_OPEN_UNITS = 256
+"""Mapped into memory at once; of a store on object storage, where a unit is read whole, far fewer."""
+MAX_FETCHED_UNITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFacts:
-    """What is known of a sample beside its latents."""
+    """All that is known of a sample besides its latents."""
 
     key: str
     height: int
-    """Of the original image, in pixels."""
+    """Height of the original image, in pixels."""
     width: int
     class_label: int | None
-    """Its place in FeaturesInfo.class_names."""
+    """Index in FeaturesInfo.class_names."""
     captions: tuple[tuple[str, str], ...]
     """Name and text of each variant."""
 
@@ -64,6 +72,59 @@ class LatentViews:
     def texts(self, row: int) -> list[tuple[str, str]]:
         """Name and text of each caption variant of a sample."""
         return [(caption["name"], caption["text"]) for caption in self.table["captions"][row].as_py()]
+
+
+@dataclass(frozen=True, eq=False)
+class UnitViews:
+    """Both files of a unit; captions are missing where none are stored."""
+
+    latents: LatentViews
+    captions: CaptionViews | None
+
+
+class OpenUnits:
+    """The committed units of a store, opened when they are asked for; the most recently read ones stay open.
+
+    May be asked by several threads at once.
+    """
+
+    def __init__(self, folder: Folder, commits: Mapping[int, Commit], *, command: str) -> None:
+        """`command` makes the features again, for the error about a damaged file."""
+        self._folder = folder
+        self._commits = commits
+        self._command = command
+        self._most = MAX_OPEN_UNITS if folder.is_local else MAX_FETCHED_UNITS
+        self._open: OrderedDict[int, UnitViews] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, number: int) -> UnitViews:
+        """The unit of a number. Raises UserError where a file is missing or damaged."""
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        opened = self._open_unit(number)
+        with self._lock:
+            self._open[number] = opened
+            while len(self._open) > self._most:
+                self._open.popitem(last=False)
+        return opened
+
+    def _open_unit(self, number: int) -> UnitViews:
+        files = self._commits[number].files
+        try:
+            latents = open_latents(self._source(files["latents"].path), where=files["latents"].path)
+            captions = None
+            if "captions" in files:
+                captions = open_captions(self._source(files["captions"].path), where=files["captions"].path)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self._folder.url}, unit {number}: {error}; delete commits/{number:08d}.json and run {self._command}"
+            ) from error
+        return UnitViews(latents, captions)
+
+    def _source(self, path: str) -> pa.NativeFile:
+        return pa.memory_map(self._folder.path(path)) if self._folder.is_local else pa.BufferReader(self._folder.read(path))
 
 
 def latents_table(facts: Sequence[SampleFacts], latents: "LatentDistribution") -> pa.Table:

@@ -1,4 +1,4 @@
-"""What plans and logs need to know of a GPU: its peak, its memory, what an hour of it costs. Imports no torch.
+"""GPUs as plans and logs know them: peak, memory and price per hour. Imports no torch.
 
 Peak: dense matrix products in bf16 (V100: fp16) without sparsity, from the makers' data sheets. Price: a rough default, since
 it changes by month and contract: A100 as the paper's $28,400 for 753 days imply, V100 that price by the paper's factor of 2.2,
@@ -19,7 +19,7 @@ class Gpu:
     """One GPU."""
 
     device_name: str
-    """What its CUDA or ROCm device name contains, followed by no other letter or digit: an L40 is no L4."""
+    """Part of its CUDA or ROCm device name, not followed by another letter or digit: an L40 is no L4."""
     peak_flops: float
     """Floating-point operations a second."""
     memory_bytes: int

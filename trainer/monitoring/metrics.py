@@ -1,7 +1,7 @@
 """Training metrics: a log line and a row per interval, loss spikes with their sample keys, an error on a non-finite loss.
 
-Losses stay on the device and are fetched one interval late, so that no step waits for its own numbers. A checkpoint fetches all
-that is left first: what is saved has been seen to be finite.
+Losses stay on the device and are fetched one interval late, so that no step waits for its own values. Before a checkpoint all
+remaining ones are fetched: only a state with finite losses is saved.
 """
 
 import math
@@ -20,9 +20,7 @@ from torch import Tensor
 from foundry.errors import UserError
 from trainer.config import WatchConfig
 from trainer.distributed import Workers
-from trainer.monitoring.run_folder import RunFolder
-from trainer.training.checkpoints import newest_checkpoint
-from trainer.training.train_step import StepResult
+from trainer.monitoring.run_folder import RunFolder, newest_checkpoint
 
 _REMEMBERED = 100
 _NAMED_KEYS = 8
@@ -30,31 +28,31 @@ _NAMED_KEYS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What is known of a step without asking the device."""
+    """The facts of a step that need no value from the device."""
 
     step: int
-    """Of the stage, from 1."""
+    """Number of the step in the stage, from 1."""
     images_seen: int
-    """Of the stage, after the step."""
+    """Images of the stage after the step."""
     resolution: int
-    """Of its rung, in pixels."""
+    """Resolution of its rung, in pixels."""
     images_left: int
-    """Until the end of the rung."""
+    """Images until the end of the rung."""
     lr: float
     """Learning rate."""
     keys: list[str]
     """This worker's samples, in order."""
     flops: float
-    """Of the whole batch, forward and backward."""
+    """FLOPs of the whole batch, forward and backward."""
     batch_size: int
     """Images of all workers."""
     wait_s: float
-    """How long this worker waited for its data."""
+    """Time that this worker waited for its data, in seconds."""
 
 
 @dataclass(eq=False)
 class _Interval:
-    """Steps whose numbers are fetched together."""
+    """Steps whose values are fetched together."""
 
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -89,7 +87,7 @@ class NotFinite(UserError):
 
 
 class Watch:
-    """All workers make the same calls at the same steps."""
+    """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
     def __init__(self, run: RunFolder, config: WatchConfig, workers: Workers, *, peak_flops: float | None) -> None:
         self._run = run
@@ -100,11 +98,14 @@ class Watch:
         self._before: _Interval | None = None
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def add(self, record: StepRecord, result: StepResult) -> None:
-        """Takes note of a step. Raises NotFinite where a loss of an interval before was not finite."""
+    def add(self, record: StepRecord, *, losses: Tensor, gradient_norm: Tensor) -> None:
+        """Adds a step: the losses (B,) of this worker's samples, and the norm () before clipping, both on the device.
+
+        Raises NotFinite where a loss of an earlier interval was not finite.
+        """
         self._now.steps.append(record)
-        self._now.losses.append(result.losses)
-        self._now.norms.append(result.gradient_norm)
+        self._now.losses.append(losses)
+        self._now.norms.append(gradient_norm)
         if record.step % self._config.every_steps == 0:
             self._rotate()
 
@@ -116,7 +117,7 @@ class Watch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside is no part of an interval's time."""
+        """Excludes the time inside from the interval."""
         started = time.perf_counter()
         yield
         now = time.perf_counter()
@@ -227,7 +228,7 @@ def _duration(seconds: float) -> str:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """The most that was taken so far: of the GPU, else of the process."""
+    """Peak memory so far in bytes: of the GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,19 +6,14 @@ warning only where its settings, its data or its workers have changed. Imports n
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from foundry.command_line import counted
-from trainer.config import Rung, TrainConfig
+from trainer.config import LadderPosition, Rung, TrainConfig
+from trainer.data.passes import Warned, count_passes, count_training_samples, passes_warning
 
-if TYPE_CHECKING:
-    from trainer.training.start import LadderPlace
-
-MOST_PASSES = 50
-"""Passes over a stage's images above which training warns: the network may memorise them."""
 LONGEST_S = 7 * 86_400.0
 """Seconds of training above which training warns: a week."""
 WARM_UP_STEPS = 10
@@ -27,44 +22,10 @@ FIRST_STEPS = 50
 """Steps after a start by which the speed is known; WARM_UP_STEPS are among them."""
 
 
-@dataclass(frozen=True)
-class Warned:
-    """A warning in two parts."""
-
-    fact: str
-    """What is wrong, in the same words at every start under the same settings: by this a repetition is found."""
-    advice: str
-    """What was measured or counted, and which setting to change."""
-
-
-def count_passes(rungs: Sequence[tuple[int, int]]) -> float:
-    """How often each image is seen in all resolutions of a stage, from images seen and images of the data set of each."""
-    return sum(images_seen / num_images for images_seen, num_images in rungs)
-
-
-def passes_text(passes: float) -> str:
-    """As in "each image is seen 12.5 times"; to three digits."""
-    return f"{passes:.3g}" if passes < 100 else f"{passes:,.0f}"
-
-
-def passes_warning(stage: str, passes: float, *, num_images: int) -> Warned | None:
-    """Warns of a stage that sees its images too often; None for one that does not."""
-    if passes <= MOST_PASSES:
-        return None
-    times = passes_text(passes)
-    return Warned(
-        f"{stage} sees each of its {num_images:,} images {times} times",
-        f"above {MOST_PASSES} times a network may memorise them; lower `images` in `ladder`, or train on more images",
-    )
-
-
 def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> Warned | None:
     """Counts all resolutions of a stage. `present` has `num_samples` samples; one without features counts as having as many."""
-    from trainer.features.plan import TRAIN
-    from trainer.features.store import count_samples
-
     counts = [
-        num_samples if rung == present else count_samples(config.features_folder(rung), TRAIN) or num_samples
+        num_samples if rung == present else count_training_samples(config.features_folder(rung)) or num_samples
         for rung in config.ladder
     ]
     passes = count_passes([(rung.images_seen, count) for rung, count in zip(config.ladder, counts, strict=True)])
@@ -73,7 +34,7 @@ def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int
 
 def duration_warning(
     config: TrainConfig,
-    place: "LadderPlace",
+    position: LadderPosition,
     *,
     images_seen: int,
     step_s: float,
@@ -86,9 +47,9 @@ def duration_warning(
     `step_s` is the time of a step at the present resolution. The ones that follow take as much longer as an image of theirs is
     more `work`, in any unit.
     """
-    images_per_s = place.rung.batch_size / step_s
-    later = sum(rung.images_seen * work(rung) for rung in config.ladder[place.index + 1 :])
-    left = place.images_before + place.rung.images_seen - images_seen + later / work(place.rung)
+    images_per_s = position.rung.batch_size / step_s
+    later = sum(rung.images_seen * work(rung) for rung in config.ladder[position.index + 1 :])
+    left = position.images_before + position.rung.images_seen - images_seen + later / work(position.rung)
     if left / images_per_s <= LONGEST_S:
         return None
     return Warned(
@@ -108,7 +69,7 @@ class StepTimer:
     clock: Callable[[], float] = time.perf_counter
     """Seconds."""
     done: bool = False
-    """Whether the speed is known: nothing is timed any more."""
+    """True once the speed is known: nothing is timed any more."""
     _times: list[float] = field(default_factory=list)
 
     def begin_rung(self) -> None:

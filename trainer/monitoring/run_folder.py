@@ -1,4 +1,4 @@
-"""The folder of a run: what it was started with, and what it has measured.
+"""The folder of a run: its settings, starts, log, metrics, samples and checkpoints; and its graceful shutdown.
 
 config.yaml     all settings, as they were resolved at the last start
 starts.jsonl    a line for each start: time, command, versions, device, where from
@@ -7,7 +7,7 @@ metrics.jsonl   a line for each interval, validation and spike: trainer.tensorbo
 samples/        grids of samples
 checkpoints/    see trainer/training/checkpoints.py
 .lock           held by the training that writes here
-STOP            whoever makes this file has the training save a checkpoint and end
+STOP            create this file to have the training save a checkpoint and end
 """
 
 import fcntl
@@ -34,10 +34,11 @@ from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, new_file, store_errors
 from trainer.config import TrainConfig
+from trainer.data.passes import Warned
 from trainer.distributed import Workers
-from trainer.monitoring.outlook import Warned
 
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOG = "log.txt"
 STOP = "STOP"
@@ -55,31 +56,33 @@ class RunFolder:
         self._writes = workers.is_first
 
     def writing(self) -> AbstractContextManager[None]:
-        """Turns what the disk says against it, inside, into a UserError in one line."""
+        """Turns errors of the disk, inside, into a UserError of one line."""
         return store_errors(Folder(str(self.path)))
 
     @contextmanager
-    def held(self, *, wait_s: float) -> Iterator[None]:
-        """Nobody else on this machine trains here meanwhile. Raises UserError where somebody still does after `wait_s`.
+    def held(self, *, wait_s: float) -> Iterator[bool]:
+        """Holds the folder's lock, for one training on this machine at a time; yields whether another one had it before.
 
-        Workers that outlive their driver need some seconds to end.
+        Raises UserError where another training still has it after `wait_s`: workers that outlive their driver need some seconds
+        to end.
         """
         if not self._writes:
-            yield
+            yield False
             return
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / _LOCK).open("w")
         with lock as file:
-            until = time.monotonic() + wait_s
+            until, waited = time.monotonic() + wait_s, False
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
                     raise UserError(f"another training writes to {self.path}: let it end, or give another --run_dir")
                 time.sleep(_FOLLOW_S)
-            yield
+                waited = True
+            yield waited
 
     def start(self, config: TrainConfig, workers: Workers, *, origin: str, images_seen: int) -> None:
-        """Records what a start is made of, before its first step; rows of metrics after `images_seen` will be measured anew."""
+        """Records a start before its first step; rows of metrics after `images_seen` are dropped, to be measured again."""
         if not self._writes:
             return
         record = {
@@ -120,7 +123,7 @@ class RunFolder:
             self.say(start + warning.advice)
 
     def asked_to_stop(self) -> bool:
-        """Whether somebody made the file STOP."""
+        """True where somebody made the file STOP."""
         return (self.path / STOP).exists()
 
     def _append(self, name: str, line: str) -> None:
@@ -156,7 +159,7 @@ def printed_log(run: Path) -> Iterator[None]:
 
 
 def recorded_precision(run: Path) -> Dtype | None:
-    """The number format that the run's last start computed in; None where config.yaml is missing or does not tell."""
+    """The number format of the run's last start; None where config.yaml is missing or lacks it."""
     try:
         settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -166,14 +169,26 @@ def recorded_precision(run: Path) -> Dtype | None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All whole rows of metrics.jsonl; a last line that a kill cut off is none."""
+    """All whole rows of metrics.jsonl; a last line that a kill cut off is ignored."""
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, the oldest first; training/checkpoints.py writes them."""
+    folder = run / CHECKPOINTS
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the most images seen."""
+    found = list_checkpoints(run)
+    return found[-1] if found else None
+
+
 class StopSignals:
-    """Takes the signals while it is open. A second Ctrl-C interrupts at once."""
+    """Receives SIGTERM and Ctrl-C while it is open. A second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.received = False
@@ -195,7 +210,7 @@ class StopSignals:
 
 
 class StopSignal(StopSignals):
-    """What a worker asks after each step."""
+    """The request to stop, which a worker checks after each step."""
 
     def __init__(self, run: RunFolder, workers: Workers) -> None:
         super().__init__()
@@ -203,7 +218,7 @@ class StopSignal(StopSignals):
         self._workers = workers
 
     def stops(self, *, look: bool) -> bool:
-        """Whether to stop after this step. One process knows at once; several ask each other, and the folder, where `look`."""
+        """Whether to stop after this step. One process knows at once; several ask each other, and look for STOP, if `look`."""
         if look:
             return self._workers.any(self.received or (self._workers.is_first and self._run.asked_to_stop()))
         return self.received and self._workers.num == 1

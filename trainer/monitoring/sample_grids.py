@@ -1,6 +1,6 @@
 """Grids of samples during a training: the same prompts and seeds each time, drawn by the EMA weights.
 
-Without prompts of one's own they are captions of the validation split, whose features are stored: no text encoder is loaded.
+Without --watch.prompts they show captions of the validation split, whose features are stored: no text encoder is loaded.
 """
 
 from dataclasses import dataclass
@@ -33,16 +33,16 @@ _BATCH = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Subjects:
-    """What the samples show."""
+    """The prompts or classes that the samples show."""
 
     texts: tuple[str, ...]
     """Prompts, or names of classes."""
     captions: Captions | None
     """Features of the prompts, on the CPU."""
     null_caption: Captions | None
-    """What guidance leads away from."""
+    """The null caption, which guidance leads away from."""
     labels: tuple[int, ...] = ()
-    """Classes in place of captions."""
+    """Classes instead of captions."""
 
 
 class SampleGrids:
@@ -113,7 +113,7 @@ class ClassPrediction:
 def choose_subjects(
     config: TrainConfig, samples: ValidationSet | None, store: FeatureStore, encoder: TextEncoder | None
 ) -> Subjects | None:
-    """What a rung's grids show: the prompts of the settings, else captions or classes of the validation set; None: nothing."""
+    """Chooses what a rung's grids show: the prompts of the settings, else captions or classes of the validation set."""
     info, watch = store.info, config.watch
     if info.class_names:
         labels = tuple(range(min(watch.num_samples, len(info.class_names))))
@@ -121,7 +121,7 @@ def choose_subjects(
     texts, captions = watch.prompts, None
     if not texts and samples is not None:
         largest = max((batch for _, batch in samples.batches), key=_size)
-        found = store.read([samples.request(*place) for place in largest.samples[: watch.num_samples]])
+        found = store.read([samples.request(*sample) for sample in largest.samples[: watch.num_samples]])
         texts, captions = tuple(found.texts or ()), found.captions
     if not texts:
         return None

@@ -1,6 +1,7 @@
 """Validation loss by band of timesteps, of a training or a checkpoint: the same samples, noise and timesteps each time."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,9 @@ from trainer.config import WatchConfig
 from trainer.data.batches import Preparation
 from trainer.data.order import OrderedBatch, in_order
 from trainer.distributed import Workers
+from trainer.features.plan import VALIDATION
 from trainer.features.store import FeatureStore, SampleRequest
 
-SPLIT = "validation"
 TIMESTEPS = 1000
 _DEVICE_TOKENS = 8192
 
@@ -27,7 +28,7 @@ class ValidationLoss:
 
     loss: float
     bands: tuple[float, ...]
-    """Of samples with timesteps in each equal band of 0..1000, from low to high; NaN for a band without samples."""
+    """Mean loss by equal band of timesteps 0..1000, from low to high; NaN for a band without samples."""
 
     def __str__(self) -> str:
         width = TIMESTEPS // len(self.bands)
@@ -37,37 +38,38 @@ class ValidationLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSet:
-    """Which samples are measured, with which of their captions."""
+    """The samples that are measured, and the choice of their captions."""
 
     store: FeatureStore
     batches: tuple[tuple[int, OrderedBatch], ...]
-    """The place of its first sample in the set, and a batch of one bucket for all workers."""
+    """Batches of one bucket for all workers, each with the index of its first sample in the set."""
     weights: dict[str, float]
-    """Of the caption variants: the heaviest one that a sample has is read."""
+    """Weights of the caption variants, by name; the heaviest one that a sample has is read."""
 
     @classmethod
     def of(
         cls, store: FeatureStore, preparation: Preparation, *, num_images: int, weights: dict[str, float], workers: Workers
     ) -> "ValidationSet":
         """At most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the split."""
-        units = store.samples(SPLIT)
+        units = store.samples(VALIDATION)
         total = sum(rows for samples in units.values() for _, rows in samples)
-        batches, place = [], 0
+        batches, index = [], 0
         for bucket, samples in units.items():
             left = math.ceil(sum(rows for _, rows in samples) * min(1.0, num_images / total))
-            for batch in in_order({bucket: samples}, batch_size=preparation.part_size(bucket) * workers.num):
+            for batch in in_order({bucket: samples}, batch_size=preparation.micro_batch_size(bucket) * workers.num):
                 kept = OrderedBatch(batch.bucket, batch.samples[:left])
                 left -= len(kept.samples)
                 if kept.samples:
-                    batches.append((place, kept))
-                    place += len(kept.samples)
+                    batches.append((index, kept))
+                    index += len(kept.samples)
         return cls(store=store, batches=tuple(batches), weights=weights)
 
     def request(self, unit: int, row: int) -> SampleRequest:
         """A sample with its caption."""
-        names = () if self.store.info.class_names else self.store.caption_names(unit, row)
-        best = max(range(len(names)), key=lambda index: self.weights.get(names[index], 0.0), default=None)
-        return SampleRequest(unit=unit, row=row, caption=best)
+        return SampleRequest(unit=unit, row=row, caption=None if self.store.info.class_names else self._heaviest)
+
+    def _heaviest(self, names: Sequence[str]) -> int | None:
+        return max(range(len(names)), key=lambda index: self.weights.get(names[index], 0.0), default=None)
 
 
 @torch.no_grad()
@@ -81,8 +83,8 @@ def measure(
         share = range(workers.rank * own, min((workers.rank + 1) * own, len(batch.samples)))
         chosen = share or range(1)  # where weights are sharded, all workers must run the network equally often
         part = preparation.whole(samples.store.read([samples.request(*batch.samples[index]) for index in chosen]))
-        places = [first + index for index in chosen]
-        noise, timesteps = validation_noise(preparation.objective, part.latents, places)
+        indices = [first + index for index in chosen]
+        noise, timesteps = validation_noise(preparation.objective, part.latents, indices)
         losses = preparation.objective.loss(part.predict(model, precision), part.latents, noise, timesteps).total
         found = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1).cpu()
         band = (timesteps.cpu() * bands / TIMESTEPS).long().clamp(0, bands - 1)
@@ -98,7 +100,7 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
         raise UserError(f"--features {features}: holds no features of captions; make them by {store.info.command}")
-    if SPLIT not in store.splits:
+    if VALIDATION not in store.splits:
         raise UserError(f"--features {features}: has no validation split; make it by {store.info.command}")
     for kind, trained, found in (
         ("vae", config.vae, store.info.vae),

@@ -1,11 +1,11 @@
-"""What a plan is asked, and the figures that it answers with. The arithmetic is in plan.py, the text in plan_table.py."""
+"""Settings of a plan, and the figures that it answers with. The arithmetic is in estimate.py, the text in table.py."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from trainer.config import Sharding, StageName
+from trainer.data.passes import count_passes
 from trainer.monitoring.gpus import GPUS, Gpu
-from trainer.monitoring.outlook import count_passes
 
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory
@@ -18,36 +18,36 @@ class PlanConfig:
     stage: StageName | None = None
     """Stage to plan: pixel, alignment, aesthetic, or all; default: the one that the file of --fit_config names, else all."""
     fit_config: str | None = None
-    """The YAML file that trainer.fit will be given by --config; default: the stages as they are."""
+    """YAML file that trainer.fit will be given by --config; default: the stages' own settings."""
     gpu: str = "h100"
-    """v100, a100-40gb, a100, a10, l4, l40s, rtx3090, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
+    """GPU: v100, a100-40gb, a100, a10, l4, l40s, rtx3090, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
     num_gpus: int = 64
-    """GPUs that share the work."""
+    """Number of GPUs."""
     utilisation: float = 0.3
     """Share of a GPU's peak that training uses: an assumption. The paper's rows imply 0.07 to 0.28; a run's log has yours."""
     price: float | None = None
-    """Dollars per GPU-hour; default: a rough one for the GPU, see trainer/monitoring/gpus.py."""
+    """Price in dollars per GPU-hour; default: a rough one for the GPU, see trainer/monitoring/gpus.py."""
     peak_tflops: float | None = None
-    """Peak of the GPU in 10^12 operations a second; default: of its data sheet."""
+    """Peak of the GPU in 10^12 operations per second; default: as in its data sheet."""
     memory_gb: float | None = None
-    """Memory of the GPU in 10^9 bytes; default: of its data sheet."""
+    """Memory of the GPU in 10^9 bytes; default: as in its data sheet."""
     gradient_checkpointing: bool = False
-    """Count the GPU-days of training with it, as they are where the file says so; memory is shown with and without."""
+    """Count GPU-days with gradient checkpointing, as is done anyway if the file sets it; memory is shown with and without."""
     num_images: int | None = None
-    """Images in a stage's data set, for passes and disk; default: the samples of its features where they are made, else the
+    """Number of images in a stage's data set, for passes and disk; default: the samples of its features if they exist, else the
     paper's 1M, 10M and 14M."""
     caption_tokens: float = 120
     """Mean length of the captions in T5 tokens; the default, the longest that are read, is the upper bound."""
     caption_variants: int = 1
-    """Captions stored for an image."""
+    """Number of captions stored per image."""
     latent_channels: int = 4
-    """Of the VAE."""
+    """Latent channels of the VAE."""
     downsampling: int = 8
-    """Pixels per latent of the VAE, along a side."""
+    """Downsampling of the VAE: pixels per latent, along a side."""
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
     json: bool = False
-    """Print one line of JSON in place of the tables."""
+    """Print one line of JSON instead of the tables."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -77,24 +77,24 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """How many images a stage has to learn from, and who says so."""
+    """Number of images that a stage learns from, and the source of that number."""
 
     num_images: int
     source: str
-    """Where the number is from."""
+    """The option, the features or the paper that gives the number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """A GPU's memory in one way of sharing the work."""
+    """Memory of a GPU under one sharding, with or without gradient checkpointing."""
 
     sharding: Sharding
     gradient_checkpointing: bool
     memory: "TrainingMemory"
     num_images: int
-    """Images that the GPU works on at once: its share of the batch, cut where device_tokens says."""
+    """Images of a micro-batch: the GPU's share of the batch, limited by device_tokens."""
     as_set: bool
-    """Whether the settings of the training ask for this way."""
+    """True for the sharding and checkpointing that the training's settings ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +105,17 @@ class DiskPlan:
     captions_bf16: float
     captions_int8: float
     texts: float
-    """In place of captions, for training that encodes them itself (--online)."""
+    """Bytes of the texts alone, for training that encodes captions itself (--online)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingPlan:
-    """Bytes of features that all GPUs together read in a second, by how captions are stored."""
+    """Bytes of features that all GPUs together read per second, by the storage of captions."""
 
     bf16: float
     int8: float
     online: float
-    """Texts alone."""
+    """With texts alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +129,21 @@ class RungPlan:
     images_seen: int
     dataset: DatasetSize
     flops_per_image: float
-    """Of the model's own work, forward and backward."""
+    """FLOPs of the network per image, forward and backward, without recomputation."""
     gpu_days: float
     cost: float | None
-    """Dollars."""
+    """In dollars; none where no price is known."""
     patches: int
-    """Of an image."""
+    """Patches of an image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float
-    """Of all GPUs."""
+    """Images per second, of all GPUs together."""
     reading: ReadingPlan
 
     @property
     def passes(self) -> float:
-        """How often each image is seen."""
+        """Number of times that each image is seen."""
         return count_passes([(self.images_seen, self.dataset.num_images)])
 
     @property
@@ -153,5 +153,5 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """Of all images seen."""
+        """FLOPs of all images seen."""
         return self.images_seen * self.flops_per_image

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from model.dit import DiT
-    from trainer.training.train_step import TrainPart
+    from trainer.data.batches import MicroBatch
 
 _FLOAT_BYTES = 4
 _MEASURED_IMAGES = 8
-"""Images of a measurement: so many that what does not grow with them is nothing."""
+"""Images of a measurement: enough that memory which does not grow with them is negligible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,31 +34,31 @@ class TrainingMemory:
     """Bytes on one GPU."""
 
     weights: float
-    """Of the network, float32."""
+    """Weights of the network, float32."""
     gradients: float
-    """float32."""
+    """Gradients, float32."""
     optimiser: float
     """AdamW's moments, float32."""
     ema: float
-    """float32."""
+    """Moving average of the weights, float32."""
     gathered: float
-    """Under FSDP, what is there of whole blocks at a time; else autocast's copies of the blocks' matrices."""
+    """Whole blocks that FSDP gathers at a time; else autocast's copies of the blocks' matrices."""
     activations_per_image: float
-    """Of an image among those that the GPU works on at once, its inputs included."""
+    """Activations per image of a micro-batch, with its inputs."""
 
     @property
     def fixed(self) -> float:
-        """All that does not depend on the images, with the overhead."""
+        """The part that does not depend on the images, with the overhead."""
         from model.generation.memory import OVERHEAD_BYTES
 
         return self.weights + self.gradients + self.optimiser + self.ema + self.gathered + OVERHEAD_BYTES
 
     def total(self, num_images: int) -> float:
-        """With so many images at once."""
+        """Bytes with this many images at once."""
         return self.fixed + num_images * self.activations_per_image
 
     def most_images(self, memory_bytes: float) -> int:
-        """How many images at once fit; 0: not even one."""
+        """The most images that fit at once; 0: not even one."""
         return max(0, int((memory_bytes - self.fixed) / self.activations_per_image))
 
 
@@ -72,14 +72,14 @@ class Activations:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkParameters:
-    """How many parameters there are."""
+    """Numbers of parameters."""
 
     all: int
-    """Of the network."""
+    """Parameters of the network."""
     block: int
-    """Of the largest block."""
+    """Parameters of the largest block."""
     block_matrices: int
-    """Of all blocks' linear layers: what autocast copies."""
+    """Parameters of the linear layers of all blocks, which autocast copies."""
 
 
 def training_memory(
@@ -90,7 +90,7 @@ def training_memory(
     sharding: Sharding,
     precision: str = "bfloat16",
 ) -> TrainingMemory:
-    """Of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
+    """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
     counted = count_parameters(config)
     shared_by = num_gpus if sharding == "fsdp" else 1
     state = _FLOAT_BYTES * counted.all / shared_by
@@ -111,7 +111,7 @@ def training_memory(
 
 
 def count_parameters(config: DiTConfig) -> NetworkParameters:
-    """Of the network that a configuration makes."""
+    """Counts the parameters of the network of a configuration."""
     import torch
 
     from model.dit import DiT
@@ -128,7 +128,7 @@ def count_parameters(config: DiTConfig) -> NetworkParameters:
 def measure_activations(
     config: DiTConfig, *, grid: tuple[int, int], gradient_checkpointing: bool, precision: str = "bfloat16"
 ) -> Activations:
-    """Bytes of an image of a grid (h, w) of patches; what a bf16 copy of the weights takes is not in it."""
+    """Bytes of activations per image of a grid (h, w) of patches, without the bf16 copy of the weights."""
     # Blocks with compression only save memory, and are not alike: depth would not be linear.
     plain = replace(config, kv_compression=replace(config.kv_compression, layers=()))
     one, two = (
@@ -143,13 +143,13 @@ def measure_activations(
 
 
 def _matrix_parts(dit: "DiT") -> "list[torch.nn.Module]":
-    """What of the blocks runs in low precision: attention and MLPs, but not the modulation."""
+    """The parts of the blocks that run in low precision: attention and MLPs, but not the modulation."""
     names = ("attn", "cross_attn", "mlp")
     return [getattr(block, name) for block in dit.blocks for name in names if hasattr(block, name)]
 
 
 def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: bool, precision: str) -> Activations:
-    """The peaks of a whole batch of _MEASURED_IMAGES: what lives beside the weights and gradients."""
+    """The peaks of a whole batch of _MEASURED_IMAGES, besides the weights and gradients."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -179,19 +179,19 @@ def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: 
     return Activations(forward=forward + num_bytes, backward=counter.peak + num_bytes)
 
 
-def _part(config: DiTConfig, grid: tuple[int, int], without_data: "AbstractContextManager[object]") -> "tuple[TrainPart, int]":
+def _part(config: DiTConfig, grid: tuple[int, int], without_data: "AbstractContextManager[object]") -> "tuple[MicroBatch, int]":
     """_MEASURED_IMAGES images and their bytes; one caption is a token shorter, so that there is a mask, as in training."""
     import torch
 
     from model.dit import Captions
-    from trainer.training.train_step import TrainPart
+    from trainer.data.batches import MicroBatch
 
     num, text = _MEASURED_IMAGES, config.conditioning == "text"
     lengths = torch.tensor([config.max_caption_tokens - 1, *[config.max_caption_tokens] * (num - 1)])  # data: it makes shapes
     with without_data:
         latents, noise = (torch.empty(num, config.in_channels, *(side * config.patch_size for side in grid)) for _ in range(2))
         tokens = torch.empty(num * config.max_caption_tokens - 1, config.caption_width, dtype=torch.bfloat16)
-        part = TrainPart(
+        part = MicroBatch(
             latents=latents,
             noise=noise,
             timesteps=torch.empty(num),

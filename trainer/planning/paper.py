@@ -1,4 +1,4 @@
-"""What the paper says of its own training, and what that implies: Table 4 as rows, to hold plans against.
+"""The paper's figures of its own training: Table 4 as rows, and what they imply, to compare plans with.
 
 Source: PixArt-alpha (arXiv 2310.00426 v3), Table 4 and abstract. Captioning and feature extraction are not in its figures.
 """
@@ -32,7 +32,7 @@ class PaperRow:
 
     @property
     def flops(self) -> float:
-        """Of the whole row, for DiT-XL/2 with captions padded to 120 tokens, as the authors' code has them."""
+        """FLOPs of the whole row, for DiT-XL/2 with captions padded to 120 tokens, as the authors' code has them."""
         conditioning: Conditioning = "class" if self.stage == "pixel" else "text"
         config = replace(PRESETS["XL/2"], conditioning=conditioning, sample_size=self.resolution // 8)
         grid = (config.base_grid, config.base_grid)

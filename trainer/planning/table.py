@@ -1,10 +1,10 @@
-"""A plan as text: time and money, memory of a GPU, disk, and the paper's own figures beside them."""
+"""A plan as text: time and money, memory of a GPU, disk, and the paper's own figures for comparison."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from trainer.data.passes import count_passes, passes_text, passes_warning
 from trainer.monitoring.gpus import PAPER_A100_PER_V100
-from trainer.monitoring.outlook import count_passes, passes_text, passes_warning
 from trainer.planning.paper import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterato
     cells = [[str(value) for value in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        places = zip(header, row, widths, strict=True)
-        yield "  ".join(text.ljust(n) if name in _TEXT_COLUMNS else text.rjust(n) for name, text, n in places).rstrip()
+        columns = zip(header, row, widths, strict=True)
+        yield "  ".join(text.ljust(n) if name in _TEXT_COLUMNS else text.rjust(n) for name, text, n in columns).rstrip()
 
 
 def _count(number: int) -> str:

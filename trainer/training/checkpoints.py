@@ -1,11 +1,11 @@
-"""Checkpoints of a training: written beside it by a thread, whole or not there, and loaded on any number of workers.
+"""Checkpoints of a training: written by a thread while it runs, whole or not there, and loaded on any number of workers.
 
     RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read
                                     training/                     weights, EMA, optimiser by torch.distributed.checkpoint
-                                    position.json                 where the training stands
+                                    position.json                 the position in the training
 
 A folder is written under a hidden name, synced, and renamed when it is complete. What is random or ordered in a training
-follows from the images seen, so that the position is all that is needed beside the tensors.
+follows from the images seen, so that the position is all that is needed besides the tensors.
 """
 
 import json
@@ -30,10 +30,10 @@ from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
 from trainer.config import CheckpointConfig, Rung
 from trainer.distributed import Workers
+from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
 from trainer.training.train_step import TrainState
 
-FOLDER = "checkpoints"
 TRAINING = "training"
 POSITION = "position.json"
 _DIGITS = 12
@@ -42,7 +42,7 @@ _FAILURES = (OSError, SafetensorError, CheckpointException)
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a training stood, and what must be the same for it to go on."""
+    """The position of a checkpoint in its training, and what must be the same to resume from it."""
 
     images_seen: int
     """Since the start of the stage."""
@@ -53,7 +53,7 @@ class Position:
     features: str
     """Fingerprint of the features of its rung."""
     content: str
-    """Which of their units there were."""
+    """Digest of the units that they had; see FeatureStore.content."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Position":
@@ -72,7 +72,7 @@ class Checkpoints:
     """Writes a run's checkpoints one at a time, in a thread. All workers make the same calls."""
 
     def __init__(self, run: Path, config: CheckpointConfig, workers: Workers) -> None:
-        self.folder = run / FOLDER
+        self.folder = run / CHECKPOINTS
         self._config = config
         self._workers = workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -109,7 +109,7 @@ class Checkpoints:
         )
 
     def remove_partial(self) -> None:
-        """Removes what a killed training left half-written. Called once, before anything is saved."""
+        """Removes checkpoints that a killed training left incomplete. Called once, before anything is saved."""
         if self._workers.is_first and self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name.startswith("."):
@@ -124,7 +124,7 @@ class Checkpoints:
             pending.result()
         except _failures(self._workers) as error:
             last = newest_checkpoint(self.folder.parent)
-            resumes = f"{last} is whole, and the same command goes on from there" if last else "there is none before it"
+            resumes = f"{last} is whole, and the same command resumes from there" if last else "there is none before it"
             raise UserError(
                 f"a checkpoint could not be written ({_first_cause(error)}): make room in {self.folder}; {resumes}"
             ) from error
@@ -200,20 +200,8 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
     return {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
 
 
-def list_checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, the oldest first."""
-    folder = run / FOLDER
-    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The one with the most images seen."""
-    found = list_checkpoints(run)
-    return found[-1] if found else None
-
-
 def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:
-    """Which of the checkpoints stay: the newest, and for good the first at or after each multiple of keep_every_images."""
+    """The checkpoints that are kept: the newest, and for good the first at or after each multiple of keep_every_images."""
     ordered = sorted(images_seen)
     kept = set(ordered[-config.keep_last :])
     if config.keep_every_images:
@@ -225,12 +213,12 @@ def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> se
 
 
 def _failures(workers: Workers, *others: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """Of files. Among several workers a RuntimeError is the loss of another one, after which the training starts again."""
+    """Errors of files. Among several workers a RuntimeError is the loss of another one, after which the training restarts."""
     return (*_FAILURES, *others) if workers.num > 1 else (*_FAILURES, *others, RuntimeError)
 
 
 def _sync(folder: Path) -> None:
-    """All of a folder is on the disk when this returns."""
+    """Syncs all files of a folder to the disk."""
     for path in sorted(folder.rglob("*")):
         _sync_folder(path)
     _sync_folder(folder)

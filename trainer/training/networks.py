@@ -1,4 +1,4 @@
-"""The network of a rung: sizes from what it starts from and from the features, weights from a checkpoint or from nothing."""
+"""The network of a rung: its sizes follow from its start and the features, its weights are new or a checkpoint's."""
 
 import os
 import shutil
@@ -22,15 +22,16 @@ from trainer.config import NetworkConfig, Rung, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.training.optimizer import Ema, make_optimizer
+from trainer.training.rung_features import features_command
 from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
 _OF_CAPTIONS = ("qk_norm", "kv_compression")
-"""Chosen anew where a network that reads captions starts from one that reads classes."""
+"""Settings of networks that read captions, chosen anew where one starts from a network that reads classes."""
 
 
 def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
-    """Of a network that starts from nothing. Raises UserError for sizes that make none."""
+    """The configuration of a new network. Raises UserError for sizes that make no network."""
     text = config.conditioning == "text"
     try:
         return config.network.dit_config(
@@ -48,7 +49,7 @@ def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig
 
 
 def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
-    """Of a network that starts from another: its sizes, with the rung's positions and the stage's conditions.
+    """The configuration of a network that starts from another: its sizes, with the rung's positions and the stage's conditions.
 
     Raises UserError where that and the settings or the features contradict each other.
     """
@@ -73,7 +74,7 @@ def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: Featur
     ]:
         raise UserError(
             f"the checkpoint to start from does not fit the features in {config.features_folder(rung)} or the objective: "
-            f"{', '.join(differing)}; make features for it: {config.precompute_command(rung)}"
+            f"{', '.join(differing)}; make features for it: {features_command(config, rung)}"
         )
     return with_positions(replace(target, sample_size=source.sample_size, position_scale=source.position_scale), rung, info)
 
@@ -86,7 +87,7 @@ def with_positions(network: DiTConfig, rung: Rung, info: FeaturesInfo) -> DiTCon
 
 
 def new_network(config: DiTConfig, *, seed: int) -> DiT:
-    """Weights as the authors draw them."""
+    """A network with random weights, as the authors draw them."""
     return DiT(config).initialise(torch.Generator().manual_seed(seed))
 
 
@@ -119,7 +120,7 @@ def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
 
 
 def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
-    """A network of tensors that are there already."""
+    """A network around tensors that exist already, without a copy."""
     with torch.device("meta"):
         network = DiT(config)
     network.load_state_dict(weights, assign=True)
@@ -148,12 +149,12 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
 
 
 def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:
-    """In which attention takes the kernel of that name: see TrainConfig.attention."""
+    """A context in which attention uses the kernel of that name: see TrainConfig.attention."""
     return sdpa_kernel(SDPBackend.MATH) if name == "math" else nullcontext()
 
 
 def can_compile(workers: Workers) -> bool:
-    """Whether torch would find a compiler here; says so in a line where it would not."""
+    """True where torch finds a C++ compiler; prints a line where it does not."""
     found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
     if not found and workers.is_first:
         print("no C++ compiler on this machine: the network runs uncompiled, which is slower", flush=True)
@@ -168,7 +169,7 @@ def _gathered(config: TrainConfig) -> MixedPrecisionPolicy:
 
 
 def sizes_text(config: DiTConfig) -> str:
-    """In a line, for the log."""
+    """The main sizes in a line, for the log."""
     values = asdict(config)
     return ", ".join(
         f"{name} {values[name]}" for name in ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")

@@ -26,7 +26,7 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.AdamW
 
 
 def learning_rate(config: OptimConfig, *, step: int, num_steps: int) -> float:
-    """Of a rung's step, counted from 0: a linear rise over the warm-up, then constant or half a cosine down to zero."""
+    """Learning rate of a rung's step, counted from 0: linear warm-up, then constant or half a cosine down to zero."""
     rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if config.schedule == "constant" or rise < 1:
         return config.lr * rise
@@ -85,5 +85,5 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What of each tensor is on this worker."""
+    """The shard of each tensor that is on this worker."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]

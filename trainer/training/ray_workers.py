@@ -27,7 +27,7 @@ from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
 from trainer.training.start import find_start, run_path
 
 LOGS = "/tmp/ray/session_latest/logs/train"
-"""Where Ray Train keeps the output of workers, on each node, unless Ray was started with another folder."""
+"""Folder of the workers' output on each node, unless Ray was started with another one."""
 _LOOK_S = 0.5
 
 
@@ -51,14 +51,14 @@ def train_on_ray(config: TrainConfig) -> bool:
             raise found from None
         raise UserError(
             f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
-            f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command goes on from the last "
+            f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command resumes from the last "
             "checkpoint"
         ) from error
     return bool(result.return_value)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same settings, seen from anywhere: what names a folder here, also of a start or an encoder, is made absolute."""
+    """The same settings with absolute paths, also of the start and the encoders, which name the same folders everywhere."""
     return replace(
         config,
         features=absolute(config.features),
@@ -70,7 +70,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:
-    """What trainer.fit() returns; called in a thread, since in the main one Ray would take Ctrl-C to end it without saving.
+    """Runs trainer.fit() in a thread: in the main one, Ray would take Ctrl-C to end it without saving.
 
     A signal is passed on by the file that the workers look for; again and again, since workers that start, also after a loss,
     remove it.
@@ -104,14 +104,14 @@ def _trainer(config: TrainConfig, run: Path, *, use_gpu: bool) -> TorchTrainer:
             name="ray",
             storage_path=str(run),
             failure_config=FailureConfig(max_failures=distributed.max_failures),
-            callbacks=[_EndsInVain()],
+            callbacks=[_FailFast()],
             worker_runtime_env={"env_vars": environment},
         ),
     )
 
 
 def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
-    """Of a worker. Raises UserError for more workers than GPUs: Ray would wait for them for ever."""
+    """Resources of a worker. Raises UserError for more workers than GPUs: Ray would wait for them without end."""
     available = ray.cluster_resources()
     if use_gpu:
         if available["GPU"] < config.num_workers:
@@ -123,7 +123,7 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
 
 
 def _work(settings: dict[str, Any]) -> bool:
-    """On a worker: whether the stage is done, or was told to stop. Raises UserError."""
+    """Trains on a worker; returns whether the stage is done, or was told to stop. Raises UserError."""
     from trainer.training.loop import train_here
 
     config: TrainConfig = settings["config"]
@@ -131,8 +131,8 @@ def _work(settings: dict[str, Any]) -> bool:
     return train_here(config, device=device)
 
 
-class _EndsInVain(UserCallback):  # type: ignore[misc]  # Ray's is untyped
-    """Ends the training where Ray Train would start the workers again, and they would end as before."""
+class _FailFast(UserCallback):  # type: ignore[misc]  # Ray's is untyped
+    """Stops Ray Train from restarting workers after a UserError, which would recur."""
 
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
         """Raises the UserError of a worker: an error of its controller ends Ray Train at once."""

@@ -1,4 +1,4 @@
-"""Where a stage starts: its own newest checkpoint, the one that --init_from names, or that of the stage before."""
+"""The start of a stage: its own newest checkpoint, the one that --init_from names, or that of the stage before."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,38 +7,34 @@ from foundry.errors import UserError
 from foundry.storage.locations import is_local_path
 from model.dit import DiT
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
-from trainer.config import SCRATCH, Rung, TrainConfig
+from trainer.config import SCRATCH, Rung, TrainConfig, ladder_position
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
-from trainer.training.checkpoints import Position, load_training, newest_checkpoint
+from trainer.monitoring.run_folder import newest_checkpoint
+from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, make_state, network_from, new_config, new_network
+from trainer.training.rung_features import features_command
 from trainer.training.train_step import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where weights come from."""
+    """The source of the weights."""
 
     checkpoint: Path | None
-    """None: from nothing."""
+    """None: new weights."""
     resumes: bool = False
-    """It is this very training's, and everything goes on as it would have."""
+    """Whether it is a checkpoint of this training, which then continues as if it had not been interrupted."""
+
+    @property
+    def images_seen(self) -> int:
+        """Images that this stage has seen already."""
+        return int(self.checkpoint.name) if self.resumes and self.checkpoint else 0
 
     def __str__(self) -> str:
         if self.checkpoint is None:
             return "starts from nothing"
         return f"{'resumes' if self.resumes else 'starts from'} {self.checkpoint}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LadderPlace:
-    """A place in a stage's ladder."""
-
-    index: int
-    """Of the rung, from 0."""
-    rung: Rung
-    images_before: int
-    """Images of the rungs before it."""
 
 
 def find_start(config: TrainConfig) -> Start:
@@ -68,16 +64,6 @@ def run_path(config: TrainConfig) -> Path:
     return Path(config.run_folder.removeprefix("file://"))
 
 
-def ladder_place(ladder: tuple[Rung, ...], images_seen: int) -> LadderPlace | None:
-    """The rung that trains the next image; None where the stage is done."""
-    before = 0
-    for index, rung in enumerate(ladder):
-        if images_seen < before + rung.images_seen:
-            return LadderPlace(index=index, rung=rung, images_before=before)
-        before += rung.images_seen
-    return None
-
-
 def check_workers(config: TrainConfig, num_workers: int) -> None:
     """Raises UserError for a batch that cannot be shared evenly: every worker weighs the same in the gradient."""
     for rung in config.ladder:
@@ -89,10 +75,10 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
 
 
 def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
-    """Raises UserError where the checkpoint was written under settings that this training cannot go on from."""
+    """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
     last_image = position.images_seen - 1
-    was, now = ladder_place(position.ladder, last_image), ladder_place(config.ladder, last_image)
+    was, now = ladder_position(position.ladder, last_image), ladder_position(config.ladder, last_image)
     assert was is not None, "the ladder of then reached as far as it did"
     problems = [
         f"{name} {old} then, {new} now"
@@ -106,7 +92,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
         ]
         if old != new
     ]
-    following = ladder_place(config.ladder, position.images_seen)
+    following = ladder_position(config.ladder, position.images_seen)
     mid_rung = following is not None and position.images_seen > following.images_before
     if mid_rung and position.features not in info.fingerprints:
         problems.append(f"features {position.features} then, {info.fingerprint} now")
@@ -118,7 +104,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
 
 
 def open_state(config: TrainConfig, start: Start, *, rung: Rung, info: FeaturesInfo, workers: Workers) -> TrainState:
-    """The state that a training begins or goes on with. Raises UserError for what does not fit together."""
+    """The state that a training begins with or resumes from. Raises UserError for parts that do not fit together."""
     if start.checkpoint is None:
         return make_state(new_network(new_config(config, rung, info), seed=config.seed), config, workers)
     check_parts(start.checkpoint, config, rung, info)
@@ -148,7 +134,7 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
             raise UserError(
                 f"{checkpoint} was trained with the {kind} {trained.name} ({trained.fingerprint}), the features in "
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
-                f"{config.precompute_command(rung, vae=pipeline.vae, text_encoder=text_encoder)}"
+                f"{features_command(config, rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
 
 

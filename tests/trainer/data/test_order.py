@@ -1,4 +1,4 @@
-"""Every sample once an epoch, whoever reads, from wherever one goes on."""
+"""Every sample once an epoch, whoever reads, from wherever a training resumes."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -78,12 +78,14 @@ def test_validation_is_each_sample_once() -> None:
 def test_captions_are_chosen_by_weight_and_dropped_by_share() -> None:
     names = ("dense", "short", "alt_text")
     weights = {"dense": 3.0, "short": 1.0}
-    chosen = [choose_caption(names, seed=0, place=place, dropout=0.1, weights=weights) for place in range(4000)]
+    chosen = [choose_caption(names, seed=0, position=at, dropout=0.1, weights=weights) for at in range(4000)]
     counts = Counter(chosen)
     assert 300 < counts[None] < 500 and counts[2] == 0
     assert 2.5 < counts[0] / counts[1] < 3.5
-    assert chosen == [choose_caption(names, seed=0, place=place, dropout=0.1, weights=weights) for place in range(4000)]
-    assert {choose_caption(names, seed=0, place=place, dropout=0) for place in range(100)} == {0, 1}
-    assert choose_caption(("alt_text",), seed=0, place=0, dropout=0) == 0
-    assert choose_caption(("alt_text",), seed=0, place=0, dropout=0, weights=weights) is None
-    assert choose_caption((), seed=0, place=0, dropout=0) is None
+    assert chosen == [
+        choose_caption(names, seed=0, position=position, dropout=0.1, weights=weights) for position in range(4000)
+    ]
+    assert {choose_caption(names, seed=0, position=position, dropout=0) for position in range(100)} == {0, 1}
+    assert choose_caption(("alt_text",), seed=0, position=0, dropout=0) == 0
+    assert choose_caption(("alt_text",), seed=0, position=0, dropout=0, weights=weights) is None
+    assert choose_caption((), seed=0, position=0, dropout=0) is None

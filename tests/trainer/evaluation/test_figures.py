@@ -1,4 +1,4 @@
-"""What the big benchmarks need of an evaluation: several images, shared ones, derived figures, published ones beside them."""
+"""Figures of the big benchmarks: several images per prompt, shared ones, derived figures, published ones to compare with."""
 
 import json
 import re
@@ -14,14 +14,13 @@ from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import rich_benchmark
 from tests.trainer.toy_benchmark import gray
 from trainer import evaluate
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig
 
 LEVELS = {("an owl", 0): 51, ("an owl", 1): 0, ("a bat", 0): 102, ("a bat", 1): 204}
 
 
 @pytest.fixture(autouse=True)
 def _rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BENCHMARKS, "rich", "tests.trainer.rich_benchmark")
     monkeypatch.setattr(rich_benchmark, "stops_at", [])
 
 
@@ -36,7 +35,7 @@ def gray_images(tmp_path: Path) -> Path:
 
 
 def _run(*arguments: object) -> int:
-    argv = ["--benchmark=rich", *map(str, arguments)]
+    argv = ["--benchmark=tests.trainer.rich_benchmark", *map(str, arguments)]
     return run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv)
 
 

@@ -14,9 +14,9 @@ from foundry.units.commits import read_commits
 from tests.dataset_builder.small_run import SmallRun
 from tests.trainer.tiny_sources import make_features, save_picture, tiny_precompute
 from trainer.features.job import EncoderFacts, Encoders
+from trainer.features.preparation import prepare
 from trainer.features.sources import LabelledImages, RunSource, open_source
 from trainer.features.store import FeatureStore
-from trainer.precompute import prepare
 
 
 def test_a_run_is_a_source_as_far_as_it_has_come(tmp_path: Path) -> None:

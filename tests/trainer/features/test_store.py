@@ -1,6 +1,7 @@
 """A store says what it is; what is missing, foreign or damaged is one clear error; a stored caption costs what it must."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.units.commits import CommittedFile, Unit, commit_unit
+from foundry.units.commits import CommittedFile, Unit, commit_unit, read_commits
 from model.dit import Captions
 from model.formats.checkpoint import PartConfig
 from tests.trainer.tiny_training import write_store
 from trainer.features.info import FEATURES_FILE, read_info
 from trainer.features.store import FeatureStore, SampleRequest
-from trainer.features.tables import captions_table, from_int8, to_int8
+from trainer.features.tables import OpenUnits, captions_table, from_int8, to_int8
 
 
 @pytest.fixture
@@ -47,6 +48,30 @@ def test_a_batch_is_its_samples_one_by_one(folder: Path) -> None:
     assert torch.equal(together.captions.tokens, Captions.cat(captions).tokens)
     assert torch.equal(together.captions.lengths, Captions.cat(captions).lengths)
     assert together.texts == [batch.texts[0] for batch in alone if batch.texts] == ["alt_text 0", "", "dense 5"]
+
+
+def test_a_caption_can_be_chosen_by_the_names_that_a_sample_has(folder: Path) -> None:
+    store = FeatureStore.open(str(folder))
+    asked: list[tuple[str, ...]] = []
+
+    def second(names: Sequence[str]) -> int:
+        asked.append(tuple(names))
+        return 1
+
+    chosen = store.read([SampleRequest(unit=0, row=row, caption=second) for row in (2, 4)])
+    given = store.read([SampleRequest(unit=0, row=row, caption=1) for row in (2, 4)])
+    assert asked == [("dense", "alt_text")] * 2 and chosen.texts == given.texts == ["alt_text 2", "alt_text 4"]
+    assert chosen.captions is not None and given.captions is not None
+    assert torch.equal(chosen.captions.tokens, given.captions.tokens)
+
+
+def test_the_units_read_last_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.features.tables.MAX_OPEN_UNITS", 2)
+    units = OpenUnits(Folder(str(folder)), {commit.unit: commit for commit in read_commits(Folder(str(folder)))}, command="")
+    first, second = units[0], units[1]
+    assert units[0] is first  # so that the second is the one that was read longest ago
+    units[2]
+    assert units[0] is first and units[1] is not second
 
 
 def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from model.formats.checkpoint import PartConfig
 from model.generation.pipeline_parts import RuntimeConfig
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import evaluate
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig
 from trainer.fit import main
-from trainer.monitoring.run_folder import read_metrics
+from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 from trainer.monitoring.validation import validation_loss
-from trainer.training.checkpoints import newest_checkpoint
 
 RUNTIME = RuntimeConfig(device="cpu")
 
@@ -37,9 +36,8 @@ def test_it_equals_what_training_measured(trained: Path) -> None:
 def test_features_of_another_encoder_are_refused_before_anything_is_drawn(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(BENCHMARKS, "toy", "tests.trainer.toy_benchmark")
     store = write_store(tmp_path / "other", vae=PartConfig(name="elsewhere", fingerprint="another"))
     checkpoint, out = newest_checkpoint(trained / "runs" / "alignment"), tmp_path / "out"
-    argv = ["--benchmark=toy", f"--checkpoint={checkpoint}", f"--out={out}", f"--features={store}"]
+    argv = ["--benchmark=tests.trainer.toy_benchmark", f"--checkpoint={checkpoint}", f"--out={out}", f"--features={store}"]
     assert run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv) == 2
     assert "trained with the vae nowhere" in capsys.readouterr().err

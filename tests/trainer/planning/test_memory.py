@@ -1,4 +1,4 @@
-"""What a plan says of memory is what a training step takes."""
+"""Memory of a plan: it is what a training step takes."""
 
 import dataclasses
 
@@ -10,9 +10,10 @@ from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig
 from model.generation.memory import OVERHEAD_BYTES, storage_counter
 from trainer.config import OptimConfig
+from trainer.data.batches import MicroBatch
 from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
 from trainer.training.optimizer import Ema, make_optimizer
-from trainer.training.train_step import StepSettings, TrainPart, TrainState, train_step
+from trainer.training.train_step import StepSettings, TrainState, train_step
 
 BATCH, GRID = 6, (16, 12)
 TEXT = DiTConfig(sample_size=32, width=48, depth=5, num_heads=4, caption_width=32, max_caption_tokens=20)
@@ -26,13 +27,13 @@ def _state(config: DiTConfig, *, gradient_checkpointing: bool) -> TrainState:
     return TrainState(network=network, model=network, optimizer=optimizer, ema=Ema(network), images_seen=0)
 
 
-def _part(config: DiTConfig) -> TrainPart:
+def _part(config: DiTConfig) -> MicroBatch:
     latents, lengths = (
         torch.randn(BATCH, 4, 2 * GRID[0], 2 * GRID[1]),
         [config.max_caption_tokens - 1] + [config.max_caption_tokens] * 5,
     )
     text = config.conditioning == "text"
-    return TrainPart(
+    return MicroBatch(
         latents=latents,
         noise=torch.randn_like(latents),
         timesteps=torch.arange(BATCH) * 100.0,

@@ -13,8 +13,7 @@ from torch._dynamo.utils import counters
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import CheckpointConfig, TrainConfig
 from trainer.fit import main
-from trainer.monitoring.run_folder import read_metrics
-from trainer.training.checkpoints import list_checkpoints, newest_checkpoint
+from trainer.monitoring.run_folder import list_checkpoints, newest_checkpoint, read_metrics
 
 pytestmark = pytest.mark.slow
 

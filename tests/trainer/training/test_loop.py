@@ -1,4 +1,4 @@
-"""A training goes on bit for bit after a kill, depends on nothing but its settings, and keeps its checkpoints whole."""
+"""A training resumes bit for bit after a kill, depends on nothing but its settings, and keeps its checkpoints whole."""
 
 import errno
 import os
@@ -24,9 +24,9 @@ from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, 
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main
-from trainer.monitoring.run_folder import LOG, STOP, RunFolder, printed_log, read_metrics
-from trainer.training.checkpoints import kept_checkpoints, list_checkpoints, newest_checkpoint
-from trainer.training.loop import check_caption_weights
+from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log, read_metrics
+from trainer.training.checkpoints import kept_checkpoints
+from trainer.training.rung_parts import check_caption_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
@@ -182,8 +182,8 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path, Workers()), RunFolder(tmp_path, Workers())
     with first.held(wait_s=0.0), pytest.raises(UserError, match="another training writes to"), second.held(wait_s=0.0):
         pass
-    with second.held(wait_s=0.0):
-        pass
+    with second.held(wait_s=0.0) as waited:
+        assert not waited
 
 
 def test_the_last_and_every_nth_checkpoint_stay() -> None:

@@ -1,4 +1,4 @@
-"""On Ray Train: a worker that dies is replaced, and the training goes on from the last checkpoint as if it had not.
+"""On Ray Train: a worker that dies is replaced, and the training resumes from the last checkpoint as if it had not.
 
 SIGTERM saves there too, and what starting again would not mend ends the training at once.
 """
@@ -20,10 +20,9 @@ from tests.trainer.tiny_sources import tiny_precompute, write_class_folders
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import DistributedConfig, TrainConfig
 from trainer.features.job import Encoders
+from trainer.features.preparation import prepare, run_tasks
 from trainer.fit import main
-from trainer.monitoring.run_folder import read_metrics
-from trainer.precompute import _make, prepare
-from trainer.training.checkpoints import list_checkpoints
+from trainer.monitoring.run_folder import list_checkpoints, read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +93,7 @@ def test_stores_that_a_node_does_not_see_are_named_before_the_work(tmp_path: Pat
     prepared = prepare(config, describe=Encoders.describe)
     elsewhere = replace(prepared, job=replace(prepared.job, stores={32: str(tmp_path / "elsewhere")}))
     with pytest.raises(UserError, match=r"elsewhere/features\.json: not visible on node"):
-        _make(config, elsewhere, started=0.0)
+        run_tasks(config, elsewhere, started=0.0)
 
 
 def _starts(config: TrainConfig) -> int:
@@ -112,7 +111,7 @@ def _wait_for_a_checkpoint(config: TrainConfig) -> None:
 
 
 def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
-    """SIGKILL to a process that trains, once there is a checkpoint to go on from."""
+    """SIGKILL to a process that trains, once there is a checkpoint to resume from."""
     _wait_for_a_checkpoint(config)
     workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
     os.kill(workers[-1].pid, signal.SIGKILL)

@@ -50,13 +50,13 @@ def _state(tmp_path: Path) -> TrainState:
 
 def _step(state: TrainState, batch: FeatureBatch, preparation: Preparation) -> torch.Tensor:
     settings = StepSettings(lr=1e-3, ema_decay=0.5, gradient_clip=1.0, precision=torch.float32, num_samples=6)
-    return train_step(state, Diffusion(), preparation.training_parts(batch, PLACES), settings).losses
+    return train_step(state, Diffusion(), preparation.micro_batches(batch, PLACES), settings).losses
 
 
 def test_accumulation_is_the_whole_batch(tmp_path: Path, batch: FeatureBatch) -> None:
     whole, cut = _state(tmp_path), _state(tmp_path)
     losses = _step(whole, batch, _preparation()), _step(cut, batch, _preparation(device_tokens=4 * 16))
-    assert _preparation(device_tokens=4 * 16).part_size(batch.bucket) == 4
+    assert _preparation(device_tokens=4 * 16).micro_batch_size(batch.bucket) == 4
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     for name, weight in whole.network.state_dict().items():
         assert torch.allclose(weight, cut.network.state_dict()[name], atol=1e-5), name
@@ -73,19 +73,19 @@ def test_attention_without_a_fused_kernel_is_the_same(tmp_path: Path, batch: Fea
 
 
 def test_a_sample_draws_the_same_in_any_batch() -> None:
-    whole = draw((4, 3, 2), seed=7, places=range(10, 16))
-    part = draw((4, 3, 2), seed=7, places=[12, 15])
+    whole = draw((4, 3, 2), seed=7, positions=range(10, 16))
+    part = draw((4, 3, 2), seed=7, positions=[12, 15])
     for name in ("noise", "latent_noise", "quantiles", "dropout"):
         assert torch.equal(getattr(whole, name)[[2, 5]], getattr(part, name)), name
-    other = draw((4, 3, 2), seed=8, places=[12])
+    other = draw((4, 3, 2), seed=8, positions=[12])
     assert not torch.equal(other.noise, part.noise[:1])
-    many = draw((4, 8, 8), seed=0, places=range(200))
+    many = draw((4, 8, 8), seed=0, positions=range(200))
     assert abs(float(many.noise.mean())) < 0.02 and abs(float(many.noise.std()) - 1) < 0.02
     assert abs(float((many.noise * many.latent_noise).mean())) < 0.02 and 0.4 < float(many.quantiles.mean()) < 0.6
 
 
 def test_sizes_and_ratios_reach_the_network(tmp_path: Path, batch: FeatureBatch) -> None:
-    part = next(iter(_preparation().training_parts(batch, PLACES)))
+    part = next(iter(_preparation().micro_batches(batch, PLACES)))
     assert part.sizes is not None and torch.equal(part.sizes, batch.sizes)
     assert part.captions is not None and part.captions.lengths.tolist()[2] == 2  # the null caption
     assert part.latents.dtype == torch.float32 and part.is_last
@@ -136,7 +136,7 @@ def test_classes_are_dropped_by_their_draw(tmp_path: Path) -> None:
     batch = store.read([SampleRequest(unit=0, row=row) for row in range(6)])
     network = DiTConfig(width=24, depth=1, num_heads=2, conditioning="class", num_classes=3, sample_size=8)
     preparation = replace(_preparation(), network=network, class_dropout=0.5, objective=RectifiedFlow())
-    part = next(iter(preparation.training_parts(batch, PLACES)))
-    dropped = draw((4, 8, 8), seed=3, places=PLACES).dropout < 0.5
+    part = next(iter(preparation.micro_batches(batch, PLACES)))
+    dropped = draw((4, 8, 8), seed=3, positions=PLACES).dropout < 0.5
     assert part.class_labels is not None and part.captions is None and 0 < int(dropped.sum()) < 6
     assert torch.equal(part.class_labels, torch.where(dropped, 3, batch.class_labels))  # type: ignore[arg-type]

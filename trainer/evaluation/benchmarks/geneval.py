@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 VERSION = 1
-"""Of the rules here and in geneval_checks.py; changes when verdicts may."""
+"""Version of the rules; changes when verdicts may."""
 CORRECT = "correct"
 DETECTOR = "detector"
 _PIXART = {
@@ -45,15 +45,15 @@ _PIXART = {
 _SOURCE = "PixArt-α by GenEval (arXiv 2310.11513), as later papers list it"
 _COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 MARGIN = 0.1
-"""Of the two objects' sizes together: they have to be so far apart in a direction for it to count."""
+"""Share of the two objects' sizes together by which they must be apart in a direction for it to count."""
 MAX_OBJECTS = 16
-"""Of a class, the surest."""
+"""Maximum number of objects of a class, the surest."""
 NameColors = Callable[[str, Sequence[Box]], list[str]]
 """The colour of each box of a class in the image at hand."""
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
-    """Raises UserError for an incomplete folder, or a judge's model that cannot be had."""
+    """Raises UserError for an incomplete folder, or a judge's model that is unavailable."""
     settings = config.geneval
     prompts = read_prompts(Path(settings.folder).expanduser()) if settings.folder else our_prompts()
     model = find_model(settings.detector, option="--geneval.detector")
@@ -106,7 +106,7 @@ class ColorNames:
         if name not in self._texts:
             self._texts[name] = self._embed_colors(name)
         likeness = self.clip.embed_images([_inside(image, box) for box in boxes]) @ self._texts[name].T  # (boxes, colours)
-        return [COLORS[place] for place in likeness.argmax(dim=1).tolist()]
+        return [COLORS[index] for index in likeness.argmax(dim=1).tolist()]
 
     def _embed_colors(self, name: str) -> "torch.Tensor":
         """The mean direction of each colour's texts, (colours, D)."""
@@ -131,7 +131,7 @@ def mean_over_tasks(scores: Sequence[Score]) -> list[Score]:
 
 
 def mistakes(found: Mapping[str, Sequence[Detection]], asked: Asked, name_colors: NameColors) -> list[str]:
-    """What is wrong, for the reader; nothing: all is right. `found`: by class, the surest first."""
+    """Describes what is wrong, for the reader; empty if all is right. `found`: by class, the surest first."""
     wrong = []
     matched: list[Sequence[Detection] | None] = []
     for wanted in asked.include:
@@ -146,7 +146,7 @@ def mistakes(found: Mapping[str, Sequence[Detection]], asked: Asked, name_colors
 
 
 def positions(first: Box, second: Box) -> set[str]:
-    """Where the first box is, seen from the second: up to two of POSITIONS."""
+    """Positions of the first box relative to the second: up to two of POSITIONS."""
     offset = [here - there for here, there in zip(first.centre, second.centre, strict=True)]
     sizes = [here + there for here, there in zip(first.size, second.size, strict=True)]
     clear = [math.copysign(max(abs(way) - MARGIN * size, 0.0), way) for way, size in zip(offset, sizes, strict=True)]
@@ -162,7 +162,7 @@ def _by_judge(scores: Sequence[Score]) -> Mapping[str, list[Score]]:
 
 
 def _inside(image: Pixels, box: Box) -> Pixels:
-    """What is in a box; a pixel at least."""
+    """The content of a box; at least a pixel."""
     height, width = image.shape[:2]
     left, top = (min(max(0, int(start)), side - 1) for start, side in ((box.left, width), (box.top, height)))
     return image[top : max(top + 1, int(box.bottom)), left : max(left + 1, int(box.right))]
@@ -187,7 +187,7 @@ def _judge_source(config: EvaluateConfig, model: JudgeModel) -> JudgeSource:
 
 
 def _published(category: str, prompts: Sequence[Prompt], settings: GenEvalConfig) -> Published:
-    """PixArt-α's figure, and what stands between it and ours."""
+    """PixArt-α's figure, and its differences from ours."""
     wanted = sum(TASKS.values()) if category == OVERALL else TASKS[category]
     count = sum(category in (OVERALL, prompt.category) for prompt in prompts)
     differences = {
@@ -207,7 +207,7 @@ def _published(category: str, prompts: Sequence[Prompt], settings: GenEvalConfig
 def _mistake(
     own: Sequence[Detection], wanted: Wanted, matched: Sequence[Sequence[Detection] | None], name_colors: NameColors
 ) -> str:
-    """What is wrong with the objects of one class, or ""."""
+    """Describes what is wrong with the objects of one class; "" if nothing is."""
     if len(own) < wanted.count:
         return f"{wanted.count} of {wanted.name} wanted, {len(own)} found"
     if wanted.color is not None:

@@ -41,11 +41,11 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a prompt asks for."""
+    """The requirements of a prompt."""
 
     include: tuple[Wanted, ...]
     exclude: tuple[tuple[str, int], ...] = ()
-    """Of each of these classes, there must be fewer."""
+    """Classes with a number of objects that an image must stay below."""
 
     @property
     def names(self) -> list[str]:
@@ -54,7 +54,7 @@ class Asked:
 
 
 def asked_of(data: Mapping[str, Any]) -> Asked:
-    """From GenEval's own form. Raises ValueError, KeyError or TypeError for another."""
+    """Reads GenEval's own form. Raises ValueError, KeyError or TypeError for another."""
     include = tuple(_wanted(one, number) for number, one in enumerate(data["include"]))
     if not include:
         raise ValueError("nothing to include")
@@ -92,7 +92,7 @@ def our_prompts() -> tuple[Prompt, ...]:
 
 def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     """All prompts of a copy of the repository, or of its prompts/. Raises UserError that names the file, and the line in it."""
-    path = next((place for place in (folder / "prompts" / FILE, folder / FILE) if place.is_file()), None)
+    path = next((file for file in (folder / "prompts" / FILE, folder / FILE) if file.is_file()), None)
     if path is None:
         raise UserError(f"{folder / 'prompts' / FILE} is not there: --geneval.folder needs a copy of GenEval's repository")
     prompts = []

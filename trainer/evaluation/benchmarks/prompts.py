@@ -1,7 +1,7 @@
 """Any list of prompts (`prompts`), with the CLIP score of each image and the FID of all: MJHQ, captions of COCO, one's own.
 
 The figures can be compared with others of the same prompts, CLIP, reference, resolution and number of images, and with no
-others: PixArt-α's FID stands beside ours to say so (docs/evaluation.md).
+others: PixArt-α's FID is shown next to ours to say so (docs/evaluation.md).
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ _PIXART = Published(
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
-    """The benchmark. Raises UserError for prompts, a CLIP or a reference that cannot be had."""
+    """The benchmark. Raises UserError for prompts, a CLIP or a reference that is unavailable."""
     settings = config.prompts
     prompts = _own_prompts() if settings.file is None else _read(Path(settings.file).expanduser(), settings)
     first = {prompt.text: prompt for prompt in reversed(prompts)}

@@ -37,14 +37,14 @@ from trainer.evaluation.config import EvaluateConfig, T2ICompBenchConfig
 from trainer.evaluation.judges.models import Placement, find_model, wanted_judges
 
 VERSION = 1
-"""Of the judges' rules; changes when verdicts may."""
+"""Version of the judges' rules; changes when verdicts may."""
 _PIXART = {"color": 0.6886, "shape": 0.5582, "texture": 0.7044, SPATIAL: 0.2082, NON_SPATIAL: 0.3179, COMPLEX: 0.4117}
 _BLIP_RESERVATIONS = ("transformers' BLIP has a resampled table of positions", "noun chunks by another version of spaCy")
 _SOURCE = "PixArt-α (arXiv 2310.00426)"
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
-    """Raises UserError for an incomplete folder, or a judge's model that cannot be had."""
+    """Raises UserError for an incomplete folder, or a judge's model that is unavailable."""
     settings = config.t2i_compbench
     prompts = read_prompts(Path(settings.folder).expanduser()) if settings.folder else our_prompts()
     makers = {BLIP: _attributes, DETECTOR: _relations, CLIP: _similarity}
@@ -117,7 +117,7 @@ def _version(config: EvaluateConfig, *parts: object) -> str:
 
 
 def _published(category: str, prompts: Sequence[Prompt], config: EvaluateConfig) -> Published:
-    """PixArt-α's figure, and what stands between it and ours."""
+    """PixArt-α's figure, and its differences from ours."""
     settings, usual = config.t2i_compbench, T2ICompBenchConfig()
     count = sum(prompt.category == category for prompt in prompts)
     by_blip, by_clip = category in (*ATTRIBUTES, COMPLEX), category in (NON_SPATIAL, COMPLEX)

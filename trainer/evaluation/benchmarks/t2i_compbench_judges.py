@@ -51,7 +51,7 @@ _TOWARDS = {
     "on the top of": (0, -1),
     "on top of": (0, -1),
 }
-"""Where the first object is, seen from the second: x to the right, y down."""
+"""Directions from the second object to the first: x to the right, y down."""
 _PREPOSITIONS = {"on top of", "on bottom of", "on the left", "on the right", "next to", "on side of", "near"}
 _PERSONS = {"girl", "boy", "man", "woman"}
 
@@ -74,7 +74,7 @@ class AttributeJudge:
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """What a prompt says of two objects."""
+    """A prompt's statement about two objects."""
 
     first: str
     second: str
@@ -83,7 +83,7 @@ class Relation:
 
 
 class SpatialJudge:
-    """Where a detector finds the two objects of a prompt."""
+    """Positions at which a detector finds the two objects of a prompt."""
 
     def __init__(self, detect: "Detect", relations: Mapping[tuple[str, str], Relation | None]) -> None:
         self.detect = detect
@@ -123,7 +123,7 @@ def asked_chunks(parsed: ParsedText) -> list[str]:
 
 
 def compared_text(prompt: Prompt, parsed: Mapping[str, ParsedText]) -> str:
-    """What CLIP compares an image with."""
+    """Texts that CLIP compares an image with."""
     if prompt.category != COMPLEX:
         return prompt.text
     return " ".join(word.text for word in parsed[prompt.text].words if word.part_of_speech != "ADJ")
@@ -150,7 +150,7 @@ def relation_of(text: str, parsed: ParsedText, *, is_complex: bool) -> Relation 
 
 
 def spatial_score(found: Sequence[Detection], relation: Relation, *, side_px: int) -> float:
-    """From 0 to 1, of what was found in an image whose shorter side is `side_px`; the surest first."""
+    """Score from 0 to 1 of the objects found in an image whose shorter side is `side_px`; the surest first."""
     objects = [next((one for one in found if one.name == name), None) for name in (relation.first, relation.second)]
     score = sum(0.25 * one.confidence for one in objects if one)
     if objects[0] and objects[1]:
@@ -160,7 +160,7 @@ def spatial_score(found: Sequence[Detection], relation: Relation, *, side_px: in
 
 
 def position_score(first: Box, second: Box, words: str | None) -> float:
-    """From 0 to 1: how far the first box stands to the second as the words say. Both are of an image of SIDE_PX."""
+    """Score from 0 to 1: how well the first box is where the words say, seen from the second; in an image of SIDE_PX."""
     right, down = (here - there for here, there in zip(first.centre, second.centre, strict=True))
     if words in _BESIDE:
         return 1.0 if min(abs(right), abs(down)) < NEAR_PX else NEAR_PX / max(abs(right), abs(down))
@@ -168,7 +168,7 @@ def position_score(first: Box, second: Box, words: str | None) -> float:
         return 0.0
     x, y = _TOWARDS[words]
     along, across = (right * x, down) if x else (down * y, right)
-    if along <= abs(across):  # on the other side, or more beside than there
+    if along <= abs(across):  # on the other side, or more to the side than there
         return 0.0
     overlap = first.overlap(second)
     return 1.0 if overlap < MAX_OVERLAP else MAX_OVERLAP / overlap

@@ -14,7 +14,7 @@ ATTRIBUTES = ("color", "shape", "texture")
 SPATIAL, NON_SPATIAL, COMPLEX = "spatial", "non_spatial", "complex"
 CATEGORIES = (*ATTRIBUTES, SPATIAL, NON_SPATIAL, COMPLEX)
 NUM_PROMPTS = 300
-"""Of each category, in what figures are published for."""
+"""Prompts of each category that the published figures are for."""
 BLIP, DETECTOR, CLIP = "blip-vqa", "detector", "clip"
 PARTS = "parts"
 """In the data of a prompt of `complex`: the judges whose mean is its score."""
@@ -94,7 +94,7 @@ def _complex(text: str, parts: Sequence[str]) -> Prompt:
 
 
 def _lines(path: Path) -> list[str]:
-    """A prompt each; what stands behind a tab is no part of it."""
+    """A prompt per line; text after a tab is no part of it."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -34,7 +34,7 @@ def read_grades(answer: str) -> dict[str, float] | None:
 
 
 def wiscore(grades: Mapping[str, float]) -> float:
-    """Of grades from 0 to 2, from 0 to 1."""
+    """Score from 0 to 1 of grades from 0 to 2."""
     return sum(weight * grades[name] for name, weight in _WEIGHTS.items()) / 2
 
 

@@ -50,12 +50,12 @@ OWN: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class WiseFiles:
-    """Where an edition of WISE keeps its prompts."""
+    """Files of the prompts of an edition of WISE."""
 
     folders: tuple[str, ...]
     """Inside the repository, the first that there is."""
     names: tuple[str, str, str]
-    """Of the files: culture, time and space, the sciences."""
+    """Names of the files: culture, time and space, the sciences."""
     last_ids: Mapping[str, int]
     """The number of the last prompt of each category, in their order; the first one is 1."""
 
@@ -66,20 +66,20 @@ class WiseFiles:
     def ids(self, name: str) -> range:
         """The numbers of a file's prompts."""
         ends = (0, *(self.last_ids[category] for category in ("culture", "space", "chemistry")))
-        place = self.names.index(name)
-        return range(ends[place] + 1, ends[place + 1] + 1)
+        index = self.names.index(name)
+        return range(ends[index] + 1, ends[index + 1] + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edition:
-    """What makes an edition of WISE."""
+    """Settings of an edition of WISE."""
 
     name: str
     files: WiseFiles
     judge_model: str
     """The judge of its leaderboard."""
     body: Mapping[str, Any]
-    """What its requests hold beside model and messages."""
+    """Fields of its requests besides model and messages."""
     instructions: str
     """Our own words for the judge."""
     read_answer: Callable[[str], Mapping[str, float] | None]
@@ -87,7 +87,7 @@ class Edition:
     metric: str
     """The one that counts."""
     weights: Mapping[str, float]
-    """Of the categories, in the overall score."""
+    """Weights of the categories in the overall score."""
     published: tuple[Published, ...] = ()
     """Figures of its leaderboard."""
 
@@ -151,8 +151,10 @@ def own_prompts() -> tuple[Prompt, ...]:
 def read_prompts(folder: str, files: WiseFiles) -> tuple[Prompt, ...]:
     """All prompts of an edition, in the order of their numbers. Raises UserError that names what is missing or wrong."""
     root = Path(folder).expanduser()
-    place = next((root / name for name in files.folders if (root / name / files.names[0]).is_file()), root / files.folders[0])
-    prompts = [prompt for name in files.names for prompt in _read(place / name, files, name)]
+    found_in = next(
+        (root / name for name in files.folders if (root / name / files.names[0]).is_file()), root / files.folders[0]
+    )
+    prompts = [prompt for name in files.names for prompt in _read(found_in / name, files, name)]
     return tuple(sorted(prompts, key=lambda prompt: int(prompt.data["prompt_id"])))
 
 

@@ -21,7 +21,7 @@ UNANSWERED = "unanswered"
 """Metric: 1 for an image that the judge gave no verdict on, and that has no other values; 0 for the others."""
 UNANSWERED_IN_A_ROW = 10
 """So many images without a verdict one after another, and the judge is not asked any more."""
-_PLACE = re.compile(r"\{(prompt|explanation)\}")
+_PLACEHOLDER = re.compile(r"\{(prompt|explanation)\}")
 _NAMES = {"Prompt": "{prompt}", "Explanation": "{explanation}"}
 _TASK = """A text-to-image model drew this picture from a prompt that only hints at what ought to be seen.
 
@@ -86,7 +86,7 @@ class WiseJudge:
         body: Mapping[str, Any],
         read_answer: Callable[[str], Mapping[str, float] | None],
     ) -> None:
-        """`body` has the model and what else a request holds beside its messages; `read_answer` gives None for no verdict."""
+        """`body` has the fields of a request besides its messages; `read_answer` gives None for no verdict."""
         self.endpoint = endpoint
         self.kept = kept
         self.instructions = instructions
@@ -155,7 +155,7 @@ class WiseJudge:
 
 
 def read_instructions(path: str) -> Instructions:
-    """Of a Python source with the messages in it, or of a text that is the only message. Raises UserError."""
+    """Reads a Python source with the messages in it, or a text that is the only message. Raises UserError."""
     file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8")
@@ -164,8 +164,8 @@ def read_instructions(path: str) -> Instructions:
         raise UserError(f"the instructions {file} cannot be read ({error.strerror}): see --wise.instructions") from error
     except (SyntaxError, ValueError) as error:
         raise UserError(f"the instructions {file} cannot be read ({error}): give a text file in their place") from error
-    places = {place for _, message in messages for place in _PLACE.findall(message)}
-    if lacking := sorted({"prompt", "explanation"} - places):
+    names = {name for _, message in messages for name in _PLACEHOLDER.findall(message)}
+    if lacking := sorted({"prompt", "explanation"} - names):
         raise UserError(f"the instructions {file} have no place for the {lacking[0]}: write {{{lacking[0]}}} where it belongs")
     if messages[-1][0] != "user":
         raise UserError(f"the instructions {file} end with a message of {messages[-1][0]}: the last must be the user's")
@@ -173,8 +173,8 @@ def read_instructions(path: str) -> Instructions:
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    """In one pass: what a prompt holds is never taken for a place."""
-    return _PLACE.sub(lambda place: values[place[1]], text)
+    """Fills in all placeholders in one pass: the text of a prompt is never taken for a placeholder."""
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], text)
 
 
 def _messages(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -187,14 +187,14 @@ def _messages(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _fields(node: ast.AST) -> dict[str, ast.expr]:
-    """Of a dict display: values by their literal keys."""
+    """The values of a dict display by their literal keys."""
     if not isinstance(node, ast.Dict):
         return {}
     return {str(key.value): value for key, value in zip(node.keys, node.values, strict=True) if isinstance(key, ast.Constant)}
 
 
 def _template(node: ast.expr) -> str:
-    """Of a string or an f-string. Raises ValueError for what is put into it and is neither prompt nor explanation."""
+    """The text of a string or an f-string. Raises ValueError for a value in it that is neither prompt nor explanation."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):

@@ -1,10 +1,10 @@
-"""BLIP as T2I-CompBench asks it: how probable "yes" is beside "no" as the first word of the answer to a question.
+"""BLIP as T2I-CompBench asks it: how probable "yes" is against "no" as the first word of the answer to a question.
 
 Source: Huang et al. 2023 (arXiv 2307.06350) and the authors' code. transformers' BlipForQuestionAnswering holds the same
 weights, but neither its `generate` nor its `forward` gives these probabilities, so its three parts are called here:
 
 - A question's first token is BLIP's own [ENC], as in its training; transformers' processor leaves BERT's [CLS] there.
-- The answer is started with [DEC], transformers' `bos_token_id`; [ENC] is the token after it: both stand behind BERT's own.
+- The answer is started with [DEC], transformers' `bos_token_id`; [ENC] is the token after it: both come after BERT's own.
 - Questions go through one by one: in a batch, transformers' decoder looks at their padding too, whatever the mask says.
 - Images are scaled to 480 x 480. transformers' checkpoint holds the table of positions resampled for 384: it is resampled back.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "blip"
 _WIDTH, _NUM_HEADS = 768, 12
-"""Of BERT in the authors' configuration. With transformers' default of 8 heads all tensors have the same shapes."""
+"""Heads of BERT in the authors' configuration. With transformers' default of 8 heads all tensors have the same shapes."""
 _MAX_QUESTION_TOKENS = 35
 _NOT_ASKED = re.compile(r'[.!"()*#:;~]')
 

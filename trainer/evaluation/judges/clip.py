@@ -36,7 +36,7 @@ class Clip:
         return self.encoder.embed_texts(sentence_tokens(texts, self.source))
 
     def cosines(self, images: Sequence[npt.NDArray[np.uint8]], texts: Sequence[str]) -> list[float]:
-        """Of each image and its text."""
+        """Cosine of each image and its text."""
         found: list[float] = (self.embed_images(images) * self.embed_texts(texts)).sum(dim=-1).tolist()
         return found
 
@@ -57,7 +57,7 @@ class ClipScore:
 
 
 def clip_score_judge(name: str, config: "EvaluateConfig") -> JudgeSource:
-    """The judge of a CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG. Raises UserError where it cannot be had."""
+    """The judge of a CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG. Raises UserError where it is unavailable."""
     source = resolve_clip(name)
     return JudgeSource(
         version=f"{source.fingerprint} {config.judge_dtype}", load=lambda: ClipScore(Clip(source, Placement.of(config)))

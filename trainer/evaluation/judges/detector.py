@@ -63,7 +63,7 @@ class Detection:
 
 
 Detect = Callable[[Pixels, Sequence[str]], list[Detection]]
-"""What is found in an image (H, W, 3) of the named objects, the surest first."""
+"""Finds the named objects in an image (H, W, 3), the surest first."""
 
 
 class Detector:

@@ -34,7 +34,7 @@ from trainer.evaluation.config import JudgeEndpointConfig
 _MAX_ANSWER_BYTES = 10 << 20
 _LONGEST_PAUSE_S = 60.0
 _LONGEST_WAIT_S = 600.0
-"""What an endpoint may ask us to wait; beyond it the evaluation ends, to be gone on with another day."""
+"""Longest pause in seconds that an endpoint may ask for; beyond it the evaluation ends, to be resumed another day."""
 _MAY_PASS = {408, 409, 425, 429, *range(500, 600)}
 _FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
 _REFUSES_THE_IMAGE = ("content_policy_violation", "content_filter", "moderation_blocked")
@@ -44,7 +44,7 @@ ANSWERS = "answers"
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the judge said to one question."""
+    """The judge's answer to one question."""
 
     text: str
     """Empty where it said nothing."""
@@ -96,7 +96,7 @@ class JudgeEndpoint:
                     asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
                     raise UserError(
                         f"the judge at {self.address} does not answer{asked_to_wait} ({outage}); "
-                        "the same command goes on where this one ended"
+                        "the same command resumes where this one ended"
                     ) from None
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise AssertionError("the last try returns or raises")
@@ -130,7 +130,7 @@ class JudgeEndpoint:
         raise UserError(f"the judge at {self.address} refuses ({message}): see {settings}")
 
     def _answer(self, data: bytes) -> Answer:
-        """Of an answer's JSON. What has neither choices nor a known refusal is a gateway's word, and may pass."""
+        """Reads an answer's JSON. One with neither choices nor a known refusal comes from a gateway, and is retried."""
         try:
             found = json.loads(data)
             error = found.get("error")
@@ -196,7 +196,7 @@ def models_that_answered(path: Path) -> list[str]:
 
 
 def question_key(body: Mapping[str, Any]) -> str:
-    """Of the whole request, image included: the same question has the same key, whatever address it is asked at."""
+    """Key of the whole request, image included: the same question has the same key, whatever address it is asked at."""
     return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 

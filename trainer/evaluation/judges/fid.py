@@ -55,7 +55,7 @@ class InceptionWeights:
     fingerprint: str
 
     def read(self) -> "dict[str, torch.Tensor]":
-        """The state dict. Raises UserError where it cannot be had."""
+        """The state dict. Raises UserError where it is unavailable."""
         import torch
 
         if self.path is None:
@@ -84,7 +84,7 @@ class Fid:
         self.evaluate = evaluate
 
     def __call__(self, images: Iterable[npt.NDArray[np.uint8]]) -> float:
-        """Of two images or more. Raises UserError for a reference that cannot be read or was taken by another network."""
+        """FID of two images or more. Raises UserError for a reference that cannot be read or was taken by another network."""
         reference = self._reference()
         return frechet_distance(self._statistics(images, "the evaluation"), reference)
 
@@ -140,7 +140,7 @@ def fid_metrics(config: FidConfig, evaluate: "EvaluateConfig") -> Mapping[str, S
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """Of two Gaussians: |m1 - m2|² + trace(C1 + C2 - 2 (C1 C2)^½)."""
+    """Distance of two Gaussians: |m1 - m2|² + trace(C1 + C2 - 2 (C1 C2)^½)."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     both = [{"mu": one.mean, "sigma": one.covariance} for one in (a, b)]

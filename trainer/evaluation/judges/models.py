@@ -1,4 +1,4 @@
-"""From the name of a judge's model to its files: a folder that save_pretrained wrote, or a hub id with its commit."""
+"""Files of a judge's model by its name: a folder that save_pretrained wrote, or a hub id with its commit."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ LoadedT = TypeVar("LoadedT")
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where judges run."""
+    """Device and number format of judges."""
 
     device: str
     dtype: AutoDtype
@@ -45,7 +45,7 @@ class JudgeModel:
     on_hub: bool
 
     def load(self, load: Callable[..., LoadedT], **settings: object) -> LoadedT:
-        """What the from_pretrained `load` makes of its files. Raises UserError where it cannot."""
+        """Loads the files by a from_pretrained, `load`. Raises UserError where that fails."""
         revision = {"revision": self.revision} if self.on_hub else {}
         try:
             return load(self.name, **revision, **settings)
@@ -72,7 +72,7 @@ def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], Ju
 
 
 def find_model(name: str, *, option: str) -> JudgeModel:
-    """Finds a model; `option` is how the command line names it. Raises UserError where it cannot be had."""
+    """Finds a model; `option` is its name on the command line. Raises UserError where it is unavailable."""
     folder = Path(name)
     advice = f"give a folder that holds it as {option}"
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Evaluation: the figures are the ones worked out by hand, an interrupted one goes on, and a mixed-up one is refused."""
+"""Evaluation: the figures are the ones worked out by hand, an interrupted one resumes, and a mixed-up one is refused."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from model.generation.pipeline import Pipeline
 from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import toy_benchmark
 from trainer import evaluate
-from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.frechet import frechet_distance
 
 LEVELS = {"a red owl": 51, "a blue key": 255, "the large owl": 0}
@@ -26,7 +26,6 @@ LEVELS = {"a red owl": 51, "a blue key": 255, "the large owl": 0}
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BENCHMARKS, "toy", "tests.trainer.toy_benchmark")
     monkeypatch.setattr(toy_benchmark, "asked", [])
     monkeypatch.setattr(toy_benchmark, "stops_after", [])
 
@@ -47,7 +46,7 @@ def gray_images(tmp_path: Path) -> Path:
 
 
 def _run(*arguments: object) -> int:
-    argv = ["--benchmark=toy", *map(str, arguments)]
+    argv = ["--benchmark=tests.trainer.toy_benchmark", *map(str, arguments)]
     return run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv)
 
 
@@ -146,7 +145,6 @@ def test_an_interrupted_drawing_goes_on(
     drawn = {path.name: path.stat().st_mtime_ns for path in (broken / "images").iterdir()}
     assert len(drawn) == 2
     monkeypatch.undo()
-    monkeypatch.setitem(BENCHMARKS, "toy", "tests.trainer.toy_benchmark")
     capsys.readouterr()
     assert _draw(checkpoint, broken, "--num_images_per_prompt=2") == 0
     assert "4 images drawn" in capsys.readouterr().out
@@ -222,7 +220,9 @@ def test_a_folder_of_another_evaluation_is_refused(
     [
         (("--images=nowhere", "--out={out}"), "3 of 3 images are not in nowhere, the first: a-red-owl-s0.png"),
         (("--checkpoint={out}", "--out={out}/new"), "expected a checkpoint (transformer/ and pipeline.json)"),
-        (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of openmoji, t2i_compbench"),
+        (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of t2i_compbench, geneval"),
+        (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not here"),
+        (("--images=nowhere", "--out={out}", "--benchmark=tests.ray_nodes"), "a module with the function open_benchmark"),
         (("--images=nowhere", "--out={out}", "--judges", "clip"), "--judges clip: toy has brightness"),
         (("--out={out}",), "give either --checkpoint or --images"),
     ],

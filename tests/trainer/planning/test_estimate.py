@@ -11,8 +11,9 @@ from foundry.errors import UserError
 from tests.trainer.tiny_training import write_store
 from trainer.config import StageName
 from trainer.monitoring.gpus import GPUS, PAPER_A100_PRICE
-from trainer.plan import main, plan, stage_configs
+from trainer.plan import main
 from trainer.planning.config import PlanConfig
+from trainer.planning.estimate import plan, stage_configs
 from trainer.planning.paper import (
     PAPER_A100_DAYS,
     PAPER_DOLLARS,
@@ -56,7 +57,8 @@ def test_the_papers_rows_imply_a_utilisation_that_a_v100_can_have() -> None:
 
 
 def test_at_the_utilisation_of_a_row_the_plan_gives_the_papers_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.plan._memory_plans", lambda *_args, **_settings: ())  # the memory of XL takes its time
+    # The memory of XL takes its time.
+    monkeypatch.setattr("trainer.planning.estimate._memory_plans", lambda *_args, **_settings: ())
     row = next(row for row in PAPER_ROWS if row.stage == "alignment")
     (rung,) = plan(PlanConfig(stage="alignment", gpu="v100", utilisation=row.utilisation))
     assert rung.gpu_days == pytest.approx(row.v100_days)

@@ -1,0 +1,52 @@
+"""Passes over a data set: how often a stage sees each image, and a warning where that is too often. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MOST_PASSES = 50
+"""Passes over a stage's images above which training warns: the network may memorise them."""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning in two parts."""
+
+    fact: str
+    """The problem, in the same words at every start under the same settings, by which a repetition is recognised."""
+    advice: str
+    """The measurement or count, and the setting to change."""
+
+
+def count_passes(rungs: Sequence[tuple[int, int]]) -> float:
+    """Counts how often a stage sees each image, from the images seen and the images of the data set at each resolution."""
+    return sum(images_seen / num_images for images_seen, num_images in rungs)
+
+
+def passes_text(passes: float) -> str:
+    """As in "each image is seen 12.5 times"; to three digits."""
+    return f"{passes:.3g}" if passes < 100 else f"{passes:,.0f}"
+
+
+def passes_warning(stage: str, passes: float, *, num_images: int) -> Warned | None:
+    """Warns of a stage that sees its images too often; None for one that does not."""
+    if passes <= MOST_PASSES:
+        return None
+    times = passes_text(passes)
+    return Warned(
+        f"{stage} sees each of its {num_images:,} images {times} times",
+        f"above {MOST_PASSES} times a network may memorise them; lower `images` in `ladder`, or train on more images",
+    )
+
+
+def count_training_samples(url: str) -> int | None:
+    """Training samples of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
+    from foundry.errors import UserError
+    from foundry.storage.folder import Folder, store_errors
+    from trainer.features.plan import TRAIN
+    from trainer.features.store import FeatureStore
+
+    try:
+        with store_errors(Folder(url)):
+            return FeatureStore.open(url).num_samples(TRAIN)
+    except UserError:
+        return None

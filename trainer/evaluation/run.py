@@ -1,0 +1,86 @@
+"""An evaluation from its benchmark to its page: images are drawn or found, judged and summed up."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from foundry.errors import UserError
+from foundry.hardware import keep_freed_memory
+from trainer.evaluation.benchmark import Benchmark
+from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
+from trainer.evaluation.images import claim_folder, drawing_settings, open_images, with_dtypes
+from trainer.evaluation.judging import distances, judge_all, set_scores
+from trainer.evaluation.page import write_page
+from trainer.evaluation.summary import Summary, markdown, summarise, write_results
+from trainer.monitoring.validation import ValidationLoss, validation_loss
+
+
+class BenchmarkModule(Protocol):
+    """A module of a benchmark."""
+
+    def open_benchmark(self, config: EvaluateConfig) -> Benchmark:
+        """The benchmark with these settings. Raises UserError."""
+        ...
+
+
+def evaluate(config: EvaluateConfig) -> Summary:
+    """Evaluates what is not evaluated yet. Raises UserError."""
+    keep_freed_memory()
+    config = with_dtypes(config)
+    out, benchmark = Path(config.out), open_benchmark(config)
+    print(_headline(config, benchmark), flush=True)
+    settings = drawing_settings(config)
+    claim_folder(out, config, benchmark, settings)
+    loss = _loss(config)  # features that do not fit are said before anything is drawn
+    drawn = open_images(out, config, benchmark, settings)
+    judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
+    summary = summarise(
+        benchmark,
+        judged,
+        set_scores=set_scores(benchmark, drawn),
+        distances=distances(benchmark, drawn),
+        loss=loss,
+    )
+    write_results(out, judged, summary)
+    write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
+    print(markdown(summary))
+    print(f"{out}: results.parquet, summary.json, summary.md and page.html")
+    return summary
+
+
+def open_benchmark(config: EvaluateConfig) -> Benchmark:
+    """The benchmark that is asked for, with the judges and images that are. Raises UserError for a judge that it has not."""
+    benchmark = _module_of(config.benchmark).open_benchmark(config)
+    if unknown := [name for name in config.judges if name not in benchmark.judges]:
+        raise UserError(f"--judges {unknown[0]}: {benchmark.name} has {', '.join(benchmark.judges)}")
+    judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
+    usual, num_images = benchmark.num_images_per_prompt, config.num_images_per_prompt or benchmark.num_images_per_prompt
+    differences = (f"{num_images} images of a prompt in place of {usual}",) if num_images != usual else ()
+    published = tuple(replace(one, differences=(*one.differences, *differences)) for one in benchmark.published)
+    return replace(benchmark, judges=judges, num_images_per_prompt=num_images, published=published)
+
+
+def _module_of(name: str) -> BenchmarkModule:
+    """The module of a benchmark, by its name in BENCHMARKS or its path. Raises UserError where it cannot be imported."""
+    try:
+        module = import_module(BENCHMARKS.get(name, name))
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the benchmark {name} needs {error.name}, which is not here: run this from a checkout of the repository after "
+            "`make setup`"
+        ) from error
+    if not hasattr(module, "open_benchmark"):
+        raise UserError(f"--benchmark {name}: expected a module with the function open_benchmark, found one without it")
+    return cast("BenchmarkModule", module)
+
+
+def _headline(config: EvaluateConfig, benchmark: Benchmark) -> str:
+    drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
+    return f"{benchmark.name}: {drawn}, judged in {config.judge_dtype}"
+
+
+def _loss(config: EvaluateConfig) -> ValidationLoss | None:
+    if config.features is None or config.checkpoint is None:
+        return None
+    return validation_loss(config.checkpoint, config.features, num_images=config.validation_images, runtime=config.runtime)

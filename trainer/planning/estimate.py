@@ -1,0 +1,177 @@
+"""The estimate of a plan: steps, FLOPs, GPU-days, memory, disk and reading speed of each rung that is to be trained."""
+
+from dataclasses import asdict
+from functools import lru_cache
+from math import gcd
+from typing import Any
+
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from model.dit_config import DiTConfig
+from model.flops import dit_flops, total
+from trainer.config import Rung, Sharding, TrainConfig
+from trainer.data.passes import count_training_samples
+from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.planning.memory import Activations, measure_activations, training_memory
+from trainer.planning.paper import PAPER_DATASET_IMAGES
+from trainer.stages import STAGES, choose_stage, stage_named_by
+
+_KEY_BYTES = 100
+"""A row of a feature store without latents and captions: key, sizes, names of the captions."""
+_CAPTION_BYTES = 64
+"""A stored caption without its tokens, at most."""
+_TEXT_BYTES_PER_TOKEN = 5
+"""English text of a T5 token, generously."""
+
+
+def plan(config: PlanConfig) -> list[RungPlan]:
+    """Plans each rung, in the order of training.
+
+    Raises UserError for GPUs that cannot share a batch evenly, and for sizes that make no network.
+    """
+    stages = stage_configs(config)
+    common = gcd(*(rung.batch_size for train in stages for rung in train.ladder))
+    if common % config.num_gpus:
+        near = max((number for number in range(1, common + 1) if common % number == 0 and number < config.num_gpus), default=1)
+        batches = ", ".join(f"{rung.batch_size:,}" for train in stages for rung in train.ladder)
+        raise UserError(f"--num_gpus {config.num_gpus} does not divide the batches of {batches}: try {near}")
+    return [_rung_plan(train, rung, config) for train in stages for rung in train.ladder]
+
+
+def stage_configs(config: PlanConfig) -> list[TrainConfig]:
+    """The settings that trainer.fit would use. Raises UserError for a file of settings that it would refuse."""
+    chosen = config.stage or stage_named_by(config.fit_config) or "all"
+    names = [name for name in STAGES if chosen in (name, "all")]
+    if config.fit_config is None:
+        return [STAGES[name]() for name in names]
+    found: list[TrainConfig] = []
+
+    def keep(train: TrainConfig) -> int:
+        found.append(train)
+        return 0
+
+    for name in names:
+        arguments = choose_stage(["--config", config.fit_config, "--stage", name], STAGES)
+        if run_command(TrainConfig, keep, prog="python -m trainer.fit", example="", presets={"stage": STAGES}, argv=arguments):
+            raise UserError(f"trainer.fit would not start with --config {config.fit_config}")
+    return found
+
+
+def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
+    """All figures, with the settings."""
+    rows = [{**asdict(rung), "passes": rung.passes} for rung in rungs]
+    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
+
+
+def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
+    network = _network(train, rung, config)
+    grid = (network.base_grid, network.base_grid)
+    layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
+    flops = total(layers).training
+    again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
+    recomputes = config.gradient_checkpointing or train.gradient_checkpointing
+    work = rung.images_seen * (flops + again * recomputes)
+    gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
+    dataset = _dataset_size(train, rung, config)
+    images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
+    return RungPlan(
+        stage=train.stage,
+        resolution=rung.resolution,
+        num_steps=rung.num_steps,
+        batch_size=rung.batch_size,
+        images_seen=rung.images_seen,
+        dataset=dataset,
+        flops_per_image=flops,
+        gpu_days=gpu_days,
+        cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
+        patches=grid[0] * grid[1],
+        memory=_memory_plans(train, rung, network, num_gpus=config.num_gpus),
+        disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
+        images_per_s=images_per_s,
+        reading=_reading_plan(train, network, config, images_per_s=images_per_s),
+    )
+
+
+def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
+    if config.num_images is not None:
+        return DatasetSize(config.num_images, "--num_images")
+    folder = train.features_folder(rung)
+    if num_samples := count_training_samples(folder):
+        return DatasetSize(num_samples, folder)
+    return DatasetSize(PAPER_DATASET_IMAGES[train.stage], "as in the paper")
+
+
+def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
+    try:
+        return train.network.dit_config(
+            conditioning=train.conditioning,
+            sample_size=rung.resolution // config.downsampling,
+            in_channels=config.latent_channels,
+            learned_variance=train.objective.learned_variance,
+            caption_width=config.caption_width,
+        )
+    except ValueError as error:
+        raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
+
+
+def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, *, num_gpus: int) -> tuple[MemoryPlan, ...]:
+    num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
+    shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
+    as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
+    plans = []
+    for sharding in shardings:
+        for checkpointing in (False, True):
+            memory = training_memory(
+                network,
+                _activations(network, checkpointing, train.precision),
+                num_gpus=num_gpus,
+                sharding=sharding,
+                precision=train.precision,
+            )
+            plan = MemoryPlan(
+                sharding=sharding,
+                gradient_checkpointing=checkpointing,
+                memory=memory,
+                num_images=num_images,
+                as_set=(sharding, checkpointing) == as_set,
+            )
+            plans.append(plan)
+    return tuple(plans)
+
+
+@lru_cache
+def _activations(network: DiTConfig, checkpointing: bool, precision: str) -> Activations:
+    grid = (network.base_grid, network.base_grid)
+    return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision)
+
+
+def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig, *, num_images: int) -> DiskPlan:
+    has_captions = train.conditioning == "text" and rung is train.ladder[0]
+    captions = num_images * config.caption_variants * has_captions
+    bf16, int8, text = _caption_bytes(config)
+    return DiskPlan(
+        latents=num_images * _latents_bytes(network),
+        captions_bf16=captions * bf16,
+        captions_int8=captions * int8,
+        texts=captions * text,
+    )
+
+
+def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
+    """An image is read with one of its captions."""
+    latents = _latents_bytes(network)
+    bf16, int8, text = _caption_bytes(config) if train.conditioning == "text" else (0.0, 0.0, 0.0)
+    return ReadingPlan(
+        bf16=images_per_s * (latents + bf16), int8=images_per_s * (latents + int8), online=images_per_s * (latents + text)
+    )
+
+
+def _latents_bytes(network: DiTConfig) -> int:
+    """Bytes of an image's mean and log-variance in bf16."""
+    return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
+
+
+def _caption_bytes(config: PlanConfig) -> tuple[float, float, float]:
+    """Bytes of a caption in bf16, in int8 (with a float32 scale per token), and as text."""
+    tokens, width = config.caption_tokens, config.caption_width
+    return 2 * tokens * width + _CAPTION_BYTES, tokens * (width + 4) + _CAPTION_BYTES, _TEXT_BYTES_PER_TOKEN * tokens
