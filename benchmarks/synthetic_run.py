@@ -102,7 +102,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
     import pyarrow as pa
 
     from dataset_builder.schema import CAPTIONS, NOUN_COUNTS
-    from foundry.images.schema import IMAGES
+    from foundry.images.index import IMAGES
 
     rng = np.random.default_rng([run.seed, number])
     size = len(images)
@@ -145,7 +145,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
 def _images(rng: "np.random.Generator", keys: list[str]) -> "pa.Table":
     import pyarrow as pa
 
-    from foundry.images.schema import IMAGES
+    from foundry.images.index import IMAGES
 
     size = len(keys)
     known: dict[str, Any] = {

@@ -23,8 +23,8 @@ from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
 from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
+from foundry.images.index import IMAGES, REJECTED
 from foundry.images.loading import read_images, rejected_row
-from foundry.images.schema import IMAGES, REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from foundry.images.schema import REFERENCE
+from foundry.images.index import REFERENCE
 
 DATASET_VERSION = 2
 """Schema version of data sets; since 2 the nouns have a column next to the captions."""

@@ -22,8 +22,8 @@ from dataset_builder.sql.noun_blocks import merge_counts_of
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
+from foundry.images.index import IMAGES, REJECTED
 from foundry.images.loading import read_images, rejected_row
-from foundry.images.schema import IMAGES, REJECTED
 from foundry.images.sources import Source, find_sources
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path, normalise

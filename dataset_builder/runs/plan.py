@@ -235,7 +235,7 @@ def _row_groups(reader: Any, unit_size: int) -> Iterator["pa.Table"]:
     """Tables of exactly `unit_size` rows (the last one may be shorter) from batches of any size."""
     import pyarrow as pa
 
-    from foundry.images.schema import INDEX
+    from foundry.images.index import INDEX
 
     pending = INDEX.empty_table()
     for batch in reader:

@@ -36,8 +36,8 @@ from dataset_builder.sql.score_files import record_name, score_folder
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
+from foundry.images.index import REJECTED
 from foundry.images.loading import read_images, rejected_row
-from foundry.images.schema import REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.model_files import files_fingerprint
 from foundry.storage.run_record import RunRecord

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from dataset_builder.sql.dataset_files import read_dataset
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
-from foundry.images.schema import IMAGES
+from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import versioned

@@ -31,7 +31,7 @@ from dataset_builder.sql.views import (
     scores_sql,
 )
 from foundry.errors import UserError
-from foundry.images.schema import IMAGES, INDEX, REJECTED
+from foundry.images.index import IMAGES, INDEX, REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import Commit, committed_units, read_commits

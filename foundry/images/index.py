@@ -1,14 +1,16 @@
-"""Index rows of images, schema.INDEX, before the run has given its keys; and those of loose files in folders, which are never
-opened."""
+"""Index of images: its table and those of read and rejected images, the reference to an image, and the rows of loose files.
+
+Loose files in a folder are listed, never opened.
+"""
 
 import itertools
 import posixpath
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from foundry.images.schema import INDEX
 from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, split_suffix, stem_of
 from foundry.storage.locations import Listing, join, list_files, parent
 
@@ -16,6 +18,35 @@ MAX_ROWS = 65_536
 """Rows of a table at most."""
 LISTED = "(path)"
 """The member of a reference into a list: the row names no image, so there is nothing to read."""
+# Where the bytes of an image are. uri is a local path or an fsspec URL. In a tar, member is the path inside it and the two
+# byte columns delimit the payload; in a Parquet file, member is the column and row the row; in a plain file all four are null.
+REFERENCE = [
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("member", pa.string()),
+    pa.field("byte_offset", pa.int64()),
+    pa.field("byte_length", pa.int64()),
+    pa.field("row", pa.int64()),
+]
+# A file that belongs to an image and is next to it: a caption or a JSON. A null uri means: in the image's own tar.
+_SIDECAR = pa.struct(
+    [
+        pa.field("suffix", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("byte_offset", pa.int64()),
+        pa.field("byte_length", pa.int64()),
+    ]
+)
+# One row per planned image. metadata is a JSON object of the columns that the source carried.
+INDEX = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *REFERENCE,
+        pa.field("sidecars", pa.list_(_SIDECAR), nullable=False),
+        pa.field("alt_text", pa.string()),
+        pa.field("class_label", pa.string()),
+        pa.field("metadata", pa.string()),
+    ]
+)
 SOURCE_INDEX = pa.schema(
     [pa.field("stem", pa.string(), nullable=False), pa.field("relative", pa.string(), nullable=False), *list(INDEX)[1:]]
 )
@@ -33,6 +64,31 @@ class SidecarRow(NamedTuple):
 
 
 SidecarsByStem = Mapping[str, tuple[SidecarRow, ...]]
+# One row per image that was read, with what only its bytes tell. Areas of masks are in pixels of the original image.
+IMAGES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *REFERENCE,
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("format", pa.string()),
+        pa.field("alt_text", pa.string()),
+        pa.field("class_label", pa.string()),
+        pa.field("num_masks", pa.int32()),
+        pa.field("mask_area_px", pa.int64()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+# One row per image that is not used, with a reason of foundry/units/rejection.py.
+REJECTED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *REFERENCE,
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
 
 
 class IndexRow(NamedTuple):
@@ -99,6 +155,17 @@ def index_file(location: str) -> Iterator[IndexRow]:
 def sidecars_in(folder: str) -> SidecarsByStem:
     """The files in a folder that may describe images, by stem. Raises UserError if it cannot be listed."""
     return _by_stem(folder, list_files(folder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReference:
+    """Where the bytes of one image are; see the comment on REFERENCE for what the fields mean by kind of container."""
+
+    uri: str
+    member: str | None = None
+    byte_offset: int | None = None
+    byte_length: int | None = None
+    row: int | None = None
 
 
 def _sidecars(column: Sequence[tuple[SidecarRow, ...]]) -> pa.Array:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
-from foundry.images.index import LISTED
+from foundry.images.index import LISTED, ImageReference
 from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
 from foundry.images.parquet import ParquetRows
 from foundry.images.retries import StoreError, retried
-from foundry.images.schema import ImageReference
 from foundry.storage.locations import is_url, locate, open_binary, parent
 from foundry.units.rejection import ImageError
 

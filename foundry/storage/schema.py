@@ -1,6 +1,6 @@
 """Schema version of the Parquet files: each carries it in its metadata, and a reader refuses another one.
 
-The tables are in foundry/images/schema.py and dataset_builder/schema.py.
+The tables are in foundry/images/index.py and dataset_builder/schema.py.
 """
 
 import pyarrow as pa

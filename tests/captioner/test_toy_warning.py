@@ -11,7 +11,7 @@ from captioner.engines.model_source import MINI, resolve_model
 from captioner.run import main
 from captioner.toy_warning import ToyWarning
 from foundry.command_line import run_command
-from foundry.images.schema import IMAGES
+from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, Unit, commit_unit
 from tests.captioner.conftest import caption, run_arguments

@@ -16,8 +16,8 @@ from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from dataset_builder.schema import CAPTIONS, SCORES
 from dataset_builder.sql.score_files import record_name, score_folder
+from foundry.images.index import IMAGES, INDEX, REJECTED
 from foundry.images.reader import content_hash
-from foundry.images.schema import IMAGES, INDEX, REJECTED
 from foundry.storage.folder import Folder
 from foundry.units.commits import Unit, commit_unit, table_bytes
 

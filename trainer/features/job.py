@@ -261,7 +261,7 @@ class PrecomputeJob:
     ) -> "dict[str, pa.Table]":
         import pyarrow as pa
 
-        from foundry.images.schema import REJECTED as REJECTED_SCHEMA
+        from foundry.images.index import REJECTED as REJECTED_SCHEMA
 
         tables = {REJECTED: pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)}
         if facts.samples:

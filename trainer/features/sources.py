@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.errors import UserError
-from foundry.images.schema import IMAGES
+from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
 from foundry.storage.locations import normalise
 from foundry.storage.schema import check_version

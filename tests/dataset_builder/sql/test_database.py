@@ -10,7 +10,7 @@ from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.database import Database, scratch_database
 from dataset_builder.sql.run_files import VIEWS, open_run
 from foundry.errors import UserError
-from foundry.images.schema import REJECTED
+from foundry.images.index import REJECTED
 from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import SmallRun
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from foundry.images.decoding import DecodeLimits
+from foundry.images.index import IMAGES
 from foundry.images.loading import read_images
-from foundry.images.schema import IMAGES
 from foundry.images.sources import find_sources
 from foundry.storage.schema import versioned
 from tests.foundry.images.containers import carried_by, jpeg, parquet, relatives, rows_of, write

@@ -7,8 +7,8 @@ import pyarrow as pa
 from PIL import Image
 
 from foundry.images.decoding import DecodeLimits
+from foundry.images.index import IMAGES, REJECTED
 from foundry.images.loading import read_images
-from foundry.images.schema import IMAGES, REJECTED
 from foundry.images.sources import find_sources, index_source
 
 

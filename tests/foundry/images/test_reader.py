@@ -19,8 +19,8 @@ from PIL import Image
 
 from foundry.images import parquet as parquet_rows
 from foundry.images import reader as references
+from foundry.images.index import ImageReference
 from foundry.images.reader import ImageFacts, ImageReader, coalesce, content_hash, reference_of
-from foundry.images.schema import ImageReference
 from foundry.units.rejection import ImageError
 from tests.foundry.images.containers import CountingFileSystem, encode, jpeg, rows_of, sa1b_json, tar_bytes, write
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_builder.schema import NOUN_COUNTS
-from foundry.images.schema import REJECTED
+from foundry.images.index import REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.schema import check_version
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units, read_commits
