@@ -1,4 +1,4 @@
-"""Number formats: the one that `auto` chooses is recorded, kept by whatever resumes, and no obstacle between kinds of machines."""
+"""Number formats: what `auto` chooses is recorded, kept by whatever resumes, and no obstacle between kinds of machines."""
 
 import dataclasses
 import json
