@@ -333,7 +333,7 @@ def test_the_command_makes_on_ray_what_a_loop_makes(tmp_path: Path, dataset: Pat
     command = [sys.executable, "-m", "trainer.precompute", "--dataset", str(dataset), "--out", str(tmp_path / "on_ray")]
     command += ["--stage", "alignment", "--resolution", "32", "64", "--unit_size", "4", "--vae.name", str(tmp_path / "vae")]
     command += ["--text_encoder.name", str(tmp_path / "t5"), "--text_encoder.max_caption_tokens", "20", "--vae.sliced", "false"]
-    command += ["--text_encoder.dtype", "float32", "--ray.num_replicas", "1"]
+    command += ["--vae.dtype", "float32", "--text_encoder.dtype", "float32", "--ray.num_replicas", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "19 samples at 64 px" in done.stdout and "1 rejected as not_an_image" in done.stdout
