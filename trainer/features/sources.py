@@ -5,7 +5,6 @@ RUN       what captioner.run wrote: run.json; its committed images and captions
 IMAGES    Parquet with an image (or a path to one) and a class label, a folder of class folders: labels only
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from foundry.errors import UserError
 from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
 from foundry.storage.locations import normalise
+from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import check_version
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class RunSource:
     @property
     def licence(self) -> str:
         """The licence that captioner.run was given."""
-        return str(json.loads(Folder(self.url).read("run.json")).get("licence") or "")
+        record = RunRecord.read(Folder(self.url))
+        return record.licence if record is not None else ""
 
     def tables(self) -> Iterator[pa.Table]:
         """Images that were read, with their captions by prompt."""
