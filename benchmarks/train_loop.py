@@ -20,7 +20,6 @@ from unittest.mock import patch
 
 from benchmarks.report import print_report
 from foundry.command_line import run_command
-from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -51,7 +50,7 @@ class TrainLoopConfig:
 def main(config: TrainLoopConfig) -> int:
     """Prints the figures; returns 0."""
     from trainer.distributed import Workers
-    from trainer.monitoring.run_folder import read_metrics
+    from trainer.monitoring.run_folder import read_metrics, recorded_precision
     from trainer.training import loop, rung
 
     clock = StepClock()
@@ -59,6 +58,7 @@ def main(config: TrainLoopConfig) -> int:
         settings = _train_config(config, Path(directory))
         loop.train(settings, Workers())
         rows = [row for row in read_metrics(Path(settings.run_folder)) if row["step"] > config.warmup]
+        dtype = recorded_precision(Path(settings.run_folder))
     steps = clock.rows[config.warmup - 1 :]
     wall = steps[-1].ended - steps[0].ended  # whole steps, with all that comes before each
     figures = {
@@ -67,7 +67,7 @@ def main(config: TrainLoopConfig) -> int:
         "step_s": wall / config.steps,
         "images_per_s": config.batch_size * config.steps / wall,
     }
-    print_report("training loop", figures, dtype=auto_dtype())
+    print_report("training loop", figures, dtype=dtype)
     return 0
 
 
@@ -121,6 +121,7 @@ def _train_config(config: TrainLoopConfig, root: Path) -> "TrainConfig":
     return tiny_config(
         root,
         ladder=(Rung(resolution=64, images=images, batch_size=config.batch_size),),
+        precision="auto",
         network=NetworkConfig(width=config.width, depth=config.depth, num_heads=config.width // 64),
         data=DataConfig(),
         checkpoint=CheckpointConfig(every_images=images),

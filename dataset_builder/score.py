@@ -13,8 +13,11 @@ from foundry.command_line import counted, run_command
 from foundry.units.cluster import RaySettings, check_paths
 from foundry.units.rejection import allowed_rejections
 
+_DTYPE_FILE = "dtype"
+
 if TYPE_CHECKING:
     from dataset_builder.scores.job import ScoreJob
+    from foundry.storage.folder import Folder
     from foundry.units.commits import Unit
 
 
@@ -68,7 +71,7 @@ def main(config: ScoreConfig) -> int:
     left = [unit for unit in units if unit.number not in done]
     to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
     if left and job.clip:
-        job = _in_dtype(config, job)
+        job = _in_dtype(config, job, out)
     computed = f"; {config.clip} in {job.dtype}" if left and job.clip else ""
     print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {to_do}{computed}")
     rejected = sum(commit.num_rejected for commit in read_commits(out))
@@ -84,12 +87,17 @@ def main(config: ScoreConfig) -> int:
     return 1 if rejected > budget else 0
 
 
-def _in_dtype(config: ScoreConfig, job: "ScoreJob") -> "ScoreJob":
-    """The work in the number format that the replicas' hardware is fast in; this attaches to Ray to find it out."""
+def _in_dtype(config: ScoreConfig, job: "ScoreJob", out: "Folder") -> "ScoreJob":
+    """The work in the number format that this scoring began with, else in the one that the replicas' hardware is fast in.
+
+    Attaches to Ray to find that out.
+    """
     from foundry.units.ray_session import dtype_of_replicas, start_ray
 
-    start_ray(config.ray)
-    return replace(job, dtype=dtype_of_replicas(config.ray))
+    if not out.exists(_DTYPE_FILE):
+        start_ray(config.ray)
+        out.create(_DTYPE_FILE, dtype_of_replicas(config.ray).encode())
+    return replace(job, dtype=out.read(_DTYPE_FILE).decode())  # type: ignore[arg-type]
 
 
 def _images(units: "list[Unit]") -> int:

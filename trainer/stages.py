@@ -9,8 +9,9 @@
 
 Source: PixArt-alpha (arXiv 2310.00426 v3), Table 4; AdamW's settings, warm-up, clipping, EMA and caption dropout from the
 authors' code, as noted at each field of trainer/config.py.
-Deviation: bf16 autocast in place of fp16 with float32 attention; no weight decay of norms, biases, embeddings and tables; the
-learning rate is the table's, without the square-root scaling by batch size of the public configurations; no horizontal flips.
+Deviation: autocast to bfloat16 where the hardware has it, in place of fp16 with float32 attention; no weight decay of norms,
+biases, embeddings and tables; the learning rate is the table's, without the square-root scaling by batch size of the public
+configurations; no horizontal flips.
 """
 
 import argparse

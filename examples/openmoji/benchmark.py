@@ -46,6 +46,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
         ),
         judges=world_judges(asked, reader),
         metric_of={one.category: _METRICS[one.category] for one in prompts},
+        judge_dtype="float32",  # of llava-mini, so that what it says of an image does not depend on its batch
         own_seeds=True,  # else one noise would decide for all images of the benchmark
         true_images=TrueImages(
             of=lambda prompt: render(scenes[prompt.text]), others=lambda prompt: render(others[prompt.text])

@@ -10,7 +10,7 @@ from ray.exceptions import LocalRayletDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foundry.errors import UserError
-from foundry.hardware import Dtype, auto_dtype
+from foundry.hardware import AUTO_VARIABLE, Dtype, auto_dtype
 from foundry.units.bisection import cause_of
 from foundry.units.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, unseen_paths
 from foundry.units.workers import describe
@@ -68,8 +68,8 @@ def dtype_of_replicas(settings: RaySettings) -> Dtype:
     Raises UserError where a node does not answer.
     """
     on_gpus = replicas_use_gpus(settings)
-    if settings.resolved_address is None and not on_gpus:
-        return auto_dtype("cpu")  # this process's own Ray, on this machine
+    if AUTO_VARIABLE in os.environ or (settings.resolved_address is None and not on_gpus):
+        return auto_dtype("cpu")  # what the user says of all machines, or this process's own Ray, on this machine
     slots = set(settings.slots(nodes := cluster_nodes(), on_gpus=on_gpus))
     options = settings.replica_options(nodes, on_gpus=on_gpus)
     looks = {

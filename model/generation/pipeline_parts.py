@@ -31,7 +31,7 @@ GENERATION_BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and how a pipeline runs. None of it changes what is drawn, beyond rounding."""
+    """Where and how a pipeline runs. None of it changes what is drawn, beyond rounding in another number format."""
 
     device: str = "auto"
     """cuda, cpu, …; auto: cuda where there is one."""

@@ -77,6 +77,17 @@ def test_auto_on_apples_gpus_is_measured(is_fast: bool, monkeypatch: pytest.Monk
     assert auto_dtype("mps") == ("bfloat16" if is_fast else "float32")
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [((2.0, 1.0), True), ((2.0, 2.0), True), ((1.0, 2.0), False)])
+def test_the_probe_compares_the_two_formats(
+    seconds: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of its own: six products in float32, then six in bfloat16, each so many seconds long."""
+    ticks = [tick for length in seconds for _ in range(6) for tick in (0.0, length)]
+    monkeypatch.setattr(hardware, "_PROBE_SIDE", 8)
+    monkeypatch.setattr("foundry.hardware.time.perf_counter", lambda: ticks.pop(0))
+    assert hardware._is_as_fast_in_bfloat16.__wrapped__("cpu") is expected and not ticks
+
+
 def test_a_device_that_cannot_be_measured_gets_float32() -> None:
     assert auto_dtype("xpu") == "float32"
     assert hardware._is_as_fast_in_bfloat16("mps") is False  # torch on Linux has no such device

@@ -157,6 +157,8 @@ class Benchmark:
     """The metric by which a category is judged first."""
     num_images_per_prompt: int = 1
     """Unless the user asks for others."""
+    judge_dtype: str | None = None
+    """Number format of the judges, where it is fixed; None: that of --judge_dtype."""
     own_seeds: bool = False
     """Whether each prompt has its own seeds; else all prompts are drawn from the same noise, as is usual."""
     derived: Mapping[str, DerivedJudge] = field(default_factory=dict)

@@ -58,7 +58,10 @@ def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:
     if judge_dtype == AUTO:
         judge_dtype = begun.get("judge_dtype") or RuntimeConfig(device=config.judge_device).resolved().dtype
     if runtime.dtype == AUTO and config.checkpoint is not None:
-        runtime = dataclasses.replace(runtime, dtype=begun.get("dtype") or _dtype_of_drawing(config))
+        of_text = runtime.text_encoder_dtype or AUTO  # of its own device, which may be another one
+        runtime = dataclasses.replace(
+            runtime, dtype=begun.get("dtype") or _dtype_of_drawing(config), text_encoder_dtype=of_text
+        )
     return dataclasses.replace(config, runtime=runtime, judge_dtype=judge_dtype)
 
 
@@ -96,7 +99,7 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settin
     seeds = _seeds(config, benchmark)
     lines = [json.dumps(dataclasses.asdict(one) | {"images": _names(one.text, seeds[one.text])}) for one in benchmark.prompts]
     _write(out / PROMPTS, "\n".join(lines))
-    _write(path, json.dumps(identity | {"judge_dtype": config.judge_dtype}, indent=2))
+    _write(path, json.dumps(identity | {"judge_dtype": benchmark.judge_dtype or config.judge_dtype}, indent=2))
 
 
 def open_images(

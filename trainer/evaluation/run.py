@@ -77,7 +77,7 @@ def _module_of(name: str) -> BenchmarkModule:
 
 def _headline(config: EvaluateConfig, benchmark: Benchmark) -> str:
     drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
-    return f"{benchmark.name}: {drawn}, judged in {config.judge_dtype}"
+    return f"{benchmark.name}: {drawn}, judged in {benchmark.judge_dtype or config.judge_dtype}"
 
 
 def _loss(config: EvaluateConfig) -> ValidationLoss | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foundry.hardware import resolve_dtype
+from foundry.hardware import AUTO, Dtype, resolve_dtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_image, rejected_row
 from foundry.images.reader import ImageReader
@@ -109,6 +109,13 @@ class Encoders:
     """None where captions are not encoded."""
     batch_px: int
     """Pixels of the images that the VAE encodes together."""
+
+    def in_dtype(self, dtype: Dtype) -> "Encoders":
+        """The same encoders with `auto` settled: in this number format."""
+        vae, text_encoder = self.vae, self.text_encoder
+        if text_encoder is not None and text_encoder.dtype == AUTO:
+            text_encoder = replace(text_encoder, dtype=dtype)
+        return replace(self, vae=replace(vae, dtype=dtype) if vae.dtype == AUTO else vae, text_encoder=text_encoder)
 
     def load_vae(self) -> VAE:
         """The VAE on this process's device."""

@@ -97,11 +97,27 @@ def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) 
 def _in_dtypes_of(info: FeaturesInfo, encoders: Encoders) -> Encoders:
     """The encoders with `auto` settled: in the number formats that the store was begun in."""
     vae, text_encoder = encoders.vae, encoders.text_encoder
-    if vae.dtype == AUTO and info.vae_dtype:
-        vae = replace(vae, dtype=info.vae_dtype)  # type: ignore[arg-type]
-    if text_encoder is not None and text_encoder.dtype == AUTO and info.text_encoder_dtype:
-        text_encoder = replace(text_encoder, dtype=info.text_encoder_dtype.partition("/")[0])  # type: ignore[arg-type]
+    begun = _dtypes(info)
+    if vae.dtype == AUTO and begun["vae"]:
+        vae = replace(vae, dtype=begun["vae"])  # type: ignore[arg-type]
+    if text_encoder is not None and text_encoder.dtype == AUTO and begun["text_encoder"]:
+        text_encoder = replace(text_encoder, dtype=begun["text_encoder"])  # type: ignore[arg-type]
     return replace(encoders, vae=vae, text_encoder=text_encoder)
+
+
+def _dtypes(info: FeaturesInfo) -> dict[str, str]:
+    """The number formats that a store was begun in; empty for one that is not recorded."""
+    asked = info.settings.get("vae", {}).get("dtype", "")  # what stores of before tell of their VAE
+    return {
+        "vae": info.vae_dtype or ("" if asked == AUTO else asked),
+        "text_encoder": info.text_encoder_dtype.partition("/")[0],
+    }
+
+
+def _other_dtypes(config: PrecomputeConfig, info: FeaturesInfo) -> list[str]:
+    """Options that ask for another number format than the store was begun in."""
+    begun, asked = _dtypes(info), {"vae": config.vae.dtype, "text_encoder": config.text_encoder.dtype}
+    return [f"{kind}.dtype" for kind, dtype in asked.items() if dtype != AUTO and begun[kind] and dtype != begun[kind]]
 
 
 def pending_units(plan: FeaturePlan, stores: Mapping[int, Folder]) -> list[FeatureUnit]:
@@ -125,6 +141,7 @@ def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> d
     for resolution, info in found.items():
         before = identity(info.settings)
         different = [name for name in settings if before.get(name) != settings[name]]
+        different += _other_dtypes(config, info)
         if different:
             raise UserError(
                 f"{stores[resolution].url} was made with another {', '.join(different)}: give another --out, or the settings "

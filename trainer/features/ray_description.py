@@ -8,7 +8,7 @@ from ray.exceptions import RayError
 from foundry.errors import UserError
 from foundry.units.bisection import TRIES, cause_of
 from foundry.units.cluster import RaySettings
-from foundry.units.ray_session import check_visible, cluster_nodes, replicas_use_gpus, start_ray
+from foundry.units.ray_session import check_visible, cluster_nodes, dtype_of_replicas, replicas_use_gpus, start_ray
 from trainer.features.job import EncoderFacts, Encoders
 
 
@@ -19,6 +19,7 @@ def start_and_describe(encoders: Encoders, settings: RaySettings, *, visible: Ma
     """
     start_ray(settings)
     check_visible(visible)
+    encoders = encoders.in_dtype(dtype_of_replicas(settings))
     options = settings.replica_options(cluster_nodes(), on_gpus=replicas_use_gpus(settings))
     try:
         facts: EncoderFacts = ray.get(ray.remote(max_retries=TRIES, **options)(_describe).remote(encoders))

@@ -26,11 +26,17 @@ class Gpu:
     """Memory."""
     price: float | None = None
     """Dollars an hour."""
+    float32_flops: float | None = None
+    """Peak in float32 of a GPU without bfloat16, on which trainer.fit computes in float32; None for the others."""
 
 
 GPUS: dict[str, Gpu] = {
     "v100": Gpu(
-        device_name="V100", peak_flops=125e12, memory_bytes=32 * 10**9, price=round(PAPER_A100_PRICE / PAPER_A100_PER_V100, 2)
+        device_name="V100",
+        peak_flops=125e12,
+        memory_bytes=32 * 10**9,
+        price=round(PAPER_A100_PRICE / PAPER_A100_PER_V100, 2),
+        float32_flops=15.7e12,
     ),
     "a100-40gb": Gpu(device_name="A100-SXM4-40GB", peak_flops=312e12, memory_bytes=40 * 10**9),
     "a100": Gpu(device_name="A100", peak_flops=312e12, memory_bytes=80 * 10**9, price=PAPER_A100_PRICE),

@@ -7,6 +7,7 @@ from typing import Any
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.hardware import AUTO
 from model.dit_config import DiTConfig
 from model.flops import dit_flops, total
 from trainer.config import Rung, Sharding, TrainConfig
@@ -85,7 +86,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=grid[0] * grid[1],
-        memory=_memory_plans(train, rung, network, num_gpus=config.num_gpus),
+        memory=_memory_plans(train, rung, network, config),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
@@ -114,7 +115,10 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
 
 
-def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, *, num_gpus: int) -> tuple[MemoryPlan, ...]:
+def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig) -> tuple[MemoryPlan, ...]:
+    num_gpus = config.num_gpus
+    without_bfloat16 = train.precision == AUTO and config.device.float32_flops is not None
+    precision = "float32" if without_bfloat16 else train.precision
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
     shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
     as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
@@ -123,10 +127,10 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, *, num_gpu
         for checkpointing in (False, True):
             memory = training_memory(
                 network,
-                _activations(network, checkpointing, train.precision),
+                _activations(network, checkpointing, precision),
                 num_gpus=num_gpus,
                 sharding=sharding,
-                precision=train.precision,
+                precision=precision,
             )
             plan = MemoryPlan(
                 sharding=sharding,

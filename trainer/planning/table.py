@@ -37,6 +37,11 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     recomputes = config.gradient_checkpointing or any(rung.memory_as_set.gradient_checkpointing for rung in rungs)
     extra = ", gradient checkpointing" if recomputes else ""
     yield f"{num} x {config.gpu} of {gpu.peak_flops / 1e12:,.0f} TFLOP/s, {config.utilisation:.0%} of them used{extra}; {price}"
+    if gpu.float32_flops is not None:
+        yield (
+            f"{config.gpu} has no bfloat16: trainer.fit computes in float32 there, at no more than "
+            f"{gpu.float32_flops / 1e12:.1f} TFLOP/s; plan that with --peak_tflops {gpu.float32_flops / 1e12:.1f}"
+        )
     rows = [
         (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), _money(rung.cost))
         for rung in rungs
