@@ -31,7 +31,18 @@ def save_pictures(folder: Path, *, count: int, seed: int = 0) -> Path:
 
 def run_arguments(images: Path | str, out: Path | str, model: Path, *more: str) -> list[str]:
     """The arguments of a small run."""
-    small = ["--unit_size", "8", "--generation.max_new_tokens", "12", "--ray.num_replicas", "1", "--t5.tokenizer", "mini"]
+    small = [
+        "--unit_size",
+        "8",
+        "--generation.max_new_tokens",
+        "12",
+        "--ray.num_replicas",
+        "1",
+        "--ray.cpus_per_replica",
+        "1",
+        "--t5.tokenizer",
+        "mini",
+    ]
     return ["--images", str(images), "--out", str(out), "--model", str(model), *small, *more]
 
 
