@@ -4,26 +4,18 @@ One image goes to a .png, many to a folder, named by prompt and seed. Each PNG h
 command again draws only what is not there yet.
 """
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from foundry.command_line import CHOICE, ModelChoice, run_command
-from foundry.errors import UserError
 from foundry.hardware import AutoDtype
-from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
-from model.generation.image_files import image_names, is_drawn, make_grid, open_image, save_png
+from model.generation.drawing import Drawing, draw, image_paths, image_values
+from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 from model.text_encoder import Quantisation
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from model.generation.pipeline import Pipeline
 
 GRID = "grid.png"
 _OWN = "a network of your own (a training's folder or a checkpoint)"
@@ -134,101 +126,31 @@ class GenerateConfig:
 
 def main(config: GenerateConfig) -> int:
     """Draws what is not there yet; returns 0."""
-    import torch
-
     from model.generation.pipeline import open_pipeline
 
     request, runtime = config.request(), config.runtime().resolved()
-    paths = _image_paths(Path(config.out), request, grid=config.grid)
-    values = _image_values(config, request, runtime)
+    paths = image_paths(Path(config.out), request, grid=config.grid)
+    values = image_values(config.checkpoint, request, runtime)
     print(f"{config.checkpoint} on {runtime.device} in {runtime.dtype}", flush=True)
     pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)
-    try:
-        images = _draw(pipeline, request, paths, values)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}): try --batch_size 1 --staged --tiled_vae --quantisation bitsandbytes"
-        ) from error
+    drawing = draw(pipeline, request, paths, values)
+    _print_summary(drawing, max_caption_tokens=pipeline.transformer_config.max_caption_tokens)
     if config.grid:
-        images = images if paths is None else [open_image(path) for path in paths]
+        images = drawing.unsaved if paths is None else [open_image(path) for path in paths]
         path = Path(config.out) if paths is None else Path(config.out) / GRID
         columns = config.num_images_per_prompt if len(request.prompts or ()) > 1 else None
-        save_png(make_grid(images, columns=columns, scale=config.scale), path, {"images": list(values)})
+        save_png(make_grid(images, columns=columns, scale=config.scale), path, {"images": values})
     return 0
 
 
-def _image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Path] | None:
-    """Where each image goes; None where only their grid is kept. Raises UserError where they have no place."""
-    if out.suffix.lower() == ".png":
-        if out.is_dir():
-            raise UserError(f"--out {out} is a folder: give another name to a .png, or a name without .png to a folder")
-        if request.num_images == 1 and not grid:
-            return [out]
-        if grid:
-            return None
-        raise UserError(f"--out {out} has place for one image, not for {request.num_images}: give a folder, or --grid")
-    if out.suffix.lower() in (".jpg", ".jpeg", ".webp") or out.is_file():
-        raise UserError(f"--out {out}: expected a .png or a folder")
-    prompts, seeds = _prompts_and_seeds(request)
-    return [out / name for name in image_names(prompts, seeds)]
-
-
-def _image_values(config: GenerateConfig, request: GenerationRequest, runtime: RuntimeConfig) -> list[dict[str, Any]]:
-    """What each image is drawn from, for its PNG: whoever has this can draw it again."""
-    root = find_checkpoint(config.checkpoint)
-    settings = {
-        "checkpoint": str(config.checkpoint),
-        "checkpoint_fingerprint": checkpoint_fingerprint(root),
-        "sampler": config.sampler,
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "eta": config.eta,
-        "height": config.height,
-        "width": config.width,
-        "resolution_binning": config.resolution_binning,
-        "dtype": runtime.dtype,
-        "quantisation": config.quantisation,
-        "tiled_vae": config.tiled_vae,
-    }
-    prompts, seeds = _prompts_and_seeds(request)
-    return [
-        {"prompt": prompt, "negative_prompt": config.negative_prompt, "seed": seed, "settings": settings}
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-
-
-def _prompts_and_seeds(request: GenerationRequest) -> tuple[list[str], list[int]]:
-    """Of each image, in order."""
-    assert request.prompts is not None
-    prompts = [request.prompts[request.caption_index(image)] for image in range(request.num_images)]
-    return prompts, [request.image_seed(image) for image in range(request.num_images)]
-
-
-def _draw(
-    pipeline: "Pipeline", request: GenerationRequest, paths: list[Path] | None, values: list[dict[str, Any]]
-) -> "list[Image.Image]":
-    """Draws the images that are not there yet, writes them where there are paths, and says so. Returns those for the grid."""
-    from PIL import Image
-
-    places = range(request.num_images)
-    missing = [place for place in places if paths is None or not is_drawn(paths[place], values[place])]
-    start_s = time.monotonic()
-    unsaved: list[Image.Image] = []
-    cut: set[str] = set()
-    for place, drawn in zip(missing, pipeline.stream(request, images=missing, progress=bool(missing)), strict=True):
-        assert isinstance(drawn.image, Image.Image)
-        cut |= {drawn.prompt or ""} if drawn.num_cut_tokens else set()
-        if paths is None:
-            unsaved.append(drawn.image)
-        else:
-            save_png(drawn.image, paths[place], values[place])
-    seconds = (time.monotonic() - start_s) / max(1, len(missing))
-    images = f"{len(missing)} image{'' if len(missing) == 1 else 's'}"
-    print(f"{images} drawn, {seconds:.1f} s each, {len(places) - len(missing)} were there already")
-    if cut:
-        limit = pipeline.transformer_config.max_caption_tokens
-        print(f"{len(cut)} prompts have more than {limit} tokens, of which the rest is not read; the first: {min(cut)[:80]}")
-    return unsaved if paths is None else []
+def _print_summary(drawing: Drawing, *, max_caption_tokens: int) -> None:
+    images = f"{drawing.num_drawn} image{'' if drawing.num_drawn == 1 else 's'}"
+    print(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
+    if cut := drawing.cut_prompts:
+        print(
+            f"{len(cut)} prompts have more than {max_caption_tokens} tokens, of which the rest is not read; "
+            f"the first: {min(cut)[:80]}"
+        )
 
 
 if __name__ == "__main__":
