@@ -21,31 +21,31 @@ class ConvertConfig:
     """Settings of `python -m model.convert`."""
 
     checkpoint: str
-    """What to convert: a file (official, dit), a folder (diffusers, native), or the name of a preset."""
+    """Input: a file (official, dit), a folder (diffusers, native) or the name of a preset."""
     out: str
-    """Where to: a new folder (native, diffusers), or a file that ends in .pth, .pt or .safetensors (official)."""
+    """Output: a new folder (native, diffusers) or a file that ends in .pth, .pt or .safetensors (official)."""
     source: Source
-    """What the input is."""
+    """Format of the input."""
     target: Target
-    """What to write."""
+    """Format of the output."""
     weights: Weights = "auto"
-    """Which weights of an official training checkpoint; auto: the averaged ones (EMA) where the file has them."""
+    """Weights to take from a training checkpoint of the authors; auto: the averaged ones (EMA) where the file has them."""
     copy_parts: bool = True
-    """diffusers: copy text encoder, tokenizer and VAE into the folder; else give them to from_pretrained yourself."""
+    """Copy text encoder, tokenizer and VAE into the folder (diffusers only); without, give them to from_pretrained."""
     report: str = ""
-    """Write what became of every key to this JSON file."""
+    """Path of a JSON report on every key; empty: none."""
     objective: ObjectiveName = "diffusion"
-    """What an official file was trained for, or a preset will be."""
+    """Objective of an official file or a preset."""
     text_encoder: str = ""
-    """The text encoder to go with it; empty: the input's own, else the published one, for the preset mini the shipped one."""
+    """Text encoder: folder or hub id; default: the input's own, else the published one, for the preset mini the shipped one."""
     vae: str = ""
-    """The VAE, likewise."""
+    """VAE: folder or hub id; default: as for text_encoder."""
     dtype: StoredDtype = "stored"
-    """Of the weights that are written; stored: as the input has them, so that nothing is lost."""
+    """Number format of the written weights; stored: that of the input, so that nothing is lost."""
     licence: str = ""
-    """Licence of the weights, and terms of what they were trained on; empty: what the input says."""
+    """Licence of the weights and terms of their training data; empty: those that the input records."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
-    """What the input does not tell."""
+    """Settings that the input does not record."""
 
     def origin(self) -> Origin:
         """The input, with what the options say about it."""
@@ -63,7 +63,7 @@ class ConvertConfig:
 
 
 def main(config: ConvertConfig) -> int:
-    """Converts and prints what became of the keys; returns 0."""
+    """Converts, prints a summary of the keys and returns 0."""
     conversion = read(config.origin())
     write(conversion, Path(config.out), target=config.target, copy_parts=config.copy_parts)
     counts = Counter(key.status for key in conversion.keys)

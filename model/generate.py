@@ -1,4 +1,4 @@
-"""Images from prompts: `python -m model.generate --checkpoint CHECKPOINT --prompt "a red owl" --out owl.png`.
+"""Command that draws images: `python -m model.generate --checkpoint CHECKPOINT --prompt "a red owl" --out owl.png`.
 
 One image goes to a .png, many to a folder, named by prompt and seed. Each PNG holds prompt, seed and settings; the same
 command again draws only what is not there yet.
@@ -26,57 +26,57 @@ class GenerateConfig:
     """Settings of `python -m model.generate`."""
 
     out: str
-    """A .png for one image or a grid, a folder for several images."""
+    """Path of the images: a .png for one image or a grid, a folder for several images."""
     checkpoint: str = field(metadata={CHOICE: ModelChoice(real="FOLDER", what=_OWN, toy="only draws 64-pixel emoji scenes")})
     """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or `mini`: the shipped toy."""
     prompt: str | None = None
-    """What to draw."""
+    """Prompt of the images."""
     prompts_file: str | None = None
-    """Prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv)."""
+    """File of prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv)."""
     prompt_column: str = "prompt"
-    """Where the prompt is in a .jsonl or .csv."""
+    """Column of the prompts in a .jsonl or .csv."""
     negative_prompt: str = ""
-    """What to lead away from; empty: the null caption."""
+    """Negative prompt; empty: the null caption."""
     num_images_per_prompt: int = 1
-    """Images of each prompt, with the seeds seed, seed + 1, …"""
+    """Number of images of each prompt, with the seeds seed, seed + 1, …"""
     seed: int = 0
     """Seed of the first image of each prompt."""
     num_inference_steps: int = 20
-    """Steps of the sampler."""
+    """Number of steps of the sampler."""
     guidance_scale: float = 4.5
     """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
     sampler: str = "dpm-solver++"
-    """dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
+    """Sampler: dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
     eta: float = 0.0
-    """Of ddim: 0 draws no noise on the way, 1 as much as the forward process."""
+    """Noise of ddim: 0 none, 1 as the forward process."""
     height: int | None = None
-    """In pixels; default: the checkpoint's resolution."""
+    """Height in pixels; default: the checkpoint's resolution."""
     width: int | None = None
-    """In pixels; default: the checkpoint's resolution."""
+    """Width in pixels; default: the checkpoint's resolution."""
     resolution_binning: bool = True
     """Draw at the nearest size that PixArt was trained on, then scale and crop."""
     grid: bool = False
-    """All images in one too: grid.png in the folder, or --out itself where that is a .png. A row for each prompt."""
+    """Write a grid of all images too: grid.png in the folder, or --out itself if that is a .png. One row per prompt."""
     scale: int = 0
-    """Whole factor by which the grid enlarges its images, without smoothing; 0: until a side has 256 pixels."""
+    """Integer factor by which the grid enlarges its images, without smoothing; 0: until a side has 256 pixels."""
     batch_size: int = 4
-    """Images that are drawn together; changes nothing else."""
+    """Number of images that are drawn together; it does not change them."""
     device: str = "auto"
-    """cuda, cpu, …; auto: cuda where there is one."""
+    """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"
-    """Number format that everything computes in; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of all computation; auto: bfloat16 where the hardware has it, else float32."""
     staged: bool = False
-    """Text encoder, network and VAE in memory one after the other: XL at 1024 px in 8 GB, with an 8-bit text encoder."""
+    """Load text encoder, network and VAE one after the other: XL at 1024 px in 8 GB, with an 8-bit text encoder."""
     tiled_vae: bool = False
     """Decode in tiles: little memory at any size."""
     quantisation: Quantisation = "none"
-    """8-bit text encoder through bitsandbytes or torchao."""
+    """Library that runs the text encoder in 8 bits: bitsandbytes or torchao."""
     text_encoder_device: str | None = None
-    """cpu: the text encoder stays off the GPU."""
+    """Device of the text encoder; cpu keeps it off the GPU."""
     text_encoder: str | None = None
-    """Where the checkpoint's text encoder is, if not where pipeline.json says."""
+    """Folder or hub id of the text encoder, if not the one in pipeline.json."""
     vae: str | None = None
-    """Where the checkpoint's VAE is, if not where pipeline.json says."""
+    """Folder or hub id of the VAE, if not the one in pipeline.json."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompts_file is None):
@@ -87,7 +87,7 @@ class GenerateConfig:
         self.runtime()
 
     def sampling(self) -> SamplingConfig:
-        """Sampler, steps, guidance."""
+        """Sampler, number of steps and guidance."""
         return SamplingConfig(
             sampler=self.sampler,
             num_inference_steps=self.num_inference_steps,
@@ -96,7 +96,7 @@ class GenerateConfig:
         )
 
     def runtime(self) -> RuntimeConfig:
-        """Where and how it runs."""
+        """Devices, number formats and batch size."""
         return RuntimeConfig(
             device=self.device,
             dtype=self.dtype,
@@ -108,7 +108,7 @@ class GenerateConfig:
         )
 
     def request(self) -> GenerationRequest:
-        """What to draw. Raises UserError for a file of prompts that holds none."""
+        """Prompts, seeds and sizes. Raises UserError for a file of prompts that holds none."""
         prompts = (
             (self.prompt,) if self.prompt is not None else read_prompts(self.prompts_file or "", column=self.prompt_column)
         )
@@ -125,7 +125,7 @@ class GenerateConfig:
 
 
 def main(config: GenerateConfig) -> int:
-    """Draws what is not there yet; returns 0."""
+    """Draws the images that are not there yet and returns 0."""
     from model.generation.pipeline import open_pipeline
 
     request, runtime = config.request(), config.runtime().resolved()

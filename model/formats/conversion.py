@@ -54,7 +54,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What became of one key of the input, or of one that should have been there."""
+    """Outcome of one key of the input, or of one that should have been there."""
 
     name: str
     status: Status
@@ -64,7 +64,7 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A network read from somewhere: tensors under our names, all there."""
+    """Network read from an input: tensors under our names, all there."""
 
     config: DiTConfig
     state: "Mapping[str, Tensor]"
@@ -183,7 +183,7 @@ def _draw_preset(origin: Origin) -> Conversion:
 
 
 def _pipeline(network: DiTConfig, origin: Origin, *, part: str, licence: str) -> "PipelineConfig":
-    """What goes with a network that comes without a pipeline; `part` has text encoder and VAE."""
+    """Pipeline of a network that comes without one; `part` has text encoder and VAE."""
     from model.formats.checkpoint import PartConfig, PipelineConfig
 
     plain = origin.objective == "rectified_flow" or network.learned_variance
