@@ -65,7 +65,7 @@ class Diffusion:
     beta_end: float = 0.02
     """Variance that the last step adds; linear between."""
     learned_variance: bool = True
-    """The prediction's second half places the variance between the smallest and the largest that make sense."""
+    """Whether the prediction's second half sets the variance between the smallest and the largest that make sense."""
 
     def __post_init__(self) -> None:
         if not (self.num_train_timesteps >= 2 and 0 < self.beta_start <= self.beta_end < 1):
@@ -211,23 +211,23 @@ def make_objective(name: str, settings: Mapping[str, Any] | None = None) -> Obje
         raise ValueError(f"objective {name}: {error}") from error
 
 
-def validation_noise(objective: Objective, latents: Tensor, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Noise (B, C, H, W) and timesteps (B,) that depend on the samples' places in the validation set alone.
+def validation_noise(objective: Objective, latents: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Noise (B, C, H, W) and timesteps (B,) that depend on the samples' indices in the validation set alone.
 
-    The timesteps of successive places fall into the largest gap of those before, so that few samples cover all of them.
+    The timesteps of successive indices fall into the largest gap of those before, so that few samples cover all of them.
     """
-    draws = [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(place)) for place in places]
-    quantiles = torch.tensor([(0.5 + place * _GOLDEN) % 1 for place in places], dtype=torch.float64)
+    draws = [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(index)) for index in indices]
+    quantiles = torch.tensor([(0.5 + index * _GOLDEN) % 1 for index in indices], dtype=torch.float64)
     return torch.stack(draws).to(latents.device), objective.timesteps_at(quantiles).float().to(latents.device)
 
 
 @torch.no_grad()
-def validation_loss(objective: Objective, model_fn: ModelFn, latents: Tensor, places: Sequence[int]) -> Losses:
+def validation_loss(objective: Objective, model_fn: ModelFn, latents: Tensor, indices: Sequence[int]) -> Losses:
     """The loss at noise and timesteps that are the same at every call: comparable between steps, runs and batch sizes.
 
-    places: each sample's index in the validation set.
+    indices: each sample's index in the validation set.
     """
-    noise, timesteps = validation_noise(objective, latents, places)
+    noise, timesteps = validation_noise(objective, latents, indices)
     return objective.loss(model_fn, latents, noise, timesteps)
 
 

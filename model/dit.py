@@ -104,7 +104,7 @@ class CaptionTokens(NamedTuple):
 
 
 class KeysValues(NamedTuple):
-    """What a block's cross-attention makes of the captions; no part of it depends on the timestep."""
+    """Keys and values of cross-attention, of one block; no part of them depends on the timestep."""
 
     keys: Tensor
     """(B, L, heads, d)"""

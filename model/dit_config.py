@@ -1,4 +1,4 @@
-"""The sizes of a DiT and what it is conditioned on; JSON in and out. Imports no torch, so that commands can show their help."""
+"""Sizes of a DiT and its conditioning; JSON in and out. Imports no torch, so that commands can show their help."""
 
 import difflib
 import math
@@ -26,7 +26,7 @@ class KVCompression:
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """The sizes of a DiT. The defaults are PixArt-alpha XL/2 at 256 pixels."""
+    """Sizes of a DiT. The defaults are PixArt-alpha XL/2 at 256 pixels."""
 
     sample_size: int = 32
     """Side of the square latents that the positions are based on, in latent pixels."""
@@ -47,17 +47,17 @@ class DiTConfig:
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
     max_caption_tokens: int = 120
-    """The longest caption, in tokens (Sigma: 300)."""
+    """Longest caption in tokens (Sigma: 300)."""
     num_classes: int = 1000
     """Classes of a class-conditional DiT."""
     null_class: bool = True
-    """A class-conditional DiT has learned one more class, which stands for none."""
+    """Whether a class-conditional DiT has learned one more class, which stands for none."""
     learned_variance: bool = True
     """Twice the output channels: the second half interpolates the variance."""
     micro_conditioning: bool = False
-    """Conditioned on the image's original size and aspect ratio too (multi-scale models)."""
+    """Conditioning on the image's original size and aspect ratio too (multi-scale models)."""
     position_scale: float = 1.0
-    """Divides the positions. alpha: 1 at 256 and 512 pixels, 2 at 1024; Sigma: 0.5, 1, 2, 4 from 256 to 2048."""
+    """Divisor of the positions. alpha: 1 at 256 and 512 pixels, 2 at 1024; Sigma: 0.5, 1, 2, 4 from 256 to 2048."""
     qk_norm: bool = False
     """Normalise queries and keys of self-attention over the whole width (Sigma)."""
     kv_compression: KVCompression = KVCompression()
@@ -154,15 +154,15 @@ PRESETS: dict[str, DiTConfig] = {
 
 @dataclass(frozen=True)
 class UnstatedConfig:
-    """What an official file does not tell; 0: as published, or as the file's pos_embed and y_embedding say."""
+    """Settings that an official file does not record; 0: as published, or as the file's pos_embed and y_embedding say."""
 
     num_heads: int = 0
-    """Attention heads."""
+    """Attention heads; 0: as published for the width."""
     num_classes: int = 0
-    """Classes of a class-conditional DiT."""
+    """Classes of a class-conditional DiT; 0: rows of the file's class embedding, without the null class."""
     sample_size: int = 0
-    """Side of the latents, for a file without pos_embed: image side / 8."""
+    """Side of the latents in latent pixels (image side / 8); needed for a file without pos_embed."""
     position_scale: float = 0.0
-    """Divides the positions."""
+    """Divisor of the positions; 0: as published."""
     max_caption_tokens: int = 0
-    """The longest caption: 120 (alpha) or 300 (Sigma), also for a folder of diffusers that holds the transformer alone."""
+    """Longest caption in tokens: 120 (alpha) or 300 (Sigma); needed for a diffusers folder of the transformer alone."""

@@ -21,10 +21,10 @@ _SAME = ("width", "depth", "num_heads", "patch_size", "in_channels", "mlp_ratio"
 
 @dataclass(frozen=True)
 class InitialisationConfig:
-    """How a text-conditional DiT starts from a class-conditional one."""
+    """Settings of the re-parameterised start: a text-conditional DiT from a class-conditional one."""
 
     shared_mlp: Literal["mean"] | int = "mean"
-    """The shared MLP: the mean of all blocks' (the closest to all of them at every timestep), or that of the block given."""
+    """Shared MLP: the mean of all blocks' (the closest to all of them at every timestep), or that of the block given."""
 
 
 def initialise_from_class_dit(
@@ -88,7 +88,7 @@ def _copy_common(target: "DiT", source: "DiT") -> None:
 
 
 def _fit_tables(target: "DiT", source: "DiT") -> None:
-    """E(i) = block i's own modulation - S, and the final layer's table likewise, at t = 500 and computed in float64."""
+    """E(i) = block i's own modulation - S, and the same for the final layer's table, at t = 500 and computed in float64."""
     import copy
 
     import torch

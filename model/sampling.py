@@ -1,7 +1,7 @@
-"""From noise to latents: the network, guided and step by step, through diffusers' schedulers.
+"""Sampling of latents: guidance and schedulers of diffusers take the network from noise to latents, step by step.
 
 Classifier-free guidance acts on all latent channels. (The authors' code guides three of four.)
-Each image has a seed of its own: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
+Each image has its own seed: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
 batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
 
 Source: Ho and Salimans 2022 (guidance), Lu et al. 2022 (DPM-Solver++), Song et al. 2020 (DDIM).
@@ -33,20 +33,20 @@ SCHEDULERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How latents are drawn. The defaults are the paper's."""
+    """Sampler settings. The defaults are the paper's."""
 
     sampler: str = "dpm-solver++"
-    """dpm-solver++ (both objectives), ddim (diffusion) or euler (rectified flow)."""
+    """Sampler: dpm-solver++ (both objectives), ddim (diffusion) or euler (rectified flow)."""
     num_inference_steps: int = 20
-    """Steps; each is one or, with guidance, two passes through the network."""
+    """Number of steps; each is one or, with guidance, two passes through the network."""
     guidance_scale: float = 4.5
     """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
     eta: float = 0.0
-    """Of ddim only: 0 draws no noise on the way, 1 as much as the forward process."""
+    """Noise of ddim: 0 none, 1 as the forward process."""
     timesteps: tuple[int, ...] | None = None
-    """Of diffusion with dpm-solver++ only: timesteps in place of the scheduler's own, falling, in 0..999."""
+    """Timesteps in place of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
     sigmas: tuple[float, ...] | None = None
-    """Of euler only: noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift. As with
+    """Noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
     timesteps, num_inference_steps is then not read."""
 
     def __post_init__(self) -> None:
@@ -81,14 +81,14 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What a batch of images is drawn from. `negative_captions` are read with guidance only."""
+    """Conditioning of a batch of images. `negative_captions` are read with guidance only."""
 
     captions: "Captions"
     negative_captions: "Captions | None" = None
     sizes: "torch.Tensor | None" = None
     """(B, 2) height and width in pixels, for a network with micro-conditioning."""
     aspect_ratios: "torch.Tensor | None" = None
-    """(B, 1) height / width, for the same."""
+    """(B, 1) height / width, for a network with micro-conditioning."""
 
 
 def image_generators(seeds: Sequence[int]) -> "list[torch.Generator]":
@@ -138,7 +138,8 @@ def denoise(
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on its device, for any network.
 
-    `predict` makes a guided prediction (B, C, h, w) in float32 of latents and a timestep (). Raises UserError likewise.
+    `predict` makes a guided prediction (B, C, h, w) in float32 of latents and a timestep ().
+    Raises UserError for a sampler that the objective does not know.
     """
     import torch
 

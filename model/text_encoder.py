@@ -29,22 +29,22 @@ _VOCABULARIES = ("tokenizer.json", "spiece.model")
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Which T5 reads the captions, and how."""
+    """Settings of the T5 encoder."""
 
     name: str = field(metadata={CHOICE: ModelChoice(real=PUBLISHED[120])})
     """Hub id or folder, also of a whole diffusers pipeline, or `mini`: the small world's toy. There is no default."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format that the encoder computes in, and of its output; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the encoder and its output; auto: bfloat16 where the hardware has it, else float32."""
     quantisation: Quantisation = "none"
-    """8-bit weights through bitsandbytes or torchao, whichever is installed: T5-XXL then takes 6 GB or 5 GB instead of 9.5."""
+    """Library for 8-bit weights, bitsandbytes or torchao: T5-XXL then takes 6 GB or 5 GB instead of 9.5."""
     cleaning: Cleaning = "lower"
-    """none; lower case and no outer blanks, as PixArtAlphaPipeline does at least; or its thorough cleaning of web captions."""
+    """Cleaning of captions: none; lower: lower case, no outer blanks; thorough: PixArtAlphaPipeline's, for web captions."""
     max_caption_tokens: int = 120
-    """Longer captions are cut; </s> counts. PixArt-alpha: 120, Sigma: 300."""
+    """Number of tokens, </s> included, at which captions are cut. PixArt-alpha: 120, Sigma: 300."""
     max_batch_tokens: int = 8192
-    """Captions that are encoded together have at most this many tokens, padding included."""
+    """Number of tokens, padding included, that are encoded together at most."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Which autoencoder stands between images and latents, and how it runs."""
+    """Settings of the autoencoder."""
 
     name: str = field(metadata={CHOICE: ModelChoice(real=PUBLISHED[120])})
     """Hub id or folder, also of a whole diffusers pipeline, or `mini`: the small world's toy. There is no default."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format that the autoencoder computes in; auto: bfloat16 where the hardware has it, else float32. SDXL's overflows
+    """Number format of the autoencoder; auto: bfloat16 where the hardware has it, else float32. SDXL's overflows
     in float16, which is therefore no choice."""
     tiled: bool = False
     """Encode and decode in overlapping tiles: little memory at any size, slightly different pixels at the seams."""
@@ -41,7 +41,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class LatentScale:
-    """How an autoencoder's samples become what the network sees. Written beside stored features."""
+    """Scale and shift from the VAE's samples to latents. Written with stored features."""
 
     scaling_factor: float
     shift_factor: float = 0.0
@@ -51,13 +51,13 @@ class LatentScale:
         return (samples - self.shift_factor) * self.scaling_factor
 
     def from_latents(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """Back."""
+        """From the network's latents to the autoencoder's samples."""
         return latents / self.scaling_factor + self.shift_factor
 
 
 @dataclass(frozen=True)
 class LatentDistribution:
-    """What the encoder says of images: mean and log-variance, each (B, C, h, w), not scaled. Stored features hold both."""
+    """Mean and log-variance of latents, each (B, C, h, w), not scaled. Stored features hold both."""
 
     mean: "torch.Tensor"
     log_variance: "torch.Tensor"

@@ -1,4 +1,4 @@
-"""The parts of a pipeline that are not trained here, text encoder and VAE: from a name to its files, and a fingerprint.
+"""Parts of a pipeline that are not trained here, text encoder and VAE: from a name to its files, and a fingerprint.
 
 A name is `mini` (shipped beside this file), a folder that save_pretrained wrote, a folder of a whole diffusers pipeline (the
 part is then the sub-folder of its kind), or a hub id of either. Weights are read from safetensors only.
@@ -40,7 +40,7 @@ class FrozenPart:
 
 
 def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
-    """Finds the files of a part. Raises UserError where they cannot be had, or where no name is given."""
+    """Finds the files of a part. Raises UserError where they are unavailable, or where no name is given."""
     if name == UNNAMED:
         raise UserError(f"no {kind} is named here: name the one that this network was trained with by --{kind}")
     root, commit = _root(name, kind, revision)

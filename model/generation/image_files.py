@@ -83,8 +83,8 @@ def make_grid(images: "Sequence[Image.Image]", *, columns: int | None = None, ga
     rows = math.ceil(len(images) / columns)
     width, height = images[0].size
     grid = Image.new("RGB", (columns * (width + gap_px) - gap_px, rows * (height + gap_px) - gap_px), "white")
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
         grid.paste(image, (column * (width + gap_px), row * (height + gap_px)))
     return grid
 

@@ -1,4 +1,4 @@
-"""How much memory each phase of generating takes, computed from configurations alone: nothing is loaded or run.
+"""Memory of each phase of generation, computed from configurations alone: nothing is loaded or run.
 
 Weights are counted; activations are those of the real code, run on tensors without data (torch's fake tensors) of two layers,
 since a layer's are freed before the next one's. Assumptions, all on the safe side:
@@ -42,7 +42,7 @@ STABLE_DIFFUSION_VAE = {
     "layers_per_block": 2,
     "sample_size": 512,
 }
-"""The sizes of sd-vae-ft-ema and of SDXL's."""
+"""Sizes of sd-vae-ft-ema and of SDXL's."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     prompts ─► T5 ─► captions ─► sampling (seeds, steps, guidance) ─► latents ─► VAE ─► images
 
-Every image has a prompt and a seed, and depends on nothing else: not on its batch, its neighbours or its place in a list.
+Every image has a prompt and a seed, and depends on nothing else: not on its batch, its neighbours or its position in a list.
 Equal to diffusers' PixArtAlphaPipeline within rounding, for the same weights and seeds.
 Shapes: B images, C latent channels, h x w the sides of the latents, H x W those of the images.
 """
@@ -71,7 +71,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         progress: bool = False,
     ) -> Iterator[GeneratedImage]:
-        """The images of a request as they get done; with `images`, those at these places only.
+        """The images of a request as they get done; with `images`, those at these indices only.
 
         Raises UserError for sizes and captions that do not fit the network.
         """
@@ -141,9 +141,12 @@ class Pipeline:
         assert captions is not None, "a request has prompts or captions"
         for one in (captions, negatives):
             self._check_captions(one)
-        places = {index: place for place, index in enumerate(indices)}
+        positions = {index: position for position, index in enumerate(indices)}
         return EncodedPrompts(
-            captions=captions.to("cpu"), negatives=negatives.to("cpu") if guided and negatives else None, cut=cut, places=places
+            captions=captions.to("cpu"),
+            negatives=negatives.to("cpu") if guided and negatives else None,
+            cut=cut,
+            positions=positions,
         )
 
     def _check_captions(self, captions: "Captions | None") -> None:
@@ -204,15 +207,17 @@ class Pipeline:
     def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:
         import torch
 
-        places = [encoded.places[index] for index in indices]
+        positions = [encoded.positions[index] for index in indices]
         negatives = encoded.negatives
         sizes = ratios = None
         if self.transformer_config.micro_conditioning:
-            sizes = torch.tensor([[size.height, size.width]] * len(places), dtype=torch.float32, device=self.runtime.device)
+            sizes = torch.tensor([[size.height, size.width]] * len(positions), dtype=torch.float32, device=self.runtime.device)
             ratios = sizes[:, :1] / sizes[:, 1:]
         return Conditioning(
-            captions=encoded.captions.select(places),
-            negative_captions=negatives.select(places if len(negatives) > 1 else [0] * len(places)) if negatives else None,
+            captions=encoded.captions.select(positions),
+            negative_captions=negatives.select(positions if len(negatives) > 1 else [0] * len(positions))
+            if negatives
+            else None,
             sizes=sizes,
             aspect_ratios=ratios,
         )
@@ -236,7 +241,7 @@ class Pipeline:
                 prompt=None if request.prompts is None else request.prompts[caption],
                 negative_prompt=request.negative_prompt if request.negative_captions is None else None,
                 seed=None if request.noise is not None else request.image_seed(image),
-                num_cut_tokens=encoded.cut[encoded.places[caption]],
+                num_cut_tokens=encoded.cut[encoded.positions[caption]],
                 image=None if pixels is None else to_output(pixels, output),
                 latents=own,
             )
@@ -259,8 +264,8 @@ class EncodedPrompts:
     negatives: "Captions | None"
     cut: list[int]
     """Tokens of each prompt that were not read."""
-    places: dict[int, int]
-    """The place here of each caption of the request."""
+    positions: dict[int, int]
+    """Position here of each caption of the request."""
 
 
 def open_pipeline(

@@ -1,4 +1,4 @@
-"""Where the parts of a pipeline come from and how long they stay: network, text encoder and VAE of a checkpoint.
+"""Parts of a pipeline: loading and lifetime of the network, text encoder and VAE of a checkpoint.
 
 Staged, each is read when it is needed and dropped when it has done its work, so that memory holds one at a time.
 """
@@ -31,31 +31,31 @@ GENERATION_BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and how a pipeline runs. None of it changes what is drawn, beyond rounding in another number format."""
+    """Devices, number formats and memory of a pipeline. None of them changes the images, beyond rounding."""
 
     device: str = "auto"
-    """cuda, cpu, …; auto: cuda where there is one."""
+    """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"
-    """Number format that everything computes in; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of all computation; auto: bfloat16 where the hardware has it, else float32."""
     text_encoder_dtype: AutoDtype | None = None
-    """Number format of the text encoder alone; default: `dtype`, where that is auto: what its own device has."""
+    """Number format of the text encoder; default: `dtype`, and if that is auto, the one for its own device."""
     staged: bool = False
-    """Text encoder, network and VAE are in memory one after the other, and read again when needed: XL at 1024 px in 8 GB."""
+    """Load text encoder, network and VAE one after the other, each again when needed: XL at 1024 px in 8 GB."""
     text_encoder_device: str | None = None
-    """The device of the text encoder alone: cpu spares the GPU the largest part; default: that of the rest."""
+    """Device of the text encoder; cpu keeps the largest part off the GPU; default: `device`."""
     quantisation: Quantisation = "none"
-    """8-bit weights for the text encoder: bitsandbytes or torchao."""
+    """Library that runs the text encoder in 8 bits: bitsandbytes or torchao."""
     tiled_vae: bool = False
     """Decode in tiles: little memory at any size, slightly different pixels at the seams."""
     batch_size: int = 4
-    """Images that are drawn together."""
+    """Number of images that are drawn together."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("batch_size must be 1 or more")
 
     def resolved(self) -> "RuntimeConfig":
-        """The same without `auto`. Raises UserError for a device that this machine has not."""
+        """The same without `auto`. Raises UserError for a device that this machine does not have."""
         import torch
 
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -75,7 +75,7 @@ class RuntimeConfig:
 
 
 class Part(Generic[PartT]):
-    """A part of the pipeline that is loaded when it is first used, and kept or dropped."""
+    """Part of a pipeline that is loaded when it is first used, and kept or dropped."""
 
     def __init__(self, load: Callable[[], PartT], *, keep: bool) -> None:
         self._load = load
@@ -92,7 +92,7 @@ class Part(Generic[PartT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a pipeline is made of."""
+    """Network, text encoder and VAE of a pipeline."""
 
     transformer: "Part[DiT]"
     text_encoder: Part[TextEncoder]

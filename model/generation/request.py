@@ -1,4 +1,4 @@
-"""What to draw, and what was drawn: requests of prompts and seeds, and images that know both."""
+"""Generation requests and their results: prompts and seeds, and images that record both."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """What to draw: prompts, or captions that are encoded already, each several times with a seed of its own."""
+    """Prompts, or captions that are encoded already, each drawn several times with its own seed."""
 
     prompts: tuple[str, ...] | None = None
-    """One or more."""
+    """Prompts, one or more."""
     captions: "Captions | None" = None
-    """In place of prompts: features of captions as TextEncoder.encode gives them."""
+    """Features of captions in place of prompts, as TextEncoder.encode gives them."""
     negative_prompt: str = ""
-    """What guidance leads away from; "" is the null caption."""
+    """Negative prompt; "" is the null caption."""
     negative_captions: "Captions | None" = None
-    """In place of the negative prompt: one caption, or one for each prompt."""
+    """Features of captions in place of the negative prompt: one caption, or one for each prompt."""
     num_images_per_prompt: int = 1
-    """Images of each prompt."""
+    """Number of images of each prompt."""
     seed: int = 0
-    """The k-th image of each prompt has the seed `seed + k`, so that a prompt gives the same images in any list."""
+    """Seed: the k-th image of each prompt has the seed `seed + k`, so that a prompt gives the same images in any list."""
     seeds: tuple[int, ...] | None = None
-    """In place of `seed`: one for each image, those of the first prompt first."""
+    """Seeds in place of `seed`: one for each image, those of the first prompt first."""
     noise: "torch.Tensor | None" = None
-    """In place of seeds: the starting noise (images, C, h, w)."""
+    """Starting noise (images, C, h, w) in place of seeds."""
     height: int | None = None
-    """In pixels; default: the resolution of the checkpoint."""
+    """Height in pixels; default: the resolution of the checkpoint."""
     width: int | None = None
-    """Likewise."""
+    """Width in pixels; default: the resolution of the checkpoint."""
     resolution_binning: bool = True
     """Draw at the nearest of the sizes that PixArt was trained on, then scale and crop; where there are such sizes."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -71,26 +71,26 @@ class GenerationRequest:
 
     @property
     def num_captions(self) -> int:
-        """Prompts, or captions in their place."""
+        """Number of prompts, or of the captions in their place."""
         return len(self.prompts) if self.prompts is not None else len(self.captions) if self.captions is not None else 0
 
     @property
     def num_images(self) -> int:
-        """Images in all."""
+        """Number of images in all."""
         return self.num_captions * self.num_images_per_prompt
 
     def caption_index(self, image: int) -> int:
-        """Which caption an image is of."""
+        """Index of the caption of an image."""
         return image // self.num_images_per_prompt
 
     def image_seed(self, image: int) -> int:
-        """The seed of an image."""
+        """Seed of an image."""
         return self.seeds[image] if self.seeds is not None else self.seed + image % self.num_images_per_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """One image and what it was drawn from. `image` is None where latents were asked for."""
+    """Image and the prompt and seed that it was drawn from. `image` is None where latents were asked for."""
 
     prompt: str | None
     negative_prompt: str | None

@@ -1,0 +1,126 @@
+"""Console of SQL queries: an interactive prompt, and answers as boxes, CSV or JSON on standard output."""
+
+import csv
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from foundry.errors import UserError
+
+if TYPE_CHECKING:
+    from dataset_builder.sql.database import Database
+
+AnswerFormat = Literal["table", "csv", "json"]
+_HELP = "end a question with ;   \\d lists tables and macros   \\d TABLE its columns   \\r reads the files again   \\q leaves"
+
+
+def print_answer(database: "Database", statement: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
+    """Prints the answer to one statement in the chosen format. Raises UserError for a question that has none."""
+    if answer_format == "table":
+        database.show(statement, max_rows=max_rows, max_width=shutil.get_terminal_size((110, 40)).columns)
+    elif answer_format == "csv":
+        _print_csv(database, statement)
+    else:
+        _print_json(database, statement)
+
+
+def converse(run: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
+    """Asks for SQL on standard input until \\q or its end; errors are printed, and the conversation continues."""
+    from dataset_builder.sql.dataset_files import open_stored
+
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        import readline  # noqa: F401 - gives input() its history and editing
+
+        print(f"{run}: {_HELP}")
+    database = open_stored(run)
+    for text in _questions(is_terminal):
+        try:
+            if text == "\\r":
+                reopened = open_stored(run)
+                database.close()
+                database = reopened
+            elif text.startswith("\\"):
+                _print_tables(database, text)
+            else:
+                for statement in database.statements(text):
+                    print_answer(database, statement, answer_format=answer_format, max_rows=max_rows)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+    database.close()
+
+
+def _questions(is_terminal: bool) -> Iterator[str]:
+    """Texts that end in ; (or with the input), and commands that begin with a backslash, up to \\q."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = input(("   ...> " if lines else "sql> ") if is_terminal else "")
+        except KeyboardInterrupt:
+            lines = []
+            print()
+            continue
+        except EOFError:
+            if "".join(lines).strip():
+                yield "\n".join(lines)
+            return
+        if not lines and line.strip().startswith("\\"):
+            if line.strip() == "\\q":
+                return
+            yield line.strip()
+            continue
+        lines = [*lines, line] if lines or line.strip() else []
+        if line.rstrip().endswith(";"):
+            yield "\n".join(lines)
+            lines = []
+
+
+def _print_tables(database: "Database", command: str) -> None:
+    """Answers \\d and \\d TABLE. Raises UserError for another command."""
+    from dataset_builder.sql.macros import MACROS
+
+    words = command.split()
+    if words[0] != "\\d" or len(words) > 2:
+        raise UserError(f"there is no command {command}: {_HELP}")
+    if len(words) == 2:
+        database.show(f"DESCRIBE {words[1]}", max_rows=200, max_width=110)
+        return
+    for name, what in {**database.comments, **MACROS}.items():
+        print(f"{name:34} {what}")
+
+
+def _print_csv(database: "Database", statement: str) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for index, batch in enumerate(database.batches(statement)):
+        if index == 0:
+            writer.writerow(batch.schema.names)
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
+            writer.writerow([json.dumps(_plain(cell)) if isinstance(cell, list | dict) else cell for cell in row.values()])
+
+
+def _print_json(database: "Database", statement: str) -> None:
+    first = True
+    for batch in database.batches(statement):
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
+            print("[" if first else ",", json.dumps(_plain(row), ensure_ascii=False), sep="" if first else "\n", end="")
+            first = False
+    print("[]" if first else "]")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: no NaN, no decimals; times and bytes as text."""
+    if isinstance(value, dict):
+        return {key: _plain(cell) for key, cell in value.items()}
+    if isinstance(value, list):
+        return [_plain(cell) for cell in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

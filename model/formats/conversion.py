@@ -1,0 +1,235 @@
+"""Conversion of checkpoints between formats: a network is read under our names, with a line on every key, and written.
+
+Every key is accounted for; one that is missing, unexpected or of another shape is refused by name. Nothing is lost either way.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from foundry.errors import UserError
+from foundry.storage.folder import new_folder
+from model.dit_config import DiTConfig, UnstatedConfig
+from model.formats.frozen_parts import PUBLISHED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.formats.checkpoint import PipelineConfig
+
+T = TypeVar("T")
+Source = Literal["official", "dit", "diffusers", "native", "preset"]
+Target = Literal["native", "official", "diffusers"]
+Status = Literal["loaded", "reshaped", "missing", "unexpected"]
+Weights = Literal["auto", "ema", "raw"]
+ObjectiveName = Literal["diffusion", "rectified_flow"]
+StoredDtype = Literal["stored", "float32", "bfloat16", "float16"]
+_COMPLAINT = "{} is not the network that its shapes imply"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Checkpoint or preset to read, and what is known about it beyond its files."""
+
+    checkpoint: str
+    """File (official, dit), folder (diffusers, native) or name of a preset."""
+    source: Source
+    """Format of the checkpoint."""
+    weights: Weights = "auto"
+    """Weights of an official training checkpoint; auto: the averaged ones (EMA) where the file has them."""
+    objective: ObjectiveName = "diffusion"
+    """ObjectiveName of an official file or a preset."""
+    text_encoder: str = ""
+    """Folder or hub id of the text encoder; empty: the input's own or the published one."""
+    vae: str = ""
+    """Folder or hub id of the VAE; empty: the input's own or the published one."""
+    dtype: StoredDtype = "stored"
+    """Number format of the weights; stored: that of the input."""
+    licence: str = ""
+    """Licence of the weights; empty: that of the input."""
+    unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
+    """Settings that the input does not record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Outcome of one key of the input, or of one that should have been there."""
+
+    name: str
+    status: Status
+    ours: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Network read from an input: tensors under our names, all there."""
+
+    config: DiTConfig
+    state: "Mapping[str, Tensor]"
+    pipeline: "PipelineConfig"
+    keys: list[Key]
+
+
+def read(origin: Origin) -> Conversion:
+    """Reads the input. Raises UserError, by name, for whatever is not as it should be."""
+    path = Path(origin.checkpoint).expanduser()
+    if origin.source == "native":
+        conversion = _read_native(path)
+    elif origin.source == "diffusers":
+        conversion = _read_diffusers(path, origin)
+    elif origin.source == "preset":
+        conversion = _draw_preset(origin)
+    else:
+        conversion = _read_official(path, origin)
+    pipeline = conversion.pipeline
+    if origin.text_encoder:
+        pipeline = replace(pipeline, text_encoder=replace(pipeline.text_encoder, name=origin.text_encoder, revision=None))
+    if origin.vae:
+        pipeline = replace(pipeline, vae=replace(pipeline.vae, name=origin.vae, revision=None))
+    if origin.licence:
+        pipeline = replace(pipeline, licence=origin.licence)
+    state = _cast(conversion.state, origin.dtype)
+    _check_finite(state, origin)
+    return replace(conversion, pipeline=pipeline, state=state)
+
+
+def write(conversion: Conversion, out: Path, *, target: Target, copy_parts: bool) -> None:
+    """Writes the target, whole or not at all. Raises UserError where something is already there."""
+    from model.dit import DiT
+    from model.formats.checkpoint import save_checkpoint
+    from model.formats.diffusers_files import write_folder
+    from model.formats.official_files import official_state, write_weights
+    from model.formats.state_dicts import to_diffusers
+
+    out = out.expanduser()
+    if out.exists():
+        raise UserError(f"{out} is already there: give another OUT, or remove it")
+    if target == "official":
+        state = official_state(conversion.state, conversion.config)
+        write_weights(out, state, wrapped=conversion.config.conditioning == "text")
+    elif target == "diffusers":
+        theirs = to_diffusers(conversion.state, conversion.config)
+        with new_folder(out) as folder:
+            write_folder(folder, theirs, conversion.config, conversion.pipeline, copy_parts=copy_parts)
+    else:
+        network = _on_meta(lambda: DiT(conversion.config))
+        network.load_state_dict(dict(conversion.state), assign=True)
+        save_checkpoint(out, network, conversion.pipeline)
+
+
+def _check_finite(state: "Mapping[str, Tensor]", origin: Origin) -> None:
+    """Raises UserError for weights that are NaN or infinite, also where only the format that was asked for made them so."""
+    if wrong := [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]:
+        overflows = "" if origin.dtype == "stored" else f", or --dtype {origin.dtype} overflows"
+        raise UserError(
+            f"{origin.checkpoint}: {wrong[0]} holds NaN or infinite values, as do {len(wrong) - 1} other tensors: "
+            f"the file is damaged, or its training diverged{overflows}; nothing was written"
+        )
+
+
+def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
+    import torch
+
+    return state if dtype == "stored" else {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+
+
+def _read_native(path: Path) -> Conversion:
+    from model.formats.checkpoint import load_checkpoint
+
+    network, pipeline = load_checkpoint(path)
+    state = network.state_dict()
+    keys = [Key(name=name, status="loaded", ours=name) for name in state]
+    return Conversion(config=network.config, state=state, pipeline=pipeline, keys=keys)
+
+
+def _read_official(path: Path, origin: Origin) -> Conversion:
+    import torch
+
+    from model.formats.checkpoint import check_tensors
+    from model.formats.official_files import NULL_CAPTION, POSITIONS, infer_config, read_weights
+
+    state = read_weights(path, weights=origin.weights)
+    network = infer_config(state, origin.unstated, source=origin.source)
+    keys = [Key(name=name, status="loaded", ours=name) for name in state if name != POSITIONS]
+    if state.pop(POSITIONS, None) is not None:
+        note = f"computed from sample_size {network.sample_size} and position_scale {network.position_scale}"
+        keys.append(Key(name=POSITIONS, status="loaded", note=note))
+    if network.conditioning == "text" and NULL_CAPTION not in state:
+        dtype = state["x_embedder.proj.weight"].dtype
+        state[NULL_CAPTION] = torch.zeros(network.max_caption_tokens, network.caption_width, dtype=dtype)
+        note = f"zeros for {network.max_caption_tokens} tokens; only the authors' code reads it"
+        keys.append(Key(name=NULL_CAPTION, status="missing", ours=NULL_CAPTION, note=note))
+    check_tensors(state, _expected(network), complaint=_COMPLAINT.format(path))
+    published = PUBLISHED.get(network.max_caption_tokens, PUBLISHED[120])
+    pipeline = _pipeline(network, origin, part=published, licence="see the source")
+    return Conversion(config=network, state=state, pipeline=pipeline, keys=keys)
+
+
+def _draw_preset(origin: Origin) -> Conversion:
+    """An untrained network: the weights that a training starts from, the same at every call."""
+    import torch
+
+    from model.dit import PRESETS, DiT
+
+    name = origin.checkpoint
+    if name not in PRESETS:
+        raise UserError(f"--source preset: expected one of {', '.join(PRESETS)}, found {name}")
+    network = replace(PRESETS[name], learned_variance=origin.objective == "diffusion")
+    state = DiT(network).initialise(torch.Generator().manual_seed(0)).state_dict()
+    pipeline = _pipeline(network, origin, part="mini" if name == "mini" else PUBLISHED[120], licence="untrained")
+    return Conversion(config=network, state=state, pipeline=pipeline, keys=[])
+
+
+def _pipeline(network: DiTConfig, origin: Origin, *, part: str, licence: str) -> "PipelineConfig":
+    """Pipeline of a network that comes without one; `part` has text encoder and VAE."""
+    from model.formats.checkpoint import PartConfig, PipelineConfig
+
+    plain = origin.objective == "rectified_flow" or network.learned_variance
+    return PipelineConfig(
+        objective=origin.objective,
+        objective_settings={} if plain else {"learned_variance": False},
+        resolution=8 * network.sample_size,
+        text_encoder=PartConfig(name=part),
+        vae=PartConfig(name=part),
+        licence=licence,
+    )
+
+
+def _read_diffusers(path: Path, origin: Origin) -> Conversion:
+    import torch
+
+    from model.formats.checkpoint import check_tensors
+    from model.formats.diffusers_files import read_folder
+    from model.formats.official_files import NULL_CAPTION
+    from model.formats.state_dicts import diffusers_names, from_diffusers, to_diffusers
+
+    network, theirs, pipeline = read_folder(path, origin.unstated)
+    expected = _on_meta(lambda: to_diffusers(_expected(network), network))
+    check_tensors(theirs, expected, complaint=_COMPLAINT.format(path))
+    names = diffusers_names(network)
+    keys = [
+        Key(name=part, status="loaded" if len(name.theirs) == 1 else "reshaped", ours=ours)
+        for ours, name in names.items()
+        for part in name.theirs
+    ]
+    state = from_diffusers(theirs, network)
+    if network.conditioning == "text":
+        dtype = state["x_embedder.proj.weight"].dtype
+        state[NULL_CAPTION] = torch.zeros(network.max_caption_tokens, network.caption_width, dtype=dtype)
+    return Conversion(config=network, state=state, pipeline=pipeline, keys=keys)
+
+
+def _expected(config: DiTConfig) -> "Mapping[str, Tensor]":
+    """Names and shapes of a network's tensors, without memory."""
+    from model.dit import DiT
+
+    return _on_meta(lambda: DiT(config).state_dict())
+
+
+def _on_meta(make: Callable[[], T]) -> T:
+    import torch
+
+    with torch.device("meta"):
+        return make()

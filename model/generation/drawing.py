@@ -1,0 +1,124 @@
+"""Drawing of a request into files: paths and recorded values of its images, and only those that are not there yet."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundry.errors import UserError
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.generation.image_files import image_names, is_drawn, save_png
+from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from model.generation.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Outcome of drawing a request."""
+
+    num_drawn: int
+    """Images drawn now."""
+    num_present: int
+    """Images that were there already."""
+    seconds_each: float
+    """Mean time of an image drawn now, in seconds."""
+    cut_prompts: frozenset[str]
+    """Prompts with more tokens than the text encoder reads."""
+    unsaved: "list[Image.Image]"
+    """Images drawn now that have no path of their own."""
+
+
+def image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Path] | None:
+    """Path of each image; None where only their grid is kept. Raises UserError where `out` cannot hold them."""
+    if out.suffix.lower() == ".png":
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: give another name to a .png, or a name without .png to a folder")
+        if request.num_images == 1 and not grid:
+            return [out]
+        if grid:
+            return None
+        raise UserError(f"--out {out} has place for one image, not for {request.num_images}: give a folder, or --grid")
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp") or out.is_file():
+        raise UserError(f"--out {out}: expected a .png or a folder")
+    prompts, seeds = _prompts_and_seeds(request)
+    return [out / name for name in image_names(prompts, seeds)]
+
+
+def image_values(checkpoint: str, request: GenerationRequest, runtime: RuntimeConfig) -> list[dict[str, Any]]:
+    """Values that each image is drawn from, for its PNG: whoever has them can draw it again. `runtime` is resolved."""
+    root = find_checkpoint(checkpoint)
+    sampling = request.sampling
+    settings = {
+        "checkpoint": checkpoint,
+        "checkpoint_fingerprint": checkpoint_fingerprint(root),
+        "sampler": sampling.sampler,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "eta": sampling.eta,
+        "height": request.height,
+        "width": request.width,
+        "resolution_binning": request.resolution_binning,
+        "dtype": runtime.dtype,
+        "quantisation": runtime.quantisation,
+        "tiled_vae": runtime.tiled_vae,
+    }
+    prompts, seeds = _prompts_and_seeds(request)
+    return [
+        {"prompt": prompt, "negative_prompt": request.negative_prompt, "seed": seed, "settings": settings}
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+def draw(
+    pipeline: "Pipeline", request: GenerationRequest, paths: Sequence[Path] | None, values: Sequence[Mapping[str, Any]]
+) -> Drawing:
+    """Draws the images that are not there yet and writes each to its path, where there are paths.
+
+    Raises UserError, with the options that save memory, where the device runs out of it.
+    """
+    import torch
+
+    try:
+        return _draw_missing(pipeline, request, paths, values)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory ({str(error).splitlines()[0]}): try --batch_size 1 --staged --tiled_vae --quantisation bitsandbytes"
+        ) from error
+
+
+def _draw_missing(
+    pipeline: "Pipeline", request: GenerationRequest, paths: Sequence[Path] | None, values: Sequence[Mapping[str, Any]]
+) -> Drawing:
+    from PIL import Image
+
+    missing = [index for index in range(request.num_images) if paths is None or not is_drawn(paths[index], values[index])]
+    start_s = time.monotonic()
+    unsaved: list[Image.Image] = []
+    cut: set[str] = set()
+    for index, drawn in zip(missing, pipeline.stream(request, images=missing, progress=bool(missing)), strict=True):
+        assert isinstance(drawn.image, Image.Image)
+        cut |= {drawn.prompt or ""} if drawn.num_cut_tokens else set()
+        if paths is None:
+            unsaved.append(drawn.image)
+        else:
+            save_png(drawn.image, paths[index], values[index])
+    return Drawing(
+        num_drawn=len(missing),
+        num_present=request.num_images - len(missing),
+        seconds_each=(time.monotonic() - start_s) / max(1, len(missing)),
+        cut_prompts=frozenset(cut),
+        unsaved=unsaved,
+    )
+
+
+def _prompts_and_seeds(request: GenerationRequest) -> tuple[list[str], list[int]]:
+    """Prompt and seed of each image, in order."""
+    assert request.prompts is not None
+    prompts = [request.prompts[request.caption_index(image)] for image in range(request.num_images)]
+    return prompts, [request.image_seed(image) for image in range(request.num_images)]
