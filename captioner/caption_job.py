@@ -45,7 +45,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Facts:
-    """Images that were read: rows of schema.IMAGES in the order of the payload, and rows of schema.REJECTED."""
+    """Images that were read: rows of index.IMAGES in the order of the payload, and rows of index.REJECTED."""
 
     images: list[dict[str, Any]]
     rejected: list[dict[str, Any]]

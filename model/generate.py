@@ -4,12 +4,12 @@ One image goes to a .png, many to a folder, named by prompt and seed. Each PNG h
 command again draws only what is not there yet.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from foundry.command_line import CHOICE, ModelChoice, run_command
-from foundry.hardware import AutoDtype
-from model.generation.drawing import Drawing, draw, image_paths, image_values
+from foundry.hardware import AUTO, AutoDtype
+from model.generation.drawing import Drawing, begun_dtype, draw, image_paths, image_values
 from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
@@ -130,6 +130,8 @@ def main(config: GenerateConfig) -> int:
 
     request, runtime = config.request(), config.runtime().resolved()
     paths = image_paths(Path(config.out), request, grid=config.grid)
+    if config.dtype == AUTO:  # what was begun on another machine is finished in its format
+        runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
     values = image_values(config.checkpoint, request, runtime)
     print(f"{config.checkpoint} on {runtime.device} in {runtime.dtype}", flush=True)
     pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)

@@ -114,7 +114,7 @@ def import_job(source: CaptionSource, url: str, *, settings: dict[str, Any], tag
 
 @dataclass(frozen=True)
 class Facts:
-    """Rows of schema.IMAGES, their captions ("" where there is none), and rows of schema.REJECTED."""
+    """Rows of index.IMAGES, their captions ("" where there is none), and rows of index.REJECTED."""
 
     images: list[dict[str, Any]]
     captions: list[str]

@@ -70,7 +70,7 @@ class ImageToScore:
 
 @dataclass(frozen=True)
 class Facts:
-    """Images that were read, in the order of the payload, and rows of schema.REJECTED."""
+    """Images that were read, in the order of the payload, and rows of index.REJECTED."""
 
     images: list[ImageToScore]
     rejected: list[dict[str, Any]]

@@ -55,7 +55,7 @@ a tar or Parquet file followed by the member (`a.tar/sa_1.jpg`) or the row (`a.p
 
 
 class SidecarRow(NamedTuple):
-    """One entry of the column `sidecars`; see schema.INDEX."""
+    """One entry of the column `sidecars`; see index.INDEX."""
 
     suffix: str
     uri: str | None = None

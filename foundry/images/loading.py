@@ -21,7 +21,7 @@ OUTAGE_AFTER = 32
 class ReadImage:
     """An image and what its bytes tell, as a dict: key, reference, content_hash, width, height, format.
 
-    For a row of schema.INDEX it is a whole row of schema.IMAGES, with what its sidecars say; other rows have that already.
+    For a row of index.INDEX it is a whole row of index.IMAGES, with what its sidecars say; other rows have that already.
     """
 
     image: DecodedImage
@@ -30,14 +30,14 @@ class ReadImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadImages:
-    """Result for some rows, each list in their order: images, and rows of schema.REJECTED as dicts."""
+    """Result for some rows, each list in their order: images, and rows of index.REJECTED as dicts."""
 
     images: list[ReadImage]
     rejected: list[dict[str, Any]]
 
 
 def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
-    """Reads and decodes the images of these rows (schema.INDEX, or any table with a key and the columns of a reference).
+    """Reads and decodes the images of these rows (index.INDEX, or any table with a key and the columns of a reference).
 
     An image that cannot be used becomes a rejected row. Raises StoreError where a store fails, so that nothing is rejected
     that may be read another day, and MemoryError; neither is an image's own fault.
@@ -79,5 +79,5 @@ def read_image(
 
 
 def rejected_row(row: Mapping[str, Any], failure: Failure) -> dict[str, Any]:
-    """A row of schema.REJECTED as a dict."""
+    """A row of index.REJECTED as a dict."""
     return {"key": row["key"], **asdict(reference_of(row)), **asdict(failure)}

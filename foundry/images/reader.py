@@ -38,7 +38,7 @@ _MAX_BUFFERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """Metadata of an image, named as in schema.IMAGES; metadata is a JSON object."""
+    """Metadata of an image, named as in index.IMAGES; metadata is a JSON object."""
 
     alt_text: str | None
     class_label: str | None
@@ -53,7 +53,7 @@ def content_hash(data: bytes) -> str:
 
 
 def reference_of(row: Mapping[str, Any]) -> ImageReference:
-    """The reference in a row of schema.INDEX (or of any table with its columns)."""
+    """The reference in a row of index.INDEX (or of any table with its columns)."""
     return ImageReference(
         uri=row["uri"],
         member=row.get("member"),
@@ -168,7 +168,7 @@ class ImageReader:
     def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
         """Metadata from the index, the sidecars, and the other columns of a Parquet row; the first counts.
 
-        `row` is a row of schema.INDEX as a dict.
+        `row` is a row of index.INDEX as a dict.
         Raises ImageError: "bad_sidecar", or "unreadable" for a Parquet row; and StoreError.
         """
         files = [(sidecar["suffix"], *self._read_sidecar(sidecar, row["uri"])) for sidecar in row["sidecars"]]

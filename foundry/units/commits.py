@@ -125,7 +125,7 @@ def read_commits(folder: Folder) -> list[Commit]:
 
 
 def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
-    """The index rows (schema.INDEX) of a unit."""
+    """The index rows (index.INDEX) of a unit."""
     import pyarrow.parquet as pq
 
     with run.open(unit.part) as file:

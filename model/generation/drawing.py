@@ -1,12 +1,15 @@
 """Drawing of a request into files: paths and recorded values of its images, and only those that are not there yet."""
 
+import contextlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
+from foundry.hardware import Dtype
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation.image_files import image_names, is_drawn, save_png
 from model.generation.pipeline_parts import RuntimeConfig
@@ -73,6 +76,19 @@ def image_values(checkpoint: str, request: GenerationRequest, runtime: RuntimeCo
         {"prompt": prompt, "negative_prompt": request.negative_prompt, "seed": seed, "settings": settings}
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+
+
+def begun_dtype(paths: Sequence[Path] | None) -> Dtype | None:
+    """The number format of the first image that is there already; None where none tells."""
+    from PIL import Image
+
+    for path in paths or ():
+        with contextlib.suppress(OSError, SyntaxError, ValueError, KeyError, AttributeError), Image.open(path) as image:
+            image.load()  # the text of a PNG may follow its pixels
+            found = json.loads(image.text["settings"])["dtype"]  # type: ignore[attr-defined]
+            if found in get_args(Dtype):
+                return found  # type: ignore[no-any-return]
+    return None
 
 
 def draw(

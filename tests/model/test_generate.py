@@ -89,6 +89,19 @@ def test_only_a_grid_goes_to_a_png(checkpoint: str, tmp_path: Path) -> None:
     assert (pixels(out)[-SIDE_PX:, -SIDE_PX:] == 255).all()
 
 
+def test_what_was_begun_on_another_machine_is_finished_in_its_format(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--prompt", "owl", "--num_inference_steps", "1", "--out", str(tmp_path / "images")]
+    for here, number, drawn in (("float32", "2", "2 images drawn"), ("bfloat16", "3", "1 image drawn")):
+        monkeypatch.setenv("T2I_AUTO_DTYPE", here)
+        assert run(*arguments, "--num_images_per_prompt", number, checkpoint=checkpoint) == 0
+        output = capsys.readouterr().out
+        assert "on cpu in float32" in output and drawn in output
+    assert run(*arguments, "--num_images_per_prompt", "3", "--dtype", "bfloat16", checkpoint=checkpoint) == 0
+    assert "on cpu in bfloat16" in capsys.readouterr().out
+
+
 def test_small_images_are_enlarged_in_a_grid(checkpoint: str, tmp_path: Path) -> None:
     grids = {}
     for scale in ("1", "3", "0"):

@@ -7,7 +7,6 @@ Shapes: B samples, C latent channels, h x w the sides of the latents.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
 from model.text_encoder import TextEncoder
 from model.vae import LatentDistribution, LatentScale
+from trainer.data.draws import Draws, draw
 from trainer.features.store import FeatureBatch
 
 
@@ -61,20 +61,6 @@ class Prediction:
                 sizes=sizes,
                 aspect_ratios=None if sizes is None else sizes[:, :1] / sizes[:, 1:],
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """Random numbers of B samples, on the CPU, float32."""
-
-    noise: Tensor
-    """(B, C, h, w): the noise that the network is to find."""
-    latent_noise: Tensor
-    """(B, C, h, w): draws latents from the VAE's distribution."""
-    quantiles: Tensor
-    """(B,) in 0..1: quantiles of the objective's distribution of timesteps."""
-    dropout: Tensor
-    """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +147,3 @@ class Preparation:
 
     def _move(self, values: Tensor) -> Tensor:
         return values.to(self.device, non_blocking=True)
-
-
-def draw(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> Draws:
-    """Draws for latents of shape (C, h, w). `positions` counts images since the start of the stage."""
-    normals = np.empty((len(positions), 2, *shape), dtype=np.float32)
-    uniforms = np.empty((len(positions), 2), dtype=np.float32)
-    for row, position in enumerate(positions):
-        source = np.random.Generator(np.random.Philox(key=np.array([seed, position], dtype=np.uint64)))
-        source.random(out=uniforms[row], dtype=np.float32)
-        source.standard_normal(out=normals[row], dtype=np.float32)
-    both, pair = torch.from_numpy(normals), torch.from_numpy(uniforms)
-    return Draws(noise=both[:, 0], latent_noise=both[:, 1], quantiles=pair[:, 0], dropout=pair[:, 1])

@@ -56,7 +56,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The result of reading: usable samples in the order of the payload, and rows of schema.REJECTED."""
+    """The result of reading: usable samples in the order of the payload, and rows of index.REJECTED."""
 
     samples: list[SampleFacts]
     rejected: list[dict[str, Any]]

@@ -23,8 +23,7 @@ from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, re
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, sizes_text
 from trainer.training.rung import RungTraining
-from trainer.training.rung_features import open_features
-from trainer.training.rung_parts import open_rung, peak_flops
+from trainer.training.rung_parts import open_features, open_rung, peak_flops
 from trainer.training.start import Start, check_workers, find_start, open_state, run_path
 from trainer.training.train_step import TrainState
 

@@ -21,8 +21,9 @@ from model.initialisation import initialise_from_class_dit
 from trainer.config import NetworkConfig, Rung, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
-from trainer.training.optimizer import Ema, make_optimizer
-from trainer.training.rung_features import features_command
+from trainer.training.ema import Ema
+from trainer.training.optimizer import make_optimizer
+from trainer.training.rung_parts import features_command
 from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")

@@ -18,8 +18,9 @@ from trainer.monitoring.outlook import StepTimer, duration_warning
 from trainer.monitoring.run_folder import RunFolder, StopSignal
 from trainer.monitoring.validation import ValidationSet, measure
 from trainer.training.checkpoints import Checkpoints, Position
+from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around
-from trainer.training.optimizer import ema_decay, learning_rate
+from trainer.training.optimizer import learning_rate
 from trainer.training.rung_parts import RungParts
 from trainer.training.train_step import StepSettings, TrainState, train_step
 

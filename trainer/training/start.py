@@ -13,7 +13,7 @@ from trainer.features.info import FeaturesInfo
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, make_state, network_from, new_config, new_network
-from trainer.training.rung_features import features_command
+from trainer.training.rung_parts import features_command
 from trainer.training.train_step import TrainState
 
 

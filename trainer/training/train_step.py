@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.diffusion import Objective
 from model.dit import DiT
 from trainer.data.batches import MicroBatch
-from trainer.training.optimizer import Ema, whole
+from trainer.training.ema import Ema, whole
 
 
 @dataclass(eq=False, kw_only=True)

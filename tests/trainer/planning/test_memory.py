@@ -12,7 +12,8 @@ from model.generation.memory import OVERHEAD_BYTES, storage_counter
 from trainer.config import OptimConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
-from trainer.training.optimizer import Ema, make_optimizer
+from trainer.training.ema import Ema
+from trainer.training.optimizer import make_optimizer
 from trainer.training.train_step import StepSettings, TrainState, train_step
 
 BATCH, GRID = 6, (16, 12)

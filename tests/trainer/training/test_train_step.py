@@ -13,11 +13,13 @@ from model.dit import DiT, DiTConfig
 from model.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import EmaConfig, OptimConfig
-from trainer.data.batches import Preparation, draw
+from trainer.data.batches import Preparation
+from trainer.data.draws import draw
 from trainer.distributed import Workers
 from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
+from trainer.training.ema import Ema, ema_decay
 from trainer.training.networks import attention_kernel, make_state, new_network
-from trainer.training.optimizer import Ema, ema_decay, learning_rate, make_optimizer
+from trainer.training.optimizer import learning_rate, make_optimizer
 from trainer.training.train_step import StepSettings, TrainState, train_step
 
 NETWORK = DiTConfig(

@@ -1,0 +1,39 @@
+"""Counter-based random numbers of training: noise, timestep and dropout of sample i depend on (seed, i) alone.
+
+So there is no state to save, a sample draws the same on any number of workers, and a resumed training continues as if unbroken.
+Philox is keyed by (seed, i): no two samples share their numbers. Source: Salmon et al. 2011.
+Shapes: B samples, C latent channels, h x w the sides of the latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Random numbers of B samples, on the CPU, float32."""
+
+    noise: Tensor
+    """(B, C, h, w): the noise that the network is to find."""
+    latent_noise: Tensor
+    """(B, C, h, w): draws latents from the VAE's distribution."""
+    quantiles: Tensor
+    """(B,) in 0..1: quantiles of the objective's distribution of timesteps."""
+    dropout: Tensor
+    """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
+
+
+def draw(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> Draws:
+    """Draws for latents of shape (C, h, w). `positions` counts images since the start of the stage."""
+    normals = np.empty((len(positions), 2, *shape), dtype=np.float32)
+    uniforms = np.empty((len(positions), 2), dtype=np.float32)
+    for row, position in enumerate(positions):
+        source = np.random.Generator(np.random.Philox(key=np.array([seed, position], dtype=np.uint64)))
+        source.random(out=uniforms[row], dtype=np.float32)
+        source.standard_normal(out=normals[row], dtype=np.float32)
+    both, pair = torch.from_numpy(normals), torch.from_numpy(uniforms)
+    return Draws(noise=both[:, 0], latent_noise=both[:, 1], quantiles=pair[:, 0], dropout=pair[:, 1])
