@@ -1,4 +1,4 @@
-"""The two objectives, one interface: the noisy latents, the timesteps to draw, the loss, the scheduler that samples.
+"""Objectives behind one interface, diffusion and rectified flow: noisy latents, timesteps, loss and scheduler settings.
 
 Diffusion is the paper's: 1000 steps, linear betas, epsilon prediction, a learned variance. RectifiedFlow is a straight line
 from the latents to noise and its velocity, with logit-normal timesteps. Timesteps are 0..1000 for both.
@@ -30,13 +30,13 @@ class Losses:
     """Losses per sample, float32 (B,)."""
 
     total: Tensor
-    """What training takes the mean of."""
+    """Total loss, of which training takes the mean."""
     parts: Mapping[str, Tensor]
     """Named summands of the total."""
 
 
 class Objective(Protocol):
-    """What a network is trained for."""
+    """Objective of a training: noise, loss and the scheduler that samples it."""
 
     def timesteps_at(self, quantiles: Tensor) -> Tensor:
         """The timesteps in 0..1000 (B,) at these quantiles (B,) in 0..1 of the distribution that training draws from."""
@@ -149,13 +149,13 @@ class RectifiedFlow:
     """Velocity prediction on the straight line (1 - t) latents + t noise; t is the timestep / 1000."""
 
     mean: float = 0.0
-    """Of logit(t): above 0, more noise."""
+    """Mean of logit(t); above 0: more noise."""
     std: float = 1.0
-    """Of logit(t)."""
+    """Standard deviation of logit(t)."""
     shift: float = 1.0
-    """Moves the times of training and sampling towards noise, for more latent pixels: t becomes s t / (1 + (s - 1) t)."""
+    """Shift of the times of training and sampling towards noise, for more latent pixels: t becomes s t / (1 + (s - 1) t)."""
     num_train_timesteps: int = 1000
-    """The timestep of pure noise."""
+    """Timestep of pure noise."""
 
     def __post_init__(self) -> None:
         if not (self.std > 0 and self.shift > 0 and self.num_train_timesteps >= 1):

@@ -1,4 +1,4 @@
-"""The network: a diffusion transformer (DiT) that text conditions by cross-attention, in the order of the paper.
+"""Diffusion transformer (DiT) with cross-attention to text, class-conditional too, in the order of the paper.
 
     latents ─► patches + positions ─► blocks (self-attention, cross-attention, MLP) ─► final layer ─► prediction
     timesteps (, sizes) ─► t ─► one MLP for all blocks ─► S;  block i is modulated by S + E(i)        (adaLN-single)
@@ -79,12 +79,12 @@ class Captions:
         )
 
     def select(self, indices: Sequence[int]) -> "Captions":
-        """The captions at these places, in this order; one may come several times."""
+        """Captions at these indices, in this order; an index may occur several times."""
         parts = self.tokens.split(self.lengths.tolist())
         return Captions(tokens=torch.cat([parts[index] for index in indices]), lengths=self.lengths[list(indices)])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Captions":
-        """The same with the tokens on another device or in another dtype."""
+        """Copy with the tokens on another device or in another dtype."""
         return Captions(tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=True), lengths=self.lengths)
 
 
@@ -248,7 +248,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What matrix products run in: autocast's dtype where it is on, else the tokens' own."""
+    """Dtype of matrix products: that of autocast where it is on, else that of the tokens."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -510,7 +510,7 @@ class DiT(nn.Module):
     def _condition(
         self, timesteps: Tensor, class_labels: Tensor | None, sizes: Tensor | None, aspect_ratios: Tensor | None
     ) -> Tensor:
-        """What modulates: the time embedding (B, D), plus the label's or the sizes'."""
+        """Input of all modulation: the time embedding (B, D), plus that of the label or of the sizes."""
         condition = self.t_embedder(timesteps)  # (B, D)
         if isinstance(self.y_embedder, LabelEmbedder):
             if class_labels is None and self.config.null_class:
@@ -522,7 +522,7 @@ class DiT(nn.Module):
         return condition  # type: ignore[no-any-return]
 
     def _texts(self, captions: Captions | PreparedCaptions | None) -> Sequence[CaptionTokens | KeysValues | None]:
-        """What each block reads of the captions."""
+        """Captions as each block reads them."""
         if isinstance(captions, PreparedCaptions):
             return captions.blocks
         return [None if captions is None else self._project(captions)] * self.config.depth

@@ -19,13 +19,13 @@ class Flops:
     """Floating-point operations of one image."""
 
     forward: float = 0.0
-    """Of a forward pass."""
+    """Operations of a forward pass."""
     backward: float = 0.0
-    """Of a backward pass."""
+    """Operations of a backward pass."""
 
     @property
     def training(self) -> float:
-        """Of both."""
+        """Operations of both passes."""
         return self.forward + self.backward
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -57,7 +57,7 @@ def dit_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float
 
 
 def total(layers: Mapping[str, Flops]) -> Flops:
-    """The sum of all layers."""
+    """Sum of all layers."""
     return sum(layers.values(), start=Flops())
 
 
@@ -79,7 +79,7 @@ def _attention(queries: float, keys: float, width: int) -> Flops:
 
 
 def _self_attention(config: DiTConfig, num: int) -> Flops:
-    """Of all blocks; in compressed ones a depthwise convolution of keys and of values comes before fewer of both."""
+    """Self-attention of all blocks; compressed ones first reduce keys and values, each by a depthwise convolution."""
     width, compression = config.width, config.kv_compression
     projections = _linear(num, width, 3 * width) + _linear(num, width, width)
     full = _attention(num, num, width)

@@ -1,4 +1,4 @@
-"""The frozen T5 that reads captions: text in, packed token features out. The only home of the null caption, T5("").
+"""Frozen T5 that reads captions: text in, packed token features out. The only home of the null caption, T5("").
 
 Source: Raffel et al. 2020 (T5); PixArt-alpha, section 2.3 (T5-XXL, 120 tokens).
 Shapes: B captions, L tokens of the longest in a batch, T tokens of all captions, D width of the encoder.
@@ -80,7 +80,7 @@ class TextEncoder:
 
     @property
     def width(self) -> int:
-        """D."""
+        """Width D of the encoder."""
         return int(self.model.config.d_model)
 
     def encode(self, captions: Sequence[str], *, one_by_one: bool = False) -> "Captions":

@@ -1,4 +1,4 @@
-"""The frozen autoencoder between images and latents, diffusers' AutoencoderKL. The only home of scale factors.
+"""Frozen autoencoder between images and latents, diffusers' AutoencoderKL. The only home of scale factors.
 
 The network sees latents = (z - shift) * scale of samples z of the encoder's distribution: of about unit variance. The scale
 comes from the VAE's own config: 0.18215 for sd-vae-ft-ema (PixArt-alpha), 0.13025 for SDXL's (Sigma).
@@ -86,7 +86,7 @@ class VAE:
 
     @property
     def scale(self) -> LatentScale:
-        """From the autoencoder's config."""
+        """Scale of the latents, from the autoencoder's config."""
         return LatentScale(float(self.model.config.scaling_factor), float(self.model.config.shift_factor or 0.0))
 
     @property
@@ -96,7 +96,7 @@ class VAE:
 
     @property
     def latent_channels(self) -> int:
-        """C."""
+        """Channels C of the latents."""
         return int(self.model.config.latent_channels)
 
     def encode(self, images: "torch.Tensor") -> LatentDistribution:
@@ -171,7 +171,7 @@ def read_downsampling(config: VAEConfig) -> int:
 
 
 def downsampling_of(path: Path) -> int:
-    """The same, of the config.json at this path. Raises UserError where it is not that of an AutoencoderKL."""
+    """Pixels per latent, along a side, from this config.json. Raises UserError where it is not that of an AutoencoderKL."""
     try:
         channels = json.loads(path.read_text(encoding="utf-8"))["block_out_channels"]
         return int(2 ** (len(channels) - 1))

@@ -1,4 +1,4 @@
-"""The checkpoint folder: `transformer/` (config.json, safetensors with official parameter names) and `pipeline.json`.
+"""Checkpoint folder: `transformer/` (config.json, safetensors with official parameter names) and `pipeline.json`.
 
 pipeline.json holds all else that generating needs: the objective, the resolution, which text encoder and VAE with their
 fingerprints, how captions are cleaned, the licence. Loads are strict. A folder appears whole or not at all.
@@ -32,34 +32,34 @@ MINI = "mini"
 
 @dataclass(frozen=True, kw_only=True)
 class PartConfig:
-    """A frozen part that the checkpoint was trained with."""
+    """Frozen part that the checkpoint was trained with."""
 
     name: str = UNNAMED
     """Hub id, folder or `mini`, as frozen_parts.py finds it. Empty: not known, or none (networks of classes read no text)."""
     revision: str | None = None
     """Commit of a hub model."""
     fingerprint: str = ""
-    """Of its weights; another part is refused. Empty: not known (an imported checkpoint), not checked."""
+    """Fingerprint of its weights; a part with another one is refused. Empty: unknown (an imported checkpoint), unchecked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """What a checkpoint's pipeline.json says."""
+    """Content of a checkpoint's pipeline.json."""
 
     objective: str
-    """diffusion or rectified_flow: the name of a class in model/diffusion.py."""
+    """Objective: diffusion or rectified_flow, the name of a class in model/diffusion.py."""
     resolution: int
     """Side of the square images that it was trained on last, in pixels."""
     objective_settings: dict[str, Any] = field(default_factory=dict)
-    """What that class is made with; empty: its defaults."""
+    """Settings of that class; empty: its defaults."""
     text_encoder: PartConfig = field(default_factory=PartConfig)
-    """What reads the captions."""
+    """Text encoder of the captions."""
     vae: PartConfig = field(default_factory=PartConfig)
-    """What stands between images and latents."""
+    """VAE between images and latents."""
     caption_cleaning: Cleaning = "lower"
-    """How captions were cleaned in training: see TextEncoderConfig."""
+    """Cleaning of captions in training: see TextEncoderConfig."""
     licence: str = ""
-    """Licence of the weights, and terms of what they were trained on."""
+    """Licence of the weights and terms of their training data."""
 
     def __post_init__(self) -> None:
         expected = get_args(Cleaning)
@@ -122,7 +122,7 @@ def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConf
 
 
 def mini_checkpoint() -> Path:
-    """Where the shipped network is, which may be missing: the last stage's. Those before it lie beside it, by stage."""
+    """Folder of the shipped network of the last stage, which may be missing; those of earlier stages are next to it."""
     return PRETRAINED / "dit-mini" / "aesthetic"
 
 

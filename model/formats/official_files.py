@@ -1,6 +1,6 @@
 """Files of the authors: PixArt-alpha, PixArt-Sigma and class-conditional DiT, one file of weights without a configuration.
 
-The configuration is read off the names and shapes; what these do not tell (heads, and the positions where the file has no
+The configuration is read off the names and shapes; what these do not record (heads, and positions where the file has no
 `pos_embed`) is known for the published widths or given. Pickled files are read with weights_only: nothing is executed.
 """
 

@@ -53,12 +53,12 @@ _CLASS_BLOCK = _BLOCK | {"adaLN_modulation.1": ("norm1.linear",)}
 
 @dataclass(frozen=True)
 class Names:
-    """What diffusers calls one of our parameters."""
+    """Names in diffusers of one of our parameters."""
 
     theirs: tuple[str, ...]
     """One name; or several, for parts along the first dimension or for copies."""
     copies: bool = False
-    """The several names hold the same values."""
+    """Whether the several names hold the same values."""
 
 
 def diffusers_names(config: DiTConfig) -> dict[str, Names]:

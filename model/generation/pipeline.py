@@ -1,4 +1,4 @@
-"""The whole way from prompts to images: text encoder, network, VAE, each in memory only while it works, if so wished.
+"""Pipeline from prompts to images: text encoder, network and VAE, on request each in memory only while it works.
 
     prompts ─► T5 ─► captions ─► sampling (seeds, steps, guidance) ─► latents ─► VAE ─► images
 
@@ -99,11 +99,11 @@ class Pipeline:
                 self._release()
 
     def encode(self, prompts: Sequence[str]) -> "Captions":
-        """Features of prompts, for `GenerationRequest.captions` or for keeps."""
+        """Features of prompts, for `GenerationRequest.captions` or to keep."""
         return self._parts.text_encoder.get().encode(prompts)
 
     def _size(self, request: GenerationRequest) -> ImageSize:
-        """What to draw. Raises UserError for sizes and noise that do not fit the network."""
+        """Size of the images. Raises UserError for sizes and noise that do not fit the network."""
         config = self.transformer_config
         multiple = self.downsampling * config.patch_size * (config.kv_compression.factor if config.kv_compression.layers else 1)
         size = image_size(
@@ -124,7 +124,7 @@ class Pipeline:
         return (self.transformer_config.in_channels, size.height // self.downsampling, size.width // self.downsampling)
 
     def _encode(self, request: GenerationRequest, images: Sequence[int]) -> "EncodedPrompts":
-        """What the text encoder makes of the prompts of images; it is not loaded where captions are given."""
+        """Features of the prompts of images; the text encoder is not loaded where captions are given."""
         indices = sorted({request.caption_index(image) for image in images})
         guided = request.sampling.guided
         captions, negatives, cut = request.captions, request.negative_captions, [0] * len(indices)

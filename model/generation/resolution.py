@@ -1,4 +1,4 @@
-"""The sides of images: what is asked for, what is drawn, and PixArt's table of sizes between.
+"""Sides of images: the requested size, the drawn size and PixArt's table of sizes.
 
 Source: PixArt-alpha, section 2.3 (40 aspect ratios from 0.25 to 4); the tables are those of diffusers' PixArt pipelines, which
 list 33 of them up to 1024 px and 40 at 2048.
@@ -28,7 +28,7 @@ class ImageSize:
 
 
 def image_size(height: int | None, width: int | None, *, resolution: int, binning: bool, multiple: int) -> ImageSize:
-    """What to draw for a request of height x width; None: the resolution of the model.
+    """Size to draw for a request of height x width; None: the resolution of the model.
 
     With binning the nearest size in the resolution's table is drawn; resolutions without a table have none. Raises UserError
     for sides that are drawn and not multiples of `multiple`, the side of a patch, and for sides below 1.
