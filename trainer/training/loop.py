@@ -21,9 +21,9 @@ from trainer.monitoring.metrics import Watch
 from trainer.monitoring.outlook import StepTimer, stage_passes_warning
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
 from trainer.training.checkpoints import Checkpoints, Position
-from trainer.training.networks import attention_kernel, sizes_text
+from trainer.training.networks import attention_kernel, open_features, sizes_text
 from trainer.training.rung import RungTraining
-from trainer.training.rung_parts import open_features, open_rung, peak_flops
+from trainer.training.rung_parts import open_rung, peak_flops
 from trainer.training.start import Start, check_workers, find_start, open_state, run_path
 from trainer.training.train_step import TrainState
 

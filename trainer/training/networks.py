@@ -1,4 +1,4 @@
-"""The network of a rung: its sizes follow from its start and the features, its weights are new or a checkpoint's."""
+"""Network and features of a rung: sizes follow from its start and the features, weights are new or a checkpoint's."""
 
 import os
 import shutil
@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
-from model.formats.checkpoint import load_checkpoint
+from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
 from trainer.config import NetworkConfig, Rung, TrainConfig
 from trainer.distributed import Workers
-from trainer.features.info import FeaturesInfo
+from trainer.features.info import FeaturesInfo, precompute_command
+from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
-from trainer.training.rung_parts import features_command
 from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -162,16 +162,52 @@ def can_compile(workers: Workers) -> bool:
     return found
 
 
-def _gathered(config: TrainConfig) -> MixedPrecisionPolicy:
-    """Weights of text blocks travel in the precision they are used in; class blocks need float32 for their modulation."""
-    if config.precision == "float32" or config.conditioning == "class":
-        return MixedPrecisionPolicy()
-    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-
-
 def sizes_text(config: DiTConfig) -> str:
     """The main sizes in a line, for the log."""
     values = asdict(config)
     return ", ".join(
         f"{name} {values[name]}" for name in ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
     )
+
+
+def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
+    """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
+    try:
+        store = FeatureStore.open(config.features_folder(rung))
+    except UserError as error:
+        raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
+    info = store.info
+    problems = {
+        f"resolution {info.resolution}, expected {rung.resolution}": info.resolution != rung.resolution,
+        "captions, expected classes": config.conditioning == "class" and not info.class_names,
+        "classes, expected captions": config.conditioning == "text" and bool(info.class_names),
+        "texts without features, which --online encodes": (
+            config.conditioning == "text" and not info.class_names and info.caption_storage == "none" and not config.online
+        ),
+    }
+    if found := [text for text, holds in problems.items() if holds]:
+        command = features_command(config, rung, vae=info.vae, text_encoder=info.text_encoder)
+        raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {command}")
+    return store
+
+
+def features_command(
+    config: TrainConfig, rung: Rung, *, vae: PartConfig | None = None, text_encoder: PartConfig | None = None
+) -> str:
+    """The command that makes them, with the parts that are known to be needed."""
+    parts = {"vae": vae} | ({"text_encoder": text_encoder} if config.conditioning == "text" else {})
+    return precompute_command(
+        parts,
+        dataset="DATASET",
+        out=config.features,
+        stage=config.stage,
+        resolution=str(rung.resolution),
+        more="--captions none" if config.online else "",
+    )
+
+
+def _gathered(config: TrainConfig) -> MixedPrecisionPolicy:
+    """Weights of text blocks travel in the precision they are used in; class blocks need float32 for their modulation."""
+    if config.precision == "float32" or config.conditioning == "class":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)

@@ -12,8 +12,7 @@ from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
-from trainer.training.networks import config_from, make_state, network_from, new_config, new_network
-from trainer.training.rung_parts import features_command
+from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
 from trainer.training.train_step import TrainState
 
 
