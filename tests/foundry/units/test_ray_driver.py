@@ -28,9 +28,11 @@ Trouble = dict[tuple[int, int] | str, str]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    start_ray(SETTINGS)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+        start_ray(SETTINGS)
+        yield
+        ray.shutdown()
 
 
 class Unpicklable(Exception):
