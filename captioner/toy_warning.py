@@ -3,11 +3,9 @@
 import sys
 
 from captioner.config import REAL_MODEL
+from foundry.images.index import LARGEST_SCENE_PX
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit
-
-LARGEST_SCENE_PX = 256
-"""Scenes of the small world are 64 px wide; a copy that somebody enlarged is hardly larger than this."""
 
 
 class ToyWarning:

@@ -16,6 +16,8 @@ from foundry.storage.locations import Listing, join, list_files, parent
 
 MAX_ROWS = 65_536
 """Rows of a table at most."""
+LARGEST_SCENE_PX = 256
+"""Scenes of the small world are 64 px wide; a copy that somebody enlarged is hardly larger than this."""
 LISTED = "(path)"
 """The member of a reference into a list: the row names no image, so there is nothing to read."""
 # Where the bytes of an image are. uri is a local path or an fsspec URL. In a tar, member is the path inside it and the two

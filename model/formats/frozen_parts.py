@@ -58,6 +58,12 @@ def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPa
     return FrozenPart(name=name, revision=commit, folder=folder, tokenizer_folder=tokenizer_folder)
 
 
+def is_mini(name: str, kind: Kind) -> bool:
+    """Whether a name means the shipped toy, by its name or by its folder."""
+    folder = PRETRAINED / _MINI[kind]
+    return name == "mini" or Path(name).expanduser().resolve() == folder
+
+
 def check_complete(part: FrozenPart, missing: Iterable[str], *, what: str) -> None:
     """Raises UserError where tensors were missing: the libraries fill such up with random numbers."""
     if names := sorted(missing):

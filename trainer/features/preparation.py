@@ -9,11 +9,13 @@ from safetensors.torch import save
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import AUTO
+from foundry.images.index import LARGEST_SCENE_PX
 from foundry.storage.folder import Folder
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
+from model.formats.frozen_parts import PUBLISHED, Kind, is_mini
 from trainer.features.buckets import bucket_table
 from trainer.features.config import PrecomputeConfig, identity
 from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
@@ -75,6 +77,8 @@ def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) 
     """Makes the features that are missing and prints what each store holds; returns 0, or 1 where too many samples failed."""
     job, units = tasks.job, tasks.units
     print(_headline(config, tasks))
+    if warning := toy_warning(config, tasks):
+        print(warning)
     budget = allowed_rejections(config.max_rejected, tasks.plan.num_samples) - rejected_before(config, tasks)
     infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
     done = True
@@ -92,6 +96,34 @@ def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) 
     if done:
         _report(stores_of(config))
     return 0 if done else 1
+
+
+def toy_warning(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
+    """One line where `mini` is about to encode images that are no emoji scenes; "" otherwise, and where sizes are unknown."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    encoders, lead = tasks.job.encoders, next(iter(stores_of(config).values()))
+    names: dict[Kind, str] = {"vae": encoders.vae.name}
+    if encoders.text_encoder is not None:
+        names["text_encoder"] = encoders.text_encoder.name
+    toys = [kind for kind, name in names.items() if is_mini(name, kind)]
+    if not toys:
+        return ""
+    num_large, num_samples = 0, 0
+    for part in sorted({unit.part for unit in tasks.units}):
+        with lead.open(part) as file:
+            sizes = pq.read_table(file, columns=["width", "height"])
+        sides = pc.min_element_wise(sizes["width"], sizes["height"], skip_nulls=False)  # null where a size is unknown
+        num_large += pc.sum(pc.greater(sides, LARGEST_SCENE_PX)).as_py() or 0
+        num_samples += len(sizes)
+    if not num_large:
+        return ""
+    given = " ".join(f"--{kind}.name {PUBLISHED[120]}" for kind in toys)
+    return (
+        f"warning: mini only understands 64-pixel emoji scenes, and {num_large:,} of {counted(num_samples, 'image')} are "
+        f"larger than {LARGEST_SCENE_PX} px on both sides: a network learns little from such features; give {given}"
+    )
 
 
 def _in_dtypes_of(info: FeaturesInfo, encoders: Encoders) -> Encoders:
