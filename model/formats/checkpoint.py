@@ -116,8 +116,8 @@ def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConf
         (partial / TRANSFORMER).mkdir()
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
         save_file(tensors, partial / TRANSFORMER / WEIGHTS, metadata={"format": "pt"})
-        _write_json(partial / TRANSFORMER / "config.json", transformer.config.to_dict())
-        _write_json(partial / PIPELINE, config.to_dict())
+        write_json(partial / TRANSFORMER / "config.json", transformer.config.to_dict())
+        write_json(partial / PIPELINE, config.to_dict())
     return target
 
 
@@ -161,7 +161,7 @@ def find_checkpoint(folder: str | Path) -> Path:
 def read_pipeline_config(root: Path) -> PipelineConfig:
     """pipeline.json of a checkpoint folder."""
     try:
-        return PipelineConfig.from_dict(_read_json(root / PIPELINE))
+        return PipelineConfig.from_dict(_read_part(root / PIPELINE))
     except (TypeError, ValueError) as error:
         raise UserError(f"{root / PIPELINE}: {error}") from error
 
@@ -170,7 +170,7 @@ def read_transformer_config(root: Path) -> DiTConfig:
     """transformer/config.json of a checkpoint folder."""
     path = root / TRANSFORMER / "config.json"
     try:
-        return DiTConfig.from_dict(_read_json(path))
+        return DiTConfig.from_dict(_read_part(path))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -231,11 +231,16 @@ def _strict(dataclass_type: type[Any], values: Any) -> Any:
     return dataclass_type(**values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_part(path: Path) -> dict[str, Any]:
+    return read_json(path, missing=f"{path} is missing: the checkpoint is not complete")
+
+
+def read_json(path: Path, *, missing: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError where it is none, with the text `missing` where there is no file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: the checkpoint is not complete") from None
+        raise UserError(missing) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
@@ -243,7 +248,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object, indented."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 Source: diffusers 0.42, PixArtTransformer2DModel, DiTTransformer2DModel, PixArtAlphaPipeline.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from torch import Tensor
 from foundry.errors import UserError
 from model.diffusion import Diffusion, make_objective
 from model.dit_config import DiTConfig, UnstatedConfig
-from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig
+from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
 from model.formats.frozen_parts import PUBLISHED, find_part
 from model.sampling import SCHEDULERS
 from model.vae import downsampling_of
@@ -79,15 +78,15 @@ def write_folder(
     )
     about = {"_diffusers_version": version("diffusers")}
     network = "PixArtTransformer2DModel" if text else "DiTTransformer2DModel"
-    _write_json(folder / TRANSFORMER / "config.json", {"_class_name": network, **about, **_config_to_diffusers(config)})
+    write_json(folder / TRANSFORMER / "config.json", {"_class_name": network, **about, **_config_to_diffusers(config)})
     scheduler = SCHEDULERS[_SAMPLER]
     settings = make_objective(pipeline.objective, pipeline.objective_settings).scheduler_config(_SAMPLER)
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **about, **settings})
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **about, **settings})
     sigma = config.max_caption_tokens == _SIGMA_TOKENS
     kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
     index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
-    _write_json(folder / _INDEX, index | parts)
+    write_json(folder / _INDEX, index | parts)
 
 
 def _part_names(*, text: bool) -> list[str]:
@@ -112,7 +111,7 @@ def _copy_parts(folder: Path, pipeline: PipelineConfig, *, text: bool) -> dict[s
     if text:  # without torch_dtype diffusers computes in float32, but transformers in what this file says
         config = folder / "text_encoder" / "config.json"
         values = {key: value for key, value in _read_json(config).items() if key != "torch_dtype"}
-        _write_json(config, values | {"dtype": "float32"})
+        write_json(config, values | {"dtype": "float32"})
     return {name: list(entry) for name, (_, entry) in sources.items()}
 
 
@@ -285,16 +284,4 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"expected a folder that diffusers wrote, found no {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
-    return values
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return read_json(path, missing=f"expected a folder that diffusers wrote, found no {path}")

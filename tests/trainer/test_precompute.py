@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -20,12 +19,10 @@ from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import ALWAYS_ALLOWED_REJECTIONS
-from model.formats.frozen_parts import PRETRAINED, PUBLISHED
 from model.text_encoder import TextEncoderConfig, load_text_encoder
 from model.vae import VAEConfig, load_vae
 from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
-from tests.trainer import tiny_sources
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
 from tests.trainer.tiny_training import tiny_config
 from trainer.config import Rung
@@ -33,7 +30,7 @@ from trainer.features.buckets import decoding_side_px, fit, nearest_buckets, to_
 from trainer.features.config import PrecomputeConfig
 from trainer.features.job import Encoders
 from trainer.features.plan import read_feature_plan
-from trainer.features.preparation import prepare, toy_warning
+from trainer.features.preparation import prepare
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.fit import main as train
 from trainer.monitoring.run_folder import read_metrics
@@ -303,30 +300,6 @@ def test_encoders_that_are_not_named_are_one_line_that_says_what_to_type(
         "which only understands 64-pixel emoji scenes\n"
     )
     assert not (tmp_path / "features").exists()
-
-
-def test_the_toys_on_photographs_warn_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_sources, "SIZES", ((64, 64), (300, 400), (256, 2000), (257, 257)))
-    dataset = write_dataset(tmp_path / "dataset")
-    config = tiny_precompute(tmp_path, dataset)
-    tasks = prepare(config, describe=Encoders.describe)
-    assert toy_warning(config, tasks) == ""  # neither encoder is the toy
-
-    def with_toys(vae: str, text_encoder: str, **changes: Any) -> str:
-        parts: dict[str, Any] = {"vae": VAEConfig(name=vae, sliced=False), "text_encoder": TextEncoderConfig(name=text_encoder)}
-        changed = dataclasses.replace(tasks.job, encoders=dataclasses.replace(tasks.job.encoders, **parts))
-        return toy_warning(config, dataclasses.replace(tasks, job=changed, **changes))
-
-    assert with_toys("mini", "mini") == (
-        "warning: mini only understands 64-pixel emoji scenes, and 10 of 20 images are larger than 256 px on both sides: a "
-        f"network learns little from such features; give --vae.name {PUBLISHED[120]} --text_encoder.name {PUBLISHED[120]}"
-    )
-    assert with_toys(str(PRETRAINED / "vae-mini"), config.text_encoder.name).endswith(f"give --vae.name {PUBLISHED[120]}")
-    assert with_toys("mini", "mini", units=[]) == ""
-    monkeypatch.setattr(tiny_sources, "SIZES", ((64, 64),))
-    config = tiny_precompute(tmp_path, write_dataset(tmp_path / "scenes"), out=str(tmp_path / "of_scenes"))
-    tasks = prepare(config, describe=Encoders.describe)
-    assert with_toys("mini", "mini") == ""
 
 
 def test_all_settings_are_printed_without_encoders_too(capsys: pytest.CaptureFixture[str]) -> None:

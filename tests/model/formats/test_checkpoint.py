@@ -75,7 +75,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model.formats.checkpoint._write_json", full)
+    monkeypatch.setattr("model.formats.checkpoint.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path / "checkpoint", tiny_dit(), CONFIG)
     assert list(tmp_path.iterdir()) == []
