@@ -4,21 +4,11 @@ Scores are CLIP between an image and each sentence of its captions, LAION's aest
 hash and embeddings by which duplicates are found. The same command resumes, also after the run has grown.
 """
 
-import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from dataset_builder.scores.clip import DEFAULT_CLIP, NO_CLIP
-from foundry.command_line import counted, run_command
-from foundry.units.cluster import RaySettings, check_paths
-from foundry.units.rejection import allowed_rejections
-
-_DTYPE_FILE = "dtype"
-
-if TYPE_CHECKING:
-    from dataset_builder.scores.job import ScoreJob
-    from foundry.storage.folder import Folder
-    from foundry.units.commits import Unit
+from foundry.command_line import run_command
+from foundry.units.cluster import RaySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,56 +42,17 @@ class ScoreConfig:
 
 def main(config: ScoreConfig) -> int:
     """Scores what is not scored yet; returns 0, or 1 where more images failed than the budget allows."""
-    from dataset_builder.scores.job import score_job
-    from dataset_builder.scores.plan import plan_scores
-    from dataset_builder.sql.score_files import score_folder
-    from foundry.storage.folder import Folder, store_errors
-    from foundry.storage.locations import is_local_path
-    from foundry.units.commits import committed_units, read_commits
-    from foundry.units.run import run_job
+    from dataset_builder.scores.scoring import score_images
 
-    started = time.perf_counter()
-    check_paths([path for path in (config.source, config.aesthetic) if path])
-    scored = Folder(config.source)
-    with store_errors(scored):
-        job = score_job(config.source, clip=config.clip, aesthetic=config.aesthetic, batch_size=config.batch_size)
-        out = score_folder(scored, job.score_id)
-        units = plan_scores(scored, out, is_run=job.is_run)
-        done = committed_units(out)
-    left = [unit for unit in units if unit.number not in done]
-    to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
-    if left and job.clip:
-        job = _in_dtype(config, job, out)
-    computed = f"; {config.clip} in {job.dtype}" if left and job.clip else ""
-    print(f"scores {job.score_id} of {config.source}: {_images(units)} images, {to_do}{computed}")
-    rejected = sum(commit.num_rejected for commit in read_commits(out))
-    budget = allowed_rejections(config.max_rejected, _images(units))
-    if left:
-        paths = [config.source, config.aesthetic or "", config.clip if job.clip and job.clip.is_folder else ""]
-        visible = {path: "" for path in paths if path and is_local_path(path)}
-        if not run_job(job, left, settings=config.ray, visible=visible, budget=budget - rejected, started=started):
-            return 1
-    commits = read_commits(out)
-    rejected = sum(commit.num_rejected for commit in commits)
-    print(f"{_images(units)} images = {sum(commit.completed for commit in commits)} scored + {rejected} rejected")
-    return 1 if rejected > budget else 0
-
-
-def _in_dtype(config: ScoreConfig, job: "ScoreJob", out: "Folder") -> "ScoreJob":
-    """The work in the number format that this scoring began with, else in the one that the replicas' hardware is fast in.
-
-    Attaches to Ray to find that out.
-    """
-    from foundry.units.ray_session import dtype_of_replicas, start_ray
-
-    if not out.exists(_DTYPE_FILE):
-        start_ray(config.ray)
-        out.create(_DTYPE_FILE, dtype_of_replicas(config.ray).encode())
-    return replace(job, dtype=out.read(_DTYPE_FILE).decode())  # type: ignore[arg-type]
-
-
-def _images(units: "list[Unit]") -> int:
-    return sum(unit.num_images for unit in units)
+    done = score_images(
+        config.source,
+        clip=config.clip,
+        aesthetic=config.aesthetic,
+        batch_size=config.batch_size,
+        max_rejected=config.max_rejected,
+        ray=config.ray,
+    )
+    return 0 if done else 1
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_builder.sql.dataset_files import read_dataset
+from dataset_builder.sql.dataset_files import is_dataset, read_dataset
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import versioned
-from foundry.units.commits import Unit, commit_name, read_commits, read_unit
+from foundry.units.commits import Unit, read_commit, read_commits, read_unit
 
 UNIT_IMAGES = 512
 """Images in a unit of a data set."""
@@ -44,9 +44,9 @@ def scored_state(scored: Folder, run: RunRecord | None) -> tuple[DecodeLimits, s
     """
     if run is not None:
         return DecodeLimits(**run.settings.get("limits", {})), run.run_id
-    if not scored.exists("dataset.json"):
+    if not is_dataset(scored.url):
         raise UserError(f"{scored.url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
-    files = json.loads(scored.read("dataset.json"))["files"]
+    files = read_dataset(scored.url).record["files"]
     return DecodeLimits(), hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -63,9 +63,9 @@ def read_run_rows(run: Folder, unit: Unit) -> list[dict[str, Any]]:
     """The rows of such a unit."""
     rows = read_unit(run, unit)
     captions: dict[str, list[dict[str, str]]] = {row["key"]: [] for row in rows}
-    files = json.loads(run.read(commit_name(unit.number)))["files"]
+    files = read_commit(run, unit.number).files
     if "captions" in files:
-        with run.open(files["captions"]["path"]) as file:
+        with run.open(files["captions"].path) as file:
             for said in pq.read_table(file, columns=["key", "prompt", "caption"]).to_pylist():
                 captions[said.pop("key")].append(said)
     return [row | {"captions": captions[row["key"]]} for row in rows]

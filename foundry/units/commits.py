@@ -101,7 +101,7 @@ def commit_unit(
     )
     if folder.create(commit_name(unit.number), json.dumps(asdict(commit), indent=1).encode()):
         return commit
-    if _parse(folder.read(commit_name(unit.number))).attempt == attempt:
+    if read_commit(folder, unit.number).attempt == attempt:
         return commit  # ours: a store whose answer was lost was asked again, and said that the record exists
     for file in files.values():
         folder.filesystem.rm_file(folder.path(file.path))
@@ -116,6 +116,11 @@ def commit_name(unit: int) -> str:
 def committed_units(folder: Folder) -> set[int]:
     """The numbers of the units that exist, from the names of their records alone."""
     return {int(name.removesuffix(".json")) for name in folder.names("commits") if name.endswith(".json")}
+
+
+def read_commit(folder: Folder, unit: int) -> Commit:
+    """The commit record of a unit. Raises FileNotFoundError where it is not committed."""
+    return _parse(folder.read(commit_name(unit)))
 
 
 def read_commits(folder: Folder) -> list[Commit]:

@@ -70,7 +70,7 @@ def _dtype_of_drawing(config: EvaluateConfig) -> AutoDtype:
         return config.runtime.resolved().dtype
     from trainer.evaluation.ray_drawing import dtype_of_drawers
 
-    return dtype_of_drawers(config.runtime.device)
+    return dtype_of_drawers(config)
 
 
 def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from foundry.storage.json_lines import open_rows
 from trainer.evaluation.benchmark import ALL, Benchmark, Embedding, JudgeSource, Prompt, Score, Verdict
 from trainer.evaluation.frechet import frechet_distance
 from trainer.evaluation.images import DrawnImage
@@ -172,11 +173,4 @@ def _line(key: str, subject: _Subject, verdict: Verdict) -> str:
 
 
 def _read(path: Path) -> dict[str, Verdict]:
-    """The whole lines of a file; one that a kill cut off is removed."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    whole, newline, rest = text.rpartition("\n")
-    if rest:
-        with path.open("r+", encoding="utf-8") as file:
-            file.truncate(len((whole + newline).encode()))
-    rows = [json.loads(line) for line in whole.split("\n") if line]
-    return {row["key"]: Verdict(values=row["values"], seen=row["seen"]) for row in rows}
+    return {row["key"]: Verdict(values=row["values"], seen=row["seen"]) for row in open_rows(path)}

@@ -33,6 +33,7 @@ import yaml
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, new_file, store_errors
+from foundry.storage.json_lines import read_rows
 from trainer.config import TrainConfig
 from trainer.data.passes import Warned
 from trainer.distributed import Workers
@@ -170,9 +171,7 @@ def recorded_precision(run: Path) -> Dtype | None:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All whole rows of metrics.jsonl; a last line that a kill cut off is ignored."""
-    path = run / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_rows(run / METRICS)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -17,8 +17,8 @@ from trainer.config import LadderPosition, TrainConfig, ladder_position
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
+from trainer.monitoring.forecast import StepTimer, stage_passes_warning
 from trainer.monitoring.metrics import Watch
-from trainer.monitoring.outlook import StepTimer, stage_passes_warning
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, open_features, sizes_text

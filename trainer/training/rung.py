@@ -13,8 +13,8 @@ from trainer.data.order import DataOrder
 from trainer.distributed import Workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureBatch, FeatureStore
+from trainer.monitoring.forecast import StepTimer, duration_warning
 from trainer.monitoring.metrics import StepRecord, Watch
-from trainer.monitoring.outlook import StepTimer, duration_warning
 from trainer.monitoring.run_folder import RunFolder, StopSignal
 from trainer.monitoring.validation import ValidationSet, measure
 from trainer.training.checkpoints import Checkpoints, Position

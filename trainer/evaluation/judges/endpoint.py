@@ -29,6 +29,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from foundry.errors import UserError
+from foundry.storage.json_lines import open_rows
 from trainer.evaluation.config import JudgeEndpointConfig
 
 _MAX_ANSWER_BYTES = 10 << 20
@@ -242,16 +243,4 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _verdict_rows(path: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in _whole_lines(path)]
-    return [row for row in rows if row["is_verdict"]]
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file; one that a kill cut off is removed."""
-    if not path.exists():
-        return []
-    with path.open("r+b") as file:
-        whole = file.read()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        file.truncate(len(whole))
-    return whole.splitlines()
+    return [row for row in open_rows(path) if row["is_verdict"]]

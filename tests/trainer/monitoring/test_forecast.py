@@ -17,7 +17,7 @@ from trainer.config import LadderPosition, Rung, TrainConfig, WatchConfig
 from trainer.data.passes import Warned
 from trainer.distributed import Workers
 from trainer.fit import main
-from trainer.monitoring.outlook import (
+from trainer.monitoring.forecast import (
     FIRST_STEPS,
     LONGEST_S,
     WARM_UP_STEPS,

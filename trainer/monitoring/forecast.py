@@ -1,4 +1,4 @@
-"""The outlook of a stage: how often it will see each image, and how long it will take. Warns before days are wasted.
+"""Forecast of a stage: how often it will see each image, and how long it will take. Warns before days are wasted.
 
 Both warnings are single lines beginning with "warning:". A run's log holds each of them once: a resumed training repeats a
 warning only where its settings, its data or its workers have changed. Imports no torch.

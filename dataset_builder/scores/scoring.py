@@ -1,0 +1,71 @@
+"""Scoring from the plan of units to the summary: what is not scored yet is scored on Ray."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dataset_builder.scores.job import score_job
+from dataset_builder.scores.plan import plan_scores
+from dataset_builder.sql.score_files import score_folder
+from foundry.command_line import counted
+from foundry.hardware import Dtype, resolve_dtype
+from foundry.storage.folder import Folder, store_errors
+from foundry.storage.locations import is_local_path
+from foundry.units.cluster import RaySettings, check_paths
+from foundry.units.commits import Unit, committed_units, read_commits
+from foundry.units.rejection import allowed_rejections
+from foundry.units.run import run_job
+
+_DTYPE_FILE = "dtype"
+
+
+def score_images(
+    source: str, *, clip: str, aesthetic: str | None, batch_size: int, max_rejected: float | None, ray: RaySettings
+) -> bool:
+    """Scores the images of a run or data set; False where more of them are rejected than the budget allows.
+
+    `clip` is a name for scores.clip.resolve_clip, `aesthetic` the path of a predictor. Raises UserError for a source or a
+    model that is unavailable.
+    """
+    started = time.perf_counter()
+    check_paths([path for path in (source, aesthetic) if path])
+    scored = Folder(source)
+    with store_errors(scored):
+        job = score_job(source, clip=clip, aesthetic=aesthetic, batch_size=batch_size)
+        out = score_folder(scored, job.score_id)
+        units = plan_scores(scored, out, is_run=job.is_run)
+        done = committed_units(out)
+    left = [unit for unit in units if unit.number not in done]
+    if left and job.clip:
+        job = replace(job, dtype=_dtype(out, ray))
+    computed = f"; {clip} in {job.dtype}" if left and job.clip else ""
+    to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
+    print(f"scores {job.score_id} of {source}: {_num_images(units)} images, {to_do}{computed}")
+    budget = allowed_rejections(max_rejected, _num_images(units))
+    if left:
+        rejected = sum(commit.num_rejected for commit in read_commits(out))
+        paths = [source, aesthetic or "", clip if job.clip and job.clip.is_folder else ""]
+        visible = {path: "" for path in paths if path and is_local_path(path)}
+        if not run_job(job, left, settings=ray, visible=visible, budget=budget - rejected, started=started):
+            return False
+    commits = read_commits(out)
+    rejected = sum(commit.num_rejected for commit in commits)
+    print(f"{_num_images(units)} images = {sum(commit.completed for commit in commits)} scored + {rejected} rejected")
+    return rejected <= budget
+
+
+def _dtype(out: Folder, ray: RaySettings) -> Dtype:
+    """The number format that this scoring began with, else the one that the replicas' hardware is fast in.
+
+    Attaches to Ray to find that out.
+    """
+    from foundry.units.ray_session import dtype_of_replicas, start_ray
+
+    if not out.exists(_DTYPE_FILE):
+        start_ray(ray)
+        out.create(_DTYPE_FILE, dtype_of_replicas(ray).encode())
+    return resolve_dtype(out.read(_DTYPE_FILE).decode(), "cpu")
+
+
+def _num_images(units: Sequence[Unit]) -> int:
+    return sum(unit.num_images for unit in units)
