@@ -1,6 +1,8 @@
 """Card of a data set, README.md: its contents, its exclusions and their reasons, its concept density and its licences."""
 
 import json
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from dataset_builder.sql.dataset_files import DatasetFiles
 
 _BAR_WIDTH = 40
+_HUB_LICENCE = re.compile(
+    r"apache-2\.0|mit|unlicense|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-4\.0|cc-by(-sa)?-3\.0|odc-by|odbl|pddl|cdla-(permissive|sharing)-1\.0"
+)
+"""Identifiers of licences for data on the Hugging Face hub; any other one is named in full."""
 
 _READING = """
 A row of `samples` is an image with its captions. The images are {images}.
@@ -64,9 +70,20 @@ def _front_matter(dataset: "DatasetFiles") -> str:
     head = {
         "configs": [{"config_name": "default", "data_files": files}],
         "task_categories": ["text-to-image"],
-        "license": "other",
+        **licence_fields([run["licence"] for run in dataset.record["runs"]]),
     }
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+
+
+def licence_fields(licences: Sequence[str]) -> dict[str, Any]:
+    """The hub's front matter for these licences, "" for one that is not known: its own identifiers, else `other` by name."""
+    given = sorted({licence for licence in licences if licence})
+    identifiers = sorted({licence.lower().replace(" ", "-") for licence in given})
+    if given and all(licences) and all(map(_HUB_LICENCE.fullmatch, identifiers)):
+        return {"license": identifiers[0] if len(identifiers) == 1 else identifiers}
+    links = [found[0] for licence in given if (found := re.search(r"https?://[^\s,;)]*[^\s,;).]", licence))]
+    name = "; ".join([*given, *([] if all(licences) else ["not stated for all images"])])
+    return {"license": "other", "license_name": name, **({"license_link": links[0]} if links else {})}
 
 
 def _density(dataset: "DatasetFiles") -> str:

@@ -5,21 +5,40 @@ import json
 import math
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
+from dataset_builder.sql.columns import column_meaning
+from dataset_builder.sql.macros import MACROS
 from foundry.errors import UserError
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Database
 
 AnswerFormat = Literal["table", "csv", "json"]
-_HELP = "end a question with ;   \\d lists tables and macros   \\d TABLE its columns   \\r reads the files again   \\q leaves"
+_TYPE_WIDTH = 16
+_HELP = (
+    "end a question with ;   \\d lists tables and macros   \\d TABLE explains its columns   \\r reads the files again   "
+    "\\h shows this line   \\q leaves"
+)
+# What people type who know other consoles, and what it means here.
+_COMMANDS = {
+    **dict.fromkeys(("\\h", "\\?", "help", ".help", "?"), "\\h"),
+    **dict.fromkeys(("\\dt", "\\dv", ".tables", "tables"), "\\d"),
+    **dict.fromkeys(("quit", "exit", ".quit", ".exit", ".q"), "\\q"),
+    **dict.fromkeys(("\\d+", ".schema", ".columns"), "\\d"),
+}
 
 
 def print_answer(database: "Database", statement: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
-    """Prints the answer to one statement in the chosen format. Raises UserError for a question that has none."""
+    """Prints the answer to one statement in the chosen format, and on stderr why a view that it reads is empty.
+
+    Raises UserError for a question that has no answer.
+    """
+    for hint in database.hints(statement):
+        print(hint, file=sys.stderr)
     if answer_format == "table":
         database.show(statement, max_rows=max_rows, max_width=shutil.get_terminal_size((110, 40)).columns)
     elif answer_format == "csv":
@@ -44,8 +63,8 @@ def converse(run: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
                 reopened = open_stored(run)
                 database.close()
                 database = reopened
-            elif text.startswith("\\"):
-                _print_tables(database, text)
+            elif text.startswith(("\\", ".")):
+                _answer_command(database, text)
             else:
                 for statement in database.statements(text):
                     print_answer(database, statement, answer_format=answer_format, max_rows=max_rows)
@@ -70,10 +89,10 @@ def _questions(is_terminal: bool) -> Iterator[str]:
             if "".join(lines).strip():
                 yield "\n".join(lines)
             return
-        if not lines and line.strip().startswith("\\"):
-            if line.strip() == "\\q":
+        if not lines and (command := _command(line)):
+            if command == "\\q":
                 return
-            yield line.strip()
+            yield command
             continue
         lines = [*lines, line] if lines or line.strip() else []
         if line.rstrip().endswith(";"):
@@ -81,18 +100,33 @@ def _questions(is_terminal: bool) -> Iterator[str]:
             lines = []
 
 
-def _print_tables(database: "Database", command: str) -> None:
-    """Answers \\d and \\d TABLE. Raises UserError for another command."""
-    from dataset_builder.sql.macros import MACROS
+def _command(line: str) -> str:
+    """The command in a line, under the name that it has here; "" for SQL."""
+    word, _, argument = line.strip().removesuffix(";").partition(" ")
+    known = _COMMANDS.get(word.lower(), word)
+    return f"{known} {argument}".strip() if known.startswith(("\\", ".")) else ""
 
-    words = command.split()
-    if words[0] != "\\d" or len(words) > 2:
+
+def _answer_command(database: "Database", command: str) -> None:
+    """Answers \\h, \\d and \\d TABLE. Raises UserError for another command."""
+    name, _, view = command.partition(" ")
+    if name == "\\h":
+        print(_HELP)
+    elif name != "\\d":
         raise UserError(f"there is no command {command}: {_HELP}")
-    if len(words) == 2:
-        database.show(f"DESCRIBE {words[1]}", max_rows=200, max_width=110)
-        return
-    for name, what in {**database.comments, **MACROS}.items():
-        print(f"{name:34} {what}")
+    elif view:
+        _print_columns(database, view.strip())
+    else:
+        for table, what in {**database.comments, **MACROS}.items():
+            print(f"{table:34} {what}")
+
+
+def _print_columns(database: "Database", view: str) -> None:
+    """Prints each column of a view with its type and meaning. Raises UserError for a view that there is not."""
+    described = database.fetch(f"SELECT column_name, column_type FROM (DESCRIBE {view})").to_pylist()
+    for row in described:
+        kind = textwrap.shorten(row["column_type"], _TYPE_WIDTH, placeholder="…")
+        print(f"{row['column_name']:20} {kind:{_TYPE_WIDTH}} {column_meaning(view, row['column_name'])}")
 
 
 def _print_csv(database: "Database", statement: str) -> None:

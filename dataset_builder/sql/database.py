@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import duckdb
@@ -61,6 +61,10 @@ class Stored(Protocol):
     def settings(self) -> dict[str, Any]:
         """The settings that the captions were written and counted with."""
 
+    @property
+    def empty_views(self) -> dict[str, str]:
+        """The views that have no rows before another command has run, and what to type."""
+
     def paths(self, kind: str) -> list[str]:
         """The files of a kind."""
 
@@ -75,12 +79,19 @@ class Database:
     """A locked database with views, each with its comment, of what has these `settings`. Not for several threads at once."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, *, comments: dict[str, str], settings: dict[str, Any], ending: ExitStack
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        *,
+        comments: dict[str, str],
+        settings: dict[str, Any],
+        ending: ExitStack,
+        empty_views: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._connection = connection
         self._ending = ending
         self.settings = settings
         self.comments = comments
+        self._empty_views = empty_views
 
     @cached_property
     def views(self) -> dict[str, list[str]]:
@@ -106,6 +117,10 @@ class Database:
         for statement in found:
             self._check(statement)
         return [statement.query for statement in found]
+
+    def hints(self, sql: str) -> list[str]:
+        """Why views that a statement names are empty, and what to type."""
+        return [hint for view, hint in self._empty_views.items() if re.search(rf"\b{view}\b", sql, re.IGNORECASE)]
 
     def fetch(self, sql: str) -> "pa.Table":
         """All rows of one statement. Raises UserError as `batches` does."""
@@ -274,7 +289,9 @@ def open_files(stored: Stored) -> Database:
             connection.execute(statement)
         _set_files(connection, [stored])
         _lock(connection)
-        return Database(connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all())
+        return Database(
+            connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all(), empty_views=stored.empty_views
+        )
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, number: int = 0) -> None:

@@ -21,7 +21,7 @@ from dataset_builder.schema import (
     TALLIES,
 )
 from dataset_builder.sql.run_files import read_run
-from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
 from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
@@ -101,6 +101,11 @@ class DatasetFiles:
             return self.scores.paths(kind) if self.scores else []
         files = [file for file in self.record["files"] if file["kind"] == kind]
         return [file["path"] for file in files if split is None or file["split"] == split]
+
+    @property
+    def empty_views(self) -> dict[str, str]:
+        """The views on scores of the data set itself, where it was not scored."""
+        return {} if self.scores else unscored(self.folder, [name for name in SCORED if name != "scores"])
 
     def tables(self) -> "dict[str, pa.Table]":
         """The relations that do not come from files."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dataset_builder.schema import CAPTIONS, NOUN_COUNTS, TALLIES
-from dataset_builder.sql.score_files import ScoreFiles, newest_scores
+from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
 from dataset_builder.sql.views import (
     SCORED,
     carried_columns,
@@ -94,6 +94,11 @@ class RunFiles:
     def settings(self) -> dict[str, Any]:
         """The settings that the captions were written and counted with."""
         return self.record.settings
+
+    @property
+    def empty_views(self) -> dict[str, str]:
+        """The views on scores, where nothing was scored."""
+        return {} if self.scores else unscored(self.folder, SCORED)
 
     def tables(self) -> dict[str, pa.Table]:
         """The views that do not come from files."""

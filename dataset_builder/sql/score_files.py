@@ -3,6 +3,7 @@ name holds units and commits.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,3 +47,10 @@ def newest_scores(scored: Folder) -> ScoreFiles | None:
     newest = max(records, key=lambda record: (record["created_at"], record["score_id"]))
     commits = tuple(read_commits(score_folder(scored, newest["score_id"])))
     return ScoreFiles(score_id=newest["score_id"], record=newest, commits=commits)
+
+
+def unscored(folder: Folder, views: Iterable[str]) -> dict[str, str]:
+    """What to say of these views on scores, where nothing was scored."""
+    return {
+        view: f"{view} is empty, nothing was scored yet: run python -m dataset_builder.score {folder.url}" for view in views
+    }

@@ -106,3 +106,35 @@ def test_conversation_reports_errors_and_ends(
 def test_no_run_no_prompt(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run\.json"):
         main(QueryConfig(run=str(tmp_path)))
+
+
+@pytest.mark.parametrize("command", ["\\h", "\\?", "help", "HELP;", ".help"])
+def test_help_is_found_by_its_usual_names(
+    command: str, ask: Ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{command}\nexit\nSELECT 6 AS six;"))
+    shown = ask("")
+    assert "lists tables and macros" in shown
+    assert "six" not in shown
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["\\d captions", ".schema captions", "\\d captions;"])
+def test_columns_are_explained(command: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f".tables\n{command}\n"))
+    lines = ask("").splitlines()
+    assert any(line.startswith("captions ") and line.endswith("one row per image and prompt") for line in lines)
+    explained = next(line for line in lines if line.startswith("mean_logprob "))
+    assert explained.split(maxsplit=2) == [
+        "mean_logprob",
+        "FLOAT",
+        "mean of the tokens' natural log-probabilities; 0 is certain",
+    ]
+
+
+def test_an_empty_view_says_what_fills_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = SmallRun().write(Folder(str(tmp_path / "run")))
+    assert main(QueryConfig(run=folder.url, sql="FROM Caption_Scores; FROM captions", format="csv")) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"caption_scores is empty, nothing was scored yet: run python -m dataset_builder.score {folder.url}"
+    ]
