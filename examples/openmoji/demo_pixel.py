@@ -3,7 +3,8 @@
 python -m examples.openmoji.demo_pixel --checkpoint CHECKPOINT --features demo/features/pixel/64 --out demo/classes
 
 The images bear the names of the prompts, so that `trainer.evaluate --images` judges them by what the prompts say. Each has
-the noise of the seed in its name, which goes on from prompt to prompt as in the evaluation of the other stages.
+the noise of the seed in its name, which counts on from prompt to prompt as in the evaluation of the other stages. Everything
+is computed in float32, on any machine: these are few and small images.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def main(config: PixelConfig) -> int:
     images = _draw(config, [kinds[place] for place in missing], noise_seeds=missing) if missing else []
     for place, image in zip(missing, images, strict=True):
         save_png(image, paths[place], values[place])
-    print(f"{len(missing)} images of classes drawn, {len(paths) - len(missing)} were there already")
+    print(f"{len(missing)} images of classes drawn in float32, {len(paths) - len(missing)} were there already")
     return 0
 
 
@@ -76,7 +77,7 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
     noise = draw_noise(image_generators(noise_seeds), (sizes.in_channels, sizes.sample_size, sizes.sample_size))
     objective = make_objective(pipeline.objective, pipeline.objective_settings)
     latents = denoise(predict, objective, noise=noise, config=sampling)  # (B, C, h, w)
-    vae = load_vae(VAEConfig(name=pipeline.vae.name))
+    vae = load_vae(VAEConfig(name=pipeline.vae.name, dtype="float32"))
     images = [to_output(to_pixels(vae.decode(own[None])), "pil") for own in latents]
     return [image for image in images if isinstance(image, Image.Image)]
 
