@@ -21,6 +21,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -307,3 +308,15 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
         return f"{text}; see {prog} --help"
     near = difflib.get_close_matches(unknown, list(hints), n=1, cutoff=0.5)
     return f"unknown option {unknown}; " + (f"did you mean --{near[0]}?" if near else f"see {prog} --help")
+
+
+def url_problems(url: str, *, setting: str) -> list[str]:
+    """What is wrong with an endpoint's URL, which may hold no key; `setting` is its name, such as judge.url."""
+    address = urlsplit(url)
+    problems = []
+    if address.scheme not in ("http", "https") or not address.hostname:
+        problems.append(f"{setting} must be http:// or https:// with a host")
+    if address.username or address.password or address.query or address.fragment:
+        variable = f"{setting.removesuffix('url')}key_variable"
+        problems.append(f"{setting} must hold no user, password, query or fragment: name the key's variable in {variable}")
+    return problems

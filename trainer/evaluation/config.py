@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from foundry.command_line import url_problems
 from foundry.hardware import AutoDtype
 from model.generation.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
@@ -146,15 +146,10 @@ class JudgeEndpointConfig:
     """Attempts at a question whose answer is not a verdict; after them the image stays unanswered."""
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.url or "http://none")
-        problems = [
+        problems = url_problems(self.url, setting="judge.url") if self.url is not None else []
+        problems += [
             message
             for message, holds in [
-                ("judge.url must be http:// or https:// with a host", address.scheme in ("http", "https") and address.hostname),
-                (
-                    "judge.url must hold no user, password, query or fragment: name the key's variable in judge.key_variable",
-                    not (address.username or address.password or address.query or address.fragment),
-                ),
                 ("judge.body must not hold model or messages", not {"model", "messages"} & self.body.keys()),
                 (
                     "judge.concurrency, outage_tries and answer_tries must be 1 or more",

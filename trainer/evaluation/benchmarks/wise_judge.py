@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from foundry.chat_endpoint import image_url
 from foundry.errors import UserError
 from trainer.evaluation.benchmark import Prompt, Verdict
-from trainer.evaluation.judges.endpoint import JudgeEndpoint, KeptAnswers, image_url, question_key
+from trainer.evaluation.judges.endpoint import JudgeEndpoint, KeptAnswers, question_key
 
 UNANSWERED = "unanswered"
 """Metric: 1 for an image that the judge gave no verdict on, and that has no other values; 0 for the others."""

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from foundry.chat_endpoint import Answer
 from foundry.errors import UserError
 from tests.trainer.judge_server import JudgeServer, Reply, fails, judge_server, says
 from trainer.evaluation.config import JudgeEndpointConfig
-from trainer.evaluation.judges.endpoint import Answer, JudgeEndpoint, KeptAnswers, question_key
+from trainer.evaluation.judges.endpoint import JudgeEndpoint, KeptAnswers, question_key
 
 KEY = "sk-3f9c-not-to-be-seen"
 BODY = {"model": "a judge", "messages": [{"role": "user", "content": [{"type": "text", "text": "well?"}]}]}

@@ -1,0 +1,262 @@
+"""OpenAI-compatible endpoint: POST URL/chat/completions, retried while the server is busy or away.
+
+The key comes from an environment variable. It is sent in the header alone, to the given address alone (no redirect is
+followed), and is cut out of every text of the endpoint that is kept or shown.
+
+httpx carries the requests. The openai client is not used, since it reads an answer of any size; nor is tenacity, since it asks
+once more when `stop` cuts a pause short.
+"""
+
+import base64
+import email.utils
+import io
+import json
+import os
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from foundry.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+T = TypeVar("T")
+_MAX_ANSWER_BYTES = 10 << 20
+_LONGEST_PAUSE_S = 60.0
+_LONGEST_WAIT_S = 600.0
+"""Longest pause in seconds that an endpoint may ask for; beyond it `ask` gives up, to be resumed another day."""
+_MAY_PASS = {408, 409, 425, 429, *range(500, 600)}
+_FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
+_REFUSES_THE_IMAGE = ("content_policy_violation", "content_filter", "moderation_blocked")
+_OWN_FAULT = {400, 413, 415, 422}
+_HIDDEN = "[key]"
+
+
+class RequestRefused(UserError):
+    """The endpoint works, and refuses this request: too large, malformed, or an image that it cannot read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to one request."""
+
+    text: str
+    """Empty where it said nothing."""
+    finish_reason: str
+    """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image."""
+    input_tokens: int | None
+    """As the endpoint counts them; None where it does not."""
+    output_tokens: int | None
+    answered_by: str | None = None
+    """The model that the endpoint says it is; None where it does not."""
+    logprobs: tuple[float, ...] | None = None
+    """Natural log-probability of each token of the answer; None where the endpoint gives none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """An address to ask, and how patiently."""
+
+    url: str
+    """Base URL, such as http://127.0.0.1:8000/v1."""
+    key_variable: str | None
+    """Name of the environment variable that holds the API key; None: send no key."""
+    timeout_s: float
+    """Timeout of a request, in seconds."""
+    tries: int
+    """Attempts at a request while the endpoint is down or busy; the pauses between them double from 1 s to 60 s."""
+    name: str
+    """What messages call it, such as `the judge`."""
+    section: str
+    """Section of its settings, such as `judge`, for messages."""
+
+
+class ChatEndpoint:
+    """An endpoint that can be asked. Several threads may ask at once."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Raises UserError where the key is missing."""
+        self._endpoint = endpoint
+        base = endpoint.url.rstrip("/").removesuffix("/chat/completions")
+        self.address = base + "/chat/completions"
+        self._models = base + "/models"
+        self._key = _key(endpoint)
+        self._stopped = threading.Event()
+        self._client = httpx.Client(
+            timeout=endpoint.timeout_s,
+            verify=ssl.create_default_context(),  # the certificates of this machine, which may know one of the user's own
+            follow_redirects=False,  # the key goes to the given address alone
+            limits=httpx.Limits(max_connections=None),
+            headers={"Accept-Encoding": "identity"},
+        )
+
+    def ask(self, body: Mapping[str, Any]) -> Answer:
+        """The answer to one request. Raises UserError where the endpoint refuses (RequestRefused where the request is at
+        fault), or stays out after all tries.
+
+        `body` holds model, messages and what else the request has, as OpenAI's chat completions take it.
+        """
+        data = json.dumps(body).encode()
+        return self._patiently(lambda: self._answer(self._call("POST", self.address, data)))
+
+    def models(self) -> list[str]:
+        """The names of the models that the endpoint serves. Raises UserError as `ask`."""
+
+        def read() -> list[str]:
+            data = self._call("GET", self._models, None)
+            try:
+                return [str(one["id"]) for one in json.loads(data)["data"]]
+            except (ValueError, KeyError, TypeError):
+                raise _Outage(f"no list of models: {self._shown(data[:2000].decode(errors='replace'))}") from None
+
+        return self._patiently(read)
+
+    def stop(self) -> None:
+        """Asks nothing more, and ends the pauses of requests that are tried again."""
+        self._stopped.set()
+
+    def _patiently(self, request: Callable[[], T]) -> T:
+        """What a request returns, tried again after each outage."""
+        name = f"{self._endpoint.name} at {self.address}"
+        if self._stopped.is_set():
+            raise UserError(f"{name} is not asked any more")
+        pause_s = 1.0
+        for tries_left in reversed(range(self._endpoint.tries)):
+            try:
+                return request()
+            except _Outage as outage:
+                wait_s = pause_s if outage.retry_after_s is None else outage.retry_after_s
+                if not tries_left or wait_s > _LONGEST_WAIT_S or self._stopped.wait(wait_s):
+                    asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
+                    raise UserError(
+                        f"{name} does not answer{asked_to_wait} ({outage}); the same command resumes where this one ended"
+                    ) from None
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise AssertionError("the last try returns or raises")
+
+    def _call(self, method: str, address: str, data: bytes | None) -> bytes:
+        """The bytes of a good answer, or of one that refuses this image. Raises _Outage, or UserError for what stays so."""
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        try:
+            with self._client.stream(method, address, content=data, headers=headers) as response:
+                if response.is_success:
+                    return _limited(response)
+                return self._refusal(response)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _Outage(self._shown(f"{type(error).__name__}: {error}")) from None
+
+    def _refusal(self, response: httpx.Response) -> bytes:
+        try:
+            text = _limited(response).decode(errors="replace")
+        except httpx.HTTPError:
+            text = ""
+        if any(code in text for code in _REFUSES_THE_IMAGE):
+            return text.encode()
+        message = self._shown(f"HTTP {response.status_code} {text}")
+        if response.status_code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
+            raise _Outage(message, retry_after_s=_retry_after_s(response.headers))
+        kind = RequestRefused if response.status_code in _OWN_FAULT else UserError
+        raise kind(f"{self._endpoint.name} at {self.address} refuses ({message}): see {self._settings()}")
+
+    def _answer(self, data: bytes) -> Answer:
+        """Reads an answer's JSON. One with neither choices nor a known refusal comes from a gateway, and is retried."""
+        try:
+            found = json.loads(data)
+            error = found.get("error")
+            if error:
+                code = next((code for code in _REFUSES_THE_IMAGE if code in json.dumps(error)), None)
+                if code is None:
+                    raise _Outage(self._shown(json.dumps(error)))
+                return Answer(text="", finish_reason=code, input_tokens=None, output_tokens=None)
+            choice = found["choices"][0]
+            text, usage = choice["message"].get("content") or "", found.get("usage") or {}
+            return Answer(
+                text=self._hidden(text if isinstance(text, str) else json.dumps(text)),
+                finish_reason=self._hidden(str(choice.get("finish_reason"))),
+                input_tokens=usage.get("prompt_tokens"),
+                output_tokens=usage.get("completion_tokens"),
+                answered_by=None if found.get("model") is None else self._hidden(str(found["model"])),
+                logprobs=_logprobs(choice),
+            )
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise _Outage(f"no chat completion: {self._shown(data[:2000].decode(errors='replace'))}") from None
+
+    def _settings(self) -> str:
+        *others, last = (f"{self._endpoint.section}.{name}" for name in ("url", "model", "body", "key_variable"))
+        return f"{', '.join(others)} and {last}"
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._key, _HIDDEN) if self._key else text
+
+    def _shown(self, text: str) -> str:
+        """One short line, without the key."""
+        return " ".join(self._hidden(text).split())[:300]
+
+
+def image_url(pixels: "npt.NDArray[np.uint8]") -> str:
+    """An image, uint8 RGB (H, W, 3), as a data URL of a PNG that holds pixels alone. Deterministic."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def image_message(text: str, images: Sequence[str]) -> dict[str, Any]:
+    """A user's message with images, by their URLs, before its text."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+class _Outage(Exception):
+    """A failure that may pass."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def _limited(response: httpx.Response) -> bytes:
+    """The body, as far as it is read."""
+    found = bytearray()
+    for piece in response.iter_bytes():
+        found += piece
+        if len(found) >= _MAX_ANSWER_BYTES:
+            break
+    return bytes(found[:_MAX_ANSWER_BYTES])
+
+
+def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
+    tokens = (choice.get("logprobs") or {}).get("content")
+    return tuple(float(token["logprob"]) for token in tokens) if tokens else None
+
+
+def _key(endpoint: Endpoint) -> str | None:
+    variable, setting = endpoint.key_variable, f"{endpoint.section}.key_variable"
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"the environment variable {variable}, which {setting} names, is not set: export it")
+    if not (key.isascii() and key.isprintable()):  # httpx would put the whole header into its complaint
+        raise UserError(f"the environment variable {variable} holds no key: it has characters that no header can have")
+    return key
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds, of a number of them or of a date."""
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        parsed = email.utils.parsedate_tz(value)
+        return max(0.0, email.utils.mktime_tz(parsed) - time.time()) if parsed else None
