@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
 
 def _identities(steps: Iterable[Step]) -> Iterator[str]:
-    """Fingerprint of each step: a hash of its command, of the files of settings and prompts that it reads, and of all outputs before it."""
+    """Hash of each step: of its command, of the settings and prompts that it reads, and of all outputs before it."""
     before = hashlib.sha256()
     for step in steps:
         digest = before if step.output else before.copy()
