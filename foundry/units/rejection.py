@@ -16,6 +16,7 @@ REJECTION_REASONS = {
     "no_caption": "there is neither a caption nor an alt text to train on",
     "no_class_label": "there is no class label to train on",
     "model_error": "the model raised an error for this image alone",
+    "not_finite": "the model computed NaN or infinity for this image",
     "worker_died": "the worker process died each time it had this image",
 }
 

@@ -23,6 +23,7 @@ def test_xl_at_1024_fits_in_8_gb_part_by_part() -> None:
     # That takes the stages and the 8 bits: all at once, or T5 in bf16, would not fit.
     assert sum(phase.weights for phase in phases.values()) + phases["encode"].activations + OVERHEAD_BYTES > GPU_BYTES
     assert phase_bytes(XL_1024, height=64, width=64, quantisation="none")["encode"].total > GPU_BYTES
+    assert 4.2e9 < phase_bytes(XL_1024, height=64, width=64, quantisation="bitsandbytes_4bit")["encode"].weights < 4.4e9
     wide = phase_bytes(XL_1024, height=512, width=2048, batch_size=4)
     assert phases["denoise"].activations < wide["denoise"].total < GPU_BYTES
 
