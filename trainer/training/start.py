@@ -137,6 +137,20 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
             )
 
 
+def cleaning_note(start: Start, config: TrainConfig, info: FeaturesInfo) -> str:
+    """A line where the features' captions were cleaned otherwise than those that the checkpoint learned from; else empty."""
+    if start.checkpoint is None or info.text_encoder is None:
+        return ""
+    pipeline = read_pipeline_config(start.checkpoint)
+    if not pipeline.text_encoder.name or pipeline.caption_cleaning == info.caption_cleaning:
+        return ""
+    return (
+        f"the features' captions had {info.caption_cleaning} cleaning, those that {start.checkpoint} learned from "
+        f"{pipeline.caption_cleaning}: the checkpoints of this training will clean prompts as the features; to keep the other, "
+        f"make features with --text_encoder.cleaning {pipeline.caption_cleaning} and another --out than {config.features}"
+    )
+
+
 def replace_stage(config: TrainConfig) -> TrainConfig:
     """The settings with the stage before, to find its folder."""
     return replace(config, stage=config.follows)  # type: ignore[arg-type]
