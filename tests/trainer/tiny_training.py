@@ -104,7 +104,7 @@ def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: Text
         )
         for row in range(unit.num_images)
     ]
-    tables = {"latents": latents_table(facts, latents)}
+    tables = {"latents": latents_table(facts, latents, info.latent_dtype)}
     if info.caption_storage != "none":
         lengths = torch.randint(1, info.max_caption_tokens, (2 * unit.num_images,), generator=generator)
         tokens = torch.randn(int(lengths.sum()), info.caption_width, generator=generator)
