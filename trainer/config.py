@@ -182,6 +182,9 @@ class DataConfig:
     """Threads that read batches ahead; 0: batches are read when they are needed. The order does not depend on it."""
     prefetch: int = 4
     """Number of batches that are read ahead."""
+    skip: str | None = None
+    """List of samples to leave out: a text file with a key on each line, or Parquet with a column `key`. The order of the other
+    samples is then another one."""
 
 
 @dataclass(frozen=True, kw_only=True)

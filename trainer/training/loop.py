@@ -68,7 +68,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     within = start.images_seen > position.images_before
     if within and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
-            f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
+            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another --data.skip): "
+            "from here on their order is another one"
         )
     if workers.is_first:
         run.warn_once(stage_passes_warning(config, position.rung, num_samples=store.num_samples(TRAIN)))
@@ -83,7 +84,7 @@ def _train_rungs(
 ) -> LadderPosition | None:
     """Trains the rungs from a position on; returns the one in which it was told to stop, None at the end of the ladder."""
     timer = StepTimer(wait_for_device=workers.wait_for_device)
-    watch = Watch(run, config.watch, workers, peak_flops=peak_flops(config, workers.device))
+    watch = Watch(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
 
