@@ -9,6 +9,7 @@ from model.dit_config import DiTConfig, KVCompression
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]
 Schedule = Literal["constant", "cosine"]
+AspectRatio = Literal["bucket", "image"]
 SCRATCH = "scratch"
 DIFFUSION: Literal["diffusion"] = "diffusion"
 
@@ -182,6 +183,9 @@ class DataConfig:
     """Threads that read batches ahead; 0: batches are read when they are needed. The order does not depend on it."""
     prefetch: int = 4
     """Number of batches that are read ahead."""
+    aspect_ratio: AspectRatio = "bucket"
+    """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in PixArt and in generation, or of
+    the original image. Source: the authors' code."""
     skip: str | None = None
     """List of samples to leave out: a text file with a key on each line, or Parquet with a column `key`. The order of the other
     samples is then another one."""

@@ -121,6 +121,7 @@ def _open_preparation(config: TrainConfig, network: DiTConfig, store: FeatureSto
         class_dropout=config.data.caption_dropout if network.null_class else 0.0,
         device_tokens=config.device_tokens,
         text_encoder=open_text_encoder(config, info, device=str(workers.device)) if encodes else None,
+        original_aspect_ratio=config.data.aspect_ratio == "image",
     )
 
 

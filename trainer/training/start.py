@@ -76,6 +76,7 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
 def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
+    reads_ratios = read_transformer_config(checkpoint).micro_conditioning
     last_image = position.images_seen - 1
     was, now = ladder_position(position.ladder, last_image), ladder_position(config.ladder, last_image)
     assert was is not None, "the ladder of then reached as far as it did"
@@ -88,6 +89,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
+            *([("--data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
         ]
         if old != new
     ]
