@@ -184,8 +184,8 @@ class DataConfig:
     prefetch: int = 4
     """Number of batches that are read ahead."""
     aspect_ratio: AspectRatio = "bucket"
-    """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in PixArt and in generation, or of
-    the original image. Source: the authors' code."""
+    """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in generation, or of the original
+    image. Source: the authors' code."""
     skip: str | None = None
     """List of samples to leave out: a text file with a key on each line, or Parquet with a column `key`. The order of the other
     samples is then another one."""

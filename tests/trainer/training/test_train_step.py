@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import hypothesis.strategies as st
 import pytest
@@ -104,14 +105,10 @@ def test_the_aspect_ratio_is_that_of_the_bucket_or_of_the_image_as_the_settings_
             assert part.sizes is not None and part.sizes.tolist() == [[700.0, 300.0]] * 6
             assert part.aspect_ratios is not None
             torch.testing.assert_close(part.aspect_ratios, torch.full((6, 1), expected))
-            seen: dict[str, torch.Tensor] = {}
-
-            def model(latents: torch.Tensor, _timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
-                seen.update(conditions)
-                return latents
-
-            part.predict(model, torch.float32)(part.latents, part.timesteps)  # type: ignore[arg-type]
-            assert seen["aspect_ratios"] is part.aspect_ratios and seen["sizes"] is part.sizes
+            network = create_autospec(DiT, instance=True)
+            part.predict(network, torch.float32)(part.latents, part.timesteps)
+            conditions = network.call_args.kwargs
+            assert conditions["aspect_ratios"] is part.aspect_ratios and conditions["sizes"] is part.sizes
 
 
 def test_decay_spares_norms_biases_embeddings_and_tables() -> None:
