@@ -73,7 +73,7 @@ def test_all_stages_do_not_start_from_one_checkpoint(capsys: pytest.CaptureFixtu
     [
         ("--seed", "-1", "seed must be 0 or more"),
         ("--watch.sample_steps", "0", "watch.sample_steps must be 1 to 1000"),
-        ("--watch.guidance_scale", "0.5", "watch.guidance_scale must be 1 or more"),
+        ("--watch.guidance_scale", "-0.5", "watch.guidance_scale must be 0 or more"),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(
