@@ -15,6 +15,7 @@ from foundry.storage.locations import absolute_if_there
 from foundry.units.bisection import TRIES, cause_of
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, dtype_of_replicas, start_ray
+from model.generation.pipeline import Pipeline
 from trainer.evaluation.drawing import Drawing
 
 
@@ -47,10 +48,11 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
     check_visible({str(folder): ""})
     options = _drawer_options(config.num_workers, use_gpu=config.runtime.device in ("auto", "cuda"))
     drawer = ray.remote(max_restarts=TRIES, max_task_retries=TRIES, **options)(_Drawer)
-    pool = ActorPool([drawer.remote(drawing) for _ in range(config.num_workers)])
+    pool = ActorPool([drawer.remote() for _ in range(config.num_workers)])
+    shared = ray.put(drawing)  # an argument of each call: one of the constructor would be lost to an actor that starts again
     try:
         with tqdm(total=len(indices), unit="image") as bar:
-            for number in pool.map_unordered(lambda actor, shard: actor.draw.remote(shard), drawing.shards(indices)):
+            for number in pool.map_unordered(lambda actor, shard: actor.draw.remote(shared, shard), drawing.shards(indices)):
                 bar.update(number)
     except RayError as error:
         raise UserError(
@@ -59,15 +61,15 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
 
 
 class _Drawer:
-    """A worker with the pipeline of a checkpoint."""
+    """A worker with the pipeline of a checkpoint, which it opens for the first shard."""
 
-    def __init__(self, drawing: Drawing) -> None:
-        self.drawing = drawing
-        self.pipeline = drawing.open_pipeline()
+    def __init__(self) -> None:
+        self._pipeline: Pipeline | None = None
 
-    def draw(self, indices: Sequence[int]) -> int:
+    def draw(self, drawing: Drawing, indices: Sequence[int]) -> int:
         """Draws a shard; returns how many images it has. Images that a lost worker has drawn are not drawn again."""
-        self.drawing.draw(self.pipeline, self.drawing.missing(indices))
+        self._pipeline = self._pipeline or drawing.open_pipeline()
+        drawing.draw(self._pipeline, drawing.missing(indices))
         return len(indices)
 
 
