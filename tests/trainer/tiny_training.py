@@ -91,7 +91,7 @@ def _unit(number: int, num_units: int, rows: int, info: FeaturesInfo) -> Planned
 def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: TextEncoder | None) -> None:
     generator = torch.Generator().manual_seed(unit.number)
     height, width = unit.buckets[info.resolution]
-    shape = (unit.num_images, info.latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING)
+    shape = (unit.num_images, info.latent_channels, height // info.downsampling, width // info.downsampling)
     latents = LatentDistribution(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator) - 3)
     names = [("dense", "alt_text")] * unit.num_images
     facts = [
