@@ -108,8 +108,8 @@ def _cleaning_note(config: ConvertConfig, conversion: Conversion) -> str:
         return ""
     if config.target == "diffusers" and cleaning != "thorough":
         return (
-            f"  captions: this network was trained with {cleaning} cleaning, and diffusers cleans prompts thoroughly unless the "
-            "pipeline is called with clean_caption=False"
+            f"  captions: this network was trained with {cleaning} cleaning, and diffusers cleans prompts thoroughly unless "
+            "the pipeline is called with clean_caption=False"
             + (", which still makes them lower case" if cleaning == "none" else "")
         )
     if config.source in ("official", "diffusers") and config.target == "native" and config.caption_cleaning == "auto":
