@@ -104,7 +104,8 @@ def _real_memory(kind: type[DiT], checkpoint: Path, features: Path) -> int:
         step()
         peak = allocated_peak(step)
     moments = [value for moment in state.optimizer.state.values() for value in moment.values()]
-    return peak + sum(tensor.nbytes for tensor in (*state.network.parameters(), *state.ema.weights.values(), *moments))
+    kept: int = sum(tensor.nbytes for tensor in (*state.network.parameters(), *state.ema.weights.values(), *moments))
+    return peak + kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -35,7 +35,8 @@ def test_features_that_are_no_numbers_cost_their_sample_alone_at_all_resolutions
     """One NaN in latents at one of two resolutions, one beyond float16, one in the features of a second caption."""
     config = tiny_precompute(tmp_path, dataset, resolution=[32, 64], unit_size=20)
     prepared = prepare(config, describe=Encoders.describe)
-    job, engine, spoilt = prepared.job, prepared.job.load_engine(), {}
+    job, engine = prepared.job, prepared.job.load_engine()
+    spoilt: dict[str, str] = {}
     for unit in prepared.units:
         payload, facts = job.prepare(unit, range(unit.num_images))
         output = job.process(engine, payload, one_by_one=False)

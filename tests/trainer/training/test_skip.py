@@ -83,8 +83,13 @@ def test_the_command_that_the_error_names_trains_to_the_end(tmp_path: Path) -> N
 def _raise(argv: list[str]) -> None:
     """The command in this process, whose error would else be printed."""
     found: list[TrainConfig] = []
+
+    def keep(config: TrainConfig) -> int:
+        found.append(config)
+        return 0
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.fit.main", lambda config: found.append(config) or 0)
+        patch.setattr("trainer.fit.main", keep)
         assert run(argv) == 0
     main(found[0])
 
