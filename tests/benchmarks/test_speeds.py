@@ -10,6 +10,8 @@ from benchmarks import train_loop
 from benchmarks.captioning import run_dtype
 from benchmarks.feature_making import SIDE_PX, making_dtype
 from benchmarks.features import FeaturesBenchConfig, storage_figures
+from benchmarks.staged_config import StagedTrainingConfig
+from benchmarks.staged_training import trained_dtypes
 from benchmarks.train_loop import StepClock, StepTimes, TrainLoopConfig
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
@@ -33,6 +35,13 @@ def test_the_number_format_is_read_from_the_run_that_was_measured(tmp_path: Path
     record = features / "alignment" / str(SIDE_PX) / "features.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"vae_dtype": "bfloat16"}))
     assert making_dtype(tmp_path) == "VAE bfloat16, T5 float32"
+    staged = StagedTrainingConfig(out=str(tmp_path / "staged"))
+    assert trained_dtypes(staged) is None
+    for name, precision in (("single", "float32"), ("per_block", "bfloat16"), ("dense", "float32")):
+        folder = tmp_path / "staged" / "trainings" / name / "0" / "alignment"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"precision: {precision}\n")
+    assert trained_dtypes(staged) == "bfloat16, float32"
     settings = {"generation": {"dtype": "float32"}}
     RunRecord.new(settings=settings, images=["scenes"], licence="").create(Folder(str(tmp_path / "run")))
     assert run_dtype(tmp_path / "run") == "float32"
