@@ -27,8 +27,8 @@ _PIXART = {"culture": 0.45, "time": 0.50, "space": 0.48, "biology": 0.49, "physi
 def read_grades(answer: str) -> dict[str, float] | None:
     """The grades, 0 to 2, and the WiScore, 0 to 1; None where a grade is missing or is none of 0, 1 and 2.
 
-    Three digits and nothing else are the grades in their order; of a grade that is given again the last counts. Source: the
-    authors' code.
+    Of a grade that is given again the last counts. Source: the authors' code. Three digits and nothing else are the grades in
+    their order.
     """
     bare = _BARE.fullmatch(answer)
     pairs = zip(_WEIGHTS, bare.groups(), strict=True) if bare else _GRADE.findall(answer)
