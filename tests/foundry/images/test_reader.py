@@ -21,6 +21,7 @@ from foundry.images import parquet as parquet_rows
 from foundry.images import reader as references
 from foundry.images.index import ImageReference
 from foundry.images.reader import ImageFacts, ImageReader, coalesce, content_hash, reference_of
+from foundry.images.sources import find_sources, index_sources
 from foundry.units.rejection import ImageError
 from tests.foundry.images.containers import CountingFileSystem, encode, jpeg, rows_of, sa1b_json, tar_bytes, write
 
@@ -335,12 +336,32 @@ def test_scalar_columns_of_parquet_are_carried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "left_out"),
+    [
+        (b"[1]", "the JSON next to the image holds an array and no object"),
+        (b"7", "the JSON next to the image holds a value and no object"),
+        (b'{"caption": "\\ud800", "n": 3}', "caption holds text that is not valid Unicode"),
+    ],
+)
+def test_a_json_that_cannot_be_taken_whole_keeps_its_image_and_is_said(tmp_path: Path, data: bytes, left_out: str) -> None:
+    write(tmp_path / "a.jpg", b"1")
+    write(tmp_path / "a.json", data)
+    write(tmp_path / "a.txt", "an owl")
+    (source,) = index_sources(find_sources([str(tmp_path)]))
+    (row,) = [row for table in source.tables for row in table.to_pylist()]
+    with ImageReader() as reader:
+        facts = reader.read_sidecars(row)
+    assert facts.alt_text == "an owl"
+    assert json.loads(facts.metadata or "") == ({"n": 3} if b"n" in data else {}) | {"left_out": left_out}
+    assert source.carried["left_out"] == "VARCHAR"
+    assert list(source.passed_over.notes.values()) == [(1, f"{tmp_path / 'a.json'}: {left_out}")]
+
+
+@pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("a.json", b'{"a": ', "is not JSON"),
         ("a.json", b"", "is not JSON"),
-        ("a.json", b"[1]", "holds a list, expected a JSON object"),
-        ("a.json", b'{"caption": "\\ud800"}', "not valid Unicode"),
         ("a.json", b"[" * 100_000, "is not JSON"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.cls", b"\xff", "not UTF-8"),
