@@ -8,7 +8,7 @@ for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
 
 import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -336,6 +336,9 @@ def _classify(location: str) -> _Container:
         return _Container("list" if column else None, column)
     footer = read_footer(location)
     layout = layout_of(footer.schema)
+    twice = [name for name, count in Counter(footer.schema.names).items() if count > 1]
+    if twice and (layout.image or layout.path):
+        raise UserError(f"{location} has {footer.schema.names.count(twice[0])} columns named {twice[0]!r}; rename all but one")
     if layout.image is not None:
         return _Container("parquet", num_rows=footer.num_rows)
     # Our own files name tars in their column uri: they are results, not lists of images.
