@@ -121,7 +121,7 @@ class FolderNames(NamedTuple):
 
 def folder_names(listing: Listing, *, ignore: Sequence[str], passed_over: PassedOver) -> FolderNames | None:
     """What the index needs of a listed folder; None where it holds no image. Images that fit a pattern of `ignore` are counted
-    as masks."""
+    as masks, and so are files that would describe an image if there were one of their name."""
     suffixes = {name: split_suffix(name)[1] for name in listing.files}
     masks = [name for name, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES and is_mask(name, ignore)]
     passed_over.masks += len(masks)
@@ -130,6 +130,8 @@ def folder_names(listing: Listing, *, ignore: Sequence[str], passed_over: Passed
     if IMAGE_SUFFIXES.isdisjoint(suffixes.values()):
         return None
     kept = [name for name, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES or suffix in SIDECAR_SUFFIXES]
+    stems = {split_suffix(name)[0] for name in (*kept, *masks) if suffixes.get(name) not in SIDECAR_SUFFIXES}
+    passed_over.sidecars += sum(suffixes[name] in SIDECAR_SUFFIXES and split_suffix(name)[0] not in stems for name in kept)
     return FolderNames(listing.uri, listing.relative, "/".join(kept))
 
 

@@ -79,6 +79,7 @@ def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None, ign
         raise UserError(f"{uri} holds no image; give a tar with image files, as WebDataset and SA-1B write them")
     container = relative_to(uri, root)
     samples = _Samples(images, sidecars, uri=uri, passed_over=passed_over)
+    passed_over.sidecars += samples.num_alone()
     for member in images.values():
         stem = split_suffix(member.path)[0]
         yield IndexRow(
@@ -115,6 +116,11 @@ class _Samples:
             if stem not in stems or stem in dotted:
                 self._loose.setdefault(_sample_key(stem), []).append(stem)
         self._num_images = Counter(key for stem in stems if (key := _sample_key(stem)) in self._loose)
+
+    def num_alone(self) -> int:
+        """How many sidecars belong to no image."""
+        alone = [stem for key, stems in self._loose.items() if not self._num_images[key] for stem in stems]
+        return sum(len(self._sidecars[stem]) for stem in alone)
 
     def beside(self, stem: str) -> tuple[SidecarRow, ...]:
         """The sidecars of the image with this path without suffix, one for each suffix."""

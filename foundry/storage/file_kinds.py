@@ -48,6 +48,8 @@ class PassedOver:
     """Folders of is_drive_folder."""
     masks: int = 0
     """Images that one of the patterns to ignore fits."""
+    sidecars: int = 0
+    """Texts, labels and JSONs in a folder or tar with images that share their name with none of them."""
     suffixes: Counter[str] = field(default_factory=Counter)
     """Files that are no image, sidecar or source by their suffix, by that suffix."""
     notes: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class PassedOver:
         self.results += other.results
         self.drive_folders += other.drive_folders
         self.masks += other.masks
+        self.sidecars += other.sidecars
         self.suffixes += other.suffixes
         for finding, (count, where) in other.notes.items():
             self.note(finding, where, count=count)
@@ -81,6 +84,8 @@ class PassedOver:
             parts.append(f"{_counted(self.drive_folders, 'folder')} of thumbnails or deleted files on a drive")
         if self.masks:
             parts.append(f"{_counted(self.masks, 'mask')} of images")
+        if self.sidecars:
+            parts.append(f"{_counted(self.sidecars, 'text or JSON file')} with the name of no image")
         if self.suffixes:
             parts.append(f"{_counted(self.suffixes.total(), 'file')} that no reader takes for images ({self._suffixes()})")
         return f"passed over {' and '.join(parts)}" if parts else ""

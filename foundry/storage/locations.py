@@ -216,11 +216,13 @@ def walk(
     true_path = folder if is_url(folder) else os.path.realpath(folder)
     if true_path in above:
         return
+    in_folder = PassedOver()
     with read_errors(folder, "check its permissions"):
-        files, subfolders = _list(folder, passed_over)
+        files, subfolders = _list(folder, in_folder)
     if relative and holds_results(files, subfolders):
         passed_over.results += 1
         return
+    passed_over.add(in_folder)
     yield Listing(uri=folder, relative=relative, files=files)
     inside = above | {true_path}
     for name in subfolders:

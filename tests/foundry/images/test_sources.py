@@ -71,13 +71,15 @@ def test_results_of_our_own_below_a_folder_of_images_are_no_images(tmp_path: Pat
     write(tmp_path / "run.jpg", jpeg(1))
     write(tmp_path / "run.json", "{}")
     write(tmp_path / "album" / "dataset.json", "{}")
+    write(tmp_path / "album" / "dataset.jpg", jpeg(4))
     write(tmp_path / "album" / "a.jpg", jpeg(2))
     for record, beside in (("run.json", "commits"), ("dataset.json", "samples"), ("features.json", "plan")):
         folder = tmp_path / f"our {beside}"
         write(folder / record, "{}")
+        write(folder / "README.md", "a card")
         parquet(folder / beside / "0.parquet", {"image": [jpeg(3)]})
     passed_over = PassedOver()
-    assert relatives(tmp_path) == ["run.jpg", "album/a.jpg"], "the record's name alone is any file's"
+    assert relatives(tmp_path) == ["run.jpg", "album/a.jpg", "album/dataset.jpg"], "the record's name alone is any file's"
     find_sources([str(tmp_path)], passed_over=passed_over)
     assert passed_over.line() == "passed over 3 folders of runs, data sets or features"
     assert relatives(tmp_path / "our samples") == ["samples/0.parquet#0"], "given itself, it is searched"
@@ -222,6 +224,20 @@ def test_files_of_other_kinds_are_counted_by_their_suffix(tmp_path: Path) -> Non
     write(tmp_path / "only" / "a.jxl", b"")
     with pytest.raises(UserError, match="no images found in .*passed over 1 file that no reader takes for images .[.]jxl 1"):
         find_sources([str(tmp_path / "only")])
+
+
+def test_texts_of_no_image_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.txt", "s0.input.jpg", "s0.outputs.txt", "b.json", "only/texts.txt", "m.mask.png", "m.mask.json"):
+        write(tmp_path / name, jpeg(1))
+    write(
+        tmp_path / "x.tar", tar_bytes([("s0.input.jpg", jpeg(1)), ("s0.outputs.txt", b""), ("b.txt", b""), ("b.json", b"{}")])
+    )
+    passed_over = PassedOver()
+    sources = find_sources([str(tmp_path)], passed_over=passed_over)
+    assert passed_over.line() == "passed over 1 mask of images and 2 text or JSON files with the name of no image"
+    in_tar = PassedOver()
+    list(index_source(sources[-1], passed_over=in_tar))
+    assert in_tar == PassedOver(sidecars=2)
 
 
 @pytest.mark.parametrize("holder", ["00000.tar", "00000"])
