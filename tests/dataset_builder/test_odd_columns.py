@@ -63,7 +63,7 @@ def test_a_column_of_any_name_survives_every_command(tmp_path: Path, capsys: pyt
         assert first["unnamed"] == "0 of 0"
         assert json.loads(first["metadata"])["Status"] == f"{NAMES.index('Status')} of 0"
         for form in ("table", "csv", "json"):
-            assert query(QueryConfig(run=url, sql="SELECT * FROM images ORDER BY key", format=form)) == 0  # type: ignore[arg-type]
+            assert query(QueryConfig(run=url, sql="SELECT * FROM images ORDER BY key", format=form)) == 0
             shown = capsys.readouterr().out
             assert form == "table" or all(value in shown for value in values)
         assert report(ReportConfig(source=url, out=str(tmp_path / f"{Path(url).name}.html"))) == 0
@@ -85,7 +85,10 @@ def test_what_pandas_writes_first_has_a_name_in_sql(tmp_path: Path) -> None:
 def test_a_column_that_is_text_in_one_file_and_numbers_in_another_keeps_all_values(
     tmp_path: Path, names: tuple[str, str]
 ) -> None:
-    mixed = {"id": "abc123", "score": "high", "n": 1, "flag": True}, {"id": 17, "score": 1.5, "n": 2.5, "flag": 3}
+    mixed: list[dict[str, Any]] = [
+        {"id": "abc123", "score": "high", "n": 1, "flag": True},
+        {"id": 17, "score": 1.5, "n": 2.5, "flag": 3},
+    ]
     for number, (name, columns) in enumerate(zip(names, mixed, strict=True)):
         held = {column: [value] for column, value in columns.items()}
         parquet(tmp_path / "in" / f"{name}.parquet", {"image": [jpeg(number)], "text": ["An owl."], **held})

@@ -21,7 +21,6 @@ from foundry.images import parquet as parquet_rows
 from foundry.images import reader as references
 from foundry.images.index import ImageReference
 from foundry.images.reader import ImageFacts, ImageReader, coalesce, content_hash, reference_of
-from foundry.images.sources import find_sources, index_sources
 from foundry.units.rejection import ImageError
 from tests.foundry.images.containers import CountingFileSystem, encode, jpeg, rows_of, sa1b_json, tar_bytes, write
 
@@ -333,52 +332,6 @@ def test_scalar_columns_of_parquet_are_carried(tmp_path: Path) -> None:
     assert json.loads(first.metadata or "") == {"__key__": "k1", "score": 0.5, "day": "1970-01-01"}
     assert (second.alt_text, second.class_label) == (None, None)
     assert json.loads(second.metadata or "") == {"__key__": "k2", "day": "1970-01-02"}
-
-
-@pytest.mark.parametrize(
-    ("data", "left_out"),
-    [
-        (b"[1]", "the JSON next to the image holds an array and no object"),
-        (b"7", "the JSON next to the image holds a value and no object"),
-        (b'{"caption": "\\ud800", "n": 3}', "caption holds text that is not valid Unicode"),
-    ],
-)
-def test_a_json_that_cannot_be_taken_whole_keeps_its_image_and_is_said(tmp_path: Path, data: bytes, left_out: str) -> None:
-    write(tmp_path / "a.jpg", b"1")
-    write(tmp_path / "a.json", data)
-    write(tmp_path / "a.txt", "an owl")
-    (source,) = index_sources(find_sources([str(tmp_path)]))
-    (row,) = [row for table in source.tables for row in table.to_pylist()]
-    with ImageReader() as reader:
-        facts = reader.read_sidecars(row)
-    assert facts.alt_text == "an owl"
-    assert json.loads(facts.metadata or "") == ({"n": 3} if b"n" in data else {}) | {"left_out": left_out}
-    assert source.carried["left_out"] == "VARCHAR"
-    assert list(source.passed_over.notes.values()) == [(1, f"{tmp_path / 'a.json'}: {left_out}")]
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.json", b'{"a": ', "is not JSON"),
-        ("a.json", b"", "is not JSON"),
-        ("a.json", b"[" * 100_000, "is not JSON"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.cls", b"\xff", "not UTF-8"),
-    ],
-)
-@pytest.mark.parametrize("is_tar", [True, False])
-def test_a_broken_sidecar_is_named(tmp_path: Path, name: str, data: bytes, message: str, *, is_tar: bool) -> None:
-    if is_tar:
-        write(tmp_path / "x.tar", tar_bytes([("a.jpg", b"1"), (name, data)]))
-    else:
-        write(tmp_path / "a.jpg", b"1")
-        write(tmp_path / name, data)
-    (row,) = rows_of(tmp_path)
-    with ImageReader() as reader, pytest.raises(ImageError, match=message) as raised:
-        reader.read_sidecars(row)
-    assert raised.value.reason == "bad_sidecar"
-    assert str(tmp_path) in raised.value.message
 
 
 def test_a_sidecar_that_has_gone_is_a_bad_sidecar(tmp_path: Path) -> None:
