@@ -15,7 +15,7 @@ import numpy as np
 from foundry.errors import UserError
 from foundry.images.index import LISTED, IndexRow, SidecarRow, sidecars_in
 from foundry.images.metadata import Carried, map_columns, metadata_json, widen_types
-from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema
+from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema, values_of
 from foundry.storage.file_kinds import PARQUET_SUFFIX, PassedOver, is_image, stem_of, suffix_of
 from foundry.storage.locations import (
     is_data_url,
@@ -36,6 +36,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # How the base64 of JPEG, PNG, GIF, WebP and TIFF begins, and a length that few paths reach.
 _BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
 _LONG_PATH = 100
+_MAX_FIELD_CHARS = 128 << 20
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -180,8 +181,9 @@ def _parquet_rows(uri: str) -> Iterator[dict[str, Any]]:
     with open_parquet(uri) as file:
         layout = layout_of(file.schema_arrow)
         for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=list(layout.types), use_threads=False):
-            for row in batch.to_pylist():
-                yield name_classes(row, layout.class_names)
+            columns = [values_of(column) for column in batch.columns]
+            for row in zip(*columns, strict=True):
+                yield name_classes(dict(zip(batch.schema.names, row, strict=True)), layout.class_names)
 
 
 def _json_rows(uri: str) -> Iterator[dict[str, Any]]:
@@ -200,6 +202,7 @@ def _json_rows(uri: str) -> Iterator[dict[str, Any]]:
 
 def _csv_rows(uri: str, passed_over: PassedOver) -> Iterator[dict[str, Any]]:
     delimiter = _DELIMITERS[suffix_of(uri)]
+    csv.field_size_limit(_MAX_FIELD_CHARS)  # of the whole process; its default is less than an image in base64
     with _open_text(uri) as text:
         lines = _Lines(text)
         header: list[str] = []
@@ -239,7 +242,7 @@ def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str
         if is_wrong:
             number = lines.give_back()
             record = lines.taken[0].rstrip("\r\n").split(delimiter)
-            if len(record) != len(header) or len(lines.taken[0]) > csv.field_size_limit():
+            if len(record) != len(header) or len(lines.taken[0]) > _MAX_FIELD_CHARS:
                 found = f"expected {len(header)} fields, found {len(record)}" if header else "expected the names of the columns"
                 raise UserError(
                     f"line {number} of {uri} cannot be read ({problem}): {found}; "

@@ -58,7 +58,7 @@ def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None, ign
     passed_over = PassedOver() if passed_over is None else passed_over
     images: dict[str, TarMember] = {}
     sidecars: dict[str, dict[str, SidecarRow]] = {}
-    for member in walk_tar(uri):
+    for member in walk_tar(uri, passed_over=passed_over):
         path = member.path
         stem, suffix = split_suffix(path)
         if is_ignored_path(path):
@@ -147,18 +147,28 @@ class _Samples:
         return self._sidecars[found[0]][suffix]
 
 
-def walk_tar(uri: str) -> Iterator[TarMember]:
-    """All regular files of a tar, in order, reading headers only. Raises UserError as `index_tar` says, save for images."""
+def walk_tar(uri: str, *, passed_over: PassedOver | None = None) -> Iterator[TarMember]:
+    """All regular files of a tar, in order, reading headers only; `passed_over` gets a note where the end mark is missing.
+
+    Raises UserError as `index_tar` says, save for images.
+    """
     num_bytes = describe(uri).num_bytes
     if num_bytes == 0:
         raise UserError(f"{uri} is empty (0 bytes), expected a tar; fetch it again or remove it")
     with read_errors(uri, "check its permissions, or fetch it again"), open_binary(uri) as file:
-        yield from walk_members(file, uri, num_bytes=num_bytes, is_remote=is_url(uri))
+        yield from walk_members(file, uri, num_bytes=num_bytes, is_remote=is_url(uri), passed_over=passed_over)
 
 
-def walk_members(file: BinaryIO, uri: str, *, num_bytes: int | None = None, is_remote: bool = False) -> Iterator[TarMember]:
+def walk_members(
+    file: BinaryIO,
+    uri: str,
+    *,
+    num_bytes: int | None = None,
+    is_remote: bool = False,
+    passed_over: PassedOver | None = None,
+) -> Iterator[TarMember]:
     """The same of an open tar that can seek, forward at least. Without `num_bytes` it misses that a payload is cut off."""
-    yield from _walk(_Window(file, is_remote=is_remote), uri, num_bytes)
+    yield from _walk(_Window(file, is_remote=is_remote), uri, num_bytes, PassedOver() if passed_over is None else passed_over)
 
 
 class _Window:
@@ -196,15 +206,17 @@ class _Pending:
         self.size: int | None = None
 
 
-def _walk(window: _Window, uri: str, num_bytes: int | None) -> Iterator[TarMember]:
+def _walk(window: _Window, uri: str, num_bytes: int | None, passed_over: PassedOver) -> Iterator[TarMember]:
     offset = 0
     pending = _Pending()
+    is_ended = False
     while header := window.read(offset, _BLOCK):
         if not header.strip(b"\0"):
             # The end of an archive; where tars were joined by `cat`, the next one follows.
             offset += _BLOCK
-            pending = _Pending()
+            pending, is_ended = _Pending(), True
             continue
+        is_ended = False
         _check_header(header, uri, offset)
         kind = header[156]
         is_extension = kind in _EXTENSION_TYPES
@@ -222,6 +234,8 @@ def _walk(window: _Window, uri: str, num_bytes: int | None) -> Iterator[TarMembe
         _refuse_indirect(kind, path, uri)
         if kind in _FILE_TYPES and not path.endswith("/"):
             yield TarMember(path, payload, length)
+    if not is_ended:
+        passed_over.note("tars have no end mark, so they may be cut off between two files", uri)
 
 
 def _refuse_indirect(kind: int, path: str, uri: str) -> None:

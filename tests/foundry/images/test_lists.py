@@ -271,3 +271,11 @@ def test_images_in_base64_and_data_urls_are_decoded_and_odd_paths_reject_their_r
     assert {one.facts["content_hash"] for one in read.images[:3]} == {content_hash(jpeg(1))}
     assert [row["reason"] for row in read.rejected] == ["not_an_image", *["unreadable"] * 7]
     assert max(len(row["message"]) for row in read.rejected) < 600
+
+
+def test_base64_that_is_longer_than_csv_takes_by_default(tmp_path: Path) -> None:
+    content = base64.b64encode(jpeg(1, size=(500, 500)))
+    assert len(content) > 131_072
+    path = write(tmp_path / "x.csv", b'image,text\n"' + content + b'",an owl\n')
+    (row,) = rows_of(path)
+    assert row["uri"] == f"data:;base64,{content.decode()}" and row["alt_text"] == "an owl"

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from foundry.images.reader import ImageReader
 from foundry.images.sources import find_sources, index_sources
 from foundry.units.rejection import ImageError
-from tests.foundry.images.containers import rows_of, tar_bytes, write
+from tests.foundry.images.containers import jpeg, parquet, rows_of, tar_bytes, write
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,26 @@ def test_a_broken_sidecar_is_named(tmp_path: Path, name: str, data: bytes, messa
         reader.read_sidecars(row)
     assert raised.value.reason == "bad_sidecar"
     assert str(tmp_path) in raised.value.message
+
+
+def test_bytes_in_parquet_that_are_no_unicode_leave_out_their_value_alone(tmp_path: Path) -> None:
+    def text(*values: bytes | None) -> pa.Array:
+        offsets = np.cumsum([0, *(len(value or b"") for value in values)], dtype=np.int32)
+        return pa.StringArray.from_buffers(
+            len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(value or b"" for value in values))
+        )
+
+    columns = {"text": text(b"an owl", b"caf\xe9"), "id": text(b"k0", b"\xff"), "n": pa.array([1, 2])}
+    parquet(tmp_path / "images" / "a.parquet", {"image": [jpeg(0), jpeg(1)], **columns})
+    parquet(tmp_path / "lists" / "b.parquet", {"path": ["0.jpg", "1.jpg"], **columns})
+    left_out = "text holds text that is not valid Unicode; id holds text that is not valid Unicode"
+    with ImageReader() as reader:
+        images = rows_of(tmp_path / "images")
+        facts = [reader.read_sidecars(row) for row in images]
+    assert [row["stem"] for row in images] == ["k0", "a-1"]
+    for found in (
+        [(one.alt_text, one.metadata) for one in facts],
+        [(row["alt_text"], row["metadata"]) for row in rows_of(tmp_path / "lists")],
+    ):
+        assert [alt_text for alt_text, _ in found] == ["an owl", None]
+        assert [json.loads(metadata or "") for _, metadata in found] == [{"id": "k0", "n": 1}, {"n": 2, "left_out": left_out}]

@@ -74,6 +74,15 @@ def test_bytes_after_a_tar_that_are_no_tar_are_an_error(tmp_path: Path) -> None:
         list(index_tar(str(path), str(tmp_path)))
 
 
+def test_a_tar_that_may_be_cut_off_between_two_files_is_said(tmp_path: Path) -> None:
+    whole = tar_bytes([("a.jpg", b"a"), ("b.jpg", b"b")])
+    for number, (data, num_notes) in enumerate([(whole, 0), (whole[:2048], 1), (whole[:1024], 1), (whole[:2560], 0)]):
+        path = write(tmp_path / f"{number}.tar", data)
+        passed_over = PassedOver()
+        assert list(index_tar(str(path), str(tmp_path), passed_over=passed_over))
+        assert len(passed_over.notes) == num_notes
+
+
 def _texts_of(tmp_path: Path, *names: str) -> tuple[dict[str, str | None], PassedOver]:
     """By image, the name of its text; each member holds its own name."""
     data = tar_bytes([(name, name.encode()) for name in names])
