@@ -15,6 +15,7 @@ import pyarrow as pa
 from dataset_builder.concepts.noun_counts import count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.runs.carried_types import record_types
 from dataset_builder.runs.plan import Plan, extend_plan
 from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.schema import CAPTIONS
@@ -100,6 +101,7 @@ def import_run(
         ended = not units or run_job(job, units, settings=ray, visible=visible, budget=allowed - rejected, started=started)
         commits = read_commits(run)
         merge_counts_of(run)
+        record_types(run)
     rejected = sum(commit.num_rejected for commit in commits)
     print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1

@@ -77,7 +77,7 @@ def carried_columns(carried: dict[str, str], *, where: str) -> dict[str, tuple[s
 def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
     """The carried columns, taken out of the JSON in the column `metadata`."""
     return [
-        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
+        f"TRY_CAST(json_extract_string(metadata, {literal(pointer(source_name))}) AS {kind}) AS {quoted(name)}"
         for name, (source_name, kind) in carried.items()
     ]
 
@@ -109,6 +109,6 @@ def _meta_nouns() -> str:
     return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
 
 
-def _pointer(name: str) -> str:
+def pointer(name: str) -> str:
     """The JSON pointer to a member of the metadata."""
     return "/" + name.replace("~", "~0").replace("/", "~1")

@@ -16,9 +16,11 @@ from dataset_builder.query import QueryConfig
 from dataset_builder.query import main as query
 from dataset_builder.report import ReportConfig
 from dataset_builder.report import main as report
+from dataset_builder.runs.carried_types import record_types
 from dataset_builder.sql.dataset_files import open_stored, read_dataset
+from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import MINI_T5
-from tests.foundry.images.containers import jpeg, parquet, write
+from tests.foundry.images.containers import jpeg, parquet, tar_bytes, write
 from tests.foundry.units.plain_loop import run_plainly
 
 NAMES = (
@@ -99,3 +101,30 @@ def test_a_column_that_is_text_in_one_file_and_numbers_in_another_keeps_all_valu
         found = {row["id"]: (row["score"], row["n"], row["flag"]) for row in _images(url)}
         assert found == {"abc123": ("high", 1.0, "true"), "17": ("1.5", 2.5, "3")}
     assert read_dataset(data).record["carried"] == {"id": "VARCHAR", "score": "VARCHAR", "n": "DOUBLE", "flag": "VARCHAR"}
+
+
+@pytest.mark.parametrize("is_tar", [False, True])
+def test_json_files_after_the_first_ones_keep_their_values(tmp_path: Path, *, is_tar: bool) -> None:
+    facts: list[dict[str, Any]] = [{"id": n, "score": 0.5, "n": n, "flag": True, "same": n} for n in range(9)]
+    facts.append({"id": "x9", "score": "high", "n": 1.5, "flag": "maybe", "same": 9, "late": "new", "a/b": 1})
+    members = [
+        (f"{n}{suffix}", data)
+        for n, row in enumerate(facts)
+        for suffix, data in ((".jpg", jpeg(n)), (".json", json.dumps(row)))
+    ]
+    if is_tar:
+        write(
+            tmp_path / "in.tar", tar_bytes([(name, data.encode() if isinstance(data, str) else data) for name, data in members])
+        )
+    for name, data in [] if is_tar else members:
+        write(tmp_path / "in" / name, data)
+    given, source = (tmp_path / "in.tar", "webdataset") if is_tar else (tmp_path / "in", "image-txt")
+    out = str(tmp_path / "run")
+    config = ConvertConfig(input=str(given), out=out, source=source, target="run", t5=MINI_T5)  # type: ignore[arg-type]
+    assert convert(config) == 0
+    last = _images(out)[-1]
+    assert {name: last[name] for name in ("id", "score", "n", "flag", "same", "late", "a/b")} == {
+        "id": "x9", "score": "high", "n": "1.5", "flag": "maybe", "same": 9, "late": "new", "a/b": "1"
+    }
+    assert [row["same"] for row in _images(out)] == list(range(10))
+    assert record_types(Folder(out)) == {}, "once is enough"
