@@ -25,6 +25,7 @@ from dataset_builder.sql.dataset_files import DatasetFiles
 from dataset_builder.sql.views import distinct_names
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image, image_suffix
+from foundry.images.loading import Refusals
 from foundry.images.reader import ImageReader, content_hash, reference_of
 from foundry.storage.file_kinds import is_ignored
 from foundry.storage.folder import Folder
@@ -131,6 +132,7 @@ def _write_shard(shard: _Shard) -> _Written:
     buffer = io.BytesIO()
     images = 0
     failed: dict[str, str] = {}
+    refusals = Refusals(shard.last - shard.first)
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar, ImageReader() as reader:
         for row in _rows(shard):
             caption = _caption(row, shard.prompt)
@@ -138,7 +140,8 @@ def _write_shard(shard: _Shard) -> _Written:
                 failed[row["key"]] = f"no caption under {shard.prompt}"
                 continue
             try:
-                data = _image_bytes(reader, row)
+                with refusals.of_one_image():
+                    data = _image_bytes(reader, row)
                 suffix = image_suffix(data)
                 if shard.reencode and suffix not in _COMMON_SUFFIXES:
                     data, suffix = _as_png(data), "png"

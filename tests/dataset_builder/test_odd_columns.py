@@ -124,7 +124,13 @@ def test_json_files_after_the_first_ones_keep_their_values(tmp_path: Path, *, is
     assert convert(config) == 0
     last = _images(out)[-1]
     assert {name: last[name] for name in ("id", "score", "n", "flag", "same", "late", "a/b")} == {
-        "id": "x9", "score": "high", "n": "1.5", "flag": "maybe", "same": 9, "late": "new", "a/b": "1"
+        "id": "x9",
+        "score": "high",
+        "n": "1.5",
+        "flag": "maybe",
+        "same": 9,
+        "late": "new",
+        "a/b": "1",
     }
     assert [row["same"] for row in _images(out)] == list(range(10))
     assert record_types(Folder(out)) == {}, "once is enough"

@@ -19,8 +19,10 @@ from dataset_builder.sql.dataset_files import read_dataset
 from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from foundry.images.reader import content_hash
+from foundry.images.retries import StoreError
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 from tests.foundry.images.containers import encode, jpeg, write
+from tests.foundry.images.test_retries import FlakyFileSystem
 from tests.foundry.units.plain_loop import run_plainly
 
 TEXTS = {"owl.v1": "An owl on a tree.", "owl_v1": "Another owl.", "dog": "A dog runs."}
@@ -213,3 +215,25 @@ def test_masks_are_left_out_of_an_import_unless_told(tmp_path: Path, monkeypatch
         assert convert(replace(config, ignore=ignore, out=str(tmp_path / str(number)))) == 0
         with open_run(str(tmp_path / str(number))) as run:
             assert sorted(run.fetch("SELECT key FROM images")["key"].to_pylist()) == keys
+
+
+def test_a_store_that_refuses_one_image_costs_that_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+    files = {f"{number}.jpg": jpeg(number) for number in range(4)}
+    FlakyFileSystem.serve_after(files, {})
+    rows = "\n".join(json.dumps({"path": f"flaky://{name}", "text": "An owl."}) for name in files)
+    listed = str(write(tmp_path / "list.jsonl", rows))
+    config = ConvertConfig(input=listed, out=str(tmp_path / "run"), source="laion", target="run", t5=MINI_T5)
+    assert convert(config) == 0
+    build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "data")))
+    FlakyFileSystem.errors = {"1.jpg": [PermissionError(13, "Forbidden")] * 2}
+    code, members = _export(tmp_path / "data")
+    assert (code, sum(name.endswith(".jpg") for name in members)) == (1, 3)
+    assert "left out: 1: unreadable: cannot read flaky://1.jpg" in capsys.readouterr().err
+    build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "embedded"), embed=True))
+    assert read_dataset(str(tmp_path / "embedded")).splits["train"] == 3
+    FlakyFileSystem.errors = {name: [PermissionError(13, "Forbidden")] * 9 for name in files}
+    with pytest.raises(StoreError, match="check the permissions"):
+        build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "none"), embed=True))
