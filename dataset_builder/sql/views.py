@@ -105,10 +105,10 @@ def noun_counts_sql(only_prompt: str | None = None) -> str:
     return f"CREATE VIEW noun_counts AS SELECT *, noun IN ({_meta_nouns()}) AS is_meta FROM ({summed})"
 
 
-def _meta_nouns() -> str:
-    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
-
-
 def pointer(name: str) -> str:
     """The JSON pointer to a member of the metadata."""
     return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+def _meta_nouns() -> str:
+    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
