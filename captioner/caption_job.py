@@ -6,7 +6,7 @@ how the cost of the distribution is measured.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
 from captioner.config import CaptionConfig, default_unit_size
-from captioner.engines.model_source import ModelSource, resolve_model
-from captioner.engines.transformers_engine import Generation, GenerationSettings, LlavaEngine
+from captioner.engines.model_source import LLAVA_PROMPT, ModelSource, resolve_model
+from captioner.engines.transformers_engine import NOT_FINITE, Generation, GenerationSettings, LlavaEngine
 from captioner.prompts import PromptSet, load_prompts, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
@@ -28,7 +28,7 @@ from foundry.images.loading import read_images, rejected_row
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
-from foundry.units.commits import Commit, Unit, commit_unit, read_unit
+from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
 from foundry.units.rejection import Failure
 
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
@@ -124,10 +124,13 @@ class CaptionJob:
         """Cleans, counts and commits."""
         started = time.perf_counter()
         folder = Folder(self.run)
-        rejected = list(facts.rejected)
+        not_finite = self._not_finite(facts, output)
+        check_not_all(folder, num_not_finite=len(not_finite), num_images=len(facts.images), advice=NOT_FINITE)
+        rejected = facts.rejected + [rejected_row(facts.images[index], failure) for index, failure in not_finite.items()]
         if excluded:
             rows = read_unit(folder, unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+        facts, output = _without(facts, output, not_finite)
         tables = self.tables(facts, output)
         tables["rejected"] = pa.Table.from_pylist(rejected, schema=REJECTED)
         return commit_unit(
@@ -139,6 +142,16 @@ class CaptionJob:
             num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
         )
+
+    def _not_finite(self, facts: Facts, output: Output) -> dict[int, Failure]:
+        """The images, by their index, for which the model computed NaN or infinity under a prompt."""
+        found: dict[int, Failure] = {}
+        for prompt, generations in output.generations.items():
+            for index, _ in enumerate(facts.images):
+                if not generations[index].is_finite:
+                    message = f"NaN or infinity in {self.generation.dtype} under the prompt {prompt}: {NOT_FINITE}"
+                    found.setdefault(index, Failure(reason="not_finite", message=message))
+        return found
 
     def tables(self, facts: Facts, output: Output) -> dict[str, pa.Table]:
         """The tables `images`, `captions` and `noun_counts` of a unit."""
@@ -168,14 +181,20 @@ class CaptionJob:
         return rows, nouns
 
 
-def caption_job(config: CaptionConfig) -> CaptionJob:
-    """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError."""
+def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionJob:
+    """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError.
+
+    `before`: settings of what the run has committed, which stay where nothing else is asked for.
+    """
     model = resolve_model(config.model, revision=config.revision)
+    config = replace(config, generation=_settled(config.generation, model, before))
     prompts = load_prompts(config.prompts)
     t5 = config.t5.of_model(config.model)
     settings = run_settings(
         config, model=model, prompts=prompts, tagger=NounTagger(config.tagger).describe(), t5=T5View(t5).describe()
     )
+    if before is not None and model.prompt_format == LLAVA_PROMPT and "prompt_format" not in before.get("model", {}):
+        del settings["model"]["prompt_format"]  # runs before it was recorded assumed the same prompt
     return CaptionJob(
         run=config.out,
         run_id=run_id(settings),
@@ -193,12 +212,18 @@ def run_settings(
     config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, Any], t5: dict[str, Any]
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
+    described = {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px}
+    if model.prompt_format:  # only where it differs from that of runs before it was recorded, and likewise image_fit
+        described["prompt_format"] = model.prompt_format
+    generation = asdict(config.generation)
+    if model.image_fit(generation["image_fit"]) == "processor":
+        del generation["image_fit"]
     settings = {
         "schema_version": SCHEMA_VERSION,
         "engine": config.engine,
-        "model": {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px},
+        "model": described,
         "prompts": asdict(prompts),
-        "generation": asdict(config.generation),
+        "generation": generation,
         "limits": asdict(config.limits),
         "cleaning_version": CLEANING_VERSION,
         "tagger": tagger,
@@ -206,6 +231,23 @@ def run_settings(
         "unit_size": config.unit_size or default_unit_size(model.image_side_px),
     }
     return as_stored(settings)
+
+
+def _settled(asked: GenerationSettings, model: ModelSource, before: dict[str, Any] | None) -> GenerationSettings:
+    """Without `auto`, but for the dtype of a run of which nothing is committed: the replicas' hardware decides that."""
+    if before is None:
+        return replace(asked, image_fit=model.image_fit(asked.image_fit))
+    was = before.get("generation", {})
+    dtype = was.get("dtype", "auto") if asked.dtype == "auto" else asked.dtype
+    fit = was.get("image_fit", "processor") if asked.image_fit == "auto" else asked.image_fit
+    return replace(asked, dtype=dtype, image_fit=fit)
+
+
+def _without(facts: Facts, output: Output, excluded: Collection[int]) -> tuple[Facts, Output]:
+    """Both without the images of these indices."""
+    kept = [index for index, _ in enumerate(facts.images) if index not in excluded]
+    generations = {prompt: [said[index] for index in kept] for prompt, said in output.generations.items()}
+    return replace(facts, images=[facts.images[index] for index in kept]), replace(output, generations=generations)
 
 
 def _said(said: Generation) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 All state is in the run's folder, so that the same command resumes where the commits end, whenever it was stopped.
 """
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from captioner.caption_job import CaptionJob, caption_job
 from captioner.config import CaptionConfig
+from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.prompts import PROMPT_SETS
-from captioner.run_record import begin, check_commits, check_folder, known_dtype, record_start, settle_dtype
+from captioner.run_record import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
 from captioner.run_status import read_status
 from captioner.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
@@ -38,7 +40,7 @@ def caption_images(config: CaptionConfig) -> int:
     config = _with_absolute_paths(config)
     run = Folder(config.out)
     record = check_folder(run)
-    job = caption_job(config).with_dtype(known_dtype(config, run, record))
+    job = caption_job(config, before=committed_settings(run, record))
     passed_over = PassedOver()
     sources = find_sources(config.images, passed_over=passed_over)
     plan = plan_run(config, run, job, sources)
@@ -49,6 +51,11 @@ def caption_images(config: CaptionConfig) -> int:
     wanted = plan.units(limit=config.limit)
     units = [unit for unit in wanted if unit.number not in done]
     print(_headline(config, job, plan, num_units=len(units)))
+    if job.model.prompt_format == LLAVA_PROMPT:
+        print(
+            f"{config.model} has no chat template: prompts are put into LLaVA 1.5's, {json.dumps(LLAVA_PROMPT)}; "
+            "to use the model's own, write it to chat_template.jinja in its folder"
+        )
     if line := passed_over.line(in_tars=plan.num_passed_over):
         print(line)
     allowed = _allowed(config, wanted, commits)
@@ -139,9 +146,10 @@ def _visible(config: CaptionConfig, job: CaptionJob) -> dict[str, str]:
 def _headline(config: CaptionConfig, job: CaptionJob, plan: Plan, *, num_units: int) -> str:
     prompts = ", ".join(prompt.name for prompt in job.prompts.prompts)
     repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
+    padded = ", images padded to squares" if job.generation.image_fit == "pad" else ""
     return (
         f"run {job.run_id} in {config.out}: {counted(plan.num_images, 'image')} in {counted(plan.num_units, 'unit')}{repeated}"
-        f"; {counted(num_units, 'unit')} to do; model {config.model} in {job.generation.dtype}; "
+        f"; {counted(num_units, 'unit')} to do; model {config.model} in {job.generation.dtype}{padded}; "
         f"prompts {job.prompts.name} ({prompts})"
     )
 

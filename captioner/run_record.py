@@ -42,11 +42,9 @@ def read_record(run: Folder) -> RunRecord | None:
     return record
 
 
-def known_dtype(config: CaptionConfig, run: Folder, record: RunRecord | None) -> str:
-    """The dtype that was asked for, else that of the commits, else `auto`."""
-    if config.generation.dtype != "auto" or record is None or not _has_commits(run):
-        return config.generation.dtype
-    return str(record.settings.get("generation", {}).get("dtype", "auto"))
+def committed_settings(run: Folder, record: RunRecord | None) -> dict[str, Any] | None:
+    """The settings of what the run has committed; None where that is nothing."""
+    return record.settings if record is not None and _has_commits(run) else None
 
 
 def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
@@ -126,7 +124,7 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     here, there = _flat(now), _flat(before)
     if here["generation.dtype"] == "auto" and "generation.dtype" in there:
         here["generation.dtype"] = there["generation.dtype"]
-    return [name for name in here if name not in there or here[name] != there[name]]
+    return [name for name in here | there if name not in here or name not in there or here[name] != there[name]]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

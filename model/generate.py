@@ -60,17 +60,17 @@ class GenerateConfig:
     scale: int = 0
     """Integer factor by which the grid enlarges its images, without smoothing; 0: until a side has 256 pixels."""
     batch_size: int = 4
-    """Number of images that are drawn together; it does not change them."""
+    """Number of images that are drawn together; it does not change them, beyond rounding."""
     device: str = "auto"
     """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"
     """Number format of all computation; auto: bfloat16 where the hardware has it, else float32."""
     staged: bool = False
-    """Load text encoder, network and VAE one after the other: XL at 1024 px in 8 GB, with an 8-bit text encoder."""
+    """Load text encoder, network and VAE one after the other: XL at 1024 px in 8 GB, with a quantised text encoder."""
     tiled_vae: bool = False
     """Decode in tiles: little memory at any size."""
     quantisation: Quantisation = "none"
-    """Library that runs the text encoder in 8 bits: bitsandbytes or torchao."""
+    """Quantisation of the text encoder: bitsandbytes or torchao (8 bits), or bitsandbytes_4bit."""
     text_encoder_device: str | None = None
     """Device of the text encoder; cpu keeps it off the GPU."""
     text_encoder: str | None = None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.formats.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint, stored_tensors
+from foundry.storage.model_files import load_network
+from model.formats.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from model.dit import Captions
 
-Quantisation = Literal["none", "bitsandbytes", "torchao"]
+Quantisation = Literal["none", "bitsandbytes", "torchao", "bitsandbytes_4bit"]
 Cleaning = Literal["none", "lower", "thorough"]
 
 NULL_CAPTION = ""
@@ -38,7 +39,8 @@ class TextEncoderConfig:
     dtype: AutoDtype = "auto"
     """Number format of the encoder and its output; auto: bfloat16 where the hardware has it, else float32."""
     quantisation: Quantisation = "none"
-    """Library for 8-bit weights, bitsandbytes or torchao: T5-XXL then takes 6 GB or 5 GB instead of 9.5."""
+    """Quantisation of the weights: bitsandbytes or torchao to 8 bits (T5-XXL takes 6 GB or 5 GB instead of 9.5), or
+    bitsandbytes_4bit to 4 bits (NF4; 4.3 GB)."""
     cleaning: Cleaning = "lower"
     """Cleaning of captions: none; lower: lower case, no outer blanks; thorough: PixArtAlphaPipeline's, for web captions."""
     max_caption_tokens: int = 120
@@ -148,8 +150,6 @@ class TextEncoder:
 def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> TextEncoder:
     """Loads T5 and its tokenizer. Raises UserError for a name that leads nowhere and for a library that is not installed."""
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer, T5EncoderModel
     from transformers.utils import logging
 
@@ -158,15 +158,14 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
     part = find_part(config.name, "text_encoder", revision=config.revision)
     if not any((part.tokenizer_folder / name).is_file() for name in _VOCABULARIES):  # transformers would make one up
         raise UserError(f"{part.tokenizer_folder} holds no tokenizer: expected {' or '.join(_VOCABULARIES)}")
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
     if config.quantisation != "none":
-        options |= {"quantization_config": _quantisation(config.quantisation), "device_map": {"": device}}
+        options |= {"quantization_config": _quantisation(config), "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(part.tokenizer_folder)
-        model, found = T5EncoderModel.from_pretrained(part.folder, **options)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"{part.folder} cannot be read as a T5 encoder: {error!r}") from error
-    check_complete(part, found["missing_keys"], what="a T5 encoder")
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{part.tokenizer_folder} cannot be read as a tokenizer ({error!r}): fetch it again") from error
+    model = load_network(T5EncoderModel.from_pretrained, part.folder, what="a T5 encoder", **options)
     if len(tokenizer) * 2 < model.config.vocab_size:
         raise UserError(
             f"{part.tokenizer_folder} has a vocabulary of {len(tokenizer)}, the encoder one of {model.config.vocab_size}: "
@@ -205,19 +204,22 @@ def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[li
         yield batch
 
 
-def _quantisation(library: Quantisation) -> Any:
-    """Settings of transformers for 8-bit weights."""
+def _quantisation(config: TextEncoderConfig) -> Any:
+    """Settings of transformers for weights of 8 or 4 bits. Raises UserError where the library is not installed."""
+    import torch
     from transformers import BitsAndBytesConfig, TorchAoConfig
     from transformers.utils import is_bitsandbytes_available, is_torchao_available
 
-    if library == "bitsandbytes":
-        if not is_bitsandbytes_available():
-            raise UserError("an 8-bit text encoder through bitsandbytes needs that library: pip install bitsandbytes")
+    if config.quantisation == "torchao":
+        if not is_torchao_available():
+            raise UserError("an 8-bit text encoder through torchao needs that library: pip install torchao")
+        return TorchAoConfig(importlib.import_module("torchao.quantization").Int8WeightOnlyConfig())
+    if not is_bitsandbytes_available():
+        raise UserError(f"quantisation {config.quantisation} needs the library bitsandbytes: pip install bitsandbytes")
+    if config.quantisation == "bitsandbytes":
         return BitsAndBytesConfig(load_in_8bit=True)
-    if not is_torchao_available():
-        raise UserError("an 8-bit text encoder through torchao needs that library: pip install torchao")
-    weight_only = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
-    return TorchAoConfig(weight_only)
+    compute_dtype = getattr(torch, config.dtype)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
 
 
 def _parameter_names(part: FrozenPart) -> list[str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
-from model.formats.frozen_parts import PUBLISHED, FrozenPart, check_complete, find_part, fingerprint
+from foundry.storage.model_files import load_network
+from model.formats.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -145,18 +146,12 @@ def load_vae(config: VAEConfig, *, device: str = "cpu") -> VAE:
     import torch
     from diffusers import AutoencoderKL
     from diffusers.utils import logging
-    from safetensors import SafetensorError
 
     logging.disable_progress_bar()
     dtype = resolve_dtype(config.dtype, device)
     part = find_part(config.name, "vae", revision=config.revision)
-    try:
-        model, found = AutoencoderKL.from_pretrained(
-            part.folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"{part.folder} cannot be read as an AutoencoderKL: {error}") from error
-    check_complete(part, found["missing_keys"], what="an AutoencoderKL")
+    number_format = getattr(torch, dtype)
+    model = load_network(AutoencoderKL.from_pretrained, part.folder, what="an AutoencoderKL", torch_dtype=number_format)
     vae = VAE(model.to(device, memory_format=torch.channels_last).eval(), part=part)  # bf16 needs channels_last to be quick
     if config.sliced:
         vae.model.enable_slicing()

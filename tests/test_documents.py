@@ -1,4 +1,4 @@
-"""What the documents promise is there: commands and their options, files, make targets, locked versions."""
+"""The documents' promises hold: commands and their options, files, make targets, locked versions."""
 
 import re
 import shlex

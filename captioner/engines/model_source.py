@@ -7,12 +7,21 @@ worker logs. transformers is not imported.
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foundry.errors import UserError
 from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file, hub_parameters
+
+LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
+"""Prompt that LLaVA 1.5 was trained with. Checkpoints of 2023 come without a chat template."""
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+"""Files that may hold the chat template; those of the processor take precedence over the tokenizer's, the last."""
+_TRAINED_WITH_PADDING = ("llava", "vipllava")
+"""Types of LLaVA 1.5's classes, whose authors pad images to squares, while transformers' image processor crops them."""
+IMAGE_FITS = ("auto", "pad", "processor")
 
 MINI = Path(__file__).resolve().parents[1] / "pretrained" / "llava-mini"
 
@@ -22,7 +31,8 @@ class ModelSource:
     """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files.
 
     `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
-    many replicas a node's memory holds; 0: unknown.
+    many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" where there is none.
+    `is_padded`: it was trained on images padded to squares, and its image processor would crop them.
     """
 
     name: str
@@ -31,6 +41,21 @@ class ModelSource:
     on_hub: bool
     image_side_px: int
     num_parameters: int = 0
+    template_file: str = _TEMPLATE_FILES[0]
+    is_padded: bool = False
+
+    @property
+    def prompt_format(self) -> str:
+        """What prompts are put into, where that is not the processor's own chat template ("")."""
+        if self.template_file == _TEMPLATE_FILES[-1]:
+            return f"chat_template of {self.template_file}"
+        return "" if self.template_file else LLAVA_PROMPT
+
+    def image_fit(self, asked: str) -> str:
+        """`pad` or `processor`, whichever of them `auto` means for this model."""
+        if asked != "auto":
+            return asked
+        return "pad" if self.is_padded else "processor"
 
     @property
     def is_mini(self) -> bool:
@@ -53,12 +78,14 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         found = folder_fingerprint(folder)
         location = str(folder.resolve())
         num_parameters = _stored_parameters(folder)
+        find = _files_in(folder)
     elif name == "mini" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"there is no model folder {folder}: give a folder or a hub id, or `mini` for emoji scenes")
     else:
         config, cached = _from_hub(name, revision)
         location, found = name, cached.name
         num_parameters = _stored_parameters(cached) or hub_parameters(name, revision=found)
+        find = _files_on_hub(name, found)
     if not isinstance(config.get("vision_config"), dict):
         raise UserError(
             f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint"
@@ -74,6 +101,8 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         on_hub=not folder.is_dir(),
         image_side_px=side_px,
         num_parameters=num_parameters,
+        template_file=next((file for file in _TEMPLATE_FILES if _has_template(find(file))), ""),
+        is_padded=_is_padded(config, find),
     )
 
 
@@ -84,6 +113,34 @@ def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:
     except NotOnHub as reason:
         raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
     return _read_config(path), path.parent
+
+
+def _files_in(folder: Path) -> Callable[[str], Path | None]:
+    return lambda file: folder / file if (folder / file).is_file() else None
+
+
+def _files_on_hub(name: str, revision: str) -> Callable[[str], Path | None]:
+    def find(file: str) -> Path | None:
+        try:
+            return hub_file(name, file, revision=revision)
+        except NotOnHub:
+            return None
+
+    return find
+
+
+def _has_template(path: Path | None) -> bool:
+    return path is not None and (path.suffix == ".jinja" or bool(_read_config(path).get("chat_template")))
+
+
+def _is_padded(config: dict[str, Any], find: Callable[[str], Path | None]) -> bool:
+    """As ModelSource says."""
+    vision = config["vision_config"].get("model_type", "clip_vision_model")
+    if config.get("model_type") not in _TRAINED_WITH_PADDING or vision != "clip_vision_model":
+        return False
+    whole, alone = find("processor_config.json"), find("preprocessor_config.json")
+    processor = (_read_config(whole).get("image_processor") if whole else None) or (_read_config(alone) if alone else {})
+    return bool(processor.get("do_center_crop", True)) and not processor.get("do_pad", False)
 
 
 def _stored_parameters(folder: Path) -> int:

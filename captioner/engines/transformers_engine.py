@@ -7,27 +7,30 @@ batches are smaller.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.engines.model_source import ModelSource
+from captioner.engines.model_input import PromptFormat, load_processor, padded
+from captioner.engines.model_source import IMAGE_FITS, ModelSource
 from foundry.errors import UserError
 from foundry.hardware import resolve_dtype
+from foundry.storage.model_files import load_network
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# LLaVA 1.5 checkpoints of 2023 come without a chat template; this is the prompt that they were trained with.
-_LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
+NOT_FINITE = "give --generation.dtype float32 or bfloat16 (float16 overflows), or fetch the model again"
+"""What to do where a model computes NaN or an infinity."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Decoding settings of captions. All of them enter the run_id."""
+    """How captions are generated. All of it enters the run_id."""
 
     dtype: str = "auto"
     """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
@@ -42,6 +45,9 @@ class GenerationSettings:
     """Share of the probability mass (0 to 1) that sampling draws from."""
     seed: int = 0
     """Random seed of sampling."""
+    image_fit: str = "auto"
+    """How images reach the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
+    model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -52,6 +58,7 @@ class GenerationSettings:
                 ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
                 ("temperature", "0 or more", self.temperature >= 0),
                 ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+                ("image_fit", f"one of {', '.join(IMAGE_FITS)}", self.image_fit in IMAGE_FITS),
             ]
             if not holds
         ]
@@ -69,6 +76,11 @@ class Generation:
     mean_logprob: float | None
     min_logprob: float | None
 
+    @property
+    def is_finite(self) -> bool:
+        """False where the model computed NaN or an infinity: the text means nothing then."""
+        return self.mean_logprob is None or math.isfinite(self.mean_logprob)
+
 
 class LlavaEngine:
     """A loaded model and its processor. Deterministic: the same images, prompts and keys give the same captions.
@@ -79,21 +91,25 @@ class LlavaEngine:
 
     def __init__(self, source: ModelSource, settings: GenerationSettings) -> None:
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+        from transformers import AutoModelForImageTextToText, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.settings = settings
         self.batch_size = settings.batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = load_processor(source)
+        self._format = PromptFormat(self.processor, source)
+        self._square_px = source.image_side_px if source.image_fit(settings.image_fit) == "pad" else None
         options: dict[str, Any] = {"revision": source.revision} if source.on_hub else {}
-        self.processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
-        self.processor.tokenizer.padding_side = "left"
-        dtype = getattr(torch, resolve_dtype(settings.dtype, self.device.type))
-        options |= {"dtype": dtype, "use_safetensors": True}
-        model = AutoModelForImageTextToText.from_pretrained(source.path_or_id, **options)
+        options["dtype"] = getattr(torch, resolve_dtype(settings.dtype, self.device.type))
+        load = AutoModelForImageTextToText.from_pretrained
+        model = load_network(load, source.path_or_id, what="a vision-language model", **options)
         self.model = model.to(self.device).eval()
-        self.end_ids = _end_ids(self.model.generation_config.eos_token_id, self.processor.tokenizer.eos_token_id)
+        tokenizer = self.processor.tokenizer
+        self.end_ids = _end_ids(self.model.generation_config.eos_token_id, tokenizer.eos_token_id)
+        if tokenizer.pad_token_id is None:  # what is padded is masked, so that any token will do
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.end_ids[0])
         self.model.generation_config = GenerationConfig()  # what `generate` is not told, it takes from here
 
     def caption(
@@ -121,8 +137,15 @@ class LlavaEngine:
         return generations
 
     def check(self, image: np.ndarray, prompt: str) -> None:
-        """Has the model say one token about an image, uint8 (H, W, 3). Raises what the model raises."""
-        self._caption_batch([image], [prompt], ["check"], max_new_tokens=1)
+        """Has the model say one token about an image, uint8 (H, W, 3).
+
+        Raises what the model raises, and UserError where it computes NaN or an infinity.
+        """
+        (said,) = self._caption_batch([image], [prompt], ["check"], max_new_tokens=1)
+        if not said.is_finite:
+            raise UserError(
+                f"the model computes NaN or infinity in {str(self.model.dtype).removeprefix('torch.')}: {NOT_FINITE}"
+            )
 
     def _caption_batch(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_new_tokens: int
@@ -141,7 +164,7 @@ class LlavaEngine:
                 num_beams=1,
                 max_new_tokens=max_new_tokens,
                 logits_processor=LogitsProcessorList([chooser]),
-                pad_token_id=self._pad_id(),
+                pad_token_id=self.processor.tokenizer.pad_token_id,
                 eos_token_id=self.end_ids,
             )
         tokens = output[:, inputs["input_ids"].shape[1] :].cpu()  # (B, L)
@@ -151,20 +174,20 @@ class LlavaEngine:
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
 
-        pixels = [torch.tensor(image).permute(2, 0, 1) for image in images]  # (3, H, W)
-        texts = [self._with_template(prompt) for prompt in prompts]
+        pixels = [torch.tensor(self._fitted(image)).permute(2, 0, 1) for image in images]  # (3, H, W)
+        texts = [self._format(prompt) for prompt in prompts]
         inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt").to(self.device)
         for name, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
                 inputs[name] = value.to(self.model.dtype)
         return inputs
 
-    def _with_template(self, prompt: str) -> str:
-        if self.processor.chat_template is None:
-            return _LLAVA_PROMPT.format(prompt)
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        text: str = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-        return text
+    def _fitted(self, image: np.ndarray) -> np.ndarray:
+        """As `image_fit` says, (H, W, 3)."""
+        if self._square_px is None:
+            return image
+        colour = tuple(int(255 * mean) for mean in self.processor.image_processor.image_mean)
+        return padded(image, side_px=self._square_px, colour=colour)
 
     def _generation(self, tokens: "torch.Tensor", logprobs: "torch.Tensor") -> Generation:
         """One row, (L,) token ids and (L,) log-probabilities, up to and with its end token."""
@@ -179,10 +202,6 @@ class LlavaEngine:
             mean_logprob=float(said.mean()) if length else None,
             min_logprob=float(said.min()) if length else None,
         )
-
-    def _pad_id(self) -> int:
-        pad = self.processor.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.end_ids[0])
 
     def _free_memory(self) -> None:
         import torch

@@ -29,6 +29,8 @@ _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
 _CONFIG = "open_clip_config.json"
 # Not after "Dr.", "St." or the letters of "U.S.", which are two letters at most.
+# Simpler than the captioner's: a sentence that is cut at an abbreviation scores nearly the same. Another rule would be another
+# SCORING_VERSION.
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])[.!?]+[\"')\]]*(?=\s)")
 _GAP = re.compile(r"\s+")
 
@@ -59,17 +61,15 @@ class ClipSource:
 
 
 class ClipEncoder:
-    """A loaded CLIP. Deterministic. It computes in `dtype`."""
+    """A loaded CLIP. Deterministic. It computes in `dtype`. Raises UserError for weights that are damaged or lack tensors."""
 
     def __init__(self, source: ClipSource, *, batch_size: int, device: str | None = None, dtype: AutoDtype = "auto") -> None:
-        import open_clip
         import torch
 
         self.batch_size = batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = getattr(torch, resolve_dtype(dtype, self.device.type))
-        model = open_clip.create_model(source.model, pretrained=source.tag, require_pretrained=True, weights_only=True)
-        self.model = model.to(self.device).eval()
+        self.model = _load(source).to(self.device).eval()
         config = json.loads(source.preprocess)
         self.mean, self.std = (torch.tensor(config[name], device=self.device).view(1, 3, 1, 1) for name in ("mean", "std"))
 
@@ -148,6 +148,17 @@ def _overflows(sentence: str, source: ClipSource) -> bool:
     """Whether the last token is taken, which is padding in an empty text."""
     empty, full = sentence_tokens(["", sentence], source)
     return bool(empty[-1] != full[-1])
+
+
+def _load(source: ClipSource) -> Any:
+    import open_clip
+    from safetensors import SafetensorError
+
+    try:
+        return open_clip.create_model(source.model, pretrained=source.tag, require_pretrained=True, weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # it loads strictly, and names what lacks
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{source.name} cannot be read as a CLIP ({reason}): fetch it again, or give another one") from error
 
 
 def _in_folder(folder: Path, name: str) -> ClipSource:

@@ -41,12 +41,14 @@ from foundry.images.loading import read_images, rejected_row
 from foundry.storage.folder import Folder
 from foundry.storage.model_files import files_fingerprint
 from foundry.storage.run_record import RunRecord
-from foundry.units.commits import Commit, Unit, commit_unit, read_unit
+from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
 from foundry.units.rejection import Failure
 
 SCORING_VERSION = 1
 """Changes whenever the same settings give other scores."""
 
+_NOT_FINITE = Failure(reason="not_finite", message="CLIP, or the aesthetic predictor, computed NaN or infinity")
+_ADVICE = "fetch CLIP and the aesthetic predictor again, or name others with --clip and --aesthetic"
 _CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
 
 
@@ -145,7 +147,9 @@ class ScoreJob:
         """Embeds one grey image and one text, and rates the image."""
         if engine is not None and self.clip is not None:
             pixels = image_pixels(np.full((64, 64, 3), 128, np.uint8), self.clip)[None]
-            self.process(engine, Payload(pixels, sentence_tokens(["an owl"], self.clip)), one_by_one=True)
+            output = self.process(engine, Payload(pixels, sentence_tokens(["an owl"], self.clip)), one_by_one=True)
+            if _not_finite(output, [1]).any():
+                raise UserError(f"{_NOT_FINITE.message} for a grey image: {_ADVICE}")
 
     def process(self, engine: Models | None, payload: Payload, *, one_by_one: bool) -> Output:
         """Embeds images and sentences."""
@@ -161,13 +165,17 @@ class ScoreJob:
     def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
         """Compares and commits."""
         started = time.perf_counter()
-        rejected = list(facts.rejected)
-        if excluded:
+        folder, rejected = Folder(self.out), list(facts.rejected)
+        not_finite = _not_finite(output, [_num_sentences(image) for image in facts.images])
+        check_not_all(folder, num_not_finite=int(not_finite.sum()), num_images=len(facts.images), advice=_ADVICE)
+        failed = {image.key for image, is_bad in zip(facts.images, not_finite, strict=True) if is_bad}
+        if excluded or failed:
             rows = self._rows(unit)
+            rejected += [rejected_row(row, _NOT_FINITE) for row in rows if row["key"] in failed]
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
-        tables = score_tables(facts.images, output) | {"rejected": pa.Table.from_pylist(rejected, schema=REJECTED)}
+        tables = score_tables(facts.images, output, not_finite) | {"rejected": pa.Table.from_pylist(rejected, schema=REJECTED)}
         return commit_unit(
-            Folder(self.out),
+            folder,
             run_id=self.score_id,
             unit=unit,
             tables=tables,
@@ -236,10 +244,13 @@ def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
     return files_fingerprint([Path(path)])
 
 
-def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa.Table]:
-    """The tables `scores`, `caption_scores` and `embeddings` of a unit."""
+def score_tables(images: Sequence[ImageToScore], output: Output, not_finite: npt.NDArray[np.bool_]) -> dict[str, pa.Table]:
+    """The tables `scores`, `caption_scores` and `embeddings` of a unit, without the images that are `not_finite`, (N,)."""
     scores, captions, place = [], [], 0
     for number, image in enumerate(images):
+        if not_finite[number]:
+            place += _num_sentences(image)
+            continue
         own = []
         for prompt, sentences in image.sentences.items():
             assert output.texts is not None and output.images is not None
@@ -260,8 +271,27 @@ def score_tables(images: Sequence[ImageToScore], output: Output) -> dict[str, pa
     return {
         "scores": pa.Table.from_pylist(scores, schema=SCORES),
         "caption_scores": pa.Table.from_pylist(captions, schema=CAPTION_SCORES),
-        "embeddings": _embeddings(images, output.images),
+        "embeddings": _embeddings(
+            [image for image, is_bad in zip(images, not_finite, strict=True) if not is_bad],
+            None if output.images is None else output.images[~not_finite],
+        ),
     }
+
+
+def _num_sentences(image: ImageToScore) -> int:
+    return sum(map(len, image.sentences.values()))
+
+
+def _not_finite(output: Output, num_sentences: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Of each image, (N,), whether the models computed NaN or infinity for it or for one of its sentences."""
+    found = np.zeros(len(num_sentences), np.bool_)
+    if output.images is not None:
+        found |= ~np.isfinite(output.images).all(axis=1)
+    if output.texts is not None:
+        found[np.repeat(np.arange(len(found)), num_sentences)[~np.isfinite(output.texts).all(axis=1)]] = True
+    if output.aesthetic is not None:
+        found |= ~np.isfinite(output.aesthetic)
+    return found
 
 
 def _caption_row(key: str, prompt: str, sentences: list[str], cosines: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of a prompt an image shows: one judgement for every judge, whatever it reads images with."""
+"""Checks of an image against its prompt, the same for every judge, whatever it reads images with."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a scene contains, and its pixels.
+"""Scenes: their objects, and their pixels.
 
 A scene is drawn from (seed, index, split) alone. One object stands at any of nine places; two or three stand at places whose
 cells do not overlap, so that no object hides another.

@@ -1,4 +1,4 @@
-"""What the demo's captioning run holds, for its page: images with their captions, and concept density."""
+"""Results of the demo's captioning run, for its page: images with their captions, and concept density."""
 
 import base64
 import io

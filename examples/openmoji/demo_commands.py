@@ -1,4 +1,4 @@
-"""What `make demo` runs, from nothing to a report: 16 kinds of object, one in each scene, 64 pixels."""
+"""Steps of `make demo`, from nothing to a report: 16 kinds of object, one in each scene, 64 pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """Where things are in the demo's folder."""
+    """Paths in the demo's folder."""
 
     root: Path
 

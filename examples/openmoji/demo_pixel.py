@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelConfig:
-    """What to draw, and by what."""
+    """Settings: checkpoint, classes and output."""
 
     checkpoint: str
     """A checkpoint of the pixel stage."""
@@ -31,7 +31,7 @@ class PixelConfig:
     out: str
     """Folder of the images."""
     prompts_per_category: int = 4
-    """As in the evaluation of the other stages."""
+    """Number of prompts per category, as in the evaluation of the other stages."""
 
 
 def main(config: PixelConfig) -> int:

@@ -45,12 +45,12 @@ _TIME = "Each step is a command that can be given by itself; interrupted, it goe
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReportConfig:
-    """Where the demo is."""
+    """Folder of the demo."""
 
     demo: str
     """Folder of a demo that has run to its judgements; the page is report.html in it."""
     prompts_per_category: int = 4
-    """As in the evaluations."""
+    """Number of prompts per category, as in the evaluations."""
 
 
 def main(config: DemoReportConfig) -> int:

@@ -1,4 +1,4 @@
-"""What the networks of the demo drew, and what the judges found of it, as trainer.evaluate has written it."""
+"""Results of the demo's networks: images and verdicts, as trainer.evaluate has written them."""
 
 import json
 from dataclasses import dataclass

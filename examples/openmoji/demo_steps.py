@@ -30,11 +30,11 @@ class Step:
     """A command of the foundry."""
 
     title: str
-    """What it does, for the reader."""
+    """Purpose of the step, for the reader."""
     module: str
-    """What stands after `python -m`."""
+    """Module, the argument of `python -m`."""
     arguments: tuple[str, ...]
-    """What stands after the module."""
+    """Arguments of the module."""
     output: Path | None = None
     """The file or folder that it writes; None: it only prints."""
     beside: bool = False
@@ -48,12 +48,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """How long a step took."""
+    """Duration of a step."""
 
     title: str
     command: str
     seconds: float
-    """Of all attempts with these settings; of one that was killed nothing is known."""
+    """Seconds of all attempts with these settings, without those that were killed."""
 
 
 def run_steps(folder: Path, steps: Sequence[Step]) -> None:
@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
 
 def _identities(steps: Iterable[Step]) -> Iterator[str]:
-    """Of each step: a hash of its command, of the files of settings and prompts that it reads, and of all outputs before it."""
+    """Hash of each step: of its command, of the settings and prompts that it reads, and of all outputs before it."""
     before = hashlib.sha256()
     for step in steps:
         digest = before if step.output else before.copy()
@@ -144,7 +144,7 @@ def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ended:
-    """How a step ended."""
+    """Outcome of a step."""
 
     code: int
     seconds: float

@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Which scenes and which model."""
+    """Settings: scenes and model."""
 
     model: str = "captioner/pretrained/llava-mini"
     """Folder of a LLaVA."""
     count: int = 1000
-    """How many scenes."""
+    """Number of scenes."""
     seed: int = 1000
     """Seed of the scenes."""
     split: Literal["train", "unseen"] = "unseen"
-    """Which combinations of kind, place and background."""
+    """Split: combinations of kind, place and background that training showed, or unseen ones."""
     prompt: Literal["dense", "medium", "short"] = "dense"
-    """Which of llava-mini's prompts."""
+    """Name of llava-mini's prompt."""
     batch_size: int = 50
     """Images a batch."""
     num_threads: int = 2
     """Threads of torch."""
     show: int = 3
-    """How many wrong captions to print."""
+    """Number of wrong captions to print."""
 
 
 def main(config: EvaluateConfig) -> int:

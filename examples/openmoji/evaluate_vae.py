@@ -14,12 +14,12 @@ from foundry.command_line import run_command
 
 @dataclass(frozen=True)
 class EvaluateVAEConfig:
-    """What to measure."""
+    """Settings of the measurement."""
 
     model: str = "model/pretrained/vae-mini"
     """Folder of the autoencoder."""
     count: int = 1000
-    """How many unseen scenes."""
+    """Number of unseen scenes."""
     noise: float = 0.1
     """Deviation of the noise on latents of unit variance, for the second figure."""
 

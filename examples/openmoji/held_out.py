@@ -1,4 +1,4 @@
-"""Which combinations of kind, place and background are kept out of training.
+"""Held-out combinations of kind, place and background, which training never shows.
 
 A combination is held out by a hash of its words, fixed here for good: about one in ten. A `train` scene contains no
 held-out combination; in an `unseen` scene every object makes one. So whatever was trained on `train` scenes, of any

@@ -1,4 +1,4 @@
-"""What each word of a text says about its scene: the answers that t5-mini learns to give, and that its probes ask for.
+"""Labels of the words of a text about its scene: the answers that t5-mini learns to give, and that its probes ask for.
 
 Texts are the true descriptions and prompts as a person would write them. A word that speaks of an object carries the
 object's labels as far as the text states them, wherever in the text it does; one of the background its colour and pattern.

@@ -23,16 +23,16 @@ from foundry.command_line import run_command
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What to probe."""
+    """Settings of the probe."""
 
     model: str = "model/pretrained/t5-mini"
     """Folder of the text encoder."""
     form: Literal["dense", "prompt"] = "dense"
     """Dense captions, or prompts as a person would write them; grid, size and place use those that tell."""
     count: int = 1000
-    """How many unseen captions to score on."""
+    """Number of unseen captions to score on."""
     train_count: int = 8000
-    """How many captions of train scenes to fit on."""
+    """Number of captions of training scenes to fit on."""
     seed: int = 5
     """Seed of scenes and phrasings, of which the encoder's training had another."""
 

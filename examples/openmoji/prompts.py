@@ -25,14 +25,14 @@ _SCENES_PER_PROMPT = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """What the prompts of a category have in common."""
+    """Properties that the prompts of a category share."""
 
     num_objects: tuple[int, ...]
-    """How many objects their scenes have."""
+    """Number of objects in their scenes."""
     stated: frozenset[str] = frozenset({"place"})
-    """What they say of each object, at least."""
+    """Properties of each object that they state, at least."""
     form: Literal["prompt", "medium"] = "prompt"
-    """Which texts they are, of examples/openmoji/labelled_texts.py."""
+    """Style of the texts, one of examples/openmoji/labelled_texts.py."""
     patterned: bool = False
     """Whether the background must not be plain."""
     repeated: bool = False

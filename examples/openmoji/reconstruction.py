@@ -1,4 +1,4 @@
-"""How well an autoencoder reconstructs unseen scenes."""
+"""Reconstruction quality of an autoencoder on unseen scenes."""
 
 from pathlib import Path
 

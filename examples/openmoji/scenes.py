@@ -14,10 +14,10 @@ from foundry.errors import UserError
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Which scenes to render, and how to write them."""
+    """Settings: the scenes to render, and the format to write them in."""
 
     count: int
-    """How many."""
+    """Number of scenes."""
     seed: int
     """Another seed gives other scenes."""
     out: str

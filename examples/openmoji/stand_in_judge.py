@@ -19,7 +19,7 @@ class StandInJudgeConfig:
     """Settings of `python -m examples.openmoji.stand_in_judge`."""
 
     port: int = 8000
-    """Where it listens, on 127.0.0.1."""
+    """Port on 127.0.0.1."""
 
 
 def main(config: StandInJudgeConfig) -> int:

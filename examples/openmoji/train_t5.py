@@ -28,7 +28,7 @@ class TrainT5Config:
             samples=180_000, batch_size=64, lr=1.5e-3, muon_lr=3e-3, warmup_samples=3_000, checkpoint_samples=20_000
         )
     )
-    """How long and how fast; samples are texts."""
+    """Length and learning rate of the training; samples are texts."""
 
 
 def main(config: TrainT5Config) -> int:

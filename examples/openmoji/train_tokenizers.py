@@ -29,7 +29,7 @@ _T5_MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class TokenizersConfig:
-    """Where the tokenizer of t5-mini goes."""
+    """Folder for the tokenizer of t5-mini."""
 
     out: str = "model/pretrained/t5-mini"
     """Folder of t5-mini."""

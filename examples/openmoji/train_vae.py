@@ -26,7 +26,7 @@ class TrainVAEConfig:
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(samples=48_000, batch_size=16, lr=1e-3, muon_lr=3e-3, warmup_samples=1_000)
     )
-    """How long and how fast; samples are images."""
+    """Length and learning rate of the training; samples are images."""
 
 
 def main(config: TrainVAEConfig) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
-    """How long a network trains, and how fast: warm-up, then as a subclass says."""
+    """Length and learning rate of a training: warm-up, then as a subclass says."""
 
     samples: int
     """Samples to train on."""
@@ -16,7 +16,7 @@ class PhaseConfig:
     warmup_samples: int
     """Samples until the peak."""
     weight_decay: float = 0.01
-    """On matrices and filters."""
+    """Weight decay of matrices and filters."""
     checkpoint_samples: int = 10_000
     """Samples between checkpoints."""
     log_interval_s: float = 20.0

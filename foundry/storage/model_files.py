@@ -1,12 +1,15 @@
-"""Model files: fetched from the hub, or identified by a fingerprint where no hub gives them a revision.
+"""Model files: fetched from the hub, identified by a fingerprint where no hub gives them a revision, loaded if complete.
 
 huggingface_hub by itself asks six times for what is not in its cache: 24 s and a warning each time, where no hub is in reach.
 Its HTTPError is that of its HTTP library, which changes its name between versions.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from foundry.errors import UserError
 
 _BUSY = (408, 429)  # and whatever is 500 or more: the hub itself is unwell, and the cache may help
 _WHOLE_BYTES = 1 << 30
@@ -14,6 +17,7 @@ _WHOLE_BYTES = 1 << 30
 _BLOCKS = 256
 _BLOCK_BYTES = 256 << 10
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".model")
+_MOST_NAMED = 4
 
 
 class NotOnHub(Exception):
@@ -68,6 +72,43 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
                 file.seek(offset)
                 digest.update(file.read(length))
     return digest.hexdigest()[:16]
+
+
+def load_network(load: Callable[..., Any], path: str | Path, *, what: str, **options: object) -> Any:
+    """Network that `load`, a from_pretrained of transformers or diffusers, makes of safetensors. `what`: its kind, for errors.
+
+    Raises UserError where it cannot be read, and where tensors are missing: the libraries fill those with random numbers. Tied
+    weights, and buffers that are computed, are not missing.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        network, found = load(path, use_safetensors=True, output_loading_info=True, **options)
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        ImportError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{path} cannot be read as {what} ({reason}): fetch it again, or give another model") from error
+    check_complete(path, found["missing_keys"], what=what)
+    return network
+
+
+def check_complete(path: str | Path, missing: Iterable[str], *, what: str) -> None:
+    """Raises UserError, with the names of the first ones, where tensors of a model are missing."""
+    if names := sorted(missing):
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        raise UserError(
+            f"{path} cannot be read as {what}: its weights lack {', '.join(names[:_MOST_NAMED])}{more}: it is another kind of "
+            "model, or an incomplete download; fetch it again"
+        )
 
 
 def _answers(name: str, file: str, revision: str | None) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.schema import SCHEMA_VERSION, versioned
 
@@ -127,6 +128,14 @@ def read_commits(folder: Folder) -> list[Commit]:
     """All commit records in the order of their units."""
     names = [commit_name(unit) for unit in sorted(committed_units(folder))]
     return [_parse(data) for data in folder.read_many(names).values()]
+
+
+def check_not_all(folder: Folder, *, num_not_finite: int, num_images: int, advice: str) -> None:
+    """Raises UserError where the model computes NaN or infinity for all images of a unit, and nothing is committed yet: then
+    the model is at fault. A single image proves nothing.
+    """
+    if num_not_finite == num_images > 1 and not committed_units(folder):
+        raise UserError(f"the model computes NaN or infinity for all {num_images} images of the first unit: {advice}")
 
 
 def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -28,7 +28,8 @@ from foundry.units.workers import ModelBroken, UnitJob, describe, finish_unit, p
 POLL_S = 1.0
 LOOK_S = 5.0  # between two looks at Ray itself
 STALL_GRACE_S = 300.0  # for starting workers and noticing lost nodes, on top of the time limits
-LEAST_LIMIT_S = 60.0
+LEAST_LIMIT_S = 60.0  # of a probe
+SLOWER = 4.0  # than any call so far: what a probe may be
 
 
 def run_units(
@@ -136,6 +137,7 @@ class _Call:
     payload: ray.ObjectRef
     output: ray.ObjectRef
     commit: ray.ObjectRef | None
+    started_at: float = field(default_factory=time.monotonic)
 
     @property
     def last(self) -> ray.ObjectRef:
@@ -156,6 +158,7 @@ class _Queue:
         self.pending = deque(OpenUnit(unit) for unit in units)
         self.calls: list[_Call] = []
         self.num_committed = 0
+        self._slowest_s = 0.0  # of the calls that ended well, with their wait for the replica; 0: none has
         self._settings = settings
         self._on_commit = on_commit
         self._on_reject = on_reject
@@ -176,8 +179,8 @@ class _Queue:
 
     def _start(self, job: ray.ObjectRef, replica: ReplicaHandle, state: OpenUnit) -> _Call:
         positions, limit_s = state.positions, self._settings.unit_timeout_s
-        if state.is_probe:  # a part of a unit gets its part of the time: one that hangs is found in hours, not in days
-            limit_s = max(limit_s * len(positions) / state.unit.num_images, min(limit_s, LEAST_LIMIT_S))
+        if state.is_probe:
+            limit_s = probe_limit_s(len(positions), state.unit, unit_timeout_s=limit_s, slowest_s=self._slowest_s)
         payload, facts = self._prepare.remote(job, state.unit, positions, limit_s=limit_s)
         output = replica.actor.process.remote(payload, one_by_one=state.one_by_one, keep=not state.is_probe, limit_s=limit_s)
         if state.is_probe:
@@ -197,6 +200,7 @@ class _Queue:
                 self._failed(call.state, stage, error)
             return
         self.calls.remove(call)
+        self._slowest_s = max(self._slowest_s, time.monotonic() - call.started_at)
         if call.commit is None:
             call.state.passed()
             self.pending.appendleft(call.state)
@@ -238,6 +242,19 @@ def turns(
     share = min(most, math.ceil((num_pending + busy.total()) / len(replicas)))
     taken = [replica for depth in range(share) for replica in replicas if replica.loading is None and busy[replica] <= depth]
     return taken[:num_pending]
+
+
+def probe_limit_s(num_images: int, unit: Unit, *, unit_timeout_s: float, slowest_s: float) -> float:
+    """Time limit in seconds of a probe of so many images of a unit.
+
+    It is their share of the unit's, so that an image that hangs is found in hours, not in days; but a multiple of `slowest_s`,
+    the slowest call so far, since a part may take as long as a whole. Before any call has ended (0), nothing says how slow a
+    good image is, and one that is alone gets all of the time.
+    """
+    least = SLOWER * slowest_s
+    if not slowest_s and num_images == 1:
+        least = unit_timeout_s
+    return min(unit_timeout_s, max(unit_timeout_s * num_images / unit.num_images, least, LEAST_LIMIT_S))
 
 
 def _failure(call: _Call) -> tuple[str, Exception | None]:

@@ -17,6 +17,10 @@ from foundry.units.workers import describe
 
 VISIBLE_S = 300.0
 START_TRIES = 3
+_TOKEN = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token of its head (`ray get-auth-token` there prints it), or "
+    "RAY_AUTH_TOKEN_PATH to a file that holds it"
+)
 
 
 def start_ray(settings: RaySettings) -> None:
@@ -40,21 +44,47 @@ def start_ray(settings: RaySettings) -> None:
         raise UserError(f"no Ray answers at {address} ({unanswered}): {advice}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, RayError) as error:
+        if _is_about_authentication(error):
+            raise UserError(
+                f"the Ray at {address} refuses this process, which lacks its authentication token: {_TOKEN}"
+            ) from None
         raise UserError(f"no Ray answers at {address} ({describe(error)}): {advice}") from None
+
+
+def _is_about_authentication(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, says so. Ray has a class for it, but does not always raise that."""
+    while error is not None:
+        if "authenticat" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _start_own_ray() -> None:
     """Tries more than once: each part of Ray gives the next one half a minute, which a busy machine exceeds."""
+    folder = _temporary_folder()
     for _ in range(START_TRIES):
         try:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder
+            )
         except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception where its processes take longer than it waits
             ray.shutdown()
             failed = describe(error)
+            if isinstance(error, OSError) and (error.filename or "AF_UNIX" in str(error)):  # another try would fail alike
+                raise UserError(
+                    f"Ray cannot keep its sockets and logs in {folder} ({failed}): set RAY_TMPDIR to a local folder, which can "
+                    "be written and has a short path, such as RAY_TMPDIR=/tmp"
+                ) from None
         else:
             return
     raise UserError(f"Ray could not start on this machine ({failed}): run this again when it is less busy")
+
+
+def _temporary_folder() -> str:
+    """Where Ray keeps sockets and logs. Ray itself takes an empty variable for the working directory."""
+    return os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray"))
 
 
 def replicas_use_gpus(settings: RaySettings) -> bool:

@@ -11,11 +11,14 @@ REJECTION_REASONS = {
     "broken": "truncated or corrupt image data",
     "too_many_pixels": "larger than max_image_pixels",
     "too_small": "a side is shorter than min_side_px",
+    "too_narrow": "the longer side is more than 50 times the shorter one",
     "changed": "the bytes are no longer those that were captioned",
     "bad_sidecar": "the JSON or text next to the image cannot be parsed",
     "no_caption": "there is neither a caption nor an alt text to train on",
     "no_class_label": "there is no class label to train on",
+    "out_of_range": "its latents exceed the range of float16, 65504",
     "model_error": "the model raised an error for this image alone",
+    "not_finite": "the model computed NaN or infinity for this image",
     "worker_died": "the worker process died each time it had this image",
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from foundry.errors import UserError
 from foundry.units.commits import Commit, Unit
 from foundry.units.rejection import Failure
 
@@ -102,9 +103,9 @@ def finish_unit(
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line of at most 500 characters."""
+    """An exception in one line of at most 500 characters, with its type unless it is a UserError, which is a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:500]
+    return (lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}")[:500]
 
 
 @contextmanager

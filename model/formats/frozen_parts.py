@@ -64,15 +64,6 @@ def is_mini(name: str, kind: Kind) -> bool:
     return name == "mini" or Path(name).expanduser().resolve() == folder
 
 
-def check_complete(part: FrozenPart, missing: Iterable[str], *, what: str) -> None:
-    """Raises UserError where tensors were missing: the libraries fill such up with random numbers."""
-    if names := sorted(missing):
-        raise UserError(
-            f"{part.folder} cannot be read as {what}: {len(names)} tensors are missing, the first {names[0]}: another model, "
-            "or an incomplete download"
-        )
-
-
 def fingerprint(tensors: Iterable[tuple[str, "torch.Tensor"]], *, also: str = "") -> str:
     """A hash of 16 hexadecimal digits over names, shapes and evenly spaced values, as bf16, of all tensors.
 

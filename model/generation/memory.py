@@ -3,8 +3,9 @@
 Weights are counted; activations are those of the real code, run on tensors without data (torch's fake tensors) of two layers,
 since a layer's are freed before the next one's. Assumptions, all on the safe side:
 - attention does not materialise its matrix (flash or memory-efficient kernels);
-- an 8-bit text encoder has its linear layers at one byte a weight and a float32 scale per row, but `wo` of its MLPs, which
-  transformers leaves alone, and the embeddings in bf16; its activations are counted twice, for the 8-bit copies of them;
+- a quantised text encoder has its linear layers at one byte a weight and a float32 scale per row, or at half a byte and a
+  float32 scale per block of 64 weights, but `wo` of its MLPs, which transformers leaves alone, and the embeddings in bf16; its
+  activations are counted twice, for the 8-bit copies of them, or for the weights that are expanded to multiply;
 - the context of CUDA, its libraries' workspaces and the allocator's gaps take OVERHEAD_BYTES.
 """
 
@@ -100,7 +101,7 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
         if name == "encoder.embed_tokens.weight":  # tied to `shared`, in a loaded model
             continue
         quantised = quantisation != "none" and ".wo." not in name and parameter.ndim == 2 and name != "shared.weight"
-        weights += parameter.numel() + 4 * len(parameter) if quantised else 2 * parameter.numel()
+        weights += _quantised_bytes(parameter, quantisation) if quantised else 2 * parameter.numel()
     batch = max_batch_tokens // length
 
     def forward() -> None:
@@ -109,6 +110,12 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
 
     activations = _peak_bytes(short, forward)
     return PhaseBytes(weights=weights, activations=activations if quantisation == "none" else 2 * activations)
+
+
+def _quantised_bytes(parameter: "torch.Tensor", quantisation: Quantisation) -> int:
+    if quantisation == "bitsandbytes_4bit":
+        return parameter.numel() // 2 + 4 * parameter.numel() // 64
+    return parameter.numel() + 4 * len(parameter)
 
 
 def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int) -> PhaseBytes:

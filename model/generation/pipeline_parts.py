@@ -44,7 +44,7 @@ class RuntimeConfig:
     text_encoder_device: str | None = None
     """Device of the text encoder; cpu keeps the largest part off the GPU; default: `device`."""
     quantisation: Quantisation = "none"
-    """Library that runs the text encoder in 8 bits: bitsandbytes or torchao."""
+    """Quantisation of the text encoder: bitsandbytes or torchao (8 bits), or bitsandbytes_4bit."""
     tiled_vae: bool = False
     """Decode in tiles: little memory at any size, slightly different pixels at the seams."""
     batch_size: int = 4

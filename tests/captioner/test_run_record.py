@@ -1,4 +1,4 @@
-"""What a folder holds is checked before anything costly, and belongs to one run as soon as something is committed."""
+"""The contents of a folder are checked before anything costly, and belongs to one run as soon as something is committed."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What a person is told of a run."""
+"""The status line of a run."""
 
 import json
 from dataclasses import asdict, replace

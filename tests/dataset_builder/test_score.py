@@ -20,9 +20,11 @@ from dataset_builder.score import ScoreConfig, main
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
 from dataset_builder.scores.image_quality import perceptual_hash, sharpness
+from dataset_builder.scores.job import ScoreJob
 from dataset_builder.sql.dataset_files import open_stored
 from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
+from foundry.images.decoding import DecodeLimits
 from tests.dataset_builder.small_run import MINI_T5
 from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor
 from tests.foundry.images.containers import encode, write
@@ -33,6 +35,11 @@ TEXTS = {
     "b": "A very long sentence about a house with a red door and a green roof and a blue wall and a garden. A dog.",
     "c": "",
 }
+
+
+_JOB = ScoreJob(
+    scored="", out="", score_id="", is_run=True, clip=None, aesthetic=None, batch_size=1, limits=DecodeLimits(), dtype="float32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +117,49 @@ def test_an_image_that_has_changed_or_gone_is_rejected_by_name(run: Path) -> Non
     (photos / "b.png").unlink()
     assert main(ScoreConfig(source=str(run), clip="none")) == 0
     assert [row["key"] for row in _rows(run, "SELECT key FROM scores")] == ["c"]
+
+
+def _nan_clip(folder: Path, *, word: str = "", everywhere: bool = False) -> Path:
+    """A CLIP that computes NaN for texts with a word, or for everything."""
+    file = write_tiny_clip(folder) / "open_clip_model.safetensors"
+    weights = load_file(file)
+    if everywhere:
+        weights["visual.conv1.weight"][:] = torch.nan
+    if word:
+        weights["token_embedding.weight"][sentence_tokens([word], resolve_clip(str(folder)))[0, 1]] = torch.nan
+    save_file(weights, file)
+    return folder
+
+
+def test_an_image_whose_scores_are_nan_is_rejected_and_not_scored(run: Path, tmp_path: Path) -> None:
+    assert main(ScoreConfig(source=str(run), clip=str(_nan_clip(tmp_path / "nan", word="owl")))) == 0  # of picture a alone
+    assert [row["key"] for row in _rows(run, "SELECT key FROM scores WHERE clip_mean IS NOT NULL")] == ["b"]
+    assert [row["key"] for row in _rows(run, "SELECT key FROM scores ORDER BY key")] == ["b", "c"]
+    assert [row["key"] for row in _rows(run, "SELECT key FROM embeddings ORDER BY key")] == ["b", "c"]
+    assert _rows(run, "SELECT min(clip_mean) AS least FROM caption_scores WHERE isnan(clip_mean)") == [{"least": None}]
+
+
+def test_scores_of_what_is_left_are_those_without_the_rejected_image(run: Path, clip: Path, tmp_path: Path) -> None:
+    assert main(ScoreConfig(source=str(run), clip=str(clip))) == 0
+    expected = _rows(run, "SELECT prompt, sentences, sentence_scores FROM caption_scores WHERE key = 'b'")
+    assert main(ScoreConfig(source=str(run), clip=str(_nan_clip(tmp_path / "nan", word="owl")))) == 0
+    assert _rows(run, "SELECT prompt, sentences, sentence_scores FROM caption_scores WHERE key = 'b'") == expected
+
+
+def test_a_clip_that_computes_nan_for_a_grey_image_is_one_line(tmp_path: Path) -> None:
+    source = resolve_clip(str(_nan_clip(tmp_path, everywhere=True)))
+    job = replace(_JOB, clip=source)
+    with pytest.raises(UserError, match="computed NaN or infinity for a grey image: fetch CLIP"):
+        job.check(job.load_engine())
+
+
+def test_a_clip_that_lacks_tensors_is_refused_by_their_names(clip: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip, tmp_path / "cut")
+    weights = load_file(clip / "open_clip_model.safetensors")
+    del weights["visual.proj"]
+    save_file(weights, tmp_path / "cut" / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r'cut cannot be read as a CLIP .*Missing key.*"visual.proj"'):
+        ClipEncoder(resolve_clip(str(tmp_path / "cut")), batch_size=1)
 
 
 def test_sentences_are_short_enough_and_lose_no_word(clip: Path) -> None:

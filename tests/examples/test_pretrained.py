@@ -1,4 +1,4 @@
-"""What the repository ships for the small world: tokenizers that lose nothing, and a llava-mini that sees."""
+"""The shipped models of the small world: tokenizers that lose nothing, and a llava-mini that sees."""
 
 import io
 from functools import cache

@@ -1,4 +1,4 @@
-"""What a user of any command relies on: how arguments are spelled, what an error says and the exit code."""
+"""The behaviour that users of every command rely on: how arguments are spelled, what an error says and the exit code."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What `auto` stands for on each kind of hardware, and that freed memory is kept."""
+"""The meaning of `auto` on each kind of hardware; freed memory is kept."""
 
 import os
 import subprocess

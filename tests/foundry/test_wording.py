@@ -1,4 +1,4 @@
-"""What commands print of one thing is not said of several."""
+"""Singular and plural in the output of commands."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From noise to latents: a network that knows the answer is led to it, by every sampler; guidance; seeds."""
+"""Sampling, from noise to latents: a network that knows the answer is led to it, by every sampler; guidance; seeds."""
 
 from typing import Any
 

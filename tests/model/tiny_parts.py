@@ -18,7 +18,7 @@ SIDE_PX = 32
 WORDS = ("red", "owl", "key", "large", "small", "left", "on", "a", "the", "blue")
 
 
-def save_tiny_t5(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_t5(folder: Path, *, seed: int = 0, width: int = CAPTION_WIDTH) -> Path:
     """A T5 encoder and a tokenizer of letters and a few words, as save_pretrained writes them."""
     pieces = [(letter, -9.0) for letter in string.ascii_letters + string.digits + ".,"]
     words = [("▁" + word, -3.0) for word in WORDS]
@@ -26,9 +26,9 @@ def save_tiny_t5(folder: Path, *, seed: int = 0) -> Path:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = T5Config(
-        d_model=CAPTION_WIDTH,
-        d_ff=64,
-        d_kv=8,
+        d_model=width,
+        d_ff=2 * width,
+        d_kv=width // 4,
         num_heads=4,
         num_layers=2,
         vocab_size=len(tokenizer),

@@ -101,6 +101,8 @@ class FakeJob:
             os._exit(1)
         if trouble.startswith("hangs"):
             time.sleep(600)
+        if trouble.startswith("is slow"):
+            time.sleep(2)
         if trouble.startswith("waits for the next load"):
             deadline = time.monotonic() + 120
             while self.loads() < 2:
@@ -157,6 +159,14 @@ def test_only_the_guilty_image_is_rejected(tmp_path: Path, trouble: str, reason:
     commits = run(tmp_path, {(1, 2): trouble}, units=3)
     assert [commit.rejected for commit in commits] == [{}, {reason: 1}, {}]
     assert [commit.completed for commit in commits] == [4, 3, 4]
+
+
+def test_a_slow_image_beside_a_guilty_one_gets_the_time_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share of the time, 1.5 s, would not do, and nothing was committed that says how long an image may take."""
+    monkeypatch.setattr("foundry.units.ray_driver.LEAST_LIMIT_S", 0.1)
+    settings = RaySettings(num_replicas=1, unit_timeout_s=6)
+    (commit,) = run(tmp_path, {(0, 0): "is slow", (0, 1): "raises"}, units=1, settings=settings)
+    assert commit.rejected == {"model_error": 1}
 
 
 def test_two_guilty_images_are_both_found_without_loading_the_model_again(tmp_path: Path) -> None:

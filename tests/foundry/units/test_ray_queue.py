@@ -1,11 +1,12 @@
-"""The turns in which replicas get units, without a Ray."""
+"""The turns in which replicas get units, and the time that a probe gets, without a Ray."""
 
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry.units.ray_driver import turns
+from foundry.units.commits import Unit
+from foundry.units.ray_driver import LEAST_LIMIT_S, SLOWER, probe_limit_s, turns
 from foundry.units.ray_replicas import ReplicaHandle
 
 
@@ -37,3 +38,22 @@ def test_none_gets_more_than_is_allowed_or_there(data: st.DataObject, loaded: in
     assert len(taken) <= num_pending
     assert all(busy[one] + taken.count(one) <= most for one in taken)
     assert taken or num_pending == 0 or min(busy[one] for one in replicas[:loaded]) > 0, "an idle one has to get work"
+
+
+@given(num_images=st.integers(1, 512), unit_timeout_s=st.floats(1, 1e5), slowest_s=st.floats(0, 1e4), more=st.integers(0, 512))
+def test_a_probe_gets_its_share_of_the_time_or_a_multiple_of_the_slowest_call(
+    num_images: int, unit_timeout_s: float, slowest_s: float, more: int
+) -> None:
+    unit = Unit(number=0, part="", row_group=0, num_images=num_images + more)
+    limit_s = probe_limit_s(num_images, unit, unit_timeout_s=unit_timeout_s, slowest_s=slowest_s)
+    assert min(unit_timeout_s, LEAST_LIMIT_S) <= limit_s <= unit_timeout_s
+    assert limit_s >= min(unit_timeout_s, SLOWER * slowest_s)
+    assert limit_s >= unit_timeout_s * num_images / unit.num_images * (1 - 1e-9)
+
+
+def test_an_image_alone_gets_all_of_the_time_as_long_as_nothing_is_known() -> None:
+    unit = Unit(number=0, part="", row_group=0, num_images=512)
+    assert probe_limit_s(1, unit, unit_timeout_s=3600, slowest_s=0) == 3600
+    assert probe_limit_s(1, unit, unit_timeout_s=3600, slowest_s=2) == LEAST_LIMIT_S
+    assert probe_limit_s(1, unit, unit_timeout_s=3600, slowest_s=100) == 400
+    assert probe_limit_s(256, unit, unit_timeout_s=3600, slowest_s=0) == 1800, "what hangs is still found in hours"

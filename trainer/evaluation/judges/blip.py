@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from trainer.evaluation.judges.models import JudgeModel, Placement
+from trainer.evaluation.judges.models import JudgeModel, Placement, check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,7 @@ class BlipVqa:
         read = model.text_encoder(input_ids=tokens, encoder_hidden_states=patches)[0]  # (1, L, D)
         start = torch.full((1, 1), text.bos_token_id, device=model.device)  # [DEC]
         logits: torch.Tensor = model.text_decoder(input_ids=start, encoder_hidden_states=read).logits[0, 0]
+        check_finite(logits, name=model.name_or_path)
         return logits.float()
 
 

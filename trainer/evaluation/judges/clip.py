@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from dataset_builder.scores.clip import ClipEncoder, ClipSource, image_pixels, resolve_clip, sentence_tokens
 from trainer.evaluation.benchmark import JudgeSource, Prompt, Verdict
-from trainer.evaluation.judges.models import Placement
+from trainer.evaluation.judges.models import Placement, check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -29,16 +29,20 @@ class Clip:
 
     def embed_images(self, images: Sequence[npt.NDArray[np.uint8]]) -> "torch.Tensor":
         """Embeddings of length 1 (N, D) of images (H, W, 3) of any size, resized and cropped as CLIP wants them."""
-        return self.encoder.embed_images(np.stack([image_pixels(image, self.source) for image in images]))
+        return self._checked(self.encoder.embed_images(np.stack([image_pixels(image, self.source) for image in images])))
 
     def embed_texts(self, texts: Sequence[str]) -> "torch.Tensor":
         """Embeddings of length 1 (T, D); what goes beyond CLIP's 77 tokens is not read."""
-        return self.encoder.embed_texts(sentence_tokens(texts, self.source))
+        return self._checked(self.encoder.embed_texts(sentence_tokens(texts, self.source)))
 
     def cosines(self, images: Sequence[npt.NDArray[np.uint8]], texts: Sequence[str]) -> list[float]:
         """Cosine of each image and its text."""
         found: list[float] = (self.embed_images(images) * self.embed_texts(texts)).sum(dim=-1).tolist()
         return found
+
+    def _checked(self, embeddings: "torch.Tensor") -> "torch.Tensor":
+        check_finite(embeddings, name=self.source.name)
+        return embeddings
 
 
 class ClipScore:

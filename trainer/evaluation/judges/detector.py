@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from trainer.evaluation.judges.models import JudgeModel, Placement
+from trainer.evaluation.judges.models import JudgeModel, Placement, check_finite
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,6 +83,8 @@ class Detector:
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.inference_mode():
             outputs = self.model(**inputs)
+        for values in (outputs.logits, outputs.pred_boxes):
+            check_finite(values, name=self.model.name_or_path)
         found = self.processor.image_processor.post_process_object_detection(
             outputs, threshold=self.threshold, target_sizes=[image.shape[:2]]
         )[0]

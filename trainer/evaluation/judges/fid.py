@@ -29,7 +29,7 @@ from foundry.units.rejection import ImageError
 from trainer.evaluation.benchmark import SetMetric
 from trainer.evaluation.config import FidConfig
 from trainer.evaluation.frechet import Statistics, kept_statistics, read_statistics
-from trainer.evaluation.judges.models import Placement
+from trainer.evaluation.judges.models import Placement, check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,10 @@ def _network(weights: InceptionWeights, features: str, device: str) -> "torch.nn
         network: Any = FeatureExtractorInceptionV3("inception", [features], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
         message = " ".join(str(error).split())[:200]
-        raise UserError(f"{weights.name} has not the weights of the Inception network of torch-fidelity: {message}") from error
+        raise UserError(
+            f"{weights.name} has not the weights of the Inception network of torch-fidelity ({message}): give the published "
+            ".pth, or safetensors of it, as --prompts.fid.weights"
+        ) from error
     moved: torch.nn.Module = network.to(device)
     return moved
 
@@ -187,6 +190,7 @@ def _features(network: "torch.nn.Module", images: Iterable[npt.NDArray[np.uint8]
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device)  # (N, 3, H, W)
             with torch.inference_mode():
                 (features,) = network(pixels)  # (N, D)
+            check_finite(features, name="the Inception network of FID")
             yield features.double().cpu().numpy()
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype
-from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file
+from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file, load_network
 from model.generation.pipeline_parts import RuntimeConfig
 from trainer.evaluation.benchmark import JudgeSource
 
 if TYPE_CHECKING:
+    import torch
+
     from trainer.evaluation.config import EvaluateConfig
 
 LoadedT = TypeVar("LoadedT")
@@ -44,24 +46,29 @@ class JudgeModel:
     """As transformers names the architecture."""
     on_hub: bool
 
-    def load(self, load: Callable[..., LoadedT], **settings: object) -> LoadedT:
-        """Loads the files by a from_pretrained, `load`. Raises UserError where that fails."""
-        revision = {"revision": self.revision} if self.on_hub else {}
+    def load(self, load: Callable[..., LoadedT]) -> LoadedT:
+        """Loads a processor by its from_pretrained, `load`. Raises UserError where that fails."""
         try:
-            return load(self.name, **revision, **settings)
-        except (OSError, ValueError) as error:
+            return load(self.name, **self._revision)
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.name} cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it again") from error
 
     def load_network(self, load: Callable[..., Any], placement: Placement) -> Any:
         """The network that from_pretrained `load` makes of its safetensors. Raises UserError for weights of another kind."""
         import torch
 
-        network, info = self.load(load, dtype=getattr(torch, placement.dtype), use_safetensors=True, output_loading_info=True)
-        if missing := sorted(info["missing_keys"]):
-            raise UserError(
-                f"{self.name} has no {missing[0]} ({len(missing)} weights are missing): it is another kind of model"
-            )
-        return network.to(placement.device).eval()
+        options = {"dtype": getattr(torch, placement.dtype), **self._revision}
+        return load_network(load, self.name, what=f"a model of type {self.model_type}", **options).to(placement.device).eval()
+
+    @property
+    def _revision(self) -> dict[str, str]:
+        return {"revision": self.revision} if self.on_hub else {}
+
+
+def check_finite(values: "torch.Tensor", *, name: str) -> None:
+    """Raises UserError for NaN or an infinity in what the model of this name computed: no verdict follows from that."""
+    if not bool(values.isfinite().all()):
+        raise UserError(f"{name} computes NaN or infinity: give --judge_dtype float32, or fetch the model again")
 
 
 def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], JudgeSource]]) -> dict[str, JudgeSource]:

@@ -187,7 +187,7 @@ def test_weights_of_another_kind_are_refused(models: Path, tmp_path: Path) -> No
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     BlipForConditionalGeneration(BlipConfig.from_pretrained(models / "blip")).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="weights are missing"):
+    with pytest.raises(UserError, match="as a model of type blip: its weights lack text_"):
         load_blip(find_model(str(tmp_path), option=""), CPU, image_px=64)
 
 

@@ -1,0 +1,141 @@
+"""Captions that mean nothing are rejected, and runs that were made before a setting was recorded resume."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from captioner.config import CaptionConfig
+from captioner.engines.model_source import LLAVA_PROMPT
+from captioner.run import main
+from captioner.run_status import read_status
+from foundry.command_line import run_command
+from foundry.storage.folder import Folder
+from foundry.storage.run_record import RunRecord
+from foundry.units.commits import committed_units, read_commits
+from tests.captioner.conftest import run_arguments, save_pictures
+from tests.captioner.tiny_llava import save_tiny_llava
+from tests.foundry.units.plain_loop import run_plainly
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+
+
+def caption(images: Path, run: Path, model: Path, *more: str) -> int:
+    arguments = run_arguments(images, run, model, "--generation.dtype", "float32", *more)
+    return run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
+
+
+def model_without_key(folder: Path) -> Path:
+    """A model that computes NaN wherever the word `key` is in the prompt."""
+    file = save_tiny_llava(folder) / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    (embeddings,) = (tensor for name, tensor in weights.items() if name.endswith("embed_tokens.weight"))
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    embeddings[vocabulary["key"]] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+def name_pictures(images: Path, *, keys: Sequence[int]) -> None:
+    """Gives pictures of these numbers the alt text `a key`."""
+    for number in keys:
+        (images / f"picture-0-{number:04d}.txt").write_text("a key")
+
+
+def test_an_image_for_which_the_model_computes_nan_is_rejected_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = save_pictures(tmp_path / "images", count=10), tmp_path / "run"
+    name_pictures(images, keys=[3, 8, 9])  # of units of 8 images: the second one has nothing else, but is not the first
+    assert caption(images, run, model_without_key(tmp_path / "model"), "--prompts", "alt_text") == 0
+    assert "10 planned = 7 captioned + 3 rejected (not_finite 3)" in capsys.readouterr().out
+    commits = read_commits(Folder(str(run)))
+    assert [commit.rejected for commit in commits] == [{"not_finite": 1}, {"not_finite": 2}]
+    assert [commit.files["captions"].rows for commit in commits if "captions" in commit.files] == [7]
+    assert commits[0].files["images"].rows == 7 and commits[0].num_tokens > 0
+
+
+def test_a_model_that_computes_nan_for_all_of_the_first_unit_ends_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = save_pictures(tmp_path / "images", count=3), tmp_path / "run"
+    name_pictures(images, keys=range(3))
+    assert caption(images, run, model_without_key(tmp_path / "model"), "--prompts", "alt_text") == 2
+    error = capsys.readouterr().err
+    assert "NaN or infinity for all 3 images of the first unit: give --generation.dtype float32 or bfloat16" in error
+    assert not committed_units(Folder(str(run))), "nothing is rejected for a fault of the model"
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_run_of_before_the_settings_were_recorded_resumes_as_it_was_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, has_template: bool
+) -> None:
+    """Such a run has neither `image_fit` nor `prompt_format`: images were cropped, and LLaVA 1.5's prompt was assumed."""
+    images, run, model = save_pictures(tmp_path / "images", count=8), tmp_path / "run", save_tiny_llava(tmp_path / "model")
+    if not has_template:
+        (model / "chat_template.jinja").unlink()
+    assert caption(images, run, model, "--generation.image_fit", "processor") == 0
+    made_before(run)
+    save_pictures(images, count=1, seed=1)
+    capsys.readouterr()
+    assert caption(images, run, model) == 0
+    said = capsys.readouterr().out
+    assert read_status(Folder(str(run))).captioned == 9
+    assert ("has no chat template: prompts are put into LLaVA 1.5's, " in said) is not has_template
+    assert "padded" not in said
+    assert caption(images, run, model, "--generation.image_fit", "pad") == 2
+    assert "holds a run with another generation.image_fit" in capsys.readouterr().err
+
+
+def made_before(run: Path) -> None:
+    """Makes a run one of the time when neither setting was recorded; its commits get the run_id that belongs to that."""
+    record = RunRecord.read(Folder(str(run)))
+    assert record is not None and "image_fit" not in record.settings["generation"]
+    model = {name: value for name, value in record.settings["model"].items() if name != "prompt_format"}
+    old = record.with_settings(record.settings | {"model": model})
+    old.write(Folder(str(run)))
+    for file in (run / "commits").iterdir():
+        file.write_text(file.read_text().replace(record.run_id, old.run_id))
+
+
+def test_what_is_assumed_of_a_model_is_said_and_part_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, model = save_pictures(tmp_path / "images", count=2), save_tiny_llava(tmp_path / "model")
+    ids = []
+    for number, template in enumerate(["chat_template.jinja", "tokenizer_config.json", ""]):
+        run = tmp_path / f"run-{number}"
+        assert caption(images, run, model) == 0
+        settings = json.loads((run / "run.json").read_text())["settings"]
+        ids.append(json.loads((run / "run.json").read_text())["run_id"])
+        assert settings["generation"]["image_fit"] == "pad"
+        expected = {"": LLAVA_PROMPT, "tokenizer_config.json": "chat_template of tokenizer_config.json"}
+        assert settings["model"].get("prompt_format") == expected.get(template)
+        assert ("has no chat template" in capsys.readouterr().out) == (not template)
+        forget_template(model, template)
+    assert len(set(ids)) == 3
+    assert caption(images, tmp_path / "run-0", model) == 2
+    assert "holds a run with another model." in capsys.readouterr().err
+
+
+def forget_template(model: Path, file: str) -> None:
+    """Moves the chat template from its own file to the tokenizer's, or takes it away from there."""
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    if file == "chat_template.jinja":
+        config["chat_template"] = (model / file).read_text()
+        (model / file).unlink()
+    else:
+        config.pop("chat_template", None)
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_another_fit_is_another_run_in_both_directions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, run, model = save_pictures(tmp_path / "images", count=2), tmp_path / "run", save_tiny_llava(tmp_path / "model")
+    assert caption(images, run, model) == 0
+    assert "images padded to squares" in capsys.readouterr().out
+    assert caption(images, run, model, "--generation.image_fit", "processor") == 2
+    assert "holds a run with another generation.image_fit" in capsys.readouterr().err
