@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
 from captioner.config import CaptionConfig, default_unit_size
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, ModelSource, resolve_model
-from captioner.engines.transformers_engine import NOT_FINITE, Generation, GenerationSettings, LlavaEngine
+from captioner.engines.transformers_engine import LlavaEngine
 from captioner.prompts import PromptSet, load_prompts, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from captioner.engines.transformers_engine import GenerationSettings
+from captioner.engines.generation import GenerationSettings
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.command_line import CHOICE, ModelChoice

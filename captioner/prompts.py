@@ -28,15 +28,20 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?[A-Za-z_]{1,20}>|\[/?INST\]")
 
 
+def control_token(text: str) -> str:
+    """What a chat template or a tokenizer would read as control in a text, such as <image> or </s>; "" where there is none."""
+    found = _CONTROL_TOKEN.search(text)
+    return found.group() if found else ""
+
+
 def _fields(text: str) -> list[str]:
     return [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
 
 
 def _placeholder_problems(text: str, *, allowed: bool) -> list[str]:
     problems = []
-    control = _CONTROL_TOKEN.search(text)
-    if control:
-        problems.append(f"{control.group()} is not allowed: the engine adds the image and the chat's own tokens")
+    if control := control_token(text):
+        problems.append(f"{control} is not allowed: the engine adds the image and the chat's own tokens")
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
 
@@ -87,7 +87,7 @@ class ChatEndpoint:
         base = endpoint.url.rstrip("/").removesuffix("/chat/completions")
         self.address = base + "/chat/completions"
         self._models = base + "/models"
-        self._key = _key(endpoint)
+        self._key = read_key(endpoint.key_variable, setting=f"{endpoint.section}.key_variable")
         self._stopped = threading.Event()
         self._client = httpx.Client(
             timeout=endpoint.timeout_s,
@@ -200,13 +200,25 @@ class ChatEndpoint:
         return " ".join(self._hidden(text).split())[:300]
 
 
-def image_url(pixels: "npt.NDArray[np.uint8]") -> str:
-    """An image, uint8 RGB (H, W, 3), as a data URL of a PNG that holds pixels alone. Deterministic."""
+def read_key(variable: str | None, *, setting: str) -> str | None:
+    """The key in an environment variable; None for no variable. `setting` is what names it, for messages. Raises UserError."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"the environment variable {variable}, which {setting} names, is not set: export it")
+    if not (key.isascii() and key.isprintable()):  # httpx would put the whole header into its complaint
+        raise UserError(f"the environment variable {variable} holds no key: it has characters that no header can have")
+    return key
+
+
+def image_url(pixels: "npt.NDArray[np.uint8]", image_format: Literal["png", "jpeg"] = "png") -> str:
+    """An image, uint8 RGB (H, W, 3), as a data URL of a PNG, or of a JPEG of quality 95: pixels alone."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    Image.fromarray(pixels).save(buffer, image_format, **({"quality": 95} if image_format == "jpeg" else {}))
+    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def image_message(text: str, images: Sequence[str]) -> dict[str, Any]:
@@ -236,18 +248,6 @@ def _limited(response: httpx.Response) -> bytes:
 def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
     tokens = (choice.get("logprobs") or {}).get("content")
     return tuple(float(token["logprob"]) for token in tokens) if tokens else None
-
-
-def _key(endpoint: Endpoint) -> str | None:
-    variable, setting = endpoint.key_variable, f"{endpoint.section}.key_variable"
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"the environment variable {variable}, which {setting} names, is not set: export it")
-    if not (key.isascii() and key.isprintable()):  # httpx would put the whole header into its complaint
-        raise UserError(f"the environment variable {variable} holds no key: it has characters that no header can have")
-    return key
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -21,7 +21,6 @@ _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "processor_confi
 """Files that may hold the chat template; those of the processor take precedence over the tokenizer's, the last."""
 _TRAINED_WITH_PADDING = ("llava", "vipllava")
 """Types of LLaVA 1.5's classes, whose authors pad images to squares, while transformers' image processor crops them."""
-IMAGE_FITS = ("auto", "pad", "processor")
 
 MINI = Path(__file__).resolve().parents[1] / "pretrained" / "llava-mini"
 

@@ -6,80 +6,20 @@ in bf16 it may, by rounding, so batches are a fixed function of the unit, until 
 batches are smaller.
 """
 
-import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, sampling_seed
 from captioner.engines.model_input import PromptFormat, load_processor, padded
-from captioner.engines.model_source import IMAGE_FITS, ModelSource
+from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
 from foundry.hardware import resolve_dtype
 from foundry.storage.model_files import load_network
 
 if TYPE_CHECKING:
     import torch
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-NOT_FINITE = "give --generation.dtype float32 or bfloat16 (float16 overflows), or fetch the model again"
-"""What to do where a model computes NaN or an infinity."""
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How captions are generated. All of it enters the run_id."""
-
-    dtype: str = "auto"
-    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
-    it, else float32."""
-    batch_size: int = 64
-    """Number of images in a batch; a replica that runs out of memory halves it for the rest of its life."""
-    max_new_tokens: int = 300
-    """Number of tokens after which a caption is cut, with finish_reason `length`."""
-    temperature: float = 0.0
-    """Temperature of sampling, with a seed for each image and prompt; 0: greedy decoding."""
-    top_p: float = 1.0
-    """Share of the probability mass (0 to 1) that sampling draws from."""
-    seed: int = 0
-    """Random seed of sampling."""
-    image_fit: str = "auto"
-    """How images reach the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
-    model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be {bound}"
-            for name, bound, holds in [
-                ("dtype", f"one of {', '.join(DTYPES)}", self.dtype in DTYPES),
-                ("batch_size", "1 or more", self.batch_size >= 1),
-                ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
-                ("temperature", "0 or more", self.temperature >= 0),
-                ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
-                ("image_fit", f"one of {', '.join(IMAGE_FITS)}", self.image_fit in IMAGE_FITS),
-            ]
-            if not holds
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Answer of the model about one image. Log-probabilities are natural, of the model's own distribution."""
-
-    text: str
-    finish_reason: str
-    num_tokens: int
-    mean_logprob: float | None
-    min_logprob: float | None
-
-    @property
-    def is_finite(self) -> bool:
-        """False where the model computed NaN or an infinity: the text means nothing then."""
-        return self.mean_logprob is None or math.isfinite(self.mean_logprob)
 
 
 class LlavaEngine:
@@ -89,13 +29,14 @@ class LlavaEngine:
     checkpoint's generation_config: a repetition penalty in it would make greedy captions and log-probabilities something else.
     """
 
-    def __init__(self, source: ModelSource, settings: GenerationSettings) -> None:
+    def __init__(self, source: ModelSource, settings: GenerationSettings, *, keep_logprobs: bool = False) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.settings = settings
+        self.keep_logprobs = keep_logprobs
         self.batch_size = settings.batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = load_processor(source)
@@ -155,7 +96,7 @@ class LlavaEngine:
 
         inputs = self._inputs(images, prompts)
         chooser = TokenChooser(
-            self.settings, seeds=[_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)]
+            self.settings, seeds=[sampling_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)]
         )
         with torch.inference_mode():
             output = self.model.generate(
@@ -169,7 +110,8 @@ class LlavaEngine:
             )
         tokens = output[:, inputs["input_ids"].shape[1] :].cpu()  # (B, L)
         logprobs = torch.stack(chooser.logprobs, dim=1).cpu()  # (B, L)
-        return [self._generation(row, row_logprobs) for row, row_logprobs in zip(tokens, logprobs, strict=True)]
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        return [self._generation(*row) for row in zip(tokens, logprobs, lengths, strict=True)]
 
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
@@ -189,7 +131,7 @@ class LlavaEngine:
         colour = tuple(int(255 * mean) for mean in self.processor.image_processor.image_mean)
         return padded(image, side_px=self._square_px, colour=colour)
 
-    def _generation(self, tokens: "torch.Tensor", logprobs: "torch.Tensor") -> Generation:
+    def _generation(self, tokens: "torch.Tensor", logprobs: "torch.Tensor", num_input_tokens: int) -> Generation:
         """One row, (L,) token ids and (L,) log-probabilities, up to and with its end token."""
         ends = [place for place, token in enumerate(tokens.tolist()) if token in self.end_ids]
         length = ends[0] + 1 if ends else len(tokens)
@@ -201,6 +143,8 @@ class LlavaEngine:
             num_tokens=length,
             mean_logprob=float(said.mean()) if length else None,
             min_logprob=float(said.min()) if length else None,
+            num_input_tokens=num_input_tokens,
+            logprobs=tuple(said.tolist()) if self.keep_logprobs else (),
         )
 
     def _free_memory(self) -> None:
@@ -252,11 +196,6 @@ def _end_ids(*ids: int | list[int] | None) -> list[int]:
     if not found:
         raise UserError("the model names no end-of-text token: its captions would never stop; add eos_token_id to its config")
     return found
-
-
-def _seed(seed: int, key: str, prompt: str) -> int:
-    digest = hashlib.blake2b(f"{seed}\0{key}\0{prompt}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

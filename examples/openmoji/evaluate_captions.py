@@ -75,8 +75,9 @@ def caption_scenes(config: EvaluateConfig, scenes: "Sequence[Scene]") -> list[st
     import numpy as np
     from PIL import Image
 
+    from captioner.engines.generation import GenerationSettings
     from captioner.engines.model_source import resolve_model
-    from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
+    from captioner.engines.transformers_engine import LlavaEngine
     from examples.openmoji.composition import render
     from examples.openmoji.llava_mini import PROMPTS
     from examples.openmoji.scene_files import jpeg_bytes

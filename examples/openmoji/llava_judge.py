@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from captioner.engines.generation import GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
+from captioner.engines.transformers_engine import LlavaEngine
 from examples.openmoji.checks import Reading
 from examples.openmoji.llava_mini import PROMPTS
 from examples.openmoji.truth import read_caption

@@ -69,8 +69,9 @@ def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     from PIL import Image
 
     from captioner.cleaning import clean
+    from captioner.engines.generation import GenerationSettings
     from captioner.engines.model_source import resolve_model
-    from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
+    from captioner.engines.transformers_engine import LlavaEngine
     from captioner.prompts import load_prompts
     from examples.openmoji.composition import draw_scene, render
 

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaImageProcessor
 
+from captioner.engines.generation import GenerationSettings
 from captioner.engines.model_input import padded
 from captioner.engines.model_source import LLAVA_PROMPT, MINI, resolve_model
-from captioner.engines.transformers_engine import GenerationSettings, LlavaEngine
+from captioner.engines.transformers_engine import LlavaEngine
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import PATCH_PX, SIDE_PX, TEMPLATE, save_tiny_llava, save_tiny_next, save_tiny_onevision
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import MINI, resolve_model
-from captioner.engines.transformers_engine import Generation, GenerationSettings, LlavaEngine, TokenChooser
+from captioner.engines.transformers_engine import LlavaEngine, TokenChooser
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import save_tiny_llava, save_tiny_next, save_tiny_onevision
 

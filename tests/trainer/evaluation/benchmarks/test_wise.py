@@ -19,7 +19,7 @@ from PIL import Image
 
 from foundry.command_line import run_command
 from model.generation.image_files import image_names
-from tests.trainer.judge_server import JudgeServer, Reply, fails, judge_server, says, text_of
+from tests.chat_server import JudgeServer, Reply, fails, judge_server, says, text_of
 from trainer import evaluate
 from trainer.evaluation.benchmarks.wise_edition import CATEGORIES, own_prompts
 from trainer.evaluation.config import EvaluateConfig

@@ -11,7 +11,7 @@ import pytest
 
 from foundry.chat_endpoint import Answer
 from foundry.errors import UserError
-from tests.trainer.judge_server import JudgeServer, Reply, fails, judge_server, says
+from tests.chat_server import JudgeServer, Reply, fails, judge_server, says
 from trainer.evaluation.config import JudgeEndpointConfig
 from trainer.evaluation.judges.endpoint import JudgeEndpoint, KeptAnswers, question_key
 

@@ -1,0 +1,153 @@
+"""Endpoint engine: images and prompts go to an OpenAI-compatible server: `vllm serve`, SGLang, llama.cpp, or a hosted model.
+
+The server batches; this engine keeps `concurrency` requests under way. A request that the server refuses fails alone; a server
+that is busy or away is waited for, and ends the run where it stays away.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from captioner.engines.endpoint_settings import EndpointSettings
+from captioner.engines.generation import Generation, GenerationSettings, sampling_seed
+from foundry.chat_endpoint import Answer, ChatEndpoint, Endpoint, image_message, image_url
+from foundry.errors import UserError
+
+GREY = np.full((64, 64, 3), 128, np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model behind an endpoint. `answered_by` is what the server calls itself in answers."""
+
+    name: str
+    settings: EndpointSettings
+    answered_by: str
+
+    @property
+    def image_side_px(self) -> int:
+        """Maximum length of the shorter side of an image that is sent, in pixels."""
+        return self.settings.image_side_px
+
+    def describe(self) -> dict[str, Any]:
+        """What decides what a caption is, for the identity of a run: not the address, and not how it is asked."""
+        return {
+            "name": self.name,
+            "revision": self.answered_by,
+            "image_side_px": self.image_side_px,
+            "image_format": self.settings.image_format,
+            "body": self.settings.body,
+        }
+
+    def load(self, generation: GenerationSettings) -> "EndpointEngine":
+        """The engine. Raises UserError where the key is missing."""
+        return EndpointEngine(self, generation)
+
+
+def find_served_model(name: str, settings: EndpointSettings, generation: GenerationSettings) -> ServedModel:
+    """Asks the server for its models and for a word about a grey image.
+
+    Raises UserError where it does not answer, does not serve this model, or takes no images.
+    """
+    endpoint = _endpoint(settings)
+    served = endpoint.models()
+    if name not in served:
+        raise UserError(f"the server at {settings.url} serves {', '.join(served) or 'no model'}, not {name}: give one of them")
+    body = _body(settings, generation, model=name) | {"max_tokens": 1, "max_completion_tokens": 1}
+    message = image_message("Describe this image.", [image_url(GREY)])
+    answer = endpoint.ask(_without_nulls({**body, "messages": [message], "logprobs": False}))
+    return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name)
+
+
+class EndpointEngine:
+    """A server that captions. Greedy requests are repeatable as far as the server is."""
+
+    def __init__(self, model: ServedModel, generation: GenerationSettings) -> None:
+        self.model = model
+        self.generation = generation
+        self._endpoint = _endpoint(model.settings)
+        self._body = _body(model.settings, generation, model=model.name)
+
+    def caption(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+    ) -> list[Generation]:
+        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+
+        Raises UserError: RequestRefused where the server refuses an image.
+        """
+        with self._pool(1 if one_by_one else self.model.settings.concurrency) as pool:
+            return list(pool.map(self._caption, images, prompts, keys))
+
+    def check(self, image: np.ndarray, prompt: str) -> None:
+        """Has the server say one token about an image. Raises UserError where it does not, or is another model by now."""
+        self._ask(image, prompt, "check", max_tokens=1)
+
+    @contextmanager
+    def _pool(self, size: int) -> Iterator[ThreadPoolExecutor]:
+        pool = ThreadPoolExecutor(size)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _caption(self, image: np.ndarray, prompt: str, key: str) -> Generation:
+        answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens)
+        logprobs = answer.logprobs
+        return Generation(
+            text=answer.text.strip(),
+            finish_reason="length" if answer.finish_reason == "length" else "stop",
+            num_tokens=answer.output_tokens or (len(logprobs) if logprobs else 0),
+            num_input_tokens=answer.input_tokens or 0,
+            mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+            min_logprob=min(logprobs) if logprobs else None,
+        )
+
+    def _ask(self, image: np.ndarray, prompt: str, key: str, *, max_tokens: int) -> Answer:
+        body = {**self._body, "messages": [image_message(prompt, [image_url(image, self.model.settings.image_format)])]}
+        for name in ("max_tokens", "max_completion_tokens"):
+            if name in body:
+                body[name] = max_tokens
+        if self.generation.temperature:
+            body["seed"] = sampling_seed(self.generation.seed, key, prompt) % (1 << 31)
+        answer = self._endpoint.ask(_without_nulls(body))
+        if (answer.answered_by or self.model.name) != self.model.answered_by:
+            raise UserError(
+                f"the server now answers as {answer.answered_by}, the run was begun with {self.model.answered_by}: serve that "
+                "model again, or start a new run"
+            )
+        return answer
+
+
+def _endpoint(settings: EndpointSettings) -> ChatEndpoint:
+    if settings.url is None:
+        raise UserError("the engine `endpoint` needs endpoint.url, the address of an OpenAI-compatible server")
+    return ChatEndpoint(
+        Endpoint(
+            url=settings.url,
+            key_variable=settings.key_variable,
+            timeout_s=settings.timeout_s,
+            tries=settings.tries,
+            name="the server",
+            section="endpoint",
+        )
+    )
+
+
+def _body(settings: EndpointSettings, generation: GenerationSettings, *, model: str) -> dict[str, Any]:
+    """The fields of a request but its messages."""
+    return {
+        "model": model,
+        "max_tokens": generation.max_new_tokens,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        **({"logprobs": True} if settings.logprobs else {}),
+        **settings.body,
+    }
+
+
+def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}

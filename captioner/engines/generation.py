@@ -1,0 +1,94 @@
+"""Generation of captions: its settings, the answer about one image, and the engine that gives it."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IMAGE_FITS = ("auto", "pad", "processor")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+NOT_FINITE = "give --generation.dtype float32 or bfloat16 (float16 overflows), or fetch the model again"
+"""What to do where a model computes NaN or an infinity."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Decoding settings of captions. All of them enter the run_id."""
+
+    dtype: str = "auto"
+    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
+    it, else float32."""
+    batch_size: int = 64
+    """Number of images in a batch; a replica that runs out of memory halves it for the rest of its life."""
+    max_new_tokens: int = 300
+    """Number of tokens after which a caption is cut, with finish_reason `length`."""
+    temperature: float = 0.0
+    """Temperature of sampling, with a seed for each image and prompt; 0: greedy decoding."""
+    top_p: float = 1.0
+    """Share of the probability mass (0 to 1) that sampling draws from."""
+    seed: int = 0
+    """Random seed of sampling."""
+    image_fit: str = "auto"
+    """Fit of images to the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
+    model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {bound}"
+            for name, bound, holds in [
+                ("dtype", f"one of {', '.join(DTYPES)}", self.dtype in DTYPES),
+                ("batch_size", "1 or more", self.batch_size >= 1),
+                ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
+                ("temperature", "0 or more", self.temperature >= 0),
+                ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+                ("image_fit", f"one of {', '.join(IMAGE_FITS)}", self.image_fit in IMAGE_FITS),
+            ]
+            if not holds
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Answer of the model about one image. Log-probabilities are natural, of the model's own distribution."""
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+    mean_logprob: float | None
+    min_logprob: float | None
+    num_input_tokens: int = 0
+    """Tokens of the request, the image's among them; 0 where the engine does not count them."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token; empty where the engine was not told to keep them."""
+
+    @property
+    def is_finite(self) -> bool:
+        """False where the model computed NaN or an infinity: the text means nothing then."""
+        return self.mean_logprob is None or math.isfinite(self.mean_logprob)
+
+
+class Engine(Protocol):
+    """A loaded model, or a server that has one."""
+
+    def caption(
+        self, images: "Sequence[np.ndarray]", prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+    ) -> list[Generation]:
+        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+
+        `one_by_one` asks for the smallest batches. Raises what the model raises.
+        """
+
+    def check(self, image: "np.ndarray", prompt: str) -> None:
+        """Has the model say one token about an image. Raises what the model raises, and UserError for one that cannot work."""
+
+
+def sampling_seed(seed: int, key: str, prompt: str) -> int:
+    """Seed of an image and prompt, 63 bits: a sample depends on nothing else."""
+    digest = hashlib.blake2b(f"{seed}\0{key}\0{prompt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,320 @@
+"""OpenAI-compatible server of the transformers engine: chat completions about one image, for people without vLLM and for tests.
+
+Requests that wait while the model works form the next batch. As with any engine, in float32 an answer does not depend on the
+other requests of its batch. Images come as data URLs; the server fetches nothing.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from captioner.engines.generation import Generation, GenerationSettings
+from captioner.engines.model_source import ModelSource
+from captioner.engines.transformers_engine import LlavaEngine
+from captioner.prompts import control_token
+from foundry.chat_endpoint import read_key
+from foundry.errors import UserError
+from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.storage.locations import data_of, is_data_url
+from foundry.units.rejection import ImageError
+
+_FIELDS = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "logprobs"}
+_IGNORED = {"n": 1, "stream": False, "top_logprobs": 0, "user": None, "stop": None}
+"""Fields that may be there with a value that changes nothing."""
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered; the message says what is wrong with it."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLimits:
+    """Limits of the server."""
+
+    max_request_bytes: int = 32 << 20
+    """Maximum size of a request, in bytes."""
+    max_waiting: int = 256
+    """Maximum number of requests that wait for the model; more get status 429."""
+    max_new_tokens: int = 1024
+    """Maximum number of tokens of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A request that was read: pixels (H, W, 3) uint8, the prompt, and how to decode."""
+
+    pixels: np.ndarray
+    prompt: str
+    settings: GenerationSettings
+
+
+@dataclass(eq=False)
+class _Waiting:
+    question: Question
+    answer: "Future[Generation]" = field(default_factory=Future)
+
+
+class Batcher:
+    """Runs the engine in one thread, on batches of the requests that wait and share their settings."""
+
+    def __init__(self, engine: LlavaEngine, *, max_waiting: int) -> None:
+        self._engine = engine
+        self._waiting: queue.Queue[_Waiting | None] = queue.Queue(max_waiting)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def submit(self, question: Question) -> "Future[Generation]":
+        """The answer to come. Raises BadRequest (429) where too many wait already."""
+        waiting = _Waiting(question)
+        try:
+            self._waiting.put_nowait(waiting)
+        except queue.Full:
+            raise BadRequest("the server is busy: try again in a second", status=429) from None
+        return waiting.answer
+
+    def close(self) -> None:
+        """Ends the thread once what waits is answered."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        first = self._waiting.get()
+        while first is not None:
+            batch, following = self._batch(first)
+            self._answer(batch)
+            first = following or self._waiting.get()
+
+    def _batch(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None]:
+        """The first request and those after it that share its settings, with the one after these, if it waits already."""
+        batch = [first]
+        while len(batch) < self._engine.batch_size:
+            try:
+                following = self._waiting.get_nowait()
+            except queue.Empty:
+                return batch, None
+            if following is None:
+                self._waiting.put(None)
+                return batch, None
+            if following.question.settings != first.question.settings:
+                return batch, following
+            batch.append(following)
+        return batch, None
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        questions = [one.question for one in batch]
+        self._engine.settings = questions[0].settings
+        try:
+            found = self._engine.caption(
+                [one.pixels for one in questions], [one.prompt for one in questions], [""] * len(batch)
+            )
+        except Exception as error:  # noqa: BLE001 - a model may raise anything; the request that it fails on must not stop the server
+            if len(batch) > 1:
+                for one in batch:
+                    self._answer([one])
+            else:
+                batch[0].answer.set_exception(error)
+            return
+        for one, generation in zip(batch, found, strict=True):
+            one.answer.set_result(generation)
+
+
+def caption_server(
+    engine: LlavaEngine, *, name: str, limits: ServerLimits, image_side_px: int, key: str | None = None
+) -> FastAPI:
+    """The application. `name` is the model's; `key`, where there is one, must come as a bearer token."""
+    batcher = Batcher(engine, max_waiting=limits.max_waiting)
+    app = FastAPI(title=f"T2I Foundry: {name}", on_shutdown=[batcher.close])
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
+        given = request.headers.get("authorization", "")
+        if (
+            key is not None
+            and request.url.path != "/health"
+            and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
+        ):
+            return _failure("the key is missing or wrong", status=401)
+        return await call_next(request)
+
+    @app.exception_handler(BadRequest)
+    async def bad_request(_request: Request, error: BadRequest) -> JSONResponse:
+        return _failure(str(error), status=error.status)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": name, "object": "model", "created": 0, "owned_by": "t2i-foundry"}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions")
+    async def completions(request: Request) -> Any:
+        body = await _body(request, limits)
+        question = await asyncio.to_thread(
+            read_question, body, name=name, defaults=engine.settings, limits=limits, image_side_px=image_side_px
+        )
+        try:
+            generation = await asyncio.wrap_future(batcher.submit(question))
+        except BadRequest:
+            raise
+        except Exception as error:  # noqa: BLE001 - see Batcher._answer
+            return _failure(f"the model failed: {type(error).__name__}: {error}", status=500)
+        return _completion(generation, name=name, with_logprobs=bool(body.get("logprobs")))
+
+    return app
+
+
+def serve(
+    source: ModelSource, settings: GenerationSettings, *, limits: ServerLimits, host: str, port: int, key_variable: str | None
+) -> None:
+    """Loads the model and serves it until the process is interrupted. Port 0 is a free one.
+
+    Raises UserError for an address that is taken, or open to others without a key.
+    """
+    import uvicorn
+
+    key = read_key(key_variable, setting="--key_variable")
+    if key is None and not _is_loopback(host):
+        raise UserError(f"--host {host} can be reached from other machines: name a key for them with --key_variable")
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another --port") from None
+    with listener:
+        engine = LlavaEngine(source, settings, keep_logprobs=True)
+        engine.check(np.full((64, 64, 3), 128, np.uint8), "Describe this image.")
+        app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
+        dtype = str(engine.model.dtype).removeprefix("torch.")
+        address = f"[{host}]" if ":" in host else host
+        print(f"{source.name} in {dtype} on {engine.device}: http://{address}:{listener.getsockname()[1]}/v1", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_question(
+    body: Mapping[str, Any], *, name: str, defaults: GenerationSettings, limits: ServerLimits, image_side_px: int
+) -> Question:
+    """The question in the body of a request. Raises BadRequest."""
+    if body.get("model") != name:
+        raise BadRequest(f"there is no model {body.get('model')!r}: this server has {name}", status=404)
+    for field_name, value in body.items():
+        if field_name not in _FIELDS and (field_name not in _IGNORED or value not in (None, _IGNORED[field_name])):
+            raise BadRequest(f"{field_name}={value!r} is not supported here")
+    images, texts = _parts(body.get("messages"))
+    if len(images) != 1 or not "".join(texts).strip():
+        raise BadRequest(f"expected a user's message with one image and a text, found {len(images)} images")
+    prompt = "\n".join(texts)
+    if control := control_token(prompt):
+        raise BadRequest(f"{control} is not allowed in a text: the server adds the image and the chat's own tokens")
+    return Question(pixels=_pixels(images[0], image_side_px), prompt=prompt, settings=_settings(body, defaults, limits=limits))
+
+
+def _settings(body: Mapping[str, Any], defaults: GenerationSettings, *, limits: ServerLimits) -> GenerationSettings:
+    asked = {
+        "max_new_tokens": body.get("max_completion_tokens") or body.get("max_tokens") or defaults.max_new_tokens,
+        "temperature": body.get("temperature"),
+        "top_p": body.get("top_p"),
+        "seed": body.get("seed"),
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in given.values()):
+        raise BadRequest("max_tokens, temperature, top_p and seed must be numbers")
+    try:
+        settings = replace(defaults, **given)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    if settings.max_new_tokens > limits.max_new_tokens:
+        raise BadRequest(f"max_tokens must be at most {limits.max_new_tokens}")
+    return settings
+
+
+def _parts(messages: Any) -> tuple[list[str], list[str]]:
+    """URLs of the images and the texts of the messages, in order. Raises BadRequest for other roles and parts."""
+    images: list[str] = []
+    texts: list[str] = []
+    try:
+        for message in messages:
+            if message["role"] != "user":
+                raise BadRequest(f"messages of the role {message['role']} are not supported: put the text into the user's")
+            content = message["content"]
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                if part["type"] == "image_url":
+                    images.append(str(part["image_url"]["url"]))
+                elif part["type"] == "text":
+                    texts.append(str(part["text"]))
+                else:
+                    raise BadRequest(f"parts of the type {part['type']} are not supported: text and image_url are")
+    except (KeyError, TypeError) as error:
+        raise BadRequest(f"messages are malformed: {type(error).__name__}: {error}") from None
+    return images, texts
+
+
+def _pixels(url: str, image_side_px: int) -> np.ndarray:
+    if not is_data_url(url):
+        raise BadRequest("images must be data URLs (data:image/png;base64,…): this server fetches nothing")
+    try:
+        return decode_image(data_of(url), limits=DecodeLimits(), target_side_px=image_side_px).pixels
+    except (ImageError, ValueError, OSError) as error:
+        raise BadRequest(f"the image cannot be read: {error}", status=422) from None
+
+
+async def _body(request: Request, limits: ServerLimits) -> Mapping[str, Any]:
+    """The JSON object that was sent. Raises BadRequest, before all of it is read where it is too long."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limits.max_request_bytes:
+            raise BadRequest(f"the request exceeds {limits.max_request_bytes} bytes", status=413)
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise BadRequest(f"the request is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the request is no JSON object")
+    return body
+
+
+def _completion(generation: Generation, *, name: str, with_logprobs: bool) -> dict[str, Any]:
+    logprobs = {"content": [{"token": "", "logprob": value, "top_logprobs": []} for value in generation.logprobs]}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": generation.text},
+        "finish_reason": generation.finish_reason,
+        "logprobs": logprobs if with_logprobs else None,
+    }
+    usage = {
+        "prompt_tokens": generation.num_input_tokens,
+        "completion_tokens": generation.num_tokens,
+        "total_tokens": generation.num_input_tokens + generation.num_tokens,
+    }
+    return {"object": "chat.completion", "created": int(time.time()), "model": name, "choices": [choice], "usage": usage}
+
+
+def _failure(message: str, *, status: int) -> JSONResponse:
+    headers = {"Retry-After": "1"} if status == 429 else {}
+    return JSONResponse({"error": {"message": message, "type": "error", "code": status}}, status_code=status, headers=headers)

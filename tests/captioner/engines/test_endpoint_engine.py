@@ -1,0 +1,168 @@
+"""The engine `endpoint` captions as the engine behind the server does, and names what a server that misbehaves does."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from captioner.engines.endpoint_engine import EndpointEngine, ServedModel, find_served_model
+from captioner.engines.endpoint_settings import EndpointSettings
+from captioner.engines.generation import Generation, GenerationSettings
+from captioner.engines.model_source import resolve_model
+from captioner.engines.server import ServerLimits, caption_server
+from captioner.engines.transformers_engine import LlavaEngine
+from foundry.chat_endpoint import RequestRefused
+from foundry.errors import UserError
+from tests.chat_server import Reply, fails, judge_server, says, text_of
+
+SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)
+PROMPTS = ["Describe this image.", "What is it?"] * 3
+
+
+def pictures() -> list[np.ndarray]:
+    return [np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8) for seed in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@contextmanager
+def served(engine: LlavaEngine) -> Iterator[str]:
+    app = caption_server(engine, name="tiny", limits=ServerLimits(), image_side_px=1024)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        assert thread.is_alive()
+    (port,) = {socket.getsockname()[1] for one in server.servers for socket in one.sockets}
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llava: Path) -> LlavaEngine:
+    return LlavaEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 2.0, "seed": 5}])
+def test_captions_are_those_of_the_engine_behind_the_server(engine: LlavaEngine, sampling: dict[str, Any]) -> None:
+    generation = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8, **sampling)
+    keys = [f"picture-{number}" for number in range(6)]
+    engine.settings = generation
+    with served(engine) as url:
+        model = find_served_model("tiny", EndpointSettings(url=url, concurrency=6), generation)
+        asked = EndpointEngine(model, generation).caption(pictures(), PROMPTS, keys)
+        again = EndpointEngine(model, generation).caption(pictures(), PROMPTS, keys, one_by_one=True)
+    assert [one.text for one in asked] == [one.text for one in again]
+    if not sampling:  # a sample depends on the request's own seed, which is not the engine's
+        engine.settings = generation
+        expected = engine.caption(pictures(), PROMPTS, keys)
+        assert [(one.text, one.finish_reason, one.num_tokens) for one in asked] == [
+            (one.text, one.finish_reason, one.num_tokens) for one in expected
+        ]
+        for name in ("mean_logprob", "min_logprob"):
+            assert [getattr(one, name) for one in asked] == pytest.approx([getattr(one, name) for one in expected], abs=1e-5)
+
+
+def model_at(url: str, **settings: Any) -> ServedModel:
+    return ServedModel(name="m", settings=EndpointSettings(url=url, tries=1, **settings), answered_by="gpt-4o-2024-05-13")
+
+
+def ask(url: str, *, generation: GenerationSettings = SETTINGS, **settings: Any) -> list[Generation]:
+    return EndpointEngine(model_at(url, **settings), generation).caption(pictures()[:2], PROMPTS[:2], ["a", "b"])
+
+
+def test_requests_carry_image_prompt_and_decoding() -> None:
+    with judge_server(lambda body: says("An owl. ", finish_reason="length")) as server:
+        sampled = GenerationSettings(temperature=0.5, top_p=0.9, max_new_tokens=40)
+        found = ask(server.url, generation=sampled, body={"top_k": 20, "top_p": None}, concurrency=1)
+    assert [one.text for one in found] == ["An owl."] * 2
+    assert {(one.finish_reason, one.num_tokens, one.num_input_tokens, one.mean_logprob) for one in found} == {
+        ("length", 15, 900, None)
+    }
+    first, second = server.bodies
+    assert text_of(first) == "Describe this image."
+    assert first["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    fields = {name: value for name, value in first.items() if name not in ("messages", "seed")}
+    assert fields == {"model": "m", "max_tokens": 40, "temperature": 0.5, "logprobs": True, "top_k": 20}
+    assert 0 <= first["seed"] < 1 << 31
+    assert first["seed"] != second["seed"]
+
+
+def test_jpegs_are_smaller() -> None:
+    with judge_server(lambda body: says("An owl.")) as server:
+        ask(server.url, image_format="jpeg")
+    assert all("data:image/jpeg;base64,/9j/" in json.dumps(body) for body in server.bodies)
+
+
+def test_a_refused_image_is_told_from_a_server_that_refuses_all() -> None:
+    replies = {
+        "Describe this image.": says("An owl."),
+        "What is it?": fails(400, "image too large"),
+    }
+    with judge_server(lambda body: replies[text_of(body)]) as server, pytest.raises(RequestRefused, match="HTTP 400"):
+        ask(server.url)
+    with judge_server(lambda body: fails(403)) as server, pytest.raises(UserError, match="HTTP 403") as raised:
+        ask(server.url)
+    assert not isinstance(raised.value, RequestRefused)
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        (fails(500), "does not answer"),
+        (fails(429, Retry_After="3600"), "asks to wait 3600 s"),
+        (Reply(body="<html>"), "no chat completion"),
+        (Reply(body='{"choices": []}'), "no chat completion"),
+        (says("An owl.", model="another"), "now answers as another"),
+    ],
+)
+def test_a_server_that_misbehaves_ends_in_one_line(reply: Reply, complaint: str) -> None:
+    with judge_server(lambda body: reply) as server, pytest.raises(UserError, match=complaint) as raised:
+        ask(server.url)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_answer_is_an_empty_caption() -> None:
+    with judge_server(lambda body: says(None)) as server:
+        assert [one.text for one in ask(server.url)] == ["", ""]
+
+
+def test_a_model_that_is_not_served_is_named(engine: LlavaEngine) -> None:
+    with served(engine) as url, pytest.raises(UserError, match="serves tiny, not large"):
+        find_served_model("large", EndpointSettings(url=url), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"url": "ftp://there"}, "endpoint.url must be http"),
+        ({"url": "https://me:secret@there/v1"}, "endpoint.key_variable"),
+        ({"concurrency": 0}, "endpoint.concurrency must be 1 or more"),
+        ({"body": {"model": "x"}}, "endpoint.body must be without model"),
+        ({"max_cost": 5.0}, "needs endpoint.input_price"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        EndpointSettings(**settings)
+
+
+def test_cost_is_that_of_a_million_tokens() -> None:
+    settings = EndpointSettings(input_price=2.5, output_price=10, max_cost=1)
+    assert settings.cost(input_tokens=200_000, output_tokens=50_000) == pytest.approx(0.5 + 0.5)
+
+
+def test_without_an_address_there_is_nothing_to_ask() -> None:
+    with pytest.raises(UserError, match="needs endpoint.url"):
+        find_served_model("m", EndpointSettings(), SETTINGS)
