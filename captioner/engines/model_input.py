@@ -85,6 +85,36 @@ class PromptFormat:
             )
 
 
+class ImageFit:
+    """Fits images to the model: pads them to squares of the mean colour, or leaves them to the model's own processor."""
+
+    def __init__(self, processor: Any, source: ModelSource, asked: str) -> None:
+        """`asked`: pad, processor or auto."""
+        self._side_px = source.image_side_px if source.image_fit(asked) == "pad" else None
+        self._colour = tuple(int(255 * mean) for mean in processor.image_processor.image_mean) if self._side_px else ()
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """An image, (H, W, 3)."""
+        return pixels if self._side_px is None else padded(pixels, side_px=self._side_px, colour=self._colour)
+
+
+def end_ids(source: ModelSource, tokenizer: Any) -> list[int]:
+    """The distinct end-of-text ids of a checkpoint's generation config (else its config) and tokenizer. Raises UserError."""
+    from transformers import AutoConfig, GenerationConfig
+
+    options = {"revision": source.revision} if source.on_hub else {}
+    try:
+        generation: Any = GenerationConfig.from_pretrained(source.path_or_id, **options)
+    except OSError:  # it has none: what its config says holds
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(source.path_or_id, **options))
+    found: list[int] = []
+    for entry in (generation.eos_token_id, tokenizer.eos_token_id):
+        found += [one for one in (entry if isinstance(entry, list) else [entry]) if one is not None and one not in found]
+    if not found:
+        raise UserError("the model names no end-of-text token: its captions would never stop; add eos_token_id to its config")
+    return found
+
+
 def padded(pixels: npt.NDArray[np.uint8], *, side_px: int, colour: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """An image, (H, W, 3), in the middle of a square of this colour; one that is a square is left as it is.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, sampling_seed
-from captioner.engines.model_input import PromptFormat, load_processor, padded
+from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
 from foundry.hardware import resolve_dtype
@@ -41,14 +41,14 @@ class LlavaEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = load_processor(source)
         self._format = PromptFormat(self.processor, source)
-        self._square_px = source.image_side_px if source.image_fit(settings.image_fit) == "pad" else None
+        self._fit = ImageFit(self.processor, source, settings.image_fit)
         options: dict[str, Any] = {"revision": source.revision} if source.on_hub else {}
         options["dtype"] = getattr(torch, resolve_dtype(settings.dtype, self.device.type))
         load = AutoModelForImageTextToText.from_pretrained
         model = load_network(load, source.path_or_id, what="a vision-language model", **options)
         self.model = model.to(self.device).eval()
         tokenizer = self.processor.tokenizer
-        self.end_ids = _end_ids(self.model.generation_config.eos_token_id, tokenizer.eos_token_id)
+        self.end_ids = end_ids(source, tokenizer)
         if tokenizer.pad_token_id is None:  # what is padded is masked, so that any token will do
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.end_ids[0])
         self.model.generation_config = GenerationConfig()  # what `generate` is not told, it takes from here
@@ -116,20 +116,13 @@ class LlavaEngine:
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
 
-        pixels = [torch.tensor(self._fitted(image)).permute(2, 0, 1) for image in images]  # (3, H, W)
+        pixels = [torch.tensor(self._fit(image)).permute(2, 0, 1) for image in images]  # (3, H, W)
         texts = [self._format(prompt) for prompt in prompts]
         inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt").to(self.device)
         for name, value in inputs.items():
             if torch.is_tensor(value) and value.is_floating_point():
                 inputs[name] = value.to(self.model.dtype)
         return inputs
-
-    def _fitted(self, image: np.ndarray) -> np.ndarray:
-        """As `image_fit` says, (H, W, 3)."""
-        if self._square_px is None:
-            return image
-        colour = tuple(int(255 * mean) for mean in self.processor.image_processor.image_mean)
-        return padded(image, side_px=self._square_px, colour=colour)
 
     def _generation(self, tokens: "torch.Tensor", logprobs: "torch.Tensor", num_input_tokens: int) -> Generation:
         """One row, (L,) token ids and (L,) log-probabilities, up to and with its end token."""
@@ -186,16 +179,6 @@ class TokenChooser:
             scores = TopPLogitsWarper(self.settings.top_p)(None, scores)
         noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators])
         return scores - noise.log().to(scores.device)
-
-
-def _end_ids(*ids: int | list[int] | None) -> list[int]:
-    """The distinct end-of-text ids of a generation config and a tokenizer."""
-    found: list[int] = []
-    for entry in ids:
-        found += [one for one in (entry if isinstance(entry, list) else [entry]) if one is not None and one not in found]
-    if not found:
-        raise UserError("the model names no end-of-text token: its captions would never stop; add eos_token_id to its config")
-    return found
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,0 +1,125 @@
+"""vLLM engine: continuous batching of a whole unit, with log-probabilities. Needs vLLM 0.32 or later where the replicas run.
+
+vLLM runs inside the replica of our own driver and not through Ray Data's LLM processor: that one takes rows and gives rows,
+without units, so that neither commits nor the bisection of a failing unit would hold.
+
+Prompts are put into the same chat template, and images are fitted in the same way, as by the transformers engine.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, sampling_seed
+from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
+from captioner.engines.model_source import ModelSource
+from captioner.engines.vllm_settings import VllmSettings
+from foundry.errors import UserError
+
+
+class VllmEngine:
+    """A model loaded by vLLM. Greedy captions are those of the model, but for ties and rounding."""
+
+    def __init__(self, source: ModelSource, generation: GenerationSettings, settings: VllmSettings) -> None:
+        """Raises UserError where vLLM is not installed, or does not know the model."""
+        try:
+            from vllm import LLM
+            from vllm.lora.request import LoRARequest
+        except ImportError as error:
+            raise UserError(
+                f"the engine `vllm` needs vLLM, which is not installed here ({error}): install it into an environment of its "
+                "own and name that environment's interpreter with --vllm.python"
+            ) from None
+        self.generation = generation
+        processor = load_processor(source)
+        self._format = PromptFormat(processor, source)
+        self._fit = ImageFit(processor, source, generation.image_fit)
+        self._end_ids = end_ids(source, processor.tokenizer)
+        self._lora = LoRARequest("adapter", 1, settings.lora) if settings.lora else None
+        try:
+            self._llm = LLM(**_arguments(source, generation, settings))
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"vLLM cannot load {source.name}: {' '.join(str(error).split())[:300]}") from error
+
+    def caption(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+    ) -> list[Generation]:
+        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+
+        All are submitted at once; `one_by_one` submits each after the answer to the one before. Raises what vLLM raises.
+        """
+        if not one_by_one:
+            return self._generate(images, prompts, keys, max_tokens=self.generation.max_new_tokens)
+        return [self.caption([image], [prompt], [key])[0] for image, prompt, key in zip(images, prompts, keys, strict=True)]
+
+    def check(self, image: np.ndarray, prompt: str) -> None:
+        """Has the model say one token about an image, uint8 (H, W, 3).
+
+        Raises what vLLM raises, and UserError where the model computes NaN or an infinity.
+        """
+        (said,) = self._generate([image], [prompt], ["check"], max_tokens=1)
+        if not said.is_finite:
+            raise UserError(f"the model computes NaN or infinity: {NOT_FINITE}")
+
+    def _generate(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_tokens: int
+    ) -> list[Generation]:
+        if not images:
+            return []
+        inputs = [
+            {"prompt": self._format(prompt), "multi_modal_data": {"image": Image.fromarray(self._fit(image))}}
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        parameters = [self._parameters(key, prompt, max_tokens) for key, prompt in zip(keys, prompts, strict=True)]
+        found = self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._lora)
+        return [_generation(one) for one in found]
+
+    def _parameters(self, key: str, prompt: str, max_tokens: int) -> Any:
+        from vllm import SamplingParams
+
+        settings = self.generation
+        return SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=sampling_seed(settings.seed, key, prompt) if settings.temperature else None,
+            max_tokens=max_tokens,
+            stop_token_ids=self._end_ids,
+            logprobs=0,  # of the chosen token alone
+        )
+
+
+def _arguments(source: ModelSource, generation: GenerationSettings, settings: VllmSettings) -> dict[str, Any]:
+    """Arguments of vLLM's engine."""
+    arguments: dict[str, Any] = {
+        "model": source.path_or_id,
+        "dtype": generation.dtype,
+        "limit_mm_per_prompt": {"image": 1},
+        "generation_config": "vllm",  # nothing of the checkpoint's, as in the transformers engine
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        **settings.args,
+    }
+    optional = {
+        "revision": source.revision if source.on_hub else None,
+        "max_model_len": settings.max_model_len,
+        "quantization": settings.quantization,
+        "enable_lora": True if settings.lora else None,
+    }
+    return arguments | {name: value for name, value in optional.items() if value is not None}
+
+
+def _generation(found: Any) -> Generation:
+    """The answer in a RequestOutput."""
+    (said,) = found.outputs
+    logprobs = [step[token].logprob for step, token in zip(said.logprobs or (), said.token_ids, strict=False)]
+    return Generation(
+        text=said.text.strip(),
+        finish_reason="length" if said.finish_reason == "length" else "stop",
+        num_tokens=len(said.token_ids),
+        mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+        min_logprob=min(logprobs) if logprobs else None,
+        num_input_tokens=len(found.prompt_token_ids or ()),
+    )
