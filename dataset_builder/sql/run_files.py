@@ -75,7 +75,7 @@ class RunFiles:
     folder: Folder
     record: RunRecord
     commits: tuple[Commit, ...]
-    open_parts: tuple[str, ...]
+    open_parts: tuple[str, ...] = ()
     scores: ScoreFiles | None = None
     blocks: tuple[Commit, ...] = ()
     """The records of the blocks that fit the commits."""
