@@ -14,7 +14,7 @@ from captioner.caption_job import CaptionJob, caption_job
 from captioner.config import CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.prompts import PROMPT_SETS
-from captioner.run_record import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
+from captioner.run_start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
 from captioner.run_status import RunStatus, status_of
 from captioner.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
