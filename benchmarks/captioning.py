@@ -1,9 +1,11 @@
 """How true llava-mini's captions are, and what running on Ray costs: `python -m benchmarks.captioning`.
 
-Quality: scenes of held-out combinations go through `captioner.run`; what the captions say is held against the truth.
-Speed: the same scenes are captioned by `captioner.run`, by one process that does the same work in a plain loop, without Ray and
-without commits, and by one such process of one thread per core, in turn. pipeline_efficiency is the ratio of images per second
-of the first and the second, efficiency_of_processes of the first and the third; start-up is stated apart.
+Quality: scenes of held-out combinations go through `captioner.run`; what the captions say is held against the truth. Speed: the
+same scenes are captioned by `captioner.run`, by one single-threaded process per core, each with the same work in a plain loop,
+without Ray and without commits, and by one such process with all cores, in turn. Start-up is stated apart.
+
+pipeline_efficiency    images per second of captioner.run over those of one process per core: the most that the cores give
+over_one_process       the same over those of one process with all cores, of which a small model leaves some idle
 """
 
 import json
@@ -19,8 +21,10 @@ from pathlib import Path
 from benchmarks.commands import run_module
 from benchmarks.report import print_report
 from foundry.command_line import run_command
-from foundry.hardware import auto_dtype, cpu_environment
+from foundry.hardware import cpu_environment
 
+_TIMED = "speed-{}"
+"""Name of the folder of a timed run."""
 _SUMMARY = re.compile(r"start-up ([\d.]+) s, then (\d+) images in ([\d.]+) s")
 
 
@@ -60,8 +64,19 @@ def main(config: CaptioningConfig) -> int:
     with tempfile.TemporaryDirectory() as directory:
         figures = _quality(config, Path(directory))
         figures |= _speed(config, Path(directory))
-    print_report("Captioning", figures, dtype=auto_dtype())
+        dtype = run_dtype(Path(directory) / _TIMED.format(0))
+    print_report("Captioning", figures, dtype=dtype)
     return 0
+
+
+def run_dtype(run: Path) -> str:
+    """The number format in which the model of a captioning run computed, as its run.json records it."""
+    from foundry.storage.folder import Folder
+    from foundry.storage.run_record import RunRecord
+
+    record = RunRecord.read(Folder(str(run)))
+    assert record is not None, f"{run} is a captioning run"
+    return str(record.settings["generation"]["dtype"])
 
 
 def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
@@ -100,17 +115,19 @@ def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
         loops.append(loop)
         words_per_s.append(words)
         processes.append(_time_loops(config, scenes, num_processes=cores, num_threads=1)[0])
-        out = str(directory / f"speed-{turn}")
+        out = str(directory / _TIMED.format(turn))
         summary = _SUMMARY.search(run_module("captioner.run", "--images", str(scenes), "--out", out, *_model(config)))
         assert summary is not None
         runs.append(Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3])))
-    speeds = [statistics.median(side.images_per_s for side in sides) for sides in (runs, loops, processes)]
+    run, loop_speed, all_processes = (
+        statistics.median(side.images_per_s for side in sides) for sides in (runs, loops, processes)
+    )
     return {
-        "pipeline_efficiency": speeds[0] / speeds[1],
-        "efficiency_of_processes": speeds[0] / speeds[2],
-        "run_images_per_s": speeds[0],
-        "loop_images_per_s": speeds[1],
-        "processes_images_per_s": speeds[2],
+        "pipeline_efficiency": run / all_processes,
+        "over_one_process": run / loop_speed,
+        "run_images_per_s": run,
+        "processes_images_per_s": all_processes,
+        "one_process_images_per_s": loop_speed,
         "run_start_up_s": statistics.median(side.start_up_s for side in runs),
         "loop_start_up_s": statistics.median(side.start_up_s for side in loops),
         "tagger_words_per_s": statistics.median(words_per_s),

@@ -3,7 +3,8 @@
 Each side is timed in processes of its own, in turn, with all cores and the same models and precision. What is timed:
 - on Ray, two runs of different lengths: what the longer one takes more is the time of the samples that it has more. So start-up
   and loading fall out, and nothing that the pipeline does ahead is left out;
-- bare, the forward passes of the same units in the same batches, nothing read or written;
+- bare, the forward passes of the same units in the same batches, nothing read or written: by one single-threaded process per
+  core, at the same time and each over its part of the units, and by one process with all cores;
 - the original, a sample at a time, captions padded to the limit, the files written as its tools write them.
 """
 
@@ -12,6 +13,7 @@ import os
 import re
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,16 +51,20 @@ class FeatureMakingConfig:
     """Units that are timed, as many as the longer run on Ray has more than the shorter one."""
     unit_size: int = 48
     """Samples of a unit."""
+    part: int = 0
+    """Which part of the units this process takes."""
+    parts: int = 1
+    """Into how many parts the units are divided."""
 
 
 def making_figures(directory: Path, *, units: int, unit_size: int, rounds: int, cpus_per_replica: int) -> dict[str, float]:
-    """Samples per second of the three sides, the medians of the rounds, and their ratios."""
+    """Samples per second of the sides, the medians of the rounds, and their ratios."""
     root = directory / "making"
     _save_models(root)
     for count in (SHORT_UNITS, SHORT_UNITS + units):
         _write_dataset(root / f"dataset-{count}", count=count * unit_size)
-    environment = cpu_environment(num_threads=os.cpu_count() or 1)
-    speeds: dict[str, list[float]] = {"ray": [], "bare": [], "original": []}
+    cores = os.cpu_count() or 1
+    speeds: dict[str, list[float]] = {"ray": [], "processes": [], "bare": [], "original": []}
     for turn in range(rounds):
         short, long = (
             _seconds_on_ray(
@@ -73,18 +79,47 @@ def making_figures(directory: Path, *, units: int, unit_size: int, rounds: int, 
             for count in (SHORT_UNITS, SHORT_UNITS + units)
         )
         speeds["ray"].append(units * unit_size / (long - short))
-        for side in ("bare", "original"):
-            options = ["--root", str(root), "--side", side, "--units", str(units), "--unit_size", str(unit_size)]
-            output = run_module("benchmarks.feature_making", *options, environment=environment)
-            speeds[side].append(json.loads(output.splitlines()[-1])["samples_per_s"])
-    ray, bare, original = (statistics.median(speeds[side]) for side in ("ray", "bare", "original"))
+        options = ["--root", str(root), "--units", str(units), "--unit_size", str(unit_size)]
+        speeds["processes"].append(_bare_speed(options, num_processes=min(cores, units), num_threads=1))
+        speeds["bare"].append(_bare_speed(options, num_processes=1, num_threads=cores))
+        speeds["original"].append(_speed_of([*options, "--side", "original"], num_threads=cores))
+    ray, processes, bare, original = (statistics.median(values) for values in speeds.values())
     return {
-        "precompute_efficiency": ray / bare,
+        "precompute_efficiency": ray / processes,
+        "precompute_over_one_process": ray / bare,
         "precompute_ratio": ray / original,
         "precompute_samples_per_s": ray,
-        "bare_samples_per_s": bare,
+        "processes_samples_per_s": processes,
+        "one_process_samples_per_s": bare,
         "original_scheme_samples_per_s": original,
     }
+
+
+def making_dtype(directory: Path) -> str:
+    """The number formats in which the encoders of a timed run on Ray computed, as its features.json records them."""
+    from foundry.storage.folder import Folder
+    from trainer.features.info import read_info
+
+    store = next((directory / "making").glob(f"features-{SHORT_UNITS}-*/alignment/{SIDE_PX}"))
+    info = read_info(Folder(str(store)))
+    same = info.vae_dtype == info.text_encoder_dtype
+    return info.vae_dtype if same else f"VAE {info.vae_dtype}, T5 {info.text_encoder_dtype}"
+
+
+def _bare_speed(options: list[str], *, num_processes: int, num_threads: int) -> float:
+    """Samples per second of processes that run the forward passes at the same time, each of its part of the units."""
+
+    def speed(part: int) -> float:
+        return _speed_of([*options, "--part", str(part), "--parts", str(num_processes)], num_threads=num_threads)
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        return sum(pool.map(speed, range(num_processes)))
+
+
+def _speed_of(options: list[str], *, num_threads: int) -> float:
+    output = run_module("benchmarks.feature_making", *options, environment=cpu_environment(num_threads=num_threads))
+    found: float = json.loads(output.splitlines()[-1])["samples_per_s"]
+    return found
 
 
 def main(config: FeatureMakingConfig) -> int:
@@ -98,7 +133,8 @@ def main(config: FeatureMakingConfig) -> int:
     prepared = prepare(settings, describe=Encoders.describe)
     vae, encoder = prepared.job.encoders.load_vae(), prepared.job.encoders.load_text_encoder()
     seconds, num_samples = 0.0, 0
-    for number, unit in enumerate(prepared.units[: config.units + 1]):
+    warm_up, *timed = prepared.units[: config.units + 1]
+    for number, unit in enumerate([warm_up, *timed[config.part :: config.parts]]):
         payload, _ = prepared.job.prepare(unit, range(unit.num_images))
         pixels, texts = payload.pixels[SIDE_PX], list(payload.texts)
         started = time.perf_counter()

@@ -2,12 +2,17 @@
 
 Storage and reading at T5-XXL's width of 4096, with captions of 40, 80 and 120 tokens alike. The original layout is one
 compressed .npz with the caption padded in float32 and one .npy with the latents for each sample (PixArt-alpha's
-tools/extract_features.py). Both sides read the same samples in turn, from a warm page cache, in one thread.
+tools/extract_features.py). The values are bf16, held in float32 there, as encoders in bf16 give them: zlib takes half of such a
+file off, of float32 noise nearly nothing. All sides read the same samples in turn, from a warm page cache, in one thread.
 
-Making: trainer.precompute on Ray against the bare forward passes of the same models in one process (precompute_efficiency), and
-against the original scheme, one sample at a time, padded to the limit, files compressed, in the same bf16 (precompute_ratio).
-The models have random weights and are large enough for a batch to take about a second. benchmarks/feature_making.py says what
-is timed.
+storage_ratio            bytes of a caption of the original layout, compressed, over ours in bf16
+read_ratio               samples per second of ours over the original's, most of whose time is zlib
+read_ratio_uncompressed  the same over the original layout in .npz without compression
+
+Making: trainer.precompute on Ray against the bare forward passes of the same models, by one single-threaded process per core
+(precompute_efficiency) and by one process with all cores (precompute_over_one_process), and against the original scheme, one
+sample at a time, padded to the limit, files compressed, in the same number format (precompute_ratio). The models have random
+weights and are large enough for a batch to take about a second. benchmarks/feature_making.py says what is timed.
 """
 
 import statistics
@@ -20,7 +25,6 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
 from foundry.command_line import run_command
-from foundry.hardware import auto_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +37,7 @@ LIMIT = 120
 LENGTHS = (40, 80, 120)
 LATENT = (4, 32, 32)
 """Of an image of 256 x 256."""
+_ORIGINALS = ("original", "uncompressed")
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,11 @@ class FeaturesBenchConfig:
 
 def main(config: FeaturesBenchConfig) -> int:
     """Prints the figures; returns 0."""
+    dtype = None  # storing and reading compute nothing
     with tempfile.TemporaryDirectory() as directory:
         figures = storage_figures(config, Path(directory))
         if config.making:
-            from benchmarks.feature_making import making_figures
+            from benchmarks.feature_making import making_dtype, making_figures
 
             figures |= making_figures(
                 Path(directory),
@@ -71,7 +77,8 @@ def main(config: FeaturesBenchConfig) -> int:
                 rounds=config.making_rounds,
                 cpus_per_replica=config.cpus_per_replica,
             )
-    print_report("Features", figures, dtype=auto_dtype())
+            dtype = making_dtype(Path(directory))
+    print_report("Features", figures, dtype=dtype)
     return 0
 
 
@@ -81,10 +88,10 @@ def storage_figures(config: FeaturesBenchConfig, directory: Path) -> dict[str, f
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    tokens = [torch.randn(LENGTHS[place % 3], WIDTH, generator=generator) / 5 for place in range(config.count)]
-    latents = torch.randn(config.count, 2, *LATENT, generator=generator)
+    tokens = [_encoded((LENGTHS[place % 3], WIDTH), generator) / 4 for place in range(config.count)]
+    latents = _encoded((config.count, 2, *LATENT), generator)
     stores = {storage: _write_store(directory / storage, tokens, latents, storage) for storage in ("bfloat16", "int8")}
-    original = _write_original(directory / "original", tokens, latents)
+    originals = {name: _write_original(directory / name, tokens, latents, compressed=name == "original") for name in _ORIGINALS}
     num_tokens = sum(len(one) for one in tokens)
     payload = {"bfloat16": num_tokens * WIDTH * 2, "int8": num_tokens * (WIDTH + 4)}
     sizes = {storage: sum(commit.files["captions"].num_bytes for commit in commits) for storage, commits in stores.items()}
@@ -94,13 +101,22 @@ def storage_figures(config: FeaturesBenchConfig, directory: Path) -> dict[str, f
         "bytes_bf16": sizes["bfloat16"] / config.count,
         "bytes_int8": sizes["int8"] / config.count,
         "bytes_original": float(LIMIT * WIDTH * 4),
-        "bytes_original_compressed": original / config.count,
+        "bytes_original_compressed": originals["original"] / config.count,
+        "storage_ratio": originals["original"] / sizes["bfloat16"],
         "overhead_bytes": overhead,
         "read_ratio": speeds["bfloat16"] / speeds["original"],
+        "read_ratio_uncompressed": speeds["bfloat16"] / speeds["uncompressed"],
         "read_ratio_int8": speeds["int8"] / speeds["original"],
         "read_samples_per_s": speeds["bfloat16"],
         "original_samples_per_s": speeds["original"],
     }
+
+
+def _encoded(shape: "Sequence[int]", generator: "torch.Generator") -> "torch.Tensor":
+    """Values as an encoder in bf16 gives them, held in float32."""
+    import torch
+
+    return torch.randn(*shape, generator=generator).bfloat16().float()
 
 
 def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch.Tensor", storage: "str") -> "list[Commit]":
@@ -158,7 +174,7 @@ def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch
     return read_commits(store)
 
 
-def _write_original(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch.Tensor") -> int:
+def _write_original(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch.Tensor", *, compressed: bool) -> int:
     """The original layout; returns the bytes of its captions. Its padded positions hold features too: T5 computes them."""
     import numpy as np
     import torch
@@ -166,9 +182,10 @@ def _write_original(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "to
     folder.mkdir()
     generator = torch.Generator().manual_seed(1)
     for number, (one, both) in enumerate(zip(tokens, latents, strict=True)):
-        padded = torch.cat([one, torch.randn(LIMIT - len(one), WIDTH, generator=generator) / 5])
+        padded = torch.cat([one, _encoded((LIMIT - len(one), WIDTH), generator) / 4])
         mask = (torch.arange(LIMIT) < len(one)).short()
-        np.savez_compressed(folder / f"{number}.npz", caption_feature=padded[None].numpy(), attention_mask=mask[None].numpy())
+        save = np.savez_compressed if compressed else np.savez
+        save(folder / f"{number}.npz", caption_feature=padded[None].numpy(), attention_mask=mask[None].numpy())
         np.save(folder / f"{number}.npy", both.flatten(0, 1).numpy())
     return sum(path.stat().st_size for path in folder.glob("*.npz"))
 
@@ -180,12 +197,12 @@ def _reading_speeds(config: FeaturesBenchConfig, directory: Path) -> dict[str, f
     stores = {storage: FeatureStore.open(str(directory / storage)) for storage in ("bfloat16", "int8")}
     units = stores["bfloat16"].samples("train")[LATENT[1:]]
     requests = [SampleRequest(unit=unit, row=row, caption=0) for unit, rows in units for row in range(rows)]
-    times: dict[str, list[float]] = {"bfloat16": [], "int8": [], "original": []}
+    times: dict[str, list[float]] = {"bfloat16": [], "int8": [], **{name: [] for name in _ORIGINALS}}
     for _ in range(config.rounds + 1):  # the first round warms the page cache
         for side, seconds in times.items():
             started = time.perf_counter()
-            if side == "original":
-                _read_original(directory / "original", config)
+            if side in _ORIGINALS:
+                _read_original(directory / side, config)
             else:
                 _read_store(stores[side], requests, config.batch_size)
             seconds.append(time.perf_counter() - started)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.staged_adaln import PerBlockDiT
 from foundry.hardware import auto_dtype
@@ -38,9 +39,11 @@ def adaln_costs(
 ) -> dict[str, float]:
     """Figures by name, for each network: of networks of the checkpoint's sizes, and parameters at the paper's size.
 
-    memory_bytes: weights, moments and average, and the most that an uncompiled step, with its gradients, adds to them.
-    step_s: median of steps in turn, in seconds. `compiled` and `attention` are those of the training that the costs stand
-    beside: its `compile` and `attention`.
+    memory_bytes: weights, moments and average, and the most that an uncompiled step, with its gradients, adds to them. step_s:
+    median of steps in turn, in seconds, with all matrix products in the number format that `auto` stands for, those of the
+    modulation too; step_s_float32: in float32; step_s_as_trained: the modulation in float32, all else as `auto`, as trainings
+    compute. A per-block MLP is multiplied in each block, a shared one once, so that float32 beside bf16 costs the first one
+    more. `compiled` and `attention` are those of the training that the costs stand beside: its `compile` and `attention`.
     """
     config, pipeline = read_transformer_config(checkpoint), read_pipeline_config(checkpoint)
     objective = make_objective(pipeline.objective, pipeline.objective_settings)
@@ -52,9 +55,48 @@ def adaln_costs(
     with attention_kernel(attention):
         for name, network in NETWORKS.items():
             figures[f"memory_bytes_{name}"] = _memory(_state(network, config, compiled=False), objective, part)
-        states = {name: _state(network, config, compiled=compiled) for name, network in NETWORKS.items()}
-        seconds = _in_turn({name: _stepper(state, objective, part) for name, state in states.items()}, timed_steps)
-    return figures | {f"step_s_{name}": value for name, value in seconds.items()}
+        for measure, (precision, modulation) in _formats().items():
+            states = {
+                name: _state(network, config, compiled=compiled, modulation=modulation) for name, network in NETWORKS.items()
+            }
+            steps = {name: _stepper(state, objective, part, precision) for name, state in states.items()}
+            figures |= {f"{measure}_{name}": value for name, value in _in_turn(steps, timed_steps).items()}
+    return figures
+
+
+def _formats() -> dict[str, tuple[torch.dtype, torch.dtype]]:
+    """Figures of a step's time: the number format of its matrix products, and of those of the modulation."""
+    auto: torch.dtype = getattr(torch, auto_dtype())
+    return {
+        "step_s": (auto, auto),
+        "step_s_float32": (torch.float32, torch.float32),
+        "step_s_as_trained": (auto, torch.float32),
+    }
+
+
+class InFormat(nn.Module):
+    """The module with its matrix products in a number format, whatever the autocast around it says."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = module
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like the module's, in float32."""
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            found: Tensor = self.module(x)
+        return found.float()
+
+
+def modulate_in(network: DiT, dtype: torch.dtype) -> DiT:
+    """The network with the MLPs of its modulation, shared or per block, in a number format; for timing, not for checkpoints."""
+    if isinstance(network, PerBlockDiT):
+        for part in (*network.blocks, network.final_layer):
+            part.adaLN_modulation = InFormat(part.adaLN_modulation, dtype)
+    else:
+        network.t_block = InFormat(network.t_block, dtype)  # type: ignore[assignment]
+    return network
 
 
 def count_parameters(network: type[DiT], config: DiTConfig) -> int:
@@ -81,21 +123,20 @@ def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size
     return part
 
 
-def _state(network: type[DiT], config: DiTConfig, *, compiled: bool) -> TrainState:
+def _state(network: type[DiT], config: DiTConfig, *, compiled: bool, modulation: torch.dtype = torch.float32) -> TrainState:
     settings = TrainConfig(stage="all", compile=compiled)
-    return make_state(network(config).initialise(torch.Generator().manual_seed(0)), settings, Workers())
+    made = network(config).initialise(torch.Generator().manual_seed(0))
+    return make_state(modulate_in(made, modulation), settings, Workers())
 
 
-def _stepper(state: TrainState, objective: Objective, part: MicroBatch) -> Callable[[], object]:
-    settings = StepSettings(
-        lr=1e-4, ema_decay=0.99, gradient_clip=1.0, precision=getattr(torch, auto_dtype()), num_samples=len(part.timesteps)
-    )
+def _stepper(state: TrainState, objective: Objective, part: MicroBatch, precision: torch.dtype) -> Callable[[], object]:
+    settings = StepSettings(lr=1e-4, ema_decay=0.99, gradient_clip=1.0, precision=precision, num_samples=len(part.timesteps))
     return lambda: train_step(state, objective, [part], settings)
 
 
 def _memory(state: TrainState, objective: Objective, part: MicroBatch) -> int:
     """After a first step, which makes the moments; gradients are freed between steps, and part of the peak."""
-    step = _stepper(state, objective, part)
+    step = _stepper(state, objective, part, getattr(torch, auto_dtype()))
     step()
     moments = [value for moment in state.optimizer.state.values() for value in moment.values()]
     known = [*state.network.parameters(), *state.ema.weights.values(), *moments]

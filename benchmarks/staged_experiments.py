@@ -30,7 +30,9 @@ _COSTS = {
     "parameters": ("parameters, thousands", 1e-3),
     "parameters_xl": ("parameters of XL/2, thousands", 1e-3),
     "memory_bytes": ("memory of a training step, MB", 1e-6),
-    "step_s": ("training step, ms", 1e3),
+    "step_s": ("training step, all in one number format, ms", 1e3),
+    "step_s_float32": ("training step, all in float32, ms", 1e3),
+    "step_s_as_trained": ("training step, modulation in float32, ms", 1e3),
 }
 """Words, and the unit they name in that of the figures."""
 
@@ -134,7 +136,7 @@ def _adaln_costs(config: StagedTrainingConfig) -> dict[str, float]:
     from benchmarks.staged_adaln_costs import adaln_costs
     from trainer.monitoring.run_folder import CONFIG, newest_checkpoint
 
-    kept = config.folder / "adaln_costs.json"
+    kept = config.folder / "adaln_costs_by_format.json"
     if not kept.exists():
         run = train(SCRATCH, 0, config)
         checkpoint, settings = newest_checkpoint(run), yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))

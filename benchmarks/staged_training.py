@@ -18,7 +18,6 @@ from benchmarks.report import print_report
 from benchmarks.staged_config import StagedTrainingConfig
 from foundry.command_line import run_command
 from foundry.errors import UserError
-from foundry.hardware import auto_dtype
 
 _SETTINGS = "settings.json"
 
@@ -38,8 +37,16 @@ def main(config: StagedTrainingConfig) -> int:
         (config.folder / f"{name}.md").write_text(outcome.markdown, encoding="utf-8")
         print(f"\n{outcome.markdown}", flush=True)
         figures |= outcome.figures
-    print_report("Staged training", figures | {"this_start_s": time.monotonic() - started}, dtype=auto_dtype())
+    print_report("Staged training", figures | {"this_start_s": time.monotonic() - started}, dtype=trained_dtypes(config))
     return 0
+
+
+def trained_dtypes(config: StagedTrainingConfig) -> str | None:
+    """The number formats that the trainings computed in, as their folders record them; None where there is no training."""
+    from trainer.monitoring.run_folder import CONFIG, recorded_precision
+
+    runs = [path.parent for path in config.folder.glob(f"trainings/*/*/*/{CONFIG}")]
+    return ", ".join(sorted({found for run in runs if (found := recorded_precision(run)) is not None})) or None
 
 
 def _claim(config: StagedTrainingConfig) -> None:

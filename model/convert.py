@@ -13,7 +13,19 @@ from pathlib import Path
 from foundry.command_line import run_command
 from foundry.storage.folder import new_file
 from model.dit_config import UnstatedConfig
-from model.formats.conversion import ObjectiveName, Origin, Source, Status, StoredDtype, Target, Weights, read, write
+from model.formats.conversion import (
+    CaptionCleaning,
+    Conversion,
+    ObjectiveName,
+    Origin,
+    Source,
+    Status,
+    StoredDtype,
+    Target,
+    Weights,
+    read,
+    write,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,9 @@ class ConvertConfig:
     """Number format of the written weights; stored: that of the input, so that nothing is lost."""
     licence: str = ""
     """Licence of the weights and terms of their training data; empty: those that the input records."""
+    caption_cleaning: CaptionCleaning = "auto"
+    """Cleaning of captions that the network was trained with: none, lower or thorough; auto: thorough, as PixArt's authors and
+    diffusers clean, for an official file or a folder of diffusers that does not say otherwise, else that of the input."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
     """Settings that the input does not record."""
 
@@ -58,6 +73,7 @@ class ConvertConfig:
             vae=self.vae,
             dtype=self.dtype,
             licence=self.licence,
+            caption_cleaning=self.caption_cleaning,
             unstated=self.unstated,
         )
 
@@ -76,11 +92,29 @@ def main(config: ConvertConfig) -> int:
     if config.report:
         with new_file(Path(config.report)) as report:
             report.write_text(json.dumps([vars(key) for key in conversion.keys], indent=1) + "\n", encoding="utf-8")
+    if note := _cleaning_note(config, conversion):
+        print(note)
     network = conversion.config
     print(
         f"wrote {config.out}: {config.target}, {network.conditioning}-conditional, width {network.width}, depth {network.depth}"
     )
     return 0
+
+
+def _cleaning_note(config: ConvertConfig, conversion: Conversion) -> str:
+    """A line where the cleaning of captions is assumed, or where diffusers would clean otherwise; "" elsewhere."""
+    cleaning = conversion.pipeline.caption_cleaning
+    if conversion.config.conditioning != "text":
+        return ""
+    if config.target == "diffusers" and cleaning != "thorough":
+        return (
+            f"  captions: this network was trained with {cleaning} cleaning, and diffusers cleans prompts thoroughly unless "
+            "the pipeline is called with clean_caption=False"
+            + (", which still makes them lower case" if cleaning == "none" else "")
+        )
+    if config.source in ("official", "diffusers") and config.target == "native" and config.caption_cleaning == "auto":
+        return f"  captions: {cleaning} cleaning; where the network was trained with another, name it by --caption_cleaning"
+    return ""
 
 
 if __name__ == "__main__":

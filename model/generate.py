@@ -60,7 +60,7 @@ class GenerateConfig:
     scale: int = 0
     """Integer factor by which the grid enlarges its images, without smoothing; 0: until a side has 256 pixels."""
     batch_size: int = 4
-    """Number of images that are drawn together; it does not change them."""
+    """Number of images that are drawn together; it does not change them, beyond rounding."""
     device: str = "auto"
     """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"

@@ -9,6 +9,7 @@ from model.dit_config import DiTConfig, KVCompression
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 Sharding = Literal["ddp", "fsdp"]
 Schedule = Literal["constant", "cosine"]
+AspectRatio = Literal["bucket", "image"]
 SCRATCH = "scratch"
 DIFFUSION: Literal["diffusion"] = "diffusion"
 
@@ -182,6 +183,12 @@ class DataConfig:
     """Threads that read batches ahead; 0: batches are read when they are needed. The order does not depend on it."""
     prefetch: int = 4
     """Number of batches that are read ahead."""
+    aspect_ratio: AspectRatio = "bucket"
+    """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in generation, or the original
+    image's. Source: the authors' code."""
+    skip: str | None = None
+    """List of samples to leave out: a text file with a key on each line, or Parquet with a column `key`. The order of the other
+    samples is then another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +224,7 @@ class WatchConfig:
     sample_steps: int = 20
     """Sampling steps of the sample grids."""
     guidance_scale: float = 4.5
-    """Guidance scale of the sample grids."""
+    """Guidance scale of the sample grids; 1 or less: no guidance."""
     spike_factor: float = 3.0
     """Log the samples of a step whose loss exceeds this many times the median of the last 100 steps."""
     peak_tflops: float | None = None
@@ -341,7 +348,7 @@ class TrainConfig:
             ("watch.validation_images", "1 or more", watch.validation_images >= 1),
             ("watch.num_samples", "1 or more", watch.num_samples >= 1),
             ("watch.sample_steps", "1 to 1000", 1 <= watch.sample_steps <= 1000),
-            ("watch.guidance_scale", "1 or more", watch.guidance_scale >= 1),
+            ("watch.guidance_scale", "0 or more", watch.guidance_scale >= 0),
             ("watch.spike_factor", "above 1", watch.spike_factor > 1),
             ("watch.peak_tflops", "above 0", watch.peak_tflops is None or watch.peak_tflops > 0),
             ("distributed.max_failures", "0 or more", self.distributed.max_failures >= 0),

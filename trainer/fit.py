@@ -20,7 +20,7 @@ def main(config: TrainConfig) -> int:
     """Trains one stage here or on Ray; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
     from trainer.training.start import check_workers
 
-    check_paths([config.features, config.run_dir])
+    check_paths([config.features, config.run_dir, *([config.data.skip] if config.data.skip else [])])
     check_workers(config, config.num_workers)
     if config.num_workers > 1:
         from trainer.training.ray_workers import train_on_ray

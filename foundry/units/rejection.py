@@ -15,6 +15,7 @@ REJECTION_REASONS = {
     "bad_sidecar": "the JSON or text next to the image cannot be parsed",
     "no_caption": "there is neither a caption nor an alt text to train on",
     "no_class_label": "there is no class label to train on",
+    "out_of_range": "its latents exceed the range of float16, 65504",
     "model_error": "the model raised an error for this image alone",
     "not_finite": "the model computed NaN or infinity for this image",
     "worker_died": "the worker process died each time it had this image",

@@ -25,6 +25,7 @@ Status = Literal["loaded", "reshaped", "missing", "unexpected"]
 Weights = Literal["auto", "ema", "raw"]
 ObjectiveName = Literal["diffusion", "rectified_flow"]
 StoredDtype = Literal["stored", "float32", "bfloat16", "float16"]
+CaptionCleaning = Literal["auto", "none", "lower", "thorough"]
 _COMPLAINT = "{} is not the network that its shapes imply"
 
 
@@ -48,6 +49,8 @@ class Origin:
     """Number format of the weights; stored: that of the input."""
     licence: str = ""
     """Licence of the weights; empty: that of the input."""
+    caption_cleaning: CaptionCleaning = "auto"
+    """Cleaning of captions in training; auto: thorough for official and diffusers networks, else that of the input."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
     """Settings that the input does not record."""
 
@@ -90,6 +93,8 @@ def read(origin: Origin) -> Conversion:
         pipeline = replace(pipeline, vae=replace(pipeline.vae, name=origin.vae, revision=None))
     if origin.licence:
         pipeline = replace(pipeline, licence=origin.licence)
+    if origin.caption_cleaning != "auto":
+        pipeline = replace(pipeline, caption_cleaning=origin.caption_cleaning)
     state = _cast(conversion.state, origin.dtype)
     _check_finite(state, origin)
     return replace(conversion, pipeline=pipeline, state=state)
@@ -193,6 +198,7 @@ def _pipeline(network: DiTConfig, origin: Origin, *, part: str, licence: str) ->
         resolution=8 * network.sample_size,
         text_encoder=PartConfig(name=part),
         vae=PartConfig(name=part),
+        caption_cleaning="thorough" if origin.source == "official" else PipelineConfig.caption_cleaning,
         licence=licence,
     )
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -17,9 +17,12 @@ from model.dit_config import DiTConfig, UnstatedConfig
 from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
 from model.formats.frozen_parts import PUBLISHED, find_part
 from model.sampling import SCHEDULERS
+from model.text_encoder import Cleaning
 from model.vae import downsampling_of
 
 _INDEX = "model_index.json"
+_CLEANING = "_caption_cleaning"
+"""Key of model_index.json in folders that we write; diffusers ignores keys that begin with an underscore."""
 _MICRO = "adaln_single.emb.resolution_embedder"
 _SIGMA_TOKENS = 300
 _SAMPLER = "dpm-solver++"
@@ -86,7 +89,7 @@ def write_folder(
     sigma = config.max_caption_tokens == _SIGMA_TOKENS
     kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
     index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
-    write_json(folder / _INDEX, index | parts)
+    write_json(folder / _INDEX, index | ({_CLEANING: pipeline.caption_cleaning} if text else {}) | parts)
 
 
 def _part_names(*, text: bool) -> list[str]:
@@ -215,8 +218,17 @@ def _pipeline_config(folder: Path, config: DiTConfig) -> PipelineConfig:
         resolution=factor * config.sample_size,
         text_encoder=PartConfig(name=own.get("text_encoder", published)),
         vae=PartConfig(name=own.get("vae", published)),
+        caption_cleaning=_cleaning(folder / _INDEX) if config.conditioning == "text" else PipelineConfig.caption_cleaning,
         licence="see the source",
     )
+
+
+def _cleaning(index: Path) -> Cleaning:
+    """As a folder of ours records it; else thorough, the default of diffusers' pipelines and what PixArt's authors do."""
+    found: Cleaning = _read_json(index).get(_CLEANING, "thorough") if index.is_file() else "thorough"
+    if found not in get_args(Cleaning):
+        raise UserError(f"{index}: {_CLEANING}: expected one of {', '.join(get_args(Cleaning))}, found {found!r}")
+    return found
 
 
 def _objective(scheduler: Mapping[str, Any], config: DiTConfig) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
     prompts ─► T5 ─► captions ─► sampling (seeds, steps, guidance) ─► latents ─► VAE ─► images
 
-Every image has a prompt and a seed, and depends on nothing else: not on its batch, its neighbours or its position in a list.
+Every image has a prompt and a seed, and depends, beyond rounding, on nothing else: not on its batch or its position in a list.
 Equal to diffusers' PixArtAlphaPipeline within rounding, for the same weights and seeds.
 Shapes: B images, C latent channels, h x w the sides of the latents, H x W those of the images.
 """

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import staged_adaln_costs
 from benchmarks.staged_adaln import PerBlockDiT, train_per_block
-from benchmarks.staged_adaln_costs import NETWORKS, adaln_costs, count_parameters
+from benchmarks.staged_adaln_costs import NETWORKS, InFormat, adaln_costs, count_parameters, modulate_in
 from benchmarks.staged_config import StagedTrainingConfig
 from benchmarks.staged_experiments import adaln
 from benchmarks.staged_trainings import (
@@ -18,14 +18,18 @@ from benchmarks.staged_trainings import (
     SCRATCH,
     validation_losses,
 )
+from foundry.hardware import auto_dtype
+from model.diffusion import Diffusion
 from model.dit import DiT
 from model.dit_config import PRESETS
-from model.formats.checkpoint import PipelineConfig, save_checkpoint
+from model.formats.checkpoint import PipelineConfig, read_transformer_config, save_checkpoint
 from tests.benchmarks.test_staged_training import write_trained
+from tests.model.real_memory import allocated_peak
 from tests.model.tiny_networks import TEXT, TIMESTEPS, captions, latents, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import CheckpointConfig
 from trainer.monitoring.run_folder import list_checkpoints
+from trainer.training.networks import attention_kernel
 
 
 def test_per_block_adaln_equals_adaln_single_where_all_mlps_are_one_and_all_tables_zero() -> None:
@@ -84,9 +88,40 @@ def test_costs_are_of_both_networks(tmp_path: Path) -> None:
     costs = measured(attention="math")
     for name in ("parameters", "memory_bytes"):
         assert costs[f"{name}_per_block"] > costs[f"{name}_single"] > 0
-    assert costs["memory_bytes_single"] > 5 * 4 * costs["parameters_single"]  # with gradients, moments and average
-    assert costs["step_s_single"] > 0
+    for name, kind in NETWORKS.items():
+        assert costs[f"memory_bytes_{name}"] == pytest.approx(_real_memory(kind, tmp_path / "network", features), rel=0.02)
+        assert min(costs[f"{measure}_{name}"] for measure in ("step_s", "step_s_float32", "step_s_as_trained")) > 0
     assert measured(attention="auto")["memory_bytes_single"] < costs["memory_bytes_single"]  # the fused kernel keeps no matrix
+
+
+def _real_memory(kind: type[DiT], checkpoint: Path, features: Path) -> int:
+    """Weights, moments and average by their own sizes, and the peak of a second step by torch's allocator."""
+    config, objective = read_transformer_config(checkpoint), Diffusion()
+    part = staged_adaln_costs._samples(features, config, objective, 4)
+    state = staged_adaln_costs._state(kind, config, compiled=False)
+    with attention_kernel("math"):
+        step = staged_adaln_costs._stepper(state, objective, part, getattr(torch, auto_dtype()))
+        step()
+        peak = allocated_peak(step)
+    moments = [value for moment in state.optimizer.state.values() for value in moment.values()]
+    kept: int = sum(tensor.nbytes for tensor in (*state.network.parameters(), *state.ema.weights.values(), *moments))
+    return peak + kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", NETWORKS.values())
+def test_both_sides_of_a_step_are_timed_in_one_number_format(kind: type[DiT], dtype: torch.dtype) -> None:
+    """The shared MLP and those of all blocks compute in the format of the other matrix products, for the same output."""
+    network = kind(TEXT).initialise(torch.Generator().manual_seed(0))
+    expected = network(latents(), TIMESTEPS, captions=captions())
+    formats: list[torch.dtype] = []
+    for module in modulate_in(network, dtype).modules():
+        if isinstance(module, InFormat) and isinstance(module.module, torch.nn.Sequential):
+            module.module[1].register_forward_hook(lambda _module, _inputs, output: formats.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(latents(), TIMESTEPS, captions=captions())
+    assert formats == [dtype] * (1 if kind is DiT else TEXT.depth + 1)
+    torch.testing.assert_close(network(latents(), TIMESTEPS, captions=captions()), expected, rtol=0.05, atol=0.02)
 
 
 def test_costs_are_measured_as_the_training_beside_them_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +133,9 @@ def test_costs_are_measured_as_the_training_beside_them_ran(tmp_path: Path, monk
     def measure(*_: Path, **given: object) -> dict[str, float]:
         settings.update(given)
         return {
-            f"{cost}_{name}": 1.0 for cost in ("parameters", "parameters_xl", "memory_bytes", "step_s") for name in NETWORKS
+            f"{cost}_{name}": 1.0
+            for cost in ("parameters", "parameters_xl", "memory_bytes", "step_s", "step_s_float32", "step_s_as_trained")
+            for name in NETWORKS
         }
 
     monkeypatch.setattr(staged_adaln_costs, "adaln_costs", measure)

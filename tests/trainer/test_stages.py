@@ -1,5 +1,6 @@
 """Stages follow each other, each from what the one before left; what is missing or does not fit is said with what to do."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from model.formats.checkpoint import PartConfig, load_checkpoint, read_pipeline_
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit, tensorboard
-from trainer.config import NetworkConfig, Rung, TrainConfig
+from trainer.config import DataConfig, NetworkConfig, Rung, TrainConfig
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 from trainer.stages import STAGES
 
@@ -72,7 +73,7 @@ def test_all_stages_do_not_start_from_one_checkpoint(capsys: pytest.CaptureFixtu
     [
         ("--seed", "-1", "seed must be 0 or more"),
         ("--watch.sample_steps", "0", "watch.sample_steps must be 1 to 1000"),
-        ("--watch.guidance_scale", "0.5", "watch.guidance_scale must be 1 or more"),
+        ("--watch.guidance_scale", "-0.5", "watch.guidance_scale must be 0 or more"),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(
@@ -169,6 +170,35 @@ def test_a_network_keeps_its_sizes_and_gains_sizes_without_effect(tmp_path: Path
         if fit.main(one) == 0
     ]
     assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_a_training_by_the_ratio_of_images_resumes_by_it_alone(tmp_path: Path) -> None:
+    """Checkpoints that do not record the ratio were trained by that of the image."""
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=8, network=NetworkConfig(width=24, depth=2, num_heads=2, micro_conditioning=True))
+    assert fit.main(replace(config, data=DataConfig(aspect_ratio="image"))) == 0
+    position = _newest(config) / "position.json"
+    values = json.loads(position.read_text())
+    assert values.pop("aspect_ratio") == "image"
+    position.write_text(json.dumps(values))
+    longer = replace(config, ladder=(Rung(resolution=16, images=16, batch_size=4),))
+    with pytest.raises(
+        UserError, match=r"is of another training \(--data.aspect_ratio image then, bucket now\): use its settings"
+    ):
+        fit.main(longer)
+    assert fit.main(replace(longer, data=DataConfig(aspect_ratio="image"))) == 0
+
+
+def test_a_start_from_captions_that_were_cleaned_otherwise_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=4)
+    assert fit.main(config) == 0 and "cleaning" not in capsys.readouterr().out
+    path = _newest(config) / "pipeline.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"caption_cleaning": "thorough"}))
+    assert fit.main(replace(config, run_dir=str(tmp_path / "next"), init_from=config.run_folder)) == 0
+    assert "the features' captions had lower cleaning, those that" in (said := capsys.readouterr().out)
+    assert "make features with --text_encoder.cleaning thorough" in said
+    assert read_pipeline_config(_newest(replace(config, run_dir=str(tmp_path / "next")))).caption_cleaning == "lower"
 
 
 def test_a_checkpoint_says_what_it_was_trained_with(tmp_path: Path) -> None:

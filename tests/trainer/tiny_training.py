@@ -91,7 +91,7 @@ def _unit(number: int, num_units: int, rows: int, info: FeaturesInfo) -> Planned
 def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: TextEncoder | None) -> None:
     generator = torch.Generator().manual_seed(unit.number)
     height, width = unit.buckets[info.resolution]
-    shape = (unit.num_images, info.latent_channels, height // DOWNSAMPLING, width // DOWNSAMPLING)
+    shape = (unit.num_images, info.latent_channels, height // info.downsampling, width // info.downsampling)
     latents = LatentDistribution(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator) - 3)
     names = [("dense", "alt_text")] * unit.num_images
     facts = [
@@ -104,7 +104,7 @@ def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: Text
         )
         for row in range(unit.num_images)
     ]
-    tables = {"latents": latents_table(facts, latents)}
+    tables = {"latents": latents_table(facts, latents, info.latent_dtype)}
     if info.caption_storage != "none":
         lengths = torch.randint(1, info.max_caption_tokens, (2 * unit.num_images,), generator=generator)
         tokens = torch.randn(int(lengths.sum()), info.caption_width, generator=generator)

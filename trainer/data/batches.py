@@ -33,6 +33,8 @@ class MicroBatch:
     """(B,) int64; the number of classes means no class."""
     sizes: Tensor | None = None
     """(B, 2) original height and width in pixels, for micro-conditioning."""
+    aspect_ratios: Tensor | None = None
+    """(B, 1) height / width, likewise."""
     is_last: bool = True
     """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
 
@@ -51,15 +53,14 @@ class Prediction:
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C or 2 C, h, w)."""
-        sizes = self.batch.sizes
         with torch.autocast(latents.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             return self.model(  # type: ignore[no-any-return]
                 latents,
                 timesteps,
                 captions=self.batch.captions,
                 class_labels=self.batch.class_labels,
-                sizes=sizes,
-                aspect_ratios=None if sizes is None else sizes[:, :1] / sizes[:, 1:],
+                sizes=self.batch.sizes,
+                aspect_ratios=self.batch.aspect_ratios,
             )
 
 
@@ -78,6 +79,8 @@ class Preparation:
     """Patches of a micro-batch, at most."""
     text_encoder: TextEncoder | None = None
     """Encodes captions that are not stored."""
+    original_aspect_ratio: bool = False
+    """Whether micro-conditioning reads the aspect ratio of the original image; else that of its bucket."""
 
     def micro_batch_size(self, bucket: tuple[int, int]) -> int:
         """Samples of a micro-batch, of latents with these sides."""
@@ -98,6 +101,7 @@ class Preparation:
                 captions=None if captions is None else self._captions(captions, rows),
                 class_labels=self._labels(batch, rows, draws),
                 sizes=self.sizes(batch, rows),
+                aspect_ratios=self.aspect_ratios(batch, rows),
                 is_last=rows.stop == len(positions),
             )
 
@@ -113,6 +117,7 @@ class Preparation:
             captions=None if captions is None else captions.to(self.device),
             class_labels=None if labels is None else self._move(labels),
             sizes=self.sizes(batch, rows),
+            aspect_ratios=self.aspect_ratios(batch, rows),
         )
 
     def captions(self, batch: FeatureBatch) -> Captions | None:
@@ -132,6 +137,15 @@ class Preparation:
     def sizes(self, batch: FeatureBatch, rows: range) -> Tensor | None:
         """Original height and width (B, 2), where the network reads them."""
         return self._move(batch.sizes[rows.start : rows.stop].float()) if self.network.micro_conditioning else None
+
+    def aspect_ratios(self, batch: FeatureBatch, rows: range) -> Tensor | None:
+        """Height / width (B, 1), where the network reads it; the bucket's exactly, which the authors round to two decimals."""
+        sizes = self.sizes(batch, rows)
+        if sizes is None:
+            return None
+        if self.original_aspect_ratio:
+            return sizes[:, :1] / sizes[:, 1:]
+        return torch.full_like(sizes[:, :1], batch.bucket[0] / batch.bucket[1])
 
     def _labels(self, batch: FeatureBatch, rows: range, draws: Draws) -> Tensor | None:
         if self.network.conditioning != "class":

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
@@ -16,12 +16,16 @@ from model.text_encoder import Cleaning
 from model.vae import LatentScale
 from trainer.features.buckets import Size
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
+"""Version 1 has no `latent_dtype`: its latents are bfloat16."""
 FEATURES_FILE = "features.json"
 NULL_CAPTION_FILE = "null_caption.safetensors"
 NULL_CAPTION_NAME = "tokens"
 _DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first stores, whose fingerprints stay as they are
 
+LatentDtype = Literal["bfloat16", "float16"]
+"""Number format of stored latents: two bytes either way, but float16 rounds latents of unit variance eight times less."""
 Storage = Literal["none", "bfloat16", "int8"]
 """Storage of the features of captions; none: only the texts are stored, for training that encodes them itself."""
 
@@ -52,6 +56,8 @@ class FeaturesInfo:
     """Number format that T5 computed in; `/` and the library where its weights were quantised."""
     vae_dtype: str = ""
     """Number format that the VAE computed in; empty: not recorded."""
+    latent_dtype: LatentDtype = "float16"
+    """Number format of the stored latents."""
     caption_storage: Storage = "none"
     """Storage of the features of captions."""
     caption_cleaning: Cleaning = "lower"
@@ -106,7 +112,7 @@ class FeaturesInfo:
 
 
 def _fingerprint(values: dict[str, Any]) -> str:
-    for name in ("source", "licence", "settings", "vae_dtype"):
+    for name in ("source", "licence", "settings", "vae_dtype", "latent_dtype"):
         del values[name]
     for part in ("vae", "text_encoder"):  # the same weights by another name are the same
         values[part] = values[part] and values[part]["fingerprint"]
@@ -137,12 +143,16 @@ def read_info(folder: Folder) -> FeaturesInfo:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.url}/{FEATURES_FILE} cannot be read ({error}): {make}") from None
     version = record.get("schema_version")
-    if version != FEATURES_VERSION:
-        raise UserError(f"{folder.url} has features of version {version}, this program reads {FEATURES_VERSION}: {make}")
+    if version not in _READABLE_VERSIONS:
+        readable = " and ".join(map(str, _READABLE_VERSIONS))
+        raise UserError(f"{folder.url} has features of version {version}, this program reads {readable}: {make}")
     names = {one.name for one in fields(FeaturesInfo)}
-    record = {"vae_dtype": "", **record}  # stores of before do not tell
+    record = {"vae_dtype": "", "latent_dtype": "bfloat16", **record}  # stores of before do not tell
     if missing := sorted(names - record.keys()):
         raise UserError(f"{folder.url}/{FEATURES_FILE} says nothing of {', '.join(missing)}: {make}")
+    if record["latent_dtype"] not in get_args(LatentDtype):
+        readable = " and ".join(get_args(LatentDtype))
+        raise UserError(f"{folder.url} has latents in {record['latent_dtype']}, this program reads {readable}: {make}")
     values = {name: record[name] for name in names}
     values["buckets"] = tuple((height, width) for height, width in values["buckets"])
     values["class_names"] = tuple(values["class_names"])

@@ -3,17 +3,18 @@
 The steps run on different workers (foundry/units/ray_driver.py) and in a plain loop alike. An image that cannot be used
 becomes a rejected row and costs only itself.
 
-Shapes: n samples of the unit, C latent channels, h x w the sides of the latents.
+Shapes: n samples of the unit, C latent channels, h x w the sides of the latents, T tokens of all captions, F channels of T5.
 """
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foundry.errors import UserError
 from foundry.hardware import AUTO, Dtype, resolve_dtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import read_image, rejected_row
@@ -65,7 +66,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Output:
-    """Features: by resolution, each (n, C, h, w) bf16, and of captions in the order of the payload; with seconds by encoder."""
+    """Latents by resolution, (n, C, h, w) float32, and features of captions in the order of the payload; seconds by encoder."""
 
     latents: Mapping[int, LatentDistribution]
     captions: "Captions | None"
@@ -128,8 +129,6 @@ class Encoders:
 
     def describe(self) -> EncoderFacts:
         """Loads both and describes them. Raises UserError where one is unavailable."""
-        import torch
-
         vae = self.load_vae()
         facts = EncoderFacts(
             vae=_part_config(self.vae.name, vae.part, vae.fingerprint()),
@@ -148,7 +147,7 @@ class Encoders:
             num_bytes=facts.num_bytes + _num_bytes(encoder.model),
             text_encoder_dtype=encoder.config.dtype,
             caption_width=encoder.width,
-            null_caption=encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous(),
+            null_caption=_null_caption(encoder),
         )
 
 
@@ -199,10 +198,16 @@ class PrecomputeJob:
         return Engine(self.encoders.load_vae(), self.encoders.load_text_encoder() if self.encoders.text_encoder else None)
 
     def check(self, engine: Engine) -> None:
-        """Encodes one grey image and one caption."""
+        """Encodes one grey image and one caption. Raises UserError where an encoder answers NaN or infinity."""
         side = 8 * engine.vae.downsampling
         grey = np.full((1, side, side, 3), 128, np.uint8)
-        self.process(engine, Payload(pixels={side: grey}, texts=["an owl"]), one_by_one=True)
+        output = self.process(engine, Payload(pixels={side: grey}, texts=["an owl"]), one_by_one=True)
+        sample = SampleFacts(key="", height=side, width=side, class_label=None, captions=(("", "an owl"),))
+        if failures := _failures([sample], output, self.infos):
+            raise UserError(
+                f"a grey image and the caption 'an owl': {failures[0].message}: the weights are damaged, or they overflow in "
+                "their number format; give another --vae or --text_encoder, or --vae.dtype float32 --text_encoder.dtype float32"
+            )
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Pixels to distributions, at most `batch_px` pixels at once; captions to features, in batches of like lengths."""
@@ -228,10 +233,13 @@ class PrecomputeJob:
         """
         assert isinstance(unit, FeatureUnit)
         started = time.perf_counter()
-        rejected = list(facts.rejected)
-        if excluded:
+        rejected, failures = list(facts.rejected), _failures(facts.samples, output, self.infos)
+        if excluded or failures:
             rows = self._rows(unit)
             rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+            by_key = {row["key"]: row for row in rows}
+            rejected += [rejected_row(by_key[facts.samples[index].key], failure) for index, failure in failures.items()]
+            facts, output = _without(facts, output, failures)
         first: Commit | None = None
         for resolution in unit.resolutions:
             commit = commit_unit(
@@ -261,7 +269,7 @@ class PrecomputeJob:
         batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
         found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
         parts = ([one.mean for one in found], [one.log_variance for one in found])
-        return LatentDistribution(*(torch.cat(part).to("cpu", torch.bfloat16) for part in parts))
+        return LatentDistribution(*(torch.cat(part).to("cpu") for part in parts))
 
     def _tables(
         self, resolution: int, facts: Facts, output: Output, *, rejected: list[dict[str, Any]], with_captions: bool
@@ -272,7 +280,8 @@ class PrecomputeJob:
 
         tables = {REJECTED: pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)}
         if facts.samples:
-            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution])
+            dtype = self.infos[resolution].latent_dtype
+            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], dtype)
         if with_captions and output.captions is not None:
             names = [[name for name, _ in one.captions] for one in facts.samples]
             as_int8 = self.infos[resolution].caption_storage == "int8"
@@ -304,8 +313,59 @@ class PrecomputeJob:
         return facts, image.pixels
 
 
+def _failures(samples: Sequence[SampleFacts], output: Output, infos: Mapping[int, FeaturesInfo]) -> dict[int, Failure]:
+    """Samples, by index, with features that are not finite or that the store's number format cannot hold."""
+    import torch
+
+    failures: dict[int, Failure] = {}
+    for resolution, latents in output.latents.items():
+        half = resolution not in infos or infos[resolution].latent_dtype == "float16"
+        for index, values in enumerate(zip(latents.mean, latents.log_variance, strict=True)):
+            both = torch.stack(values)  # (2, C, h, w)
+            if not bool(both.isfinite().all()):
+                failures[index] = Failure(
+                    reason="not_finite", message=f"the VAE's latents at {resolution} px are NaN or infinite"
+                )
+            elif half and not bool(both.half().isfinite().all()):
+                largest = f"{float(both.abs().max()):.4g}"
+                failures[index] = Failure(reason="out_of_range", message=f"a latent at {resolution} px is {largest} in size")
+    if output.captions is not None and not bool(output.captions.tokens.isfinite().all()):
+        parts = output.captions.tokens.split(output.captions.lengths.tolist())  # (L, F) each
+        owners = [(index, name) for index, one in enumerate(samples) for name, _ in one.captions]
+        for (index, name), tokens in zip(owners, parts, strict=True):
+            if not bool(tokens.isfinite().all()):
+                message = f"the text encoder's features of the caption {name!r} are NaN or infinite"
+                failures.setdefault(index, Failure(reason="not_finite", message=message))
+    return failures
+
+
+def _without(facts: Facts, output: Output, left_out: Collection[int]) -> tuple[Facts, Output]:
+    """The samples and features that are left."""
+    kept = [index for index in range(len(facts.samples)) if index not in left_out]
+    owners = [index for index, one in enumerate(facts.samples) for _ in one.captions]
+    numbers = [number for number, index in enumerate(owners) if index not in left_out]
+    latents = {
+        resolution: LatentDistribution(one.mean[kept], one.log_variance[kept]) for resolution, one in output.latents.items()
+    }
+    captions = output.captions.select(numbers) if output.captions is not None and numbers else None
+    return replace(facts, samples=[facts.samples[index] for index in kept]), replace(output, latents=latents, captions=captions)
+
+
 def _part_config(name: str, part: FrozenPart | None, fingerprint: str) -> PartConfig:
     return PartConfig(name=name, revision=(part.revision or None) if part else None, fingerprint=fingerprint)
+
+
+def _null_caption(encoder: TextEncoder) -> "torch.Tensor":
+    """T5("") (L, F) bf16. Raises UserError where it is not finite: the weights are damaged, or overflow."""
+    import torch
+
+    tokens = encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous()
+    if not bool(tokens.isfinite().all()):
+        raise UserError(
+            f"the text encoder {encoder.config.name} answers NaN or infinity to the empty caption: its weights are damaged, or "
+            f"{encoder.config.dtype} overflows; give another --text_encoder.name, or --text_encoder.dtype float32"
+        )
+    return tokens
 
 
 def _num_bytes(model: "torch.nn.Module") -> int:

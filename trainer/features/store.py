@@ -8,11 +8,14 @@ Shapes: B samples, C latent channels, h x w the sides of the latents, F channels
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -24,7 +27,7 @@ from model.vae import LatentScale
 from trainer.features.buckets import Size
 from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
 from trainer.features.plan import read_feature_plan
-from trainer.features.tables import OpenUnits, UnitViews, from_int8, to_int8
+from trainer.features.tables import OpenUnits, UnitViews, damaged_unit, from_int8, read_keys, to_int8
 
 CaptionChooser = Callable[[Sequence[str]], int | None]
 """Chooses among a sample's caption variants by their names: an index, or none for the null caption."""
@@ -53,9 +56,9 @@ class FeatureBatch:
 
     keys: list[str]
     mean: Tensor
-    """(B, C, h, w) bf16, as the VAE gives it, not scaled."""
+    """(B, C, h, w) in the number format of the store, as the VAE gives it, not scaled."""
     log_variance: Tensor
-    """(B, C, h, w) bf16."""
+    """(B, C, h, w) likewise."""
     captions: Captions | None
     """Packed bf16 tokens; none where the store has none: class labels, or training encodes the texts."""
     texts: list[str] | None
@@ -80,13 +83,13 @@ class _Sample:
     """The text of that caption, "" for the null caption."""
 
     @classmethod
-    def of(cls, unit: UnitViews, request: SampleRequest, *, has_captions: bool) -> "_Sample":
+    def of(cls, unit: UnitViews, row: int, choice: int | CaptionChooser | None, *, has_captions: bool) -> "_Sample":
         """Reads names and texts of the captions once, and chooses one."""
-        if request.caption is None or not has_captions:
-            return cls(unit, request.row, caption=None, text="")
-        captions = unit.latents.texts(request.row)
-        caption = request.caption([name for name, _ in captions]) if callable(request.caption) else request.caption
-        return cls(unit, request.row, caption, "" if caption is None else captions[caption][1])
+        if choice is None or not has_captions:
+            return cls(unit, row, caption=None, text="")
+        captions = unit.latents.texts(row)
+        caption = choice([name for name, _ in captions]) if callable(choice) else choice
+        return cls(unit, row, caption, "" if caption is None else captions[caption][1])
 
     def value(self, column: str) -> Any:
         """The sample's value in a column of the file `latents`."""
@@ -94,9 +97,21 @@ class _Sample:
 
 
 class FeatureStore:
-    """The committed samples of one store. May be read by several threads at once; opened again from its URL elsewhere."""
+    """The committed samples of one store. May be read by several threads at once; opened again from its URL elsewhere.
 
-    def __init__(self, folder: Folder, *, info: FeaturesInfo, commits: Sequence[Commit], null_caption: Tensor | None) -> None:
+    Samples that are left out are nowhere in it: rows are counted without them.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        *,
+        info: FeaturesInfo,
+        commits: Sequence[Commit],
+        null_caption: Tensor | None,
+        kept_rows: Mapping[int, npt.NDArray[np.int64]] | None = None,
+    ) -> None:
+        """`kept_rows`: of each unit in which samples are left out, the rows that stay."""
         plan = read_feature_plan(folder)
         self.folder = folder
         self.info = info
@@ -109,12 +124,14 @@ class FeatureStore:
         self._planned = {unit.number: unit for unit in plan.units}
         self._commits = {commit.unit: commit for commit in commits if "latents" in commit.files}
         self._null_int8 = None if null_caption is None or info.caption_storage != "int8" else to_int8(null_caption)
+        self._kept_rows = dict(kept_rows or {})
         self._units = OpenUnits(folder, self._commits, command=info.command)
 
     @classmethod
-    def open(cls, url: str) -> "FeatureStore":
+    def open(cls, url: str, *, skip: Collection[str] = ()) -> "FeatureStore":
         """Opens FEATURES/<stage>/<resolution>. A store that is still being made can be read as far as it goes.
 
+        `skip`: keys of samples to leave out, for which the keys of all units are read.
         Raises UserError for one that is missing, foreign, damaged or empty.
         """
         folder = Folder(url)
@@ -125,7 +142,8 @@ class FeatureStore:
             raise UserError(f"{url}: {error}: make the features again by {info.command}") from None
         if not any(commit.completed for commit in commits):
             raise UserError(f"{url} has no sample yet: let {info.command} finish")
-        return cls(folder, info=info, commits=commits, null_caption=_read_null_caption(folder, info))
+        kept_rows = _kept_rows(folder, info, commits, skip) if skip else None
+        return cls(folder, info=info, commits=commits, null_caption=_read_null_caption(folder, info), kept_rows=kept_rows)
 
     @property
     def scale(self) -> LatentScale:
@@ -135,13 +153,19 @@ class FeatureStore:
     @property
     def splits(self) -> tuple[str, ...]:
         """Those that have a sample, in alphabetical order."""
-        return tuple(sorted({self._planned[unit].split for unit in self._commits}))
+        return tuple(sorted({self._planned[unit].split for unit in self._commits if self._num_rows(unit)}))
+
+    @property
+    def num_skipped(self) -> int:
+        """Samples that are left out."""
+        return sum(self._commits[unit].files["latents"].rows - len(rows) for unit, rows in self._kept_rows.items())
 
     @property
     def content(self) -> str:
-        """16 hexadecimal digits that change when units are added: an order of samples holds for one content."""
-        commits = "\0".join(f"{unit} {commit.attempt}" for unit, commit in sorted(self._commits.items()))
-        return hashlib.sha256(commits.encode()).hexdigest()[:16]
+        """16 hexadecimal digits over the units and the samples left out: an order of samples holds for one content."""
+        parts = [f"{unit} {commit.attempt}" for unit, commit in sorted(self._commits.items())]
+        parts += [f"{unit} keeps {rows.tolist()}" for unit, rows in sorted(self._kept_rows.items())]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def samples(self, split: str) -> dict[Size, tuple[UnitRows, ...]]:
         """The units of a split and how many samples each has, by bucket (h, w in latent pixels), in the order of the plan.
@@ -149,10 +173,9 @@ class FeatureStore:
         Raises UserError for a split without samples.
         """
         found: dict[Size, list[UnitRows]] = defaultdict(list)
-        for number, commit in sorted(self._commits.items()):
-            planned = self._planned[number]
-            if planned.split == split:
-                found[self._bucket(number)].append(UnitRows(number, commit.files["latents"].rows))
+        for number in sorted(self._commits):
+            if self._planned[number].split == split and (rows := self._num_rows(number)):
+                found[self._bucket(number)].append(UnitRows(number, rows))
         if not found:
             raise UserError(f"{self.folder.url} has no samples of the split {split}; there is {', '.join(self.splits)}")
         return {bucket: tuple(units) for bucket, units in sorted(found.items())}
@@ -167,7 +190,7 @@ class FeatureStore:
 
     def caption_names(self, unit: int, row: int) -> tuple[str, ...]:
         """The names of a sample's caption variants; SampleRequest.caption counts in them."""
-        return tuple(name for name, _ in self._units[unit].latents.texts(row))
+        return tuple(name for name, _ in self._units[unit].latents.texts(self._stored_row(unit, row)))
 
     def read(self, requests: Sequence[SampleRequest], *, pin: bool = False) -> FeatureBatch:
         """The samples, which must be of one bucket; `pin`: in page-locked memory, from which a GPU copies by itself.
@@ -178,7 +201,15 @@ class FeatureStore:
         bucket = self._bucket(requests[0].unit)
         assert all(self._bucket(unit) == bucket for unit in units), "a batch is of one bucket"
         has_labels = bool(self.info.class_names)
-        samples = [_Sample.of(units[request.unit], request, has_captions=not has_labels) for request in requests]
+        samples = [
+            _Sample.of(
+                units[request.unit],
+                self._stored_row(request.unit, request.row),
+                request.caption,
+                has_captions=not has_labels,
+            )
+            for request in requests
+        ]
         mean, log_variance = self._latents(samples, bucket, pin=pin)
         return FeatureBatch(
             keys=[sample.value("key") for sample in samples],
@@ -194,7 +225,8 @@ class FeatureStore:
     def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, C, h, w), each copied once from where it lies."""
         shape = (len(samples), self.info.latent_channels, *bucket)
-        mean, log_variance = (torch.empty(shape, dtype=torch.bfloat16, pin_memory=pin) for _ in range(2))
+        dtype = getattr(torch, self.info.latent_dtype)
+        mean, log_variance = (torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(2))
         bits = [tensor.view(torch.int16).numpy().reshape(len(samples), -1) for tensor in (mean, log_variance)]
         for index, sample in enumerate(samples):
             row = sample.unit.latents.latents[sample.row]
@@ -227,10 +259,35 @@ class FeatureStore:
             tokens = from_int8(tokens, torch.from_numpy(np.concatenate([one for one in scales if one is not None])))
         return Captions(tokens=tokens, lengths=lengths)
 
+    def _num_rows(self, unit: int) -> int:
+        kept = self._kept_rows.get(unit)
+        return self._commits[unit].files["latents"].rows if kept is None else len(kept)
+
+    def _stored_row(self, unit: int, row: int) -> int:
+        """The row in the unit's file of a row that counts without the samples that are left out."""
+        return int(self._kept_rows[unit][row]) if unit in self._kept_rows else row
+
     def _bucket(self, unit: int) -> Size:
         """h, w of a unit's latents."""
         height, width = self._planned[unit].buckets[self.info.resolution]
         return height // self.info.downsampling, width // self.info.downsampling
+
+
+def _kept_rows(
+    folder: Folder, info: FeaturesInfo, commits: Sequence[Commit], skip: Collection[str]
+) -> dict[int, npt.NDArray[np.int64]]:
+    """The rows that stay in each unit that has a sample of these keys. Raises UserError where a file is missing or damaged."""
+    keys, kept = pa.array(sorted(skip), pa.string()), {}
+    for commit in [one for one in commits if "latents" in one.files]:
+        path = commit.files["latents"].path
+        try:
+            with pa.memory_map(folder.path(path)) if folder.is_local else folder.open(path) as file:
+                found = np.asarray(pc.is_in(read_keys(file, where=path), value_set=keys))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise damaged_unit(folder, commit.unit, error, command=info.command) from error
+        if found.any():
+            kept[commit.unit] = np.flatnonzero(~found)
+    return kept
 
 
 def _labels(samples: Sequence[_Sample]) -> Tensor:

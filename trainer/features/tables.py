@@ -1,6 +1,7 @@
 """The two files of a unit of features as Arrow tables, views of them without a copy, and the cache of open units.
 
-`latents` has one row per sample; its latents are the mean and then the log-variance as the VAE gives them, bf16, little-endian.
+`latents` has one row per sample; its latents are the mean and then the log-variance as the VAE gives them, little-endian and
+float16; bf16 in stores that an earlier version began.
 `captions` has the T5 tokens of the same samples in the same order, without padding: bf16, or int8 with a float32 scale each.
 Both are uncompressed Arrow files of one record batch, so that a local file is memory-mapped and read by plain copies.
 
@@ -21,6 +22,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.schema import check_version
 from foundry.units.commits import Commit
+from trainer.features.info import LatentDtype
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +68,7 @@ class CaptionViews:
 class LatentViews:
     """The latents of a unit as views into its file."""
 
-    latents: npt.NDArray[np.int16]  # (n, 2, C h w), bf16 by its bits
+    latents: npt.NDArray[np.int16]  # (n, 2, C h w), the bits of FeaturesInfo.latent_dtype
     table: pa.Table
 
     def texts(self, row: int) -> list[tuple[str, str]]:
@@ -118,20 +120,23 @@ class OpenUnits:
             if "captions" in files:
                 captions = open_captions(self._source(files["captions"].path), where=files["captions"].path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"{self._folder.url}, unit {number}: {error}; delete commits/{number:08d}.json and run {self._command}"
-            ) from error
+            raise damaged_unit(self._folder, number, error, command=self._command) from error
         return UnitViews(latents, captions)
 
     def _source(self, path: str) -> pa.NativeFile:
         return pa.memory_map(self._folder.path(path)) if self._folder.is_local else pa.BufferReader(self._folder.read(path))
 
 
-def latents_table(facts: Sequence[SampleFacts], latents: "LatentDistribution") -> pa.Table:
-    """The file `latents`: facts of n samples and their distributions (n, C, h, w)."""
+def damaged_unit(folder: Folder, number: int, error: Exception, *, command: str) -> UserError:
+    """The error about a file of a unit that is missing or damaged; `command` makes the features again."""
+    return UserError(f"{folder.url}, unit {number}: {error}; delete commits/{number:08d}.json and run {command}")
+
+
+def latents_table(facts: Sequence[SampleFacts], latents: "LatentDistribution", dtype: LatentDtype = "float16") -> pa.Table:
+    """The file `latents`: facts of n samples and their distributions (n, C, h, w), in the number format of their store."""
     import torch
 
-    stacked = torch.stack([latents.mean, latents.log_variance], dim=1).to(torch.bfloat16)  # (n, 2, C, h, w)
+    stacked = torch.stack([latents.mean, latents.log_variance], dim=1).to(getattr(torch, dtype))  # (n, 2, C, h, w)
     num_bytes = stacked[0].numel() * 2
     data = pa.py_buffer(_bits(stacked.contiguous()))
     captions = [[{"name": name, "text": text} for name, text in one.captions] for one in facts]
@@ -193,6 +198,13 @@ def open_latents(source: Any, *, where: str) -> LatentViews:
     column = table["latents"].chunk(0)
     data = np.frombuffer(column.buffers()[1], dtype=np.int16)
     return LatentViews(data.reshape(len(column), 2, -1), table)
+
+
+def read_keys(source: Any, *, where: str) -> pa.ChunkedArray:
+    """The keys in a file `latents`, by row; nothing else of it is read. Raises as `open_latents`."""
+    with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0])) as file:
+        check_version(file.schema, where=where)
+        return file.read_all()["key"]  # the first field, see latents_table
 
 
 def open_captions(source: Any, *, where: str) -> CaptionViews:

@@ -6,6 +6,7 @@ remaining ones are fetched: only a state with finite losses is saved.
 
 import math
 import resource
+import shlex
 import statistics
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from torch import Tensor
 from foundry.errors import UserError
 from trainer.config import WatchConfig
 from trainer.distributed import Workers
-from trainer.monitoring.run_folder import RunFolder, newest_checkpoint
+from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_checkpoint
 
 _REMEMBERED = 100
 _NAMED_KEYS = 8
@@ -89,8 +90,12 @@ class NotFinite(UserError):
 class Watch:
     """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
-    def __init__(self, run: RunFolder, config: WatchConfig, workers: Workers, *, peak_flops: float | None) -> None:
+    def __init__(
+        self, run: RunFolder, config: WatchConfig, workers: Workers, *, peak_flops: float | None, skip: str | None = None
+    ) -> None:
+        """`skip`: the list of samples that are left out already, see DataConfig."""
         self._run = run
+        self._skip = skip
         self._config = config
         self._workers = workers
         self._peak_flops = peak_flops
@@ -173,12 +178,25 @@ class Watch:
             bad = [key for key, loss in zip(step.keys, own.tolist(), strict=True) if not math.isfinite(loss)]
             keys = [key for part in self._workers.gather(bad) for key in part]
             last = newest_checkpoint(self._run.path)
-            where = f"samples {', '.join(keys[:_NAMED_KEYS])}" if keys else "no single sample: the gradient or the weights"
+            some = 0 < len(keys) < max(step.batch_size, 2)  # were it all samples, the weights would be to blame
+            more = f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
+            where = (
+                f"samples {', '.join(keys[:_NAMED_KEYS])}{more}" if keys else "no single sample: the gradient or the weights"
+            )
+            advice = self._leave_out(keys) if some else "lower --optim.lr and run this again"
             raise NotFinite(
                 f"the loss is not finite at step {step.step}, {step.images_seen} images (loss {mean}, gradient norm {norm}; "
-                f"{where}); the last good checkpoint is {last or 'none'}; look at these samples, or lower --optim.lr and run "
-                "this again"
+                f"{where}); the last good checkpoint is {last or 'none'}; {advice}"
             )
+
+    def _leave_out(self, keys: list[str]) -> str:
+        """Writes the keys into the run's list of samples to leave out; the command that leaves them out."""
+        path = self._run.path / NOT_FINITE
+        self._run.add_not_finite(keys, beside=self._skip)
+        command = shlex.join(
+            ["python", "-m", "trainer.fit", "--config", str(self._run.path / CONFIG), "--data.skip", str(path)]
+        )
+        return f"the same command would read these samples again; their keys are in {path}, leave them out by: {command}"
 
     def _name_spikes(self, interval: _Interval, losses: list[Tensor], means: list[float]) -> None:
         for step, own, mean in zip(interval.steps, losses, means, strict=True):

@@ -4,6 +4,7 @@ config.yaml     all settings, as they were resolved at the last start
 starts.jsonl    a line for each start: time, command, versions, device, where from
 log.txt         the lines that the training prints
 metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
+not_finite.txt  keys of samples whose loss was not finite, for --data.skip
 samples/        grids of samples
 checkpoints/    see trainer/training/checkpoints.py
 .lock           held by the training that writes here
@@ -18,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -36,12 +37,14 @@ from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
 from trainer.config import TrainConfig
 from trainer.data.passes import Warned
+from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOG = "log.txt"
+NOT_FINITE = "not_finite.txt"
 STOP = "STOP"
 _LOCK = ".lock"
 _FOLLOW_S = 0.5
@@ -122,6 +125,15 @@ class RunFolder:
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         if not any(line.startswith(start) for line in lines):
             self.say(start + warning.advice)
+
+    def add_not_finite(self, keys: Collection[str], *, beside: str | None) -> None:
+        """Adds keys to not_finite.txt, and those of the list `beside`, so that the file replaces that list."""
+        if not self._writes:
+            return
+        path = self.path / NOT_FINITE
+        before = read_skip_list(str(path)) if path.exists() else frozenset()
+        with self.writing():
+            write_skip_list(path, {*before, *read_skip_list(beside), *keys})
 
     def asked_to_stop(self) -> bool:
         """True where somebody made the file STOP."""

@@ -60,7 +60,7 @@ class SampleGrids:
         images = self._from_classes(network) if self._subjects.labels else self._from_captions(network)
         path = self._folder / f"{images_seen:012d}.png"
         values = {"texts": list(self._subjects.texts), "images_seen": images_seen, "sampling": str(self._sampling)}
-        save_png(make_grid(images), path, values)
+        save_png(make_grid(images, scale=0), path, values)
         return path
 
     def _from_captions(self, network: DiT) -> list[Image]:

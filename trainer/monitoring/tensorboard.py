@@ -55,7 +55,8 @@ def _add_row(writer: "SummaryWriter", row: dict[str, Any]) -> None:
         if row.get(name) is not None:
             writer.add_scalar(f"{row['kind']}/{name}", row[name], images)
     for index, loss in enumerate(row.get("bands", ())):
-        writer.add_scalar(f"{row['kind']}/loss_of_band_{index}", loss, images)
+        if loss is not None:  # a band without samples
+            writer.add_scalar(f"{row['kind']}/loss_of_band_{index}", loss, images)
     if row["kind"] == "spike":
         writer.add_text("spike", ", ".join(row["keys"]), images)
 

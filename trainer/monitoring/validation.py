@@ -27,12 +27,14 @@ class ValidationLoss:
     """Means over samples."""
 
     loss: float
-    bands: tuple[float, ...]
-    """Mean loss by equal band of timesteps 0..1000, from low to high; NaN for a band without samples."""
+    bands: tuple[float | None, ...]
+    """Mean loss by equal band of timesteps 0..1000, from low to high; None for a band without samples."""
 
     def __str__(self) -> str:
         width = TIMESTEPS // len(self.bands)
-        parts = [f"{index * width}-{(index + 1) * width}: {band:.4f}" for index, band in enumerate(self.bands)]
+        parts = [
+            f"{index * width}-{(index + 1) * width}: {band:.4f}" for index, band in enumerate(self.bands) if band is not None
+        ]
         return f"validation loss {self.loss:.4f}  ({', '.join(parts)})"
 
 
@@ -91,7 +93,8 @@ def measure(
         if share:
             sums.index_add_(0, band, found)
     sums = workers.sum(sums)
-    return ValidationLoss(loss=float(sums[:, 0].sum() / sums[:, 1].sum()), bands=tuple((sums[:, 0] / sums[:, 1]).tolist()))
+    means = [total / number if number else None for total, number in sums.tolist()]
+    return ValidationLoss(loss=float(sums[:, 0].sum() / sums[:, 1].sum()), bands=tuple(means))
 
 
 def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime: RuntimeConfig) -> ValidationLoss:

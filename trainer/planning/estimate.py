@@ -171,7 +171,7 @@ def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *,
 
 
 def _latents_bytes(network: DiTConfig) -> int:
-    """Bytes of an image's mean and log-variance in bf16."""
+    """Bytes of an image's mean and log-variance in float16."""
     return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
 
 

@@ -197,6 +197,7 @@ def _part(config: DiTConfig, grid: tuple[int, int], without_data: "AbstractConte
             timesteps=torch.empty(num),
             class_labels=None if text else torch.empty(num, dtype=torch.int64),
             sizes=torch.empty(num, 2) if config.micro_conditioning else None,
+            aspect_ratios=torch.empty(num, 1) if config.micro_conditioning else None,
         )
     captions = Captions(tokens, lengths) if text else None
     return replace(part, captions=captions), latents.nbytes + noise.nbytes + tokens.nbytes * text

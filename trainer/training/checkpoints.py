@@ -28,7 +28,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
-from trainer.config import CheckpointConfig, Rung
+from trainer.config import AspectRatio, CheckpointConfig, Rung
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
@@ -54,6 +54,8 @@ class Position:
     """Fingerprint of the features of its rung."""
     content: str
     """Digest of the units that they had; see FeatureStore.content."""
+    aspect_ratio: AspectRatio = "image"
+    """DataConfig.aspect_ratio; the default is that of checkpoints that do not record it."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Position":

@@ -24,7 +24,7 @@ from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, open_features, sizes_text
 from trainer.training.rung import RungTraining
 from trainer.training.rung_parts import open_rung, peak_flops
-from trainer.training.start import Start, check_workers, find_start, open_state, run_path
+from trainer.training.start import Start, check_workers, cleaning_note, find_start, open_state, run_path
 from trainer.training.train_step import TrainState
 
 _WAIT_FOR_RUN_S = 60.0
@@ -63,10 +63,13 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     state = open_state(config, start, rung=position.rung, info=store.info, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
     _say_start(config, workers, run, start, sizes=sizes_text(state.network.config))
+    if note := cleaning_note(start, config, store.info):
+        run.say(note)
     within = start.images_seen > position.images_before
     if within and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
-            f"the features in {store.folder.url} have changed since the checkpoint: from here on their order is another one"
+            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another --data.skip): "
+            "from here on their order is another one"
         )
     if workers.is_first:
         run.warn_once(stage_passes_warning(config, position.rung, num_samples=store.num_samples(TRAIN)))
@@ -81,7 +84,7 @@ def _train_rungs(
 ) -> LadderPosition | None:
     """Trains the rungs from a position on; returns the one in which it was told to stop, None at the end of the ladder."""
     timer = StepTimer(wait_for_device=workers.wait_for_device)
-    watch = Watch(run, config.watch, workers, peak_flops=peak_flops(config, workers.device))
+    watch = Watch(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
 

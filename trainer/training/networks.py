@@ -19,6 +19,7 @@ from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
 from trainer.config import NetworkConfig, Rung, TrainConfig
+from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo, precompute_command
 from trainer.features.store import FeatureStore
@@ -173,7 +174,7 @@ def sizes_text(config: DiTConfig) -> str:
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
     try:
-        store = FeatureStore.open(config.features_folder(rung))
+        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip))
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
     info = store.info

@@ -39,7 +39,8 @@ def train_on_ray(config: TrainConfig) -> bool:
     with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
-    check_visible({path: "" for path in (str(run), config.features) if is_local_path(path)})
+    paths = (str(run), config.features, *([config.data.skip] if config.data.skip else []))
+    check_visible({path: "" for path in paths if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     if config.device == "cuda" and not use_gpu:
         raise UserError(f"--device cuda --num_workers {config.num_workers}: this Ray has no GPU")
@@ -58,7 +59,7 @@ def train_on_ray(config: TrainConfig) -> bool:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same settings with absolute paths, also of the start and the encoders, which name the same folders everywhere."""
+    """The same settings with absolute paths, also of the start, the encoders and the list of samples to leave out."""
     return replace(
         config,
         features=absolute(config.features),
@@ -66,6 +67,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         init_from=absolute_if_there(config.init_from),
         text_encoder=absolute_if_there(config.text_encoder),
         vae=absolute_if_there(config.vae),
+        data=replace(config.data, skip=absolute(config.data.skip) if config.data.skip else None),
     )
 
 

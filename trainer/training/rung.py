@@ -178,6 +178,7 @@ class RungTraining:
             seed=self.config.seed,
             features=self.store.info.fingerprint,
             content=self.store.content,
+            aspect_ratio=self.config.data.aspect_ratio,
         )
         self.checkpoints.save(self.state, self.parts.pipeline, position)
 

@@ -12,6 +12,7 @@ from model.formats.checkpoint import PipelineConfig
 from trainer.config import Rung, TrainConfig
 from trainer.data.batches import Preparation
 from trainer.data.passes import count_passes, passes_text
+from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.features.plan import TRAIN, VALIDATION
@@ -53,7 +54,7 @@ def open_rung(
     grids = None
     if config.watch.sample_every_images and workers.is_first:
         grids = _open_grids(config, preparation, store, validation=validation, pipeline=pipeline, run=run)
-    _say_what_is_read(rung, store, run)
+    _say_what_is_read(config, rung, store, run)
     return RungParts(store=store, preparation=preparation, pipeline=pipeline, validation=validation, grids=grids)
 
 
@@ -120,6 +121,7 @@ def _open_preparation(config: TrainConfig, network: DiTConfig, store: FeatureSto
         class_dropout=config.data.caption_dropout if network.null_class else 0.0,
         device_tokens=config.device_tokens,
         text_encoder=open_text_encoder(config, info, device=str(workers.device)) if encodes else None,
+        original_aspect_ratio=config.data.aspect_ratio == "image",
     )
 
 
@@ -153,9 +155,12 @@ def _open_grids(
     return SampleGrids(run.path, pipeline=pipeline, subjects=subjects, vae=vae, config=config.watch)
 
 
-def _say_what_is_read(rung: Rung, store: FeatureStore, run: RunFolder) -> None:
+def _say_what_is_read(config: TrainConfig, rung: Rung, store: FeatureStore, run: RunFolder) -> None:
     sizes = store.bucket_sizes(TRAIN)
     num = sum(sizes.values())
+    if config.data.skip:
+        keys = len(read_skip_list(config.data.skip))
+        run.say(f"--data.skip {config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
     missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
     run.say(
         f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "

@@ -76,6 +76,7 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
 def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
+    reads_ratios = read_transformer_config(checkpoint).micro_conditioning
     last_image = position.images_seen - 1
     was, now = ladder_position(position.ladder, last_image), ladder_position(config.ladder, last_image)
     assert was is not None, "the ladder of then reached as far as it did"
@@ -88,6 +89,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
+            *([("--data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
         ]
         if old != new
     ]
@@ -135,6 +137,20 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
                 f"{features_command(config, rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
+
+
+def cleaning_note(start: Start, config: TrainConfig, info: FeaturesInfo) -> str:
+    """A line where the features' captions were cleaned otherwise than those that the checkpoint learned from; else empty."""
+    if start.checkpoint is None or info.text_encoder is None:
+        return ""
+    pipeline = read_pipeline_config(start.checkpoint)
+    if not pipeline.text_encoder.name or pipeline.caption_cleaning == info.caption_cleaning:
+        return ""
+    return (
+        f"the features' captions had {info.caption_cleaning} cleaning, those that {start.checkpoint} learned from "
+        f"{pipeline.caption_cleaning}: the checkpoints of this training will clean prompts as the features; to keep the other, "
+        f"make features with --text_encoder.cleaning {pipeline.caption_cleaning} and another --out than {config.features}"
+    )
 
 
 def replace_stage(config: TrainConfig) -> TrainConfig:

@@ -160,8 +160,9 @@ def test_an_image_depends_on_its_prompt_and_seed_alone(checkpoint: Path) -> None
     torch.testing.assert_close(some[0].latents, alone.latents, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 0.5, 0.0])
 def test_without_guidance_nothing_is_computed_for_the_negative_prompt(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, guidance_scale: float
 ) -> None:
     pipeline = open_pipeline(checkpoint)
     batches: list[int] = []
@@ -178,11 +179,33 @@ def test_without_guidance_nothing_is_computed_for_the_negative_prompt(
 
     monkeypatch.setattr(DiT, "forward", forward_spy)
     monkeypatch.setattr(TextEncoder, "encode", encode_spy)
-    sampling = SamplingConfig(guidance_scale=1.0, num_inference_steps=3)
+    sampling = SamplingConfig(guidance_scale=guidance_scale, num_inference_steps=3)
     pipeline(GenerationRequest(prompts=("owl",), negative_prompt="blue", sampling=sampling), output="latents")
     assert batches == [1, 1, 1] and texts == ["owl"]
     pipeline(GenerationRequest(prompts=("owl",), negative_prompt="blue"), output="latents")
     assert batches[3:] == [2] * 20 and texts[1:] == ["owl", "blue"]
+
+
+def test_guidance_below_1_draws_the_images_of_diffusers(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, objective="rectified_flow")
+    sampling = SamplingConfig(guidance_scale=0.5, num_inference_steps=4)
+    ours = our_images(pair.ours(GenerationRequest(prompts=PROMPTS, sampling=sampling), output="numpy"))
+    assert_same_images(ours, pair.their_images(prompt=list(PROMPTS), seeds=[0, 0], guidance_scale=0.5, num_inference_steps=4))
+
+
+def test_prompts_that_are_encoded_once_draw_what_their_texts_draw(checkpoint: Path) -> None:
+    pipeline, negative = open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32")), ("blue key", "small")
+    sampling = SamplingConfig(num_inference_steps=3)
+    kept = GenerationRequest(
+        captions=pipeline.encode(PROMPTS),
+        negative_captions=pipeline.encode(negative),
+        num_images_per_prompt=2,
+        sampling=sampling,
+    )
+    found = latents_of(pipeline, kept)
+    for index, (prompt, without) in enumerate(zip(PROMPTS, negative, strict=True)):
+        request = GenerationRequest(prompts=(prompt,), negative_prompt=without, num_images_per_prompt=2, sampling=sampling)
+        torch.testing.assert_close(found[2 * index : 2 * index + 2], latents_of(pipeline, request), rtol=1e-4, atol=1e-4)
 
 
 def test_precomputed_captions_and_noise_give_the_same_images_without_a_text_encoder(
@@ -332,18 +355,24 @@ def test_binning_takes_the_nearest_aspect_ratio_and_hands_over_what_was_asked_fo
         image_size(None, None, resolution=resolution, binning=True, multiple=27)
 
 
-def test_every_argument_of_the_diffusers_pipeline_is_accounted_for() -> None:
+@pytest.mark.parametrize(
+    ("header", "function"),
+    [("PixArtAlphaPipeline", PixArtAlphaPipeline.__call__), ("`encode_prompt`", PixArtAlphaPipeline.encode_prompt)],
+)
+def test_every_argument_of_the_diffusers_pipeline_is_accounted_for(header: str, function: Any) -> None:
     """docs/generating.md has a row for each: its counterpart here, or why there is none."""
     text = (ROOT / "docs" / "generating.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", text, flags=re.MULTILINE))
-    parameters = [name for name in inspect.signature(PixArtAlphaPipeline.__call__).parameters if name not in ("self", "kwargs")]
+    table = text.partition(f"| {header} | here |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", table, flags=re.MULTILINE))
+    parameters = [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
     assert set(parameters) == set(rows)
     known = {
         field.name
         for cls in (GenerationRequest, SamplingConfig, RuntimeConfig, PipelineConfig)
         for field in dataclasses.fields(cls)
     }
-    known |= set(inspect.signature(Pipeline.stream).parameters) | {"max_caption_tokens"}
+    known |= {*inspect.signature(Pipeline.stream).parameters, *inspect.signature(Pipeline.encode).parameters}
+    known |= {"max_caption_tokens"}
     for name, row in rows.items():
         counterparts = re.findall(r"`(\w+)", row)
         assert row.startswith("none: ") or (counterparts and counterparts[0] in known), name

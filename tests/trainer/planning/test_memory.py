@@ -1,4 +1,4 @@
-"""Memory of a plan: it is what a training step takes."""
+"""Memory of a plan: it is what a training step takes, by torch's own allocator and by what autograd saves."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ import torch
 from model.diffusion import Diffusion
 from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig
-from model.generation.memory import OVERHEAD_BYTES, storage_counter
+from model.generation.memory import OVERHEAD_BYTES
+from tests.model.real_memory import allocated_peak, saved_bytes
 from trainer.config import OptimConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
@@ -47,11 +48,17 @@ def _measured(state: TrainState, precision: torch.dtype) -> int:
     """The peak of a real step beside weights, moments and average; these are there after the step before."""
     settings = StepSettings(lr=1e-5, ema_decay=0.9, gradient_clip=1.0, precision=precision, num_samples=BATCH)
     train_step(state, Diffusion(), [_part(state.network.config)], settings)
-    moments = [value for moment in state.optimizer.state.values() for value in moment.values()]
-    known = [*state.network.state_dict().values(), *state.ema.weights.values(), *moments]
-    with storage_counter({tensor.untyped_storage()._cdata for tensor in known}) as counter:
-        train_step(state, Diffusion(), [_part(state.network.config)], settings)
-    return int(counter.peak)
+    return allocated_peak(lambda: train_step(state, Diffusion(), [_part(state.network.config)], settings))
+
+
+def _saved(state: TrainState, precision: torch.dtype) -> int:
+    """The tensors that autograd saves in the forward pass of a real step, beside the weights."""
+    part = _part(state.network.config)
+
+    def forward() -> torch.Tensor:
+        return Diffusion().loss(part.predict(state.network, precision), part.latents, part.noise, part.timesteps).total.mean()
+
+    return saved_bytes(forward, known=state.network.state_dict().values())
 
 
 def _computed(config: DiTConfig, *, checkpointing: bool, precision: str) -> TrainingMemory:
@@ -73,6 +80,8 @@ def test_the_computed_memory_is_that_of_a_real_step(config: DiTConfig, checkpoin
     assert memory.optimiser == sum(moment.nbytes for moment in moments)
     computed = memory.gradients + memory.gathered + BATCH * memory.activations_per_image
     assert measured <= computed <= 1.3 * measured
+    saved, activations = _saved(state, getattr(torch, precision)), computed - memory.gradients
+    assert saved <= activations and (checkpointing or activations <= 1.25 * saved)  # recomputed ones are not saved
     assert memory.total(BATCH) == computed + 4 * weights + OVERHEAD_BYTES
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import hypothesis.strategies as st
 import pytest
@@ -89,8 +90,25 @@ def test_a_sample_draws_the_same_in_any_batch() -> None:
 def test_sizes_and_ratios_reach_the_network(tmp_path: Path, batch: FeatureBatch) -> None:
     part = next(iter(_preparation().micro_batches(batch, PLACES)))
     assert part.sizes is not None and torch.equal(part.sizes, batch.sizes)
+    assert part.aspect_ratios is not None and part.aspect_ratios.shape == (len(PLACES), 1)
     assert part.captions is not None and part.captions.lengths.tolist()[2] == 2  # the null caption
     assert part.latents.dtype == torch.float32 and part.is_last
+
+
+def test_the_aspect_ratio_is_that_of_the_bucket_or_of_the_image_as_the_settings_say(batch: FeatureBatch) -> None:
+    """An image of 700 x 300 in a bucket of 12 x 4 latents is generated as one of 3 to 1."""
+    wide = replace(batch, bucket=(12, 4), mean=torch.zeros(6, 4, 12, 4), log_variance=torch.zeros(6, 4, 12, 4))
+    wide.sizes[:] = torch.tensor([700.0, 300.0])
+    for original, expected in ((False, 3.0), (True, 700 / 300)):
+        preparation = replace(_preparation(), original_aspect_ratio=original)
+        for part in (next(iter(preparation.micro_batches(wide, PLACES))), preparation.whole(wide)):
+            assert part.sizes is not None and part.sizes.tolist() == [[700.0, 300.0]] * 6
+            assert part.aspect_ratios is not None
+            torch.testing.assert_close(part.aspect_ratios, torch.full((6, 1), expected))
+            network = create_autospec(DiT, instance=True)
+            part.predict(network, torch.float32)(part.latents, part.timesteps)
+            conditions = network.call_args.kwargs
+            assert conditions["aspect_ratios"] is part.aspect_ratios and conditions["sizes"] is part.sizes
 
 
 def test_decay_spares_norms_biases_embeddings_and_tables() -> None:

@@ -17,19 +17,25 @@ from trainer.evaluation.config import EvaluateConfig
 WISCORE = "wiscore"
 _WEIGHTS = {"consistency": 0.7, "realism": 0.2, "aesthetic quality": 0.1}
 _GRADE = re.compile(
-    r"\*{0,2}\b(Consistency|Realism|Aesthetic Quality)\*{0,2}\s*[:：]?\s*\*{0,2}\s*([0-2])(?![\d.]*\d)", re.IGNORECASE
+    r"\*{0,2}\b(Consistency|Realism|Aesthetic Quality)\*{0,2}\s*[:：]?\s*\*{0,2}\s*(\d+(?:\.\d+)?)", re.IGNORECASE
 )
+_BARE = re.compile(r"[\s*]*([0-2])[\s,;*]+([0-2])[\s,;*]+([0-2])[\s*]*")
+_POSSIBLE = {"0", "1", "2"}
 _PIXART = {"culture": 0.45, "time": 0.50, "space": 0.48, "biology": 0.49, "physics": 0.56, "chemistry": 0.34, OVERALL: 0.47}
 
 
 def read_grades(answer: str) -> dict[str, float] | None:
-    """The grades, 0 to 2, and the WiScore, 0 to 1; None where a grade is missing or given twice in two ways."""
-    found: dict[str, set[float]] = {name: set() for name in _WEIGHTS}
-    for name, grade in _GRADE.findall(answer):
-        found[name.lower()].add(float(grade))
-    if any(len(grades) != 1 for grades in found.values()):
+    """The grades, 0 to 2, and the WiScore, 0 to 1; None where a grade is missing or is none of 0, 1 and 2.
+
+    Of a grade that is given again the last counts. Source: the authors' code. Three digits and nothing else are the grades in
+    their order.
+    """
+    bare = _BARE.fullmatch(answer)
+    pairs = zip(_WEIGHTS, bare.groups(), strict=True) if bare else _GRADE.findall(answer)
+    found = {name.lower(): grade for name, grade in pairs}
+    if found.keys() != _WEIGHTS.keys() or not set(found.values()) <= _POSSIBLE:
         return None
-    grades = {name: next(iter(values)) for name, values in found.items()}
+    grades = {name: float(found[name]) for name in _WEIGHTS}
     return {name.replace(" ", "_"): grade for name, grade in grades.items()} | {WISCORE: wiscore(grades)}
 
 

@@ -39,6 +39,10 @@ PROMPT = Prompt(text="the {explanation} of it", category="time", data={"prompt_i
         ("**Consistency:** 1\n**Realism**: 2\n**Aesthetic Quality**：1", (0.7 * 1 + 0.2 * 2 + 0.1 * 1) / 2),
         ("consistency 0, realism 0, aesthetic quality 0", 0.0),
         ("Consistency: 2/2. Realism: 2/2. Aesthetic Quality: 2/2.", 1.0),
+        ("2\n1\n0\n", (0.7 * 2 + 0.2 * 1) / 2),
+        (" **1**, 2, 1", (0.7 * 1 + 0.2 * 2 + 0.1 * 1) / 2),
+        ("Consistency: 2\nRealism: 1\nAesthetic Quality: 0\nOn second thoughts, Consistency: 0", 0.2 * 1 / 2),
+        ("Realism: 3\nConsistency: 2\nRealism: 1\nAesthetic Quality: 0", (0.7 * 2 + 0.2 * 1) / 2),
     ],
 )
 def test_grades_make_the_wiscore(answer: str, score: float) -> None:
@@ -55,7 +59,13 @@ def test_grades_make_the_wiscore(answer: str, score: float) -> None:
         "Consistency: 2\nRealism: 1",
         "Consistency: 3\nRealism: 1\nAesthetic Quality: 0",
         "Consistency: 1.5\nRealism: 1\nAesthetic Quality: 0",
-        "Consistency: 2\nRealism: 1\nAesthetic Quality: 0\nOn second thoughts, Consistency: 0",
+        "Consistency: 2\nRealism: 1\nAesthetic Quality: 0\nOn second thoughts, Consistency: 3",
+        "2\n1",
+        "2 1 3",
+        "2 1 0 1",
+        "1.2 0",
+        "210",
+        "I give it 2, 1, 0",
     ],
 )
 def test_what_is_no_verdict_has_no_grades(answer: str) -> None:
