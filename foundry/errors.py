@@ -1,5 +1,30 @@
-"""Errors that a user, a file or a machine causes."""
+"""Errors that a user, a file or a machine causes.
+
+All are UserErrors; a subclass is for what a caller tells apart. All can be pickled, since workers raise them too:
+what they hold besides the message has a default.
+"""
 
 
 class UserError(ValueError):
     """Error that the user, a file or a machine caused. The message is one line that ends in what to do."""
+
+
+class NotOnHub(UserError):
+    """A model that neither the hub gives nor its cache on this machine has. `reason` says why, as a part of a sentence."""
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RayLost(UserError):
+    """Ray, or the node of this process, is gone; the message says what was seen."""
+
+
+class NotFinite(UserError):
+    """The loss, the gradient or the weights of a training are not finite: on all workers at the same step."""
+
+
+def one_line(error: BaseException, *, limit: int | None = None) -> str:
+    """An error as one line, never empty; `limit` cuts it to that many characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
