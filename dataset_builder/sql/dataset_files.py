@@ -115,7 +115,7 @@ class DatasetFiles:
 
     def statements(self) -> list[str]:
         """The statements that create VIEWS on the relations of `stored`."""
-        images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "nouns", "image", "metadata")]
+        images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "nouns", "image")]
         samples, counts = "FROM stored.samples", "noun, count FROM stored.noun_counts"
         # By their places, not as unnested lists: so duckdb does not read the captions where only the nouns are asked for.
         places = "unnest(nouns) AS nouns, unnest(range(1, 1 + len(nouns))) AS place"
@@ -135,7 +135,7 @@ class DatasetFiles:
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        return carried_columns(self.record["carried"], taken=SAMPLES.names, where=f"{self.folder.url}/{DATASET_RECORD}")
+        return carried_columns(self.record["carried"], where=f"{self.folder.url}/{DATASET_RECORD}")
 
 
 def is_dataset(url: str) -> bool:

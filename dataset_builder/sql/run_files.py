@@ -148,12 +148,12 @@ class RunFiles:
     @property
     def image_columns(self) -> list[str]:
         """The columns of the view `images`."""
-        return [*(name for name in IMAGES.names if name != "metadata"), *self.carried]
+        return [*IMAGES.names, *self.carried]
 
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        return carried_columns(self.record.carried, taken=IMAGES.names, where=f"{self.folder.url}/run.json")
+        return carried_columns(self.record.carried, where=f"{self.folder.url}/run.json")
 
 
 def read_run(url: str) -> RunFiles:
@@ -259,7 +259,7 @@ def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
 
 def _images_sql(run: RunFiles) -> str:
     """Images of finished units as they were read, and those of the index that no finished unit has dealt with."""
-    own = [quoted(name) for name in IMAGES.names if name != "metadata"]
+    own = [quoted(name) for name in IMAGES.names]
     both = [name for name in IMAGES.names if name in INDEX.names]
     return (
         f"CREATE VIEW images AS SELECT {', '.join([*own, *carried_sql(run.carried)])} FROM ("

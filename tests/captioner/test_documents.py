@@ -7,7 +7,7 @@ from captioner.cleaning import RULES, STATUSES
 from foundry.units.rejection import REJECTION_REASONS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "captioning.md").read_text()
-OF_OTHER_COMMANDS = {"changed", "no_caption", "no_class_label"}
+OF_OTHER_COMMANDS = {"changed", "no_caption", "no_class_label", "out_of_range"}
 """Reasons of scores and features."""
 
 
