@@ -101,8 +101,9 @@ def import_run(
         visible = {path: "" for path in (url, *(one.root for one in images)) if is_local_path(path)}
         ended = not units or run_job(job, units, settings=ray, visible=visible, budget=allowed - rejected, started=started)
         commits = read_commits(run)
-        merge_counts_of(RunFiles(run, record, tuple(commits)))
-        record_types(run)
+        files = RunFiles(run, record, tuple(commits))
+        merge_counts_of(files)
+        record_types(files, plan)
     rejected = sum(commit.num_rejected for commit in commits)
     print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1

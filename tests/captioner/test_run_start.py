@@ -54,7 +54,7 @@ def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, 
 
 
 def test_a_resumed_run_reads_its_record_and_its_commits_once(
-    tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_llava: Path, file_reads: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, run = save_pictures(tmp_path / "images", count=5), Folder(str(tmp_path / "run"))
     arguments = run_arguments(images, Path(run.url), tiny_llava, "--generation.dtype", "float32")
@@ -68,24 +68,11 @@ def test_a_resumed_run_reads_its_record_and_its_commits_once(
     plan, job = planned(config)
     for unit in plan.units():
         commit_unit(run, run_id=job.run_id, unit=unit, tables={}, rejected={})
-    reads: list[str] = []
-    read, read_many = Folder.read, Folder.read_many
-
-    def counted_read(self: Folder, name: str) -> bytes:
-        reads.append(name)
-        return read(self, name)
-
-    def counted_read_many(self: Folder, names: list[str]) -> dict[str, bytes]:
-        reads.extend(names)
-        return read_many(self, names)
-
-    with monkeypatch.context() as counting:
-        counting.setattr(Folder, "read", counted_read)
-        counting.setattr(Folder, "read_many", counted_read_many)
-        assert resume() == 0, capsys.readouterr().err
+    file_reads.clear()
+    assert resume() == 0, capsys.readouterr().err
     assert "5 planned = 5 captioned" in capsys.readouterr().out
-    assert reads.count("run.json") == 1
-    assert [name for name in reads if name.startswith("commits/")] == [commit_name(0)]
+    assert file_reads.count("run.json") == 1
+    assert [name for name in file_reads if name.startswith("commits/")] == [commit_name(0)]
 
 
 def test_who_begins_at_the_same_time_reads_what_the_other_created(tmp_path: Path, tiny_llava: Path) -> None:
