@@ -155,8 +155,8 @@ def _timed(parts: "Iterable[MicroBatch]", spent: list[float]) -> "Iterator[Micro
 
 def _train_config(config: TrainLoopConfig, root: Path) -> "TrainConfig":
     """A text-conditional training on a store of random features, whose VAE is vae-mini: samples are decoded by it."""
+    from model.encoders.vae import VAEConfig, load_vae
     from model.formats.checkpoint import PartConfig
-    from model.vae import VAEConfig, load_vae
     from tests.trainer.tiny_training import tiny_config, write_store
     from trainer.config import CheckpointConfig, DataConfig, NetworkConfig, Rung, WatchConfig
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from foundry.command_line import CHOICE, ModelChoice, run_command
 from foundry.hardware import AUTO, AutoDtype
+from model.encoders.text_encoder import Quantisation
 from model.generation.drawing import Drawing, begun_dtype, draw, image_paths, image_values
 from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
-from model.text_encoder import Quantisation
 
 GRID = "grid.png"
 _OWN = "a network of your own (a training's folder or a checkpoint)"

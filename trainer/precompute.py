@@ -14,7 +14,7 @@ from foundry.command_line import run_command
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.cluster import check_paths
-from model.formats.frozen_parts import PUBLISHED
+from model.encoders.frozen_parts import PUBLISHED
 from trainer.features.config import PrecomputeConfig
 
 if TYPE_CHECKING:

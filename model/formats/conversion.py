@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
 from model.dit_config import DiTConfig, UnstatedConfig
-from model.formats.frozen_parts import PUBLISHED
+from model.encoders.frozen_parts import PUBLISHED
 
 if TYPE_CHECKING:
     from torch import Tensor

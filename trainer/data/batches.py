@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
-from model.text_encoder import TextEncoder
-from model.vae import LatentDistribution, LatentScale
+from model.encoders.text_encoder import TextEncoder
+from model.encoders.vae import LatentDistribution, LatentScale
 from trainer.data.draws import Draws, draw
 from trainer.features.store import FeatureBatch
 

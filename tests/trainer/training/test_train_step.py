@@ -11,7 +11,7 @@ from hypothesis import given
 
 from model.diffusion import Diffusion, RectifiedFlow
 from model.dit import DiT, DiTConfig
-from model.vae import LatentScale
+from model.encoders.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import EmaConfig, OptimConfig
 from trainer.data.batches import Preparation
