@@ -14,7 +14,7 @@ from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import LatentDistribution, LatentScale
-from trainer.data.draws import Draws, draw
+from trainer.data.noise import Draws, draw
 from trainer.features.store import FeatureBatch
 
 

@@ -15,7 +15,7 @@ from model.encoders.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import EmaConfig, OptimConfig
 from trainer.data.batches import Preparation
-from trainer.data.draws import draw
+from trainer.data.noise import draw
 from trainer.distributed import Workers
 from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
 from trainer.training.ema import Ema, ema_decay
