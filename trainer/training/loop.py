@@ -44,10 +44,9 @@ def train_here(config: TrainConfig, *, device: str) -> bool:
 
 def train(config: TrainConfig, workers: Workers) -> bool:
     """Trains a stage; returns whether it is done, or was told to stop. All workers call it. Raises UserError."""
-    start = find_start(config)  # one that is missing is an error before a folder is made
     run = RunFolder(run_path(config), workers)
-    with run.held(wait_s=_WAIT_FOR_RUN_S) as waited:  # for another training, which may have saved a checkpoint meanwhile
-        return _train(config, workers, run, workers.from_first(find_start(config) if waited else start))
+    with run.held(wait_s=_WAIT_FOR_RUN_S):  # found in it, since the training that had the folder may have saved a checkpoint
+        return _train(config, workers, run, workers.from_first(find_start(config) if workers.is_first else None))
 
 
 def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) -> bool:
