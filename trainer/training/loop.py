@@ -88,18 +88,8 @@ def _train_rungs(
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
-        parts = open_rung(config, at.rung, workers=workers, run=run, network=state.network, store=features)
-        return RungTraining(
-            config=config,
-            position=at,
-            workers=workers,
-            run_folder=run,
-            state=state,
-            parts=parts,
-            watch=watch,
-            checkpoints=checkpoints,
-            timer=timer,
-        )
+        parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
+        return RungTraining(parts, state, watch, checkpoints, timer)
 
     now: LadderPosition | None = position
     try:
