@@ -30,7 +30,7 @@ def main(config: PrecomputeConfig) -> int:
     visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
     def describe(encoders: "Encoders") -> "EncoderFacts":
-        from trainer.features.ray_description import start_and_describe
+        from trainer.features.ray_encoders import start_and_describe
 
         return start_and_describe(encoders, config.ray, visible=visible)
 
