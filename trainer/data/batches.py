@@ -64,8 +64,8 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """Preparation of the batches of one rung. Deterministic: everything random follows from the seed and the positions."""
+class Collator:
+    """Makes a rung's micro-batches of stored features. Deterministic: what is random follows from seed and positions."""
 
     network: DiTConfig
     objective: Objective

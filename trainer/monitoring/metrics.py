@@ -87,7 +87,7 @@ class NotFinite(UserError):
     """The loss, the gradient or the weights are not finite: on all workers at the same step."""
 
 
-class Watch:
+class MetricsReporter:
     """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
     def __init__(

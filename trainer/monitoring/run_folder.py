@@ -36,7 +36,7 @@ from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
 from trainer.config import TrainConfig
-from trainer.data.passes import Warned
+from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
 
@@ -115,7 +115,7 @@ class RunFolder:
             print(line, flush=True)
             self._append(LOG, line)
 
-    def warn_once(self, warning: Warned | None) -> None:
+    def warn_once(self, warning: TrainingWarning | None) -> None:
         """Says a warning, unless this run's log has one of the same fact from an earlier start."""
         if warning is None or not self._writes:
             return

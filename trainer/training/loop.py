@@ -18,7 +18,7 @@ from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
-from trainer.monitoring.metrics import Watch
+from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, open_features, sizes_text
@@ -83,13 +83,13 @@ def _train_rungs(
 ) -> LadderPosition | None:
     """Trains the rungs from a position on; returns the one in which it was told to stop, None at the end of the ladder."""
     timer = StepTimer(wait_for_device=workers.wait_for_device)
-    watch = Watch(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
+    reporter = MetricsReporter(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
         parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
-        return RungTraining(parts, state, watch, checkpoints, timer)
+        return RungTraining(parts, state, reporter, checkpoints, timer)
 
     now: LadderPosition | None = position
     try:

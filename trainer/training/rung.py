@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from trainer.features.store import FeatureBatch
 from trainer.monitoring.forecast import StepTimer
-from trainer.monitoring.metrics import Watch
+from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import StopSignal
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.rung_parts import (
@@ -26,7 +26,7 @@ class RungTraining:
 
     parts: RungParts
     state: TrainState
-    watch: Watch
+    reporter: MetricsReporter
     checkpoints: Checkpoints
     timer: StepTimer
 
@@ -49,14 +49,14 @@ class RungTraining:
 
     def _step(self, batch: FeatureBatch, *, wait_s: float) -> int:
         """One optimiser step; returns its number in the stage, from 1."""
-        state, preparation, size = self.state, self.parts.preparation, self.parts.position.rung.batch_size
+        state, collator, size = self.state, self.parts.collator, self.parts.position.rung.batch_size
         settings = step_settings(self.parts, images_seen=state.images_seen)
         positions = [state.images_seen + index for index in self.parts.workers.slice(size)]
-        batch = replace(batch, captions=preparation.captions(batch))  # encoded here where they are not stored
-        result = train_step(state, preparation.objective, preparation.micro_batches(batch, positions), settings)
+        batch = replace(batch, captions=collator.captions(batch))  # encoded here where they are not stored
+        result = train_step(state, collator.objective, collator.micro_batches(batch, positions), settings)
         state.images_seen += size
         record = step_record(self.parts, batch, images_seen=state.images_seen, lr=settings.lr, wait_s=wait_s)
-        self.watch.add(record, losses=result.losses, gradient_norm=result.gradient_norm)
+        self.reporter.add(record, losses=result.losses, gradient_norm=result.gradient_norm)
         return record.step
 
     def _after_step(self, *, ends: bool) -> None:
@@ -64,14 +64,14 @@ class RungTraining:
         config = self.parts.config
         self.checkpoints.check()
         if self.parts.validation and self._is_due(config.watch.validate_every_images):
-            with self.watch.paused():
+            with self.reporter.paused():
                 validate(self.parts, self.parts.validation, self.state)
         if self._is_due(config.watch.sample_every_images):
-            with self.watch.paused():
+            with self.reporter.paused():
                 draw_samples(self.parts, self.state)
         if ends or self._is_due(config.checkpoint.every_images):
-            self.watch.flush()
-            with self.watch.paused():
+            self.reporter.flush()
+            with self.reporter.paused():
                 write_checkpoint(self.parts, self.state, self.checkpoints)
 
     def _is_due(self, every_images: int) -> bool:

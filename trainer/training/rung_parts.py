@@ -11,7 +11,7 @@ from model.dit import DiT, DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig
 from trainer.config import LadderPosition, Rung, TrainConfig
-from trainer.data.batches import Preparation
+from trainer.data.batches import Collator
 from trainer.data.loader import CaptionChoice, Loader
 from trainer.data.order import DataOrder
 from trainer.data.passes import count_passes, passes_text
@@ -42,7 +42,7 @@ class RungParts:
     workers: Workers
     run_folder: RunFolder
     store: FeatureStore
-    preparation: Preparation
+    collator: Collator
     pipeline: PipelineConfig
     """The settings of generation that the checkpoints hold."""
     validation: ValidationSet | None
@@ -53,7 +53,7 @@ class RungParts:
     @property
     def network(self) -> DiTConfig:
         """The network at the rung's resolution."""
-        return self.preparation.network
+        return self.collator.network
 
     @property
     def precision(self) -> torch.dtype:
@@ -74,12 +74,12 @@ def open_rung(
     network.rebase(with_positions(network.config, rung, store.info))
     check_buckets(network.config, store.info, where=store.folder.url)
     check_caption_weights(config.data.caption_weights, store)
-    preparation = _open_preparation(config, network.config, store, workers)
+    collator = _open_collator(config, network.config, store, workers)
     pipeline = pipeline_config(config, store.info, rung.resolution)
-    validation = _open_validation(config, preparation, store, workers=workers, run=run)
+    validation = _open_validation(config, collator, store, workers=workers, run=run)
     grids = None
     if config.watch.sample_every_images and workers.is_first:
-        grids = _open_grids(config, preparation, store, validation=validation, pipeline=pipeline, run=run)
+        grids = _open_grids(config, collator, store, validation=validation, pipeline=pipeline, run=run)
     _say_what_is_read(config, rung, store, run)
     return RungParts(
         config=config,
@@ -87,7 +87,7 @@ def open_rung(
         workers=workers,
         run_folder=run,
         store=store,
-        preparation=preparation,
+        collator=collator,
         pipeline=pipeline,
         validation=validation,
         grids=grids,
@@ -166,7 +166,7 @@ def validate(parts: RungParts, samples: ValidationSet, state: TrainState) -> Non
     """Measures the validation loss of the average's weights, and reports it. All workers call it."""
     bands, run = parts.config.watch.timestep_bands, parts.run_folder
     with state.ema.applied():
-        found = measure(samples, state.model, parts.preparation, parts.workers, bands=bands, precision=parts.precision)
+        found = measure(samples, state.model, parts.collator, parts.workers, bands=bands, precision=parts.precision)
     row = {"kind": "validation", "images_seen": state.images_seen, "resolution": parts.position.rung.resolution}
     run.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)})
     run.say(f"{state.images_seen} images: {found}")
@@ -254,10 +254,10 @@ def _batch_flops(network: DiTConfig, batch: FeatureBatch) -> float:
     return training_flops(network, grid=grid, caption_tokens=tokens)
 
 
-def _open_preparation(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers) -> Preparation:
+def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers) -> Collator:
     objective, info = open_objective(config), store.info
     encodes = config.online and info.text_encoder is not None and info.caption_storage == "none"
-    return Preparation(
+    return Collator(
         network=network,
         objective=objective,
         scale=store.scale,
@@ -271,7 +271,7 @@ def _open_preparation(config: TrainConfig, network: DiTConfig, store: FeatureSto
 
 
 def _open_validation(
-    config: TrainConfig, preparation: Preparation, store: FeatureStore, *, workers: Workers, run: RunFolder
+    config: TrainConfig, collator: Collator, store: FeatureStore, *, workers: Workers, run: RunFolder
 ) -> ValidationSet | None:
     watch = config.watch
     if not watch.validate_every_images and not watch.sample_every_images:
@@ -280,23 +280,23 @@ def _open_validation(
         run.say(f"{store.folder.url} has no validation split: no validation loss is measured")
         return None
     weights = config.data.caption_weights
-    return ValidationSet.of(store, preparation, num_images=watch.validation_images, weights=weights, workers=workers)
+    return ValidationSet.of(store, collator, num_images=watch.validation_images, weights=weights, workers=workers)
 
 
 def _open_grids(
     config: TrainConfig,
-    preparation: Preparation,
+    collator: Collator,
     store: FeatureStore,
     *,
     validation: ValidationSet | None,
     pipeline: PipelineConfig,
     run: RunFolder,
 ) -> SampleGrids | None:
-    subjects = choose_subjects(config, validation, store, preparation.text_encoder)
+    subjects = choose_subjects(config, validation, store, collator.text_encoder)
     if subjects is None:
         run.say("no samples are drawn: give --watch.prompts, or features with a validation split")
         return None
-    vae = open_vae(config, store.info, device=str(preparation.device))
+    vae = open_vae(config, store.info, device=str(collator.device))
     return SampleGrids(run.path, pipeline=pipeline, subjects=subjects, vae=vae, config=config.watch)
 
 
