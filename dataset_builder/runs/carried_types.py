@@ -4,27 +4,24 @@ A plan knows JSON files next to images by their first few alone. Where others ho
 would show NULL; so this looks at all of them once the images are read, at the end of each command that reads them.
 """
 
-from dataset_builder.runs.plan import read_plan
-from dataset_builder.sql.run_files import RunFiles, read_run
+from dataset_builder.runs.plan import Plan
+from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, pointer, quoted
-from foundry.storage.folder import Folder, store_errors
 from foundry.storage.run_record import record_carried
 
 _SAMPLED_KINDS = ("files", "tar")
 """Kinds of source whose columns are known by a sample; lists and Parquet are read whole, or have a schema."""
 
 
-def record_types(run: Folder) -> dict[str, str]:
+def record_types(files: RunFiles, plan: Plan) -> dict[str, str]:
     """Widens the types in run.json, and returns the columns that changed or are new with their types.
 
-    Raises UserError where a file of the run cannot be read.
+    `files` may lack all but the run's record and its commits. Raises UserError where a file of the run cannot be read.
     """
-    with store_errors(run):
-        sources = read_plan(run, unit_size=1).sources
-    if not any(source["kind"] in _SAMPLED_KINDS for source in sources):
+    if not any(source["kind"] in _SAMPLED_KINDS for source in plan.sources):
         return {}
-    wider = _wider_types(read_run(run.url))
-    record_carried(run, wider)
+    wider = _wider_types(files)
+    record_carried(files.folder, files.record, wider)
     return wider
 
 

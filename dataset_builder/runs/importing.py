@@ -20,6 +20,7 @@ from dataset_builder.runs.plan import Plan, extend_plan
 from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.noun_blocks import merge_counts_of
+from dataset_builder.sql.run_files import RunFiles
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
@@ -87,7 +88,7 @@ def import_run(
         images = _find_sources(source, passed_over)
         settings = _settings(source, tagger, t5)
         job = import_job(source, url, settings=settings, tagger=tagger, t5=t5)
-        plan = _plan(source, run, settings, images)
+        record, plan = _plan(source, run, settings, images)
         if source.has_archive:
             print(f"{source.path}: {store_texts(source.path, run):,} texts")
         done = committed_units(run)
@@ -100,8 +101,9 @@ def import_run(
         visible = {path: "" for path in (url, *(one.root for one in images)) if is_local_path(path)}
         ended = not units or run_job(job, units, settings=ray, visible=visible, budget=allowed - rejected, started=started)
         commits = read_commits(run)
-        merge_counts_of(run)
-        record_types(run)
+        files = RunFiles(run, record, tuple(commits))
+        merge_counts_of(files)
+        record_types(files, plan)
     rejected = sum(commit.num_rejected for commit in commits)
     print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1
@@ -230,7 +232,7 @@ def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict
     return as_stored(settings)
 
 
-def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: list[Source]) -> Plan:
+def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: list[Source]) -> tuple[RunRecord, Plan]:
     """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
     images_of = [normalise(path) for path in source.images or (source.path,)]
     record = RunRecord.new(settings=settings, images=images_of, licence=source.licence)
@@ -238,9 +240,9 @@ def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: 
         before = RunRecord.read(run)
         if before is None or (before.run_id, before.images) != (record.run_id, record.images):
             raise UserError(f"{run.url} holds a run of other images or settings: give another OUT")
+        record = before
     plan = extend_plan(run, images, unit_size=_UNIT_IMAGES)
-    record_carried(run, plan.carried)
-    return plan
+    return record_carried(run, record, plan.carried), plan
 
 
 def _stem(key: str) -> str:

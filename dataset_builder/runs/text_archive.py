@@ -19,10 +19,10 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.images.tar import walk_members
 from foundry.storage.folder import Folder
-from foundry.storage.locations import describe, normalise, one_line, open_binary, read_errors
+from foundry.storage.locations import describe, normalise, open_binary, read_errors
 from foundry.storage.parquet_writer import ParquetParts
 from foundry.storage.schema import versioned
 

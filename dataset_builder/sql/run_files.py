@@ -75,7 +75,7 @@ class RunFiles:
     folder: Folder
     record: RunRecord
     commits: tuple[Commit, ...]
-    open_parts: tuple[str, ...]
+    open_parts: tuple[str, ...] = ()
     scores: ScoreFiles | None = None
     blocks: tuple[Commit, ...] = ()
     """The records of the blocks that fit the commits."""
@@ -158,10 +158,18 @@ class RunFiles:
 
 def read_run(url: str) -> RunFiles:
     """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
+    run = find_run(url)
+    if run is None:
+        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote")
+    return run
+
+
+def find_run(url: str) -> RunFiles | None:
+    """The same; None where there is none."""
     folder = Folder(url)
     record = RunRecord.read(folder)
     if record is None:
-        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote")
+        return None
     try:
         commits = tuple(read_commits(folder))
         scores = newest_scores(folder)

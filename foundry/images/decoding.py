@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
+from foundry.errors import one_line
 from foundry.units.rejection import ImageError
 
 # Pillow knows more; what is not here is no photograph or starts other programs (EPS runs Ghostscript).
@@ -181,8 +182,7 @@ def _failures_named(data: bytes) -> Iterator[None]:
         except UnidentifiedImageError as error:
             raise _unidentified(data) from error
         except Exception as error:  # Decoders of hostile bytes raise anything: struct.error, IndexError, SyntaxError, …
-            detail = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError("broken", f"{type(error).__name__}: {detail}") from error
+            raise ImageError("broken", f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def _unidentified(data: bytes) -> ImageError:

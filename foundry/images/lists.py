@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from foundry.errors import UserError
+from foundry.errors import SourceError, one_line
 from foundry.images.index import LISTED, IndexRow, SidecarRow, sidecars_in
 from foundry.images.metadata import Carried, map_columns, metadata_json, widen_types
 from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema, values_of
@@ -22,7 +22,6 @@ from foundry.storage.locations import (
     is_inside,
     is_url,
     locate,
-    one_line,
     open_binary,
     parent,
     read_errors,
@@ -49,7 +48,7 @@ def find_path_column(uri: str) -> str | None:
         return layout_of(read_schema(uri)).path
     first = next(read_rows(uri), None)
     if first is None:
-        raise UserError(f"{uri} has no rows, expected a list of images; remove it or write it again")
+        raise _no_rows(uri)
     names = {name.lower(): name for name in reversed(first) if isinstance(first[name], str)}
     empty = {name.lower(): name for name in reversed(first) if first[name] is None}
     return next((found[name] for found in (names, empty) for name in PATH_NAMES if name in found), None)
@@ -120,7 +119,12 @@ def index_list(
                 metadata=metadata_json(carried.all_metadata),
             )
     if number == 0:
-        raise UserError(f"{uri} has no rows, expected a list of images; remove it or write it again")
+        raise _no_rows(uri)
+
+
+def _no_rows(uri: str) -> SourceError:
+    reason = "no rows, expected a list of images"
+    return SourceError(f"{uri} has {reason}; remove it or write it again", reason=reason)
 
 
 class ListedImages:
@@ -196,7 +200,8 @@ def _json_rows(uri: str) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise UserError(f"line {number} of {uri} is not a JSON object; write one object a line")
+                message = f"line {number} of {uri} is not a JSON object; write one object a line"
+                raise SourceError(message, reason=f"line {number} is not a JSON object")
             yield row
 
 
@@ -211,9 +216,10 @@ def _csv_rows(uri: str, passed_over: PassedOver) -> Iterator[dict[str, Any]]:
                 header += _distinct(record)
                 continue
             if len(record) > len(header):
-                raise UserError(
-                    f"line {lines.number} of {uri} has more fields than the header; quote fields that hold "
-                    + ("tabs" if delimiter == "\t" else "commas")
+                held = "tabs" if delimiter == "\t" else "commas"
+                raise SourceError(
+                    f"line {lines.number} of {uri} has more fields than the header; quote fields that hold {held}",
+                    reason=f"line {lines.number} has more fields than the header",
                 )
             if len(lines.taken) > 1:
                 finding = "rows of lists take several lines each, since a quoted field holds line breaks"
@@ -244,9 +250,10 @@ def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str
             record = lines.taken[0].rstrip("\r\n").split(delimiter)
             if len(record) != len(header) or len(lines.taken[0]) > _MAX_FIELD_CHARS:
                 found = f"expected {len(header)} fields, found {len(record)}" if header else "expected the names of the columns"
-                raise UserError(
+                raise SourceError(
                     f"line {number} of {uri} cannot be read ({problem}): {found}; "
-                    'write "" for a double quote inside of a quoted field, or write the list as .jsonl'
+                    'write "" for a double quote inside of a quoted field, or write the list as .jsonl',
+                    reason=f"line {number} cannot be read ({problem})",
                 )
         if record:
             yield record

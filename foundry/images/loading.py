@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from foundry.errors import StoreError
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
 from foundry.images.reader import ImageReader, content_hash, reference_of
-from foundry.images.retries import StoreError
 from foundry.units.rejection import Failure, ImageError
 
 OUTAGE_AFTER = 32

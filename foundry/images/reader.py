@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
+from foundry.errors import StoreError
 from foundry.images.index import LISTED, ImageReference
 from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
 from foundry.images.parquet import ParquetRows
-from foundry.images.retries import StoreError, retried
+from foundry.images.retries import retried
 from foundry.storage.locations import data_of, is_data_url, is_url, locate, open_binary, parent, shown
 from foundry.units.rejection import ImageError
 

@@ -7,12 +7,12 @@ import errno
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
-from foundry.errors import UserError
-from foundry.storage.locations import is_store_failure, one_line, shown
+from foundry.errors import StoreError, one_line
+from foundry.storage.locations import is_store_failure, shown
 from foundry.units.rejection import ImageError
 
 RETRY_AFTER_S = (1.0, 4.0, 15.0)
@@ -55,22 +55,6 @@ _WEB = ("http://", "https://")
 _DEFINITIVE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, EOFError, ValueError, pa.ArrowException)
 
 ResultT = TypeVar("ResultT")
-
-
-class StoreError(UserError):
-    """A store that did not answer, or refused. `is_alone` where it may be for this one image: a refusal, or a web address."""
-
-    def __init__(self, message: str, *, is_alone: bool, may_pass: bool) -> None:
-        super().__init__(message)
-        self.is_alone = is_alone
-        self.may_pass = may_pass
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _store_error, (str(self), self.is_alone, self.may_pass)
-
-
-def _store_error(message: str, is_alone: bool, may_pass: bool) -> StoreError:
-    return StoreError(message, is_alone=is_alone, may_pass=may_pass)
 
 
 def retried(read: Callable[[], ResultT], *, uri: str, name: str, before_retry: Callable[[str], None]) -> ResultT:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from foundry.errors import UserError
+from foundry.errors import SourceError, UserError
 from foundry.images.index import FolderNames, IndexRow, folder_names, index_file, index_folders, to_tables
 from foundry.images.lists import ListedImages, find_path_column, index_list
 from foundry.images.metadata import Scalar, duckdb_types, merge_types, parse_sidecars
@@ -253,7 +253,7 @@ def _container(location: str, *, root: str, holders: Mapping[str, str], ignore: 
     except UserError as error:
         if suffix_of(location) == PARQUET_SUFFIX:
             raise
-        return str(error).split(";")[0].removeprefix(f"cannot read {location}: ").removeprefix(f"{location} has ")
+        return error.reason if isinstance(error, SourceError) else str(error)
     if container.kind is None:
         return "no column of images or of paths to images"
     if container.kind == "parquet" and not container.num_rows:

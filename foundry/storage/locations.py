@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 import fsspec
 
-from foundry.errors import UserError
+from foundry.errors import SourceError, UserError, one_line
 from foundry.storage.file_kinds import (
     SIDECAR_SUFFIXES,
     PassedOver,
@@ -117,11 +117,6 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, cast(str, path)
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line, never empty."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def join(folder: str, relative: str) -> str:
     """A location below a folder."""
     return f"{_with_slash(folder)}{relative}"
@@ -171,7 +166,7 @@ def describe(location: str) -> Details:
 
 @contextmanager
 def read_errors(location: str, advice: str) -> Iterator[None]:
-    """Turns a failure to read a location into a UserError that names it and ends in the advice.
+    """Turns a failure to read a location into a SourceError that names it and ends in the advice.
 
     Bugs pass, as far as they can be told: a local file fails with OSError or, damaged, with ValueError or an error of Arrow;
     each remote store has classes of its own without a common base.
@@ -185,7 +180,8 @@ def read_errors(location: str, advice: str) -> Iterator[None]:
 
         if not is_url(location) and not isinstance(error, OSError | ValueError | pa.ArrowException):
             raise
-        raise UserError(f"cannot read {location}: {_reason(error)}; {advice}") from error
+        reason = _reason(error)
+        raise SourceError(f"cannot read {location}: {reason}; {advice}", reason=reason) from error
 
 
 def is_store_failure(error: Exception, url: str) -> bool:

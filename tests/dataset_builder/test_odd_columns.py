@@ -17,7 +17,9 @@ from dataset_builder.query import main as query
 from dataset_builder.report import ReportConfig
 from dataset_builder.report import main as report
 from dataset_builder.runs.carried_types import record_types
+from dataset_builder.runs.plan import read_plan
 from dataset_builder.sql.dataset_files import open_stored, read_dataset
+from dataset_builder.sql.run_files import read_run
 from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import MINI_T5
 from tests.foundry.images.containers import jpeg, parquet, tar_bytes, write
@@ -133,4 +135,4 @@ def test_json_files_after_the_first_ones_keep_their_values(tmp_path: Path, *, is
         "a/b": "1",
     }
     assert [row["same"] for row in _images(out)] == list(range(10))
-    assert record_types(Folder(out)) == {}, "once is enough"
+    assert record_types(read_run(out), read_plan(Folder(out), unit_size=1)) == {}, "once is enough"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundry.errors import UserError
+from foundry.errors import NotFinite
 from trainer.config import WatchConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_checkpoint
@@ -83,11 +83,7 @@ class _Interval:
         return norms.tolist(), losses
 
 
-class NotFinite(UserError):
-    """The loss, the gradient or the weights are not finite: on all workers at the same step."""
-
-
-class Watch:
+class MetricsReporter:
     """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
     def __init__(

@@ -279,3 +279,19 @@ def test_base64_that_is_longer_than_csv_takes_by_default(tmp_path: Path) -> None
     path = write(tmp_path / "x.csv", b'image,text\n"' + content + b'",an owl\n')
     (row,) = rows_of(path)
     assert row["uri"] == f"data:;base64,{content.decode()}" and row["alt_text"] == "an owl"
+
+
+def test_why_a_list_is_passed_over_names_the_file_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "1.jpg", b"")
+    write(tmp_path / "a.jsonl", b"nonsense; and more\n")
+    write(tmp_path / "b.csv", b"path\n1.jpg,2\n")
+    write(tmp_path / "c.csv", b"\xff; \xfe\n")
+    assert relatives(tmp_path) == ["1.jpg"]
+    (record,) = caplog.records
+    assert record.getMessage().count(str(tmp_path)) == 3
+    for reason in (
+        "a.jsonl: line 1 is not a JSON object; ",
+        "b.csv: line 2 has more fields than the header; ",
+        "c.csv: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+    ):
+        assert reason in record.getMessage()

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 
+from foundry.errors import StoreError
 from foundry.images import decoding, retries
 from foundry.images import loading as images
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import ReadImages, read_images
-from foundry.images.retries import StoreError
 from foundry.units import workers as unit_workers
 from tests.foundry.images.containers import CountingFileSystem, jpeg, rows_of, tar_bytes, write
 
