@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
 from captioner.config import CaptionConfig, default_unit_size
-from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings
-from captioner.engines.model_source import LLAVA_PROMPT, ModelSource, resolve_model
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
+from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
 from captioner.prompts import PromptSet, load_prompts, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
@@ -32,6 +31,8 @@ from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
 from foundry.units.rejection import Failure
 
+_RECORDED = {"transformers": "llava"}
+"""Names of engines in run.json, where they are not today's: a run that was begun under the old one resumes."""
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 
@@ -68,7 +69,7 @@ class CaptionJob:
     run: str
     run_id: str
     settings: dict[str, Any]
-    model: ModelSource
+    model: CaptionModel
     prompts: PromptSet
     generation: GenerationSettings
     limits: DecodeLimits
@@ -104,15 +105,15 @@ class CaptionJob:
         load_tagger(self.tagger).tag(["an owl"])
         load_t5_view(self.t5).measure(["an owl"])
 
-    def load_engine(self) -> LlavaEngine:
+    def load_engine(self) -> Engine:
         """The model, on this replica's device."""
-        return LlavaEngine(self.model, self.generation)
+        return self.model.load(self.generation)
 
-    def check(self, engine: LlavaEngine) -> None:
+    def check(self, engine: Engine) -> None:
         """One token about a grey image: a model that cannot say that can caption nothing."""
         engine.check(np.full((64, 64, 3), 128, np.uint8), render(self.prompts.prompts[0], "an owl"))
 
-    def process(self, engine: LlavaEngine, payload: Payload, *, one_by_one: bool) -> Output:
+    def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
         started = time.perf_counter()
         said = {
@@ -141,6 +142,7 @@ class CaptionJob:
             tables=tables,
             rejected=dict(Counter(row["reason"] for row in rejected)),
             num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
+            num_input_tokens=sum(said.num_input_tokens for rows in output.generations.values() for said in rows),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
         )
 
@@ -187,7 +189,7 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) 
 
     `before`: settings of what the run has committed, which stay where nothing else is asked for.
     """
-    model = resolve_model(config.model, revision=config.revision)
+    model = find_model(config)
     config = replace(config, generation=_settled(config.generation, model, before))
     prompts = load_prompts(config.prompts)
     t5 = config.t5.of_model(config.model)
@@ -210,19 +212,16 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) 
 
 
 def run_settings(
-    config: CaptionConfig, *, model: ModelSource, prompts: PromptSet, tagger: dict[str, Any], t5: dict[str, Any]
+    config: CaptionConfig, *, model: CaptionModel, prompts: PromptSet, tagger: dict[str, Any], t5: dict[str, Any]
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
-    described = {"name": model.name, "revision": model.revision, "image_side_px": model.image_side_px}
-    if model.prompt_format:  # only where it differs from that of runs before it was recorded, and likewise image_fit
-        described["prompt_format"] = model.prompt_format
     generation = asdict(config.generation)
-    if model.image_fit(generation["image_fit"]) == "processor":
+    if model.image_fit(generation["image_fit"]) == "processor":  # recorded only where it is not that of runs before it was
         del generation["image_fit"]
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "engine": config.engine,
-        "model": described,
+        "engine": _RECORDED.get(config.engine, config.engine),
+        "model": model.describe(),
         "prompts": asdict(prompts),
         "generation": generation,
         "limits": asdict(config.limits),
@@ -234,7 +233,21 @@ def run_settings(
     return as_stored(settings)
 
 
-def _settled(asked: GenerationSettings, model: ModelSource, before: dict[str, Any] | None) -> GenerationSettings:
+def find_model(config: CaptionConfig) -> CaptionModel:
+    """The model for the engine that is asked for. Raises UserError where one of them is unavailable."""
+    if config.engine == "endpoint":
+        from captioner.engines.endpoint_engine import find_served_model
+
+        return find_served_model(config.model, config.endpoint, config.generation)
+    source = resolve_model(config.model, revision=config.revision)
+    if config.engine == "vllm":
+        from captioner.engines.vllm_engine import find_vllm_model
+
+        return find_vllm_model(source, config.vllm, python=config.ray.replica_python)
+    return source
+
+
+def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:
     """Without `auto`, but for the dtype of a run of which nothing is committed: the replicas' hardware decides that."""
     if before is None:
         return replace(asked, image_fit=model.image_fit(asked.image_fit))

@@ -6,16 +6,17 @@ All state is in the run's folder, so that the same command resumes where the com
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from captioner.caption_job import CaptionJob, caption_job
-from captioner.config import CaptionConfig
+from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.prompts import PROMPT_SETS
 from captioner.run_start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
 from captioner.run_status import RunStatus, status_of
+from captioner.spending import Spending
 from captioner.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
@@ -27,7 +28,7 @@ from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path, normalise
 from foundry.storage.run_record import RunRecord, record_carried
-from foundry.units.cluster import check_paths, describe_nodes, memory_line
+from foundry.units.cluster import RaySettings, check_paths, describe_nodes, memory_line
 from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.rejection import allowed_rejections
 
@@ -43,7 +44,7 @@ def caption_images(config: CaptionConfig) -> int:
     record = check_folder(run)
     job = caption_job(config, before=committed_settings(run, record))
     passed_over = PassedOver()
-    sources = find_sources(config.images, passed_over=passed_over)
+    sources = find_sources(config.images, passed_over=passed_over, ignore=config.ignore)
     record, plan = plan_run(config, run, job, sources, before=record)
     job, record = _settled(config, run, job, record)
     commits = read_commits(run)
@@ -60,26 +61,51 @@ def caption_images(config: CaptionConfig) -> int:
     if line := passed_over.line(in_tars=plan.num_passed_over):
         print(line)
     allowed = _allowed(config, wanted, commits)
+    spending = Spending(config.endpoint, commits)
     if units:
         budget = allowed - sum(commit.num_rejected for commit in commits)
         if not run_job(
             job,
             units,
-            settings=config.ray,
+            settings=replica_settings(config),
             visible=_visible(config, job),
             budget=budget,
             started=started,
             replica_bytes=job.replica_bytes,
             on_ray=lambda: _record_start(config, run, job),
-            on_commit=ToyWarning(run).look if job.model.is_mini else None,
+            on_commit=_on_commit(run, job, spending),
         ):
             return 1
         commits = read_commits(run)
         check_commits(run, commits, run_id=job.run_id)
     merge_counts_of(RunFiles(run, record, tuple(commits)))
+    if line := spending.line():
+        print(line)
     with store_errors(run):
         plan = read_plan(run, unit_size=plan.unit_size)
     return _report(status_of(plan, commits), allowed=allowed)
+
+
+def replica_settings(config: CaptionConfig) -> RaySettings:
+    """Ray's settings for the engine: a server of the user's takes no GPU here, and a replica of vLLM may take several."""
+    ray = config.ray
+    if config.engine == "endpoint":
+        return replace(ray, gpus_per_replica=0, num_replicas=ray.num_replicas or 1)
+    if config.engine == "vllm" and config.vllm.tensor_parallel_size > 1:
+        return replace(ray, gpus_per_replica=float(config.vllm.tensor_parallel_size))
+    return ray
+
+
+def _on_commit(run: Folder, job: CaptionJob, spending: Spending) -> Callable[[Commit], None]:
+    """What is done with each unit that is committed."""
+    warning = ToyWarning(run) if job.model.is_mini else None
+
+    def look(commit: Commit) -> None:
+        spending.add(commit)
+        if warning is not None:
+            warning.look(commit)
+
+    return look
 
 
 def plan_run(
@@ -96,7 +122,7 @@ def _settled(config: CaptionConfig, run: Folder, job: CaptionJob, record: RunRec
 
     The devices are those of the cluster, since the machine of this process may have other ones; so this attaches to Ray.
     """
-    if job.generation.dtype != "auto":
+    if job.generation.dtype != "auto" or job.model.is_served:
         return job, record
     from foundry.units.ray_session import dtype_of_replicas, start_ray
 
@@ -117,7 +143,7 @@ def _record_start(config: CaptionConfig, run: Folder, job: CaptionJob) -> None:
 
 def _path_settings(config: CaptionConfig) -> list[str]:
     """The settings, other than images and out, that are local paths here and not names."""
-    names = (config.model, config.prompts, config.tagger.spacy_model, config.t5.tokenizer)
+    names = (config.model, config.prompts, config.tagger.spacy_model, config.t5.tokenizer, config.vllm.lora or "mini")
     shipped = ("mini", AUTO, *PROMPT_SETS)
     return [name for name in names if name not in shipped and (name.startswith((".", "~")) or Path(name).exists())]
 
@@ -153,9 +179,16 @@ def _headline(config: CaptionConfig, job: CaptionJob, plan: Plan, *, num_units: 
     padded = ", images padded to squares" if job.generation.image_fit == "pad" else ""
     return (
         f"run {job.run_id} in {config.out}: {counted(plan.num_images, 'image')} in {counted(plan.num_units, 'unit')}{repeated}"
-        f"; {counted(num_units, 'unit')} to do; model {config.model} in {job.generation.dtype}{padded}; "
+        f"; {counted(num_units, 'unit')} to do; model {_model(config, job)}{padded}; "
         f"prompts {job.prompts.name} ({prompts})"
     )
+
+
+def _model(config: CaptionConfig, job: CaptionJob) -> str:
+    if job.model.is_served:
+        return f"{config.model} at {config.endpoint.url}"
+    by = f" by {config.engine}" if config.engine != ENGINES[0] else ""
+    return f"{config.model} in {job.generation.dtype}{by}"
 
 
 def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Commit]) -> int:

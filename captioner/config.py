@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from captioner.engines.endpoint_settings import EndpointSettings
 from captioner.engines.generation import GenerationSettings
+from captioner.engines.vllm_settings import VllmSettings
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.command_line import CHOICE, ModelChoice
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 
-ENGINES = ("llava",)
+ENGINES = ("transformers", "vllm", "endpoint")
 REAL_MODEL = "llava-hf/llava-1.5-7b-hf"
 """Model that errors and warnings recommend for real images."""
 UNIT_SIZE = 512
@@ -26,23 +28,31 @@ class CaptionConfig:
     out: str
     """Folder of the run, local or on object storage. The same command resumes it."""
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """LLaVA checkpoint: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone."""
+    """Vision-language model: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone.
+    With the engine endpoint: its name on the server."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit, which the run records."""
-    engine: str = "llava"
-    """Engine that runs the model: `llava`, through transformers."""
+    engine: str = "transformers"
+    """Engine that runs the model: transformers, vllm (in the environment of ray.replica_python), or endpoint (a server with
+    OpenAI's protocol)."""
     prompts: str = "paper"
     """Name of a prompt set (paper, ladder, alt_text) or a YAML file."""
     limit: int | None = None
     """Stop after the first units that together hold at least this many images; default: caption all."""
     unit_size: int | None = None
     """Number of images in a unit of work, which is committed as a whole; default: 512, or fewer where they decode to 1 GiB."""
+    ignore: tuple[str, ...] = ("*.mask.png",)
+    """Patterns of files that a search of folders leaves out, such as masks next to images."""
     licence: str = ""
     """Licence and terms of the images, recorded with the run and copied to data set and model cards."""
     max_rejected: float | None = None
     """Share of the images (0 to 1) that may be rejected before the run stops; default: 0.01, but at least 100 images."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """Decoding settings of the captions."""
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+    """Settings of the engine endpoint."""
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+    """Settings of the engine vllm."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Limits above or below which an image is rejected."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
@@ -53,11 +63,17 @@ class CaptionConfig:
     """Ray settings: where the work runs."""
 
     def __post_init__(self) -> None:
+        is_served = self.engine == "endpoint"
         problems = [
             f"{name} must be {bound}"
             for name, bound, holds in [
                 ("images", "one source or more", bool(self.images)),
                 ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
+                (
+                    "generation.dtype",
+                    "left out: the server decides",
+                    not is_served or self.generation.dtype == "auto",
+                ),
                 ("limit", "1 or more", self.limit is None or self.limit >= 1),
                 ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
                 ("max_rejected", "between 0 and 1", self.max_rejected is None or 0 <= self.max_rejected <= 1),

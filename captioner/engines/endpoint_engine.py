@@ -28,10 +28,25 @@ class ServedModel:
     settings: EndpointSettings
     answered_by: str
 
+    prompt_format = ""
+    is_served = True
+    num_parameters = 0
+
     @property
     def image_side_px(self) -> int:
         """Maximum length of the shorter side of an image that is sent, in pixels."""
         return self.settings.image_side_px
+
+    @property
+    def is_mini(self) -> bool:
+        """Whether the server has the shipped toy, by its name."""
+        return self.name == "mini"
+
+    def image_fit(self, asked: str) -> str:
+        """`processor`: images are sent as they are. Raises UserError for `pad`."""
+        if asked == "pad":
+            raise UserError("generation.image_fit pad: the engine `endpoint` sends images as they are; leave it out")
+        return "processor"
 
     def describe(self) -> dict[str, Any]:
         """What decides what a caption is, for the identity of a run: not the address, and not how it is asked."""

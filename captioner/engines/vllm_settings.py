@@ -1,4 +1,4 @@
-"""Settings of the engine `vllm`: its environment, parallelism, memory, and adapters."""
+"""Settings of the engine `vllm`: parallelism, memory, quantisation and adapters."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,6 @@ _OWN = ("model", "revision", "dtype", "limit_mm_per_prompt", "generation_config"
 class VllmSettings:
     """Settings of the engine `vllm`. Those of memory and parallelism change captions by rounding alone."""
 
-    python: str | None = None
-    """Interpreter of the environment that has vLLM, Ray and this package, the same path on every node; default: this one."""
     tensor_parallel_size: int = 1
     """Number of GPUs that share a replica of the model."""
     max_model_len: int | None = None

@@ -56,6 +56,9 @@ class RaySettings:
     """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and retried."""
     load_timeout_s: float = 1800.0
     """Seconds that a replica may take to load the model before it is stopped and retried."""
+    replica_python: str | None = None
+    """Interpreter that replicas run in, the same path on every node, for an engine with other versions than this environment;
+    it needs the same Python and Ray, and this package. Default: this interpreter."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -136,10 +139,14 @@ class RaySettings:
 
     def replica_options(self, nodes: Sequence[Node], *, on_gpus: bool, replica_bytes: float = 0) -> dict[str, Any]:
         """Ray options of a replica. It claims no CPU, so that tasks find room next to it however many nodes are lost."""
+        environment: dict[str, Any] = {"py_executable": self.replica_python} if self.replica_python else {}
         if on_gpus:
-            return {"num_gpus": self.gpus_per_replica, "num_cpus": 0}
-        environment = cpu_environment(num_threads=self.threads_per_replica(nodes, replica_bytes=replica_bytes))
-        return {"num_cpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": environment}}
+            options: dict[str, Any] = {"num_gpus": self.gpus_per_replica, "num_cpus": 0}
+        else:
+            num_threads = self.threads_per_replica(nodes, replica_bytes=replica_bytes)
+            environment["env_vars"] = cpu_environment(num_threads=num_threads)
+            options = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
+        return options | ({"runtime_env": environment} if environment else {})
 
 
 def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_bytes: float) -> dict[str, int]:

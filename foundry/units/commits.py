@@ -54,6 +54,7 @@ class Commit:
     rejected: dict[str, int]
     files: dict[str, CommittedFile]
     num_tokens: int = 0
+    num_input_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     attempt: str = ""
     committed_at: str = ""
@@ -73,6 +74,7 @@ def commit_unit(
     tables: "dict[str, pa.Table]",
     rejected: dict[str, int],
     num_tokens: int = 0,
+    num_input_tokens: int = 0,
     seconds: dict[str, float] | None = None,
     arrow: Collection[str] = (),
     shared: Mapping[str, CommittedFile] | None = None,
@@ -96,6 +98,7 @@ def commit_unit(
         rejected=rejected,
         files={**files, **(shared or {})},
         num_tokens=num_tokens,
+        num_input_tokens=num_input_tokens,
         seconds=seconds or {},
         attempt=attempt,
         committed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
