@@ -168,7 +168,7 @@ def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch
             "latents": latents_table(facts, LatentDistribution(both[:, 0], both[:, 1])),
             "captions": captions_table([["dense"]] * size, captions, as_int8=storage == "int8"),
         }
-        commit_unit(store, run_id="benchmark", unit=unit, tables=tables, rejected={}, arrow=list(tables))
+        commit_unit(store, run_id="benchmark", unit=unit, tables=tables, arrow=list(tables))
         units.append(asdict(unit))
     store.write("plan/0.json", json.dumps({"units": units, "validation_share": 0.0}).encode())
     return read_commits(store)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -184,6 +185,24 @@ def test_a_bad_image_costs_itself_alone(tmp_path: Path, dataset: Path) -> None:
     commits = [commit for commit in read_commits(features.folder) if commit.rejected]
     rows = [row for one in commits for row in pq.read_table(features.folder.path(one.files["rejected"].path)).to_pylist()]
     assert {(row["key"], row["reason"]) for row in rows} == {("picture_007", "broken"), ("picture_009", "unreadable")}
+
+
+def test_a_link_that_nobody_serves_costs_its_image_alone(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    for part in (dataset / "samples").rglob("*.parquet"):
+        table = pq.read_table(part)
+        uris = [uri.replace(f"{dataset}/pictures/picture_007", "http://127.0.0.1:9/7") for uri in table["uri"].to_pylist()]
+        column = table.schema.get_field_index("uri")
+        pq.write_table(table.set_column(column, table.schema.field("uri"), pa.array(uris)), part)
+    config = tiny_precompute(tmp_path, dataset)
+    make_features(config)
+    features = store(config)
+    assert set(all_samples(features)) == {f"picture_{number:03d}" for number in range(20)} - {"picture_007"}
+    [commit] = [commit for commit in read_commits(features.folder) if commit.rejected]
+    [row] = pq.read_table(features.folder.path(commit.files["rejected"].path)).to_pylist()
+    assert (row["key"], row["reason"], row["uri"]) == ("picture_007", "unreadable", "http://127.0.0.1:9/7.png")
 
 
 def test_a_bucket_without_a_sample_that_can_be_used_is_trained_around(tmp_path: Path, dataset: Path) -> None:
