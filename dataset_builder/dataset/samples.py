@@ -9,6 +9,7 @@ from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, SelectionStat
 from dataset_builder.schema import SAMPLE_CAPTION
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted, stored_urls
+from foundry.images.index import REFERENCE_NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 100_000
 """Images that are in memory at a time; a stretch holds whole units."""
 _IMAGE = (
-    *("uri", "member", "byte_offset", "byte_length", "row", "content_hash", "width", "height", "format"),
+    *(*REFERENCE_NAMES, "content_hash", "width", "height", "format"),
     *("class_label", "num_masks", "mask_area_px", "metadata"),
 )
 _SCORES = ("clip_mean", "clip_least", "aesthetic", "sharpness")
@@ -218,9 +219,7 @@ def _embed(samples: "pa.Table") -> Embedded:
     from foundry.images.reader import ImageReader, content_hash, reference_of
     from foundry.units.rejection import ImageError
 
-    rows = samples.select(
-        ["key", "run", "uri", "member", "byte_offset", "byte_length", "row", "content_hash", "format"]
-    ).to_pylist()
+    rows = samples.select(["key", "run", *REFERENCE_NAMES, "content_hash", "format"]).to_pylist()
     images, dropped = [], []
     refusals = Refusals(len(rows))
     with ImageReader() as reader:
@@ -239,7 +238,7 @@ def _embed(samples: "pa.Table") -> Embedded:
             images.append(None if reason else image)
     column = pa.array(images, SAMPLES.field("image").type)
     table = samples.set_column(SAMPLES.get_field_index("image"), SAMPLES.field("image"), column).filter(column.is_valid())
-    for name in ("uri", "member", "byte_offset", "byte_length", "row"):
+    for name in REFERENCE_NAMES:
         field = SAMPLES.field(name)
         table = table.set_column(SAMPLES.get_field_index(name), field, pa.nulls(len(table), field.type))
     return Embedded(table.cast(SAMPLES), pa.Table.from_pylist(dropped, schema=DROPPED))
