@@ -24,8 +24,8 @@ from foundry.hardware import cpu_environment
 from foundry.units.cluster import RaySettings
 
 if TYPE_CHECKING:
-    from model.text_encoder import TextEncoder
-    from model.vae import VAE
+    from model.encoders.text_encoder import TextEncoder
+    from model.encoders.vae import VAE
     from trainer.features.buckets import Pixels
     from trainer.features.config import PrecomputeConfig
 
@@ -190,7 +190,7 @@ def _save_models(root: Path) -> None:
     from diffusers import AutoencoderKL
     from transformers import T5Config, T5EncoderModel
 
-    from model.formats.frozen_parts import find_part
+    from model.encoders.frozen_parts import find_part
 
     torch.manual_seed(0)
     part = find_part("mini", "text_encoder")
@@ -236,8 +236,8 @@ def _write_dataset(folder: Path, *, count: int) -> None:
 
 
 def _precompute_config(root: Path, out: Path, *, units: int, unit_size: int, cpus_per_replica: int = 1) -> "PrecomputeConfig":
-    from model.text_encoder import TextEncoderConfig
-    from model.vae import VAEConfig
+    from model.encoders.text_encoder import TextEncoderConfig
+    from model.encoders.vae import VAEConfig
     from trainer.features.config import PrecomputeConfig
 
     return PrecomputeConfig(

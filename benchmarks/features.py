@@ -130,8 +130,8 @@ def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch
     from foundry.storage.folder import Folder
     from foundry.units.commits import commit_unit, read_commits
     from model.dit import Captions
+    from model.encoders.vae import LatentDistribution
     from model.formats.checkpoint import PartConfig
-    from model.vae import LatentDistribution
     from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
     from trainer.features.plan import PlannedUnit
     from trainer.features.tables import SampleFacts, captions_table, latents_table

@@ -104,8 +104,8 @@ def _encode(count: int, *, seed: int) -> Scenes:
     from examples.openmoji.composition import draw_scene, render
     from examples.openmoji.descriptions import describe
     from model.dit import Captions
-    from model.text_encoder import NULL_CAPTION, TextEncoderConfig, load_text_encoder
-    from model.vae import VAEConfig, load_vae
+    from model.encoders.text_encoder import NULL_CAPTION, TextEncoderConfig, load_text_encoder
+    from model.encoders.vae import VAEConfig, load_vae
     from trainer.features.buckets import to_signed
     from trainer.features.tables import from_int8, to_int8
 

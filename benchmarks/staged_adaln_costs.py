@@ -17,7 +17,7 @@ from model.dit_config import PRESETS, DiTConfig
 from model.formats.checkpoint import read_pipeline_config, read_transformer_config
 from model.generation.memory import storage_counter
 from trainer.config import TrainConfig
-from trainer.data.batches import MicroBatch, Preparation
+from trainer.data.batches import Collator, MicroBatch
 from trainer.data.order import in_order
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore, SampleRequest
@@ -109,7 +109,7 @@ def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size
     """The first batch of the validation split, with drawn noise and timesteps."""
     store = FeatureStore.open(str(features))
     batch = next(in_order(store.samples("validation"), batch_size=batch_size))
-    preparation = Preparation(
+    collator = Collator(
         network=config,
         objective=objective,
         scale=store.scale,
@@ -119,7 +119,7 @@ def _samples(features: Path, config: DiTConfig, objective: Objective, batch_size
         device_tokens=batch_size * config.base_grid**2,
     )
     read = store.read([SampleRequest(unit=unit, row=row, caption=0) for unit, row in batch.samples])
-    (part,) = preparation.micro_batches(read, range(len(batch.samples)))
+    (part,) = collator.micro_batches(read, range(len(batch.samples)))
     return part
 
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _SIDE = 32
 """Side of the latents: 256 patches."""
-EVENTS = {"_validate": "validation", "_draw_samples": "samples", "_save": "checkpoint"}
-"""Methods of RungTraining that are timed apart from steps, and what the figures call them."""
+EVENTS = {"validate": "validation", "draw_samples": "samples", "write_checkpoint": "checkpoint"}
+"""Functions after a step that are timed apart from steps, and what the figures call them."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def main(config: TrainLoopConfig) -> int:
     with tempfile.TemporaryDirectory() as directory, ExitStack() as patches:
         patches.enter_context(patch.object(rung, "train_step", clock.train_step))
         for name in EVENTS:
-            timed = clock.timed(name, getattr(rung.RungTraining, name))
-            patches.enter_context(patch.object(rung.RungTraining, name, timed))
+            patches.enter_context(patch.object(rung, name, clock.timed(name, getattr(rung, name))))
         settings = _train_config(config, Path(directory))
         loop.train(settings, Workers())
         run = Path(settings.run_folder)
@@ -98,7 +97,7 @@ class StepClock:
 
     rows: list[StepTimes] = field(default_factory=list)
     events: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {name: [] for name in EVENTS})
-    """When each event began, and how long it took, by the name of its method."""
+    """When each event began, and how long it took, by the name of its function."""
 
     def figures(self, config: TrainLoopConfig) -> dict[str, float]:
         """All but the share that waits for data."""
@@ -118,12 +117,12 @@ class StepClock:
             "images_per_s": config.batch_size * len(steps) / wall,
         }
 
-    def timed(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
-        """The same method, timed."""
+    def timed(self, name: str, function: Callable[..., None]) -> Callable[..., None]:
+        """The same function, timed."""
 
         def call(*arguments: Any) -> None:
             started = time.perf_counter()
-            method(*arguments)
+            function(*arguments)
             self.events[name].append((started, time.perf_counter() - started))
 
         return call
@@ -155,8 +154,8 @@ def _timed(parts: "Iterable[MicroBatch]", spent: list[float]) -> "Iterator[Micro
 
 def _train_config(config: TrainLoopConfig, root: Path) -> "TrainConfig":
     """A text-conditional training on a store of random features, whose VAE is vae-mini: samples are decoded by it."""
+    from model.encoders.vae import VAEConfig, load_vae
     from model.formats.checkpoint import PartConfig
-    from model.vae import VAEConfig, load_vae
     from tests.trainer.tiny_training import tiny_config, write_store
     from trainer.config import CheckpointConfig, DataConfig, NetworkConfig, Rung, WatchConfig
 

@@ -1,1 +1,1 @@
-"""The leaf for networks: text encoder, autoencoder, diffusion transformer, sampling."""
+"""Networks: diffusion transformer, frozen encoders, sampling, checkpoint formats, generation."""

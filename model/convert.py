@@ -5,82 +5,31 @@ in:  official (PixArt-alpha and Sigma, .pth or .safetensors), dit (class-conditi
 out: native (a folder of ours), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens)
 """
 
-import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from foundry.command_line import run_command
-from foundry.storage.folder import new_file
-from model.dit_config import UnstatedConfig
-from model.formats.conversion import (
-    CaptionCleaning,
-    Conversion,
-    ObjectiveName,
-    Origin,
-    Source,
-    Status,
-    StoredDtype,
-    Target,
-    Weights,
-    read,
-    write,
-)
+from model.formats.conversion import Conversion, Origin, Status, Target, read, write, write_report
 
 
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Settings of `python -m model.convert`."""
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(Origin):
+    """Settings of `python -m model.convert`: the input, with what is known about it, and the output."""
 
-    checkpoint: str
-    """Input: a file (official, dit), a folder (diffusers, native) or the name of a preset."""
     out: str
     """Output: a new folder (native, diffusers) or a file that ends in .pth, .pt or .safetensors (official)."""
-    source: Source
-    """Format of the input."""
     target: Target
     """Format of the output."""
-    weights: Weights = "auto"
-    """Weights to take from a training checkpoint of the authors; auto: the averaged ones (EMA) where the file has them."""
     copy_parts: bool = True
     """Copy text encoder, tokenizer and VAE into the folder (diffusers only); without, give them to from_pretrained."""
     report: str = ""
     """Path of a JSON report on every key; empty: none."""
-    objective: ObjectiveName = "diffusion"
-    """Objective of an official file or a preset."""
-    text_encoder: str = ""
-    """Text encoder: folder or hub id; default: the input's own, else the published one, for the preset mini the shipped one."""
-    vae: str = ""
-    """VAE: folder or hub id; default: as for text_encoder."""
-    dtype: StoredDtype = "stored"
-    """Number format of the written weights; stored: that of the input, so that nothing is lost."""
-    licence: str = ""
-    """Licence of the weights and terms of their training data; empty: those that the input records."""
-    caption_cleaning: CaptionCleaning = "auto"
-    """Cleaning of captions that the network was trained with: none, lower or thorough; auto: thorough, as PixArt's authors and
-    diffusers clean, for an official file or a folder of diffusers that does not say otherwise, else that of the input."""
-    unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
-    """Settings that the input does not record."""
-
-    def origin(self) -> Origin:
-        """The input, with what the options say about it."""
-        return Origin(
-            checkpoint=self.checkpoint,
-            source=self.source,
-            weights=self.weights,
-            objective=self.objective,
-            text_encoder=self.text_encoder,
-            vae=self.vae,
-            dtype=self.dtype,
-            licence=self.licence,
-            caption_cleaning=self.caption_cleaning,
-            unstated=self.unstated,
-        )
 
 
 def main(config: ConvertConfig) -> int:
     """Converts, prints a summary of the keys and returns 0."""
-    conversion = read(config.origin())
+    conversion = read(config)
     write(conversion, Path(config.out), target=config.target, copy_parts=config.copy_parts)
     counts = Counter(key.status for key in conversion.keys)
     statuses: tuple[Status, ...] = ("loaded", "reshaped", "missing", "unexpected")
@@ -90,8 +39,7 @@ def main(config: ConvertConfig) -> int:
         if key.note:
             print(f"  {key.name}: {key.note}")
     if config.report:
-        with new_file(Path(config.report)) as report:
-            report.write_text(json.dumps([vars(key) for key in conversion.keys], indent=1) + "\n", encoding="utf-8")
+        write_report(conversion, Path(config.report))
     if note := _cleaning_note(config, conversion):
         print(note)
     network = conversion.config

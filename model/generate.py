@@ -9,13 +9,13 @@ from pathlib import Path
 
 from foundry.command_line import CHOICE, ModelChoice, run_command
 from foundry.hardware import AUTO, AutoDtype
-from model.generation.drawing import Drawing, begun_dtype, draw, image_paths, image_values
+from model.encoders.text_encoder import Quantisation
+from model.generation.drawing import DrawingResult, begun_dtype, draw, image_paths, image_values
 from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
-from model.text_encoder import Quantisation
 
 GRID = "grid.png"
 _OWN = "a network of your own (a training's folder or a checkpoint)"
@@ -145,7 +145,7 @@ def main(config: GenerateConfig) -> int:
     return 0
 
 
-def _print_summary(drawing: Drawing, *, max_caption_tokens: int) -> None:
+def _print_summary(drawing: DrawingResult, *, max_caption_tokens: int) -> None:
     images = f"{drawing.num_drawn} image{'' if drawing.num_drawn == 1 else 's'}"
     print(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
     if cut := drawing.cut_prompts:

@@ -14,7 +14,7 @@ from foundry.command_line import run_command
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.cluster import check_paths
-from model.formats.frozen_parts import PUBLISHED
+from model.encoders.frozen_parts import PUBLISHED
 from trainer.features.config import PrecomputeConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(config: PrecomputeConfig) -> int:
     visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
 
     def describe(encoders: "Encoders") -> "EncoderFacts":
-        from trainer.features.ray_description import start_and_describe
+        from trainer.features.ray_encoders import start_and_describe
 
         return start_and_describe(encoders, config.ray, visible=visible)
 

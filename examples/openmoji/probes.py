@@ -11,7 +11,7 @@ from examples.openmoji.composition import PLACES, draw_scene
 from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.labelled_texts import LABELS, LabelledText, labelled_text
 from examples.openmoji.probe_t5 import ProbeConfig
-from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
+from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 
 _STEPS, _LR, _WEIGHT_DECAY = 400, 0.02, 1e-3
 

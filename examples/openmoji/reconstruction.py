@@ -17,7 +17,7 @@ def psnr(folder: Path, *, count: int, latent_noise: float = 0.0) -> npt.NDArray[
     import torch
 
     from examples.openmoji.composition import draw_scene, render
-    from model.vae import VAEConfig, load_vae
+    from model.encoders.vae import VAEConfig, load_vae
 
     vae = load_vae(VAEConfig(name=str(folder), sliced=False))
     generator = torch.Generator().manual_seed(0)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
 from model.dit_config import DiTConfig
-from model.formats.frozen_parts import PRETRAINED, UNNAMED, fingerprint
-from model.text_encoder import Cleaning
+from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
+from model.encoders.text_encoder import Cleaning
 
 if TYPE_CHECKING:
     import torch

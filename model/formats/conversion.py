@@ -3,15 +3,16 @@
 Every key is accounted for; one that is missing, unexpected or of another shape is refused by name. Nothing is lost either way.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from foundry.errors import UserError
-from foundry.storage.folder import new_folder
+from foundry.storage.folder import new_file, new_folder
 from model.dit_config import DiTConfig, UnstatedConfig
-from model.formats.frozen_parts import PUBLISHED
+from model.encoders.frozen_parts import PUBLISHED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,23 +35,24 @@ class Origin:
     """Checkpoint or preset to read, and what is known about it beyond its files."""
 
     checkpoint: str
-    """File (official, dit), folder (diffusers, native) or name of a preset."""
+    """Input: a file (official, dit), a folder (diffusers, native) or the name of a preset."""
     source: Source
-    """Format of the checkpoint."""
+    """Format of the input."""
     weights: Weights = "auto"
-    """Weights of an official training checkpoint; auto: the averaged ones (EMA) where the file has them."""
+    """Weights to take from a training checkpoint of the authors; auto: the averaged ones (EMA) where the file has them."""
     objective: ObjectiveName = "diffusion"
-    """ObjectiveName of an official file or a preset."""
+    """Objective of an official file or a preset."""
     text_encoder: str = ""
-    """Folder or hub id of the text encoder; empty: the input's own or the published one."""
+    """Text encoder: folder or hub id; default: the input's own, else the published one, for the preset mini the shipped one."""
     vae: str = ""
-    """Folder or hub id of the VAE; empty: the input's own or the published one."""
+    """VAE: folder or hub id; default: as for text_encoder."""
     dtype: StoredDtype = "stored"
-    """Number format of the weights; stored: that of the input."""
+    """Number format of the written weights; stored: that of the input, so that nothing is lost."""
     licence: str = ""
-    """Licence of the weights; empty: that of the input."""
+    """Licence of the weights and terms of their training data; empty: those that the input records."""
     caption_cleaning: CaptionCleaning = "auto"
-    """Cleaning of captions in training; auto: thorough for official and diffusers networks, else that of the input."""
+    """Cleaning of captions that the network was trained with: none, lower or thorough; auto: thorough, as PixArt's authors and
+    diffusers clean, for an official file or a folder of diffusers that does not say otherwise, else that of the input."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
     """Settings that the input does not record."""
 
@@ -122,6 +124,12 @@ def write(conversion: Conversion, out: Path, *, target: Target, copy_parts: bool
         network = _on_meta(lambda: DiT(conversion.config))
         network.load_state_dict(dict(conversion.state), assign=True)
         save_checkpoint(out, network, conversion.pipeline)
+
+
+def write_report(conversion: Conversion, path: Path) -> None:
+    """Writes a line on every key as JSON."""
+    with new_file(path) as report:
+        report.write_text(json.dumps([vars(key) for key in conversion.keys], indent=1) + "\n", encoding="utf-8")
 
 
 def _check_finite(state: "Mapping[str, Tensor]", origin: Origin) -> None:

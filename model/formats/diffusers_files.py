@@ -14,11 +14,11 @@ from torch import Tensor
 from foundry.errors import UserError
 from model.diffusion import Diffusion, make_objective
 from model.dit_config import DiTConfig, UnstatedConfig
+from model.encoders.frozen_parts import PUBLISHED, find_part
+from model.encoders.text_encoder import Cleaning
+from model.encoders.vae import downsampling_of
 from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
-from model.formats.frozen_parts import PUBLISHED, find_part
 from model.sampling import SCHEDULERS
-from model.text_encoder import Cleaning
-from model.vae import downsampling_of
 
 _INDEX = "model_index.json"
 _CLEANING = "_caption_cleaning"

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from foundry.errors import UserError
 from foundry.hardware import Dtype
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
-from model.generation.image_files import image_names, is_drawn, save_png
+from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
 from model.generation.pipeline_parts import RuntimeConfig
-from model.generation.request import GenerationRequest
+from model.generation.request import GeneratedImage, GenerationRequest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class DrawingResult:
     """Outcome of drawing a request."""
 
     num_drawn: int
@@ -91,9 +91,27 @@ def begun_dtype(paths: Sequence[Path] | None) -> Dtype | None:
     return None
 
 
+def missing_files(files: Mapping[int, ImageFile]) -> dict[int, ImageFile]:
+    """Those that are missing, cut off, or drawn from other values."""
+    return {index: file for index, file in files.items() if not is_drawn(file.path, file.values)}
+
+
+def draw_into(
+    pipeline: "Pipeline", request: GenerationRequest, files: Mapping[int, ImageFile | None], *, progress: bool = False
+) -> "Iterator[tuple[GeneratedImage, Image.Image]]":
+    """Draws the images of these indices one after the other; each is in its file, where it has one, before it is returned."""
+    from PIL import Image
+
+    for file, drawn in zip(files.values(), pipeline.stream(request, images=list(files), progress=progress), strict=True):
+        assert isinstance(drawn.image, Image.Image)
+        if file is not None:
+            save_png(drawn.image, file.path, file.values)
+        yield drawn, drawn.image
+
+
 def draw(
     pipeline: "Pipeline", request: GenerationRequest, paths: Sequence[Path] | None, values: Sequence[Mapping[str, Any]]
-) -> Drawing:
+) -> DrawingResult:
     """Draws the images that are not there yet and writes each to its path, where there are paths.
 
     Raises UserError, with the options that save memory, where the device runs out of it.
@@ -110,24 +128,20 @@ def draw(
 
 def _draw_missing(
     pipeline: "Pipeline", request: GenerationRequest, paths: Sequence[Path] | None, values: Sequence[Mapping[str, Any]]
-) -> Drawing:
-    from PIL import Image
-
-    missing = [index for index in range(request.num_images) if paths is None or not is_drawn(paths[index], values[index])]
+) -> DrawingResult:
+    files: Mapping[int, ImageFile | None] = dict.fromkeys(range(request.num_images))
+    if paths is not None:
+        files = missing_files({index: ImageFile(*pair) for index, pair in enumerate(zip(paths, values, strict=True))})
     start_s = time.monotonic()
     unsaved: list[Image.Image] = []
     cut: set[str] = set()
-    for index, drawn in zip(missing, pipeline.stream(request, images=missing, progress=bool(missing)), strict=True):
-        assert isinstance(drawn.image, Image.Image)
+    for drawn, image in draw_into(pipeline, request, files, progress=bool(files)):
         cut |= {drawn.prompt or ""} if drawn.num_cut_tokens else set()
-        if paths is None:
-            unsaved.append(drawn.image)
-        else:
-            save_png(drawn.image, paths[index], values[index])
-    return Drawing(
-        num_drawn=len(missing),
-        num_present=request.num_images - len(missing),
-        seconds_each=(time.monotonic() - start_s) / max(1, len(missing)),
+        unsaved += [image] if paths is None else []
+    return DrawingResult(
+        num_drawn=len(files),
+        num_present=request.num_images - len(files),
+        seconds_each=(time.monotonic() - start_s) / max(1, len(files)),
         cut_prompts=frozenset(cut),
         unsaved=unsaved,
     )

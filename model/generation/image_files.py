@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 SOFTWARE = "T2I Foundry"
 _NAME_LENGTH = 60
 _READABLE_PX = 256
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A PNG, there or still to draw."""
+
+    path: Path
+    values: Mapping[str, Any]
+    """Values that the image is drawn from, which the file records."""
 
 
 def image_names(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:

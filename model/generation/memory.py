@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from model.encoders.text_encoder import Quantisation
 from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS
-from model.text_encoder import Quantisation
 
 if TYPE_CHECKING:
     import torch

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 from foundry.errors import UserError
 from foundry.hardware import keep_freed_memory
+from model.encoders.text_encoder import TextEncoder
+from model.encoders.vae import VAE, to_pixels
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.generation.resolution import ImageSize, image_size
 from model.sampling import Conditioning, OnStep, draw_noise, image_generators, make_scheduler, sample_latents
-from model.text_encoder import TextEncoder
-from model.vae import VAE, to_pixels
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype, resolve_dtype
+from model.encoders.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
+from model.encoders.vae import VAE, VAEConfig, load_vae, read_downsampling
 from model.formats.checkpoint import (
     PartConfig,
     check_fingerprint,
@@ -17,8 +19,6 @@ from model.formats.checkpoint import (
     read_pipeline_config,
     read_transformer_config,
 )
-from model.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
-from model.vae import VAE, VAEConfig, load_vae, read_downsampling
 
 if TYPE_CHECKING:
     from model.dit import DiT

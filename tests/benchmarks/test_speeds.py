@@ -50,9 +50,9 @@ def test_the_number_format_is_read_from_the_run_that_was_measured(tmp_path: Path
 def test_the_overhead_of_the_loop_counts_what_happens_between_steps() -> None:
     clock = StepClock(rows=[StepTimes(ended=ended, core_s=0.75) for ended in (10.0, 11.0, 12.0, 15.0, 16.0)])
     clock.events = {
-        "_validate": [(10.2, 9.0), (12.0, 1.0)],
-        "_draw_samples": [(13.0, 0.75)],
-        "_save": [(13.75, 0.25), (16.0, 7.0)],
+        "validate": [(10.2, 9.0), (12.0, 1.0)],
+        "draw_samples": [(13.0, 0.75)],
+        "write_checkpoint": [(13.75, 0.25), (16.0, 7.0)],
     }
     figures = clock.figures(TrainLoopConfig(steps=3, warmup=2, every_steps=2, batch_size=4))
     assert figures == pytest.approx(

@@ -31,7 +31,7 @@ def _reconstructed(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Through the shipped autoencoder, as generated images go."""
     import torch
 
-    from model.vae import VAEConfig, load_vae
+    from model.encoders.vae import VAEConfig, load_vae
 
     vae = load_vae(VAEConfig(name="mini", sliced=False))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -10,7 +10,7 @@ from transformers import T5EncoderModel
 
 from examples.openmoji.probe_t5 import ProbeConfig, main
 from examples.openmoji.probes import probe
-from model.text_encoder import TextEncoderConfig, load_text_encoder
+from model.encoders.text_encoder import TextEncoderConfig, load_text_encoder
 
 T5 = Path(__file__).resolve().parents[2] / "model/pretrained/t5-mini"
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from examples.openmoji.composition import draw_scene, render
 from examples.openmoji.evaluate_vae import EvaluateVAEConfig, main
 from examples.openmoji.reconstruction import psnr
-from model.vae import VAEConfig, load_vae
+from model.encoders.vae import VAEConfig, load_vae
 
 ROOT = Path(__file__).resolve().parents[2] / "model/pretrained"
 VAE = ROOT / "vae-mini"

@@ -12,7 +12,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
 from model.dit import PRESETS, Captions, DiT, DiTConfig, KVCompression, position_table
-from model.formats.frozen_parts import PRETRAINED
+from model.encoders.frozen_parts import PRETRAINED
 from model.formats.state_dicts import to_diffusers
 from tests.model.tiny_networks import (
     CLASS,

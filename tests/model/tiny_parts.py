@@ -9,9 +9,9 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from model.dit import DiT
 from model.dit_config import DiTConfig
+from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
+from model.encoders.vae import VAE, VAEConfig, load_vae
 from model.formats.checkpoint import PartConfig, PipelineConfig, save_checkpoint
-from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
-from model.vae import VAE, VAEConfig, load_vae
 
 CAPTION_WIDTH = 32
 SIDE_PX = 32

@@ -10,10 +10,10 @@ import yaml
 
 from foundry.hardware import AUTO_VARIABLE
 from foundry.storage.folder import Folder
+from model.encoders.text_encoder import TextEncoderConfig
+from model.encoders.vae import VAEConfig
 from model.generation.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
-from model.text_encoder import TextEncoderConfig
-from model.vae import VAEConfig
 from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import toy_benchmark

@@ -20,8 +20,8 @@ from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import ALWAYS_ALLOWED_REJECTIONS
-from model.text_encoder import TextEncoderConfig, load_text_encoder
-from model.vae import VAEConfig, load_vae
+from model.encoders.text_encoder import TextEncoderConfig, load_text_encoder
+from model.encoders.vae import VAEConfig, load_vae
 from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset

@@ -109,6 +109,7 @@ def test_a_stage_without_its_predecessor_names_the_command(tmp_path: Path) -> No
     write_store(tmp_path / "features")
     with pytest.raises(UserError, match=r"python -m trainer\.fit --stage pixel, or give --init_from"):
         fit.main(tiny_config(tmp_path, follows="pixel", init_from=None))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_missing_features_name_the_command(tmp_path: Path) -> None:

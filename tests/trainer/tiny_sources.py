@@ -12,8 +12,8 @@ from PIL import Image
 from dataset_builder.schema import DATASET_VERSION, SAMPLES
 from foundry.storage.folder import Folder
 from foundry.units.commits import Unit, table_bytes
-from model.text_encoder import TextEncoderConfig
-from model.vae import VAEConfig
+from model.encoders.text_encoder import TextEncoderConfig
+from model.encoders.vae import VAEConfig
 from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae
 from trainer.features.config import PrecomputeConfig

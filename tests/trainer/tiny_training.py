@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from foundry.storage.folder import Folder
 from foundry.units.commits import commit_unit
 from model.dit import Captions
+from model.encoders.text_encoder import TextEncoder
+from model.encoders.vae import LatentDistribution
 from model.formats.checkpoint import PartConfig
-from model.text_encoder import TextEncoder
-from model.vae import LatentDistribution
 from trainer.config import (
     CheckpointConfig,
     DataConfig,

@@ -1,5 +1,4 @@
-"""Micro-batches: stored features as a training step reads them. Random numbers are counter-based: noise, timestep and
-dropout of sample i depend on (seed, i) alone.
+"""Micro-batches: stored features as a training step reads them, with the noise of each sample (noise.py).
 
 Shapes: B samples, C latent channels, h x w the sides of the latents.
 """
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
-from model.text_encoder import TextEncoder
-from model.vae import LatentDistribution, LatentScale
-from trainer.data.draws import Draws, draw
+from model.encoders.text_encoder import TextEncoder
+from model.encoders.vae import LatentDistribution, LatentScale
+from trainer.data.noise import SampleNoise, draw_noise
 from trainer.features.store import FeatureBatch
 
 
@@ -65,8 +64,8 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """Preparation of the batches of one rung. Deterministic: everything random follows from the seed and the positions."""
+class Collator:
+    """Makes a rung's micro-batches of stored features. Deterministic: what is random follows from seed and positions."""
 
     network: DiTConfig
     objective: Objective
@@ -93,13 +92,13 @@ class Preparation:
         captions = self.captions(batch)
         for start in range(0, len(positions), size):
             rows = range(start, min(start + size, len(positions)))
-            draws = draw((batch.mean.shape[1], *batch.bucket), seed=self.seed, positions=[positions[row] for row in rows])
+            drawn = draw_noise((batch.mean.shape[1], *batch.bucket), seed=self.seed, positions=[positions[row] for row in rows])
             yield MicroBatch(
-                latents=self.latents(batch, rows, draws.latent_noise),
-                noise=self._move(draws.noise),
-                timesteps=self._move(self.objective.timesteps_at(draws.quantiles).float()),
+                latents=self.latents(batch, rows, drawn.latent_noise),
+                noise=self._move(drawn.noise),
+                timesteps=self._move(self.objective.timesteps_at(drawn.quantiles).float()),
                 captions=None if captions is None else self._captions(captions, rows),
-                class_labels=self._labels(batch, rows, draws),
+                class_labels=self._labels(batch, rows, drawn),
                 sizes=self.sizes(batch, rows),
                 aspect_ratios=self.aspect_ratios(batch, rows),
                 is_last=rows.stop == len(positions),
@@ -147,12 +146,12 @@ class Preparation:
             return sizes[:, :1] / sizes[:, 1:]
         return torch.full_like(sizes[:, :1], batch.bucket[0] / batch.bucket[1])
 
-    def _labels(self, batch: FeatureBatch, rows: range, draws: Draws) -> Tensor | None:
+    def _labels(self, batch: FeatureBatch, rows: range, drawn: SampleNoise) -> Tensor | None:
         if self.network.conditioning != "class":
             return None
         assert batch.class_labels is not None, "checked when the features were opened"
         labels = batch.class_labels[rows.start : rows.stop]
-        return self._move(torch.where(draws.dropout < self.class_dropout, self.network.num_classes, labels))
+        return self._move(torch.where(drawn.dropout < self.class_dropout, self.network.num_classes, labels))
 
     def _captions(self, captions: Captions, rows: range) -> Captions:
         lengths = captions.lengths

@@ -8,8 +8,8 @@ MOST_PASSES = 50
 
 
 @dataclass(frozen=True)
-class Warned:
-    """A warning in two parts."""
+class TrainingWarning:
+    """A warning of a training, in two parts: its log says each fact once."""
 
     fact: str
     """The problem, in the same words at every start under the same settings, by which a repetition is recognised."""
@@ -27,12 +27,12 @@ def passes_text(passes: float) -> str:
     return f"{passes:.3g}" if passes < 100 else f"{passes:,.0f}"
 
 
-def passes_warning(stage: str, passes: float, *, num_images: int) -> Warned | None:
+def passes_warning(stage: str, passes: float, *, num_images: int) -> TrainingWarning | None:
     """Warns of a stage that sees its images too often; None for one that does not."""
     if passes <= MOST_PASSES:
         return None
     times = passes_text(passes)
-    return Warned(
+    return TrainingWarning(
         f"{stage} sees each of its {num_images:,} images {times} times",
         f"above {MOST_PASSES} times a network may memorise them; lower `images` in `ladder`, or train on more images",
     )

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from model.generation.image_files import is_drawn, save_png
+from model.generation.drawing import draw_into, missing_files
+from model.generation.image_files import ImageFile
 from model.generation.pipeline import STAGED_IMAGES, Pipeline, open_pipeline
 from model.generation.request import GenerationRequest
 
@@ -30,7 +29,7 @@ class Drawing:
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Those of the images of these indices that are missing, or were drawn with other settings."""
-        return [index for index in indices if not is_drawn(self.paths[index], self._values(index))]
+        return list(missing_files({index: self._file(index) for index in indices}))
 
     def open_pipeline(self) -> Pipeline:
         """Opens the checkpoint's pipeline. Raises UserError for a checkpoint that is not complete."""
@@ -40,9 +39,8 @@ class Drawing:
 
     def draw(self, pipeline: Pipeline, indices: Sequence[int], *, progress: bool = False) -> None:
         """Draws the images of these indices; each is saved as soon as it is done."""
-        for index, drawn in zip(indices, pipeline.stream(self.request, images=indices, progress=progress), strict=True):
-            assert isinstance(drawn.image, Image.Image)
-            save_png(drawn.image, self.paths[index], self._values(index))
+        for _ in draw_into(pipeline, self.request, {index: self._file(index) for index in indices}, progress=progress):
+            pass
 
     def shards(self, indices: Sequence[int]) -> list[Sequence[int]]:
         """The indices in shards of a few batches; neighbours stay together, since they share prompts."""
@@ -50,8 +48,9 @@ class Drawing:
         size = STAGED_IMAGES if runtime.staged else _BATCHES_PER_SHARD * runtime.batch_size
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
-    def _values(self, index: int) -> dict[str, Any]:
+    def _file(self, index: int) -> ImageFile:
         prompts = self.request.prompts
         assert prompts is not None
         prompt = prompts[self.request.caption_index(index)]
-        return {"prompt": prompt, "seed": self.request.image_seed(index), "settings": self.settings}
+        values = {"prompt": prompt, "seed": self.request.image_seed(index), "settings": self.settings}
+        return ImageFile(self.paths[index], values)

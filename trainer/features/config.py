@@ -8,9 +8,9 @@ from foundry.command_line import say_missing
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
-from model.formats.frozen_parts import UNNAMED
-from model.text_encoder import TextEncoderConfig
-from model.vae import VAEConfig
+from model.encoders.frozen_parts import UNNAMED
+from model.encoders.text_encoder import TextEncoderConfig
+from model.encoders.vae import VAEConfig
 from trainer.features.info import Storage
 
 StageName = Literal["pixel", "alignment", "aesthetic"]

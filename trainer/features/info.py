@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
+from model.encoders.text_encoder import Cleaning
+from model.encoders.vae import LatentScale
 from model.formats.checkpoint import PartConfig
-from model.text_encoder import Cleaning
-from model.vae import LatentScale
 from trainer.features.buckets import Size
 
 FEATURES_VERSION = 2

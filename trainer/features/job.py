@@ -22,10 +22,10 @@ from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
+from model.encoders.frozen_parts import FrozenPart
+from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
+from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
 from model.formats.checkpoint import PartConfig
-from model.formats.frozen_parts import FrozenPart
-from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
-from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
 from trainer.features.buckets import Pixels, Size, decoding_side_px, fit, to_signed
 from trainer.features.info import FeaturesInfo
 from trainer.features.plan import PlannedUnit

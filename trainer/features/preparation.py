@@ -15,7 +15,7 @@ from foundry.storage.locations import absolute, is_local_path
 from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
-from model.formats.frozen_parts import PUBLISHED, Kind, is_mini
+from model.encoders.frozen_parts import PUBLISHED, Kind, is_mini
 from trainer.features.buckets import bucket_table
 from trainer.features.config import PrecomputeConfig, identity
 from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info

@@ -23,7 +23,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, read_commits
 from model.dit import Captions
-from model.vae import LatentScale
+from model.encoders.vae import LatentScale
 from trainer.features.buckets import Size
 from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
 from trainer.features.plan import read_feature_plan

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.dit import Captions
-    from model.vae import LatentDistribution
+    from model.encoders.vae import LatentDistribution
 
 _TEXTS = pa.list_(pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]))
 _INT8_MAX = 127

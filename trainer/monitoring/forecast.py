@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from foundry.command_line import counted
 from trainer.config import LadderPosition, Rung, TrainConfig
-from trainer.data.passes import Warned, count_passes, count_training_samples, passes_warning
+from trainer.data.passes import TrainingWarning, count_passes, count_training_samples, passes_warning
 
 LONGEST_S = 7 * 86_400.0
 """Seconds of training above which training warns: a week."""
@@ -22,7 +22,7 @@ FIRST_STEPS = 50
 """Steps after a start by which the speed is known; WARM_UP_STEPS are among them."""
 
 
-def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> Warned | None:
+def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> TrainingWarning | None:
     """Counts all resolutions of a stage. `present` has `num_samples` samples; one without features counts as having as many."""
     counts = [
         num_samples if rung == present else count_training_samples(config.features_folder(rung)) or num_samples
@@ -41,7 +41,7 @@ def duration_warning(
     work: Callable[[Rung], float],
     num_workers: int,
     device: str,
-) -> Warned | None:
+) -> TrainingWarning | None:
     """Warns of a stage that takes more than a week from now on; None for one that does not.
 
     `step_s` is the time of a step at the present resolution. The ones that follow take as much longer as an image of theirs is
@@ -52,7 +52,7 @@ def duration_warning(
     left = position.images_before + position.rung.images_seen - images_seen + later / work(position.rung)
     if left / images_per_s <= LONGEST_S:
         return None
-    return Warned(
+    return TrainingWarning(
         f"{config.stage} takes more than a week for {config.images:,} images with {counted(num_workers, 'worker')} on {device}",
         f"{left / images_per_s / 86_400:,.1f} days are left at {images_per_s:.4g} images/s, the median of steps "
         f"{WARM_UP_STEPS + 1} to {FIRST_STEPS} after the start; lower `images` in `ladder`, raise `num_workers`, or choose a "

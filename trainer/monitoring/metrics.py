@@ -83,7 +83,7 @@ class _Interval:
         return norms.tolist(), losses
 
 
-class Watch:
+class MetricsReporter:
     """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
     def __init__(

@@ -36,7 +36,7 @@ from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
 from trainer.config import TrainConfig
-from trainer.data.passes import Warned
+from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
 
@@ -64,26 +64,25 @@ class RunFolder:
         return store_errors(Folder(str(self.path)))
 
     @contextmanager
-    def held(self, *, wait_s: float) -> Iterator[bool]:
-        """Holds the folder's lock, for one training on this machine at a time; yields whether another one had it before.
+    def held(self, *, wait_s: float) -> Iterator[None]:
+        """Holds the folder's lock, for one training on this machine at a time.
 
         Raises UserError where another training still has it after `wait_s`: workers that outlive their driver need some seconds
         to end.
         """
         if not self._writes:
-            yield False
+            yield
             return
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / _LOCK).open("w")
         with lock as file:
-            until, waited = time.monotonic() + wait_s, False
+            until = time.monotonic() + wait_s
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
                     raise UserError(f"another training writes to {self.path}: let it end, or give another --run_dir")
                 time.sleep(_FOLLOW_S)
-                waited = True
-            yield waited
+            yield
 
     def start(self, config: TrainConfig, workers: Workers, *, origin: str, images_seen: int) -> None:
         """Records a start before its first step; rows of metrics after `images_seen` are dropped, to be measured again."""
@@ -116,7 +115,7 @@ class RunFolder:
             print(line, flush=True)
             self._append(LOG, line)
 
-    def warn_once(self, warning: Warned | None) -> None:
+    def warn_once(self, warning: TrainingWarning | None) -> None:
         """Says a warning, unless this run's log has one of the same fact from an earlier start."""
         if warning is None or not self._writes:
             return

@@ -13,14 +13,14 @@ from torch import Tensor
 from foundry.hardware import AUTO
 from model.diffusion import Objective, make_objective
 from model.dit import Captions, DiT
+from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
+from model.encoders.vae import VAE, VAEConfig, load_vae, to_pixels
 from model.formats.checkpoint import PipelineConfig, check_fingerprint
 from model.generation.image_files import make_grid, save_png
 from model.generation.pipeline import Pipeline, to_output
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig, denoise, draw_noise, image_generators
-from model.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
-from model.vae import VAE, VAEConfig, load_vae, to_pixels
 from trainer.config import TrainConfig, WatchConfig
 from trainer.data.order import OrderedBatch
 from trainer.features.info import FeaturesInfo

@@ -12,7 +12,7 @@ from model.diffusion import make_objective, validation_noise
 from model.formats.checkpoint import check_fingerprint, load_checkpoint
 from model.generation.pipeline_parts import RuntimeConfig
 from trainer.config import WatchConfig
-from trainer.data.batches import Preparation
+from trainer.data.batches import Collator
 from trainer.data.order import OrderedBatch, in_order
 from trainer.distributed import Workers
 from trainer.features.plan import VALIDATION
@@ -50,7 +50,7 @@ class ValidationSet:
 
     @classmethod
     def of(
-        cls, store: FeatureStore, preparation: Preparation, *, num_images: int, weights: dict[str, float], workers: Workers
+        cls, store: FeatureStore, collator: Collator, *, num_images: int, weights: dict[str, float], workers: Workers
     ) -> "ValidationSet":
         """At most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the split."""
         units = store.samples(VALIDATION)
@@ -58,7 +58,7 @@ class ValidationSet:
         batches, index = [], 0
         for bucket, samples in units.items():
             left = math.ceil(sum(rows for _, rows in samples) * min(1.0, num_images / total))
-            for batch in in_order({bucket: samples}, batch_size=preparation.micro_batch_size(bucket) * workers.num):
+            for batch in in_order({bucket: samples}, batch_size=collator.micro_batch_size(bucket) * workers.num):
                 kept = OrderedBatch(batch.bucket, batch.samples[:left])
                 left -= len(kept.samples)
                 if kept.samples:
@@ -76,7 +76,7 @@ class ValidationSet:
 
 @torch.no_grad()
 def measure(
-    samples: ValidationSet, model: nn.Module, preparation: Preparation, workers: Workers, *, bands: int, precision: torch.dtype
+    samples: ValidationSet, model: nn.Module, collator: Collator, workers: Workers, *, bands: int, precision: torch.dtype
 ) -> ValidationLoss:
     """The loss over all samples. All workers must call it; each measures its share, and one that has none repeats a sample."""
     sums = torch.zeros(bands, 2, dtype=torch.float64)
@@ -84,10 +84,10 @@ def measure(
         own = math.ceil(len(batch.samples) / workers.num)
         share = range(workers.rank * own, min((workers.rank + 1) * own, len(batch.samples)))
         chosen = share or range(1)  # where weights are sharded, all workers must run the network equally often
-        part = preparation.whole(samples.store.read([samples.request(*batch.samples[index]) for index in chosen]))
+        part = collator.whole(samples.store.read([samples.request(*batch.samples[index]) for index in chosen]))
         indices = [first + index for index in chosen]
-        noise, timesteps = validation_noise(preparation.objective, part.latents, indices)
-        losses = preparation.objective.loss(part.predict(model, precision), part.latents, noise, timesteps).total
+        noise, timesteps = validation_noise(collator.objective, part.latents, indices)
+        losses = collator.objective.loss(part.predict(model, precision), part.latents, noise, timesteps).total
         found = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1).cpu()
         band = (timesteps.cpu() * bands / TIMESTEPS).long().clamp(0, bands - 1)
         if share:
@@ -112,7 +112,7 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
         check_fingerprint(kind, trained, name=f"{features} ({found.name})", found=found.fingerprint)
     workers = Workers(device=torch.device(runtime.resolved().device))
     network = network.to(workers.device)
-    preparation = Preparation(
+    collator = Collator(
         network=network.config,
         objective=make_objective(config.objective, config.objective_settings),
         scale=store.scale,
@@ -121,5 +121,5 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
         class_dropout=0.0,
         device_tokens=_DEVICE_TOKENS,
     )
-    samples = ValidationSet.of(store, preparation, num_images=num_images, weights={}, workers=workers)
-    return measure(samples, network, preparation, workers, bands=WatchConfig.timestep_bands, precision=torch.float32)
+    samples = ValidationSet.of(store, collator, num_images=num_images, weights={}, workers=workers)
+    return measure(samples, network, collator, workers, bands=WatchConfig.timestep_bands, precision=torch.float32)

@@ -18,7 +18,7 @@ from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
-from trainer.monitoring.metrics import Watch
+from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, open_features, sizes_text
@@ -44,10 +44,9 @@ def train_here(config: TrainConfig, *, device: str) -> bool:
 
 def train(config: TrainConfig, workers: Workers) -> bool:
     """Trains a stage; returns whether it is done, or was told to stop. All workers call it. Raises UserError."""
-    start = find_start(config)  # one that is missing is an error before a folder is made
     run = RunFolder(run_path(config), workers)
-    with run.held(wait_s=_WAIT_FOR_RUN_S) as waited:  # for another training, which may have saved a checkpoint meanwhile
-        return _train(config, workers, run, workers.from_first(find_start(config) if waited else start))
+    with run.held(wait_s=_WAIT_FOR_RUN_S):  # found in it, since the training that had the folder may have saved a checkpoint
+        return _train(config, workers, run, workers.from_first(find_start(config) if workers.is_first else None))
 
 
 def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) -> bool:
@@ -84,23 +83,13 @@ def _train_rungs(
 ) -> LadderPosition | None:
     """Trains the rungs from a position on; returns the one in which it was told to stop, None at the end of the ladder."""
     timer = StepTimer(wait_for_device=workers.wait_for_device)
-    watch = Watch(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
+    reporter = MetricsReporter(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
-        parts = open_rung(config, at.rung, workers=workers, run=run, network=state.network, store=features)
-        return RungTraining(
-            config=config,
-            position=at,
-            workers=workers,
-            run_folder=run,
-            state=state,
-            parts=parts,
-            watch=watch,
-            checkpoints=checkpoints,
-            timer=timer,
-        )
+        parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
+        return RungTraining(parts, state, reporter, checkpoints, timer)
 
     now: LadderPosition | None = position
     try:

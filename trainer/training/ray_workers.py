@@ -24,7 +24,7 @@ from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
 from trainer.config import TrainConfig
 from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
-from trainer.training.start import find_start, run_path
+from trainer.training.start import run_path
 
 LOGS = "/tmp/ray/session_latest/logs/train"
 """Folder of the workers' output on each node, unless Ray was started with another one."""
@@ -34,7 +34,6 @@ _LOOK_S = 0.5
 def train_on_ray(config: TrainConfig) -> bool:
     """Trains a stage on `num_workers` workers; returns whether it is done, or was told to stop. Raises UserError."""
     config = with_absolute_paths(config)
-    find_start(config)  # what is missing is said before anything is started
     run = run_path(config)
     with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)

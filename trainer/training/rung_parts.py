@@ -1,4 +1,4 @@
-"""Parts of a rung's training: its objective, batches, validation set and sample grids, opened and checked."""
+"""Parts of a rung's training: its objective, batches, validation set and sample grids, opened, checked and used."""
 
 from dataclasses import dataclass, replace
 
@@ -8,28 +8,41 @@ from foundry.command_line import counted
 from foundry.errors import UserError
 from model.diffusion import Objective, make_objective
 from model.dit import DiT, DiTConfig
+from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig
-from trainer.config import Rung, TrainConfig
-from trainer.data.batches import Preparation
+from trainer.config import LadderPosition, Rung, TrainConfig
+from trainer.data.batches import Collator
+from trainer.data.loader import CaptionChoice, Loader
+from trainer.data.order import DataOrder
 from trainer.data.passes import count_passes, passes_text
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.features.plan import TRAIN, VALIDATION
-from trainer.features.store import FeatureStore
+from trainer.features.store import FeatureBatch, FeatureStore
+from trainer.monitoring.forecast import duration_warning
 from trainer.monitoring.gpus import gpu_of_device
+from trainer.monitoring.metrics import StepRecord
 from trainer.monitoring.run_folder import RunFolder
 from trainer.monitoring.sample_grids import SampleGrids, choose_subjects, open_text_encoder, open_vae
-from trainer.monitoring.validation import ValidationSet
-from trainer.training.networks import with_positions
+from trainer.monitoring.validation import ValidationSet, measure
+from trainer.training.checkpoints import Checkpoints, Position
+from trainer.training.ema import ema_decay
+from trainer.training.networks import network_around, with_positions
+from trainer.training.optimizer import learning_rate
+from trainer.training.train_step import StepSettings, TrainState
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RungParts:
     """All that a rung needs besides the state of the training."""
 
+    config: TrainConfig
+    position: LadderPosition
+    workers: Workers
+    run_folder: RunFolder
     store: FeatureStore
-    preparation: Preparation
+    collator: Collator
     pipeline: PipelineConfig
     """The settings of generation that the checkpoints hold."""
     validation: ValidationSet | None
@@ -37,25 +50,150 @@ class RungParts:
     grids: SampleGrids | None
     """On the first worker only; None: no samples are drawn."""
 
+    @property
+    def network(self) -> DiTConfig:
+        """The network at the rung's resolution."""
+        return self.collator.network
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Number format of matrix products."""
+        found = getattr(torch, self.config.precision)
+        assert isinstance(found, torch.dtype)
+        return found
+
 
 def open_rung(
-    config: TrainConfig, rung: Rung, *, workers: Workers, run: RunFolder, network: DiT, store: FeatureStore
+    config: TrainConfig, position: LadderPosition, *, workers: Workers, run: RunFolder, network: DiT, store: FeatureStore
 ) -> RungParts:
     """Sets the network to the rung's resolution, opens the parts, and logs what the rung reads.
 
     Raises UserError for settings that do not fit the features, and for encoders that are unavailable.
     """
+    rung = position.rung
     network.rebase(with_positions(network.config, rung, store.info))
     check_buckets(network.config, store.info, where=store.folder.url)
     check_caption_weights(config.data.caption_weights, store)
-    preparation = _open_preparation(config, network.config, store, workers)
+    collator = _open_collator(config, network.config, store, workers)
     pipeline = pipeline_config(config, store.info, rung.resolution)
-    validation = _open_validation(config, preparation, store, workers=workers, run=run)
+    validation = _open_validation(config, collator, store, workers=workers, run=run)
     grids = None
     if config.watch.sample_every_images and workers.is_first:
-        grids = _open_grids(config, preparation, store, validation=validation, pipeline=pipeline, run=run)
+        grids = _open_grids(config, collator, store, validation=validation, pipeline=pipeline, run=run)
     _say_what_is_read(config, rung, store, run)
-    return RungParts(store=store, preparation=preparation, pipeline=pipeline, validation=validation, grids=grids)
+    return RungParts(
+        config=config,
+        position=position,
+        workers=workers,
+        run_folder=run,
+        store=store,
+        collator=collator,
+        pipeline=pipeline,
+        validation=validation,
+        grids=grids,
+    )
+
+
+def open_loader(parts: RungParts, *, images_seen: int) -> Loader:
+    """The rung's batches, from the one after `images_seen` images of the stage."""
+    rung, data, workers = parts.position.rung, parts.config.data, parts.workers
+    seed = parts.config.seed + parts.position.index
+    return Loader(
+        parts.store,
+        DataOrder(parts.store.samples(TRAIN), seed=seed, batch_size=rung.batch_size),
+        start_images_seen=images_seen - parts.position.images_before,
+        rank=workers.rank,
+        world_size=workers.num,
+        num_workers=data.loader_threads,
+        prefetch=data.prefetch,
+        captions=CaptionChoice(dropout=data.caption_dropout, weights=data.caption_weights or None),
+        pin=workers.device.type == "cuda",
+    )
+
+
+def step_settings(parts: RungParts, *, images_seen: int) -> StepSettings:
+    """The settings of the step that follows `images_seen` images of the stage."""
+    config, rung = parts.config, parts.position.rung
+    in_rung = images_seen - parts.position.images_before
+    return StepSettings(
+        lr=learning_rate(config.optim, step=in_rung // rung.batch_size, num_steps=rung.num_steps),
+        ema_decay=ema_decay(config.ema, batch_size=rung.batch_size, images_seen=in_rung + rung.batch_size),
+        gradient_clip=config.optim.gradient_clip,
+        precision=parts.precision,
+        num_samples=rung.batch_size // parts.workers.num,
+    )
+
+
+def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: float, wait_s: float) -> StepRecord:
+    """The record of the step after which the stage has seen `images_seen` images."""
+    position, rung = parts.position, parts.position.rung
+    in_rung = images_seen - position.images_before
+    steps_before = sum(before.num_steps for before in parts.config.ladder[: position.index])
+    return StepRecord(
+        step=steps_before + in_rung // rung.batch_size,
+        images_seen=images_seen,
+        resolution=rung.resolution,
+        images_left=rung.images_seen - in_rung,
+        lr=lr,
+        keys=batch.keys,
+        flops=_batch_flops(parts.network, batch) * rung.batch_size,
+        batch_size=rung.batch_size,
+        wait_s=wait_s,
+    )
+
+
+def warn_of_duration(parts: RungParts, *, images_seen: int, step_s: float) -> None:
+    """Warns of a stage that takes too long at this time of a step."""
+
+    def flops(rung: Rung) -> float:
+        """FLOPs of a square image of a rung, forward and backward, with the longest caption."""
+        side = rung.resolution // parts.store.info.downsampling // parts.network.patch_size
+        return training_flops(parts.network, grid=(side, side), caption_tokens=parts.network.max_caption_tokens)
+
+    warning = duration_warning(
+        parts.config,
+        parts.position,
+        images_seen=images_seen,
+        step_s=step_s,
+        work=flops,
+        num_workers=parts.workers.num,
+        device=parts.workers.device.type,
+    )
+    parts.run_folder.warn_once(warning)
+
+
+def validate(parts: RungParts, samples: ValidationSet, state: TrainState) -> None:
+    """Measures the validation loss of the average's weights, and reports it. All workers call it."""
+    bands, run = parts.config.watch.timestep_bands, parts.run_folder
+    with state.ema.applied():
+        found = measure(samples, state.model, parts.collator, parts.workers, bands=bands, precision=parts.precision)
+    row = {"kind": "validation", "images_seen": state.images_seen, "resolution": parts.position.rung.resolution}
+    run.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)})
+    run.say(f"{state.images_seen} images: {found}")
+
+
+def draw_samples(parts: RungParts, state: TrainState) -> None:
+    """Draws the sample grids. All workers give their part of the average's weights, the first one draws."""
+    weights = state.ema.full_weights(keep=parts.grids is not None)
+    if parts.grids is not None:
+        device, precision = parts.workers.device, parts.precision
+        network = network_around(parts.network, weights).to(device).eval()
+        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+            path = parts.grids.draw(network, state.images_seen)
+        parts.run_folder.say(f"{state.images_seen} images: samples in {path}")
+
+
+def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoints) -> None:
+    """Saves the state with the position from which a training resumes. All workers call it."""
+    position = Position(
+        images_seen=state.images_seen,
+        ladder=parts.config.ladder,
+        seed=parts.config.seed,
+        features=parts.store.info.fingerprint,
+        content=parts.store.content,
+        aspect_ratio=parts.config.data.aspect_ratio,
+    )
+    checkpoints.save(state, parts.pipeline, position)
 
 
 def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) -> PipelineConfig:
@@ -109,10 +247,17 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float | None:
     return gpu.peak_flops if gpu is not None else None
 
 
-def _open_preparation(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers) -> Preparation:
+def _batch_flops(network: DiTConfig, batch: FeatureBatch) -> float:
+    """FLOPs of an image of the batch, forward and backward."""
+    tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
+    grid = (batch.bucket[0] // network.patch_size, batch.bucket[1] // network.patch_size)
+    return training_flops(network, grid=grid, caption_tokens=tokens)
+
+
+def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers) -> Collator:
     objective, info = open_objective(config), store.info
     encodes = config.online and info.text_encoder is not None and info.caption_storage == "none"
-    return Preparation(
+    return Collator(
         network=network,
         objective=objective,
         scale=store.scale,
@@ -126,7 +271,7 @@ def _open_preparation(config: TrainConfig, network: DiTConfig, store: FeatureSto
 
 
 def _open_validation(
-    config: TrainConfig, preparation: Preparation, store: FeatureStore, *, workers: Workers, run: RunFolder
+    config: TrainConfig, collator: Collator, store: FeatureStore, *, workers: Workers, run: RunFolder
 ) -> ValidationSet | None:
     watch = config.watch
     if not watch.validate_every_images and not watch.sample_every_images:
@@ -135,23 +280,23 @@ def _open_validation(
         run.say(f"{store.folder.url} has no validation split: no validation loss is measured")
         return None
     weights = config.data.caption_weights
-    return ValidationSet.of(store, preparation, num_images=watch.validation_images, weights=weights, workers=workers)
+    return ValidationSet.of(store, collator, num_images=watch.validation_images, weights=weights, workers=workers)
 
 
 def _open_grids(
     config: TrainConfig,
-    preparation: Preparation,
+    collator: Collator,
     store: FeatureStore,
     *,
     validation: ValidationSet | None,
     pipeline: PipelineConfig,
     run: RunFolder,
 ) -> SampleGrids | None:
-    subjects = choose_subjects(config, validation, store, preparation.text_encoder)
+    subjects = choose_subjects(config, validation, store, collator.text_encoder)
     if subjects is None:
         run.say("no samples are drawn: give --watch.prompts, or features with a validation split")
         return None
-    vae = open_vae(config, store.info, device=str(preparation.device))
+    vae = open_vae(config, store.info, device=str(collator.device))
     return SampleGrids(run.path, pipeline=pipeline, subjects=subjects, vae=vae, config=config.watch)
 
 

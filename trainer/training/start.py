@@ -56,6 +56,11 @@ def find_start(config: TrainConfig) -> Start:
     )
 
 
+def check_start(config: TrainConfig) -> None:
+    """Raises UserError where a stage has nothing to start from: before a folder is made or Ray is started."""
+    find_start(config)
+
+
 def run_path(config: TrainConfig) -> Path:
     """The folder of the run. Raises UserError for a URL: a checkpoint is published by renaming its folder."""
     if not is_local_path(config.run_dir):

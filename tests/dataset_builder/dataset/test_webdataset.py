@@ -17,9 +17,8 @@ from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.sql.dataset_files import read_dataset
 from dataset_builder.sql.run_files import open_run
-from foundry.errors import UserError
+from foundry.errors import StoreError, UserError
 from foundry.images.reader import content_hash
-from foundry.images.retries import StoreError
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 from tests.foundry.images.containers import encode, jpeg, write
 from tests.foundry.images.test_retries import FlakyFileSystem

@@ -22,13 +22,13 @@ from model.convert import main as convert
 from model.diffusion import make_objective
 from model.dit import Captions, DiT
 from model.dit_config import DiTConfig
+from model.encoders.text_encoder import TextEncoder
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
 from model.generation.pipeline import Pipeline, open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.generation.resolution import BINNED_RESOLUTIONS, image_size, size_table
 from model.sampling import SamplingConfig
-from model.text_encoder import TextEncoder
 from tests.model.tiny_parts import (
     SIDE_PX,
     pipeline_config,

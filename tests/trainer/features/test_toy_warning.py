@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from model.formats.frozen_parts import PRETRAINED, PUBLISHED
-from model.text_encoder import TextEncoderConfig
-from model.vae import VAEConfig
+from model.encoders.frozen_parts import PRETRAINED, PUBLISHED
+from model.encoders.text_encoder import TextEncoderConfig
+from model.encoders.vae import VAEConfig
 from tests.trainer import tiny_sources
 from tests.trainer.tiny_sources import tiny_precompute, write_dataset
 from trainer.features.job import Encoders

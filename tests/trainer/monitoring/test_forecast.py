@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config import LadderPosition, Rung, TrainConfig, WatchConfig
-from trainer.data.passes import Warned
+from trainer.data.passes import TrainingWarning
 from trainer.distributed import Workers
 from trainer.fit import main
 from trainer.monitoring.forecast import (
@@ -85,7 +85,7 @@ def test_a_week_is_the_most_without_a_warning_and_later_resolutions_take_as_much
     position = LadderPosition(index=1, rung=ladder[1], images_before=1000)
     left = 400 + 4 * 1000  # of the present resolution; an image of the last one is four times as much work
 
-    def warning(step_s: float) -> Warned | None:
+    def warning(step_s: float) -> TrainingWarning | None:
         return duration_warning(
             config,
             position,
@@ -105,11 +105,11 @@ def test_a_week_is_the_most_without_a_warning_and_later_resolutions_take_as_much
 
 
 def test_a_run_warns_once_of_one_fact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = Warned("a takes long", "8 days are left"), Warned("a takes longer", "9 days are left")
+    first, second = TrainingWarning("a takes long", "8 days are left"), TrainingWarning("a takes longer", "9 days are left")
     for workers in (Workers(), Workers(rank=1, num=2), Workers()):
         run = RunFolder(tmp_path, workers)
         run.warn_once(first)
-        run.warn_once(Warned(first.fact, "7 days are left"))
+        run.warn_once(TrainingWarning(first.fact, "7 days are left"))
         run.warn_once(None)
     RunFolder(tmp_path, Workers()).warn_once(second)
     expected = "warning: a takes long: 8 days are left\nwarning: a takes longer: 9 days are left\n"

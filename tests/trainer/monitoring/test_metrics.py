@@ -8,7 +8,7 @@ import torch
 
 from trainer.config import WatchConfig
 from trainer.distributed import Workers
-from trainer.monitoring.metrics import StepRecord, Watch
+from trainer.monitoring.metrics import MetricsReporter, StepRecord
 from trainer.monitoring.run_folder import RunFolder, read_metrics
 
 SETTINGS = WatchConfig(every_steps=5, spike_factor=3.0)
@@ -28,16 +28,16 @@ def _record(step: int) -> StepRecord:
     )
 
 
-def _add(watch: Watch, step: int, *losses: float) -> None:
-    watch.add(_record(step), losses=torch.tensor(losses), gradient_norm=torch.tensor(0.5))
+def _add(reporter: MetricsReporter, step: int, *losses: float) -> None:
+    reporter.add(_record(step), losses=torch.tensor(losses), gradient_norm=torch.tensor(0.5))
 
 
 def test_a_spike_is_written_down_with_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    watch = Watch(RunFolder(tmp_path, Workers()), SETTINGS, Workers(), peak_flops=None)
+    reporter = MetricsReporter(RunFolder(tmp_path, Workers()), SETTINGS, Workers(), peak_flops=None)
     losses = itertools.chain([(9.0, 9.0)], itertools.repeat((1.0, 1.0), 120), [(1.0, 8.0)], [(1.0, 2.0)])
     for step, values in enumerate(losses, start=1):
-        _add(watch, step, *values)
-    watch.flush()
+        _add(reporter, step, *values)
+    reporter.flush()
     (spike,) = [row for row in read_metrics(tmp_path) if row["kind"] == "spike"]  # the first step had nothing to compare with
     assert spike["keys"] == ["right_122", "left_122"] and spike["losses"] == [8.0, 1.0]
     assert (spike["loss"], spike["usual_loss"], spike["images_seen"]) == (4.5, 1.0, 244)
@@ -47,10 +47,10 @@ def test_a_spike_is_written_down_with_its_keys(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_figures_of_an_interval_fit_each_other(tmp_path: Path) -> None:
-    watch = Watch(RunFolder(tmp_path, Workers()), SETTINGS, Workers(), peak_flops=1e8)
+    reporter = MetricsReporter(RunFolder(tmp_path, Workers()), SETTINGS, Workers(), peak_flops=1e8)
     for step in range(1, 6):
-        _add(watch, step, 1.0, 3.0)
-    watch.flush()
+        _add(reporter, step, 1.0, 3.0)
+    reporter.flush()
     (row,) = read_metrics(tmp_path)
     assert (row["step"], row["images_seen"], row["num_steps"], row["loss"]) == (5, 10, 5, 2.0)
     seconds = 10 / row["images_per_s"]

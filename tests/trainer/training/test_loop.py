@@ -24,6 +24,7 @@ from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, 
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main
+from trainer.monitoring import run_folder
 from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log, read_metrics
 from trainer.training.checkpoints import kept_checkpoints
 from trainer.training.rung_parts import check_caption_weights
@@ -163,8 +164,29 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path, Workers()), RunFolder(tmp_path, Workers())
     with first.held(wait_s=0.0), pytest.raises(UserError, match="another training writes to"), second.held(wait_s=0.0):
         pass
-    with second.held(wait_s=0.0) as waited:
-        assert not waited
+    with second.held(wait_s=0.0), pytest.raises(UserError, match="another training writes to"), first.held(wait_s=0.0):
+        pass
+
+
+def test_a_training_that_waited_resumes_from_what_the_other_one_saved(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(features, tmp_path, images=8)
+    assert main(config) == 0
+    saved, hidden = Path(config.run_folder) / "checkpoints", tmp_path / "not saved yet"
+    saved.rename(hidden)
+
+    def lock_of_another(file: int) -> bool:
+        if hidden.exists():  # the other one holds the folder, and saves
+            hidden.rename(saved)
+            return False
+        return locked(file)
+
+    locked = run_folder._locked
+    monkeypatch.setattr(run_folder, "_locked", lock_of_another)
+    assert main(replace(config, ladder=(Rung(resolution=16, images=12, batch_size=4),))) == 0
+    starts = (Path(config.run_folder) / "starts.jsonl").read_text().splitlines()
+    assert len(starts) == 2 and "resumes" in starts[1]
 
 
 def test_the_last_and_every_nth_checkpoint_stay() -> None:

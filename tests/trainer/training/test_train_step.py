@@ -1,4 +1,4 @@
-"""One step computes the same however its batch is cut; optimiser, average, learning rate and draws do what they say."""
+"""One step computes the same however its batch is cut; optimiser, average, learning rate and class dropout do what they say."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from hypothesis import given
 
 from model.diffusion import Diffusion, RectifiedFlow
 from model.dit import DiT, DiTConfig
-from model.vae import LatentScale
+from model.encoders.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import EmaConfig, OptimConfig
-from trainer.data.batches import Preparation
-from trainer.data.draws import draw
+from trainer.data.batches import Collator
+from trainer.data.noise import draw_noise
 from trainer.distributed import Workers
 from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
 from trainer.training.ema import Ema, ema_decay
@@ -35,8 +35,8 @@ def batch(tmp_path: Path) -> FeatureBatch:
     return store.read([SampleRequest(unit=0, row=row, caption=None if row == 2 else row % 2) for row in range(6)])
 
 
-def _preparation(*, device_tokens: int = 10_000) -> Preparation:
-    return Preparation(
+def _collator(*, device_tokens: int = 10_000) -> Collator:
+    return Collator(
         network=NETWORK,
         objective=Diffusion(),
         scale=LatentScale(0.5),
@@ -51,15 +51,15 @@ def _state(tmp_path: Path) -> TrainState:
     return make_state(new_network(NETWORK, seed=1), tiny_config(tmp_path), Workers())
 
 
-def _step(state: TrainState, batch: FeatureBatch, preparation: Preparation) -> torch.Tensor:
+def _step(state: TrainState, batch: FeatureBatch, collator: Collator) -> torch.Tensor:
     settings = StepSettings(lr=1e-3, ema_decay=0.5, gradient_clip=1.0, precision=torch.float32, num_samples=6)
-    return train_step(state, Diffusion(), preparation.micro_batches(batch, PLACES), settings).losses
+    return train_step(state, Diffusion(), collator.micro_batches(batch, PLACES), settings).losses
 
 
 def test_accumulation_is_the_whole_batch(tmp_path: Path, batch: FeatureBatch) -> None:
     whole, cut = _state(tmp_path), _state(tmp_path)
-    losses = _step(whole, batch, _preparation()), _step(cut, batch, _preparation(device_tokens=4 * 16))
-    assert _preparation(device_tokens=4 * 16).micro_batch_size(batch.bucket) == 4
+    losses = _step(whole, batch, _collator()), _step(cut, batch, _collator(device_tokens=4 * 16))
+    assert _collator(device_tokens=4 * 16).micro_batch_size(batch.bucket) == 4
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     for name, weight in whole.network.state_dict().items():
         assert torch.allclose(weight, cut.network.state_dict()[name], atol=1e-5), name
@@ -69,26 +69,14 @@ def test_attention_without_a_fused_kernel_is_the_same(tmp_path: Path, batch: Fea
     losses, kernels = {}, {}
     for name in ("auto", "math"):
         with attention_kernel(name), torch.profiler.profile() as profile:
-            losses[name] = _step(_state(tmp_path), batch, _preparation())
+            losses[name] = _step(_state(tmp_path), batch, _collator())
         kernels[name] = {event.key for event in profile.key_averages() if "flash" in event.key}
     assert torch.allclose(losses["math"], losses["auto"], rtol=1e-5)
     assert kernels["auto"] and not kernels["math"]
 
 
-def test_a_sample_draws_the_same_in_any_batch() -> None:
-    whole = draw((4, 3, 2), seed=7, positions=range(10, 16))
-    part = draw((4, 3, 2), seed=7, positions=[12, 15])
-    for name in ("noise", "latent_noise", "quantiles", "dropout"):
-        assert torch.equal(getattr(whole, name)[[2, 5]], getattr(part, name)), name
-    other = draw((4, 3, 2), seed=8, positions=[12])
-    assert not torch.equal(other.noise, part.noise[:1])
-    many = draw((4, 8, 8), seed=0, positions=range(200))
-    assert abs(float(many.noise.mean())) < 0.02 and abs(float(many.noise.std()) - 1) < 0.02
-    assert abs(float((many.noise * many.latent_noise).mean())) < 0.02 and 0.4 < float(many.quantiles.mean()) < 0.6
-
-
 def test_sizes_and_ratios_reach_the_network(tmp_path: Path, batch: FeatureBatch) -> None:
-    part = next(iter(_preparation().micro_batches(batch, PLACES)))
+    part = next(iter(_collator().micro_batches(batch, PLACES)))
     assert part.sizes is not None and torch.equal(part.sizes, batch.sizes)
     assert part.aspect_ratios is not None and part.aspect_ratios.shape == (len(PLACES), 1)
     assert part.captions is not None and part.captions.lengths.tolist()[2] == 2  # the null caption
@@ -100,8 +88,8 @@ def test_the_aspect_ratio_is_that_of_the_bucket_or_of_the_image_as_the_settings_
     wide = replace(batch, bucket=(12, 4), mean=torch.zeros(6, 4, 12, 4), log_variance=torch.zeros(6, 4, 12, 4))
     wide.sizes[:] = torch.tensor([700.0, 300.0])
     for original, expected in ((False, 3.0), (True, 700 / 300)):
-        preparation = replace(_preparation(), original_aspect_ratio=original)
-        for part in (next(iter(preparation.micro_batches(wide, PLACES))), preparation.whole(wide)):
+        collator = replace(_collator(), original_aspect_ratio=original)
+        for part in (next(iter(collator.micro_batches(wide, PLACES))), collator.whole(wide)):
             assert part.sizes is not None and part.sizes.tolist() == [[700.0, 300.0]] * 6
             assert part.aspect_ratios is not None
             torch.testing.assert_close(part.aspect_ratios, torch.full((6, 1), expected))
@@ -155,8 +143,8 @@ def test_classes_are_dropped_by_their_draw(tmp_path: Path) -> None:
     store = FeatureStore.open(str(write_store(tmp_path, stage="pixel")))
     batch = store.read([SampleRequest(unit=0, row=row) for row in range(6)])
     network = DiTConfig(width=24, depth=1, num_heads=2, conditioning="class", num_classes=3, sample_size=8)
-    preparation = replace(_preparation(), network=network, class_dropout=0.5, objective=RectifiedFlow())
-    part = next(iter(preparation.micro_batches(batch, PLACES)))
-    dropped = draw((4, 8, 8), seed=3, positions=PLACES).dropout < 0.5
+    collator = replace(_collator(), network=network, class_dropout=0.5, objective=RectifiedFlow())
+    part = next(iter(collator.micro_batches(batch, PLACES)))
+    dropped = draw_noise((4, 8, 8), seed=3, positions=PLACES).dropout < 0.5
     assert part.class_labels is not None and part.captions is None and 0 < int(dropped.sum()) < 6
     assert torch.equal(part.class_labels, torch.where(dropped, 3, batch.class_labels))  # type: ignore[arg-type]

@@ -12,13 +12,13 @@ from foundry.errors import UserError
 from model.convert import ConvertConfig, main
 from model.dit import Captions
 from model.dit_config import UnstatedConfig
+from model.encoders.text_encoder import clean_captions
 from model.formats.checkpoint import PipelineConfig, read_pipeline_config, save_checkpoint
 from model.formats.official_files import official_state, write_weights
 from model.generation.pipeline import open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
-from model.text_encoder import clean_captions
 from tests.model.tiny_networks import CLASS, TEXT, random_network
 from tests.model.tiny_parts import SIDE_PX, save_tiny_checkpoint
 

@@ -13,8 +13,8 @@ from transformers import T5EncoderModel
 
 from foundry.errors import UserError
 from model.dit import Captions
-from model.formats.frozen_parts import find_part, stored_tensors
-from model.text_encoder import TextEncoder, TextEncoderConfig, batches_by_length, clean_captions, load_text_encoder
+from model.encoders.frozen_parts import find_part, stored_tensors
+from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, batches_by_length, clean_captions, load_text_encoder
 from tests.model.tiny_parts import CAPTION_WIDTH, save_tiny_t5, tiny_text_encoder
 
 CAPTIONS = ["a red owl", "", "the large blue key on the left, a small owl", "owl " * 40, "key"]

@@ -14,7 +14,7 @@ from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
 from foundry.storage.model_files import load_network
-from model.formats.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint
+from model.encoders.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint
 
 if TYPE_CHECKING:
     import torch

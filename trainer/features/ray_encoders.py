@@ -1,4 +1,4 @@
-"""Description of the encoders by a Ray worker; the units of features then run as captions do (foundry/units/ray_driver.py)."""
+"""Encoders on a Ray worker, loaded once and described; units of features run as captions do (foundry/units/ray_driver.py)."""
 
 from collections.abc import Mapping
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from foundry.errors import UserError
-from model.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
+from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_vae
 
 

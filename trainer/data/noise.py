@@ -1,6 +1,7 @@
-"""Counter-based random numbers of training: noise, timestep and dropout of sample i depend on (seed, i) alone.
+"""Noise of samples, with the quantile of their timestep and their class dropout: counter-based random numbers.
 
-So there is no state to save, a sample draws the same on any number of workers, and a resumed training continues as if unbroken.
+The numbers of sample i depend on (seed, i) alone, so that there is no state to save, a sample gets the same ones on any number
+of workers, and a resumed training continues as if unbroken.
 Philox is keyed by (seed, i): no two samples share their numbers. Source: Salmon et al. 2011.
 Shapes: B samples, C latent channels, h x w the sides of the latents.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class SampleNoise:
     """Random numbers of B samples, on the CPU, float32."""
 
     noise: Tensor
@@ -27,8 +28,8 @@ class Draws:
     """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
 
 
-def draw(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> Draws:
-    """Draws for latents of shape (C, h, w). `positions` counts images since the start of the stage."""
+def draw_noise(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> SampleNoise:
+    """Random numbers for latents of shape (C, h, w). `positions` counts images since the start of the stage."""
     normals = np.empty((len(positions), 2, *shape), dtype=np.float32)
     uniforms = np.empty((len(positions), 2), dtype=np.float32)
     for row, position in enumerate(positions):
@@ -36,4 +37,4 @@ def draw(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) ->
         source.random(out=uniforms[row], dtype=np.float32)
         source.standard_normal(out=normals[row], dtype=np.float32)
     both, pair = torch.from_numpy(normals), torch.from_numpy(uniforms)
-    return Draws(noise=both[:, 0], latent_noise=both[:, 1], quantiles=pair[:, 0], dropout=pair[:, 1])
+    return SampleNoise(noise=both[:, 0], latent_noise=both[:, 1], quantiles=pair[:, 0], dropout=pair[:, 1])

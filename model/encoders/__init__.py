@@ -1,0 +1,1 @@
+"""Frozen encoders: text to T5 tokens, images to latents; how their files are found."""
