@@ -15,7 +15,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 
 RUN_RECORD = "run.json"
-_ADVICE = "give another --out, or the folder of a captioning run"
+_ADVICE = "give another folder, or that of a captioning run"
 
 
 @dataclass(frozen=True, kw_only=True)
