@@ -21,7 +21,6 @@ from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
-from foundry.command_line import counted
 from foundry.images.sources import Source, find_sources
 from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
@@ -30,6 +29,7 @@ from foundry.storage.run_record import RunRecord, record_carried
 from foundry.units.cluster import check_paths, describe_nodes, memory_line
 from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.rejection import allowed_rejections
+from foundry.wording import counted
 
 
 def caption_images(config: CaptionConfig) -> int:

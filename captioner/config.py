@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from captioner.engines.transformers_engine import GenerationSettings
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
-from foundry.command_line import CHOICE, ModelChoice
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
+from foundry.wording import CHOICE, ModelChoice
 
 ENGINES = ("llava",)
 REAL_MODEL = "llava-hf/llava-1.5-7b-hf"

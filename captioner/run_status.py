@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from captioner.run_start import read_record
 from dataset_builder.runs.plan import Plan, read_plan
-from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, read_commits
+from foundry.wording import counted
 
 RECENT_UNITS = 20
 SHORTEST_PAUSE_S = 60.0

@@ -5,7 +5,7 @@ of failures was exceeded, 2 usage or configuration, 130 interrupted.
 
 A field `name: str` becomes `--name`, a field that is a dataclass its own `--name.field` options; a list or tuple takes
 several values, a bool needs none. The string under a field is its help. A positional value is the same field unnamed.
-A field without a default that names a model says in its metadata what to type where it is missing: see ModelChoice.
+A field without a default that names a model says in its metadata what to type where it is missing: see wording.ModelChoice.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,6 +27,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from foundry.errors import UserError
 from foundry.hardware import set_up_threads
+from foundry.wording import model_choices, say_missing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,40 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["UserError", "run_command"]
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
-CHOICE = "choice"
-"""The key of a field's metadata under which its ModelChoice is."""
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given value): (?P<value>.*)')
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """What to type where a model is not named: `name: str = field(metadata={CHOICE: ModelChoice(real=…)})`.
-
-    Such a field has no default, so that the small world's toy, `mini`, never runs by accident.
-    """
-
-    real: str
-    """The value for real data."""
-    what: str = "a real model"
-    """What that is."""
-    toy: str = "only understands 64-pixel emoji scenes"
-    """What `mini` does."""
-
-
-def say_missing(config_class: type["DataclassInstance"], names: Sequence[str]) -> str:
-    """The error for options, by dotted name, that were not given: which, and what to type for those that name a model."""
-    known = _model_choices(config_class)
-    choices = {name: known[name] for name in names if name in known}
-    text = f"{' and '.join(f'--{name}' for name in names)} {'is' if len(names) == 1 else 'are'} missing"
-    if not choices:
-        return text
-    real = " ".join(f"--{name} {choice.real}" for name, choice in choices.items())
-    toys = " ".join(f"--{name} mini" for name in choices)
-    first = next(iter(choices.values()))
-    return f"{text}: type {real} for {first.what}, or {toys} for the toy, which {first.toy}"
 
 
 def run_command(
@@ -104,11 +75,6 @@ def run_command(
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     return _call(main, parser, config_class, values)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 unit`, `2 units`: for nouns whose plural ends in s."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> int:
@@ -183,18 +149,6 @@ def _flat_hints(config_class: type["DataclassInstance"], prefix: str = "") -> di
         else:
             flat[prefix + field.name] = hint
     return flat
-
-
-def _model_choices(config_class: type["DataclassInstance"], prefix: str = "") -> dict[str, ModelChoice]:
-    """The ModelChoice of each field that has one, by its dotted name."""
-    found: dict[str, ModelChoice] = {}
-    hints = get_type_hints(config_class)
-    for field in fields(config_class):
-        if CHOICE in field.metadata:
-            found[prefix + field.name] = field.metadata[CHOICE]
-        elif is_dataclass(hints[field.name]):
-            found |= _model_choices(hints[field.name], f"{prefix}{field.name}.")
-    return found
 
 
 def _required(config_class: type["DataclassInstance"]) -> list[str]:
@@ -294,7 +248,7 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
     if missing := _MISSING.search(text):
         names = missing[1].split(", ")
         said = say_missing(config_class, names)
-        return said if set(names) <= _model_choices(config_class).keys() else f"{said}; see {prog} --help"
+        return said if set(names) <= model_choices(config_class).keys() else f"{said}; see {prog} --help"
     if (wrong := _WRONG_VALUE.search(text)) and wrong["key"] in hints:
         hint = hints[wrong["key"]]
         expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

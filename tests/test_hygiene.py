@@ -78,6 +78,13 @@ def test_the_networks_know_no_data_set_and_no_ray() -> None:
         assert not _importers(library, "model")
 
 
+def test_a_worker_imports_no_parser_of_options() -> None:
+    jobs = "captioner.caption_job, dataset_builder.runs.importing, dataset_builder.scores.job, trainer.features.job"
+    code = f"import sys, foundry.units.workers, {jobs}; print('jsonargparse' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("command", _commands())
 def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -21,7 +21,6 @@ from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
-from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
@@ -35,6 +34,7 @@ from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units, read_commits, read_unit
 from foundry.units.rejection import Failure, allowed_rejections
+from foundry.wording import counted
 
 SOURCES = {
     "sam-llava": "a tar or tar.gz of sa_<id>.txt, and --images",

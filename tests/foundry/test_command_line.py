@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
-from foundry.command_line import CHOICE, ModelChoice, run_command, say_missing
+from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.wording import CHOICE, ModelChoice, say_missing
 
 
 @dataclass(frozen=True, kw_only=True)

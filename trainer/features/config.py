@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from foundry.command_line import say_missing
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
+from foundry.wording import say_missing
 from model.encoders.frozen_parts import UNNAMED
 from model.encoders.text_encoder import TextEncoderConfig
 from model.encoders.vae import VAEConfig
