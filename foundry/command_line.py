@@ -171,7 +171,7 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
     Raises argparse.ArgumentError for a list that is given twice and for a value too many.
     """
     named: list[str] = []
-    by_place: list[str] = []
+    by_position: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -179,7 +179,7 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
         hint = hints.get(name.removeprefix("--"))
         follows = next((index for index, other in enumerate(rest) if other.startswith("--")), len(rest))
         if word != "-h" and not word.startswith("--"):
-            by_place.append(word)
+            by_position.append(word)
         elif equals:
             named.append(f"{name}={_join([value], hint)}" if _is_list(hint) else word)
         elif hint is bool:
@@ -193,14 +193,14 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
             named.append(word)
             if hint is None:  # an unknown option: its value is no separate argument, or the complaint would be about that
                 del rest[:follows]
-    named += _name_by_place(by_place, hints, positional=positional)
+    named += _name_by_position(by_position, hints, positional=positional)
     once = [name for name in (word.partition("=")[0] for word in named) if _is_list(hints.get(name.removeprefix("--")))]
     if len(once) > len(set(once)):
         raise argparse.ArgumentError(None, f"{max(once, key=once.count)} is given twice: give it once, with all its values")
     return named
 
 
-def _name_by_place(values: list[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
+def _name_by_position(values: list[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
     named: list[str] = []
     for index, name in enumerate(positional):
         if values[index:] and _is_list(hints[name]):

@@ -87,13 +87,13 @@ def build_dataset(config: BuildConfig) -> Built:
 def _open_runs(urls: Sequence[str]) -> dict[str, RunFiles]:
     """The runs by the name that tells them apart. Raises UserError where they were not counted or scored in the same way."""
     runs: dict[str, RunFiles] = {}
-    places = [normalise(url) for url in urls]
-    for url, place in zip(urls, places, strict=True):
-        if places.count(place) > 1:
+    locations = [normalise(url) for url in urls]
+    for url, location in zip(urls, locations, strict=True):
+        if locations.count(location) > 1:
             raise UserError(f"{url} is given twice: name each run once")
-        parts = [part for part in place.split("/") if part]
+        parts = [part for part in location.split("/") if part]
         names = ("/".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        name = next((name for name in names if name not in runs), place)
+        name = next((name for name in names if name not in runs), location)
         runs[name] = read_run(url)
         first = next(iter(runs.values()))
         for setting in ("tagger", "t5"):

@@ -167,12 +167,12 @@ def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
     kept = f"SELECT key, prompt FROM survey WHERE {_of(part.run.number, part.units)} AND step IS NULL"
     kept += f" AND key IN ({among})" if among else ""
-    for place, (prompt, called) in enumerate(part.run.prompts.items()):
+    for number, (prompt, called) in enumerate(part.run.prompts.items()):
         sql = (
             f"SELECT key, struct_pack(prompt := {literal(called)}, {', '.join(fields)}) AS caption "
             f"FROM {part.files('captions')} c JOIN ({kept}) USING (key, prompt) WHERE prompt = {literal(prompt)}"
         )
-        yield f"text_{part.run.number}_{place}", sql
+        yield f"text_{part.run.number}_{number}", sql
 
 
 def _of(run: int, units: list[int]) -> str:
@@ -191,13 +191,13 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     lists = rows["captions"].combine_chunks()
     said = lists.flatten()
     captions = [said.field(field.name) for field in SAMPLE_CAPTION]
-    beside = {
+    made = {
         "bucket": buckets,
         "image": pa.nulls(len(rows), SAMPLES.field("image").type),
         "captions": _regrouped(lists, pa.StructArray.from_arrays(captions, fields=list(SAMPLE_CAPTION))),
         "nouns": _regrouped(lists, said.field("nouns")),
     }
-    columns = {name: rows[name] for name in rows.column_names} | beside
+    columns = {name: rows[name] for name in rows.column_names} | made
     return pa.table({name: columns[name] for name in SAMPLES.names}).cast(SAMPLES)
 
 

@@ -167,11 +167,11 @@ def _rows(shard: _Shard) -> Iterator[dict[str, Any]]:
         for group in range(file.metadata.num_row_groups):
             end = begin + file.metadata.row_group(group).num_rows
             if begin < shard.last and end > shard.first:
-                place = begin
+                position = begin
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                    low, high = max(shard.first - place, 0), min(shard.last - place, len(batch))
+                    low, high = max(shard.first - position, 0), min(shard.last - position, len(batch))
                     yield from batch.slice(low, high - low).to_pylist() if high > low else []
-                    place += len(batch)
+                    position += len(batch)
             begin = end
 
 

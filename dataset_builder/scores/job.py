@@ -236,16 +236,16 @@ def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
 
 def score_tables(images: Sequence[ImageToScore], output: Output, not_finite: npt.NDArray[np.bool_]) -> dict[str, pa.Table]:
     """The tables `scores`, `caption_scores` and `embeddings` of a unit, without the images that are `not_finite`, (N,)."""
-    scores, captions, place = [], [], 0
+    scores, captions, position = [], [], 0
     for number, image in enumerate(images):
         if not_finite[number]:
-            place += _num_sentences(image)
+            position += _num_sentences(image)
             continue
         own = []
         for prompt, sentences in image.sentences.items():
             assert output.texts is not None and output.images is not None
-            cosines = output.texts[place : place + len(sentences)] @ output.images[number]
-            place += len(sentences)
+            cosines = output.texts[position : position + len(sentences)] @ output.images[number]
+            position += len(sentences)
             own.append(_caption_row(image.key, prompt, sentences, cosines))
         captions += own
         scores.append(

@@ -111,7 +111,7 @@ def read_plans(run: Folder) -> list[PlanRecord]:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as it stood at one moment: its run.json, its commits, and the index files of the units without one."""
+    """A run at one moment: its run.json, its commits, and the index files of the units without one."""
 
     folder: Folder
     record: RunRecord

@@ -148,19 +148,19 @@ def index_folders(folders: Iterable[FolderNames], *, listed: Container[str]) -> 
     """The image files of folders, each with the files that share its stem; `listed` holds locations to leave out."""
     for folder in folders:
         files = folder.names.split("/")
-        beside = _by_stem(folder.uri, files)
+        sidecars = _by_stem(folder.uri, files)
         for name in files:
             stem, suffix = split_suffix(name)
             if suffix in IMAGE_SUFFIXES and (location := join(folder.uri, name)) not in listed:
                 relative = f"{folder.relative}/{name}" if folder.relative else name
-                yield IndexRow(stem, relative, location, sidecars=beside.get(stem, ()))
+                yield IndexRow(stem, relative, location, sidecars=sidecars.get(stem, ()))
 
 
 def index_file(location: str) -> Iterator[IndexRow]:
     """A single image file, with its sidecars."""
-    beside = sidecars_in(parent(location))
+    sidecars = sidecars_in(parent(location))
     stem = stem_of(location)
-    yield IndexRow(stem, posixpath.basename(location), location, sidecars=beside.get(stem, ()))
+    yield IndexRow(stem, posixpath.basename(location), location, sidecars=sidecars.get(stem, ()))
 
 
 def sidecars_in(folder: str) -> SidecarsByStem:
