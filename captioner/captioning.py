@@ -87,7 +87,7 @@ def plan_run(
 ) -> tuple[RunRecord, Plan]:
     """Creates run.json, or checks `before`, what it says; plans the images that are not planned yet. Raises UserError."""
     record = begin(config, run, job.settings, before=before)
-    plan = extend_plan(run, sources, unit_size=job.settings["unit_size"])
+    plan = extend_plan(run, sources, unit_size=record.unit_size)
     return record_carried(run, record, plan.carried), plan
 
 

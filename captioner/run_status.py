@@ -66,7 +66,7 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
     with store_errors(run):
-        return status_of(read_plan(run, unit_size=record.settings["unit_size"]), read_commits(run), now=now)
+        return status_of(read_plan(run, unit_size=record.unit_size), read_commits(run), now=now)
 
 
 def status_of(plan: Plan, commits: Sequence[Commit], *, now: datetime | None = None) -> RunStatus:

@@ -113,7 +113,7 @@ def _check_scores(runs: dict[str, RunFiles]) -> None:
 
 
 def _open_units(name: str, run: RunFiles) -> Iterable[str]:
-    planned = read_plan(run.folder, unit_size=int(run.settings.get("unit_size", 1))).num_units
+    planned = read_plan(run.folder, unit_size=run.record.unit_size).num_units
     if len(run.commits) < planned:
         yield f"{name} is not finished: built from the {len(run.commits):,} of {planned:,} units that are committed"
 
@@ -156,7 +156,7 @@ def _new_folder(url: str) -> Folder:
 
 
 def _writer(folder: Folder, config: BuildConfig, runs: dict[str, RunFiles]) -> DatasetWriter:
-    max_tokens = int(next(iter(runs.values())).settings.get("t5", {}).get("max_tokens", 0))
+    max_tokens = next(iter(runs.values())).record.max_tokens
     return DatasetWriter(folder, splits=config.splits, has_images=config.embed, max_tokens=max_tokens)
 
 

@@ -128,8 +128,7 @@ def _others(bench: "Workbench", owner: int, units: list[int]) -> Iterator[tuple[
 def _prompts(bench: "Workbench", run: int, files: RunFiles, renamed: Mapping[tuple[int, str], str]) -> dict[str, str]:
     """The prompts of the captions that are kept, in the order of the run's settings, and what the data set calls them."""
     found = bench.fetch(f"SELECT DISTINCT prompt FROM survey WHERE run = {run} AND step IS NULL ORDER BY prompt")
-    known = [prompt["name"] for prompt in files.settings.get("prompts", {}).get("prompts", [])]
-    ordered = sorted(found["prompt"].to_pylist(), key=[*known, *found["prompt"].to_pylist()].index)
+    ordered = sorted(found["prompt"].to_pylist(), key=[*files.record.prompt_names, *found["prompt"].to_pylist()].index)
     return {prompt: renamed.get((run, prompt), prompt) for prompt in ordered}
 
 

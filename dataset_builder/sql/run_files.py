@@ -261,13 +261,13 @@ def fitting_blocks(run: Folder, commits: Sequence[Commit]) -> tuple[Commit, ...]
 
 def view_sql(run: RunFiles) -> list[str]:
     """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
-    prompts = [prompt["name"] for prompt in run.settings.get("prompts", {}).get("prompts", [])]
+    prompts = run.record.prompt_names
     return [
         _images_sql(run),
         f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)} FROM stored.captions",
         nouns_sql(),
         noun_counts_sql(prompts[0] if len(prompts) == 1 else None),
-        _tallies_sql(max_tokens=int(run.settings.get("t5", {}).get("max_tokens", 0))),
+        _tallies_sql(max_tokens=run.record.max_tokens),
         "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
         f"CREATE VIEW rejected AS SELECT {columns_sql(REJECTED)} FROM stored.rejected",
         *scores_sql(),
