@@ -56,11 +56,11 @@ class DiTStepConfig:
     batch: int = 8
     """Images of a training step; half as many are sampled, since guidance doubles them."""
     rounds: int = 9
-    """How often each side is timed, in turn; of the rounds' ratios the median counts."""
+    """Number of times that each side is timed, in turn; of the rounds' ratios the median counts."""
     compile: bool = True
     """Time compiled networks too."""
     attention: Literal["default", "plain"] = "default"
-    """What computes attention on both sides. default: whatever torch picks; plain: its reference in bf16, since on a CPU the
+    """Kernel of attention on both sides. default: whatever torch picks; plain: its reference in bf16, since on a CPU the
     default's backward pass takes several times as long as that."""
     profile: bool = True
     """Show where the time of an eager step goes."""

@@ -1,4 +1,4 @@
-"""What adaLN-single and per-block adaLN cost: parameters, memory and time of a training step on the same samples."""
+"""Costs of adaLN-single and per-block adaLN: parameters, memory and time of a training step on the same samples."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""What the training loop costs beside training: `python -m benchmarks.train_loop`.
+"""Cost of the training loop apart from training itself: `python -m benchmarks.train_loop`.
 
 The loop of `trainer.fit` itself, on stored features of random latents and captions at T5's real width of 4096, with captions of
 up to 120 tokens and batches in two aspect buckets; in the number format that `auto` stands for. Validation, samples and
