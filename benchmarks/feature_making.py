@@ -1,6 +1,6 @@
 """Speed of making features: trainer.precompute on Ray, bare forward passes, the original scheme; see benchmarks/features.py.
 
-Each side is timed in processes of its own, in turn, with all cores and the same models and precision. What is timed:
+Each side is timed in its own processes, in turn, with all cores and the same models and precision. What is timed:
 - on Ray, two runs of different lengths: what the longer one takes more is the time of the samples that it has more. So start-up
   and loading fall out, and nothing that the pipeline does ahead is left out;
 - bare, the forward passes of the same units in the same batches, nothing read or written: by one single-threaded process per

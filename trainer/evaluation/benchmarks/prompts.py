@@ -31,7 +31,7 @@ _PIXART = Published(
     source="PixArt-α (arXiv 2310.00426)",
     differences=(
         "it belongs to a special checkpoint, others measure 25 to 28 with the plain one",
-        "captions, reference, resolution and number of images of its own",
+        "its own captions, reference, resolution and number of images",
     ),
 )
 
