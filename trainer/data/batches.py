@@ -92,9 +92,8 @@ class Collator:
         captions = self.captions(batch)
         for start in range(0, len(positions), size):
             rows = range(start, min(start + size, len(positions)))
-            drawn = sample_noise(
-                (batch.mean.shape[1], *batch.bucket), seed=self.seed, positions=[positions[row] for row in rows]
-            )
+            shape = (batch.mean.shape[1], *batch.bucket)
+            drawn = sample_noise(shape, seed=self.seed, positions=positions[rows.start : rows.stop])
             yield MicroBatch(
                 latents=self.latents(batch, rows, drawn.latent_noise),
                 noise=self._move(drawn.noise),
