@@ -164,7 +164,8 @@ def _loop(config: CaptioningConfig) -> None:
     with tempfile.TemporaryDirectory() as out:
         run = CaptionConfig(images=[config.loop_images], out=f"{out}/run", model=config.model, t5=T5Config(tokenizer="mini"))
         job = caption_job(run)
-        units = plan_run(run, Folder(run.out), job, find_sources(run.images)).units()[config.loop_part :: config.loop_parts]
+        _, plan = plan_run(run, Folder(run.out), job, find_sources(run.images), before=None)
+        units = plan.units()[config.loop_part :: config.loop_parts]
         engine = job.load_engine()
         job.warm_up()
         loaded = time.perf_counter()

@@ -48,12 +48,12 @@ def write_run(folder: Path, run: SyntheticRun) -> None:
     The same run always gets the same rows.
     """
     from dataset_builder.sql.noun_blocks import merge_counts_of
-    from foundry.storage.folder import Folder
+    from dataset_builder.sql.run_files import read_run
     from foundry.storage.run_record import is_run
 
     if not is_run(str(folder)):
         _write_units(folder, run)
-    merge_counts_of(Folder(str(folder)))
+    merge_counts_of(read_run(str(folder)))
 
 
 def _write_units(folder: Path, run: SyntheticRun) -> None:

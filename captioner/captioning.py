@@ -14,18 +14,19 @@ from captioner.caption_job import CaptionJob, caption_job
 from captioner.config import CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.prompts import PROMPT_SETS
-from captioner.run_record import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
-from captioner.run_status import read_status
+from captioner.run_start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
+from captioner.run_status import RunStatus, status_of
 from captioner.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
-from dataset_builder.runs.plan import Plan, extend_plan
+from dataset_builder.runs.plan import Plan, extend_plan, read_plan
 from dataset_builder.sql.noun_blocks import merge_counts_of
+from dataset_builder.sql.run_files import RunFiles
 from foundry.command_line import counted
 from foundry.images.sources import Source, find_sources
 from foundry.storage.file_kinds import PassedOver
-from foundry.storage.folder import Folder
+from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path, normalise
-from foundry.storage.run_record import record_carried
+from foundry.storage.run_record import RunRecord, record_carried
 from foundry.units.cluster import check_paths, describe_nodes, memory_line
 from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.rejection import allowed_rejections
@@ -43,8 +44,8 @@ def caption_images(config: CaptionConfig) -> int:
     job = caption_job(config, before=committed_settings(run, record))
     passed_over = PassedOver()
     sources = find_sources(config.images, passed_over=passed_over)
-    plan = plan_run(config, run, job, sources)
-    job = _settled(config, run, job)
+    record, plan = plan_run(config, run, job, sources, before=record)
+    job, record = _settled(config, run, job, record)
     commits = read_commits(run)
     check_commits(run, commits, run_id=job.run_id)
     done = {commit.unit for commit in commits}
@@ -73,32 +74,35 @@ def caption_images(config: CaptionConfig) -> int:
             on_commit=ToyWarning(run).look if job.model.is_mini else None,
         ):
             return 1
-    check_commits(run, read_commits(run), run_id=job.run_id)
-    merge_counts_of(run)
-    return _report(run, allowed=allowed)
+        commits = read_commits(run)
+        check_commits(run, commits, run_id=job.run_id)
+    merge_counts_of(RunFiles(run, record, tuple(commits)))
+    with store_errors(run):
+        plan = read_plan(run, unit_size=plan.unit_size)
+    return _report(status_of(plan, commits), allowed=allowed)
 
 
-def plan_run(config: CaptionConfig, run: Folder, job: CaptionJob, sources: Sequence[Source]) -> Plan:
-    """Creates or checks run.json, and plans the images that are not planned yet. Raises UserError."""
-    begin(config, run, job.settings)
+def plan_run(
+    config: CaptionConfig, run: Folder, job: CaptionJob, sources: Sequence[Source], *, before: RunRecord | None
+) -> tuple[RunRecord, Plan]:
+    """Creates run.json, or checks `before`, what it says; plans the images that are not planned yet. Raises UserError."""
+    record = begin(config, run, job.settings, before=before)
     plan = extend_plan(run, sources, unit_size=job.settings["unit_size"])
-    record_carried(run, plan.carried)
-    return plan
+    return record_carried(run, record, plan.carried), plan
 
 
-def _settled(config: CaptionConfig, run: Folder, job: CaptionJob) -> CaptionJob:
-    """The same work in a dtype that is not `auto`: in what suits the replicas' devices.
+def _settled(config: CaptionConfig, run: Folder, job: CaptionJob, record: RunRecord) -> tuple[CaptionJob, RunRecord]:
+    """The same work in a dtype that is not `auto`: in what suits the replicas' devices; and the record that says so.
 
     The devices are those of the cluster, since the machine of this process may have other ones; so this attaches to Ray.
     """
     if job.generation.dtype != "auto":
-        return job
+        return job, record
     from foundry.units.ray_session import dtype_of_replicas, start_ray
 
     start_ray(config.ray)
     job = job.with_dtype(dtype_of_replicas(config.ray))
-    settle_dtype(run, job.settings)
-    return job
+    return job, settle_dtype(run, record, job.settings)
 
 
 def _record_start(config: CaptionConfig, run: Folder, job: CaptionJob) -> None:
@@ -160,8 +164,7 @@ def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Co
     return allowed_rejections(config.max_rejected, sum(planned.values()))
 
 
-def _report(run: Folder, *, allowed: int) -> int:
-    status = read_status(run)
+def _report(status: RunStatus, *, allowed: int) -> int:
     print(status.line())
     if status.rejected > allowed:
         print(f"error: {status.rejected} images are rejected, --max_rejected allows {allowed}", file=sys.stderr)

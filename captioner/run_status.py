@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from captioner.run_record import read_record
-from dataset_builder.runs.plan import read_plan
+from captioner.run_start import read_record
+from dataset_builder.runs.plan import Plan, read_plan
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
@@ -66,8 +66,11 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
     with store_errors(run):
-        plan = read_plan(run, unit_size=record.settings["unit_size"])
-        commits = read_commits(run)
+        return status_of(read_plan(run, unit_size=record.settings["unit_size"]), read_commits(run), now=now)
+
+
+def status_of(plan: Plan, commits: Sequence[Commit], *, now: datetime | None = None) -> RunStatus:
+    """The status of a run with this plan and these commits."""
     newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]
     last_commit_s = max(0.0, (now or datetime.now(UTC)).timestamp() - newest[-1].at) if newest else None
     reasons: Counter[str] = Counter()

@@ -41,6 +41,10 @@ class ConvertConfig:
     """Share of the images (0 to 1) that may be rejected before the import stops; default: 0.01, but at least 100 images."""
     images_per_shard: int = 1000
     """Number of images in a WebDataset shard."""
+    reencode: bool = False
+    """Write images that are no JPEG, PNG or WebP (AVIF, JPEG 2000, TIFF, …) into shards as PNG, for readers without them."""
+    ignore: tuple[str, ...] = ("*.mask.png",)
+    """Patterns of the names of image files to leave out, such as masks of other images; --ignore '[]' leaves out none."""
     num_workers: int | None = None
     """Number of processes that write shards; default: one per core."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
@@ -56,6 +60,8 @@ class ConvertConfig:
             problems.append("a data set becomes webdataset; every other source becomes run or dataset (from there, webdataset)")
         if (self.source == "sam-llava") != bool(self.images):
             problems.append("--images belongs to --source sam-llava, which has captions without images")
+        if self.reencode and self.target != "webdataset":
+            problems.append("--reencode belongs to --target webdataset, which copies images")
         if self.images_per_shard < 1 or (self.num_workers or 1) < 1 or not 0 <= (self.max_rejected or 0) <= 1:
             problems.append("images_per_shard and num_workers must be at least 1, max_rejected between 0 and 1")
         if problems:
@@ -86,6 +92,7 @@ def _import(config: ConvertConfig, run: str) -> int:
         images=config.images,
         prompt=config.prompt or config.source,
         licence=config.licence,
+        ignore=config.ignore,
     )
     return import_run(source, run, tagger=config.tagger, t5=config.t5, ray=config.ray, max_rejected=config.max_rejected)
 
@@ -102,6 +109,7 @@ def _export(config: ConvertConfig) -> int:
             config.out,
             prompt=config.prompt,
             images_per_shard=config.images_per_shard,
+            reencode=config.reencode,
             num_workers=config.num_workers,
         )
 

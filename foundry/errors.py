@@ -1,5 +1,50 @@
-"""Errors that a user, a file or a machine causes."""
+"""Errors that a user, a file or a machine causes.
+
+All are UserErrors; a subclass is for what a caller tells apart. All can be pickled, since workers raise them too:
+what they hold besides the message has a default.
+"""
 
 
 class UserError(ValueError):
     """Error that the user, a file or a machine caused. The message is one line that ends in what to do."""
+
+
+class StoreError(UserError):
+    """A store that did not answer, or refused. `is_alone` where it may be for this one image: a refusal, or a web address.
+
+    `may_pass`: whether another try may succeed.
+    """
+
+    def __init__(self, message: str, *, is_alone: bool = False, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.is_alone = is_alone
+        self.may_pass = may_pass
+
+
+class SourceError(UserError):
+    """A file that is no source of images, or a damaged one. `reason` says why, as a part of a sentence without the file."""
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NotOnHub(UserError):
+    """A model that neither the hub gives nor its cache on this machine has. `reason` says why, as a part of a sentence."""
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RayLost(UserError):
+    """Ray, or the node of this process, is gone; the message says what was seen."""
+
+
+class NotFinite(UserError):
+    """The loss, the gradient or the weights of a training are not finite: on all workers at the same step."""
+
+
+def one_line(error: BaseException, *, limit: int | None = None) -> str:
+    """An error as one line, never empty; `limit` cuts it to that many characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -60,3 +60,29 @@ def alone() -> Iterator[None]:
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def file_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read, or asked for, in any Folder from now on."""
+    from foundry.storage.folder import Folder
+
+    names: list[str] = []
+    read, read_many, exists = Folder.read, Folder.read_many, Folder.exists
+
+    def counted_read(self: Folder, name: str) -> bytes:
+        names.append(name)
+        return read(self, name)
+
+    def counted_read_many(self: Folder, many: list[str]) -> dict[str, bytes]:
+        names.extend(many)
+        return read_many(self, many)
+
+    def counted_exists(self: Folder, name: str = "") -> bool:
+        names.append(name)
+        return exists(self, name)
+
+    monkeypatch.setattr(Folder, "read", counted_read)
+    monkeypatch.setattr(Folder, "read_many", counted_read_many)
+    monkeypatch.setattr(Folder, "exists", counted_exists)
+    return names

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from captioner.engines.model_source import LLAVA_PROMPT, ModelSource
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 
 # Fields of processor_config.json that say how many tokens an image takes. Checkpoints of before 2025 lack them.
 _TOKEN_FIELDS = ("patch_size", "vision_feature_select_strategy", "num_image_tokens")
@@ -25,7 +25,7 @@ def load_processor(source: ModelSource) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, limit=200)
         raise UserError(f"the processor of {source.name} cannot be loaded ({reason}): fetch the model again") from error
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundry.errors import UserError
-from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file, hub_parameters
+from foundry.errors import NotOnHub, UserError, one_line
+from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters
 
 LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 """Prompt that LLaVA 1.5 was trained with. Checkpoints of 2023 come without a chat template."""
@@ -108,10 +108,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
 
 def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:
     """The config of a hub model and its folder in the cache, which is named by the commit that the revision stands for."""
-    try:
-        path = hub_file(name, "config.json", revision=revision)
-    except NotOnHub as reason:
-        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
+    path = hub_file(name, "config.json", revision=revision)
     return _read_config(path), path.parent
 
 
@@ -161,7 +158,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch the model again") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch the model again") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no JSON object: fetch the model again")
     return config

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundry.errors import UserError
-from foundry.storage.model_files import NotOnHub, hub_file
+from foundry.errors import NotOnHub, UserError
+from foundry.storage.model_files import hub_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,7 +81,8 @@ class T5View:
         try:
             folder = _SHIPPED.get(name) or Path(name)
             tokenizer = _from_folder(folder if folder.is_dir() else _hub_folder(name))
-        except (NotOnHub, ValueError) as reason:
+        except (NotOnHub, ValueError) as error:
+            reason = error.reason if isinstance(error, NotOnHub) else error
             raise UserError(
                 f"the T5 tokenizer {name} cannot be loaded ({reason}): fetch it first, or give a folder that holds its "
                 "tokenizer.json or spiece.model with --t5.tokenizer, or `--t5.tokenizer mini` for that of the small world, "

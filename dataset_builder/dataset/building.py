@@ -33,6 +33,7 @@ from dataset_builder.sql.dataset_files import DATASET_RECORD, STORED, DatasetFil
 from dataset_builder.sql.run_files import RunFiles, read_run
 from dataset_builder.sql.views import SCORED
 from foundry.errors import UserError
+from foundry.images.metadata import merge_types
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import normalise
 
@@ -181,8 +182,7 @@ def _record(config: BuildConfig, runs: dict[str, RunFiles], writer: DatasetWrite
     settings = next(iter(runs.values())).settings
     carried: dict[str, str] = {}
     for run in runs.values():
-        for name, kind in run.record.carried.items():
-            carried[name] = kind if carried.get(name, kind) == kind else "VARCHAR"
+        merge_types(carried, run.record.carried)
     return {
         "schema_version": DATASET_VERSION,
         "name": config.name or config.out.rstrip("/").rsplit("/", 1)[-1],

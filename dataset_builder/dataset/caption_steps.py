@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.dataset.recipe import RecipeConfig
-from dataset_builder.schema import CAPTIONS, SCORES
+from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted
 
@@ -152,11 +152,9 @@ def _candidates_sql(state: SelectionState, number: int) -> str:
     run = state.runs[name]
     own = [quoted(column) for column in CAPTIONS.names if column != "key"]
     figures = [f"{sql} AS {column}" for column, sql in CAPTION_FIGURES.items()]
-    taken = {"run", "unit", *CAPTIONS.names, *CAPTION_FIGURES, *SCORES.names}
-    images = [column for column in run.image_columns if column != "key"]
-    renamed = [f"i.{quoted(column)} AS {quoted(f'source_{column}' if column in taken else column)}" for column in images]
+    images = [quoted(column) for column in run.image_columns if column != "key"]
     return (
-        f"SELECT {literal(name)} AS run, c.unit, i.key, {', '.join([*own, *figures, *renamed])}, s.* EXCLUDE (key) "
+        f"SELECT {literal(name)} AS run, c.unit, i.key, {', '.join([*own, *figures, *images])}, s.* EXCLUDE (key) "
         f"FROM run_{number}.images i LEFT JOIN run_{number}.stored.captions c USING (key) "
         f"LEFT JOIN run_{number}.scores s USING (key)"
     )

@@ -213,6 +213,8 @@ def _embed(samples: "pa.Table") -> Embedded:
 
     from dataset_builder.dataset.caption_steps import EMBED
     from dataset_builder.schema import DROPPED, SAMPLES
+    from foundry.images.decoding import suffix_of_format
+    from foundry.images.loading import Refusals
     from foundry.images.reader import ImageReader, content_hash, reference_of
     from foundry.units.rejection import ImageError
 
@@ -220,13 +222,15 @@ def _embed(samples: "pa.Table") -> Embedded:
         ["key", "run", "uri", "member", "byte_offset", "byte_length", "row", "content_hash", "format"]
     ).to_pylist()
     images, dropped = [], []
+    refusals = Refusals(len(rows))
     with ImageReader() as reader:
         reader.expect([{**row, "sidecars": []} for row in rows])
         for row in rows:
             image, reason = None, ""
             try:
-                data = reader.read(reference_of(row))
-                image = {"bytes": data, "path": f"{row['key']}.{(row['format'] or 'bin').lower()}"}
+                with refusals.of_one_image():
+                    data = reader.read(reference_of(row))
+                image = {"bytes": data, "path": f"{row['key']}.{suffix_of_format(row['format'])}"}
                 reason = "" if content_hash(data) == row["content_hash"] else "the image has changed since it was captioned"
             except ImageError as error:
                 reason = error.reason

@@ -1,4 +1,6 @@
-"""WebDataset export of a data set: OUT/<split>/shard-00000.tar with <key>.<format>, <key>.txt and <key>.json of each image.
+"""WebDataset export of a data set: OUT/<split>/shard-00000.tar with <key>.<suffix>, <key>.txt and <key>.json of each image.
+
+The suffix is that of the image's content.
 
 The bytes of the images are those that the references name, checked against their hash; the JSON holds the rest of the row. A
 shard that exists is finished, so that the same command again writes only what is missing; OUT/webdataset.json says of
@@ -17,14 +19,20 @@ from multiprocessing import get_context
 from typing import Any
 
 import pyarrow.parquet as pq
+from PIL import Image
 
 from dataset_builder.sql.dataset_files import DatasetFiles
+from dataset_builder.sql.views import distinct_names
 from foundry.errors import UserError
+from foundry.images.decoding import DecodeLimits, decode_image, image_suffix
+from foundry.images.loading import Refusals
 from foundry.images.reader import ImageReader, content_hash, reference_of
+from foundry.storage.file_kinds import is_ignored
 from foundry.storage.folder import Folder
 from foundry.units.rejection import ImageError
 
-_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "TIFF": "tiff", "BMP": "bmp"}
+_COMMON_SUFFIXES = ("jpg", "png", "webp")
+"""Formats that the usual readers of WebDataset open."""
 _BATCH_ROWS = 256
 _RECORD = "webdataset.json"
 
@@ -40,6 +48,7 @@ class _Shard:
     out: str
     name: str
     prompt: str
+    reencode: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +60,26 @@ class _Written:
 
 
 def export_shards(
-    dataset: DatasetFiles, out: str, *, prompt: str, images_per_shard: int, num_workers: int | None = None
+    dataset: DatasetFiles,
+    out: str,
+    *,
+    prompt: str,
+    images_per_shard: int,
+    reencode: bool = False,
+    num_workers: int | None = None,
 ) -> int:
     """Writes all shards; returns 0, or 1 where an image could not be read or has no caption under the prompt.
 
+    With `reencode` images that are no JPEG, PNG or WebP become PNG: the first frame, upright, in 8-bit RGB, as it was
+    captioned.
     Raises UserError for a prompt that no caption has, and where `out` holds shards of something else.
     """
     known = [tally["prompt"] for tally in dataset.record["captions"]]
     if prompt and prompt not in known:
         raise UserError(f"{dataset.folder.url} has no captions under {prompt}: give --prompt one of {', '.join(known)}")
-    _claim(Folder(out), {"dataset": dataset.record["identity"], "prompt": prompt, "images_per_shard": images_per_shard})
-    shards = list(_shards(dataset, out, prompt=prompt, images_per_shard=images_per_shard))
+    record = {"dataset": dataset.record["identity"], "prompt": prompt, "images_per_shard": images_per_shard}
+    _claim(Folder(out), record | ({"reencode": True} if reencode else {}))
+    shards = list(_shards(dataset, out, prompt=prompt, images_per_shard=images_per_shard, reencode=reencode))
     there = {shard.name for shard in shards if Folder(out).exists(shard.name)}
     left = [shard for shard in shards if shard.name not in there]
     print(f"{out}: {len(shards):,} shards, {len(left):,} to write")
@@ -82,7 +100,7 @@ def _claim(out: Folder, record: dict[str, Any]) -> None:
         raise UserError(f"{out.url} holds shards of another data set, prompt or size: give another OUT")
 
 
-def _shards(dataset: DatasetFiles, out: str, *, prompt: str, images_per_shard: int) -> Iterator[_Shard]:
+def _shards(dataset: DatasetFiles, out: str, *, prompt: str, images_per_shard: int, reencode: bool) -> Iterator[_Shard]:
     for split in dataset.splits:
         number = 0
         for part in dataset.paths("samples", split=split):
@@ -97,6 +115,7 @@ def _shards(dataset: DatasetFiles, out: str, *, prompt: str, images_per_shard: i
                     out=out,
                     name=f"{split}/shard-{number:05d}.tar",
                     prompt=prompt,
+                    reencode=reencode,
                 )
                 number += 1
 
@@ -113,6 +132,7 @@ def _write_shard(shard: _Shard) -> _Written:
     buffer = io.BytesIO()
     images = 0
     failed: dict[str, str] = {}
+    refusals = Refusals(shard.last - shard.first)
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar, ImageReader() as reader:
         for row in _rows(shard):
             caption = _caption(row, shard.prompt)
@@ -120,12 +140,17 @@ def _write_shard(shard: _Shard) -> _Written:
                 failed[row["key"]] = f"no caption under {shard.prompt}"
                 continue
             try:
-                data = _image_bytes(reader, row)
+                with refusals.of_one_image():
+                    data = _image_bytes(reader, row)
+                suffix = image_suffix(data)
+                if shard.reencode and suffix not in _COMMON_SUFFIXES:
+                    data, suffix = _as_png(data), "png"
+                    row |= {"content_hash": content_hash(data), "format": "PNG"}
             except ImageError as error:
                 failed[row["key"]] = f"{error.reason}: {error.message}"
                 continue
             name = _name(row["key"])
-            add_member(tar, f"{name}.{_SUFFIXES.get(row['format'], 'img')}", data)
+            add_member(tar, f"{name}.{suffix}", data)
             add_member(tar, f"{name}.txt", caption.encode())
             add_member(tar, f"{name}.json", json.dumps(_facts(row), ensure_ascii=False).encode())
             images += 1
@@ -159,6 +184,14 @@ def _image_bytes(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
     return data
 
 
+def _as_png(data: bytes) -> bytes:
+    """Raises ImageError where the image cannot be decoded."""
+    limits = DecodeLimits(max_image_bytes=len(data), max_image_pixels=1 << 40)  # it was captioned within its run's limits
+    buffer = io.BytesIO()
+    Image.fromarray(decode_image(data, limits=limits).pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _caption(row: Mapping[str, Any], prompt: str) -> str | None:
     """The caption under a prompt, or the first one; None where there is none."""
     captions = [said["caption"] for said in row["captions"] if not prompt or said["prompt"] == prompt]
@@ -166,15 +199,24 @@ def _caption(row: Mapping[str, Any], prompt: str) -> str | None:
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without the image and its reference, with the columns that the source carried."""
+    """The row without the image and its reference, with the columns that the source carried, named as in SQL."""
     left_out = ("image", "uri", "member", "byte_offset", "byte_length", "row", "metadata")
     carried = json.loads(row["metadata"]) if row["metadata"] else {}
-    return carried | {name: value for name, value in row.items() if name not in left_out and value is not None}
+    names = distinct_names(carried)
+    facts = {names[name]: value for name, value in carried.items()}
+    return facts | {name: value for name, value in row.items() if name not in left_out and value is not None}
 
 
 def _name(key: str) -> str:
-    """A key as WebDataset wants it, where the suffix begins at the first dot; different keys keep different names."""
-    return key.replace("%", "%25").replace(".", "%2E").strip("/")
+    """A key as WebDataset wants it, where the suffix begins at the first dot, and as a search takes it, which passes over
+    folders that begin with `_`; different keys keep different names."""
+    escaped = key.replace("%", "%25").replace(".", "%2E").replace("\0", "%00").replace("//", "/%2F").strip("/")
+    *folders, name = escaped.split("/")
+    return "/".join([*(_escaped_mark(folder) for folder in folders), name])
+
+
+def _escaped_mark(folder: str) -> str:
+    return f"%{ord(folder[0]):02X}{folder[1:]}" if is_ignored(folder, is_folder=True) else folder
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

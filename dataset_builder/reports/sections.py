@@ -12,10 +12,9 @@ from dataset_builder.concepts.density import PAPER_TABLE, rarefied
 from dataset_builder.concepts.density import VIEWS as WAYS
 from dataset_builder.reports.charts import Histogram, Series, histogram_svg, lines_svg
 from dataset_builder.reports.page import Gallery, Picture, Section, Table, charts_html, gallery_html, table_html
-from foundry.errors import UserError
+from foundry.errors import StoreError, UserError
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.images.reader import ImageReader, reference_of
-from foundry.images.retries import StoreError
 from foundry.units.rejection import ImageError
 
 if TYPE_CHECKING:

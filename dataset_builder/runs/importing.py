@@ -15,16 +15,19 @@ import pyarrow as pa
 from dataset_builder.concepts.noun_counts import count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.runs.carried_types import record_types
 from dataset_builder.runs.plan import Plan, extend_plan
 from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.noun_blocks import merge_counts_of
+from dataset_builder.sql.run_files import RunFiles
 from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES, REJECTED
 from foundry.images.loading import read_images, rejected_row
 from foundry.images.sources import Source, find_sources
+from foundry.storage.file_kinds import MASKS, PassedOver
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path, normalise
 from foundry.storage.run_record import RunRecord, as_stored, record_carried, run_id
@@ -63,6 +66,8 @@ class CaptionSource:
     """Prompt name that the captions get."""
     licence: str
     """Licence and terms, recorded with the run."""
+    ignore: tuple[str, ...] = MASKS
+    """Patterns of the names of images to leave out."""
 
     @property
     def has_archive(self) -> bool:
@@ -79,21 +84,26 @@ def import_run(
     started = time.perf_counter()
     run = Folder(url)
     with store_errors(run):
-        images = _find_sources(source)
+        passed_over = PassedOver()
+        images = _find_sources(source, passed_over)
         settings = _settings(source, tagger, t5)
         job = import_job(source, url, settings=settings, tagger=tagger, t5=t5)
-        plan = _plan(source, run, settings, images)
+        record, plan = _plan(source, run, settings, images)
         if source.has_archive:
             print(f"{source.path}: {store_texts(source.path, run):,} texts")
         done = committed_units(run)
         units = [unit for unit in plan.units() if unit.number not in done]
         print(f"{url}: {plan.num_images:,} images in {counted(plan.num_units, 'unit')}, {len(units):,} to do")
+        if line := passed_over.line(in_tars=plan.num_passed_over):
+            print(line)
         allowed = allowed_rejections(max_rejected, plan.num_images)
         rejected = sum(commit.num_rejected for commit in read_commits(run))
         visible = {path: "" for path in (url, *(one.root for one in images)) if is_local_path(path)}
         ended = not units or run_job(job, units, settings=ray, visible=visible, budget=allowed - rejected, started=started)
         commits = read_commits(run)
-        merge_counts_of(run)
+        files = RunFiles(run, record, tuple(commits))
+        merge_counts_of(files)
+        record_types(files, plan)
     rejected = sum(commit.num_rejected for commit in commits)
     print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1
@@ -194,9 +204,9 @@ class ImportJob:
         )
 
 
-def _find_sources(source: CaptionSource) -> list[Source]:
+def _find_sources(source: CaptionSource, passed_over: PassedOver) -> list[Source]:
     """The sources of the images. Raises UserError where the input is something else than --source says."""
-    sources = find_sources(source.images or [source.path])
+    sources = find_sources(source.images or [source.path], passed_over=passed_over, ignore=source.ignore)
     kinds = _KINDS.get(source.kind)
     wrong = [one for one in sources if kinds and one.kind not in kinds]
     if wrong:
@@ -222,7 +232,7 @@ def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict
     return as_stored(settings)
 
 
-def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: list[Source]) -> Plan:
+def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: list[Source]) -> tuple[RunRecord, Plan]:
     """Creates or checks run.json and plans what is not planned yet. Raises UserError for a run of something else."""
     images_of = [normalise(path) for path in source.images or (source.path,)]
     record = RunRecord.new(settings=settings, images=images_of, licence=source.licence)
@@ -230,9 +240,9 @@ def _plan(source: CaptionSource, run: Folder, settings: dict[str, Any], images: 
         before = RunRecord.read(run)
         if before is None or (before.run_id, before.images) != (record.run_id, record.images):
             raise UserError(f"{run.url} holds a run of other images or settings: give another OUT")
+        record = before
     plan = extend_plan(run, images, unit_size=_UNIT_IMAGES)
-    record_carried(run, plan.carried)
-    return plan
+    return record_carried(run, record, plan.carried), plan
 
 
 def _stem(key: str) -> str:

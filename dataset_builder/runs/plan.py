@@ -5,21 +5,24 @@ the index files of planning n; plan 0 comes from the first planning, later ones 
 """
 
 import json
+import logging
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
 from foundry.images.sources import Source, index_sources
+from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Unit, row_groups_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+logger = logging.getLogger(__name__)
 UNITS_PER_PART = 400
 
 
@@ -38,7 +41,7 @@ class Plan:
     """All index files of a run, in the order of their units, and what the sources looked like when they were read.
 
     num_passed_over counts the files in tars that were left out because of their names. carried holds the columns that the
-    sources carry, with their DuckDB types; of a name that several carry, the type in the last.
+    sources carry, with their DuckDB types; of a name that several carry, a type that holds the values of all.
     """
 
     unit_size: int
@@ -87,7 +90,7 @@ def read_plan(run: Folder, *, unit_size: int) -> Plan:
         num_plans=len(records),
         num_repeated=sum(record["num_repeated"] for record in records),
         num_passed_over=sum(record.get("num_passed_over", 0) for record in records),
-        carried={name: kind for record in records for name, kind in record.get("carried", {}).items()},
+        carried=_common_types(record.get("carried", {}) for record in records),
     )
 
 
@@ -120,6 +123,16 @@ def discard_plan(run: Folder) -> None:
             parts = json.loads(run.read(f"plans/{name}"))["parts"]
             for path in (f"plans/{name}", *(part["path"] for part in parts)):
                 run.filesystem.rm_file(run.path(path))
+
+
+def _common_types(sources: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The columns of all, each with a type that holds the values of all."""
+    from foundry.images.metadata import merge_types
+
+    types: dict[str, str] = {}
+    for source in sources:
+        merge_types(types, source)
+    return types
 
 
 def _plan_names(run: Folder) -> list[str]:
@@ -164,16 +177,20 @@ def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
     database.execute("CREATE SEQUENCE positions")
     database.register("batch", SOURCE_INDEX.empty_table())
     database.execute(f"CREATE TABLE staged AS {rows}")
-    carried: dict[str, str] = {}
-    num_passed_over = 0
+    carried: list[dict[str, str]] = []
+    passed_over = PassedOver()
     with counting("indexing") as count:
         for source in index_sources(sources):
             for batch in source.tables:
                 _insert(database, f"staged ({rows})", batch)
                 count.update(len(batch))
-            carried |= source.carried
-            num_passed_over += source.num_passed_over
-    return {"carried": carried, "num_passed_over": num_passed_over}
+            carried.append(source.carried)
+            passed_over.add(source.passed_over)
+    for finding, (count, where) in passed_over.notes.items():
+        logger.warning("%s %s (first: %s)", f"{count:,}", finding, where)
+    if line := replace(passed_over, files=0).line():
+        logger.warning("in tars: %s", line)
+    return {"carried": _common_types(carried), "num_passed_over": passed_over.files}
 
 
 # An image that the sources list twice, or that was planned before, is one image: the first reference counts.

@@ -4,20 +4,25 @@ A gzipped tar can only be read from front to back, so it is read once, sorted by
 imports it; a worker reads, for a unit, the row groups between its least and its greatest key.
 """
 
+import bz2
+import gzip
 import json
+import lzma
 import secrets
-import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
+from foundry.images.tar import walk_members
 from foundry.storage.folder import Folder
-from foundry.storage.locations import normalise, one_line, open_binary, read_errors
+from foundry.storage.locations import describe, normalise, open_binary, read_errors
 from foundry.storage.parquet_writer import ParquetParts
 from foundry.storage.schema import versioned
 
@@ -62,18 +67,32 @@ def find_texts(run: Folder, keys: Sequence[str]) -> dict[str, str]:
 
 def _texts(archive: str) -> Iterator[tuple[str, str]]:
     """Key and text of each .txt in the order of the archive; the key is the name without folder and suffix."""
-    with read_errors(archive, "check that it is a tar of .txt files"), open_binary(normalise(archive), sequential=True) as file:
+    location = normalise(archive)
+    with read_errors(archive, "check that it is a tar of .txt files"), open_binary(location, sequential=True) as opened:
         try:
-            with tarfile.open(fileobj=file, mode="r|*") as tar:
-                for member in tar:
-                    path = PurePosixPath(member.name)
-                    if not member.isfile() or path.suffix != ".txt" or path.name.startswith("."):
-                        continue
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    yield path.stem, content.read().decode("utf-8", errors="replace").strip()
-        except (tarfile.TarError, EOFError) as error:
+            file, num_bytes = _decompressed(opened), describe(location).num_bytes
+            for member in walk_members(file, archive, num_bytes=num_bytes if file is opened else None):
+                path = PurePosixPath(member.path)
+                if path.suffix != ".txt" or path.name.startswith("."):
+                    continue
+                file.seek(member.offset)
+                content = file.read(member.length)
+                if len(content) < member.length:
+                    raise EOFError(f"{path} is cut off")
+                yield path.stem, content.decode("utf-8", errors="replace").strip()
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{archive} is damaged or no tar ({one_line(error)}): fetch it again") from None
+
+
+def _decompressed(file: BinaryIO) -> BinaryIO:
+    """The content of a file that is compressed by gzip, bzip2 or xz, to be read from front to back; else the file itself."""
+    begin = file.read(6)
+    file.seek(0)
+    if begin.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if begin.startswith(b"BZh"):
+        return cast(BinaryIO, bz2.BZ2File(file))
+    return cast(BinaryIO, lzma.LZMAFile(file)) if begin == b"\xfd7zXZ\0" else file
 
 
 def _sorted(texts: Iterator[tuple[str, str]]) -> Iterator[pa.Table]:

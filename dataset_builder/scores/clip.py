@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.hardware import AutoDtype, resolve_dtype
-from foundry.storage.model_files import files_fingerprint, folder_fingerprint
+from foundry.storage.model_files import files_fingerprint, folder_fingerprint, hub_file, unavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +107,7 @@ def resolve_clip(name: str) -> ClipSource:
     try:
         return _on_hub(name) if name.startswith(_HUB) else _by_tag(name)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the CLIP {name} cannot be had ({reason}): fetch it first, or give a folder that holds it") from None
+        raise unavailable(f"the CLIP {name}", one_line(error, limit=200)) from None
 
 
 def image_pixels(pixels: "npt.NDArray[np.uint8]", source: ClipSource) -> "npt.NDArray[np.uint8]":
@@ -157,7 +156,7 @@ def _load(source: ClipSource) -> Any:
     try:
         return open_clip.create_model(source.model, pretrained=source.tag, require_pretrained=True, weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # it loads strictly, and names what lacks
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, limit=300)
         raise UserError(f"{source.name} cannot be read as a CLIP ({reason}): fetch it again, or give another one") from error
 
 
@@ -180,7 +179,7 @@ def _on_hub(name: str) -> ClipSource:
     from open_clip.pretrained import download_pretrained_from_hf
 
     repository = name.removeprefix(_HUB)
-    record = json.loads(Path(download_pretrained_from_hf(repository, filename=_CONFIG)).read_text())
+    record = json.loads(hub_file(repository, _CONFIG).read_text())
     return ClipSource(
         name=name,
         model=name,

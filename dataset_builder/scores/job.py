@@ -31,7 +31,7 @@ from dataset_builder.scores.clip import (
     split_sentences,
 )
 from dataset_builder.scores.image_quality import MEASURED_SIDE_PX, perceptual_hash, sharpness
-from dataset_builder.scores.plan import read_run_rows, scored_state
+from dataset_builder.scores.plan import Scored, read_run_rows
 from dataset_builder.sql.score_files import record_name, score_folder
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype
@@ -40,7 +40,6 @@ from foundry.images.index import REJECTED
 from foundry.images.loading import read_images, rejected_row
 from foundry.storage.folder import Folder
 from foundry.storage.model_files import files_fingerprint
-from foundry.storage.run_record import RunRecord
 from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
 from foundry.units.rejection import Failure
 
@@ -201,18 +200,15 @@ class ScoreJob:
         return Payload(np.stack([image_pixels(one, self.clip) for one in pixels]), tokens)
 
 
-def score_job(source: str, *, clip: str, aesthetic: str | None, batch_size: int) -> ScoreJob:
+def score_job(scored: Scored, *, clip: str, aesthetic: str | None, batch_size: int) -> ScoreJob:
     """The work on a unit, with all that can be found out before Ray starts, and its record. Raises UserError."""
-    scored = Folder(source)
-    run = RunRecord.read(scored)
-    limits, of = scored_state(scored, run)
     resolved = resolve_clip(clip) if clip != NO_CLIP else None
     settings = {
-        "of": of,
+        "of": scored.identity,
         "scoring_version": SCORING_VERSION,
         "clip": {"fingerprint": resolved.fingerprint, "preprocess": resolved.preprocess} if resolved else None,
         "aesthetic": _aesthetic_fingerprint(aesthetic, resolved) if aesthetic and resolved else None,
-        "limits": asdict(limits),
+        "limits": asdict(scored.limits),
     }
     score_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     record = {
@@ -221,16 +217,16 @@ def score_job(source: str, *, clip: str, aesthetic: str | None, batch_size: int)
         "settings": settings,
         "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    scored.create(record_name(score_id), json.dumps(record, indent=1).encode())
+    scored.folder.create(record_name(score_id), json.dumps(record, indent=1).encode())
     return ScoreJob(
-        scored=source,
-        out=score_folder(scored, score_id).url,
+        scored=scored.folder.url,
+        out=score_folder(scored.folder, score_id).url,
         score_id=score_id,
-        is_run=run is not None,
+        is_run=scored.is_run,
         clip=resolved,
         aesthetic=aesthetic,
         batch_size=batch_size,
-        limits=limits,
+        limits=scored.limits,
     )
 
 

@@ -7,12 +7,13 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_builder.sql.dataset_files import is_dataset, read_dataset
+from dataset_builder.sql.dataset_files import find_dataset
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
@@ -29,25 +30,44 @@ _CAPTIONS = pa.field("captions", pa.list_(pa.struct([("prompt", pa.string()), ("
 _ROWS = pa.schema([*(IMAGES.field(name) for name in ("key", *_REFERENCE, "content_hash")), _CAPTIONS])
 
 
-def plan_scores(scored: Folder, out: Folder, *, is_run: bool) -> list[Unit]:
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A captioning run or a data set that is scored, by its record, which is read once."""
+
+    folder: Folder
+    identity: str
+    """The run_id of a run, or a hash of the files of a data set."""
+    limits: DecodeLimits
+    """The limits that its images were decoded with."""
+    samples: list[str] | None
+    """The files of samples of a data set; None for a run."""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a captioning run."""
+        return self.samples is None
+
+
+def find_scored(url: str) -> Scored:
+    """The run or data set at `url`. Raises UserError for a folder that is neither."""
+    folder = Folder(url)
+    if run := RunRecord.read(folder):
+        limits = DecodeLimits(**run.settings.get("limits", {}))
+        return Scored(folder=folder, identity=run.run_id, limits=limits, samples=None)
+    dataset = find_dataset(url)
+    if dataset is None:
+        raise UserError(f"{url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
+    identity = hashlib.sha256(json.dumps(dataset.record["files"], sort_keys=True).encode()).hexdigest()[:16]
+    return Scored(folder=folder, identity=identity, limits=DecodeLimits(), samples=dataset.paths("samples"))
+
+
+def plan_scores(scored: Scored, out: Folder) -> list[Unit]:
     """All units, scored or not. Raises UserError where there is nothing to score."""
-    units = run_units_to_score(scored) if is_run else index_samples(scored, read_dataset(scored.url).paths("samples"), out)
+    folder, samples = scored.folder, scored.samples
+    units = run_units_to_score(folder) if samples is None else index_samples(folder, samples, out)
     if not units:
-        raise UserError(f"{scored.url} holds no captioned image yet: caption first")
+        raise UserError(f"{folder.url} holds no captioned image yet: caption first")
     return units
-
-
-def scored_state(scored: Folder, run: RunRecord | None) -> tuple[DecodeLimits, str]:
-    """The limits of decoding and the identity of what is scored: the run of this record, or else a data set.
-
-    Raises UserError for a folder that is neither.
-    """
-    if run is not None:
-        return DecodeLimits(**run.settings.get("limits", {})), run.run_id
-    if not is_dataset(scored.url):
-        raise UserError(f"{scored.url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
-    files = read_dataset(scored.url).record["files"]
-    return DecodeLimits(), hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_units_to_score(run: Folder) -> list[Unit]:

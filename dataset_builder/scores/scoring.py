@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dataset_builder.scores.job import score_job
-from dataset_builder.scores.plan import plan_scores
+from dataset_builder.scores.plan import find_scored, plan_scores
 from dataset_builder.sql.score_files import score_folder
 from foundry.command_line import counted
 from foundry.hardware import Dtype, resolve_dtype
@@ -29,11 +29,11 @@ def score_images(
     """
     started = time.perf_counter()
     check_paths([path for path in (source, aesthetic) if path])
-    scored = Folder(source)
-    with store_errors(scored):
-        job = score_job(source, clip=clip, aesthetic=aesthetic, batch_size=batch_size)
-        out = score_folder(scored, job.score_id)
-        units = plan_scores(scored, out, is_run=job.is_run)
+    with store_errors(Folder(source)):
+        scored = find_scored(source)
+        job = score_job(scored, clip=clip, aesthetic=aesthetic, batch_size=batch_size)
+        out = score_folder(scored.folder, job.score_id)
+        units = plan_scores(scored, out)
         done = committed_units(out)
     left = [unit for unit in units if unit.number not in done]
     if left and job.clip:

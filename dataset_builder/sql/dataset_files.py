@@ -20,12 +20,11 @@ from dataset_builder.schema import (
     SPLIT_NOUN_COUNTS,
     TALLIES,
 )
-from dataset_builder.sql.run_files import read_run
+from dataset_builder.sql.run_files import find_run
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
 from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
-from foundry.storage.run_record import is_run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,7 +114,7 @@ class DatasetFiles:
 
     def statements(self) -> list[str]:
         """The statements that create VIEWS on the relations of `stored`."""
-        images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "nouns", "image", "metadata")]
+        images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "nouns", "image")]
         samples, counts = "FROM stored.samples", "noun, count FROM stored.noun_counts"
         # By their places, not as unnested lists: so duckdb does not read the captions where only the nouns are asked for.
         places = "unnest(nouns) AS nouns, unnest(range(1, 1 + len(nouns))) AS place"
@@ -135,7 +134,7 @@ class DatasetFiles:
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        return carried_columns(self.record["carried"], taken=SAMPLES.names, where=f"{self.folder.url}/{DATASET_RECORD}")
+        return carried_columns(self.record["carried"], where=f"{self.folder.url}/{DATASET_RECORD}")
 
 
 def is_dataset(url: str) -> bool:
@@ -145,13 +144,21 @@ def is_dataset(url: str) -> bool:
 
 def read_dataset(url: str) -> DatasetFiles:
     """The data set at `url`. Raises UserError where there is none, or one of another schema version."""
+    dataset = find_dataset(url)
+    if dataset is None:
+        raise UserError(
+            f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build --out wrote"
+        )
+    return dataset
+
+
+def find_dataset(url: str) -> DatasetFiles | None:
+    """The same; None where there is none."""
     folder = Folder(url)
     try:
         record = json.loads(folder.read(DATASET_RECORD))
     except FileNotFoundError:
-        raise UserError(
-            f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build --out wrote"
-        ) from None
+        return None
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/{DATASET_RECORD} cannot be read ({error}): check the folder") from None
     if record.get("schema_version") != DATASET_VERSION:
@@ -164,9 +171,10 @@ def open_stored(url: str) -> "Database":
     """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
     from dataset_builder.sql.database import open_files
 
-    if not (is_dataset(url) or is_run(url)):
+    stored = find_dataset(url) or find_run(url)
+    if stored is None:
         raise UserError(
             f"{url} is no run and no data set, it has no run.json and no dataset.json: "
             "give a folder that captioner.run or dataset_builder.build wrote"
         )
-    return open_files(read_dataset(url) if is_dataset(url) else read_run(url))
+    return open_files(stored)

@@ -4,8 +4,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dataset_builder.sql.run_files import RunFiles, block_id, merged_folder, read_run, whole_blocks
-from foundry.storage.folder import Folder, store_errors
+from dataset_builder.sql.run_files import RunFiles, block_id, merged_folder, whole_blocks
+from foundry.storage.folder import store_errors
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units
 
 if TYPE_CHECKING:
@@ -17,15 +17,16 @@ _SUMS = {
 }
 
 
-def merge_counts_of(run: Folder) -> int:
+def merge_counts_of(files: RunFiles) -> int:
     """Publishes the sums of each whole block that has none yet, and returns how many; the same call again does the rest.
+
+    `files` may lack all but the run's record and its commits.
 
     Memory: the nouns of one block. Raises UserError where a file of the run cannot be read.
     """
     started = time.perf_counter()
-    folder = merged_folder(run)
-    with store_errors(run):
-        files = read_run(run.url)
+    folder = merged_folder(files.folder)
+    with store_errors(files.folder):
         done = committed_units(folder)
         blocks = {number: members for number, members in whole_blocks(files.commits).items() if number not in done}
         for number, members in blocks.items():

@@ -75,7 +75,7 @@ class RunFiles:
     folder: Folder
     record: RunRecord
     commits: tuple[Commit, ...]
-    open_parts: tuple[str, ...]
+    open_parts: tuple[str, ...] = ()
     scores: ScoreFiles | None = None
     blocks: tuple[Commit, ...] = ()
     """The records of the blocks that fit the commits."""
@@ -148,20 +148,28 @@ class RunFiles:
     @property
     def image_columns(self) -> list[str]:
         """The columns of the view `images`."""
-        return [*(name for name in IMAGES.names if name != "metadata"), *self.carried]
+        return [*IMAGES.names, *self.carried]
 
     @cached_property
     def carried(self) -> dict[str, tuple[str, str]]:
         """The columns of the sources: name in `images` → (name in the metadata, SQL type)."""
-        return carried_columns(self.record.carried, taken=IMAGES.names, where=f"{self.folder.url}/run.json")
+        return carried_columns(self.record.carried, where=f"{self.folder.url}/run.json")
 
 
 def read_run(url: str) -> RunFiles:
     """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
+    run = find_run(url)
+    if run is None:
+        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote")
+    return run
+
+
+def find_run(url: str) -> RunFiles | None:
+    """The same; None where there is none."""
     folder = Folder(url)
     record = RunRecord.read(folder)
     if record is None:
-        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote")
+        return None
     try:
         commits = tuple(read_commits(folder))
         scores = newest_scores(folder)
@@ -259,7 +267,7 @@ def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
 
 def _images_sql(run: RunFiles) -> str:
     """Images of finished units as they were read, and those of the index that no finished unit has dealt with."""
-    own = [quoted(name) for name in IMAGES.names if name != "metadata"]
+    own = [quoted(name) for name in IMAGES.names]
     both = [name for name in IMAGES.names if name in INDEX.names]
     return (
         f"CREATE VIEW images AS SELECT {', '.join([*own, *carried_sql(run.carried)])} FROM ("

@@ -8,14 +8,23 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
-from dataset_builder.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
+from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, SAMPLE_CAPTION, SAMPLES, SCORES
 from foundry.errors import UserError
+from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
 
 # As duckdb reads them: it has no half precision.
 _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
 SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
 
+OWN_COLUMNS = (
+    *("run", "unit", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
+    *(field.name for field in SAMPLE_CAPTION),
+)
+"""Names that no column of a source has in SQL, so that it is called the same in a run, a data set and --where, and is never
+ambiguous in a join."""
+_UNNAMED = "unnamed"
+"""What SQL calls a column without a name, such as the index that pandas writes first into a csv."""
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
 
@@ -40,25 +49,35 @@ def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
     return [f"{root.rstrip('/')}/{path}" for path in paths]
 
 
-def carried_columns(carried: dict[str, str], *, taken: Iterable[str], where: str) -> dict[str, tuple[str, str]]:
-    """Names for columns of sources (name → SQL type) where names are `taken`: name → (name in the metadata, SQL type)."""
-    used = {name.lower() for name in taken}
-    columns = {}
-    for source_name, kind in carried.items():
-        if kind not in _CARRIED_TYPES:
-            raise UserError(f"{where} carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}")
-        name = source_name if source_name.lower() not in used else f"source_{source_name}"
+def distinct_names(names: Iterable[str]) -> dict[str, str]:
+    """Names that sources gave to columns → what SQL calls them: never empty, different from each other and from OWN_COLUMNS,
+    also where case does not matter, as in SQL."""
+    used = {name.lower() for name in OWN_COLUMNS}
+    called = {}
+    for given in names:
+        name = given or _UNNAMED
+        if name.lower() in used:
+            name = f"source_{name}"
         while name.lower() in used:
             name += "_"
         used.add(name.lower())
-        columns[name] = (source_name, kind)
-    return columns
+        called[given] = name
+    return called
+
+
+def carried_columns(carried: dict[str, str], *, where: str) -> dict[str, tuple[str, str]]:
+    """Names for columns of sources (name → SQL type): name in SQL → (name in the metadata, SQL type)."""
+    for source_name, kind in carried.items():
+        if kind not in _CARRIED_TYPES:
+            raise UserError(f"{where} carries {source_name} as {kind}, not as {', '.join(_CARRIED_TYPES)}")
+    called = distinct_names(carried)
+    return {called[source_name]: (source_name, kind) for source_name, kind in carried.items()}
 
 
 def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
     """The carried columns, taken out of the JSON in the column `metadata`."""
     return [
-        f"TRY_CAST(json_extract_string(metadata, {literal(_pointer(source_name))}) AS {kind}) AS {quoted(name)}"
+        f"TRY_CAST(json_extract_string(metadata, {literal(pointer(source_name))}) AS {kind}) AS {quoted(name)}"
         for name, (source_name, kind) in carried.items()
     ]
 
@@ -86,10 +105,10 @@ def noun_counts_sql(only_prompt: str | None = None) -> str:
     return f"CREATE VIEW noun_counts AS SELECT *, noun IN ({_meta_nouns()}) AS is_meta FROM ({summed})"
 
 
-def _meta_nouns() -> str:
-    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
-
-
-def _pointer(name: str) -> str:
+def pointer(name: str) -> str:
     """The JSON pointer to a member of the metadata."""
     return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+def _meta_nouns() -> str:
+    return ", ".join(literal(noun) for noun in sorted(META_NOUNS))

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
+from foundry.errors import one_line
 from foundry.units.rejection import ImageError
 
 # Pillow knows more; what is not here is no photograph or starts other programs (EPS runs Ghostscript).
@@ -28,6 +30,14 @@ _MAGICS = {
     "JPEG 2000": (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51"),
 }
 
+# Formats of Pillow by the suffix that every reader of such a file knows.
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2"}
+
+MAX_ASPECT_RATIO = 50
+"""Longer side by shorter one at most: a processor that makes the shorter side 336 px makes 1 x 4000 into 336 x 1,344,000."""
+_PNG_NOTES = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+_JPEG_END = b"\xff\xd9"
+_JPEG_FILLER = bytes(range(1, 255)) * 16
 _ORIENTATION_TAG = 0x0112
 _SAMPLE_FORMAT_TAG = 339
 _TRANSPOSES = {
@@ -44,7 +54,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """Limits that reject an image before any pixel is decoded."""
+    """Limits that reject an image before any pixel is decoded. MAX_ASPECT_RATIO is one more, which is fixed."""
 
     max_image_bytes: int = 64 << 20
     """Maximum size of the encoded image, in bytes."""
@@ -75,14 +85,36 @@ def decode_image(data: bytes, *, limits: DecodeLimits, target_side_px: int | Non
     With `target_side_px` the shorter side becomes at most that (Lanczos; the aspect is kept, nothing is enlarged), and a
     JPEG is decoded at the least of 1/1, 1/2, 1/4 and 1/8 that is not below it: an image of SA-1B (shorter side 1500 px,
     typically 1500 x 2250) is decoded at 1/4 for a target of 336. Deterministic. 16-bit samples are scaled to 8 bits, not
-    clipped; floats outside 0..1 and 32-bit integers are stretched from their least to their greatest value.
-    Raises ImageError: "empty", "too_many_bytes", "not_an_image", "broken", "too_many_pixels", "too_small"; and MemoryError.
+    clipped; floats outside 0..1 and 32-bit integers are stretched from their least to their greatest value. A PNG with texts or
+    a colour profile that Pillow refuses is decoded without them, a JPEG that lacks nothing but its end marker as it is.
+    Raises ImageError: "empty", "too_many_bytes", "not_an_image", "broken", "too_many_pixels", "too_small", "too_narrow"; and
+    MemoryError.
     Source: SA-1B, arXiv 2304.02643, section 5 (images are downsampled to a shorter side of 1500 pixels).
     """
     if not data:
         raise ImageError("empty", "zero bytes")
     if len(data) > limits.max_image_bytes:
         raise ImageError("too_many_bytes", f"{len(data):,} bytes, the limit is {limits.max_image_bytes:,}")
+    try:
+        return _decode(data, limits=limits, target_side_px=target_side_px)
+    except ImageError as error:
+        if error.reason != "broken" or (whole := _decode_whole(data, limits=limits, target_side_px=target_side_px)) is None:
+            raise
+        return whole
+
+
+def image_suffix(data: bytes) -> str:
+    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError where it is no image."""
+    with _failures_named(data), _open(data) as image:
+        return suffix_of_format(image.format)
+
+
+def suffix_of_format(image_format: str | None) -> str:
+    """The suffix, without its dot, of a format as DecodedImage and index.IMAGES name it; "bin" for None."""
+    return _SUFFIXES.get(image_format or "bin", (image_format or "bin").lower())
+
+
+def _decode(data: bytes, *, limits: DecodeLimits, target_side_px: int | None) -> DecodedImage:
     with _failures_named(data), _open(data) as image:
         size = image.size
         _check_size(size, limits)
@@ -98,6 +130,37 @@ def decode_image(data: bytes, *, limits: DecodeLimits, target_side_px: int | Non
             rgb = rgb.transpose(_TRANSPOSES[orientation])
         width, height = reversed(size) if orientation in _SIDEWAYS else size
         return DecodedImage(pixels=np.array(rgb), width=width, height=height, format=image.format or "")
+
+
+def _decode_whole(data: bytes, *, limits: DecodeLimits, target_side_px: int | None) -> DecodedImage | None:
+    """An image that Pillow refuses and every viewer shows whole; None where it is none.
+
+    Of a JPEG without its end marker the pixels are all there if bytes put in the marker's place change none of them.
+    """
+    decode = partial(_decode, limits=limits, target_side_px=target_side_px)
+    try:
+        if data.startswith(_MAGICS["PNG"]) and len(bare := _without_notes(data)) < len(data):
+            return decode(bare)
+        if data.startswith(_MAGICS["JPEG"]):
+            begun = data.rstrip(b"\xff")
+            whole = decode(begun + _JPEG_END)
+            if np.array_equal(whole.pixels, decode(begun + _JPEG_FILLER + _JPEG_END).pixels):
+                return whole
+    except ImageError:
+        pass
+    return None
+
+
+def _without_notes(png: bytes) -> bytes:
+    """A PNG without its colour profile and texts, which change no pixel here; XMP stays, since it may hold the orientation."""
+    kept, position = [png[:8]], 8
+    while position < len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        chunk = png[position:end]
+        if chunk[4:8] not in _PNG_NOTES or chunk[8:27] == b"XML:com.adobe.xmp\0\0":
+            kept.append(chunk)
+        position = end
+    return b"".join(kept)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -119,8 +182,7 @@ def _failures_named(data: bytes) -> Iterator[None]:
         except UnidentifiedImageError as error:
             raise _unidentified(data) from error
         except Exception as error:  # Decoders of hostile bytes raise anything: struct.error, IndexError, SyntaxError, …
-            detail = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError("broken", f"{type(error).__name__}: {detail}") from error
+            raise ImageError("broken", f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def _unidentified(data: bytes) -> ImageError:
@@ -146,6 +208,10 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
         raise ImageError("too_many_pixels", f"{found}, the limit is {limits.max_image_pixels:,}")
     if min(size) < limits.min_side_px:
         raise ImageError("too_small", f"{width} x {height}, a side must have {limits.min_side_px} pixels")
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        raise ImageError(
+            "too_narrow", f"{width} x {height}, the longer side may have {MAX_ASPECT_RATIO} times the shorter one's"
+        )
 
 
 def _bounded(size: tuple[int, int], target_side_px: int, *, round_up: bool = False) -> tuple[int, int]:

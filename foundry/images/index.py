@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, split_suffix, stem_of
+from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, PassedOver, is_mask, split_suffix, stem_of
 from foundry.storage.locations import Listing, join, list_files, parent
 
 MAX_ROWS = 65_536
 """Rows of a table at most."""
+_MAX_CHARS = 64 << 20
+"""References of a table that hold more characters than that are data URLs: a table of them has fewer rows."""
 LARGEST_SCENE_PX = 256
 """Scenes of the small world are 64 px wide; a copy that somebody enlarged is hardly larger than this."""
 LISTED = "(path)"
@@ -117,19 +119,25 @@ class FolderNames(NamedTuple):
     names: str
 
 
-def folder_names(listing: Listing) -> FolderNames | None:
-    """What the index needs of a listed folder; None where it holds no image."""
+def folder_names(listing: Listing, *, ignore: Sequence[str], passed_over: PassedOver) -> FolderNames | None:
+    """What the index needs of a listed folder; None where it holds no image. Images that fit a pattern of `ignore` are counted
+    as masks, and so are files that would describe an image if there were one of their name."""
     suffixes = {name: split_suffix(name)[1] for name in listing.files}
+    masks = [name for name, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES and is_mask(name, ignore)]
+    passed_over.masks += len(masks)
+    for name in masks:
+        del suffixes[name]
     if IMAGE_SUFFIXES.isdisjoint(suffixes.values()):
         return None
     kept = [name for name, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES or suffix in SIDECAR_SUFFIXES]
+    stems = {split_suffix(name)[0] for name in (*kept, *masks) if suffixes.get(name) not in SIDECAR_SUFFIXES}
+    passed_over.sidecars += sum(suffixes[name] in SIDECAR_SUFFIXES and split_suffix(name)[0] not in stems for name in kept)
     return FolderNames(listing.uri, listing.relative, "/".join(kept))
 
 
 def to_tables(rows: Iterable[IndexRow]) -> Iterator[pa.Table]:
-    """Tables of at most MAX_ROWS rows in SOURCE_INDEX, in the order of the rows."""
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, MAX_ROWS)):
+    """Tables of at most MAX_ROWS rows in SOURCE_INDEX, in the order of the rows; of fewer where data URLs hold the images."""
+    for batch in _batches(rows):
         columns = zip(SOURCE_INDEX, zip(*batch, strict=True), strict=True)
         arrays = [_sidecars(column) if field.name == "sidecars" else pa.array(column, field.type) for field, column in columns]
         yield pa.Table.from_arrays(arrays, schema=SOURCE_INDEX)
@@ -168,6 +176,19 @@ class ImageReference:
     byte_offset: int | None = None
     byte_length: int | None = None
     row: int | None = None
+
+
+def _batches(rows: Iterable[IndexRow]) -> Iterator[list[IndexRow]]:
+    batch: list[IndexRow] = []
+    num_chars = 0
+    for row in rows:
+        batch.append(row)
+        num_chars += len(row.uri)
+        if len(batch) >= MAX_ROWS or num_chars > _MAX_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
 
 
 def _sidecars(column: Sequence[tuple[SidecarRow, ...]]) -> pa.Array:

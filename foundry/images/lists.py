@@ -4,27 +4,39 @@ import csv
 import io
 import itertools
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from foundry.errors import UserError
-from foundry.images.index import LISTED, IndexRow, sidecars_in
-from foundry.images.metadata import Carried, Scalar, duckdb_types, map_columns, metadata_json
-from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema
-from foundry.storage.file_kinds import PARQUET_SUFFIX, stem_of, suffix_of
-from foundry.storage.locations import is_inside, locate, one_line, open_binary, parent, read_errors, relative_to
+from foundry.errors import SourceError, one_line
+from foundry.images.index import LISTED, IndexRow, SidecarRow, sidecars_in
+from foundry.images.metadata import Carried, map_columns, metadata_json, widen_types
+from foundry.images.parquet import PATH_NAMES, layout_of, name_classes, open_parquet, read_schema, values_of
+from foundry.storage.file_kinds import PARQUET_SUFFIX, PassedOver, is_image, stem_of, suffix_of
+from foundry.storage.locations import (
+    is_data_url,
+    is_inside,
+    is_url,
+    locate,
+    open_binary,
+    parent,
+    read_errors,
+    relative_to,
+)
 
-_SAMPLED_ROWS = 1000
 _PARQUET_BATCH_ROWS = 8192
 _DIGEST_BYTES = 16
 
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
-_NUMBER = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# How the base64 of JPEG, PNG, GIF, WebP and TIFF begins, and a length that few paths reach.
+_BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkq", "TU0AK")
+_LONG_PATH = 100
+_MAX_FIELD_CHARS = 128 << 20
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def find_path_column(uri: str) -> str | None:
@@ -36,68 +48,83 @@ def find_path_column(uri: str) -> str | None:
         return layout_of(read_schema(uri)).path
     first = next(read_rows(uri), None)
     if first is None:
-        raise UserError(f"{uri} has no rows, expected a list of images; remove it or write it again")
+        raise _no_rows(uri)
     names = {name.lower(): name for name in reversed(first) if isinstance(first[name], str)}
     empty = {name.lower(): name for name in reversed(first) if first[name] is None}
     return next((found[name] for found in (names, empty) for name in PATH_NAMES if name in found), None)
 
 
-def read_rows(uri: str) -> Iterator[dict[str, Any]]:
-    """The rows of a list, streaming. Values of csv and tsv are text. Raises UserError that names the unreadable row."""
+def read_rows(uri: str, *, passed_over: PassedOver | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a list, streaming. Values of csv and tsv are text. `passed_over` gets a note on rows of several lines.
+
+    Raises UserError that names the unreadable row.
+    """
     with read_errors(uri, "fetch it again, or write it as UTF-8"):
         if suffix_of(uri) == PARQUET_SUFFIX:
             yield from _parquet_rows(uri)
-        elif suffix_of(uri) in (".csv", ".tsv"):
-            yield from _csv_rows(uri)
+        elif suffix_of(uri) in _DELIMITERS:
+            yield from _csv_rows(uri, PassedOver() if passed_over is None else passed_over)
         else:
             yield from _json_rows(uri)
 
 
-def index_list(uri: str, root: str, *, path_column: str, search_sidecars: bool) -> Iterator[IndexRow]:
+def index_list(
+    uri: str,
+    root: str,
+    *,
+    path_column: str,
+    search_sidecars: bool,
+    passed_over: PassedOver | None = None,
+    types: dict[str, str] | None = None,
+) -> Iterator[IndexRow]:
     """One row for each row of the list, in its order. Images are not looked at: a missing one is found when it is read.
 
-    A path is relative to the list's folder; a row without one gets the list itself and its own number as a reference, from
-    which nothing can be read (reader.py), so that it is rejected by name. With `search_sidecars`, sidecars of a listed
-    image below root are found too; where both know something, the list's column counts. Nested columns are left out. Two
-    rows may name the same image.
+    A path is relative to the list's folder; an image in base64 becomes a data URL; a row without either gets the list itself
+    and its own number as a reference, from which nothing can be read (reader.py), so that it is rejected by name. With
+    `search_sidecars`, sidecars of a listed image below root are found too; where both know something, the list's column
+    counts. Nested columns are left out. Two rows may name the same image.
+    `types` gets the names and DuckDB types of the columns that go to metadata, complete with the last row; `passed_over` gets
+    notes on values that are left out and on rows of several lines.
     Raises UserError if the list has no rows.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    types = {} if types is None else types
     folder = parent(uri)
+    is_text = suffix_of(uri) in _DELIMITERS
     listing = lru_cache(maxsize=8)(sidecars_in)  # the rows of a list mostly stay in one folder
     number = 0
-    for number, columns in enumerate(read_rows(uri), start=1):
+    for number, columns in enumerate(read_rows(uri, passed_over=passed_over), start=1):
         location = _locate(columns.pop(path_column, None), folder)
-        try:
-            carried = map_columns(columns)
-        except ValueError as error:
-            raise UserError(f"row {number} of {uri} holds text that is not valid Unicode; write it again") from error
+        carried = map_columns(columns)
+        if carried.left_out:
+            passed_over.note(
+                "values of lists are left out, their images are kept", f"row {number} of {uri}: {carried.left_out[0]}"
+            )
+        widen_types(types, carried.all_metadata, is_text=is_text)
         if location is None:
-            yield _without_path(uri, root, number, carried)
-            continue
-        stem = stem_of(location)
-        beside = listing(parent(location)).get(stem, ()) if search_sidecars and is_inside(location, root) else ()
-        yield IndexRow(
-            stem or location,
-            relative_to(location, root),
-            location,
-            sidecars=beside,
-            alt_text=carried.alt_text,
-            class_label=carried.class_label,
-            metadata=metadata_json(carried.metadata),
-        )
+            yield _row_itself(uri, root, number, carried)
+        elif is_data_url(location):
+            yield _row_itself(uri, root, number, carried)._replace(uri=location, member=None, row=None)
+        else:
+            beside: tuple[SidecarRow, ...] = ()
+            if search_sidecars and is_inside(location, root):
+                beside = listing(parent(location)).get(stem_of(location), ())
+            yield IndexRow(
+                stem_of(location) or location,
+                relative_to(location, root),
+                location,
+                sidecars=beside,
+                alt_text=carried.alt_text,
+                class_label=carried.class_label,
+                metadata=metadata_json(carried.all_metadata),
+            )
     if number == 0:
-        raise UserError(f"{uri} has no rows, expected a list of images; remove it or write it again")
+        raise _no_rows(uri)
 
 
-def list_types(uri: str, *, path_column: str) -> dict[str, str]:
-    """Names and DuckDB types of the columns that go to metadata: from the schema, or from the first 1,000 rows."""
-    if suffix_of(uri) == PARQUET_SUFFIX:
-        return layout_of(read_schema(uri)).metadata_types
-    rows = itertools.islice(read_rows(uri), _SAMPLED_ROWS)
-    carried_rows = [map_columns({name: row[name] for name in row if name != path_column}).metadata for row in rows]
-    if suffix_of(uri) in (".csv", ".tsv"):
-        carried_rows = [{name: _parse(value) for name, value in row.items()} for row in carried_rows]
-    return duckdb_types(carried_rows)
+def _no_rows(uri: str) -> SourceError:
+    reason = "no rows, expected a list of images"
+    return SourceError(f"{uri} has {reason}; remove it or write it again", reason=reason)
 
 
 class ListedImages:
@@ -126,11 +153,21 @@ def _digest(location: str) -> bytes:
 
 
 def _locate(value: object, folder: str) -> str | None:
-    """The location that a path or URL in a list means; None where there is none."""
-    return locate(value.strip(), folder) if isinstance(value, str) and value.strip() else None
+    """The location that a path or URL in a list means, or a data URL for an image in base64; None where there is none."""
+    if not isinstance(value, str) or not (value := value.strip()):
+        return None
+    if value.startswith(_BASE64_IMAGES) and len(value) > _LONG_PATH and "." not in value:
+        value = f"data:;base64,{value.translate(_URL_SAFE)}"
+    if is_data_url(value):
+        value = "".join(value.split())
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return locate(value, folder)
 
 
-def _without_path(uri: str, root: str, number: int, carried: Carried) -> IndexRow:
+def _row_itself(uri: str, root: str, number: int, carried: Carried) -> IndexRow:
     """What the index says of a row that names no image."""
     return IndexRow(
         f"{stem_of(uri)}-{number}",
@@ -140,27 +177,17 @@ def _without_path(uri: str, root: str, number: int, carried: Carried) -> IndexRo
         row=number,
         alt_text=carried.alt_text,
         class_label=carried.class_label,
-        metadata=metadata_json(carried.metadata),
+        metadata=metadata_json(carried.all_metadata),
     )
-
-
-def _parse(value: Scalar) -> Scalar:
-    """The value that a text in a csv means; `007` stays text."""
-    text = str(value)
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    is_code = text.lstrip("-+").startswith("0") and text.lstrip("-+")[1:2].isdigit()
-    return float(text) if _NUMBER.fullmatch(text) and not is_code else text
 
 
 def _parquet_rows(uri: str) -> Iterator[dict[str, Any]]:
     with open_parquet(uri) as file:
         layout = layout_of(file.schema_arrow)
         for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=list(layout.types), use_threads=False):
-            for row in batch.to_pylist():
-                yield name_classes(row, layout.class_names)
+            columns = [values_of(column) for column in batch.columns]
+            for row in zip(*columns, strict=True):
+                yield name_classes(dict(zip(batch.schema.names, row, strict=True)), layout.class_names)
 
 
 def _json_rows(uri: str) -> Iterator[dict[str, Any]]:
@@ -173,23 +200,110 @@ def _json_rows(uri: str) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise UserError(f"line {number} of {uri} is not a JSON object; write one object a line")
+                message = f"line {number} of {uri} is not a JSON object; write one object a line"
+                raise SourceError(message, reason=f"line {number} is not a JSON object")
             yield row
 
 
-def _csv_rows(uri: str) -> Iterator[dict[str, Any]]:
-    delimiter = "\t" if suffix_of(uri) == ".tsv" else ","
-    with _open_text(uri) as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter)
+def _csv_rows(uri: str, passed_over: PassedOver) -> Iterator[dict[str, Any]]:
+    delimiter = _DELIMITERS[suffix_of(uri)]
+    csv.field_size_limit(_MAX_FIELD_CHARS)  # of the whole process; its default is less than an image in base64
+    with _open_text(uri) as text:
+        lines = _Lines(text)
+        header: list[str] = []
+        for record in _records(lines, header, delimiter=delimiter, uri=uri):
+            if not header:
+                header += _distinct(record)
+                continue
+            if len(record) > len(header):
+                held = "tabs" if delimiter == "\t" else "commas"
+                raise SourceError(
+                    f"line {lines.number} of {uri} has more fields than the header; quote fields that hold {held}",
+                    reason=f"line {lines.number} has more fields than the header",
+                )
+            if len(lines.taken) > 1:
+                finding = "rows of lists take several lines each, since a quoted field holds line breaks"
+                passed_over.note(finding, f"the row that ends in line {lines.number} of {uri}")
+            yield dict(itertools.zip_longest(header, record))
+
+
+def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str) -> Iterator[list[str]]:
+    """The rows as lists of fields; blank lines are no rows.
+
+    A double quote at the beginning of a field opens a quoted one only where another closes it before a delimiter or the end of
+    a line, and not where each of the lines up to there is a row by itself: else all quotes of the line are text.
+    Raises UserError where a line then has another number of fields than the header.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.taken.clear()
+        problem = "a double quote opens a field that ends in a later row"
         try:
-            for row in reader:
-                if None in row:
-                    raise UserError(
-                        f"line {reader.line_num} of {uri} has more fields than the header; quote fields that hold commas"
-                    )
-                yield row
+            record = next(reader, None)
+            is_wrong = len(lines.taken) > 1 and all(_is_row(line, header, delimiter=delimiter) for line in lines.taken)
         except csv.Error as error:
-            raise UserError(f"line {reader.line_num} of {uri} cannot be read: {one_line(error)}; write it again") from error
+            record, is_wrong, problem = [], True, one_line(error)
+        if record is None:
+            return
+        if is_wrong:
+            number = lines.give_back()
+            record = lines.taken[0].rstrip("\r\n").split(delimiter)
+            if len(record) != len(header) or len(lines.taken[0]) > _MAX_FIELD_CHARS:
+                found = f"expected {len(header)} fields, found {len(record)}" if header else "expected the names of the columns"
+                raise SourceError(
+                    f"line {number} of {uri} cannot be read ({problem}): {found}; "
+                    'write "" for a double quote inside of a quoted field, or write the list as .jsonl',
+                    reason=f"line {number} cannot be read ({problem})",
+                )
+        if record:
+            yield record
+
+
+def _is_row(line: str, header: Sequence[str], *, delimiter: str) -> bool:
+    """Whether a line, with its quotes as text or not, has as many fields as the header and names an image."""
+    names = [name.lower() for name in header]
+    path = next((names.index(name) for name in PATH_NAMES if name in names), None)
+    readings = [line.rstrip("\r\n").split(delimiter), next(csv.reader([line], delimiter=delimiter), [])]
+    return path is not None and any(
+        len(fields) == len(header) and (is_image(fields[path]) or is_url(fields[path])) for fields in readings
+    )
+
+
+def _distinct(header: Sequence[str]) -> list[str]:
+    """The names of the columns; the second of one name is `name_2`, so that no value is lost."""
+    names: list[str] = []
+    for name in header:
+        number = 1
+        while (numbered := name if number == 1 else f"{name}_{number}") in names:
+            number += 1
+        names.append(numbered)
+    return names
+
+
+class _Lines:
+    """The lines of a text, numbered from 1, of which those taken last can be given back."""
+
+    def __init__(self, text: Iterable[str]) -> None:
+        self._text = iter(text)
+        self._returned: deque[str] = deque()
+        self.taken: list[str] = []
+        self.number = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._returned.popleft() if self._returned else next(self._text)
+        self.number += 1
+        self.taken.append(line)
+        return line
+
+    def give_back(self) -> int:
+        """Gives back all but the first of the lines taken; returns the number of that one."""
+        self._returned.extendleft(reversed(self.taken[1:]))
+        self.number -= len(self.taken) - 1
+        del self.taken[1:]
+        return self.number
 
 
 def _open_text(uri: str) -> io.TextIOWrapper:

@@ -4,13 +4,14 @@ read = read_images(rows, limits=limits, target_side_px=336)
 read.images[0].image.pixels, read.images[0].facts["content_hash"], read.rejected
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from foundry.errors import StoreError
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
 from foundry.images.reader import ImageReader, content_hash, reference_of
-from foundry.images.retries import StoreError
 from foundry.units.rejection import Failure, ImageError
 
 OUTAGE_AFTER = 32
@@ -36,6 +37,29 @@ class ReadImages:
     rejected: list[dict[str, Any]]
 
 
+class Refusals:
+    """Tells what a store refuses for one image from an outage: as many refusals in a row as OUTAGE_AFTER, or all of fewer."""
+
+    def __init__(self, num_images: int) -> None:
+        self._most = min(OUTAGE_AFTER, max(2, num_images))
+        self._in_a_row = 0
+
+    @contextmanager
+    def of_one_image(self) -> Iterator[None]:
+        """Turns a refusal while one image is read into ImageError("unreadable"); raises StoreError in an outage."""
+        try:
+            yield
+        except StoreError as error:
+            self._in_a_row += 1
+            if not error.is_alone or self._in_a_row == self._most:
+                raise
+            raise ImageError("unreadable", str(error)) from error
+        except ImageError:
+            self._in_a_row = 0
+            raise
+        self._in_a_row = 0
+
+
 def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
     """Reads and decodes the images of these rows (index.INDEX, or any table with a key and the columns of a reference).
 
@@ -43,21 +67,15 @@ def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, targ
     that may be read another day, and MemoryError; neither is an image's own fault.
     """
     read = ReadImages(images=[], rejected=[])
-    refused = 0
+    refusals = Refusals(len(rows))
     with ImageReader() as reader:
         reader.expect(rows)
         for row in rows:
             try:
-                read.images.append(read_image(reader, row, limits=limits, target_side_px=target_side_px))
-                refused = 0
+                with refusals.of_one_image():
+                    read.images.append(read_image(reader, row, limits=limits, target_side_px=target_side_px))
             except ImageError as error:
                 read.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
-                refused = 0
-            except StoreError as error:
-                refused += 1
-                if not error.is_alone or refused == min(OUTAGE_AFTER, max(2, len(rows))):
-                    raise
-                read.rejected.append(rejected_row(row, Failure(reason="unreadable", message=str(error))))
     return read
 
 

@@ -6,6 +6,7 @@ One mapping for all: columns of a list or a Parquet file, and fields of a JSON n
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
@@ -15,10 +16,14 @@ from functools import lru_cache
 from foundry.units.rejection import ImageError
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?")
 Scalar = str | int | float | bool
 ALT_TEXT_NAMES = ("alt_text", "alt", "caption", "text")
 CLASS_LABEL_NAMES = ("class_label", "label", "class", "cls")
 """In order of preference; case does not matter (LAION writes TEXT). The ones that are not taken go to metadata."""
+LEFT_OUT = "left_out"
+"""Member of the metadata that says what of an image's columns and sidecars could not be taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +33,40 @@ class Carried:
     alt_text: str | None = None
     class_label: str | None = None
     metadata: dict[str, Scalar] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    """What could not be taken, a phrase each."""
+
+    @property
+    def all_metadata(self) -> dict[str, Scalar]:
+        """metadata, and what was left out as its member LEFT_OUT."""
+        return self.metadata | ({LEFT_OUT: "; ".join(self.left_out)} if self.left_out else {})
 
 
 def map_columns(columns: Mapping[str, object]) -> Carried:
     """Sorts the columns of one row into alt text, class label and metadata.
 
-    Scalars only: lists, structs and bytes are left out, null and NaN count as absent; dates and decimals become text.
-    Raises ValueError for text that no encoding can hold (a lone surrogate).
+    Scalars only: lists, structs and bytes are no metadata, null and NaN count as absent; dates and decimals become text. A name
+    or a text that no encoding can hold (a lone surrogate) is named in `left_out`.
     """
-    values = {name: scalar for name, value in columns.items() if (scalar := _scalar(value)) is not None}
+    values: dict[str, Scalar] = {}
+    left_out = []
+    for name, value in columns.items():
+        try:
+            scalar = _scalar(value)
+            if scalar is not None and not name.isascii():
+                name.encode()
+        except UnicodeEncodeError:
+            left_out.append(f"{_readable(name)} holds text that is not valid Unicode")
+            continue
+        if scalar is not None:
+            values[name] = scalar
     alt_text = _take(values, ALT_TEXT_NAMES)
     class_label = _take(values, CLASS_LABEL_NAMES)
     return Carried(
         alt_text=None if alt_text is None else str(alt_text),
         class_label=None if class_label is None else _label(class_label),
         metadata=values,
+        left_out=tuple(left_out),
     )
 
 
@@ -52,6 +76,7 @@ def merge(first: Carried, second: Carried) -> Carried:
         alt_text=second.alt_text if first.alt_text is None else first.alt_text,
         class_label=second.class_label if first.class_label is None else first.class_label,
         metadata={**second.metadata, **first.metadata},
+        left_out=first.left_out + second.left_out,
     )
 
 
@@ -64,9 +89,22 @@ def duckdb_types(rows: Iterable[Mapping[str, Scalar]]) -> dict[str, str]:
     """The narrowest of BIGINT, DOUBLE, BOOLEAN and VARCHAR that holds all values seen, for each name in order of appearance."""
     types: dict[str, str] = {}
     for row in rows:
-        for name, value in row.items():
-            types[name] = _common_type(types.get(name), _duckdb_type(value))
+        merge_types(types, {name: _duckdb_type(value) for name, value in row.items()})
     return types
+
+
+def merge_types(types: dict[str, str], others: Mapping[str, str]) -> None:
+    """Widens `types` in place, so that each holds the values of both; text holds those of every type."""
+    for name, other in others.items():
+        types[name] = _common_type(types.get(name), other)
+
+
+def widen_types(types: dict[str, str], row: Mapping[str, Scalar], *, is_text: bool) -> None:
+    """The same for the values of one row; with `is_text` (csv) a value is what its text means, and `007` stays text."""
+    for name, value in row.items():
+        known = types.get(name)
+        if known != "VARCHAR":
+            types[name] = _common_type(known, _duckdb_type(_parsed(str(value)) if is_text else value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +123,8 @@ def parse_sidecars(files: Iterable[tuple[str, bytes, str]]) -> SidecarData:
     """Reads (suffix, bytes, where) in order; where two files know the same thing, the earlier one counts.
 
     Of a JSON, the top-level scalar fields are kept and those of SA-1B's `image`; nested ones are not, annotations least of all.
-    Raises ImageError("bad_sidecar") for text that is not UTF-8 and for JSON that is broken or no object.
+    A JSON that is no object, which many tools write annotations as, says nothing of the image, and is named in `left_out`.
+    Raises ImageError("bad_sidecar") for text that is not UTF-8 and for broken JSON.
     """
     data = SidecarData()
     for suffix, content, where in files:
@@ -96,6 +135,20 @@ def parse_sidecars(files: Iterable[tuple[str, bytes, str]]) -> SidecarData:
             mask_area_px=found.mask_area_px if data.mask_area_px is None else data.mask_area_px,
         )
     return data
+
+
+def _parsed(text: str) -> Scalar:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    is_code = text.lstrip("-+").startswith("0") and text.lstrip("-+")[1:2].isdigit()
+    return float(text) if _NUMBER.fullmatch(text) and not is_code else text
+
+
+def _readable(text: str) -> str:
+    """Text in which a lone surrogate is written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _common_type(first: str | None, second: str) -> str:
@@ -161,12 +214,10 @@ def _parse_json(text: str, where: str) -> SidecarData:
     except (ValueError, RecursionError) as error:
         raise ImageError("bad_sidecar", f"{where} is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise ImageError("bad_sidecar", f"{where} holds a {type(fields).__name__}, expected a JSON object")
+        kind = "an array" if isinstance(fields, list) else "a value"
+        return SidecarData(carried=Carried(left_out=(f"the JSON next to the image holds {kind} and no object",)))
     image = fields.get("image")
-    try:
-        carried = map_columns({**(image if isinstance(image, dict) else {}), **fields})
-    except ValueError as error:
-        raise ImageError("bad_sidecar", f"{where} holds text that is not valid Unicode") from error
+    carried = map_columns({**(image if isinstance(image, dict) else {}), **fields})
     num_masks, mask_area_px = _masks(fields.get("annotations"))
     return SidecarData(carried=carried, num_masks=num_masks, mask_area_px=mask_area_px)
 

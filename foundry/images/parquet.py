@@ -122,6 +122,19 @@ def name_classes(row: dict[str, Any], class_names: Mapping[str, Sequence[str]]) 
     return row
 
 
+def values_of(column: pa.Array) -> list[Any]:
+    """The values of a column as Python has them. Bytes of a text that are not UTF-8 become lone surrogates, as in file names:
+    so one bad text is named where it is (metadata.map_columns), and costs its neighbours nothing."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+    return values
+
+
 class ParquetRows:
     """A cursor over the image column and the scalar columns of one file.
 
@@ -176,7 +189,7 @@ class ParquetRows:
         """The scalar columns of a row."""
         batch = self._seek(row)
         names = [name for name in batch.schema.names if name in self.layout.types]
-        values = {name: batch.column(name)[row - self._batch_start].as_py() for name in names}
+        values = {name: values_of(batch.column(name).slice(row - self._batch_start, 1))[0] for name in names}
         return name_classes(values, self.layout.class_names)
 
     def _seek(self, row: int) -> pa.RecordBatch:
@@ -214,8 +227,8 @@ def _keys(file: pq.ParquetFile, layout: ParquetLayout) -> Iterator[str | None]:
         column = batch.column(0)
         if is_path:
             column = column.field("path")
-        for value in column.to_pylist():
-            text = None if value is None else str(value)
+        for value in values_of(column):
+            text = None if value is None or not _is_unicode(str(value)) else str(value)
             yield stem_of(text) if is_path and text else text
 
 
@@ -276,3 +289,11 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     except (KeyError, ValueError, AttributeError, TypeError):
         return {}
     return {name: names for name, names in labels.items() if isinstance(names, list)}
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
+from foundry.errors import StoreError
 from foundry.images.index import LISTED, ImageReference
 from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
 from foundry.images.parquet import ParquetRows
-from foundry.images.retries import StoreError, retried
-from foundry.storage.locations import is_url, locate, open_binary, parent
+from foundry.images.retries import retried
+from foundry.storage.locations import data_of, is_data_url, is_url, locate, open_binary, parent, shown
 from foundry.units.rejection import ImageError
 
 MAX_SIDECAR_BYTES = 64 << 20
@@ -186,7 +187,9 @@ class ImageReader:
 
     def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
         if reference.member == LISTED:
-            raise ImageError("unreadable", f"row {reference.row} of {reference.uri} names no image: fill it in or remove it")
+            raise ImageError(
+                "unreadable", f"row {reference.row} of {reference.uri} names no image in valid Unicode: fill it in or remove it"
+            )
         read = partial(self._read_once, reference, max_bytes)
         return retried(read, uri=reference.uri, name=_name(reference), before_retry=self._close_one)
 
@@ -277,6 +280,8 @@ def _keep(cache: OrderedDict[str, OpenedT], uri: str, opened: OpenedT) -> Opened
 
 def _read_file(uri: str, max_bytes: int | None) -> bytes:
     """A whole file. A local one is looked at first, since a pipe would block; a remote one is cut at the limit."""
+    if is_data_url(uri):
+        return data_of(uri)
     if not is_url(uri):
         status = os.stat(uri)
         if not stat.S_ISREG(status.st_mode):
@@ -293,9 +298,8 @@ def _read_file(uri: str, max_bytes: int | None) -> bytes:
 
 def _merge_json(indexed: str | None, carried: Carried) -> str | None:
     """Metadata of the index and of the sidecars as one JSON object; the index counts."""
-    if indexed is None or not carried.metadata:
-        return indexed or metadata_json(carried.metadata)
-    return metadata_json({**carried.metadata, **json.loads(indexed)})
+    found = carried.all_metadata
+    return metadata_json({**found, **json.loads(indexed)}) if indexed and found else indexed or metadata_json(found)
 
 
 def _too_many_bytes(name: str, num_bytes: int, max_bytes: int) -> ImageError:
@@ -304,6 +308,7 @@ def _too_many_bytes(name: str, num_bytes: int, max_bytes: int) -> ImageError:
 
 def _name(reference: ImageReference) -> str:
     """For messages: the file, and the member or row in it."""
+    uri = shown(reference.uri)
     if reference.row is not None:
-        return f"{reference.uri}, row {reference.row}, column {reference.member}"
-    return f"{reference.uri}, member {reference.member}" if reference.byte_offset is not None else reference.uri
+        return f"{uri}, row {reference.row}, column {reference.member}"
+    return f"{uri}, member {reference.member}" if reference.byte_offset is not None else uri

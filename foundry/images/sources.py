@@ -8,7 +8,7 @@ for source in find_sources(["~/photos", "s3://bucket/sa1b"]):
 
 import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -17,20 +17,22 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from foundry.errors import UserError
+from foundry.errors import SourceError, UserError
 from foundry.images.index import FolderNames, IndexRow, folder_names, index_file, index_folders, to_tables
-from foundry.images.lists import ListedImages, find_path_column, index_list, list_types
-from foundry.images.metadata import Scalar, duckdb_types, parse_sidecars
+from foundry.images.lists import ListedImages, find_path_column, index_list
+from foundry.images.metadata import Scalar, duckdb_types, merge_types, parse_sidecars
 from foundry.images.parquet import PATH_NAMES, index_parquet, layout_of, read_footer, read_schema
 from foundry.images.tar import index_tar
 from foundry.storage.file_kinds import (
     EXPECTED,
+    MASKS,
     PARQUET_SUFFIX,
     TAR_SUFFIX,
     TEXT_LIST_SUFFIXES,
     PassedOver,
     is_compressed_tar,
     is_image,
+    split_suffix,
     suffix_of,
 )
 from foundry.storage.locations import (
@@ -76,6 +78,8 @@ class Source:
     """Whether it was found by searching root (then a list's images may have sidecars) or was given itself."""
     lists: tuple[tuple[str, str], ...] = ()
     """For files: the lists (uri, path column) whose images are left to them."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of the names of images to leave out."""
     folders: tuple[FolderNames, ...] = field(default=(), repr=False, compare=False)
     """For a searched folder: what the search listed, so that the index lists nothing again."""
 
@@ -86,15 +90,18 @@ class Source:
         return record
 
 
-def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None) -> list[Source]:
+def find_sources(
+    images: Sequence[str], *, passed_over: PassedOver | None = None, ignore: Sequence[str] = MASKS
+) -> list[Source]:
     """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
 
-    Names as in file_kinds.is_ignored are passed over, save those given themselves, and counted in `passed_over`. What lies in
-    two of the given folders is found once. An image that a list names is left to the list. Each folder is listed once: the
-    names of its images and sidecars are kept for `index_source`, and take as much memory as text.
+    Names as in file_kinds.is_ignored and images that fit a pattern of `ignore` are passed over, save those given themselves,
+    and counted in `passed_over`. What lies in two of the given folders is found once. An image that a list names is left to
+    the list. Each folder is listed once: the names of its images and sidecars are kept for `index_source`, and take as much
+    memory as text.
     What a search finds and cannot use is passed over, and named in one warning: compressed tars, tables without images, without
-    rows, or in no format that can be read. A tar or Parquet file that is damaged is an error all the same, since its images
-    would be missing.
+    rows, or in no format that can be read, and Parquet files with the web addresses of what img2dataset put into the tar or the
+    folder of the same name. A tar or Parquet file that is damaged is an error all the same, since its images would be missing.
     Raises UserError in one line: nothing there, no images, a damaged Parquet file, and all of the above where it was given
     itself; a damaged tar is found out by `index_source`.
     """
@@ -107,9 +114,9 @@ def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None
         forget_listings(location)
         details = describe(location)
         if details.is_folder:
-            search = _search(location, passed_over)
+            search = _search(location, passed_over or PassedOver(), tuple(ignore))
             unusable |= search.unusable
-        for source in search.sources if details.is_folder else [_single(location, details)]:
+        for source in search.sources if details.is_folder else [_single(location, details, tuple(ignore))]:
             found.setdefault(source.uri, source)
     if unusable:
         logger.warning("passed over: %s", _named(unusable))
@@ -124,40 +131,33 @@ def find_sources(images: Sequence[str], *, passed_over: PassedOver | None = None
     return sorted(kept, key=lambda source: source.uri)
 
 
-def index_source(source: Source, *, passed_over: PassedOver | None = None) -> Iterator[pa.Table]:
+def index_source(
+    source: Source, *, passed_over: PassedOver | None = None, types: dict[str, str] | None = None
+) -> Iterator[pa.Table]:
     """The images of a source as tables of SOURCE_INDEX with at most 65,536 rows, in a fixed order; reads headers only.
 
     Rows are in the order of the tar, Parquet file or list; for loose files, those of a folder by name, then its subfolders.
     `relative` tells apart what one search finds, but a list may name an image twice, and two roots may hold the same paths.
     Memory: the names in one tar; for files next to lists, also 16 bytes for each listed image.
-    `passed_over` counts the images in a tar that are left out because of their names.
+    `passed_over` counts what is left out of a tar, and notes what was taken in a way that may be meant otherwise. `types` gets
+    the columns of a list that go to metadata with their DuckDB types, complete with the last table.
     Raises UserError in one line for a source that is empty, damaged or holds no image.
     """
-    return to_tables(_rows(source, passed_over))
-
-
-def carried_columns(source: Source, first: pa.Table) -> dict[str, str]:
-    """Names and DuckDB types (BIGINT, DOUBLE, BOOLEAN, VARCHAR) of what the source carries in the column `metadata`.
-
-    `first` is its first table of `index_source`. From the schema of Parquet, the first 1,000 rows of a text list, or the first
-    8 JSON sidecars. Later rows may hold other names and types, so cast with TRY_CAST.
-    Raises UserError for a source that cannot be read.
-    """
-    if source.kind == "list":
-        assert source.path_column is not None
-        return list_types(source.uri, path_column=source.path_column)
-    if source.kind == "parquet":
-        return layout_of(read_schema(source.uri)).metadata_types
-    return duckdb_types(_sampled_metadata(first))
+    return to_tables(_rows(source, passed_over, types))
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedSource:
-    """`tables` as index_source yields them, `carried` as carried_columns says; num_passed_over counts files in a tar."""
+    """`tables` as index_source yields them. The others are complete once `tables` are exhausted.
+
+    carried has the names and DuckDB types (BIGINT, DOUBLE, BOOLEAN, VARCHAR) of what the source carries in the column
+    `metadata`: from the schema of Parquet, all rows of a list, or the first 8 JSON sidecars. JSON read later may hold other
+    names and types, so cast with TRY_CAST.
+    """
 
     tables: Iterator[pa.Table]
     carried: dict[str, str]
-    num_passed_over: int
+    passed_over: PassedOver
 
 
 def index_sources(sources: Sequence[Source]) -> Iterator[IndexedSource]:
@@ -176,14 +176,21 @@ def index_sources(sources: Sequence[Source]) -> Iterator[IndexedSource]:
             threads.shutdown(cancel_futures=True)
 
 
-def _rows(source: Source, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
+def _rows(source: Source, passed_over: PassedOver | None, types: dict[str, str] | None) -> Iterator[IndexRow]:
     if source.kind == "tar":
-        return index_tar(source.uri, source.root, passed_over=passed_over)
+        return index_tar(source.uri, source.root, passed_over=passed_over, ignore=source.ignore)
     if source.kind == "parquet":
         return index_parquet(source.uri, source.root)
     if source.kind == "list":
         assert source.path_column is not None
-        return index_list(source.uri, source.root, path_column=source.path_column, search_sidecars=source.is_searched)
+        return index_list(
+            source.uri,
+            source.root,
+            path_column=source.path_column,
+            search_sidecars=source.is_searched,
+            passed_over=passed_over,
+            types=types,
+        )
     if not source.is_searched:
         return (row for row in index_file(source.uri) if row.uri not in ListedImages(source.lists, folder=source.root))
     return index_folders(source.folders, listed=ListedImages(source.lists, folder=source.root))
@@ -197,26 +204,30 @@ class _Found:
     unusable: dict[str, str] = field(default_factory=dict)
 
 
-def _search(root: str, passed_over: PassedOver | None) -> _Found:
+def _search(root: str, passed_over: PassedOver, ignore: tuple[str, ...]) -> _Found:
     """All that lies below a folder; UserError if there is no source."""
     found = _Found()
     folders: list[FolderNames] = []
     containers: list[str] = []
     for folder in walk(root, passed_over=passed_over):
-        if (names := folder_names(folder)) is not None:
+        if (names := folder_names(folder, ignore=ignore, passed_over=passed_over)) is not None:
             folders.append(names)
         containers += [join(folder.uri, name) for name in folder.files if _is_container(name)]
+    holders = {names.uri: names.uri for names in folders}
+    holders |= {split_suffix(location)[0]: location for location in containers if suffix_of(location) == TAR_SUFFIX}
+    indexed = partial(_container, root=root, holders=holders, ignore=ignore)
     with ThreadPoolExecutor(_SEARCHING_THREADS) as threads:
-        for location, source in zip(containers, threads.map(partial(_container, root=root), containers), strict=True):
+        for location, source in zip(containers, threads.map(indexed, containers), strict=True):
             if isinstance(source, Source):
                 found.sources.append(source)
             else:
                 found.unusable[location] = source
     if folders:
-        found.sources.append(Source(kind="files", uri=root, root=root, is_searched=True, folders=tuple(folders)))
+        found.sources.append(Source(kind="files", uri=root, root=root, is_searched=True, ignore=ignore, folders=tuple(folders)))
     if not found.sources:
         unusable = f" ({_named(found.unusable)})" if found.unusable else ""
-        raise UserError(f"no images found in {root}; expected {EXPECTED}{unusable}")
+        passed = f" ({line})" if (line := passed_over.line()) else ""
+        raise UserError(f"no images found in {root}; expected {EXPECTED}{unusable}{passed}")
     return found
 
 
@@ -232,8 +243,9 @@ def _named(unusable: Mapping[str, str]) -> str:
     return f"{count} no images to read: {'; '.join(named + more)}"
 
 
-def _container(location: str, *, root: str) -> Source | str:
-    """The source that a file in a searched folder is, or why it is none. Raises UserError for damaged Parquet."""
+def _container(location: str, *, root: str, holders: Mapping[str, str], ignore: tuple[str, ...]) -> Source | str:
+    """The source that a file in a searched folder is, or why it is none. `holders` are the tars and the folders with images, by
+    their location without suffix. Raises UserError for damaged Parquet."""
     if is_compressed_tar(location):
         return "a compressed tar, gunzip it first"
     try:
@@ -241,11 +253,13 @@ def _container(location: str, *, root: str) -> Source | str:
     except UserError as error:
         if suffix_of(location) == PARQUET_SUFFIX:
             raise
-        return str(error).split(";")[0].removeprefix(f"cannot read {location}: ").removeprefix(f"{location} has ")
+        return error.reason if isinstance(error, SourceError) else str(error)
     if container.kind is None:
         return "no column of images or of paths to images"
     if container.kind == "parquet" and not container.num_rows:
         return "no rows"
+    if container.has_urls and (holder := holders.get(split_suffix(location)[0])):
+        return f"the web addresses of images that are in {holder}"
     details = describe(location)
     return Source(
         kind=container.kind,
@@ -255,10 +269,11 @@ def _container(location: str, *, root: str) -> Source | str:
         modified=details.modified,
         path_column=container.path_column,
         is_searched=True,
+        ignore=ignore,
     )
 
 
-def _single(location: str, details: Details) -> Source:
+def _single(location: str, details: Details, ignore: tuple[str, ...]) -> Source:
     """The source that a file given by itself is."""
     path = location.split("?", 1)[0] if "://" in location else location
     if is_compressed_tar(path):
@@ -270,6 +285,8 @@ def _single(location: str, details: Details) -> Source:
             raise UserError(f"{location} is no source of images; expected a folder, {EXPECTED}")
         container = _classify(location)
         kind, column = container.kind, container.path_column
+        if container.has_urls and (holder := _holder_beside(location)):
+            raise UserError(f"{location} has the web addresses of images that are in {holder} already: give {holder} instead")
     if kind is None:
         names = ", ".join(PATH_NAMES)
         raise UserError(f"{location} has no column of image bytes, nor one of paths to images; name the column one of: {names}")
@@ -280,7 +297,21 @@ def _single(location: str, details: Details) -> Source:
         num_bytes=details.num_bytes,
         modified=details.modified,
         path_column=column,
+        ignore=ignore,
     )
+
+
+def _holder_beside(location: str) -> str | None:
+    """The tar or the folder into which img2dataset put the images of a Parquet file with their addresses, if it is there."""
+    if location.startswith(("http://", "https://")):
+        return None
+    for holder in (f"{split_suffix(location)[0]}{TAR_SUFFIX}", split_suffix(location)[0]):
+        try:
+            if describe(holder).is_folder != holder.endswith(TAR_SUFFIX):
+                return holder
+        except UserError:
+            continue
+    return None
 
 
 @dataclass(frozen=True)
@@ -293,6 +324,8 @@ class _Container:
     """Of a list."""
     num_rows: int | None = None
     """Of Parquet with images."""
+    has_urls: bool = False
+    """Whether it is a list in Parquet with a column `url`, as img2dataset writes next to the images that it fetched."""
 
 
 def _classify(location: str) -> _Container:
@@ -303,18 +336,29 @@ def _classify(location: str) -> _Container:
         return _Container("list" if column else None, column)
     footer = read_footer(location)
     layout = layout_of(footer.schema)
+    twice = [name for name, count in Counter(footer.schema.names).items() if count > 1]
+    if twice and (layout.image or layout.path):
+        raise UserError(f"{location} has {footer.schema.names.count(twice[0])} columns named {twice[0]!r}; rename all but one")
     if layout.image is not None:
         return _Container("parquet", num_rows=footer.num_rows)
     # Our own files name tars in their column uri: they are results, not lists of images.
     is_ours = bool(versioned(pa.schema([])).metadata.keys() & (footer.schema.metadata or {}).keys())
-    return _Container("list", layout.path) if layout.path and not is_ours else _Container(None)
+    has_urls = any(name.lower() == "url" for name in footer.schema.names)
+    return _Container("list", layout.path, has_urls=has_urls) if layout.path and not is_ours else _Container(None)
 
 
 def _compressed(location: str) -> UserError:
     return UserError(f"{location} is a compressed tar, from which byte ranges cannot be read; gunzip it first")
 
 
-def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
+def _carried_columns(source: Source, first: pa.Table, passed_over: PassedOver) -> dict[str, str]:
+    """What can be said of IndexedSource.carried by the first table. Raises UserError for a source that cannot be read."""
+    if suffix_of(source.uri) == PARQUET_SUFFIX:
+        return layout_of(read_schema(source.uri)).metadata_types
+    return {} if source.kind == "list" else duckdb_types(_sampled_metadata(first, passed_over))
+
+
+def _sampled_metadata(first: pa.Table, passed_over: PassedOver) -> Iterator[Mapping[str, Scalar]]:
     """Metadata from the first JSON sidecars of a tar or a folder."""
     rows = first.select(["uri", "sidecars"]).slice(0, _SAMPLED_FILES).to_pylist()
     found = [(row["uri"], sidecar) for row in rows for sidecar in row["sidecars"] if sidecar["suffix"] == ".json"]
@@ -324,16 +368,21 @@ def _sampled_metadata(first: pa.Table) -> Iterator[Mapping[str, Scalar]]:
             file.seek(sidecar["byte_offset"] or 0)
             content = file.read(-1 if sidecar["byte_length"] is None else sidecar["byte_length"])
         try:
-            yield parse_sidecars([(".json", content, uri)]).carried.metadata
+            carried = parse_sidecars([(".json", content, uri)]).carried
         except ImageError:
             continue  # It will be rejected with its image, by name, when it is read.
+        if carried.left_out:
+            finding = f"of the first {_SAMPLED_JSON} JSON files of a source cannot be taken whole; their images are kept"
+            passed_over.note(finding, f"{uri}: {carried.left_out[0]}")
+        yield carried.all_metadata
 
 
 def _index(source: Source) -> IndexedSource:
     passed_over = PassedOver()
-    tables = index_source(source, passed_over=passed_over)
+    carried: dict[str, str] = {}
+    tables = index_source(source, passed_over=passed_over, types=carried)
     first = next(tables, None)
     if first is None:
-        return IndexedSource(tables=tables, carried={}, num_passed_over=0)
-    carried = carried_columns(source, first)
-    return IndexedSource(tables=itertools.chain([first], tables), carried=carried, num_passed_over=passed_over.files)
+        return IndexedSource(tables=tables, carried={}, passed_over=passed_over)
+    merge_types(carried, _carried_columns(source, first, passed_over))
+    return IndexedSource(tables=itertools.chain([first], tables), carried=carried, passed_over=passed_over)

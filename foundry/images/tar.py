@@ -8,12 +8,21 @@ Source: POSIX.1-2001 (ustar, pax); GNU tar manual, "Basic Tar Format" (long name
 
 import posixpath
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 from foundry.errors import UserError
 from foundry.images.index import IndexRow, SidecarRow
-from foundry.storage.file_kinds import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, PassedOver, is_ignored_path, is_image, split_suffix
+from foundry.storage.file_kinds import (
+    IMAGE_SUFFIXES,
+    SIDECAR_SUFFIXES,
+    PassedOver,
+    is_ignored_path,
+    is_image,
+    is_mask,
+    split_suffix,
+)
 from foundry.storage.locations import describe, is_url, open_binary, read_errors, relative_to
 
 _BLOCK = 512
@@ -36,31 +45,43 @@ class TarMember(NamedTuple):
     length: int
 
 
-def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None) -> Iterator[IndexRow]:
-    """The images of a tar in the order of the archive, each with the files that share its path without the suffix.
+def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None, ignore: Sequence[str] = ()) -> Iterator[IndexRow]:
+    """The images of a tar in the order of the archive, each with the files that belong to it.
 
-    A WebDataset sample's files share the name up to its first dot; that is tried second. Images and their sidecars need
-    not be adjacent, so the headers are read to the end before the first row. Of two members with one path the later counts,
-    as in unpacking. What file_kinds.is_ignored_path names is left out, and counted in `passed_over`.
+    Those are, for each suffix, the file that shares its path without the suffix, else one of its WebDataset sample: the files
+    with the same name up to the first dot, so that `s0.input.jpg` has the text `s0.outputs.txt`. Images and their sidecars need
+    not be adjacent, so the headers are read to the end before the first row. Of two members with one path the later counts, as
+    in unpacking. What file_kinds.is_ignored_path names is left out, and so are images whose names fit a pattern of `ignore`;
+    `passed_over` counts both and members of other kinds by suffix, and notes samples that could be meant otherwise.
     Raises UserError if the tar is empty, compressed, truncated or damaged, holds sparse files or links, or holds no image.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
     images: dict[str, TarMember] = {}
     sidecars: dict[str, dict[str, SidecarRow]] = {}
-    for member in walk_tar(uri):
-        stem, suffix = split_suffix(member.path)
-        if is_ignored_path(member.path):
-            if passed_over is not None:
-                passed_over.files += suffix in IMAGE_SUFFIXES
+    for member in walk_tar(uri, passed_over=passed_over):
+        path = member.path
+        stem, suffix = split_suffix(path)
+        if is_ignored_path(path):
+            passed_over.files += suffix in IMAGE_SUFFIXES
+        elif suffix in IMAGE_SUFFIXES and is_mask(path[path.rfind("/") + 1 :], ignore):
+            passed_over.masks += 1
         elif suffix in IMAGE_SUFFIXES:
-            images[member.path] = member
+            if path in images:
+                passed_over.note(
+                    "images in tars have the path of a later one, which counts, as in unpacking", f"{path} of {uri}"
+                )
+            images[path] = member
         elif suffix in SIDECAR_SUFFIXES:
             sidecars.setdefault(stem, {})[suffix] = SidecarRow(suffix, None, member.offset, member.length)
+        else:
+            passed_over.suffixes[suffix] += 1
     if not images:
         raise UserError(f"{uri} holds no image; give a tar with image files, as WebDataset and SA-1B write them")
     container = relative_to(uri, root)
+    samples = _Samples(images, sidecars, uri=uri, passed_over=passed_over)
+    passed_over.sidecars += samples.num_alone()
     for member in images.values():
         stem = split_suffix(member.path)[0]
-        beside = sidecars.get(stem) or sidecars.get(_sample_key(member.path)) or {}
         yield IndexRow(
             stem[stem.rfind("/") + 1 :],
             f"{container}/{member.path}",
@@ -69,17 +90,85 @@ def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None) -> 
             member.offset,
             member.length,
             None,
-            tuple(beside[suffix] for suffix in SIDECAR_SUFFIXES if suffix in beside),
+            samples.beside(stem),
         )
 
 
-def walk_tar(uri: str) -> Iterator[TarMember]:
-    """All regular files of a tar, in order, reading headers only. Raises UserError as `index_tar` says, save for images."""
+class _Samples:
+    """The sidecars of a tar's images, by path without suffix and by WebDataset's key."""
+
+    def __init__(
+        self,
+        images: Iterable[str],
+        sidecars: Mapping[str, Mapping[str, SidecarRow]],
+        *,
+        uri: str,
+        passed_over: PassedOver,
+    ) -> None:
+        self._sidecars = sidecars
+        self._uri = uri
+        self._passed_over = passed_over
+        stems = {split_suffix(path)[0] for path in images}
+        dotted = {key for stem in stems if (key := _sample_key(stem)) != stem}
+        # By key, what can belong to an image of another stem: no image's own, or named by the key alone. Most tars have none.
+        self._loose: dict[str, list[str]] = {}
+        for stem in sidecars:
+            if stem not in stems or stem in dotted:
+                self._loose.setdefault(_sample_key(stem), []).append(stem)
+        self._num_images = Counter(key for stem in stems if (key := _sample_key(stem)) in self._loose)
+
+    def num_alone(self) -> int:
+        """How many sidecars belong to no image."""
+        alone = [stem for key, stems in self._loose.items() if not self._num_images[key] for stem in stems]
+        return sum(len(self._sidecars[stem]) for stem in alone)
+
+    def beside(self, stem: str) -> tuple[SidecarRow, ...]:
+        """The sidecars of the image with this path without suffix, one for each suffix."""
+        own = self._sidecars.get(stem, {})
+        key = _sample_key(stem)
+        if key not in self._loose:
+            return tuple(own[suffix] for suffix in SIDECAR_SUFFIXES if suffix in own)
+        # The one named by the key alone comes first.
+        loose = sorted(self._loose[key], key=lambda other: (other != key, other))
+        return tuple(row for suffix in SIDECAR_SUFFIXES if (row := own.get(suffix) or self._taken(suffix, stem, loose)))
+
+    def _taken(self, suffix: str, stem: str, loose: list[str]) -> SidecarRow | None:
+        """The first file of a sample with this suffix; says so where there are others, or other images to take it."""
+        found = [other for other in loose if suffix in self._sidecars[other]]
+        if not found:
+            return None
+        taken = f"{found[0]}{suffix}"
+        if len(found) > 1 and found[0] != _sample_key(stem):
+            finding = f"images of tars have several {suffix} files in their sample, of which the first is taken"
+            self._passed_over.note(finding, f"{stem}: {taken} of {self._uri}")
+        if found[0] != _sample_key(stem) and self._num_images[_sample_key(stem)] > 1:
+            finding = f"images of tars share the {suffix} file of their sample with its other images"
+            self._passed_over.note(finding, f"{stem}: {taken} of {self._uri}")
+        return self._sidecars[found[0]][suffix]
+
+
+def walk_tar(uri: str, *, passed_over: PassedOver | None = None) -> Iterator[TarMember]:
+    """All regular files of a tar, in order, reading headers only; `passed_over` gets a note where the end mark is missing.
+
+    Raises UserError as `index_tar` says, save for images.
+    """
     num_bytes = describe(uri).num_bytes
     if num_bytes == 0:
         raise UserError(f"{uri} is empty (0 bytes), expected a tar; fetch it again or remove it")
     with read_errors(uri, "check its permissions, or fetch it again"), open_binary(uri) as file:
-        yield from _walk(_Window(file, is_remote=is_url(uri)), uri, num_bytes)
+        yield from walk_members(file, uri, num_bytes=num_bytes, is_remote=is_url(uri), passed_over=passed_over)
+
+
+def walk_members(
+    file: BinaryIO,
+    uri: str,
+    *,
+    num_bytes: int | None = None,
+    is_remote: bool = False,
+    passed_over: PassedOver | None = None,
+) -> Iterator[TarMember]:
+    """The same of an open tar that can seek, forward at least. Without `num_bytes` it misses that a payload is cut off."""
+    yield from _walk(_Window(file, is_remote=is_remote), uri, num_bytes, PassedOver() if passed_over is None else passed_over)
 
 
 class _Window:
@@ -117,10 +206,17 @@ class _Pending:
         self.size: int | None = None
 
 
-def _walk(window: _Window, uri: str, num_bytes: int | None) -> Iterator[TarMember]:
+def _walk(window: _Window, uri: str, num_bytes: int | None, passed_over: PassedOver) -> Iterator[TarMember]:
     offset = 0
     pending = _Pending()
-    while (header := window.read(offset, _BLOCK)).strip(b"\0"):
+    is_ended = False
+    while header := window.read(offset, _BLOCK):
+        if not header.strip(b"\0"):
+            # The end of an archive; where tars were joined by `cat`, the next one follows.
+            offset += _BLOCK
+            pending, is_ended = _Pending(), True
+            continue
+        is_ended = False
         _check_header(header, uri, offset)
         kind = header[156]
         is_extension = kind in _EXTENSION_TYPES
@@ -138,8 +234,8 @@ def _walk(window: _Window, uri: str, num_bytes: int | None) -> Iterator[TarMembe
         _refuse_indirect(kind, path, uri)
         if kind in _FILE_TYPES and not path.endswith("/"):
             yield TarMember(path, payload, length)
-    if offset == 0 and len(header) < _BLOCK:
-        raise UserError(f"{uri} is not a tar; {_remedy(header)}")
+    if not is_ended:
+        passed_over.note("tars have no end mark, so they may be cut off between two files", uri)
 
 
 def _refuse_indirect(kind: int, path: str, uri: str) -> None:

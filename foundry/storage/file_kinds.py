@@ -1,7 +1,9 @@
 """File kinds, told by the name alone: image, sidecar, tar, Parquet, list, or a file to skip."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -22,27 +24,76 @@ TEXT_LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 RESULTS = {"run.json": ("plans", "commits"), "dataset.json": ("samples",), "features.json": ("plan", "commits")}
 """Record of a folder of ours, and the folders of which one is next to it. The record's name alone may be a sidecar's."""
 
+MASKS = ("*.mask.png",)
+"""Names of image files that are masks of other images: a search leaves them out unless it is told otherwise."""
+
 _MARKED_SUFFIXES = (PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)
+# Folders of network drives and systems, in lower case: thumbnails, snapshots and deleted files.
+_DRIVE_FOLDERS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin")
+_MARKS = ("/.", "/_", "/@", "/#", "/$")
+_NAMED_SUFFIXES = 5
 
 EXPECTED = "image files, .tar (WebDataset, SA-1B), .parquet with image bytes, or a list of paths (.jsonl, .csv, .tsv, .parquet)"
 
 
 @dataclass
 class PassedOver:
-    """Counts what a search leaves out because of its name: files that would have been taken, folders, and results of ours."""
+    """Counts what a search leaves out: because of its name (files that would have been taken, folders), results of ours, masks,
+    and files of other kinds by suffix. `notes` are other findings that a user should know of."""
 
     files: int = 0
     folders: int = 0
     results: int = 0
+    drive_folders: int = 0
+    """Folders of is_drive_folder."""
+    masks: int = 0
+    """Images that one of the patterns to ignore fits."""
+    sidecars: int = 0
+    """Texts, labels and JSONs in a folder or tar with images that share their name with none of them."""
+    suffixes: Counter[str] = field(default_factory=Counter)
+    """Files that are no image, sidecar or source by their suffix, by that suffix."""
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """A finding, as it reads after a number → how often it was made, and the first place."""
+
+    def note(self, finding: str, where: str, *, count: int = 1) -> None:
+        """Adds to a finding."""
+        before, first = self.notes.get(finding, (0, where))
+        self.notes[finding] = (before + count, first)
+
+    def add(self, other: "PassedOver") -> None:
+        """Adds the counts and notes of another search."""
+        self.files += other.files
+        self.folders += other.folders
+        self.results += other.results
+        self.drive_folders += other.drive_folders
+        self.masks += other.masks
+        self.sidecars += other.sidecars
+        self.suffixes += other.suffixes
+        for finding, (count, where) in other.notes.items():
+            self.note(finding, where, count=count)
 
     def line(self, *, in_tars: int = 0) -> str:
         """One line for a person, empty where nothing was passed over; `in_tars` are more files."""
         counts = [(self.files + in_tars, "file"), (self.folders, "folder")]
-        found = " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
+        found = " and ".join(_counted(count, what) for count, what in counts if count)
         marks = "hidden (.), or a folder, Parquet file or list that begins with _"
-        named = f"because of their names: {found} ({marks})" if found else ""
-        ours = f"{self.results} folder{'s' if self.results > 1 else ''} of runs, data sets or features" if self.results else ""
-        return f"passed over {' and '.join(part for part in (named, ours) if part)}" if named or ours else ""
+        parts = [f"because of their names: {found} ({marks})"] if found else []
+        if self.results:
+            parts.append(f"{_counted(self.results, 'folder')} of runs, data sets or features")
+        if self.drive_folders:
+            parts.append(f"{_counted(self.drive_folders, 'folder')} of thumbnails or deleted files on a drive")
+        if self.masks:
+            parts.append(f"{_counted(self.masks, 'mask')} of images")
+        if self.sidecars:
+            parts.append(f"{_counted(self.sidecars, 'text or JSON file')} with the name of no image")
+        if self.suffixes:
+            parts.append(f"{_counted(self.suffixes.total(), 'file')} that no reader takes for images ({self._suffixes()})")
+        return f"passed over {' and '.join(parts)}" if parts else ""
+
+    def _suffixes(self) -> str:
+        ranked = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
+        named = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in ranked[:_NAMED_SUFFIXES]]
+        return ", ".join([*named, *["…"] * (len(ranked) > _NAMED_SUFFIXES)])
 
 
 def holds_results(files: Collection[str], subfolders: Collection[str]) -> bool:
@@ -51,11 +102,19 @@ def holds_results(files: Collection[str], subfolders: Collection[str]) -> bool:
 
 
 def is_ignored(name: str, *, is_folder: bool) -> bool:
-    """Whether a search passes over one component of a path: hidden, or a folder, Parquet file or list marked by `_`.
+    """Whether a search passes over one component of a path: hidden, or a folder, Parquet file or list marked by `_`, or a
+    folder in which a network drive keeps thumbnails or deleted files.
 
     `_` marks what belongs to the data and is none (`_SUCCESS`, `__MACOSX`); images keep it, since cameras write `_DSC1234.JPG`.
     """
+    if is_folder and is_drive_folder(name):
+        return True
     return name.startswith(".") or (name.startswith("_") and (is_folder or name.lower().endswith(_MARKED_SUFFIXES)))
+
+
+def is_drive_folder(name: str) -> bool:
+    """Whether a folder of this name holds a network drive's or a system's thumbnails, snapshots or deleted files."""
+    return name.lower() in _DRIVE_FOLDERS
 
 
 def is_ignored_path(path: str) -> bool:
@@ -64,10 +123,19 @@ def is_ignored_path(path: str) -> bool:
     >>> is_ignored_path("a/_DSC1.jpg"), is_ignored_path("__MACOSX/a.jpg"), is_ignored_path("a/._DSC1.jpg")
     (False, True, True)
     """
-    if not path.startswith((".", "_")) and "/." not in path and "/_" not in path:
+    if not path.startswith((".", "_", "@", "#", "$")) and not any(mark in path for mark in _MARKS):
         return False  # the inner loop of indexing
     *folders, name = path.split("/")
     return is_ignored(name, is_folder=False) or any(is_ignored(folder, is_folder=True) for folder in folders)
+
+
+def is_mask(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns fits a file's name, in any case.
+
+    >>> is_mask("a.mask.PNG", MASKS), is_mask("mask.png", MASKS)
+    (True, False)
+    """
+    return bool(patterns) and any(fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
 
 
 def is_source(name: str) -> bool:
@@ -111,3 +179,7 @@ def stem_of(path: str) -> str:
     if "://" in path:
         path = path.split("?", 1)[0].split("#", 1)[0]
     return split_suffix(path[path.rfind("/") + 1 :])[0]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count > 1 else ''}"

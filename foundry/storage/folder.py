@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from foundry.errors import UserError
-from foundry.storage.locations import is_store_failure, local_names, one_line, open_filesystem, remote_names
+from foundry.errors import UserError, one_line
+from foundry.storage.locations import is_store_failure, local_names, open_filesystem, remote_names
 
 
 class Folder:

@@ -4,6 +4,8 @@ A location is an absolute local path or a URL with a protocol (`s3://bucket/key`
 environment or fsspec's own configuration, never from the location.
 """
 
+import base64
+import errno
 import os
 import posixpath
 import stat
@@ -13,11 +15,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import unquote_to_bytes
 
 import fsspec
 
-from foundry.errors import UserError
-from foundry.storage.file_kinds import PassedOver, holds_results, is_ignored, is_source
+from foundry.errors import SourceError, UserError, one_line
+from foundry.storage.file_kinds import (
+    SIDECAR_SUFFIXES,
+    PassedOver,
+    holds_results,
+    is_drive_folder,
+    is_ignored,
+    is_source,
+    suffix_of,
+)
+
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+_DATA = "data:"
+_SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +56,27 @@ class Listing:
 def is_url(location: str) -> bool:
     """Whether a location has a protocol; a local path has none."""
     return "://" in location
+
+
+def is_data_url(location: str) -> bool:
+    """Whether a location is its own content: `data:image/png;base64,…`."""
+    return location.startswith(_DATA)
+
+
+def data_of(url: str) -> bytes:
+    """The content of a data URL. Raises ValueError for one that is cut off or no base64. Source: RFC 2397."""
+    kind, comma, content = url.removeprefix(_DATA).partition(",")
+    if not comma:
+        raise ValueError("a data URL has a comma before its content")
+    decoded = unquote_to_bytes(content)
+    if not kind.lower().endswith(";base64"):
+        return decoded
+    return base64.b64decode(decoded + b"=" * (-len(decoded) % 4), validate=True)  # many writers leave the padding out
+
+
+def shown(text: str) -> str:
+    """A location or a message of any length, short enough for a person to read."""
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}… ({len(text):,} characters)"
 
 
 def is_local_path(url: str) -> bool:
@@ -81,11 +117,6 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, cast(str, path)
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line, never empty."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def join(folder: str, relative: str) -> str:
     """A location below a folder."""
     return f"{_with_slash(folder)}{relative}"
@@ -114,7 +145,7 @@ def relative_to(location: str, folder: str) -> str:
 def locate(path: str, folder: str) -> str:
     """The location that a path or URL means when it is written in a file of that folder."""
     path = path.removeprefix("file://")
-    if is_url(path):
+    if is_url(path) or is_data_url(path):
         return path
     if is_url(folder) and not path.startswith("/"):
         protocol, folder_path = folder.split("://", 1)
@@ -135,7 +166,7 @@ def describe(location: str) -> Details:
 
 @contextmanager
 def read_errors(location: str, advice: str) -> Iterator[None]:
-    """Turns a failure to read a location into a UserError that names it and ends in the advice.
+    """Turns a failure to read a location into a SourceError that names it and ends in the advice.
 
     Bugs pass, as far as they can be told: a local file fails with OSError or, damaged, with ValueError or an error of Arrow;
     each remote store has classes of its own without a common base.
@@ -149,7 +180,8 @@ def read_errors(location: str, advice: str) -> Iterator[None]:
 
         if not is_url(location) and not isinstance(error, OSError | ValueError | pa.ArrowException):
             raise
-        raise UserError(f"cannot read {location}: {_reason(error)}; {advice}") from error
+        reason = _reason(error)
+        raise SourceError(f"cannot read {location}: {reason}; {advice}", reason=reason) from error
 
 
 def is_store_failure(error: Exception, url: str) -> bool:
@@ -180,11 +212,13 @@ def walk(
     true_path = folder if is_url(folder) else os.path.realpath(folder)
     if true_path in above:
         return
+    in_folder = PassedOver()
     with read_errors(folder, "check its permissions"):
-        files, subfolders = _list(folder, passed_over)
+        files, subfolders = _list(folder, in_folder)
     if relative and holds_results(files, subfolders):
         passed_over.results += 1
         return
+    passed_over.add(in_folder)
     yield Listing(uri=folder, relative=relative, files=files)
     inside = above | {true_path}
     for name in subfolders:
@@ -192,21 +226,34 @@ def walk(
 
 
 def list_files(folder: str) -> list[str]:
-    """Sorted names of the files in one folder, ignored ones left out; empty if it is not there or the store has no folders."""
-    if folder.startswith(("http://", "https://")):
+    """Sorted names of the files in one folder, ignored ones left out; empty if it is not there, cannot be there (a name that no
+    file system takes) or the store has no folders."""
+    if folder.startswith(("http://", "https://")) or "\0" in folder:
         return []
     with read_errors(folder, "check its permissions"):
         try:
             return _list(folder, PassedOver())[0]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            if error.errno in _NO_SUCH_NAME:
+                return []
+            raise
 
 
 def local_names(folder: str) -> Iterator[tuple[str, bool]]:
     """Names in a local folder, in no order, and whether each is a folder; without fsspec's call to stat for each."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            yield entry.name, entry.is_dir()
+            yield entry.name, _leads_to_folder(entry)
+
+
+def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
+    """False for a symbolic link that leads nowhere (to itself, or where it may not be followed): reading it says why."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def remote_names(filesystem: Any, path: str) -> Iterator[tuple[str, bool]]:
@@ -231,6 +278,10 @@ def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
     for name, is_folder in remote_names(*open_filesystem(folder)) if is_url(folder) else local_names(folder):
         if not is_ignored(name, is_folder=is_folder):
             found.append((name, is_folder))
+            if not is_folder and not is_source(name) and (suffix := suffix_of(name)) not in SIDECAR_SUFFIXES:
+                passed_over.suffixes[suffix] += 1
+        elif is_folder and is_drive_folder(name):
+            passed_over.drive_folders += 1
         elif is_folder:
             passed_over.folders += 1
         elif is_source(name):

@@ -6,10 +6,14 @@ Its HTTPError is that of its HTTP library, which changes its name between versio
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foundry.errors import UserError
+from foundry.errors import NotOnHub, UserError, one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 _BUSY = (408, 429)  # and whatever is 500 or more: the hub itself is unwell, and the cache may help
 _WHOLE_BYTES = 1 << 30
@@ -18,10 +22,12 @@ _BLOCKS = 256
 _BLOCK_BYTES = 256 << 10
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".model")
 _MOST_NAMED = 4
+_OUT_OF_REACH = "the hub is out of reach, and its cache on this machine does not have it"
 
 
-class NotOnHub(Exception):
-    """A file is unavailable; the message is the reason, a part of a sentence."""
+def unavailable(name: str, reason: str, *, advice: str = "fetch it first, or give a folder") -> NotOnHub:
+    """The error for a model that is unavailable, whoever wanted to fetch it."""
+    return NotOnHub(f"{name} is unavailable ({reason}): {advice}", reason=reason)
 
 
 def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
@@ -30,15 +36,21 @@ def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
     The name of its folder is the commit. Raises NotOnHub.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 
     answers = _answers(name, file, revision)
-    try:
+    with _refusals(name, file=file, revision=revision):
         return Path(hf_hub_download(name, file, revision=revision, local_files_only=not answers))
-    except LocalEntryNotFoundError:
-        raise NotOnHub("the hub is out of reach, and its cache on this machine does not have it") from None
-    except (HTTPError, OSError) as error:
-        raise NotOnHub(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def hub_folder(name: str, *, patterns: list[str], ignore: list[str], revision: str | None = None) -> Path:
+    """Folder in the cache with a repository's files that match `patterns` and none of `ignore`; as hub_file does.
+
+    snapshot_download itself asks once, and takes what is in the cache where the hub does not answer.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _refusals(name, file="such file", revision=revision):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignore))
 
 
 def hub_parameters(name: str, *, revision: str | None = None) -> int:
@@ -95,7 +107,7 @@ def load_network(load: Callable[..., Any], path: str | Path, *, what: str, **opt
         SafetensorError,
         StrictDataclassError,
     ) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error, limit=300)}"
         raise UserError(f"{path} cannot be read as {what} ({reason}): fetch it again, or give another model") from error
     check_complete(path, found["missing_keys"], what=what)
     return network
@@ -114,19 +126,39 @@ def check_complete(path: str | Path, missing: Iterable[str], *, what: str) -> No
 def _answers(name: str, file: str, revision: str | None) -> bool:
     """Whether the hub has the file; False where it cannot be asked. Raises NotOnHub where it says no."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    with _refusals(name, file=file, revision=revision):
+        try:
+            get_hf_file_metadata(hf_hub_url(name, file, revision=revision))
+        except (HTTPError, OSError) as error:
+            if isinstance(error, HfHubHTTPError) and not _is_unwell(error):
+                raise
+            return False
+    return True
+
+
+def _is_unwell(error: "HfHubHTTPError") -> bool:
+    """Whether the hub itself is at fault, so that the cache may help."""
+    return error.response.status_code >= 500 or error.response.status_code in _BUSY
+
+
+@contextmanager
+def _refusals(name: str, *, file: str, revision: str | None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into NotOnHub."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 
     try:
-        get_hf_file_metadata(hf_hub_url(name, file, revision=revision))
+        yield
     except HFValidationError:
-        raise NotOnHub("that is neither a folder nor a hub id") from None
+        raise unavailable(name, "that is neither a folder nor a hub id") from None
+    except LocalEntryNotFoundError:
+        raise unavailable(name, _OUT_OF_REACH) from None
     except HfHubHTTPError as error:
-        if error.response.status_code >= 500 or error.response.status_code in _BUSY:
-            return False
-        raise NotOnHub(_refusal(error, file=file, revision=revision)) from None
-    except (HTTPError, OSError):
-        return False
-    return True
+        reason = _OUT_OF_REACH if _is_unwell(error) else _refusal(error, file=file, revision=revision)
+        raise unavailable(name, reason) from None
+    except (HTTPError, OSError) as error:
+        raise unavailable(name, one_line(error)) from None
 
 
 def _refusal(error: Exception, *, file: str, revision: str | None) -> str:
@@ -138,7 +170,7 @@ def _refusal(error: Exception, *, file: str, revision: str | None) -> str:
         RevisionNotFoundError: f"it has no revision {revision}",
         EntryNotFoundError: f"it has no {file}",
     }
-    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), " ".join(str(error).split()))
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), one_line(error))
 
 
 def _blocks(size: int, *, is_whole: bool) -> Iterator[tuple[int, int]]:

@@ -115,13 +115,18 @@ def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def record_carried(run: Folder, carried: Mapping[str, str]) -> None:
-    """Adds columns that sources carry (name → SQL type) to run.json, where readers look for them."""
+def record_carried(run: Folder, record: RunRecord, carried: Mapping[str, str]) -> RunRecord:
+    """Adds columns that sources carry (name → SQL type) to run.json, where readers look for them; returns the new record.
+
+    run.json is read again before it is written, since another process may have changed it after `record` was read.
+    """
+    if carried.items() <= record.carried.items():
+        return record
     with store_errors(run):
-        record = RunRecord.read(run)
-        assert record is not None, run.url
-        if not carried.items() <= record.carried.items():
-            replace(record, carried={**record.carried, **carried}).write(run)
+        newest = RunRecord.read(run) or record
+        changed = replace(newest, carried={**newest.carried, **carried})
+        changed.write(run)
+    return changed
 
 
 def _damaged(run: Folder, *, num_bytes: int) -> UserError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.command_line import counted
-from foundry.errors import UserError
+from foundry.errors import RayLost, UserError
 from foundry.hardware import cpu_environment
 from foundry.storage.locations import is_local_path
 
@@ -19,10 +19,6 @@ _GPU_TYPE = "accelerator_type:"
 CONNECT_S = 5.0
 POLL_S = 1.0
 LOST_S = 20.0  # Ray's head may be away for so long; after 60 s Ray ends the process without a word to us
-
-
-class RayLost(UserError):
-    """Ray, or the node of this process, is gone; the message says what was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)

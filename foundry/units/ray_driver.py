@@ -17,9 +17,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from foundry.errors import UserError
+from foundry.errors import RayLost, UserError
 from foundry.units.bisection import OpenUnit, cause_with_limit, is_raised
-from foundry.units.cluster import RayLost, RaySettings, wait_for_head
+from foundry.units.cluster import RaySettings, wait_for_head
 from foundry.units.commits import Commit, Unit
 from foundry.units.ray_replicas import ReplicaHandle, Replicas
 from foundry.units.ray_session import cluster_nodes, error_of, is_done, replicas_use_gpus

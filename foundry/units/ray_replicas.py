@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from foundry.errors import UserError
+from foundry.errors import RayLost, UserError
 from foundry.units.bisection import cause_with_limit, is_raised
-from foundry.units.cluster import Node, RayLost, RaySettings
+from foundry.units.cluster import Node, RaySettings
 from foundry.units.ray_session import cluster_nodes, error_of, is_done, on_node
 from foundry.units.workers import Replica
 

@@ -9,10 +9,10 @@ import ray
 from ray.exceptions import LocalRayletDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from foundry.errors import UserError
+from foundry.errors import RayLost, UserError
 from foundry.hardware import AUTO_VARIABLE, Dtype, auto_dtype
 from foundry.units.bisection import cause_of
-from foundry.units.cluster import Node, RayLost, RaySettings, alive_nodes, no_answer, unseen_paths
+from foundry.units.cluster import Node, RaySettings, alive_nodes, no_answer, unseen_paths
 from foundry.units.workers import describe
 
 VISIBLE_S = 300.0

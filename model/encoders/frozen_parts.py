@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from foundry.errors import UserError
+from foundry.storage.model_files import hub_folder
 
 if TYPE_CHECKING:
     import torch
@@ -102,18 +103,5 @@ def _root(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
         return folder, ""
     if name == "mini" or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"there is no {kind} in {folder}: give a folder or a hub id, or `mini` for emoji scenes")
-    return _from_hub(name, kind, revision)
-
-
-def _from_hub(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        root = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES[kind], ignore_patterns=["*.fp16.*"]))
-    except HFValidationError:
-        raise UserError(f"{name} is neither a folder nor a hub id: give one of them, or `mini` for emoji scenes") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise UserError(f"{name} cannot be had from the hub ({reason}): fetch it first, or give a folder") from None
+    root = hub_folder(name, patterns=_HUB_FILES[kind], ignore=["*.fp16.*"], revision=revision)
     return root, root.name

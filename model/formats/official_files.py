@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.storage.folder import new_file
 from model.dit import position_table
 from model.dit_config import DiTConfig, KVCompression, UnstatedConfig
@@ -44,7 +44,7 @@ def read_weights(path: Path, *, weights: str = "auto") -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *_UNREADABLE) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error, limit=160)
         raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no checkpoint of tensors: {reason}") from error
     state = _unwrap(content, weights, path)
     if any(_LORA.search(key) for key in state):

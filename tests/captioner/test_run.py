@@ -151,7 +151,7 @@ def test_too_many_rejected_images_stop_the_run_with_1(tmp_path: Path, tiny_llava
         (["--images", "empty", "--out", "run"], "no images"),
         (["--images", "nowhere", "--out", "run"], "nowhere"),
         (["--images", "images", "--out", "images"], "holds no captioning run"),
-        (["--images", "images", "--out", "run", "--model", "someone/llava-of-theirs"], "cannot be had from the hub"),
+        (["--images", "images", "--out", "run", "--model", "someone/llava-of-theirs"], "is unavailable"),
         (["--images", "images", "--out", "run", "--model", "./nowhere"], "there is no model folder"),
         (["--images", "images", "--out", "run", "--ray.address", "127.0.0.1:9"], "no Ray answers at 127.0.0.1:9"),
         (["--images", "images", "--out", "run", "--unit_size", "0"], "unit_size must be 1 or more"),

@@ -1,7 +1,10 @@
 """Foreign captions in, by each of the ways in which they are published."""
 
+import bz2
 import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,24 @@ def test_sam_llava_finds_its_images_by_their_number(tmp_path: Path) -> None:
     assert code == 0
     assert {key: row["caption"] for key, row in captions.items()} == {"sa_1": "An owl.", "sa_2": "", "sa_10": "A dog runs."}
     assert store_texts(str(archive), Folder(str(tmp_path / "run"))) == 3
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_all_texts_of_joined_archives_are_read_and_damage_is_an_error(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    parts = [tar_bytes([(f"sa_{n}.txt", f"text {n}".encode())]) for n in range(3)]
+    texts = {f"sa_{n}": f"text {n}" for n in range(3)}
+    for number, data in enumerate([compress(b"".join(parts)), b"".join(map(compress, parts))]):
+        archive = write(tmp_path / f"{number}.tar", data)
+        run = Folder(str(tmp_path / f"run{number}"))
+        assert store_texts(str(archive), run) == 3
+        assert find_texts(run, list(texts)) == texts
+    whole = compress(b"".join(parts))
+    cut = whole[: len(parts[0]) + 515] if compress is bytes else whole[: len(whole) // 2]
+    for name, data in (("damaged", compress(parts[0][:1024] + b"\x01" * 512 + parts[1])), ("cut", cut)):
+        with pytest.raises(UserError, match="fetch it again"):
+            store_texts(str(write(tmp_path / f"{name}.tar", data)), Folder(str(tmp_path / name)))
 
 
 def test_texts_are_found_in_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

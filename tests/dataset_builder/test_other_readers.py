@@ -69,7 +69,7 @@ def test_a_plain_duckdb_reads_all_splits(dataset: Path) -> None:
         sql = f"SELECT key, split, captions[1].caption, image.bytes, image.path FROM {samples} ORDER BY key"
         assert shell.sql(sql).fetchall() == [
             (str(number), "train" if number < 4 else "validation", f"An owl and {number} trees.", original(number), name)
-            for number, name in enumerate(f"{number}.jpeg" for number in range(NUM_IMAGES))
+            for number, name in enumerate(f"{number}.jpg" for number in range(NUM_IMAGES))
         ]
         nouns = f"SELECT noun, sum(count)::INT FROM '{dataset}/noun_counts.parquet' GROUP BY noun ORDER BY noun"
         assert shell.sql(nouns).fetchall() == [("owl", NUM_IMAGES), ("tree", NUM_IMAGES)]

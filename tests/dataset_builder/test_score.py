@@ -263,3 +263,17 @@ def test_runs_that_were_scored_by_different_models_are_not_compared(run: Path, c
     record.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": "another"', record.read_text()))
     with pytest.raises(UserError, match=r"run and other were not scored by the same model \(--clip\): score them again"):
         build_dataset(runs)
+
+
+def test_the_record_of_a_data_set_is_read_once(run: Path, tmp_path: Path, file_reads: list[str]) -> None:
+    dataset = str(tmp_path / "dataset")
+    build_dataset(BuildConfig(captions=(str(run),), out=dataset, splits={"train": 1.0}))
+    file_reads.clear()
+    assert main(ScoreConfig(source=dataset, clip="none")) == 0
+    assert file_reads.count("dataset.json") == 1
+    file_reads.clear()
+    with open_stored(dataset):
+        assert file_reads.count("dataset.json") == 1
+    file_reads.clear()
+    with open_stored(str(run)):
+        assert file_reads.count("run.json") == 1

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foundry.errors import UserError
+from foundry.errors import NotFinite
 from trainer.config import WatchConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_checkpoint
@@ -81,10 +81,6 @@ class _Interval:
         sizes = [len(losses) for losses in self.losses]
         norms, *losses = self.fetched.split([len(self.norms), *sizes])
         return norms.tolist(), losses
-
-
-class NotFinite(UserError):
-    """The loss, the gradient or the weights are not finite: on all workers at the same step."""
 
 
 class MetricsReporter:

@@ -4,9 +4,12 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dataset_builder.convert import ConvertConfig
 from dataset_builder.convert import main as convert
@@ -14,9 +17,11 @@ from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.sql.dataset_files import read_dataset
 from dataset_builder.sql.run_files import open_run
-from foundry.errors import UserError
+from foundry.errors import StoreError, UserError
+from foundry.images.reader import content_hash
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
-from tests.foundry.images.containers import jpeg, write
+from tests.foundry.images.containers import encode, jpeg, write
+from tests.foundry.images.test_retries import FlakyFileSystem
 from tests.foundry.units.plain_loop import run_plainly
 
 TEXTS = {"owl.v1": "An owl on a tree.", "owl_v1": "Another owl.", "dog": "A dog runs."}
@@ -36,7 +41,9 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def _export(dataset: Path, *, images_per_shard: int = 1000, prompt: str = "") -> tuple[int, dict[str, bytes]]:
+def _export(
+    dataset: Path, *, images_per_shard: int = 1000, prompt: str = "", reencode: bool = False
+) -> tuple[int, dict[str, bytes]]:
     """The exit code and the members of all shards."""
     out = dataset.parent / "shards"
     config = ConvertConfig(
@@ -47,6 +54,7 @@ def _export(dataset: Path, *, images_per_shard: int = 1000, prompt: str = "") ->
         num_workers=1,
         images_per_shard=images_per_shard,
         prompt=prompt,
+        reencode=reencode,
     )
     code = convert(config)
     members: dict[str, bytes] = {}
@@ -126,3 +134,105 @@ def test_an_image_without_a_caption_under_the_prompt_is_left_out_by_name(
     assert "left out: img_0: no caption under dense" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no captions under shrot: give --prompt one of dense, short"):
         _export(tmp_path / "data", prompt="shrot")
+
+
+FORMATS = {
+    "phone": ("MPO", "jpg"),
+    "plain": ("JPEG", "jpg"),
+    "pic": ("AVIF", "avif"),
+    "pic2": ("JPEG2000", "jp2"),
+    "scan": ("TIFF", "tiff"),
+}
+
+
+@pytest.mark.parametrize("reencode", [False, True])
+def test_what_an_export_writes_an_import_reads_whatever_the_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, reencode: bool
+) -> None:
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+    pixels = Image.linear_gradient("L").convert("RGB").resize((64, 48))
+    for name, (image_format, _) in FORMATS.items():
+        options = {"save_all": True, "append_images": [pixels]} if image_format == "MPO" else {}
+        suffix = "jpg" if image_format == "MPO" else image_format.lower().replace("jpeg2000", "jp2").replace("jpeg", "jpg")
+        write(tmp_path / "photos" / f"{name}.{suffix}", encode(pixels, image_format, **options))
+        write(tmp_path / "photos" / f"{name}.txt", f"A picture of {name}.")
+    imported = ConvertConfig(
+        input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
+    )
+    assert convert(imported) == 0
+    build_dataset(BuildConfig(captions=(imported.out,), out=str(tmp_path / "data")))
+    code, members = _export(tmp_path / "data", reencode=reencode)
+    assert code == 0
+    images = {name for name in members if not name.endswith((".txt", ".json"))}
+    common = ("JPEG", "MPO")
+    expected = {name: "png" if reencode and kind not in common else suffix for name, (kind, suffix) in FORMATS.items()}
+    assert images == {f"train/{name}.{suffix}" for name, suffix in expected.items()}
+    for name, suffix in expected.items():
+        facts = json.loads(members[f"train/{name}.json"])
+        assert facts["content_hash"] == content_hash(members[f"train/{name}.{suffix}"])
+        assert np.abs(np.asarray(Image.open(io.BytesIO(members[f"train/{name}.{suffix}"]))).astype(int) - pixels).max() < 12
+    again = ConvertConfig(
+        input=str(tmp_path / "shards"), out=str(tmp_path / "again"), source="webdataset", target="run", t5=MINI_T5
+    )
+    capsys.readouterr()
+    assert convert(again) == 0
+    assert "5 images = 5 imported + 0 rejected" in capsys.readouterr().out
+    with open_run(again.out) as run:
+        found = run.fetch("SELECT key, caption FROM captions ORDER BY key").to_pylist()
+    assert found == [{"key": name, "caption": f"A picture of {name}."} for name in sorted(FORMATS)]
+
+
+def test_keys_that_a_search_would_pass_over_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+    names = ("_a/x.jpg", "a/_b/x.jpg", "a/@eaDir/x.jpg", "a/b/x.jpg", "_x.jpg", "a/.b/x.jpg")
+    for number, name in enumerate(names):
+        write(tmp_path / "in" / name, jpeg(number))
+    rows = "\n".join(json.dumps({"path": name, "text": name}) for name in names)
+    source = ConvertConfig(
+        input=str(write(tmp_path / "in" / "list.jsonl", rows)),
+        out=str(tmp_path / "run"),
+        source="laion",
+        target="run",
+        t5=MINI_T5,
+    )
+    assert convert(source) == 0
+    build_dataset(BuildConfig(captions=(source.out,), out=str(tmp_path / "data")))
+    assert _export(tmp_path / "data")[0] == 0
+    again = replace(source, input=str(tmp_path / "shards"), out=str(tmp_path / "again"), source="webdataset")
+    assert convert(again) == 0
+    with open_run(again.out) as run:
+        assert sorted(run.fetch("SELECT caption FROM captions")["caption"].to_pylist()) == sorted(names)
+
+
+def test_masks_are_left_out_of_an_import_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+    for name in ("a.png", "a.mask.png"):
+        write(tmp_path / "in" / name, jpeg(1))
+    write(tmp_path / "in" / "a.txt", "An owl.")
+    config = ConvertConfig(input=str(tmp_path / "in"), out=str(tmp_path / "0"), source="image-txt", target="run", t5=MINI_T5)
+    for number, (ignore, keys) in enumerate([(config.ignore, ["a"]), ((), ["a", "a.mask"])]):
+        assert convert(replace(config, ignore=ignore, out=str(tmp_path / str(number)))) == 0
+        with open_run(str(tmp_path / str(number))) as run:
+            assert sorted(run.fetch("SELECT key FROM images")["key"].to_pylist()) == keys
+
+
+def test_a_store_that_refuses_one_image_costs_that_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
+    files = {f"{number}.jpg": jpeg(number) for number in range(4)}
+    FlakyFileSystem.serve_after(files, {})
+    rows = "\n".join(json.dumps({"path": f"flaky://{name}", "text": "An owl."}) for name in files)
+    listed = str(write(tmp_path / "list.jsonl", rows))
+    config = ConvertConfig(input=listed, out=str(tmp_path / "run"), source="laion", target="run", t5=MINI_T5)
+    assert convert(config) == 0
+    build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "data")))
+    FlakyFileSystem.errors = {"1.jpg": [PermissionError(13, "Forbidden")] * 2}
+    code, members = _export(tmp_path / "data")
+    assert (code, sum(name.endswith(".jpg") for name in members)) == (1, 3)
+    assert "left out: 1: unreadable: cannot read flaky://1.jpg" in capsys.readouterr().err
+    build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "embedded"), embed=True))
+    assert read_dataset(str(tmp_path / "embedded")).splits["train"] == 3
+    FlakyFileSystem.errors = {name: [PermissionError(13, "Forbidden")] * 9 for name in files}
+    with pytest.raises(StoreError, match="check the permissions"):
+        build_dataset(BuildConfig(captions=(config.out,), out=str(tmp_path / "none"), embed=True))

@@ -15,7 +15,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
 
 from foundry.images.index import SOURCE_INDEX
-from foundry.images.sources import Source, carried_columns, find_sources, index_source
+from foundry.images.sources import Source, find_sources, index_source, index_sources
 
 
 def jpeg(seed: int = 0, *, size: tuple[int, int] = (32, 24)) -> bytes:
@@ -65,7 +65,9 @@ def rows_of(*images: str | Path) -> list[dict[str, Any]]:
 
 
 def carried_by(source: Source) -> dict[str, str]:
-    return carried_columns(source, next(index_source(source)))
+    (indexed,) = index_sources([source])
+    assert list(indexed.tables)
+    return indexed.carried
 
 
 def relatives(*images: str | Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -10,11 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
+from foundry.images.decoding import (
+    FORMATS,
+    MAX_ASPECT_RATIO,
+    DecodedImage,
+    DecodeLimits,
+    decode_image,
+    image_suffix,
+    suffix_of_format,
+)
+from foundry.storage.file_kinds import is_image
 from foundry.units.rejection import ImageError
 from tests.foundry.images.containers import encode, jpeg
 
@@ -189,6 +199,7 @@ def test_a_large_jpeg_is_decoded_small_but_never_below_the_target(monkeypatch: p
 @settings(max_examples=80, deadline=None)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), target=st.integers(1, 150), kind=st.sampled_from(["JPEG", "PNG"]))
 def test_the_short_side_is_bounded_and_nothing_enlarged(width: int, height: int, target: int, kind: str) -> None:
+    assume(max(width, height) <= MAX_ASPECT_RATIO * min(width, height))
     decoded = decode(encode(Image.new("L", (width, height), 128), kind), target)
     found_height, found_width, _ = decoded.pixels.shape
     assert (decoded.width, decoded.height) == (width, height)
@@ -275,6 +286,78 @@ def test_a_limit_above_pillows_own_holds() -> None:
 def test_limits_below_one_are_refused_all_at_once() -> None:
     with pytest.raises(ValueError, match="max_image_bytes, min_side_px"):
         DecodeLimits(max_image_bytes=0, min_side_px=-1)
+
+
+def test_an_extreme_shape_is_rejected_before_a_processor_enlarges_it() -> None:
+    for size in ((1, 4000), (4000, 1), (10, 501)):
+        assert reason(encode(Image.new("L", size), "PNG")) == "too_narrow"
+    assert decode(encode(Image.new("L", (10, 500)), "PNG"), 336).pixels.shape == (500, 10, 3)
+
+
+def _with_chunk(kind: bytes, content: bytes, *, at_end: bool = False) -> bytes:
+    """A PNG with one more chunk, before its pixels or after them."""
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    position = len(PNG) - 12 if at_end else 33
+    return PNG[:position] + chunk + PNG[position:]
+
+
+BIG = bytes(3 << 20)
+NOTES = {
+    "compressed text": _with_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(BIG)),
+    "international text": _with_chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(BIG)),
+    "colour profile": _with_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(BIG)),
+    "text after the pixels": _with_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(BIG), at_end=True),
+    "much plain text": _with_chunk(b"tEXt", b"Comment\0" + b"x" * (65 << 20)),
+}
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_a_png_with_long_texts_or_profiles_is_no_broken_image(case: str) -> None:
+    limits = DecodeLimits(max_image_bytes=80 << 20)
+    assert np.array_equal(decode(NOTES[case], limits=limits).pixels, decode(PNG).pixels)
+
+
+def test_a_bomb_in_a_text_takes_no_memory() -> None:
+    bomb = _with_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(300 << 20), 9))
+    tracemalloc.start()
+    decode(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+def test_a_png_without_its_texts_keeps_the_orientation_of_its_xmp() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = _with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    upright = decode(data).pixels
+    assert not np.array_equal(upright, decode(PNG).pixels)
+    noted = data[:33] + NOTES["compressed text"][33 : len(NOTES["compressed text"]) - len(PNG) + 33] + data[33:]
+    assert np.array_equal(decode(noted).pixels, upright)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 5}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("target", [None, 8])
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole_and_one_that_lacks_more_is_broken(
+    options: dict[str, Any], target: int | None
+) -> None:
+    data = encode(NOISE.resize((200, 200)), "JPEG", **options)
+    for missing in (1, 2):
+        assert np.array_equal(decode(data[:-missing], target).pixels, decode(data, target).pixels)
+    for keep in (0.3, 0.6, 0.9):
+        assert reason(_cut(data, keep)) == "broken"
+    grey = encode(Image.new("L", (640, 480), 128), "JPEG", **options)
+    assert np.array_equal(decode(grey[:-2]).pixels, decode(grey).pixels)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "suffix"),
+    [("JPEG", "jpg"), ("MPO", "jpg"), ("PNG", "png"), ("AVIF", "avif"), ("JPEG2000", "jp2"), ("TIFF", "tiff"), ("BMP", "bmp")],
+)
+def test_each_format_has_a_suffix_that_a_search_takes(image_format: str, suffix: str) -> None:
+    options = {"save_all": True, "append_images": [plain()]} if image_format == "MPO" else {}
+    data = encode(plain(), image_format, **options)
+    assert image_suffix(data) == suffix_of_format(decode(data).format) == suffix
+    assert set(FORMATS) - {name for name in FORMATS if is_image(f"a.{suffix_of_format(name)}")} == set()
 
 
 SEEDS = [

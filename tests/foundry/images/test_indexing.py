@@ -25,15 +25,15 @@ def test_the_order_is_that_of_the_sources(tmp_path: Path) -> None:
     stems = [stem for source in found for table in source.tables for stem in table["stem"].to_pylist()]
     assert stems == [f"{number:02}-{n}" for number in range(3 * indexing.THREADS) for n in range(3)]
     assert {tuple(source.carried.items()) for source in found} == {(("n", "BIGINT"),)}
-    assert sum(source.num_passed_over for source in found) == 3 * indexing.THREADS
+    assert sum(source.passed_over.files for source in found) == 3 * indexing.THREADS
 
 
 def test_several_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(indexing.THREADS)
 
-    def index_together(source: Source, *, passed_over: PassedOver) -> object:
+    def index_together(source: Source, *, passed_over: PassedOver, types: dict[str, str]) -> object:
         together.wait(timeout=20)  # breaks where fewer threads than that are here at one time
-        return index_source(source, passed_over=passed_over)
+        return index_source(source, passed_over=passed_over, types=types)
 
     sources = _tars(tmp_path, indexing.THREADS)
     monkeypatch.setattr(indexing, "index_source", index_together)

@@ -1,6 +1,7 @@
 """Parquet with image bytes: the column is found, the index reads no image; and the columns that sources carry."""
 
 import io
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from foundry.errors import UserError
+from foundry.images.reader import ImageReader, reference_of
 from foundry.images.sources import find_sources
 from tests.foundry.images.containers import CountingFileSystem, carried_by, jpeg, parquet, rows_of, sa1b_json, tar_bytes, write
 
@@ -80,3 +83,18 @@ def test_carried_columns_of_sa1b(tmp_path: Path) -> None:
     path = write(tmp_path / "sa.tar", tar_bytes([("./sa_1.jpg", b"1"), ("./sa_1.json", sa1b_json(1, [2]))]))
     expected = {"image_id": "BIGINT", "width": "BIGINT", "height": "BIGINT", "file_name": "VARCHAR"}
     assert carried_by(find_sources([str(path)])[0]) == expected
+
+
+def test_two_columns_of_one_name_are_an_error_and_odd_names_are_carried(tmp_path: Path) -> None:
+    names = ["image", "a", "a.b", "image.bytes", "", "A"]
+    values = [pa.array([jpeg(1)]), *(pa.array([name]) for name in names[1:])]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays(values, names=names), path)
+    (row,) = rows_of(path)
+    with ImageReader() as reader:
+        facts = reader.read_sidecars(row)
+        assert reader.read(reference_of(row)) == jpeg(1)
+    assert json.loads(facts.metadata or "") == {name: name for name in names[1:] if name}
+    pq.write_table(pa.Table.from_arrays(values, names=["image", "a", "a", "b", "", "A"]), path)
+    with pytest.raises(UserError, match=r"x.parquet has 2 columns named 'a'; rename all but one"):
+        rows_of(tmp_path)

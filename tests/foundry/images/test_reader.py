@@ -334,32 +334,6 @@ def test_scalar_columns_of_parquet_are_carried(tmp_path: Path) -> None:
     assert json.loads(second.metadata or "") == {"__key__": "k2", "day": "1970-01-02"}
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.json", b'{"a": ', "is not JSON"),
-        ("a.json", b"", "is not JSON"),
-        ("a.json", b"[1]", "holds a list, expected a JSON object"),
-        ("a.json", b'{"caption": "\\ud800"}', "not valid Unicode"),
-        ("a.json", b"[" * 100_000, "is not JSON"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.cls", b"\xff", "not UTF-8"),
-    ],
-)
-@pytest.mark.parametrize("is_tar", [True, False])
-def test_a_broken_sidecar_is_named(tmp_path: Path, name: str, data: bytes, message: str, *, is_tar: bool) -> None:
-    if is_tar:
-        write(tmp_path / "x.tar", tar_bytes([("a.jpg", b"1"), (name, data)]))
-    else:
-        write(tmp_path / "a.jpg", b"1")
-        write(tmp_path / name, data)
-    (row,) = rows_of(tmp_path)
-    with ImageReader() as reader, pytest.raises(ImageError, match=message) as raised:
-        reader.read_sidecars(row)
-    assert raised.value.reason == "bad_sidecar"
-    assert str(tmp_path) in raised.value.message
-
-
 def test_a_sidecar_that_has_gone_is_a_bad_sidecar(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg", b"1")
     write(tmp_path / "a.txt", b"1")

@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 
-from foundry.images import decoding
+from foundry.errors import StoreError
+from foundry.images import decoding, retries
 from foundry.images import loading as images
-from foundry.images import retries as outages
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import ReadImages, read_images
-from foundry.images.retries import StoreError
 from foundry.units import workers as unit_workers
 from tests.foundry.images.containers import CountingFileSystem, jpeg, rows_of, tar_bytes, write
 
@@ -74,7 +73,7 @@ PASSING = [
 def test_a_failure_that_passes_is_waited_for_with_growing_pauses(error: Exception, pauses: list[float]) -> None:
     FlakyFileSystem.serve_after({"a.jpg": jpeg(1)}, {"a.jpg": [error, error]})
     assert len(read([flaky_row("a.jpg")]).images) == 1
-    assert pauses == list(outages.RETRY_AFTER_S[:2]) and pauses[0] < pauses[1]
+    assert pauses == list(retries.RETRY_AFTER_S[:2]) and pauses[0] < pauses[1]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=[type(error).__name__ + str(error)[:10] for error in PASSING])
@@ -137,6 +136,69 @@ def test_a_tar_whose_handle_went_stale_is_opened_again() -> None:
     assert len(read(rows).images) == 2
 
 
+def test_every_errno_of_this_system_is_on_one_side() -> None:
+    named = [name for names in retries.ERRNOS.values() for name in names.split()]
+    assert len(named) == len(set(named))
+    assert set(errno.errorcode.values()) <= set(named)
+
+
+# What each side comes to; the names are those of open(2), read(2), stat(2) and the network below them.
+SIDES = {
+    "image": ("ENAMETOOLONG", "ELOOP", "ENOENT", "ENOTDIR", "EISDIR", "EINVAL", "EILSEQ", "EOVERFLOW", "ENXIO"),
+    "refusal": ("EACCES", "EPERM", "ENOKEY"),
+    "store": ("EIO", "ESTALE", "ETIMEDOUT", "ECONNRESET", "EHOSTUNREACH", "ENOTCONN", "EMFILE", "ENFILE", "EBUSY", "ENOMEM"),
+}
+
+
+@pytest.mark.parametrize(("side", "name"), [(side, name) for side, names in SIDES.items() for name in names])
+def test_each_errno_rejects_its_image_or_ends_the_work(side: str, name: str, pauses: list[float]) -> None:
+    error = OSError(getattr(errno, name), name)
+    FlakyFileSystem.serve_after({"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, {"a.jpg": [error] * 9})
+    if side == "store":
+        with pytest.raises(StoreError, match=name):
+            read([flaky_row("a.jpg"), flaky_row("b.jpg")])
+    else:
+        found = read([flaky_row("a.jpg"), flaky_row("b.jpg")])
+        assert [(row["key"], row["reason"]) for row in found.rejected] == [("a.jpg", "unreadable")]
+        assert len(found.images) == 1
+    assert (pauses == []) == (side != "store")
+
+
+class BotoError(Exception):
+    """Like botocore's: the status is in a dict."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+STATUSES = {
+    "image": (300, 302, 305, 400, 404, 405, 406, 409, 410, 411, 414, 416, 418, 422, 431, 444),
+    "refusal": (401, 402, 403, 451),
+    "store": (407, 408, 421, 423, 425, 429, 499, 500, 501, 502, 503, 504, 507, 511, 520, 522, 599),
+}
+
+
+@pytest.mark.parametrize(("side", "status"), [(side, status) for side, found in STATUSES.items() for status in found])
+@pytest.mark.parametrize("is_cause", [False, True])
+def test_each_status_of_http_is_on_one_side(side: str, status: int, *, is_cause: bool) -> None:
+    error: Exception = BotoError(status)
+    if is_cause:  # as s3fs raises what it has no class for
+        error = OSError(errno.EIO, "InternalError")
+        error.__cause__ = BotoError(status)
+    FlakyFileSystem.serve_after({"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, {"a.jpg": [error] * 9})
+    rows = [flaky_row("a.jpg"), flaky_row("b.jpg")]
+    if side == "store":
+        with pytest.raises(StoreError):
+            read(rows)
+    else:
+        assert [row["reason"] for row in read(rows).rejected] == ["unreadable"]
+    if side == "refusal":
+        FlakyFileSystem.serve_after({"a.jpg": b"", "b.jpg": b""}, {name: [error] * 9 for name in ("a.jpg", "b.jpg")})
+        with pytest.raises(StoreError, match="check the permissions"):
+            read(rows)
+
+
 class _Web(BaseHTTPRequestHandler):
     """Serves /good…, and answers /503…, /404… and the like with that status."""
 
@@ -166,7 +228,7 @@ def web() -> Any:
 
 def test_dead_web_addresses_are_rejected_and_a_dead_web_ends_the_work(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "OUTAGE_AFTER", 4)
-    monkeypatch.setattr(outages, "WEB_RETRY_AFTER_S", (0.1,))
+    monkeypatch.setattr(retries, "WEB_RETRY_AFTER_S", (0.1,))
     names = ["good-1.jpg", "404.jpg", "503.jpg", "403.jpg", "good-2.jpg", "500.jpg"]
     rows = [{"key": name, "uri": f"{web}/{name}"} for name in names]
     rows.append({"key": "nobody.jpg", "uri": "http://127.0.0.1:9/nobody.jpg"})

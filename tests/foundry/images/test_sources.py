@@ -13,6 +13,8 @@ import pytest
 
 from foundry.errors import UserError
 from foundry.images import index as index_rows
+from foundry.images.decoding import DecodeLimits
+from foundry.images.loading import read_images
 from foundry.images.sources import Source, find_sources, index_source
 from foundry.storage.file_kinds import PassedOver
 from tests.foundry.images.containers import CountingFileSystem, jpeg, parquet, relatives, rows_of, sa1b_json, tar_bytes, write
@@ -58,7 +60,7 @@ def test_a_folder_is_searched_for_all_kinds_in_a_fixed_order(mixed: Path) -> Non
     ]
     passed_over = PassedOver()
     find_sources([str(mixed)], passed_over=passed_over)
-    assert passed_over == PassedOver(files=3, folders=3)
+    assert passed_over == PassedOver(files=3, folders=3, suffixes=Counter({".md": 1}))
     tar = sources[2]
     assert tar.num_bytes == (mixed / "sub" / "x.tar").stat().st_size
     assert tar.modified is not None
@@ -69,13 +71,15 @@ def test_results_of_our_own_below_a_folder_of_images_are_no_images(tmp_path: Pat
     write(tmp_path / "run.jpg", jpeg(1))
     write(tmp_path / "run.json", "{}")
     write(tmp_path / "album" / "dataset.json", "{}")
+    write(tmp_path / "album" / "dataset.jpg", jpeg(4))
     write(tmp_path / "album" / "a.jpg", jpeg(2))
     for record, beside in (("run.json", "commits"), ("dataset.json", "samples"), ("features.json", "plan")):
         folder = tmp_path / f"our {beside}"
         write(folder / record, "{}")
+        write(folder / "README.md", "a card")
         parquet(folder / beside / "0.parquet", {"image": [jpeg(3)]})
     passed_over = PassedOver()
-    assert relatives(tmp_path) == ["run.jpg", "album/a.jpg"], "the record's name alone is any file's"
+    assert relatives(tmp_path) == ["run.jpg", "album/a.jpg", "album/dataset.jpg"], "the record's name alone is any file's"
     find_sources([str(tmp_path)], passed_over=passed_over)
     assert passed_over.line() == "passed over 3 folders of runs, data sets or features"
     assert relatives(tmp_path / "our samples") == ["samples/0.parquet#0"], "given itself, it is searched"
@@ -167,6 +171,92 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert relatives(tmp_path / "in") == ["link/a.jpg"]
 
 
+def test_a_link_that_leads_nowhere_refuses_itself_alone(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg", jpeg(1))
+    for link, target in (
+        ("itself", "itself"),
+        ("itself.jpg", "itself.jpg"),
+        ("one", "other"),
+        ("other", "one"),
+        ("b.jpg", "gone"),
+    ):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    rows = rows_of(tmp_path)
+    assert [row["relative"] for row in rows] == ["a.jpg", "b.jpg", "itself.jpg"]
+    read = read_images([{"key": row["relative"], **row} for row in rows], limits=DecodeLimits())
+    assert [one.facts["key"] for one in read.images] == ["a.jpg"]
+    assert [(row["key"], row["reason"]) for row in read.rejected] == [("b.jpg", "unreadable"), ("itself.jpg", "unreadable")]
+
+
+def test_thumbnails_of_drives_and_masks_are_no_images_and_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", jpeg(1))
+    for name in ("a.mask.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.jpg", "mask.png", "sub/c.MASK.png"):
+        write(tmp_path / name, jpeg(2))
+    members = [("c.jpg", jpeg(3)), ("c.mask.png", b"1"), ("@eaDir/c.jpg", b"2")]
+    write(tmp_path / "x.tar", tar_bytes(members))
+    passed_over = PassedOver()
+    sources = find_sources([str(tmp_path)], passed_over=passed_over)
+    assert relatives(tmp_path) == ["a.png", "mask.png", "x.tar/c.jpg"]
+    assert passed_over.line() == "passed over 2 folders of thumbnails or deleted files on a drive and 2 masks of images"
+    in_tar = PassedOver()
+    list(index_source(sources[-1], passed_over=in_tar))
+    assert in_tar == PassedOver(files=1, masks=1)
+    kept = [
+        row["relative"] for one in find_sources([str(tmp_path)], ignore=()) for t in index_source(one) for row in t.to_pylist()
+    ]
+    assert kept == ["a.mask.png", "a.png", "mask.png", "sub/c.MASK.png", "x.tar/c.jpg", "x.tar/c.mask.png"]
+    assert relatives(tmp_path / "a.mask.png") == ["a.mask.png"], "given itself, it is an image"
+
+
+def test_files_of_other_kinds_are_counted_by_their_suffix(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.txt", "a.json", "b.jxl", "c.JXL", "d.dng", "e.tga", "readme", "f.mp4", "g.svg", "h.psd"):
+        write(tmp_path / name, jpeg(1))
+    members = [("a.jpg", jpeg(1)), ("b.img", jpeg(2)), ("a.json", b"{}")]
+    write(tmp_path / "sub" / "x.tar", tar_bytes(members))
+    passed_over = PassedOver()
+    sources = find_sources([str(tmp_path)], passed_over=passed_over)
+    assert passed_over.line() == (
+        "passed over 8 files that no reader takes for images (.jxl 2, no suffix 1, .dng 1, .mp4 1, .psd 1, …)"
+    )
+    in_tar = PassedOver()
+    list(index_source(sources[-1], passed_over=in_tar))
+    assert in_tar.suffixes == Counter({".img": 1})
+    write(tmp_path / "only" / "a.jxl", b"")
+    with pytest.raises(UserError, match="no images found in .*passed over 1 file that no reader takes for images .[.]jxl 1"):
+        find_sources([str(tmp_path / "only")])
+
+
+def test_texts_of_no_image_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.txt", "s0.input.jpg", "s0.outputs.txt", "b.json", "only/texts.txt", "m.mask.png", "m.mask.json"):
+        write(tmp_path / name, jpeg(1))
+    write(
+        tmp_path / "x.tar", tar_bytes([("s0.input.jpg", jpeg(1)), ("s0.outputs.txt", b""), ("b.txt", b""), ("b.json", b"{}")])
+    )
+    passed_over = PassedOver()
+    sources = find_sources([str(tmp_path)], passed_over=passed_over)
+    assert passed_over.line() == "passed over 1 mask of images and 2 text or JSON files with the name of no image"
+    in_tar = PassedOver()
+    list(index_source(sources[-1], passed_over=in_tar))
+    assert in_tar == PassedOver(sidecars=2)
+
+
+@pytest.mark.parametrize("holder", ["00000.tar", "00000"])
+def test_what_img2dataset_fetched_is_not_fetched_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, holder: str) -> None:
+    columns = {"key": ["0", "1"], "url": ["http://127.0.0.1:9/0.jpg", "http://127.0.0.1:9/1.jpg"], "caption": ["a", "b"]}
+    table = parquet(tmp_path / "00000.parquet", columns)
+    write(tmp_path / "00000_stats.json", '{"count": 2}')
+    if holder == "00000":
+        write(tmp_path / holder / "0.jpg", jpeg(1))
+    else:
+        write(tmp_path / holder, tar_bytes([("0.jpg", jpeg(1)), ("0.txt", b"a")]))
+    assert relatives(tmp_path) == [f"{holder}/0.jpg"]
+    assert f"{table}: the web addresses of images that are in {tmp_path / holder}" in caplog.text
+    with pytest.raises(UserError, match=f"are in {tmp_path / holder} already: give {tmp_path / holder} instead"):
+        find_sources([str(table)])
+    alone = parquet(tmp_path / "other" / "00000.parquet", columns)
+    assert len(rows_of(alone)) == 2, "a list of addresses alone is fetched"
+
+
 def test_remote_folders_are_found_as_local_ones(mixed: Path) -> None:
     files = {f"bucket/data/{path.relative_to(mixed)}": path.read_bytes() for path in mixed.rglob("*") if path.is_file()}
     CountingFileSystem.serve(files)
@@ -204,7 +294,6 @@ def test_memory_urls(mixed: Path) -> None:
         ("x.csv", b"path,n\n", "no rows"),
         ("x.jsonl", b'{"path": "a.jpg"}\nnonsense\n', "line 2 of .* is not a JSON object"),
         ("x.jsonl", b'{"path": "a.jpg"}\n[1]\n', "line 2 of .* is not a JSON object"),
-        ("x.jsonl", b'{"path": "a.jpg", "text": "\\ud800"}\n', "row 1 of .* not valid Unicode"),
         ("x.csv", b"path,n\na.jpg,1\nb.jpg,2,3\n", "line 3 of .* more fields than the header"),
         ("x.csv", b"path,n\n\xff\xfe,1\n", "write it as UTF-8|can't decode"),
     ],

@@ -54,6 +54,72 @@ def test_webdataset_samples_pair_by_the_name_up_to_the_first_dot(tmp_path: Path)
     assert rows[1].sidecars == ()
 
 
+@pytest.mark.parametrize("between", [b"", b"\0" * 512])
+def test_of_tars_joined_by_cat_all_images_are_found(tmp_path: Path, between: bytes) -> None:
+    first = [("0.jpg", jpeg(0)), ("0.txt", b"an owl"), ("same.jpg", b"old")]
+    second = [("1.jpg", jpeg(1)), ("same.jpg", b"newer")]
+    data = tar_bytes(first) + between + tar_bytes(second, tar_format=tarfile.PAX_FORMAT)
+    path = write(tmp_path / "x.tar", data)
+    passed_over = PassedOver()
+    rows = list(index_tar(str(path), str(tmp_path), passed_over=passed_over))
+    assert [row.member for row in rows] == ["0.jpg", "same.jpg", "1.jpg"]
+    contents = [data[row.byte_offset or 0 :][: row.byte_length] for row in rows]
+    assert contents == [jpeg(0), b"newer", jpeg(1)]
+    assert list(passed_over.notes.values()) == [(1, f"same.jpg of {path}")]
+
+
+def test_bytes_after_a_tar_that_are_no_tar_are_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", tar_bytes([("a.jpg", b"x")]) + gzip.compress(tar_bytes([("b.jpg", b"x")])) + b"z" * 512)
+    with pytest.raises(UserError, match="no tar header there"):
+        list(index_tar(str(path), str(tmp_path)))
+
+
+def test_a_tar_that_may_be_cut_off_between_two_files_is_said(tmp_path: Path) -> None:
+    whole = tar_bytes([("a.jpg", b"a"), ("b.jpg", b"b")])
+    for number, (data, num_notes) in enumerate([(whole, 0), (whole[:2048], 1), (whole[:1024], 1), (whole[:2560], 0)]):
+        path = write(tmp_path / f"{number}.tar", data)
+        passed_over = PassedOver()
+        assert list(index_tar(str(path), str(tmp_path), passed_over=passed_over))
+        assert len(passed_over.notes) == num_notes
+
+
+def _texts_of(tmp_path: Path, *names: str) -> tuple[dict[str, str | None], PassedOver]:
+    """By image, the name of its text; each member holds its own name."""
+    data = tar_bytes([(name, name.encode()) for name in names])
+    path = write(tmp_path / "x.tar", data)
+    passed_over = PassedOver()
+    found: dict[str, str | None] = {}
+    for row in index_tar(str(path), str(tmp_path), passed_over=passed_over):
+        texts = [data[one.byte_offset or 0 :][: one.byte_length].decode() for one in row.sidecars if one.suffix == ".txt"]
+        found[row.member or ""] = texts[0] if texts else None
+    return found, passed_over
+
+
+def test_a_text_under_another_extension_of_the_sample_is_the_images(tmp_path: Path) -> None:
+    found, passed_over = _texts_of(tmp_path, "s0.input.jpg", "s0.outputs.txt", "s1.input.jpg", "s1.outputs.txt", "s2.jpg")
+    assert found == {"s0.input.jpg": "s0.outputs.txt", "s1.input.jpg": "s1.outputs.txt", "s2.jpg": None}
+    assert not passed_over.notes
+    assert _texts_of(tmp_path, "s0.jpg", "s0.json", "s0.text.txt")[0] == {"s0.jpg": "s0.text.txt"}
+    assert _texts_of(tmp_path, "s0.a.jpg", "s0.a.json", "s0.txt")[0] == {"s0.a.jpg": "s0.txt"}, "one for each suffix"
+    assert _texts_of(tmp_path, "s0.jpg", "s0.left.jpg", "s0.txt")[0] == {"s0.jpg": "s0.txt", "s0.left.jpg": "s0.txt"}
+
+
+def test_an_images_own_text_is_no_other_images(tmp_path: Path) -> None:
+    found, passed_over = _texts_of(tmp_path, "2024.01.jpg", "2024.01.txt", "2024.02.jpg")
+    assert found == {"2024.01.jpg": "2024.01.txt", "2024.02.jpg": None}
+    assert not passed_over.notes
+
+
+def test_where_several_texts_or_images_could_be_meant_it_is_said(tmp_path: Path) -> None:
+    found, passed_over = _texts_of(tmp_path, "s0.b.txt", "s0.a.txt", "s0.jpg", "s1.x.jpg", "s1.y.jpg", "s1.text.txt")
+    assert found == {"s0.jpg": "s0.a.txt", "s1.x.jpg": "s1.text.txt", "s1.y.jpg": "s1.text.txt"}
+    path = tmp_path / "x.tar"
+    assert passed_over.notes == {
+        "images of tars have several .txt files in their sample, of which the first is taken": (1, f"s0: s0.a.txt of {path}"),
+        "images of tars share the .txt file of their sample with its other images": (2, f"s1.x: s1.text.txt of {path}"),
+    }
+
+
 def test_ignored_names_and_folders_yield_nothing_and_are_counted(tmp_path: Path) -> None:
     names = ["_x.jpg", ".x.jpg", "__MACOSX/a.jpg", "a/._b.jpg", "a/.git/c.jpg", "a/_d/e.jpg", "./good_one.jpg", "a/b_.jpg"]
     path = write(tmp_path / "x.tar", tar_bytes([(name, b"1") for name in names]))
@@ -188,8 +254,8 @@ def test_payloads_of_a_remote_tar_are_not_fetched() -> None:
     CountingFileSystem.serve({"a.tar": tar_bytes(members)})
     rows = list(index_tar("counting://a.tar", "counting://"))
     assert [row.stem for row in rows] == [f"sa_{n}" for n in range(20)]
-    assert CountingFileSystem.fetched_bytes() < 41 * 9_000
-    assert len(CountingFileSystem.fetched) <= 41
+    assert CountingFileSystem.fetched_bytes() < 43 * 9_000
+    assert len(CountingFileSystem.fetched) <= 42, "a header each, and the zeros at the end"
 
 
 def test_small_members_of_a_remote_tar_come_many_to_a_request() -> None:

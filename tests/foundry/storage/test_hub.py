@@ -37,6 +37,18 @@ for name in sys.argv[1:]:
         print("as long as six tries", file=sys.stderr)
 """
 
+ASK_PART = """
+import sys
+from foundry.errors import UserError
+from model.formats.frozen_parts import find_part
+for name in sys.argv[1:]:
+    try:
+        part = find_part(name, "vae")
+        print(part.name, part.revision, *sorted(file.name for file in part.folder.iterdir()))
+    except UserError as error:
+        print(error)
+"""
+
 ASK_T5 = """
 import sys
 from dataset_builder.concepts.t5_view import T5Config, T5View
@@ -48,7 +60,9 @@ class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of one: files of one repository, and words for what there is not."""
 
     def do_HEAD(self) -> None:
-        _, name, _, revision, file = self.path.strip("/").split("/")
+        path, is_api = self.path.partition("?")[0].removeprefix("/api/models"), self.path.startswith("/api/")
+        _, name, *rest = path.strip("/").split("/")
+        revision, file = rest[1] if rest else "main", "config.json" if is_api else rest[2]
         if name == "unwell":
             self.send_response(503)
             self.end_headers()
@@ -58,6 +72,10 @@ class Hub(BaseHTTPRequestHandler):
         error = error or ("" if file in FILES else "EntryNotFound")
         self.send_response(403 if error == "GatedRepo" else 404 if error else 200)
         self.send_header("X-Repo-Commit", COMMIT)
+        if is_api and not error:
+            files = [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in FILES.items()]
+            self.answer(json.dumps(files if "/tree/" in path else {"id": "some/vae", "sha": COMMIT}).encode())
+            return
         if error:
             self.send_header("X-Error-Code", error)
         else:
@@ -68,6 +86,13 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(FILES[file])
 
     do_GET = do_HEAD  # noqa: N815
+
+    def answer(self, body: bytes) -> None:
+        """Ends the headers and sends this JSON."""
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -110,7 +135,26 @@ def test_what_the_hub_refuses_is_said_in_words(hub: str, tmp_path: Path) -> None
     lines, said = ask(*names, hub=hub, home=tmp_path)
     for name, line, reason in zip(names, lines, reasons, strict=True):
         advice = "fetch it first, or give a folder"
-        assert line == f"{name.split('@')[0]} cannot be had from the hub ({reason}): {advice}", said
+        assert line == f"{name.split('@')[0]} is unavailable ({reason}): {advice}", said
+
+
+def test_a_part_of_a_pipeline_is_fetched_or_its_lack_is_said_in_the_same_words(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, "diffusion_pytorch_model.safetensors", FILES["model.safetensors"])
+    names = {
+        "some/nothing": "the hub has nothing of that name, or HF_TOKEN does not open it",
+        "some/gated": "its licence has to be accepted on the hub first, and HF_TOKEN set",
+        "some/a b": "that is neither a folder nor a hub id",
+        "some/unwell": "the hub is out of reach, and its cache on this machine does not have it",
+    }
+    lines, said = ask("some/vae", *names, hub=hub, home=tmp_path, script=ASK_PART)
+    found = f"some/vae {COMMIT} config.json diffusion_pytorch_model.safetensors"
+    assert lines[0] == found, said
+    advice = "fetch it first, or give a folder"
+    assert lines[1:] == [f"{name} is unavailable ({reason}): {advice}" for name, reason in names.items()], said
+    (later,), _ = ask("some/vae", hub="http://127.0.0.1:9", home=tmp_path, script=ASK_PART)
+    assert later == found
 
 
 def test_without_a_network_there_is_one_line_at_once(tmp_path: Path) -> None:

@@ -39,10 +39,13 @@ def test_a_file_is_written_back_as_it_was(run: Folder) -> None:
     record.check(run)
     record.write(run)
     assert run.read("run.json") == data
-    record_carried(run, {"score": "DOUBLE"})
+    assert record_carried(run, record, {"score": "DOUBLE"}) is record
     assert run.read("run.json") == data, "nothing new is nothing to write"
-    record_carried(run, {"width": "BIGINT"})
+    assert record_carried(run, record, {"width": "BIGINT"}) == RunRecord.read(run)
     assert json.loads(run.read("run.json")) == WRITTEN | {"carried": {"score": "DOUBLE", "width": "BIGINT"}}
+    record_carried(run, record, {"height": "BIGINT"})
+    carried = {"score": "DOUBLE", "width": "BIGINT", "height": "BIGINT"}
+    assert json.loads(run.read("run.json")) == WRITTEN | {"carried": carried}, "what was added meanwhile is kept"
 
 
 def test_a_new_record_has_the_members_of_old_ones_in_their_order(run: Folder) -> None:

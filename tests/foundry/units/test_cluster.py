@@ -6,11 +6,10 @@ from collections import Counter
 
 import pytest
 
-from foundry.errors import UserError
+from foundry.errors import RayLost, UserError
 from foundry.units import cluster
 from foundry.units.cluster import (
     Node,
-    RayLost,
     RaySettings,
     alive_nodes,
     describe_nodes,

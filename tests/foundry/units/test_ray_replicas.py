@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from foundry.errors import UserError
+from foundry.errors import RayLost, UserError
 from foundry.units import ray_replicas
-from foundry.units.cluster import Node, RayLost, RaySettings
+from foundry.units.cluster import Node, RaySettings
 from foundry.units.ray_replicas import ReplicaHandle, Replicas
 from foundry.units.workers import JobFailed
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.file_kinds import is_ignored_path, is_image
 from foundry.storage.model_files import files_fingerprint
@@ -171,7 +171,7 @@ def _network(weights: InceptionWeights, features: str, device: str) -> "torch.nn
     try:
         network: Any = FeatureExtractorInceptionV3("inception", [features], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        message = " ".join(str(error).split())[:200]
+        message = one_line(error, limit=200)
         raise UserError(
             f"{weights.name} has not the weights of the Inception network of torch-fidelity ({message}): give the published "
             ".pth, or safetensors of it, as --prompts.fid.weights"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from foundry.errors import UserError
+from foundry.errors import NotOnHub, UserError, one_line
 from foundry.hardware import AutoDtype
-from foundry.storage.model_files import NotOnHub, folder_fingerprint, hub_file, load_network
+from foundry.storage.model_files import folder_fingerprint, hub_file, load_network, unavailable
 from model.generation.pipeline_parts import RuntimeConfig
 from trainer.evaluation.benchmark import JudgeSource
 
@@ -51,7 +51,7 @@ class JudgeModel:
         try:
             return load(self.name, **self._revision)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.name} cannot be loaded ({' '.join(str(error).split())[:200]}): fetch it again") from error
+            raise UserError(f"{self.name} cannot be loaded ({one_line(error, limit=200)}): fetch it again") from error
 
     def load_network(self, load: Callable[..., Any], placement: Placement) -> Any:
         """The network that from_pretrained `load` makes of its safetensors. Raises UserError for weights of another kind."""
@@ -87,8 +87,8 @@ def find_model(name: str, *, option: str) -> JudgeModel:
     else:
         try:
             path = hub_file(name, "config.json")
-        except NotOnHub as reason:
-            raise UserError(f"{name} cannot be had ({reason}): {advice}") from None
+        except NotOnHub as error:
+            raise unavailable(name, error.reason, advice=advice) from None
         revision = path.parent.name
     try:
         model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]

@@ -11,22 +11,25 @@ import pytest
 from captioner.caption_job import CaptionJob, caption_job
 from captioner.captioning import plan_run
 from captioner.config import CaptionConfig
+from captioner.engines.transformers_engine import GenerationSettings
 from captioner.run import main
-from captioner.run_record import check_commits
+from captioner.run_start import begin, check_commits, check_folder
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.runs.plan import Plan
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.images.sources import find_sources
 from foundry.storage.folder import Folder
-from foundry.units.commits import commit_unit, read_commits
+from foundry.storage.run_record import RunRecord
+from foundry.units.commits import Unit, commit_name, commit_unit, read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
 from tests.foundry.images.containers import jpeg, tar_bytes
 
 
 def planned(config: CaptionConfig) -> tuple[Plan, CaptionJob]:
-    job = caption_job(config)
-    return plan_run(config, Folder(config.out), job, find_sources(config.images)), job
+    job, run = caption_job(config), Folder(config.out)
+    _, plan = plan_run(config, run, job, find_sources(config.images), before=check_folder(run))
+    return plan, job
 
 
 def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, tiny_llava: Path) -> None:
@@ -48,6 +51,42 @@ def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, 
         planned(config)
     with pytest.raises(UserError, match="holds 1 units of another run"):
         check_commits(run, read_commits(run), run_id="mine")
+
+
+def test_a_resumed_run_reads_its_record_and_its_commits_once(
+    tmp_path: Path, tiny_llava: Path, file_reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = save_pictures(tmp_path / "images", count=5), Folder(str(tmp_path / "run"))
+    arguments = run_arguments(images, Path(run.url), tiny_llava, "--generation.dtype", "float32")
+
+    def resume() -> int:
+        return run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
+
+    generation = GenerationSettings(max_new_tokens=12, dtype="float32")
+    t5 = T5Config(tokenizer="mini")
+    config = CaptionConfig(images=[str(images)], out=run.url, model=str(tiny_llava), unit_size=8, t5=t5, generation=generation)
+    plan, job = planned(config)
+    for unit in plan.units():
+        commit_unit(run, run_id=job.run_id, unit=unit, tables={}, rejected={})
+    file_reads.clear()
+    assert resume() == 0, capsys.readouterr().err
+    assert "5 planned = 5 captioned" in capsys.readouterr().out
+    assert file_reads.count("run.json") == 1
+    assert [name for name in file_reads if name.startswith("commits/")] == [commit_name(0)]
+
+
+def test_who_begins_at_the_same_time_reads_what_the_other_created(tmp_path: Path, tiny_llava: Path) -> None:
+    images, run = save_pictures(tmp_path / "images", count=2), Folder(str(tmp_path / "run"))
+    config = CaptionConfig(images=[str(images)], out=run.url, model=str(tiny_llava), t5=T5Config(tokenizer="mini"))
+    before, job = check_folder(run), caption_job(config)
+    begin(config, run, job.settings, before=before)
+    created = run.read("run.json")
+    assert begin(config, run, job.settings, before=before) == RunRecord.read(run)
+    assert before is None and run.read("run.json") == created, "not written a second time"
+    unit = Unit(number=0, part="", row_group=0, num_images=2)
+    commit_unit(run, run_id=job.run_id, unit=unit, tables={}, rejected={})
+    with pytest.raises(UserError, match=r"holds a run with another prompts\.name"):
+        begin(config, run, caption_job(replace(config, prompts="ladder")).settings, before=before)
 
 
 @pytest.mark.parametrize("bad", ["tar", "folder", "list"])

@@ -47,24 +47,31 @@ def committed_settings(run: Folder, record: RunRecord | None) -> dict[str, Any] 
     return record.settings if record is not None and _has_commits(run) else None
 
 
-def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any]) -> None:
-    """Creates run.json, or checks that it says the same. Other settings replace it as long as nothing is committed.
+def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any], *, before: RunRecord | None) -> RunRecord:
+    """Creates run.json, or checks that `before`, what it says, is the same; returns the record of the run.
 
-    A plan stays where the images and the size of a unit do. Raises UserError where something is committed.
+    Other settings replace it as long as nothing is committed: then it is read again, and likewise where another process
+    created it meanwhile. A plan stays where the images and the size of a unit do. Raises UserError where something is
+    committed.
     """
     record = RunRecord.new(settings=settings, images=config.images, licence=config.licence, config=asdict(config))
+    if before is not None and not _changes(before, record):
+        return before
     with store_errors(run):
-        if not record.create(run):
-            _begin_again(run, record)
+        return record if record.create(run) else _begin_again(run, record)
 
 
-def settle_dtype(run: Folder, settings: dict[str, Any]) -> None:
-    """Records the dtype that `auto` came to, before the first unit is worked on."""
-    record = read_record(run)
-    assert record is not None
-    if record.settings != settings:
-        with store_errors(run):
-            record.with_settings(settings).write(run)
+def settle_dtype(run: Folder, record: RunRecord, settings: dict[str, Any]) -> RunRecord:
+    """Records the dtype that `auto` came to, before the first unit is worked on; returns the new record.
+
+    run.json is read again before it is written, since another process may have changed it after `record` was read.
+    """
+    if record.settings == settings:
+        return record
+    settled = (read_record(run) or record).with_settings(settings)
+    with store_errors(run):
+        settled.write(run)
+    return settled
 
 
 def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> None:
@@ -93,21 +100,33 @@ def record_start(run: Folder, config: CaptionConfig, *, dtype: str, cluster: str
         run.create(f"starts/{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.json", json.dumps(record, indent=1).encode())
 
 
-def _begin_again(run: Folder, record: RunRecord) -> None:
+def _begin_again(run: Folder, record: RunRecord) -> RunRecord:
+    """Replaces the run.json that is there now, unless it says the same."""
     before = read_record(run)
     assert before is not None
-    different = _different(before.settings, record.settings)
-    missing = [source for source in before.images if source not in record.images]
-    if not different and not missing:
-        return
+    if not _changes(before, record):
+        return before
+    different, missing = _different(before.settings, record.settings), _missing(before, record)
     if _has_commits(run):
         _refuse(run, different, missing)
     if missing or "unit_size" in different:
         discard_plan(run)
-    replace(record, carried={} if missing else before.carried).write(run)
+    begun = replace(record, carried={} if missing else before.carried)
+    begun.write(run)
     print(
         f"nothing was committed in {run.url} yet: begun again with other {', '.join([*different, *['images'] * bool(missing)])}"
     )
+    return begun
+
+
+def _changes(before: RunRecord, record: RunRecord) -> bool:
+    """Whether the two are different runs; one that gets more sources is the same."""
+    return bool(_different(before.settings, record.settings) or _missing(before, record))
+
+
+def _missing(before: RunRecord, record: RunRecord) -> list[str]:
+    """The sources that the run was begun on and that are not named now."""
+    return [source for source in before.images if source not in record.images]
 
 
 def _refuse(run: Folder, different: Sequence[str], missing: Sequence[str]) -> None:

@@ -1,0 +1,30 @@
+"""Errors come out of a worker as they went in, and are one line however a library wrote them."""
+
+import pickle
+
+import pytest
+
+from foundry.errors import NotFinite, NotOnHub, RayLost, SourceError, StoreError, UserError, one_line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("a"),
+        RayLost("a"),
+        NotFinite("a"),
+        StoreError("a", is_alone=True, may_pass=True),
+        SourceError("a", reason="b"),
+        NotOnHub("a", reason="b"),
+    ],
+)
+def test_an_error_is_pickled_with_all_that_it_holds(error: UserError) -> None:
+    after = pickle.loads(pickle.dumps(error))
+    assert type(after) is type(error) and isinstance(after, UserError)
+    assert (str(after), vars(after)) == (str(error), vars(error))
+
+
+def test_an_error_is_one_line_that_is_never_empty() -> None:
+    assert one_line(OSError("a\n  b\tc")) == "a b c"
+    assert one_line(OSError("a\n  b\tc"), limit=3) == "a b"
+    assert one_line(KeyError()) == "KeyError"
