@@ -19,7 +19,7 @@ from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 
 GRID = "grid.png"
-_OWN = "a network of your own (a training's folder or a checkpoint)"
+_OWN = "your own network (a training's folder or a checkpoint)"
 
 
 @dataclass(frozen=True)

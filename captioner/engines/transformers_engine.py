@@ -46,7 +46,7 @@ class GenerationSettings:
     seed: int = 0
     """Random seed of sampling."""
     image_fit: str = "auto"
-    """How images reach the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
+    """Fit of images to the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
     model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
 
     def __post_init__(self) -> None:

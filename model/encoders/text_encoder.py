@@ -77,7 +77,7 @@ class TextEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.config = config  # with the dtype that `auto` stands for here
+        self.config = config  # with the dtype that `auto` means here
         self.part = part
 
     @property
