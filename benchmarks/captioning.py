@@ -1,8 +1,8 @@
-"""How true llava-mini's captions are, and what running on Ray costs: `python -m benchmarks.captioning`.
+"""Truth of llava-mini's captions, and the cost of running on Ray: `python -m benchmarks.captioning`.
 
-Quality: scenes of held-out combinations go through `captioner.run`; what the captions say is held against the truth. Speed: the
+Quality: scenes of held-out combinations go through `captioner.run`; the captions are compared with the truth. Speed: the
 same scenes are captioned by `captioner.run`, by one single-threaded process per core, each with the same work in a plain loop,
-without Ray and without commits, and by one such process with all cores, in turn. Start-up is stated apart.
+without Ray and without commits, and by one such process with all cores, in turn. The start-up is a figure of its own.
 
 pipeline_efficiency    images per second of captioner.run over those of one process per core: the most that the cores give
 over_one_process       the same over those of one process with all cores, of which a small model leaves some idle
@@ -37,15 +37,15 @@ class CaptioningConfig:
     speed_count: int = 2048
     """Scenes for the speed."""
     rounds: int = 2
-    """How often each side is timed, in turn."""
+    """Number of times that each side is timed, in turn."""
     model: str = "mini"
-    """The model, as for captioner.run."""
+    """Model, as for captioner.run."""
     loop_images: str = ""
     """Internal: caption this folder in a plain loop and print the speed."""
     loop_part: int = 0
-    """Internal: which part of the units the loop takes."""
+    """Internal: index of the part of the units that the loop takes."""
     loop_parts: int = 1
-    """Internal: into how many parts the units are divided."""
+    """Internal: number of parts into which the units are divided."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Runs a command of the foundry in a process of its own, as its users do."""
+"""Commands of the foundry, each run in its own process, as users run them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How many near copies `build --dedup` finds, and how its time grows with the images: `python -m benchmarks.dedup`.
+"""Recall of near copies by `build --dedup`, and the growth of its time with the images: `python -m benchmarks.dedup`.
 
 Random perceptual hashes and embeddings with planted copies. Pairs are compared with all pairs by brute force on a part; the
 whole goes through find_duplicates as `build` calls it, with all images and with a quarter of them: `growth` is 4 where time is

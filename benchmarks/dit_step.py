@@ -1,7 +1,7 @@
 """Training steps and sampling of our network against diffusers': `python -m benchmarks.dit_step`.
 
 Width 1152, 16 heads, batch 8, 32 x 32 latents, captions of 60 tokens in 120 places; forward and backward
-in the number format that `auto` stands for.
+in the number format that `auto` means here.
 Sampling: 20 steps of DPM-Solver++ with guidance, bf16 weights, caption embeddings in, latents out; diffusers by its pipeline.
 
 eager_ratio, compiled_ratio    our images per second, eager and compiled, over diffusers' eager
@@ -56,11 +56,11 @@ class DiTStepConfig:
     batch: int = 8
     """Images of a training step; half as many are sampled, since guidance doubles them."""
     rounds: int = 9
-    """How often each side is timed, in turn; of the rounds' ratios the median counts."""
+    """Number of times that each side is timed, in turn; of the rounds' ratios the median counts."""
     compile: bool = True
     """Time compiled networks too."""
     attention: Literal["default", "plain"] = "default"
-    """What computes attention on both sides. default: whatever torch picks; plain: its reference in bf16, since on a CPU the
+    """Kernel of attention on both sides. default: whatever torch picks; plain: its reference in bf16, since on a CPU the
     default's backward pass takes several times as long as that."""
     profile: bool = True
     """Show where the time of an eager step goes."""
@@ -298,7 +298,7 @@ def _matrix_products(config: DiTStepConfig) -> Callable[[], None]:
 
 
 def _memory(side: str, config: DiTStepConfig) -> float:
-    """Peak memory of one side's step in bytes, measured in a process of its own."""
+    """Peak memory of one side's step in bytes, measured in its own process."""
     command = [sys.executable, "-m", "benchmarks.dit_step", f"--memory_of={side}", f"--depth={config.depth}"]
     command += [f"--batch={config.batch}", f"--attention={config.attention}"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)

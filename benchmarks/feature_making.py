@@ -1,6 +1,6 @@
-"""How fast features are made: trainer.precompute on Ray, bare forward passes, the original scheme; see benchmarks/features.py.
+"""Speed of making features: trainer.precompute on Ray, bare forward passes, the original scheme; see benchmarks/features.py.
 
-Each side is timed in processes of its own, in turn, with all cores and the same models and precision. What is timed:
+Each side is timed in its own processes, in turn, with all cores and the same models and precision. What is timed:
 - on Ray, two runs of different lengths: what the longer one takes more is the time of the samples that it has more. So start-up
   and loading fall out, and nothing that the pipeline does ahead is left out;
 - bare, the forward passes of the same units in the same batches, nothing read or written: by one single-threaded process per
@@ -46,15 +46,15 @@ class FeatureMakingConfig:
     root: str
     """Folder with the models and the data set."""
     side: Literal["bare", "original"] = "bare"
-    """Which scheme."""
+    """Scheme to time."""
     units: int = 8
     """Units that are timed, as many as the longer run on Ray has more than the shorter one."""
     unit_size: int = 48
     """Samples of a unit."""
     part: int = 0
-    """Which part of the units this process takes."""
+    """Index of the part of the units that this process takes."""
     parts: int = 1
-    """Into how many parts the units are divided."""
+    """Number of parts into which the units are divided."""
 
 
 def making_figures(directory: Path, *, units: int, unit_size: int, rounds: int, cpus_per_replica: int) -> dict[str, float]:

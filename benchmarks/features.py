@@ -1,4 +1,4 @@
-"""What stored features cost and how fast they are read and made: `python -m benchmarks.features`.
+"""Size of stored features, and the speed of reading and making them: `python -m benchmarks.features`.
 
 Storage and reading at T5-XXL's width of 4096, with captions of 40, 80 and 120 tokens alike. The original layout is one
 compressed .npz with the caption padded in float32 and one .npy with the latents for each sample (PixArt-alpha's
@@ -49,15 +49,15 @@ class FeaturesBenchConfig:
     batch_size: int = 30
     """Samples of a batch that is read."""
     rounds: int = 5
-    """How often each side of reading is timed, in turn."""
+    """Number of times that each side of reading is timed, in turn."""
     units: int = 8
-    """Units whose making is timed, beside two that warm up."""
+    """Units whose making is timed, after two that warm up."""
     unit_size: int = 48
     """Samples of such a unit."""
     cpus_per_replica: int = 1
-    """Cores of a replica of VAE or T5 on Ray; there are as many of each as the machine holds, and they share its cores."""
+    """Cores of a replica on Ray, which holds both VAE and T5; the machine gets as many replicas as its cores allow."""
     making_rounds: int = 2
-    """How often each side of making is timed, in turn."""
+    """Number of times that each side of making is timed, in turn."""
     making: bool = True
     """Time precompute too, which takes minutes."""
 
@@ -168,7 +168,7 @@ def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch
             "latents": latents_table(facts, LatentDistribution(both[:, 0], both[:, 1])),
             "captions": captions_table([["dense"]] * size, captions, as_int8=storage == "int8"),
         }
-        commit_unit(store, run_id="benchmark", unit=unit, tables=tables, rejected={}, arrow=list(tables))
+        commit_unit(store, run_id="benchmark", unit=unit, tables=tables, arrow=list(tables))
         units.append(asdict(unit))
     store.write("plan/0.json", json.dumps({"units": units, "validation_share": 0.0}).encode())
     return read_commits(store)

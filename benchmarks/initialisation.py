@@ -1,4 +1,4 @@
-"""Which MLP to share when a text DiT starts from a class-conditional one: `python -m benchmarks.initialisation`.
+"""Choices of the shared MLP where a text DiT starts from a class-conditional one: `python -m benchmarks.initialisation`.
 
 Trains a small class-conditional DiT (adaLN in each block, labels dropped one time in ten) on drawn latents, starts text DiTs
 from it with each choice of the shared MLP, and compares them with their source without a class, before any further training:
@@ -40,9 +40,9 @@ class InitialisationBenchmarkConfig:
     batch: int = 64
     """Samples of a step."""
     seed: int = 0
-    """Of weights and data, the first of `num_seeds`."""
+    """Random seed of the weights and the data, the first of `num_seeds`."""
     num_seeds: int = 3
-    """How often all is done, each time from another seed."""
+    """Number of repetitions, each from another seed."""
 
 
 def main(config: InitialisationBenchmarkConfig) -> int:

@@ -1,4 +1,4 @@
-"""What it costs to store captions in bf16 or int8, in validation loss: `python -m benchmarks.int8_captions`.
+"""Cost in validation loss of captions that are stored in bf16 or int8: `python -m benchmarks.int8_captions`.
 
 In the small world, with the shipped vae-mini and t5-mini and the true descriptions as captions. For each seed two networks see
 the same samples, noise and timesteps, one with features in bf16, as they are stored by default, one in int8. Then their EMA is
@@ -52,7 +52,7 @@ class Int8CaptionsConfig:
     depth: int = 4
     """Blocks."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each is a network and an order of its own."""
+    """Random seeds; each has its own network and order of samples."""
 
 
 @dataclass(frozen=True, eq=False)

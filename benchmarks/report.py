@@ -1,4 +1,4 @@
-"""What every benchmark prints: a table for people, and one line of JSON as the last line, with date, commit and hardware."""
+"""Report of a benchmark: a table for people, and one line of JSON as the last line, with date, commit and hardware."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""How long SQL and `build` take on a large run, and in how much memory: `python -m benchmarks.sql`.
+"""Time and memory of SQL and `build` on a large run: `python -m benchmarks.sql`.
 
-A synthetic run (benchmarks/synthetic_run.py) stands in for the captioner's. Every figure is the wall clock of a process of its
-own, Python's start included; peak_gb is the largest of them, and of those that write the run. slowest_macro_s is over the
+A synthetic run (benchmarks/synthetic_run.py) replaces the captioner's. Every figure is the wall clock of its own process,
+Python's start included; peak_gb is the largest of them, and of those that write the run. slowest_macro_s is over the
 macros on the data set that `build` made, with_all as a table; as a condition, which reads all captions' nouns, it is apart.
 """
 
@@ -42,7 +42,7 @@ class SqlConfig:
     where: str = "num_distinct_nouns >= 20 AND width >= 512 AND height >= 512"
     """The condition of `build`."""
     folder: str = ""
-    """Where run and data set are written and stay; by default a temporary folder. A run that is there already is used."""
+    """Folder in which run and data set are written and stay; default: a temporary one. A run that is there already is used."""
 
 
 def main(config: SqlConfig) -> int:

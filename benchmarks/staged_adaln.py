@@ -56,7 +56,7 @@ class PerBlockTextBlock(TextBlock):
 def train_per_block(config: TrainConfig) -> bool:
     """Trains such a network from nothing as trainer.fit trains its own, resumes it too; returns whether it is done.
 
-    Its checkpoints can be gone on with by this function alone: they are no `transformer/` of a DiT.
+    This function alone resumes its checkpoints: they are no `transformer/` of a DiT.
     """
     with (
         patch.object(start, "new_network", _new_network),

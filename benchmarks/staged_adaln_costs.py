@@ -1,4 +1,4 @@
-"""What adaLN-single and per-block adaLN cost: parameters, memory and time of a training step on the same samples."""
+"""Costs of adaLN-single and per-block adaLN: parameters, memory and time of a training step on the same samples."""
 
 import statistics
 import time
@@ -40,10 +40,10 @@ def adaln_costs(
     """Figures by name, for each network: of networks of the checkpoint's sizes, and parameters at the paper's size.
 
     memory_bytes: weights, moments and average, and the most that an uncompiled step, with its gradients, adds to them. step_s:
-    median of steps in turn, in seconds, with all matrix products in the number format that `auto` stands for, those of the
+    median of steps in turn, in seconds, with all matrix products in the number format that `auto` means here, those of the
     modulation too; step_s_float32: in float32; step_s_as_trained: the modulation in float32, all else as `auto`, as trainings
-    compute. A per-block MLP is multiplied in each block, a shared one once, so that float32 beside bf16 costs the first one
-    more. `compiled` and `attention` are those of the training that the costs stand beside: its `compile` and `attention`.
+    compute. A per-block MLP is multiplied in each block, a shared one once, so that float32 next to bf16 costs the first one
+    more. `compiled` and `attention` are `compile` and `attention` of the training that the costs belong to.
     """
     config, pipeline = read_transformer_config(checkpoint), read_pipeline_config(checkpoint)
     objective = make_objective(pipeline.objective, pipeline.objective_settings)

@@ -1,4 +1,4 @@
-"""Trains a network with per-block adaLN: `python -m benchmarks.staged_adaln_fit`, with the settings of trainer.fit.
+"""Command that trains a network with per-block adaLN: `python -m benchmarks.staged_adaln_fit`, by the settings of trainer.fit.
 
 For benchmarks.staged_training; it starts from nothing, on one device.
 """

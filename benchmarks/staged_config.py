@@ -20,9 +20,9 @@ class StagedTrainingConfig:
     """Settings of the benchmark."""
 
     experiments: tuple[Experiment, ...] = ("captions", "initialisation", "adaln", "aesthetic")
-    """Which are run; what several of them need is trained once."""
+    """Experiments to run; what several of them need is trained once."""
     out: str = "runs/staged_training"
-    """Folder of all that is made; the same command again goes on in it."""
+    """Folder of all that is made; the same command again resumes in it."""
     recipe: str = "examples/openmoji/demo.yaml"
     """Settings of all trainings, as `trainer.fit --config` takes them; ladders and captions are given here."""
     scenes: int = 8000
@@ -38,11 +38,11 @@ class StagedTrainingConfig:
     batch_size: int = 64
     """Images of a step."""
     num_seeds: int = 3
-    """Each training is done with the seeds 0, 1, …"""
+    """Number of seeds, 0, 1, …, with which each training is done."""
     prompts_per_category: int = 12
     """Prompts of each of the benchmark's categories and splits, an image each."""
     guidance_scale: float = GUIDANCE
-    """Of the images that are judged: that of the demo."""
+    """Guidance scale of the images that are judged: that of the demo."""
     timed_steps: int = 30
     """Steps of each network whose time is taken, in turn."""
     shipped: tuple[str, str] = ("model/pretrained/dit-mini/alignment", "model/pretrained/dit-mini/aesthetic")

@@ -60,7 +60,7 @@ def captions(config: StagedTrainingConfig) -> Outcome:
 def initialisation(config: StagedTrainingConfig) -> Outcome:
     """From the pixel stage by re-parameterisation or with a copy of what fits, and from nothing in three lengths.
 
-    Within the training, losses stand side by side at equal numbers of images only: the longer trainings have none there.
+    Within the training, losses are compared at equal numbers of images only: the longer trainings have none there.
     """
     places = [config.images * part // MEASUREMENTS for part in (1, 2, 4)]
 

@@ -11,7 +11,7 @@ have every measure."""
 def table(values: Values, *, against: str, head: str) -> str:
     """A row for each measure: every arm, then what each differs from the arm `against`, seed by seed.
 
-    After ± stands the standard deviation over the seeds, of the values or of the differences; – is what an arm has not.
+    After ± comes the standard deviation over the seeds, of the values or of the differences; – is what an arm has not.
     """
     others = [arm for arm in values if arm != against]
     columns = [*(_words(arm) for arm in values), *(f"{_words(arm)} - {_words(against)}" for arm in others)]

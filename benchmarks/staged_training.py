@@ -8,7 +8,7 @@ adaln            adaLN-single against an adaLN in each block: parameters, memory
 aesthetic        the aesthetic stage, by the shipped checkpoints
 
 `--experiments captions adaln` runs some of them. Trainings and judgements are folders of `--out`; after a kill the same command
-goes on. The table of each experiment is kept in OUT/<experiment>.md.
+resumes. The table of each experiment is kept in OUT/<experiment>.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The trainings that are compared. Each is a folder, OUT/trainings/<arm>/<seed>/, and goes on where it was stopped.
+"""The trainings that are compared. Each is a folder, OUT/trainings/<arm>/<seed>/, and resumes where it was stopped.
 
 Trainings of one seed see the same images in the same order, with the same noise and timesteps, and what is new in their
 networks is drawn alike, but for per-block adaLN, which draws in another order: they are pairs.

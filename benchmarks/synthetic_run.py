@@ -24,13 +24,12 @@ MEAN_NOUNS = 29
 OTHER_WORDS = 3000
 T5_NOUNS = 25
 """Nouns that 120 tokens of T5 hold here."""
-_RUN_ID = "5ca1ab1e5ca1ab1e"
 _ATTEMPT = "00000000"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticRun:
-    """What `write_run` writes: a caption to an image, spread evenly over the units."""
+    """Size of the run that `write_run` writes: a caption to an image, spread evenly over the units."""
 
     num_captions: int
     num_units: int
@@ -50,30 +49,35 @@ def write_run(folder: Path, run: SyntheticRun) -> None:
     """
     from dataset_builder.sql.noun_blocks import merge_counts_of
     from dataset_builder.sql.run_files import read_run
+    from foundry.storage.run_record import is_run
 
-    if not (folder / "run.json").exists():
+    if not is_run(str(folder)):
         _write_units(folder, run)
     merge_counts_of(read_run(str(folder)))
 
 
 def _write_units(folder: Path, run: SyntheticRun) -> None:
-    for name in ("captions", "images", "noun_counts", "commits", "plans"):
-        (folder / name).mkdir(parents=True)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(partial(_write_unit, folder, run), range(run.num_units), chunksize=64):
-            pass
-    part = {"path": "images/plan-0.parquet", "first_unit": 0, "units": run.num_units, "rows": run.num_captions}
-    (folder / "plans" / "0.json").write_text(json.dumps({"parts": [part], "sources": [], "num_repeated": 0}))
+    from foundry.storage.folder import Folder
+    from foundry.storage.run_record import RunRecord
+
     settings = {
         "tagger": {"model": "synthetic", "version": "1", "noun_tags": ["NN"]},
         "t5": {"tokenizer": "synthetic", "max_tokens": 120},
         "prompts": {"name": "synthetic", "version": "1", "prompts": [{"name": "dense", "text": "none: the words are drawn"}]},
         "unit_size": run.unit_size,
     }
-    (folder / "run.json").write_text(json.dumps({"run_id": _RUN_ID, "settings": settings, "carried": {}}))
+    record = RunRecord.new(settings=settings, images=[], licence="")
+    for name in ("captions", "images", "noun_counts", "commits", "plans"):
+        (folder / name).mkdir(parents=True)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(partial(_write_unit, folder, run, record.run_id), range(run.num_units), chunksize=64):
+            pass
+    part = {"path": "images/plan-0.parquet", "first_unit": 0, "units": run.num_units, "rows": run.num_captions}
+    (folder / "plans" / "0.json").write_text(json.dumps({"parts": [part], "sources": [], "num_repeated": 0}))
+    record.create(Folder(str(folder)))
 
 
-def _write_unit(folder: Path, run: SyntheticRun, number: int) -> None:
+def _write_unit(folder: Path, run: SyntheticRun, run_id: str, number: int) -> None:
     from foundry.units.commits import Commit, CommittedFile, table_bytes
 
     images = range(number * run.unit_size, min((number + 1) * run.unit_size, run.num_captions))
@@ -85,7 +89,7 @@ def _write_unit(folder: Path, run: SyntheticRun, number: int) -> None:
         digest = hashlib.sha256(data).hexdigest()
         files[kind] = CommittedFile(path=path, rows=len(table), num_bytes=len(data), sha256=digest)
     commit = Commit(
-        run_id=_RUN_ID,
+        run_id=run_id,
         unit=number,
         planned=len(images),
         completed=len(images),

@@ -1,7 +1,7 @@
-"""What the training loop costs beside training: `python -m benchmarks.train_loop`.
+"""Cost of the training loop apart from training itself: `python -m benchmarks.train_loop`.
 
 The loop of `trainer.fit` itself, on stored features of random latents and captions at T5's real width of 4096, with captions of
-up to 120 tokens and batches in two aspect buckets; in the number format that `auto` stands for. Validation, samples and
+up to 120 tokens and batches in two aspect buckets; in the number format that `auto` means here. Validation, samples and
 checkpoints are on, each every `every_steps` steps. Time is taken inside the loop, from the end of the last step of the warm-up
 to that of the last one.
 

@@ -5,9 +5,9 @@ how the cost of the distribution is measured.
 """
 
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
 from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
-from foundry.images.index import IMAGES, REJECTED
-from foundry.images.loading import read_images, rejected_row
+from foundry.images.index import IMAGES
+from foundry.images.loading import all_rejected, read_images
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
@@ -128,19 +128,14 @@ class CaptionJob:
         folder = Folder(self.run)
         not_finite = self._not_finite(facts, output)
         check_not_all(folder, num_not_finite=len(not_finite), num_images=len(facts.images), advice=NOT_FINITE)
-        rejected = facts.rejected + [rejected_row(facts.images[index], failure) for index, failure in not_finite.items()]
-        if excluded:
-            rows = read_unit(folder, unit)
-            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
+        failed = {facts.images[index]["key"]: failure for index, failure in not_finite.items()}
+        rejected = all_rejected(facts.rejected, partial(read_unit, folder, unit), failed=failed, excluded=excluded)
         facts, output = _without(facts, output, not_finite)
-        tables = self.tables(facts, output)
-        tables["rejected"] = pa.Table.from_pylist(rejected, schema=REJECTED)
         return commit_unit(
             folder,
             run_id=self.run_id,
             unit=unit,
-            tables=tables,
-            rejected=dict(Counter(row["reason"] for row in rejected)),
+            tables=self.tables(facts, output) | {"rejected": rejected},
             num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
             num_input_tokens=sum(said.num_input_tokens for rows in output.generations.values() for said in rows),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},

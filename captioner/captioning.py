@@ -22,7 +22,6 @@ from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
-from foundry.command_line import counted
 from foundry.images.sources import Source, find_sources
 from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
@@ -31,6 +30,7 @@ from foundry.storage.run_record import RunRecord, record_carried
 from foundry.units.cluster import RaySettings, check_paths, describe_nodes, memory_line
 from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.rejection import allowed_rejections
+from foundry.wording import counted
 
 
 def caption_images(config: CaptionConfig) -> int:
@@ -113,7 +113,7 @@ def plan_run(
 ) -> tuple[RunRecord, Plan]:
     """Creates run.json, or checks `before`, what it says; plans the images that are not planned yet. Raises UserError."""
     record = begin(config, run, job.settings, before=before)
-    plan = extend_plan(run, sources, unit_size=job.settings["unit_size"])
+    plan = extend_plan(run, sources, unit_size=record.unit_size)
     return record_carried(run, record, plan.carried), plan
 
 

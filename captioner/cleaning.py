@@ -172,7 +172,7 @@ def _markdown(text: str) -> str | None:
 
 
 def _closed(line: str, mark: str) -> str:
-    """A line that will stand in running text: with a mark at its end where it has none."""
+    """A line as part of a running text: with a mark at its end where it has none."""
     return line if not line or line.endswith(_ENDS) else line + mark
 
 
@@ -225,7 +225,7 @@ def _without_repeated_words(text: str) -> str:
 
 
 def _cut_runs(words: list[str], bare: list[str], *, length: int, times: int) -> list[str]:
-    """The words without the repeats of `length` of them that stand at least `times` times in a row."""
+    """The words without the repeats of `length` of them that occur at least `times` times in a row."""
     kept: list[str] = []
     start = 0
     while start < len(words):
@@ -343,7 +343,7 @@ RULES = (
     Rule(name="loop", what="a repeated sentence or run of words is cut to the first", apply=_loops),
     Rule(
         name="unfinished",
-        what="at the token limit, an unfinished last sentence goes where a finished one stands before it",
+        what="at the token limit, an unfinished last sentence is removed where a finished one precedes it",
         apply=_unfinished,
         only_at=LENGTH,
     ),

@@ -7,9 +7,10 @@ from captioner.engines.generation import GenerationSettings
 from captioner.engines.vllm_settings import VllmSettings
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
-from foundry.command_line import CHOICE, ModelChoice
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
+from foundry.units.rejection import max_rejected_problems
+from foundry.wording import CHOICE, ModelChoice
 
 ENGINES = ("transformers", "vllm", "endpoint")
 REAL_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -76,10 +77,9 @@ class CaptionConfig:
                 ),
                 ("limit", "1 or more", self.limit is None or self.limit >= 1),
                 ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
-                ("max_rejected", "between 0 and 1", self.max_rejected is None or 0 <= self.max_rejected <= 1),
             ]
             if not holds
-        ]
+        ] + max_rejected_problems(self.max_rejected)
         if problems:
             raise ValueError("; ".join(problems))
 

@@ -50,7 +50,7 @@ def _placeholder_problems(text: str, *, allowed: bool) -> list[str]:
         if field is None:
             continue
         if field != PLACEHOLDER or spec or conversion:
-            problems.append(f"the placeholder {{{field}}} is unknown: only {{alt_text}} is, as it stands")
+            problems.append(f"the placeholder {{{field}}} is unknown: write {{alt_text}}, the only one")
         elif not allowed:
             problems.append("the fallback is for images without alt text: it cannot use {alt_text}")
     return problems

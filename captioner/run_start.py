@@ -79,7 +79,7 @@ def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> Non
     strange = [commit for commit in commits if commit.run_id != run_id]
     if strange:
         raise UserError(
-            f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) beside those of {run_id}: "
+            f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) and units of {run_id}: "
             "they were begun at the same time; give another --out"
         )
 

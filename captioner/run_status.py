@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from captioner.run_start import read_record
 from dataset_builder.runs.plan import Plan, read_plan
-from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, read_commits
+from foundry.wording import counted
 
 RECENT_UNITS = 20
 SHORTEST_PAUSE_S = 60.0
@@ -66,7 +66,7 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
     with store_errors(run):
-        return status_of(read_plan(run, unit_size=record.settings["unit_size"]), read_commits(run), now=now)
+        return status_of(read_plan(run, unit_size=record.unit_size), read_commits(run), now=now)
 
 
 def status_of(plan: Plan, commits: Sequence[Commit], *, now: datetime | None = None) -> RunStatus:

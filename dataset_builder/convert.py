@@ -14,6 +14,7 @@ from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.command_line import run_command
 from foundry.units.cluster import RaySettings, check_paths
+from foundry.units.rejection import max_rejected_problems
 
 _RUN_BESIDE = ".run"
 """Suffix of the run that a data set is made from; the run stays, so that another recipe can be tried."""
@@ -55,15 +56,15 @@ class ConvertConfig:
     """Ray settings: where the work runs."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = max_rejected_problems(self.max_rejected)
         if (self.source == "dataset") != (self.target == "webdataset"):
             problems.append("a data set becomes webdataset; every other source becomes run or dataset (from there, webdataset)")
         if (self.source == "sam-llava") != bool(self.images):
             problems.append("--images belongs to --source sam-llava, which has captions without images")
         if self.reencode and self.target != "webdataset":
             problems.append("--reencode belongs to --target webdataset, which copies images")
-        if self.images_per_shard < 1 or (self.num_workers or 1) < 1 or not 0 <= (self.max_rejected or 0) <= 1:
-            problems.append("images_per_shard and num_workers must be at least 1, max_rejected between 0 and 1")
+        if self.images_per_shard < 1 or (self.num_workers or 1) < 1:
+            problems.append("images_per_shard and num_workers must be at least 1")
         if problems:
             raise ValueError("; ".join(problems))
 

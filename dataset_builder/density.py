@@ -5,17 +5,11 @@ python -m dataset_builder.density RUN --column alt_text caption            alt t
 python -m dataset_builder.density RUN other/captions.parquet --json
 """
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
 
 from dataset_builder.concepts.t5_view import T5Config
-from dataset_builder.concepts.tagger import META_NOUNS_VERSION, TaggerConfig
+from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.command_line import run_command
-
-if TYPE_CHECKING:
-    from dataset_builder.concepts.density import ConceptDensity
-    from dataset_builder.reports.density_table import DensityRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,40 +43,16 @@ class DensityConfig:
 def main(config: DensityConfig) -> int:
     """Prints the table or the JSON and returns 0."""
     from dataset_builder.reports.density_rows import choose_sample_size, counted_texts, density_row
-    from dataset_builder.reports.density_table import density_table
+    from dataset_builder.reports.density_table import density_json, density_table
 
     texts = list(
         counted_texts(config.sources, columns=config.column, tagger=config.tagger, t5=config.t5, num_workers=config.num_workers)
     )
     sample_size = choose_sample_size(texts, wanted=config.sample_size)
     rows = [density_row(text, sample_size=sample_size) for text in texts]
-    print(json.dumps(as_json(rows, sample_size=sample_size)) if config.json else density_table(rows, sample_size=sample_size))
+    show = density_json if config.json else density_table
+    print(show(rows, sample_size=sample_size))
     return 0
-
-
-def as_json(rows: "list[DensityRow]", *, sample_size: int) -> dict[str, Any]:
-    """All figures, and all that they depend on, as one JSON object."""
-    from dataset_builder.concepts.density import VALID_ABOVE
-
-    return {
-        "sample_size": sample_size,
-        "valid_above": VALID_ABOVE,
-        "meta_nouns_version": META_NOUNS_VERSION,
-        "rows": [
-            {
-                name: getattr(row.text, name)
-                for name in ("source", "column", "prompt", "num_captions", "num_empty", "tagger", "t5")
-            }
-            | {"captions_cut": row.captions_cut, "nouns_cut": row.nouns_cut}
-            | {"whole": {view: _figures(density) for view, density in row.whole.items()}}
-            | {"sample": {view: _figures(density) for view, density in row.sample.items()}}
-            for row in rows
-        ],
-    }
-
-
-def _figures(density: "ConceptDensity") -> dict[str, float]:
-    return asdict(density) | {"ratio": density.ratio, "nouns_per_caption": density.nouns_per_caption}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from dataset_builder.scores.clip import DEFAULT_CLIP, NO_CLIP
 from foundry.command_line import run_command
 from foundry.units.cluster import RaySettings
+from foundry.units.rejection import max_rejected_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,9 @@ class ScoreConfig:
     """Ray settings: where the work runs."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = max_rejected_problems(self.max_rejected)
         if self.batch_size < 1:
             problems.append(f"batch_size must be at least 1, found {self.batch_size}")
-        if self.max_rejected is not None and not 0 <= self.max_rejected <= 1:
-            problems.append(f"max_rejected must be between 0 and 1, found {self.max_rejected}")
         if self.aesthetic and self.clip == NO_CLIP:
             problems.append("the aesthetic predictor reads CLIP embeddings: name a CLIP, or leave it out")
         if problems:

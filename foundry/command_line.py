@@ -5,7 +5,7 @@ of failures was exceeded, 2 usage or configuration, 130 interrupted.
 
 A field `name: str` becomes `--name`, a field that is a dataclass its own `--name.field` options; a list or tuple takes
 several values, a bool needs none. The string under a field is its help. A positional value is the same field unnamed.
-A field without a default that names a model says in its metadata what to type where it is missing: see ModelChoice.
+A field without a default that names a model says in its metadata what to type where it is missing: see wording.ModelChoice.
 """
 
 import argparse
@@ -17,17 +17,17 @@ import re
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from foundry.errors import UserError
 from foundry.hardware import set_up_threads
+from foundry.wording import model_choices, say_missing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,40 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["UserError", "run_command"]
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
-CHOICE = "choice"
-"""The key of a field's metadata under which its ModelChoice is."""
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given value): (?P<value>.*)')
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """What to type where a model is not named: `name: str = field(metadata={CHOICE: ModelChoice(real=…)})`.
-
-    Such a field has no default, so that the small world's toy, `mini`, never runs by accident.
-    """
-
-    real: str
-    """The value for real data."""
-    what: str = "a real model"
-    """What that is."""
-    toy: str = "only understands 64-pixel emoji scenes"
-    """What `mini` does."""
-
-
-def say_missing(config_class: type["DataclassInstance"], names: Sequence[str]) -> str:
-    """The error for options, by dotted name, that were not given: which, and what to type for those that name a model."""
-    known = _model_choices(config_class)
-    choices = {name: known[name] for name in names if name in known}
-    text = f"{' and '.join(f'--{name}' for name in names)} {'is' if len(names) == 1 else 'are'} missing"
-    if not choices:
-        return text
-    real = " ".join(f"--{name} {choice.real}" for name, choice in choices.items())
-    toys = " ".join(f"--{name} mini" for name in choices)
-    first = next(iter(choices.values()))
-    return f"{text}: type {real} for {first.what}, or {toys} for the toy, which {first.toy}"
 
 
 def run_command(
@@ -105,11 +75,6 @@ def run_command(
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
     return _call(main, parser, config_class, values)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 unit`, `2 units`: for nouns whose plural ends in s."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> int:
@@ -186,18 +151,6 @@ def _flat_hints(config_class: type["DataclassInstance"], prefix: str = "") -> di
     return flat
 
 
-def _model_choices(config_class: type["DataclassInstance"], prefix: str = "") -> dict[str, ModelChoice]:
-    """The ModelChoice of each field that has one, by its dotted name."""
-    found: dict[str, ModelChoice] = {}
-    hints = get_type_hints(config_class)
-    for field in fields(config_class):
-        if CHOICE in field.metadata:
-            found[prefix + field.name] = field.metadata[CHOICE]
-        elif is_dataclass(hints[field.name]):
-            found |= _model_choices(hints[field.name], f"{prefix}{field.name}.")
-    return found
-
-
 def _required(config_class: type["DataclassInstance"]) -> list[str]:
     hints = get_type_hints(config_class)
     return [
@@ -218,7 +171,7 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
     Raises argparse.ArgumentError for a list that is given twice and for a value too many.
     """
     named: list[str] = []
-    by_place: list[str] = []
+    by_position: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -226,7 +179,7 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
         hint = hints.get(name.removeprefix("--"))
         follows = next((index for index, other in enumerate(rest) if other.startswith("--")), len(rest))
         if word != "-h" and not word.startswith("--"):
-            by_place.append(word)
+            by_position.append(word)
         elif equals:
             named.append(f"{name}={_join([value], hint)}" if _is_list(hint) else word)
         elif hint is bool:
@@ -240,14 +193,14 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
             named.append(word)
             if hint is None:  # an unknown option: its value is no separate argument, or the complaint would be about that
                 del rest[:follows]
-    named += _name_by_place(by_place, hints, positional=positional)
+    named += _name_by_position(by_position, hints, positional=positional)
     once = [name for name in (word.partition("=")[0] for word in named) if _is_list(hints.get(name.removeprefix("--")))]
     if len(once) > len(set(once)):
         raise argparse.ArgumentError(None, f"{max(once, key=once.count)} is given twice: give it once, with all its values")
     return named
 
 
-def _name_by_place(values: list[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
+def _name_by_position(values: list[str], hints: Mapping[str, Any], *, positional: Sequence[str]) -> list[str]:
     named: list[str] = []
     for index, name in enumerate(positional):
         if values[index:] and _is_list(hints[name]):
@@ -295,7 +248,7 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
     if missing := _MISSING.search(text):
         names = missing[1].split(", ")
         said = say_missing(config_class, names)
-        return said if set(names) <= _model_choices(config_class).keys() else f"{said}; see {prog} --help"
+        return said if set(names) <= model_choices(config_class).keys() else f"{said}; see {prog} --help"
     if (wrong := _WRONG_VALUE.search(text)) and wrong["key"] in hints:
         hint = hints[wrong["key"]]
         expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
@@ -308,15 +261,3 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
         return f"{text}; see {prog} --help"
     near = difflib.get_close_matches(unknown, list(hints), n=1, cutoff=0.5)
     return f"unknown option {unknown}; " + (f"did you mean --{near[0]}?" if near else f"see {prog} --help")
-
-
-def url_problems(url: str, *, setting: str) -> list[str]:
-    """What is wrong with an endpoint's URL, which may hold no key; `setting` is its name, such as judge.url."""
-    address = urlsplit(url)
-    problems = []
-    if address.scheme not in ("http", "https") or not address.hostname:
-        problems.append(f"{setting} must be http:// or https:// with a host")
-    if address.username or address.password or address.query or address.fragment:
-        variable = f"{setting.removesuffix('url')}key_variable"
-        problems.append(f"{setting} must hold no user, password, query or fragment: name the key's variable in {variable}")
-    return problems

@@ -239,7 +239,7 @@ class CaptionEmbedder(nn.Module):
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm (B, N, D) without weights of its own, then scale and shift (B, 1, D); all in the modulation's dtype.
+    """Layer norm (B, N, D) without its own weights, then scale and shift (B, 1, D); all in the modulation's dtype.
 
     The linear layer that follows wants that dtype: cast once, here, and let autocast not cast it back for the norm.
     """

@@ -43,7 +43,7 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     """Hidden channels of a block's MLP, in widths."""
     conditioning: Conditioning = "text"
-    """text: cross-attention and adaLN-single (PixArt). class: an adaLN of its own in each block (DiT)."""
+    """text: cross-attention and adaLN-single (PixArt). class: each block has its own adaLN (DiT)."""
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
     max_caption_tokens: int = 120
@@ -51,7 +51,7 @@ class DiTConfig:
     num_classes: int = 1000
     """Classes of a class-conditional DiT."""
     null_class: bool = True
-    """Whether a class-conditional DiT has learned one more class, which stands for none."""
+    """Whether a class-conditional DiT has learned one more class, which means none."""
     learned_variance: bool = True
     """Twice the output channels: the second half interpolates the variance."""
     micro_conditioning: bool = False

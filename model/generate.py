@@ -7,8 +7,9 @@ command again draws only what is not there yet.
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from foundry.command_line import CHOICE, ModelChoice, run_command
+from foundry.command_line import run_command
 from foundry.hardware import AUTO, AutoDtype
+from foundry.wording import CHOICE, ModelChoice
 from model.encoders.text_encoder import Quantisation
 from model.generation.drawing import DrawingResult, begun_dtype, draw, image_paths, image_values
 from model.generation.image_files import make_grid, open_image, save_png
@@ -18,7 +19,7 @@ from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 
 GRID = "grid.png"
-_OWN = "a network of your own (a training's folder or a checkpoint)"
+_OWN = "your own network (a training's folder or a checkpoint)"
 
 
 @dataclass(frozen=True)

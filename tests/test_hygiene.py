@@ -22,6 +22,8 @@ WHOLE_NETWORK = "model/dit.py"
 MODULES_IN_A_FOLDER = 10
 # Joined, so that this file does not contain what it looks for.
 FORBIDDEN_TEXT = ["/" + "work/", "/" + "root/", "/opt/" + "pypi", "pypi" + ".org", "python" + "hosted.org"]
+NO_NOUN_OR_VERB = {"as", "by", "for", "from", "how", "in", "of", "on", "to", "what", "when", "where", "which", "whose", "why"}
+"""Words that no help text and no module's docstring begins with: it begins with what the thing is or does."""
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
 
 
@@ -78,6 +80,13 @@ def test_the_networks_know_no_data_set_and_no_ray() -> None:
         assert not _importers(library, "model")
 
 
+def test_a_worker_imports_no_parser_of_options() -> None:
+    jobs = "captioner.caption_job, dataset_builder.runs.importing, dataset_builder.scores.job, trainer.features.job"
+    code = f"import sys, foundry.units.workers, {jobs}; print('jsonargparse' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("command", _commands())
 def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -101,12 +110,17 @@ def _settings(tree: ast.Module) -> Iterator[ast.ClassDef]:
             yield node
 
 
-def _fields(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
-    """Name of each field, and whether a string stands under it."""
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Name of each field, and the string under it, empty where there is none."""
     for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and bool(below.value.value)
-            yield statement.target.id, documented
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            yield statement.target.id, str(below.value.value) if documented else ""  # type: ignore[union-attr]
+
+
+def _first_word(text: str) -> str:
+    """In lower case, also of "Internal: which part …"."""
+    return text.removeprefix("Internal: ").split()[0].strip(".,;:").lower()
 
 
 def test_every_setting_says_what_it_is_and_is_read_somewhere() -> None:
@@ -126,9 +140,15 @@ def test_every_setting_says_what_it_is_and_is_read_somewhere() -> None:
         read |= {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
     for path in paths:
         for settings in _settings(_parse(path)):
-            for name, documented in _fields(settings):
-                assert documented, f"{settings.name}.{name} in {path.relative_to(ROOT)} has no string under it"
+            for name, text in _fields(settings):
+                assert text, f"{settings.name}.{name} in {path.relative_to(ROOT)} has no string under it"
+                assert _first_word(text) not in NO_NOUN_OR_VERB, f"{settings.name}.{name} in {path.relative_to(ROOT)}: {text}"
                 assert name in read, f"{settings.name}.{name} in {path.relative_to(ROOT)} is never read"
+
+
+def test_modules_say_first_what_they_are() -> None:
+    docstrings = {path: ast.get_docstring(_parse(path)) or "none" for path in _sources(*PACKAGES, *BESIDE)}
+    assert {str(path): text for path, text in docstrings.items() if _first_word(text) in NO_NOUN_OR_VERB} == {}
 
 
 @pytest.mark.parametrize("path", _sources(*PACKAGES, *BESIDE, "tests"), ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,9 +1,9 @@
-"""Scores a checkpoint: `python -m trainer.evaluate --checkpoint CHECKPOINT --benchmark NAME --out DIR`.
+"""Command that scores a checkpoint: `python -m trainer.evaluate --checkpoint CHECKPOINT --benchmark NAME --out DIR`.
 
 Draws the prompts of a benchmark, has the images judged, and says how good they are. The same command again resumes it:
 images and verdicts that are there are kept. In DIR:
 
-evaluation.json   what is evaluated: another evaluation is refused here
+evaluation.json   the identity of the evaluation: the command refuses another one in this folder
 prompts.jsonl     the prompts
 images/           a PNG for each prompt and seed, with what it was drawn from inside
 verdicts/         a line for each image and judge: values, and what the judge saw

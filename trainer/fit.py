@@ -1,4 +1,4 @@
-"""Trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, on one device, or with --num_workers N on Ray Train.
+"""Command that trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, here or by --num_workers N on Ray Train.
 
 A stage starts from the newest checkpoint of the stage before, and the same command again resumes it. SIGTERM,
 Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with exit code 130.

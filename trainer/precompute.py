@@ -1,4 +1,4 @@
-"""Encodes images and captions once, before training.
+"""Command that encodes images and captions once, before training.
 
     python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --vae.name VAE --text_encoder.name T5
 

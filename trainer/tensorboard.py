@@ -1,4 +1,4 @@
-"""Shows runs in TensorBoard: `python -m trainer.tensorboard RUN …` writes RUN/tensorboard from its metrics.jsonl and samples.
+"""Command that shows runs in TensorBoard: `python -m trainer.tensorboard RUN …` writes RUN/tensorboard of metrics and samples.
 
 Then `tensorboard --logdir RUNS`. The horizontal axis counts images seen. Run again, or with --follow_s, it adds what is new.
 """

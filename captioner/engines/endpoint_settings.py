@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from foundry.command_line import url_problems
+from foundry.wording import url_problems
 
 _ONE_MILLION = 1e6
 

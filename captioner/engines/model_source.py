@@ -123,7 +123,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:
-    """The config of a hub model and its folder in the cache, which is named by the commit that the revision stands for."""
+    """The config of a hub model and its folder in the cache, whose name is the commit of the revision."""
     path = hub_file(name, "config.json", revision=revision)
     return _read_config(path), path.parent
 

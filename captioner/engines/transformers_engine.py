@@ -126,7 +126,7 @@ class LlavaEngine:
 
     def _generation(self, tokens: "torch.Tensor", logprobs: "torch.Tensor", num_input_tokens: int) -> Generation:
         """One row, (L,) token ids and (L,) log-probabilities, up to and with its end token."""
-        ends = [place for place, token in enumerate(tokens.tolist()) if token in self.end_ids]
+        ends = [index for index, token in enumerate(tokens.tolist()) if token in self.end_ids]
         length = ends[0] + 1 if ends else len(tokens)
         text = self.processor.tokenizer.decode(tokens[: length - bool(ends)], skip_special_tokens=True).strip()
         said = logprobs[:length]

@@ -87,13 +87,13 @@ def build_dataset(config: BuildConfig) -> Built:
 def _open_runs(urls: Sequence[str]) -> dict[str, RunFiles]:
     """The runs by the name that tells them apart. Raises UserError where they were not counted or scored in the same way."""
     runs: dict[str, RunFiles] = {}
-    places = [normalise(url) for url in urls]
-    for url, place in zip(urls, places, strict=True):
-        if places.count(place) > 1:
+    locations = [normalise(url) for url in urls]
+    for url, location in zip(urls, locations, strict=True):
+        if locations.count(location) > 1:
             raise UserError(f"{url} is given twice: name each run once")
-        parts = [part for part in place.split("/") if part]
+        parts = [part for part in location.split("/") if part]
         names = ("/".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        name = next((name for name in names if name not in runs), place)
+        name = next((name for name in names if name not in runs), location)
         runs[name] = read_run(url)
         first = next(iter(runs.values()))
         for setting in ("tagger", "t5"):
@@ -113,7 +113,7 @@ def _check_scores(runs: dict[str, RunFiles]) -> None:
 
 
 def _open_units(name: str, run: RunFiles) -> Iterable[str]:
-    planned = read_plan(run.folder, unit_size=int(run.settings.get("unit_size", 1))).num_units
+    planned = read_plan(run.folder, unit_size=run.record.unit_size).num_units
     if len(run.commits) < planned:
         yield f"{name} is not finished: built from the {len(run.commits):,} of {planned:,} units that are committed"
 
@@ -156,7 +156,7 @@ def _new_folder(url: str) -> Folder:
 
 
 def _writer(folder: Folder, config: BuildConfig, runs: dict[str, RunFiles]) -> DatasetWriter:
-    max_tokens = int(next(iter(runs.values())).settings.get("t5", {}).get("max_tokens", 0))
+    max_tokens = next(iter(runs.values())).record.max_tokens
     return DatasetWriter(folder, splits=config.splits, has_images=config.embed, max_tokens=max_tokens)
 
 

@@ -144,12 +144,12 @@ def _join_embeddings(
     with TemporaryDirectory(dir=directory) as folder, closing(EmbeddingFile(Path(folder) / "embeddings")) as file:
         for batch in embeddings:
             wanted = _row_numbers(pa.Table.from_batches([batch.select(["run", "key"])]))
-            places = np.searchsorted(numbers[order], wanted).clip(max=max(len(order) - 1, 0))
-            is_known = numbers[order[places]] == wanted if len(order) else np.zeros(len(wanted), bool)
+            positions = np.searchsorted(numbers[order], wanted).clip(max=max(len(order) - 1, 0))
+            is_known = numbers[order[positions]] == wanted if len(order) else np.zeros(len(wanted), bool)
             lists = batch.filter(pa.array(is_known))["embedding"]
             if len(lists):
                 file.append(lists.flatten().to_numpy().reshape(len(lists), -1).astype(np.float16))
-                found.append(order[places[is_known]])
+                found.append(order[positions[is_known]])
         rows = np.concatenate([np.zeros(0, np.int64), *found])
         for one, other in cosine_pairs(file, least=least):
             near.join(rows[one], rows[other])
@@ -191,10 +191,10 @@ def _kept(images: pa.Table, labels: Rows) -> npt.NDArray[np.bool_]:
     kept: npt.NDArray[np.bool_] = counts[inverse] == 1
     rows = np.flatnonzero(~kept)
     of_group = images.select(["area_px", "clip_mean", "run", "key"]).take(pa.array(rows))
-    of_group = of_group.append_column("group", pa.array(labels[rows])).append_column("place", pa.array(rows))
+    of_group = of_group.append_column("group", pa.array(labels[rows])).append_column("row", pa.array(rows))
     of_group = of_group.set_column(1, "clip_mean", pc.fill_null(of_group["clip_mean"], float("-inf")))
     order = [("group", "ascending"), ("area_px", "descending"), ("clip_mean", "descending")]
     ranked = of_group.sort_by([*order, ("run", "ascending"), ("key", "ascending")])
     _, best = np.unique(ranked["group"].to_numpy(), return_index=True)
-    kept[ranked["place"].to_numpy()[best]] = True
+    kept[ranked["row"].to_numpy()[best]] = True
     return kept

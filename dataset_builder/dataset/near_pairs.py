@@ -40,7 +40,9 @@ class EmbeddingFile:
     def append(self, embeddings: npt.NDArray[np.float16]) -> None:
         """Adds rows, (rows, width). Raises ValueError for another width than before."""
         if self.num_rows and embeddings.shape[1] != self.width:
-            raise ValueError(f"embeddings of width {embeddings.shape[1]} beside {self.width}: score all runs with one CLIP")
+            raise ValueError(
+                f"embeddings of width {embeddings.shape[1]} next to others of {self.width}: score all runs with one CLIP"
+            )
         self.width = embeddings.shape[1]
         self.num_rows += len(embeddings)
         self._file.write(np.ascontiguousarray(embeddings).tobytes())

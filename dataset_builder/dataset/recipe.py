@@ -92,7 +92,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig(RecipeConfig):
-    """The recipe, its runs and the place of the result. Raises ValueError as RecipeConfig does, and for no runs."""
+    """The recipe, its runs and the folder of the result. Raises ValueError as RecipeConfig does, and for no runs."""
 
     captions: tuple[str, ...]
     """Captioning runs, folders or URLs; of an unfinished run, the committed units are used."""

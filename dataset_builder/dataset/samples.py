@@ -9,6 +9,7 @@ from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, SelectionStat
 from dataset_builder.schema import SAMPLE_CAPTION
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted, stored_urls
+from foundry.images.index import REFERENCE_NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 100_000
 """Images that are in memory at a time; a stretch holds whole units."""
 _IMAGE = (
-    *("uri", "member", "byte_offset", "byte_length", "row", "content_hash", "width", "height", "format"),
+    *(*REFERENCE_NAMES, "content_hash", "width", "height", "format"),
     *("class_label", "num_masks", "mask_area_px", "metadata"),
 )
 _SCORES = ("clip_mean", "clip_least", "aesthetic", "sharpness")
@@ -127,8 +128,7 @@ def _others(bench: "Workbench", owner: int, units: list[int]) -> Iterator[tuple[
 def _prompts(bench: "Workbench", run: int, files: RunFiles, renamed: Mapping[tuple[int, str], str]) -> dict[str, str]:
     """The prompts of the captions that are kept, in the order of the run's settings, and what the data set calls them."""
     found = bench.fetch(f"SELECT DISTINCT prompt FROM survey WHERE run = {run} AND step IS NULL ORDER BY prompt")
-    known = [prompt["name"] for prompt in files.settings.get("prompts", {}).get("prompts", [])]
-    ordered = sorted(found["prompt"].to_pylist(), key=[*known, *found["prompt"].to_pylist()].index)
+    ordered = sorted(found["prompt"].to_pylist(), key=[*files.record.prompt_names, *found["prompt"].to_pylist()].index)
     return {prompt: renamed.get((run, prompt), prompt) for prompt in ordered}
 
 
@@ -166,12 +166,12 @@ def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
     kept = f"SELECT key, prompt FROM survey WHERE {_of(part.run.number, part.units)} AND step IS NULL"
     kept += f" AND key IN ({among})" if among else ""
-    for place, (prompt, called) in enumerate(part.run.prompts.items()):
+    for number, (prompt, called) in enumerate(part.run.prompts.items()):
         sql = (
             f"SELECT key, struct_pack(prompt := {literal(called)}, {', '.join(fields)}) AS caption "
             f"FROM {part.files('captions')} c JOIN ({kept}) USING (key, prompt) WHERE prompt = {literal(prompt)}"
         )
-        yield f"text_{part.run.number}_{place}", sql
+        yield f"text_{part.run.number}_{number}", sql
 
 
 def _of(run: int, units: list[int]) -> str:
@@ -190,13 +190,13 @@ def _as_samples(rows: "pa.Table") -> "pa.Table":
     lists = rows["captions"].combine_chunks()
     said = lists.flatten()
     captions = [said.field(field.name) for field in SAMPLE_CAPTION]
-    beside = {
+    made = {
         "bucket": buckets,
         "image": pa.nulls(len(rows), SAMPLES.field("image").type),
         "captions": _regrouped(lists, pa.StructArray.from_arrays(captions, fields=list(SAMPLE_CAPTION))),
         "nouns": _regrouped(lists, said.field("nouns")),
     }
-    columns = {name: rows[name] for name in rows.column_names} | beside
+    columns = {name: rows[name] for name in rows.column_names} | made
     return pa.table({name: columns[name] for name in SAMPLES.names}).cast(SAMPLES)
 
 
@@ -218,9 +218,7 @@ def _embed(samples: "pa.Table") -> Embedded:
     from foundry.images.reader import ImageReader, content_hash, reference_of
     from foundry.units.rejection import ImageError
 
-    rows = samples.select(
-        ["key", "run", "uri", "member", "byte_offset", "byte_length", "row", "content_hash", "format"]
-    ).to_pylist()
+    rows = samples.select(["key", "run", *REFERENCE_NAMES, "content_hash", "format"]).to_pylist()
     images, dropped = [], []
     refusals = Refusals(len(rows))
     with ImageReader() as reader:
@@ -239,7 +237,7 @@ def _embed(samples: "pa.Table") -> Embedded:
             images.append(None if reason else image)
     column = pa.array(images, SAMPLES.field("image").type)
     table = samples.set_column(SAMPLES.get_field_index("image"), SAMPLES.field("image"), column).filter(column.is_valid())
-    for name in ("uri", "member", "byte_offset", "byte_length", "row"):
+    for name in REFERENCE_NAMES:
         field = SAMPLES.field(name)
         table = table.set_column(SAMPLES.get_field_index(name), field, pa.nulls(len(table), field.type))
     return Embedded(table.cast(SAMPLES), pa.Table.from_pylist(dropped, schema=DROPPED))

@@ -25,6 +25,7 @@ from dataset_builder.sql.dataset_files import DatasetFiles
 from dataset_builder.sql.views import distinct_names
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image, image_suffix
+from foundry.images.index import REFERENCE_NAMES
 from foundry.images.loading import Refusals
 from foundry.images.reader import ImageReader, content_hash, reference_of
 from foundry.storage.file_kinds import is_ignored
@@ -166,11 +167,11 @@ def _rows(shard: _Shard) -> Iterator[dict[str, Any]]:
         for group in range(file.metadata.num_row_groups):
             end = begin + file.metadata.row_group(group).num_rows
             if begin < shard.last and end > shard.first:
-                place = begin
+                position = begin
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                    low, high = max(shard.first - place, 0), min(shard.last - place, len(batch))
+                    low, high = max(shard.first - position, 0), min(shard.last - position, len(batch))
                     yield from batch.slice(low, high - low).to_pylist() if high > low else []
-                    place += len(batch)
+                    position += len(batch)
             begin = end
 
 
@@ -200,7 +201,7 @@ def _caption(row: Mapping[str, Any], prompt: str) -> str | None:
 
 def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row without the image and its reference, with the columns that the source carried, named as in SQL."""
-    left_out = ("image", "uri", "member", "byte_offset", "byte_length", "row", "metadata")
+    left_out = ("image", *REFERENCE_NAMES, "metadata")
     carried = json.loads(row["metadata"]) if row["metadata"] else {}
     names = distinct_names(carried)
     facts = {names[name]: value for name, value in carried.items()}

@@ -153,8 +153,8 @@ class SampleNouns:
         split_of = splits.indices.to_numpy()[self._sample_of]  # (captions,)
         prompts = pc.dictionary_encode(self._captions.field("prompt"))
         prompt_of = prompts.indices.to_numpy()
-        place = np.arange(len(self._codes)) - self._starts[self._caption_of]
-        is_read = place < self._captions.field("num_t5_nouns").to_numpy()[self._caption_of]
+        position = np.arange(len(self._codes)) - self._starts[self._caption_of]
+        is_read = position < self._captions.field("num_t5_nouns").to_numpy()[self._caption_of]
         tables = {}
         for split_number, split in enumerate(splits.dictionary.to_pylist()):
             tables[split] = merge_counts(

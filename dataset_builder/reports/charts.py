@@ -39,13 +39,13 @@ def histogram_svg(histogram: Histogram) -> str:
         left, right = frame.x(low), frame.x(high)
         y = frame.y(count)
         hover = f"<title>{short_number(low)} to {short_number(high)}: {count:,}</title>"
-        place = f'x="{left:.1f}" y="{y:.1f}" width="{max(right - left - 1, 0.5):.1f}" height="{frame.bottom - y:.1f}"'
-        bars.append(f'<rect class="bar" {place}>{hover}</rect>')
+        box = f'x="{left:.1f}" y="{y:.1f}" width="{max(right - left - 1, 0.5):.1f}" height="{frame.bottom - y:.1f}"'
+        bars.append(f'<rect class="bar" {box}>{hover}</rect>')
     if histogram.mark and edges[0] <= histogram.mark[0] <= edges[-1]:
         x = frame.x(histogram.mark[0])
         bars.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{frame.bottom}"/>')
-        place = f'x="{x - 4:.1f}" text-anchor="end"' if x > WIDTH - _RIGHT - _LABEL else f'x="{x + 4:.1f}"'
-        bars.append(f'<text class="mark" {place} y="{_TOP + 10}">{escape(histogram.mark[1])}</text>')
+        anchor = f'x="{x - 4:.1f}" text-anchor="end"' if x > WIDTH - _RIGHT - _LABEL else f'x="{x + 4:.1f}"'
+        bars.append(f'<text class="mark" {anchor} y="{_TOP + 10}">{escape(histogram.mark[1])}</text>')
     return _svg(histogram.title, frame, bars)
 
 
@@ -91,8 +91,8 @@ class _Frame:
         return [10.0**power for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)]
 
     def x(self, value: float) -> float:
-        low, high, place = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
-        share = (place - low) / (high - low) if high > low else 0.5
+        low, high, position = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
+        share = (position - low) / (high - low) if high > low else 0.5
         return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:

@@ -1,11 +1,13 @@
-"""Density table, the paper's Table 1 as text: each body of text as written and as T5 reads it, with and without meta-nouns."""
+"""Density table, the paper's Table 1 as text or JSON: each body of text as written and as T5 reads it, with and without
+meta-nouns."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from dataset_builder.concepts.density import PAPER_TABLE, VALID_ABOVE, VIEWS, ConceptDensity
-from dataset_builder.concepts.tagger import META_NOUNS
+from dataset_builder.concepts.tagger import META_NOUNS, META_NOUNS_VERSION
 
 if TYPE_CHECKING:
     from dataset_builder.concepts.corpus import CountedText
@@ -43,6 +45,26 @@ def density_table(rows: Sequence[DensityRow], *, sample_size: int) -> str:
     return "\n\n".join([*sections, _cut_section(names, rows), _paper_section(), _notes(rows, sample_size=sample_size)])
 
 
+def density_json(rows: Sequence[DensityRow], *, sample_size: int) -> str:
+    """All figures, and all that they depend on, as a line of JSON."""
+    answer = {
+        "sample_size": sample_size,
+        "valid_above": VALID_ABOVE,
+        "meta_nouns_version": META_NOUNS_VERSION,
+        "rows": [
+            {
+                name: getattr(row.text, name)
+                for name in ("source", "column", "prompt", "num_captions", "num_empty", "tagger", "t5")
+            }
+            | {"captions_cut": row.captions_cut, "nouns_cut": row.nouns_cut}
+            | {"whole": {view: _figures(density) for view, density in row.whole.items()}}
+            | {"sample": {view: _figures(density) for view, density in row.sample.items()}}
+            for row in rows
+        ],
+    }
+    return json.dumps(answer)
+
+
 def row_names(rows: Sequence[DensityRow]) -> list[str]:
     """Short names that tell the rows apart: the last part of the path where that is enough."""
     paths = {row.text.source for row in rows}
@@ -54,6 +76,10 @@ def row_names(rows: Sequence[DensityRow]) -> list[str]:
         what = f"{row.text.column}: {row.text.prompt}" if row.text.prompt else row.text.column
         names.append(f"{source} {what}".strip())
     return names
+
+
+def _figures(density: ConceptDensity) -> dict[str, float]:
+    return asdict(density) | {"ratio": density.ratio, "nouns_per_caption": density.nouns_per_caption}
 
 
 def _header(sample_size: int) -> str:

@@ -193,7 +193,7 @@ def gallery(database: "Database", *, number: int) -> Gallery:
     ).to_pylist()
     found, unread = [], []
     with ImageReader() as reader:
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             try:
                 found.append(_picture(reader, row))
             except ImageError as error:
@@ -201,7 +201,7 @@ def gallery(database: "Database", *, number: int) -> Gallery:
             except StoreError as error:
                 unread.append(f"{row['key']}: {error}")
                 if error.may_pass:  # the store does not answer: each of the others would be waited for as long
-                    unread += [f"{later['key']}: not tried" for later in rows[place + 1 :]]
+                    unread += [f"{later['key']}: not tried" for later in rows[index + 1 :]]
                     break
     return Gallery(pictures=found, unread=unread)
 

@@ -4,9 +4,9 @@ The result is a run like those of the captioner, so that what reads one also rea
 """
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,11 +21,10 @@ from dataset_builder.runs.text_archive import find_texts, store_texts
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
-from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
-from foundry.images.index import IMAGES, REJECTED
-from foundry.images.loading import read_images, rejected_row
+from foundry.images.index import IMAGES
+from foundry.images.loading import all_rejected, read_images
 from foundry.images.sources import Source, find_sources
 from foundry.storage.file_kinds import MASKS, PassedOver
 from foundry.storage.folder import Folder, store_errors
@@ -35,6 +34,7 @@ from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units, read_commits, read_unit
 from foundry.units.rejection import Failure, allowed_rejections
+from foundry.wording import counted
 
 SOURCES = {
     "sam-llava": "a tar or tar.gz of sa_<id>.txt, and --images",
@@ -180,10 +180,6 @@ class ImportJob:
         """Counts and commits."""
         started = time.perf_counter()
         run = Folder(self.run)
-        rejected = list(facts.rejected)
-        if excluded:
-            rows = read_unit(run, unit)
-            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
         columns, nouns = count_captions(facts.captions, prompt=self.prompt, tagger=self.tagger, t5=self.t5)
         captions = [
             {"key": image["key"], **_imported(caption), **found}
@@ -197,9 +193,8 @@ class ImportJob:
                 "images": pa.Table.from_pylist(facts.images, schema=IMAGES),
                 "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
                 "noun_counts": count_nouns(nouns),
-                "rejected": pa.Table.from_pylist(rejected, schema=REJECTED),
+                "rejected": all_rejected(facts.rejected, partial(read_unit, run, unit), failed={}, excluded=excluded),
             },
-            rejected=dict(Counter(row["reason"] for row in rejected)),
             seconds={"prepare": facts.seconds, "process": 0.0, "finish": time.perf_counter() - started},
         )
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from dataset_builder.sql.run_files import PlanPart, read_plans
 from foundry.errors import UserError
 from foundry.images.sources import Source, index_sources
 from foundry.storage.file_kinds import PassedOver
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 UNITS_PER_PART = 400
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanPart:
-    """An index file: `rows` images in consecutive units, all full but perhaps the last."""
-
-    path: str
-    first_unit: int
-    units: int
-    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +73,15 @@ class Plan:
 
 def read_plan(run: Folder, *, unit_size: int) -> Plan:
     """The plan as far as it is published; empty where nothing is."""
-    records = [json.loads(run.read(f"plans/{name}")) for name in _plan_names(run)]
+    records = read_plans(run)
     return Plan(
         unit_size=unit_size,
-        parts=tuple(PlanPart(**part) for record in records for part in record["parts"]),
-        sources=tuple(source for record in records for source in record["sources"]),
+        parts=tuple(part for record in records for part in record.parts),
+        sources=tuple(source for record in records for source in record.sources),
         num_plans=len(records),
-        num_repeated=sum(record["num_repeated"] for record in records),
-        num_passed_over=sum(record.get("num_passed_over", 0) for record in records),
-        carried=_common_types(record.get("carried", {}) for record in records),
+        num_repeated=sum(record.num_repeated for record in records),
+        num_passed_over=sum(record.num_passed_over for record in records),
+        carried=_common_types(record.carried for record in records),
     )
 
 
@@ -119,9 +110,8 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
 def discard_plan(run: Folder) -> None:
     """Removes a plan of which nothing is committed, the newest part first, so that what is left is always a plan."""
     with store_errors(run):
-        for name in reversed(_plan_names(run)):
-            parts = json.loads(run.read(f"plans/{name}"))["parts"]
-            for path in (f"plans/{name}", *(part["path"] for part in parts)):
+        for record in reversed(read_plans(run)):
+            for path in (record.path, *(part.path for part in record.parts)):
                 run.filesystem.rm_file(run.path(path))
 
 
@@ -133,10 +123,6 @@ def _common_types(sources: Iterable[Mapping[str, str]]) -> dict[str, str]:
     for source in sources:
         merge_types(types, source)
     return types
-
-
-def _plan_names(run: Folder) -> list[str]:
-    return sorted(run.names("plans"), key=lambda name: int(name.removesuffix(".json")))
 
 
 def _unseen(sources: Sequence[Source], plan: Plan) -> list[Source]:

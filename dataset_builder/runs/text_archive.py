@@ -100,14 +100,14 @@ def _sorted(texts: Iterator[tuple[str, str]]) -> Iterator[pa.Table]:
     from dataset_builder.sql.database import scratch_database
 
     with tempfile.TemporaryDirectory() as directory, scratch_database(directory) as database:
-        database.execute("CREATE TABLE texts (place BIGINT, key VARCHAR, text VARCHAR)")
-        place = 0
+        database.execute("CREATE TABLE texts (position BIGINT, key VARCHAR, text VARCHAR)")
+        position = 0
         while rows := list(islice(texts, _BATCH)):
             keys, said = zip(*rows, strict=True)
-            database.register("batch", pa.table({"place": range(place, place + len(rows)), "key": keys, "text": said}))
+            database.register("batch", pa.table({"position": range(position, position + len(rows)), "key": keys, "text": said}))
             database.execute("INSERT INTO texts SELECT * FROM batch")
             database.unregister("batch")
-            place += len(rows)
-        once = "SELECT key, arg_min(text, place) AS text FROM texts GROUP BY key ORDER BY key"
+            position += len(rows)
+        once = "SELECT key, arg_min(text, position) AS text FROM texts GROUP BY key ORDER BY key"
         for batch in database.sql(once).to_arrow_reader(_BATCH):
             yield pa.Table.from_batches([batch])

@@ -14,7 +14,7 @@ from foundry.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# The places of the linear layers among the dropouts of the published module.
+# The indices of the linear layers among the dropouts of the published module.
 _LAYERS = (0, 2, 4, 6, 7)
 _CONVERT = (
     "save the published .pth as safetensors first: "

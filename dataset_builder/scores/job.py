@@ -7,10 +7,10 @@ index that scores/plan.py writes for a data set; its rows are images that were r
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ from dataset_builder.sql.score_files import record_name, score_folder
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
-from foundry.images.index import REJECTED
-from foundry.images.loading import read_images, rejected_row
+from foundry.images.loading import all_rejected, read_images, rejected_row
 from foundry.storage.folder import Folder
 from foundry.storage.model_files import files_fingerprint
 from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
@@ -164,21 +163,16 @@ class ScoreJob:
     def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
         """Compares and commits."""
         started = time.perf_counter()
-        folder, rejected = Folder(self.out), list(facts.rejected)
+        folder = Folder(self.out)
         not_finite = _not_finite(output, [_num_sentences(image) for image in facts.images])
         check_not_all(folder, num_not_finite=int(not_finite.sum()), num_images=len(facts.images), advice=_ADVICE)
-        failed = {image.key for image, is_bad in zip(facts.images, not_finite, strict=True) if is_bad}
-        if excluded or failed:
-            rows = self._rows(unit)
-            rejected += [rejected_row(row, _NOT_FINITE) for row in rows if row["key"] in failed]
-            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
-        tables = score_tables(facts.images, output, not_finite) | {"rejected": pa.Table.from_pylist(rejected, schema=REJECTED)}
+        failed = {image.key: _NOT_FINITE for image, is_bad in zip(facts.images, not_finite, strict=True) if is_bad}
+        rejected = all_rejected(facts.rejected, partial(self._rows, unit), failed=failed, excluded=excluded)
         return commit_unit(
             folder,
             run_id=self.score_id,
             unit=unit,
-            tables=tables,
-            rejected=dict(Counter(row["reason"] for row in rejected)),
+            tables=score_tables(facts.images, output, not_finite) | {"rejected": rejected},
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
         )
 
@@ -242,16 +236,16 @@ def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
 
 def score_tables(images: Sequence[ImageToScore], output: Output, not_finite: npt.NDArray[np.bool_]) -> dict[str, pa.Table]:
     """The tables `scores`, `caption_scores` and `embeddings` of a unit, without the images that are `not_finite`, (N,)."""
-    scores, captions, place = [], [], 0
+    scores, captions, position = [], [], 0
     for number, image in enumerate(images):
         if not_finite[number]:
-            place += _num_sentences(image)
+            position += _num_sentences(image)
             continue
         own = []
         for prompt, sentences in image.sentences.items():
             assert output.texts is not None and output.images is not None
-            cosines = output.texts[place : place + len(sentences)] @ output.images[number]
-            place += len(sentences)
+            cosines = output.texts[position : position + len(sentences)] @ output.images[number]
+            position += len(sentences)
             own.append(_caption_row(image.key, prompt, sentences, cosines))
         captions += own
         scores.append(

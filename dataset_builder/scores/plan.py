@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from dataset_builder.sql.dataset_files import find_dataset
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
-from foundry.images.index import IMAGES
+from foundry.images.index import IMAGES, REFERENCE_NAMES, refer_to_embedded
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import versioned
@@ -25,9 +25,8 @@ from foundry.units.commits import Unit, read_commit, read_commits, read_unit
 UNIT_IMAGES = 512
 """Images in a unit of a data set."""
 
-_REFERENCE = ("uri", "member", "byte_offset", "byte_length", "row")
 _CAPTIONS = pa.field("captions", pa.list_(pa.struct([("prompt", pa.string()), ("caption", pa.string())])), nullable=False)
-_ROWS = pa.schema([*(IMAGES.field(name) for name in ("key", *_REFERENCE, "content_hash")), _CAPTIONS])
+_ROWS = pa.schema([*(IMAGES.field(name) for name in ("key", *REFERENCE_NAMES, "content_hash")), _CAPTIONS])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +123,13 @@ def _index_bytes(dataset: Folder, part: str) -> bytes:
 
 def _units_of_rows(dataset: Folder, part: str) -> Iterator[list[dict[str, Any]]]:
     """The rows of a file, UNIT_IMAGES at a time. Those whose bytes are in the file itself refer to it."""
-    here = dataset.path(part) if dataset.is_local else dataset.filesystem.unstrip_protocol(dataset.path(part))
-    columns = ["key", *_REFERENCE, "content_hash", "captions.list.element.prompt", "captions.list.element.caption"]
+    columns = ["key", *REFERENCE_NAMES, "content_hash", "captions.list.element.prompt", "captions.list.element.caption"]
     pending: list[dict[str, Any]] = []
-    place = 0
+    first_row = 0
     with dataset.open(part) as file:
         for batch in pq.ParquetFile(file).iter_batches(UNIT_IMAGES, columns=columns):
-            for row in batch.to_pylist():
-                embedded = {"uri": here, "member": "image", "row": place} if row["uri"] is None else {}
-                pending.append(row | embedded)
-                place += 1
+            pending += refer_to_embedded(batch.to_pylist(), uri=dataset.location(part), first_row=first_row)
+            first_row += len(batch)
             while len(pending) >= UNIT_IMAGES:
                 yield pending[:UNIT_IMAGES]
                 pending = pending[UNIT_IMAGES:]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from dataset_builder.scores.job import score_job
 from dataset_builder.scores.plan import find_scored, plan_scores
 from dataset_builder.sql.score_files import score_folder
-from foundry.command_line import counted
 from foundry.hardware import Dtype, resolve_dtype
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path
@@ -15,6 +14,7 @@ from foundry.units.cluster import RaySettings, check_paths
 from foundry.units.commits import Unit, committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
+from foundry.wording import counted
 
 _DTYPE_FILE = "dtype"
 

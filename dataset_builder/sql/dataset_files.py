@@ -116,14 +116,14 @@ class DatasetFiles:
         """The statements that create VIEWS on the relations of `stored`."""
         images = [quoted(name) for name in SAMPLES.names if name not in ("captions", "nouns", "image")]
         samples, counts = "FROM stored.samples", "noun, count FROM stored.noun_counts"
-        # By their places, not as unnested lists: so duckdb does not read the captions where only the nouns are asked for.
-        places = "unnest(nouns) AS nouns, unnest(range(1, 1 + len(nouns))) AS place"
-        placed = f"(SELECT key, split, captions, {places} {samples})"
-        fields = ", ".join(f"captions[place].{quoted(field.name)} AS {quoted(field.name)}" for field in SAMPLE_CAPTION)
+        # By their positions, not as unnested lists: so duckdb does not read the captions where only the nouns are asked for.
+        positions = "unnest(nouns) AS nouns, unnest(range(1, 1 + len(nouns))) AS position"
+        unnested = f"(SELECT key, split, captions, {positions} {samples})"
+        fields = ", ".join(f"captions[position].{quoted(field.name)} AS {quoted(field.name)}" for field in SAMPLE_CAPTION)
         return [
             f"CREATE VIEW samples AS SELECT {', '.join(map(quoted, SAMPLES.names))} FROM stored.samples",
             f"CREATE VIEW images AS SELECT {', '.join([*images, *carried_sql(self.carried)])} FROM stored.samples",
-            f"CREATE VIEW captions AS SELECT key, split, {fields}, nouns FROM {placed}",
+            f"CREATE VIEW captions AS SELECT key, split, {fields}, nouns FROM {unnested}",
             nouns_sql(),
             noun_counts_sql(),
             f"CREATE VIEW stored.bodies AS SELECT prompt AS body, {counts} UNION ALL SELECT split, {counts}",

@@ -31,7 +31,7 @@ def merge_counts_of(files: RunFiles) -> int:
         blocks = {number: members for number, members in whole_blocks(files.commits).items() if number not in done}
         for number, members in blocks.items():
             unit = Unit(number=number, part="", row_group=0, num_images=sum(commit.planned for commit in members))
-            commit_unit(folder, run_id=block_id(members), unit=unit, tables=_sums(files, members), rejected={})
+            commit_unit(folder, run_id=block_id(members), unit=unit, tables=_sums(files, members))
     if blocks:
         units = sum(map(len, blocks.values()))
         print(f"the noun counts of {units:,} units were added up in {time.perf_counter() - started:.1f} s")

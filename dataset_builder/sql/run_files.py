@@ -68,9 +68,50 @@ BLOCK_UNITS = 256
 _SUMMED = ("captions", "noun_counts")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanPart:
+    """An index file: `rows` images in consecutive units, all full but perhaps the last."""
+
+    path: str
+    first_unit: int
+    units: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """One plans/<n>.json: the index files of planning n, and what the sources looked like when they were read."""
+
+    path: str
+    """The path of the record, relative to the run."""
+    parts: tuple[PlanPart, ...]
+    sources: tuple[dict[str, Any], ...]
+    num_repeated: int
+    num_passed_over: int
+    carried: dict[str, str]
+
+
+def read_plans(run: Folder) -> list[PlanRecord]:
+    """The plans as far as they are published, in their order."""
+    names = [name for name in run.names("plans") if name.endswith(".json")]
+    paths = [f"plans/{name}" for name in sorted(names, key=lambda name: int(name.removesuffix(".json")))]
+    records = {path: json.loads(data) for path, data in run.read_many(paths).items()}
+    return [
+        PlanRecord(
+            path=path,
+            parts=tuple(PlanPart(**part) for part in record["parts"]),
+            sources=tuple(record["sources"]),
+            num_repeated=record["num_repeated"],
+            num_passed_over=record.get("num_passed_over", 0),
+            carried=record.get("carried", {}),
+        )
+        for path, record in records.items()
+    ]
+
+
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as it stood at one moment: its run.json, its commits, and the index files of the units without one."""
+    """A run at one moment: its run.json, its commits, and the index files of the units without one."""
 
     folder: Folder
     record: RunRecord
@@ -220,13 +261,13 @@ def fitting_blocks(run: Folder, commits: Sequence[Commit]) -> tuple[Commit, ...]
 
 def view_sql(run: RunFiles) -> list[str]:
     """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
-    prompts = [prompt["name"] for prompt in run.settings.get("prompts", {}).get("prompts", [])]
+    prompts = run.record.prompt_names
     return [
         _images_sql(run),
         f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)} FROM stored.captions",
         nouns_sql(),
         noun_counts_sql(prompts[0] if len(prompts) == 1 else None),
-        _tallies_sql(max_tokens=int(run.settings.get("t5", {}).get("max_tokens", 0))),
+        _tallies_sql(max_tokens=run.record.max_tokens),
         "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
         f"CREATE VIEW rejected AS SELECT {columns_sql(REJECTED)} FROM stored.rejected",
         *scores_sql(),
@@ -258,10 +299,8 @@ def _paths(commits: Iterable[Commit], kind: str) -> list[str]:
 
 def _open_parts(folder: Folder, *, done: set[int]) -> tuple[str, ...]:
     """The index files that hold a unit which is not done."""
-    names = [name for name in folder.names("plans") if name.endswith(".json")]
-    records = [json.loads(data) for data in folder.read_many([f"plans/{name}" for name in names]).values()]
-    parts = [part for record in records for part in record["parts"]]
-    units = {part["path"]: range(part["first_unit"], part["first_unit"] + part["units"]) for part in parts}
+    parts = [part for plan in read_plans(folder) for part in plan.parts]
+    units = {part.path: range(part.first_unit, part.first_unit + part.units) for part in parts}
     return tuple(path for path in sorted(units) if not done.issuperset(units[path]))
 
 

@@ -45,8 +45,8 @@ def columns_sql(schema: pa.Schema) -> str:
 
 def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
     """Files of a run or a data set as duckdb opens them."""
-    root = folder.root if folder.is_local else str(folder.filesystem.unstrip_protocol(folder.root))
-    return [f"{root.rstrip('/')}/{path}" for path in paths]
+    root = folder.location().rstrip("/")  # not worked out again for each of thousands
+    return [f"{root}/{path}" for path in paths]
 
 
 def distinct_names(names: Iterable[str]) -> dict[str, str]:

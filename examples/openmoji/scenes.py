@@ -19,7 +19,7 @@ class ScenesConfig:
     count: int
     """Number of scenes."""
     seed: int
-    """Another seed gives other scenes."""
+    """Random seed of the scenes: another seed gives other scenes."""
     out: str
     """Folder for images and `_truth.parquet`; new or empty."""
     format: Literal["jpeg", "tar", "parquet"] = "jpeg"

@@ -7,7 +7,7 @@ import itertools
 import posixpath
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -31,6 +31,7 @@ REFERENCE = [
     pa.field("byte_length", pa.int64()),
     pa.field("row", pa.int64()),
 ]
+REFERENCE_NAMES = tuple(field.name for field in REFERENCE)
 # A file that belongs to an image and is next to it: a caption or a JSON. A null uri means: in the image's own tar.
 _SIDECAR = pa.struct(
     [
@@ -147,19 +148,19 @@ def index_folders(folders: Iterable[FolderNames], *, listed: Container[str]) -> 
     """The image files of folders, each with the files that share its stem; `listed` holds locations to leave out."""
     for folder in folders:
         files = folder.names.split("/")
-        beside = _by_stem(folder.uri, files)
+        sidecars = _by_stem(folder.uri, files)
         for name in files:
             stem, suffix = split_suffix(name)
             if suffix in IMAGE_SUFFIXES and (location := join(folder.uri, name)) not in listed:
                 relative = f"{folder.relative}/{name}" if folder.relative else name
-                yield IndexRow(stem, relative, location, sidecars=beside.get(stem, ()))
+                yield IndexRow(stem, relative, location, sidecars=sidecars.get(stem, ()))
 
 
 def index_file(location: str) -> Iterator[IndexRow]:
     """A single image file, with its sidecars."""
-    beside = sidecars_in(parent(location))
+    sidecars = sidecars_in(parent(location))
     stem = stem_of(location)
-    yield IndexRow(stem, posixpath.basename(location), location, sidecars=beside.get(stem, ()))
+    yield IndexRow(stem, posixpath.basename(location), location, sidecars=sidecars.get(stem, ()))
 
 
 def sidecars_in(folder: str) -> SidecarsByStem:
@@ -176,6 +177,14 @@ class ImageReference:
     byte_offset: int | None = None
     byte_length: int | None = None
     row: int | None = None
+
+
+def refer_to_embedded(rows: Iterable[dict[str, Any]], *, uri: str, first_row: int) -> list[dict[str, Any]]:
+    """Rows of a file of samples, from row `first_row` on; one without a uri, whose image is embedded, refers to it there."""
+    return [
+        row if row["uri"] is not None else row | {"uri": uri, "member": "image", "row": number}
+        for number, row in enumerate(rows, start=first_row)
+    ]
 
 
 def _batches(rows: Iterable[IndexRow]) -> Iterator[list[IndexRow]]:

@@ -106,14 +106,14 @@ def index_list(
         elif is_data_url(location):
             yield _row_itself(uri, root, number, carried)._replace(uri=location, member=None, row=None)
         else:
-            beside: tuple[SidecarRow, ...] = ()
+            sidecars: tuple[SidecarRow, ...] = ()
             if search_sidecars and is_inside(location, root):
-                beside = listing(parent(location)).get(stem_of(location), ())
+                sidecars = listing(parent(location)).get(stem_of(location), ())
             yield IndexRow(
                 stem_of(location) or location,
                 relative_to(location, root),
                 location,
-                sidecars=beside,
+                sidecars=sidecars,
                 alt_text=carried.alt_text,
                 class_label=carried.class_label,
                 metadata=metadata_json(carried.all_metadata),

@@ -4,15 +4,21 @@ read = read_images(rows, limits=limits, target_side_px=336)
 read.images[0].image.pixels, read.images[0].facts["content_hash"], read.rejected
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
 
 from foundry.errors import StoreError
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
+from foundry.images.index import REJECTED
 from foundry.images.reader import ImageReader, content_hash, reference_of
 from foundry.units.rejection import Failure, ImageError
+
+ReadT = TypeVar("ReadT")
 
 OUTAGE_AFTER = 32
 """Images in a row that a store refuses, or that no web server gives, before that counts as an outage and not as theirs."""
@@ -30,11 +36,14 @@ class ReadImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadImages:
-    """Result for some rows, each list in their order: images, and rows of index.REJECTED as dicts."""
+class ReadRows(Generic[ReadT]):
+    """Result for some rows, each list in their order: what was read, and rows of index.REJECTED as dicts."""
 
-    images: list[ReadImage]
+    images: list[ReadT]
     rejected: list[dict[str, Any]]
+
+
+ReadImages = ReadRows[ReadImage]
 
 
 class Refusals:
@@ -61,22 +70,27 @@ class Refusals:
 
 
 def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
-    """Reads and decodes the images of these rows (index.INDEX, or any table with a key and the columns of a reference).
+    """Reads and decodes the images of these rows, as read_rows and read_image say."""
+    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px))
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]], read: Callable[[ImageReader, Mapping[str, Any]], ReadT]) -> ReadRows[ReadT]:
+    """Calls `read` for each of these rows (index.INDEX, or any table with a key and the columns of a reference).
 
     An image that cannot be used becomes a rejected row. Raises StoreError where a store fails, so that nothing is rejected
     that may be read another day, and MemoryError; neither is an image's own fault.
     """
-    read = ReadImages(images=[], rejected=[])
+    found: ReadRows[ReadT] = ReadRows(images=[], rejected=[])
     refusals = Refusals(len(rows))
     with ImageReader() as reader:
         reader.expect(rows)
         for row in rows:
             try:
                 with refusals.of_one_image():
-                    read.images.append(read_image(reader, row, limits=limits, target_side_px=target_side_px))
+                    found.images.append(read(reader, row))
             except ImageError as error:
-                read.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
-    return read
+                found.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
+    return found
 
 
 def read_image(
@@ -99,3 +113,23 @@ def read_image(
 def rejected_row(row: Mapping[str, Any], failure: Failure) -> dict[str, Any]:
     """A row of index.REJECTED as a dict."""
     return {"key": row["key"], **asdict(reference_of(row)), **asdict(failure)}
+
+
+def all_rejected(
+    rejected: Sequence[dict[str, Any]],
+    rows: Callable[[], Sequence[Mapping[str, Any]]],
+    *,
+    failed: Mapping[str, Failure],
+    excluded: Mapping[int, Failure],
+) -> pa.Table:
+    """The table `rejected` of a unit (index.REJECTED).
+
+    It has the rows that were rejected when they were read, the images for which the model failed, by their key, and those
+    that were excluded, by their position in the unit. `rows` reads the unit's rows again, which only the last two need.
+    """
+    found = list(rejected)
+    if failed or excluded:
+        unit = rows()
+        found += [rejected_row(row, failed[row["key"]]) for row in unit if row["key"] in failed]
+        found += [rejected_row(unit[position], failure) for position, failure in sorted(excluded.items())]
+    return pa.Table.from_pylist(found, schema=REJECTED)

@@ -93,7 +93,7 @@ def _judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError
     if side == "refusal":
         return StoreError(f"cannot read {found}; check the permissions", is_alone=True, may_pass=False)
     if side == "store":
-        advice = "the same command goes on once the store answers"
+        advice = "the same command resumes once the store answers"
         return StoreError(f"cannot read {found}; {advice}", is_alone=is_web, may_pass=True)
     return None
 
@@ -112,7 +112,7 @@ def _side(error: Exception, uri: str) -> Side | None:
     if isinstance(error, OSError) and error.errno in _SIDES:
         return _SIDES[error.errno]
     if type(error) is OSError and error.errno is None:
-        return "image"  # Arrow's word on damaged bytes; what a file system says has a number or a class of its own
+        return "image"  # Arrow's word on damaged bytes; what a file system says has a number or its own class
     return "store" if is_store_failure(error, uri) else None
 
 

@@ -90,7 +90,7 @@ def index_tar(uri: str, root: str, *, passed_over: PassedOver | None = None, ign
             member.offset,
             member.length,
             None,
-            samples.beside(stem),
+            samples.sidecars(stem),
         )
 
 
@@ -122,7 +122,7 @@ class _Samples:
         alone = [stem for key, stems in self._loose.items() if not self._num_images[key] for stem in stems]
         return sum(len(self._sidecars[stem]) for stem in alone)
 
-    def beside(self, stem: str) -> tuple[SidecarRow, ...]:
+    def sidecars(self, stem: str) -> tuple[SidecarRow, ...]:
         """The sidecars of the image with this path without suffix, one for each suffix."""
         own = self._sidecars.get(stem, {})
         key = _sample_key(stem)
@@ -239,11 +239,11 @@ def _walk(window: _Window, uri: str, num_bytes: int | None, passed_over: PassedO
 
 
 def _refuse_indirect(kind: int, path: str, uri: str) -> None:
-    """Raises UserError for an image without bytes in one piece of its own, and for any sparse file."""
+    """Raises UserError for an image whose bytes are not in one piece of the tar, and for any sparse file."""
     if kind in b"S" or (kind in _LINK_TYPES and is_image(path)):
         what = "a sparse file" if kind in b"S" else "a link"
         raise UserError(
-            f"{uri} holds {what} ({path}), which has no bytes of its own; pack it with `tar --hard-dereference -hcf`"
+            f"{uri} holds {what} ({path}), which is stored without its bytes; pack it with `tar --hard-dereference -hcf`"
         )
 
 

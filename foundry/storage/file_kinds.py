@@ -53,7 +53,7 @@ class PassedOver:
     suffixes: Counter[str] = field(default_factory=Counter)
     """Files that are no image, sidecar or source by their suffix, by that suffix."""
     notes: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """A finding, as it reads after a number → how often it was made, and the first place."""
+    """A finding, as it reads after a number → how often it was made, and where first."""
 
     def note(self, finding: str, where: str, *, count: int = 1) -> None:
         """Adds to a finding."""

@@ -45,6 +45,11 @@ class Folder:
         """The path of `name` inside the filesystem; `../` leads out of the folder."""
         return posixpath.normpath(f"{self.root}/{name}")
 
+    def location(self, name: str = "") -> str:
+        """The location (locations.py) of `name`, or without one of the folder: a local path, or a URL elsewhere."""
+        path = self.path(name) if name else self.root
+        return path if self.is_local else str(self.filesystem.unstrip_protocol(path))
+
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file, or without a name the folder itself."""
         return bool(self.filesystem.exists(self.path(name) if name else self.root))

@@ -169,7 +169,7 @@ def read_errors(location: str, advice: str) -> Iterator[None]:
     """Turns a failure to read a location into a SourceError that names it and ends in the advice.
 
     Bugs pass, as far as they can be told: a local file fails with OSError or, damaged, with ValueError or an error of Arrow;
-    each remote store has classes of its own without a common base.
+    each remote store has its own classes without a common base.
     """
     try:
         yield
@@ -187,7 +187,7 @@ def read_errors(location: str, advice: str) -> Iterator[None]:
 def is_store_failure(error: Exception, url: str) -> bool:
     """Whether a file system or an object store raised it, as far as that can be told.
 
-    Each store has error classes of its own (aiohttp, botocore, gcsfs), without a common base; Python's other ones are bugs.
+    Each store has its own error classes (aiohttp, botocore, gcsfs), without a common base; Python's other ones are bugs.
     """
     return isinstance(error, OSError) or (not is_local_path(url) and type(error).__module__ != "builtins")
 

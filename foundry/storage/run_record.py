@@ -15,7 +15,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 
 RUN_RECORD = "run.json"
-_ADVICE = "give another --out, or the folder of a captioning run"
+_ADVICE = "give another folder, or that of a captioning run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,21 @@ class RunRecord:
     """Columns that the sources carry, with their SQL types."""
     origin: dict[str, Any] = field(default_factory=dict)
     """The other members, such as the command and the time; for people, since nothing reads them."""
+
+    @property
+    def unit_size(self) -> int:
+        """Images of a unit; 0 where the file does not say."""
+        return int(self.settings.get("unit_size", 0))
+
+    @property
+    def prompt_names(self) -> list[str]:
+        """The prompts, in their order."""
+        return [prompt["name"] for prompt in self.settings.get("prompts", {}).get("prompts", [])]
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a caption that the text encoder reads; 0 where the file does not say."""
+        return int(self.settings.get("t5", {}).get("max_tokens", 0))
 
     @classmethod
     def new(

@@ -74,7 +74,7 @@ class OpenUnit:
         else:
             raise UserError(
                 f"unit {self.unit.number} fails although each of its images passes alone ({failure.message}): "
-                "if memory ran out, start a new --out with a smaller --unit_size"
+                "if memory ran out, start again in another folder, with smaller units"
             )
 
     def _split(self, positions: list[int]) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foundry.command_line import counted
 from foundry.errors import RayLost, UserError
 from foundry.hardware import cpu_environment
 from foundry.storage.locations import is_local_path
+from foundry.wording import counted
 
 _GPU_TYPE = "accelerator_type:"
 CONNECT_S = 5.0

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import secrets
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -72,7 +73,6 @@ def commit_unit(
     run_id: str,
     unit: Unit,
     tables: "dict[str, pa.Table]",
-    rejected: dict[str, int],
     num_tokens: int = 0,
     num_input_tokens: int = 0,
     seconds: dict[str, float] | None = None,
@@ -81,10 +81,12 @@ def commit_unit(
 ) -> Commit | None:
     """Writes the tables (by folder name) and publishes them; returns None where the unit was committed already.
 
-    Tables without rows are not written. Those named in `arrow` become uncompressed Arrow files, which a reader maps into
-    memory, the others Parquet. `shared` are files that stay another commit's and are published by this one too.
+    The images of the table `rejected` are counted by their reason; the others of the unit are completed. Tables without rows
+    are not written. Those named in `arrow` become uncompressed Arrow files, which a reader maps into memory, the others
+    Parquet. `shared` are files that stay another commit's and are published by this one too.
     """
     attempt = secrets.token_hex(4)
+    rejected = Counter(tables["rejected"]["reason"].to_pylist() if "rejected" in tables else ())
     files = {
         kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table, as_arrow=kind in arrow)
         for kind, table in tables.items()
@@ -94,8 +96,8 @@ def commit_unit(
         run_id=run_id,
         unit=unit.number,
         planned=unit.num_images,
-        completed=unit.num_images - sum(rejected.values()),
-        rejected=rejected,
+        completed=unit.num_images - rejected.total(),
+        rejected=dict(rejected),
         files={**files, **(shared or {})},
         num_tokens=num_tokens,
         num_input_tokens=num_input_tokens,

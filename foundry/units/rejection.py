@@ -50,6 +50,11 @@ class ImageError(Exception):
         return ImageError, (self.reason, self.message)
 
 
+def max_rejected_problems(share: float | None) -> list[str]:
+    """What is wrong with the setting max_rejected of a command; nothing for a share, or None for the default."""
+    return [] if share is None or 0 <= share <= 1 else [f"max_rejected must be between 0 and 1, found {share}"]
+
+
 def allowed_rejections(share: float | None, num_images: int) -> int:
     """The budget of rejected images for a whole run; None is 1 % of them, but at least 100."""
     if share is None:

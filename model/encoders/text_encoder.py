@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
 from foundry.storage.model_files import load_network
+from foundry.wording import CHOICE, ModelChoice
 from model.encoders.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TextEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.config = config  # with the dtype that `auto` stands for here
+        self.config = config  # with the dtype that `auto` means here
         self.part = part
 
     @property

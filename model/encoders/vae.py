@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundry.command_line import CHOICE, ModelChoice
 from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
 from foundry.storage.model_files import load_network
+from foundry.wording import CHOICE, ModelChoice
 from model.encoders.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Checkpoints in the formats of others and in our own."""
+"""Checkpoint formats: ours, those of diffusers and of the authors."""

@@ -203,13 +203,13 @@ def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, t
         raise UserError(f"{complaint}: {'; '.join(problems[:5])}")
 
 
-def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str) -> None:
-    """Raises UserError where a loaded part is not the one that the checkpoint was trained with."""
+def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str, advice: str = "") -> None:
+    """Raises UserError where a part is not the one that the checkpoint was trained with; `advice`: default, to give another."""
     if expected.fingerprint and expected.fingerprint != found:
         revision = f" at revision {expected.revision}" if expected.revision else ""
         raise UserError(
             f"the checkpoint was trained with the {kind} {expected.name}{revision} (fingerprint {expected.fingerprint}), "
-            f"but {name} has the fingerprint {found}: give the right one with --{kind}"
+            f"but {name} has the fingerprint {found}: {advice or f'give the right one with --{kind}'}"
         )
 
 

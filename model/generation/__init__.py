@@ -1,1 +1,1 @@
-"""From prompts to image files: requests, sizes, the pipeline and its memory."""
+"""Generation of image files from prompts: requests, sizes, the pipeline and its memory."""

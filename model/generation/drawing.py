@@ -34,7 +34,7 @@ class DrawingResult:
     cut_prompts: frozenset[str]
     """Prompts with more tokens than the text encoder reads."""
     unsaved: "list[Image.Image]"
-    """Images drawn now that have no path of their own."""
+    """Images drawn now that are kept in no file."""
 
 
 def image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Path] | None:

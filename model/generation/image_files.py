@@ -66,7 +66,7 @@ def is_drawn(path: Path, values: Mapping[str, Any]) -> bool:
         return False
     try:
         with Image.open(path) as image:
-            image.load()  # a PNG's text may stand behind its pixels; and a cut-off file is found
+            image.load()  # a PNG's text may follow its pixels; and a cut-off file is found
             return getattr(image, "text", {}) == _texts(values)
     except (OSError, SyntaxError):
         return False

@@ -201,7 +201,7 @@ class Pipeline:
         of = "" if request.prompts is None else f" for the prompt {request.prompts[request.caption_index(first)][:80]!r}"
         raise UserError(
             f"the network's output is NaN or infinite in {int((~finite).sum())} of {len(images)} images, the first{of}: its "
-            f"weights are damaged, or {self.runtime.dtype} overflows; try --dtype float32, or another checkpoint"
+            f"weights are damaged, or {self.runtime.dtype} overflows; try dtype float32, or another checkpoint"
         )
 
     def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PartT = TypeVar("PartT")
 
 GENERATION_BATCH_TOKENS = 2048
-"""Caption tokens that are encoded together when generating: few, since they count beside the text encoder's weights."""
+"""Caption tokens that are encoded together when generating: few, since they come on top of the text encoder's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

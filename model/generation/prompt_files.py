@@ -8,10 +8,11 @@ from pathlib import Path
 from foundry.errors import UserError
 
 
-def read_prompts(path: str | Path, *, column: str = "prompt") -> tuple[str, ...]:
+def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--prompt_column") -> tuple[str, ...]:
     """The prompts of a file, each once, in order; blank lines are no prompts.
 
-    `column` is the key of .jsonl and .csv. Raises UserError, with the line, for what is not such a file, and for an empty one.
+    `column` is the key of .jsonl and .csv, `option` the flag that names it. Raises UserError, with the line, for what is not
+    such a file, and for an empty one.
     """
     file = Path(path).expanduser()
     try:
@@ -26,7 +27,7 @@ def read_prompts(path: str | Path, *, column: str = "prompt") -> tuple[str, ...]
         rows = _read_jsonl(text, column, file)
     elif file.suffix == ".csv":
         try:
-            rows = _read_csv(text, column, file)
+            rows = _read_csv(text, column, file, option=option)
         except csv.Error as error:
             raise UserError(f"prompts file {file} is no CSV: {error}") from error
     else:
@@ -55,12 +56,10 @@ def _read_jsonl(text: str, column: str, file: Path) -> list[str]:
     return prompts
 
 
-def _read_csv(text: str, column: str, file: Path) -> list[str]:
+def _read_csv(text: str, column: str, file: Path, *, option: str) -> list[str]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if rows.fieldnames and column not in rows.fieldnames:
-        raise UserError(
-            f"prompts file {file} has no column {column!r}, it has {', '.join(rows.fieldnames)}: see --prompt_column"
-        )
+        raise UserError(f"prompts file {file} has no column {column!r}, it has {', '.join(rows.fieldnames)}: see {option}")
     prompts = []
     for row in rows:
         if not (row[column] or "").strip():

@@ -60,7 +60,7 @@ class GenerationRequest:
                     self.negative_captions is None or len(self.negative_captions) in (1, self.num_captions),
                 ),
                 (
-                    "negative_captions: expected with captions, which have no prompt to encode beside",
+                    "negative_captions: expected with captions under guidance, since no prompt is encoded then",
                     not self.sampling.guided or self.captions is None or self.negative_captions is not None,
                 ),
             ]

@@ -1,4 +1,4 @@
-"""The staged trainings are fair pairs: figures worked out by hand, starts that hold what they say, trainings that go on."""
+"""The staged trainings are fair pairs: figures worked out by hand, starts that hold what they say, trainings that resume."""
 
 import io
 import json
@@ -227,7 +227,7 @@ def write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_los
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All commands, and one Ray for all of them, without the seconds that a process of its own takes each to start."""
+    """All commands, and one Ray for all of them, without the seconds that each takes to start in its own process."""
     for module in (staged_judgement, staged_trainings, staged_world):
         monkeypatch.setattr(module, "run_module", _run_here)
     yield

@@ -44,7 +44,7 @@ def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, 
     others = save_pictures(tmp_path / "others", count=1)
     plan, job = planned(replace(config, images=[str(others)]))
     assert plan.num_images == 1
-    commit_unit(run, run_id=job.run_id, unit=plan.units()[0], tables={}, rejected={})
+    commit_unit(run, run_id=job.run_id, unit=plan.units()[0], tables={})
     with pytest.raises(UserError, match=r"holds a run with another prompts\.name"):
         planned(replace(config, prompts="ladder", images=[str(others)]))
     with pytest.raises(UserError, match="holds a run over .*others: name that too"):
@@ -67,7 +67,7 @@ def test_a_resumed_run_reads_its_record_and_its_commits_once(
     config = CaptionConfig(images=[str(images)], out=run.url, model=str(tiny_llava), unit_size=8, t5=t5, generation=generation)
     plan, job = planned(config)
     for unit in plan.units():
-        commit_unit(run, run_id=job.run_id, unit=unit, tables={}, rejected={})
+        commit_unit(run, run_id=job.run_id, unit=unit, tables={})
     file_reads.clear()
     assert resume() == 0, capsys.readouterr().err
     assert "5 planned = 5 captioned" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_who_begins_at_the_same_time_reads_what_the_other_created(tmp_path: Path
     assert begin(config, run, job.settings, before=before) == RunRecord.read(run)
     assert before is None and run.read("run.json") == created, "not written a second time"
     unit = Unit(number=0, part="", row_group=0, num_images=2)
-    commit_unit(run, run_id=job.run_id, unit=unit, tables={}, rejected={})
+    commit_unit(run, run_id=job.run_id, unit=unit, tables={})
     with pytest.raises(UserError, match=r"holds a run with another prompts\.name"):
         begin(config, run, caption_job(replace(config, prompts="ladder")).settings, before=before)
 

@@ -11,7 +11,7 @@ from captioner.engines.model_source import MINI, resolve_model
 from captioner.run import main
 from captioner.toy_warning import ToyWarning
 from foundry.command_line import run_command
-from foundry.images.index import IMAGES
+from foundry.images.index import IMAGES, REJECTED
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, Unit, commit_unit
 from tests.captioner.conftest import caption, run_arguments
@@ -26,9 +26,12 @@ def commit(run: Folder, number: int, sizes: list[tuple[int, int]]) -> Commit:
         for index, (width, height) in enumerate(sizes)
     ]
     unit = Unit(number=number, num_images=max(1, len(rows)), part="", row_group=0)
-    rejected = {} if rows else {"broken": 1}
-    tables = {"images": pa.Table.from_pylist(rows, schema=IMAGES)}
-    done = commit_unit(run, run_id="r", unit=unit, tables=tables, rejected=rejected, num_tokens=0)
+    rejected = [] if rows else [{"key": f"{number}", "uri": "x", "reason": "broken", "message": ""}]
+    tables = {
+        "images": pa.Table.from_pylist(rows, schema=IMAGES),
+        "rejected": pa.Table.from_pylist(rejected, schema=REJECTED),
+    }
+    done = commit_unit(run, run_id="r", unit=unit, tables=tables, num_tokens=0)
     assert done is not None
     return done
 

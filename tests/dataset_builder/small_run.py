@@ -94,7 +94,6 @@ class SmallRun:
                     schema=REJECTED,
                 ),
             },
-            rejected={"broken": len(rejected)} if rejected else {},
             num_tokens=10 * len(captions),
             seconds={"prepare": 0.5, "process": 2.0, "finish": 0.25},
         )
@@ -110,7 +109,7 @@ class SmallRun:
         rows = [{"key": key, "sharpness": 1.0, "perceptual_hash": code} for key, code in self.perceptual_hashes.items()]
         unit = Unit(number=0, part="", row_group=0, num_images=len(rows))
         tables = {"scores": pa.Table.from_pylist(rows, schema=SCORES)}
-        assert commit_unit(score_folder(folder, "1"), run_id="1", unit=unit, tables=tables, rejected={}) is not None
+        assert commit_unit(score_folder(folder, "1"), run_id="1", unit=unit, tables=tables) is not None
 
     def _write_plan(self, folder: Folder, units: Sequence[range]) -> None:
         parts = []

@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
-from foundry.command_line import CHOICE, ModelChoice, run_command, say_missing
+from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.wording import CHOICE, ModelChoice, say_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def test_help_shows_the_string_under_each_field(capsys: pytest.CaptureFixture[st
     assert "usage: python -m command RUN [SQL] --images IMAGES ... [options]" in text
     assert "Folder of the run, 100% local. (required, type: str)" in text
     assert "--optimiser.lr LR Learning rate. (type: float, default: 0.0001)" in text
-    assert "What a user of any command relies on" in text
+    assert "The behaviour that users of every command rely on" in text
     assert "example: python -m command RUN --images photos" in text
 
 

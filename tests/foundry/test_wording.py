@@ -2,7 +2,7 @@
 
 import pytest
 
-from foundry.command_line import counted
+from foundry.wording import counted
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 units"), (1, "1 unit"), (2, "2 units")])

@@ -196,7 +196,7 @@ def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"id,caption\n1,x\n", "no column 'prompt', it has id, caption"),
+        ("a.csv", b"id,caption\n1,x\n", "no column 'prompt', it has id, caption: see --prompt_column"),
         ("a.csv", b"prompt,id\nx,1\n,2\n", "line 3: expected text in 'prompt', found none"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"prompt\n" + b"x" * 200_000, "is no CSV: field larger than field limit"),

@@ -103,7 +103,7 @@ def pipeline_config(*, objective: str = "diffusion", text_encoder: Path, vae: Pa
 
 
 def save_tiny_checkpoint(folder: Path, *, objective: str = "diffusion", seed: int = 0) -> Path:
-    """A whole checkpoint in `folder`/checkpoint, its T5 and VAE beside it."""
+    """A whole checkpoint in `folder`/checkpoint, with its T5 and VAE next to it."""
     text_encoder, vae = save_tiny_t5(folder / "t5"), save_tiny_vae(folder / "vae")
     config = pipeline_config(objective=objective, text_encoder=text_encoder, vae=vae)
     return save_checkpoint(folder / "checkpoint", tiny_dit(seed=seed, learned_variance=objective == "diffusion"), config)

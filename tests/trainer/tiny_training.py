@@ -112,7 +112,7 @@ def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: Text
         if encoder is not None:
             captions = encoder.encode([text for one in facts for _, text in one.captions])
         tables["captions"] = captions_table(names, captions, as_int8=False)
-    commit_unit(folder, run_id="tiny", unit=unit, tables=tables, rejected={}, arrow=list(tables))
+    commit_unit(folder, run_id="tiny", unit=unit, tables=tables, arrow=list(tables))
 
 
 def tiny_config(root: Path, *, stage: Any = "alignment", images: int = 40, batch_size: int = 4, **changes: Any) -> TrainConfig:

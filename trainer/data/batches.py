@@ -13,7 +13,7 @@ from model.diffusion import Objective
 from model.dit import Captions, DiTConfig
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import LatentDistribution, LatentScale
-from trainer.data.noise import SampleNoise, draw_noise
+from trainer.data.noise import SampleNoise, sample_noise
 from trainer.features.store import FeatureBatch
 
 
@@ -92,7 +92,8 @@ class Collator:
         captions = self.captions(batch)
         for start in range(0, len(positions), size):
             rows = range(start, min(start + size, len(positions)))
-            drawn = draw_noise((batch.mean.shape[1], *batch.bucket), seed=self.seed, positions=[positions[row] for row in rows])
+            shape = (batch.mean.shape[1], *batch.bucket)
+            drawn = sample_noise(shape, seed=self.seed, positions=positions[rows.start : rows.stop])
             yield MicroBatch(
                 latents=self.latents(batch, rows, drawn.latent_noise),
                 noise=self._move(drawn.noise),

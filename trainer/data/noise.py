@@ -28,7 +28,7 @@ class SampleNoise:
     """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
 
 
-def draw_noise(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> SampleNoise:
+def sample_noise(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> SampleNoise:
     """Random numbers for latents of shape (C, h, w). `positions` counts images since the start of the stage."""
     normals = np.empty((len(positions), 2, *shape), dtype=np.float32)
     uniforms = np.empty((len(positions), 2), dtype=np.float32)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from foundry.command_line import url_problems
 from foundry.hardware import AutoDtype
+from foundry.wording import url_problems
 from model.generation.pipeline_parts import RuntimeConfig
 from model.sampling import SamplingConfig
 

@@ -58,7 +58,7 @@ def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:
     if judge_dtype == AUTO:
         judge_dtype = begun.get("judge_dtype") or RuntimeConfig(device=config.judge_device).resolved().dtype
     if runtime.dtype == AUTO and config.checkpoint is not None:
-        of_text = runtime.text_encoder_dtype or AUTO  # of its own device, which may be another one
+        of_text = runtime.text_encoder_dtype or AUTO  # that of its device, which may be another one
         runtime = dataclasses.replace(
             runtime, dtype=begun.get("dtype") or _dtype_of_drawing(config), text_encoder_dtype=of_text
         )

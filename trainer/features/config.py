@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from foundry.command_line import say_missing
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
+from foundry.units.rejection import max_rejected_problems
+from foundry.wording import say_missing
 from model.encoders.frozen_parts import UNNAMED
 from model.encoders.text_encoder import TextEncoderConfig
 from model.encoders.vae import VAEConfig
@@ -82,10 +83,9 @@ class PrecomputeConfig:
                 ("unit_size", "0 or more", self.unit_size >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
                 ("min_validation", "0 or more", self.min_validation >= 0),
-                ("max_rejected", "from 0 to 1", self.max_rejected is None or 0 <= self.max_rejected <= 1),
             ]
             if not holds
-        ]
+        ] + max_rejected_problems(self.max_rejected)
         if problems:
             raise ValueError("; ".join(problems))
         parts = {"vae.name": self.vae.name} | ({} if self.features.labels else {"text_encoder.name": self.text_encoder.name})

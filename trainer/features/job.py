@@ -7,9 +7,9 @@ Shapes: n samples of the unit, C latent channels, h x w the sides of the latents
 """
 
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from foundry.errors import UserError
 from foundry.hardware import AUTO, Dtype, resolve_dtype
 from foundry.images.decoding import DecodeLimits
-from foundry.images.loading import read_image, rejected_row
+from foundry.images.loading import all_rejected, read_image, read_rows
 from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
@@ -170,25 +170,14 @@ class PrecomputeJob:
         rows = [unit_rows[position] for position in positions]
         sizes = {resolution: unit.buckets[resolution] for resolution in unit.resolutions}
         labels = {name: label for label, name in enumerate(self.infos[unit.resolutions[0]].class_names)}
-        samples: list[SampleFacts] = []
-        rejected: list[dict[str, Any]] = []
-        pixels: dict[int, list[Pixels]] = {resolution: [] for resolution in sizes}
-        with ImageReader() as reader:
-            reader.expect(rows)
-            for row in rows:
-                try:
-                    sample, image = self._read(reader, row, list(sizes.values()), labels)
-                except ImageError as error:
-                    rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
-                    continue
-                samples.append(sample)
-                for resolution, size in sizes.items():
-                    pixels[resolution].append(fit(image, size))
+        read = read_rows(rows, partial(self._read, sizes=sizes, labels=labels))
+        samples = [sample for sample, _ in read.images]
+        pixels = {resolution: [images[resolution] for _, images in read.images] for resolution in sizes}
         payload = Payload(
             pixels={resolution: np.stack(images) for resolution, images in pixels.items() if images},
             texts=[text for one in samples for _, text in one.captions],
         )
-        return payload, Facts(samples=samples, rejected=rejected, seconds=time.perf_counter() - started)
+        return payload, Facts(samples=samples, rejected=read.rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
         """Nothing is loaded for reading and writing."""
@@ -233,12 +222,10 @@ class PrecomputeJob:
         """
         assert isinstance(unit, FeatureUnit)
         started = time.perf_counter()
-        rejected, failures = list(facts.rejected), _failures(facts.samples, output, self.infos)
-        if excluded or failures:
-            rows = self._rows(unit)
-            rejected += [rejected_row(rows[position], failure) for position, failure in sorted(excluded.items())]
-            by_key = {row["key"]: row for row in rows}
-            rejected += [rejected_row(by_key[facts.samples[index].key], failure) for index, failure in failures.items()]
+        failures = _failures(facts.samples, output, self.infos)
+        failed = {facts.samples[index].key: failure for index, failure in failures.items()}
+        rejected = all_rejected(facts.rejected, partial(self._rows, unit), failed=failed, excluded=excluded)
+        if failures:
             facts, output = _without(facts, output, failures)
         first: Commit | None = None
         for resolution in unit.resolutions:
@@ -246,8 +233,7 @@ class PrecomputeJob:
                 Folder(self.stores[resolution]),
                 run_id=self.infos[resolution].fingerprint,
                 unit=unit,
-                tables=self._tables(resolution, facts, output, rejected=rejected, with_captions=first is None),
-                rejected=dict(Counter(row["reason"] for row in rejected)),
+                tables=self._tables(resolution, facts, output, with_captions=first is None) | {REJECTED: rejected},
                 num_tokens=0 if output.captions is None else len(output.captions.tokens),
                 seconds={"prepare": facts.seconds, **output.seconds, "finish": time.perf_counter() - started},
                 arrow=(LATENTS, CAPTIONS),
@@ -271,14 +257,8 @@ class PrecomputeJob:
         parts = ([one.mean for one in found], [one.log_variance for one in found])
         return LatentDistribution(*(torch.cat(part).to("cpu") for part in parts))
 
-    def _tables(
-        self, resolution: int, facts: Facts, output: Output, *, rejected: list[dict[str, Any]], with_captions: bool
-    ) -> "dict[str, pa.Table]":
-        import pyarrow as pa
-
-        from foundry.images.index import REJECTED as REJECTED_SCHEMA
-
-        tables = {REJECTED: pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)}
+    def _tables(self, resolution: int, facts: Facts, output: Output, *, with_captions: bool) -> "dict[str, pa.Table]":
+        tables = {}
         if facts.samples:
             dtype = self.infos[resolution].latent_dtype
             tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], dtype)
@@ -296,21 +276,21 @@ class PrecomputeJob:
         return {CAPTIONS: replace(first.files[CAPTIONS], path=f"../{there}/{first.files[CAPTIONS].path}")}
 
     def _read(
-        self, reader: ImageReader, row: Mapping[str, Any], sizes: list[Size], labels: Mapping[str, int]
-    ) -> tuple[SampleFacts, Pixels]:
-        """One sample, decoded no larger than its buckets need. Raises ImageError where it cannot be used."""
+        self, reader: ImageReader, row: Mapping[str, Any], *, sizes: Mapping[int, Size], labels: Mapping[str, int]
+    ) -> tuple[SampleFacts, dict[int, Pixels]]:
+        """One sample, and its pixels for each resolution. Raises ImageError where it cannot be used."""
         label = labels.get(row["class_label"]) if labels else None
         if labels and label is None:
             raise ImageError("no_class_label", f"class_label is {row['class_label']!r}")
         if not labels and not row["captions"]:
             raise ImageError("no_caption", "no prompt has a caption, and there is no alt text")
-        side = max(min(size) for size in sizes)
+        side = max(min(size) for size in sizes.values())  # no larger than the buckets need
         if row["width"] and row["height"]:
-            side = decoding_side_px(row["height"], row["width"], sizes)
+            side = decoding_side_px(row["height"], row["width"], list(sizes.values()))
         image = read_image(reader, row, limits=self.limits, target_side_px=side).image
         captions = () if labels else tuple((one["name"], one["text"]) for one in row["captions"])
         facts = SampleFacts(key=row["key"], height=image.height, width=image.width, class_label=label, captions=captions)
-        return facts, image.pixels
+        return facts, {resolution: fit(image.pixels, size) for resolution, size in sizes.items()}
 
 
 def _failures(samples: Sequence[SampleFacts], output: Output, infos: Mapping[int, FeaturesInfo]) -> dict[int, Failure]:

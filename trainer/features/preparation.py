@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from safetensors.torch import save
 
-from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import AUTO
 from foundry.images.index import LARGEST_SCENE_PX
@@ -15,6 +14,7 @@ from foundry.storage.locations import absolute, is_local_path
 from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
+from foundry.wording import counted
 from model.encoders.frozen_parts import PUBLISHED, Kind, is_mini
 from trainer.features.buckets import bucket_table
 from trainer.features.config import PrecomputeConfig, identity

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.errors import UserError
-from foundry.images.index import IMAGES
+from foundry.images.index import IMAGES, REFERENCE_NAMES, refer_to_embedded
 from foundry.storage.folder import Folder
 from foundry.storage.locations import normalise
 from foundry.storage.run_record import RunRecord
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 ALT_TEXT = "alt_text"
 """The name of the alt text among the captions, which bear the names of their prompts."""
-_REFERENCE = ("uri", "member", "byte_offset", "byte_length", "row")
 _CAPTIONS = pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("text", pa.string())]))
 _BATCH_ROWS = 4096
 
@@ -35,7 +34,7 @@ _BATCH_ROWS = 4096
 SAMPLE = pa.schema(
     [
         pa.field("key", pa.string()),
-        *(IMAGES.field(name).with_nullable(True) for name in _REFERENCE),
+        *(IMAGES.field(name).with_nullable(True) for name in REFERENCE_NAMES),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("split", pa.string()),
@@ -99,15 +98,15 @@ class DatasetSource:
 
     def _file(self, folder: Folder, name: str) -> Iterator[pa.Table]:
         captions = ["captions.list.element.prompt", "captions.list.element.caption"]
-        columns = ["key", *_REFERENCE, "width", "height", "split", "class_label", "alt_text", *captions]
-        here = folder.path(name) if folder.is_local else folder.filesystem.unstrip_protocol(folder.path(name))
+        columns = ["key", *REFERENCE_NAMES, "width", "height", "split", "class_label", "alt_text", *captions]
+        here = folder.location(name)
         first = 0
         try:
             with folder.open(name) as opened:
                 file = pq.ParquetFile(opened)
                 check_version(file.schema_arrow, where=name)
                 for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                    yield _to_samples(_refer_to_embedded(batch.to_pylist(), uri=here, first=first))
+                    yield _to_samples(refer_to_embedded(batch.to_pylist(), uri=here, first_row=first))
                     first += len(batch)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{here} cannot be read ({error}): build the data set again") from None
@@ -129,7 +128,9 @@ class RunSource:
         """Images that were read, with their captions by prompt."""
         from dataset_builder.sql.run_files import open_run
 
-        columns = ", ".join(f"images.{name}" for name in ("key", *_REFERENCE, "width", "height", "class_label", "alt_text"))
+        columns = ", ".join(
+            f"images.{name}" for name in ("key", *REFERENCE_NAMES, "width", "height", "class_label", "alt_text")
+        )
         captions = "list({'prompt': prompt, 'caption': caption} ORDER BY prompt) FILTER (prompt IS NOT NULL) AS captions"
         with open_run(self.url) as run:
             rows = "FROM images LEFT JOIN captions USING (key) WHERE width IS NOT NULL GROUP BY ALL"
@@ -187,14 +188,6 @@ def _to_samples(rows: list[dict[str, Any]]) -> pa.Table:
         captions = [{"name": name, "text": text} for name, text in said.items() if text and text.strip()]
         samples.append({name: row.get(name) for name in SAMPLE.names} | {"captions": captions})
     return pa.Table.from_pylist(samples, schema=SAMPLE)
-
-
-def _refer_to_embedded(rows: list[dict[str, Any]], *, uri: str, first: int) -> list[dict[str, Any]]:
-    """Rows whose image is in the file itself refer to it."""
-    return [
-        row if row["uri"] is not None else row | {"uri": uri, "member": "image", "row": first + index}
-        for index, row in enumerate(rows)
-    ]
 
 
 def _parquet_labels(uri: str) -> list[str | None]:

@@ -1,1 +1,1 @@
-"""What a training reports: metrics, validation loss, sample grids, its run folder."""
+"""Reports of a training: metrics, validation loss, sample grids, its run folder."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from foundry.command_line import counted
+from foundry.wording import counted
 from trainer.config import LadderPosition, Rung, TrainConfig
 from trainer.data.passes import TrainingWarning, count_passes, count_training_samples, passes_warning
 

@@ -188,7 +188,7 @@ class MetricsReporter:
     def _leave_out(self, keys: list[str]) -> str:
         """Writes the keys into the run's list of samples to leave out; the command that leaves them out."""
         path = self._run.path / NOT_FINITE
-        self._run.add_not_finite(keys, beside=self._skip)
+        self._run.add_not_finite(keys, skipped=self._skip)
         command = shlex.join(
             ["python", "-m", "trainer.fit", "--config", str(self._run.path / CONFIG), "--data.skip", str(path)]
         )

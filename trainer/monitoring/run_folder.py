@@ -125,14 +125,14 @@ class RunFolder:
         if not any(line.startswith(start) for line in lines):
             self.say(start + warning.advice)
 
-    def add_not_finite(self, keys: Collection[str], *, beside: str | None) -> None:
-        """Adds keys to not_finite.txt, and those of the list `beside`, so that the file replaces that list."""
+    def add_not_finite(self, keys: Collection[str], *, skipped: str | None) -> None:
+        """Adds keys to not_finite.txt, and those of the list `skipped`, so that the file replaces that list."""
         if not self._writes:
             return
         path = self.path / NOT_FINITE
         before = read_skip_list(str(path)) if path.exists() else frozenset()
         with self.writing():
-            write_skip_list(path, {*before, *read_skip_list(beside), *keys})
+            write_skip_list(path, {*before, *read_skip_list(skipped), *keys})
 
     def asked_to_stop(self) -> bool:
         """True where somebody made the file STOP."""

@@ -109,7 +109,13 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
         ("vae", config.vae, store.info.vae),
         ("text_encoder", config.text_encoder, store.info.text_encoder),
     ):
-        check_fingerprint(kind, trained, name=f"{features} ({found.name})", found=found.fingerprint)
+        check_fingerprint(
+            kind,
+            trained,
+            name=f"{features} ({found.name})",
+            found=found.fingerprint,
+            advice="give --features that were made with that one",
+        )
     workers = Workers(device=torch.device(runtime.resolved().device))
     network = network.to(workers.device)
     collator = Collator(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from foundry.command_line import counted
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
+from foundry.wording import counted
 from trainer.config import LadderPosition, TrainConfig, ladder_position
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from foundry.command_line import counted
 from foundry.errors import UserError
+from foundry.wording import counted
 from model.diffusion import Objective, make_objective
 from model.dit import DiT, DiTConfig
 from model.flops import training_flops

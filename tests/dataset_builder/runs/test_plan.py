@@ -9,6 +9,7 @@ from dataset_builder.runs.plan import Plan, discard_plan, extend_plan, read_plan
 from foundry.errors import UserError
 from foundry.images.sources import find_sources
 from foundry.images.tar import walk_tar
+from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder
 from foundry.units.commits import read_unit
 from tests.foundry.images.containers import tar_bytes
@@ -81,9 +82,9 @@ def test_what_is_planned_is_not_opened_again(run: Folder, tmp_path: Path, monkey
     first = plan_images(run, tmp_path / "a.tar")
     opened: list[str] = []
 
-    def spy(uri: str) -> object:
+    def spy(uri: str, *, passed_over: PassedOver) -> object:
         opened.append(Path(uri).name)
-        return walk_tar(uri)
+        return walk_tar(uri, passed_over=passed_over)
 
     monkeypatch.setattr("foundry.images.tar.walk_tar", spy)
     assert plan_images(run, tmp_path / "a.tar") == first and not opened

@@ -104,7 +104,7 @@ def test_the_record_of_other_files_is_ignored(run: Folder) -> None:
     before = answers(run)
     lies = pa.Table.from_pylist([{"prompt": "dense", "noun": "owl", "count": 999, "count_t5": 0, "num_captions": 1}])
     unit = Unit(number=0, part="", row_group=0, num_images=6)
-    commit_unit(merged_folder(run), run_id="of other files", unit=unit, tables={"noun_counts": lies}, rejected={})
+    commit_unit(merged_folder(run), run_id="of other files", unit=unit, tables={"noun_counts": lies})
     assert merge_counts_of(read_run(run.url)) == 1
     assert answers(run) == before
     record = json.loads(run.read(commit_name(3)))

@@ -79,7 +79,7 @@ def test_a_failure_that_passes_is_waited_for_with_growing_pauses(error: Exceptio
 @pytest.mark.parametrize("error", PASSING, ids=[type(error).__name__ + str(error)[:10] for error in PASSING])
 def test_a_failure_that_stays_ends_the_work_and_rejects_nothing(error: Exception) -> None:
     FlakyFileSystem.serve_after({"a.jpg": jpeg(1), "b.jpg": jpeg(2)}, {"b.jpg": [error] * 9})
-    with pytest.raises(StoreError, match="b.jpg.*the same command goes on once the store answers") as raised:
+    with pytest.raises(StoreError, match="b.jpg.*the same command resumes once the store answers") as raised:
         read([flaky_row("a.jpg"), flaky_row("b.jpg")])
     assert "\n" not in str(raised.value)
     copy = pickle.loads(pickle.dumps(raised.value))

@@ -8,6 +8,7 @@ import pytest
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
+from foundry.storage.locations import open_binary
 from tests.s3 import s3_bucket
 
 
@@ -43,6 +44,13 @@ def test_write_replaces_and_open_reads_at_any_place(folder: Folder) -> None:
         file.seek(7)
         assert file.read() == b"789"
     assert folder.exists() and folder.exists("run.json") and not folder.exists("other.json")
+
+
+def test_a_location_opens_the_file_from_anywhere(folder: Folder) -> None:
+    folder.write("a/x.bin", b"0123")
+    with open_binary(folder.location("a/x.bin")) as file:
+        assert file.read() == b"0123"
+    assert folder.location("a/x.bin") == f"{folder.location()}/a/x.bin"
 
 
 def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ for name in sys.argv[1:]:
 ASK_PART = """
 import sys
 from foundry.errors import UserError
-from model.formats.frozen_parts import find_part
+from model.encoders.frozen_parts import find_part
 for name in sys.argv[1:]:
     try:
         part = find_part(name, "vae")

@@ -53,6 +53,9 @@ def test_a_new_record_has_the_members_of_old_ones_in_their_order(run: Folder) ->
     assert record.create(run) and not record.create(run)
     assert list(json.loads(run.read("run.json"))) == [name for name in WRITTEN if name != "note"]
     assert RunRecord.read(run) == record
+    assert record.unit_size == 8
+    written = RunRecord(settings={"t5": {"max_tokens": 120}, "prompts": {"prompts": [{"name": "a"}, {"name": "b"}]}})
+    assert (written.max_tokens, written.prompt_names) == (120, ["a", "b"])
     other = record.with_settings(SETTINGS | {"unit_size": 4})
     assert other.run_id != record.run_id == run_id(SETTINGS)
 
@@ -69,6 +72,7 @@ def test_what_is_missing_is_empty_and_cannot_be_resumed(run: Folder) -> None:
     run.write("run.json", b'{"run_id": "x"}')
     record = RunRecord.read(run)
     assert record == RunRecord(run_id="x")
+    assert (record.unit_size, record.max_tokens, record.prompt_names) == (0, 0, [])
     with pytest.raises(UserError, match=r"run\.json is damaged or of something else"):
         record.check(run)
     with pytest.raises(UserError, match="has schema version 0"):

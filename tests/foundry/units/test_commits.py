@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_builder.schema import NOUN_COUNTS
-from foundry.images.index import REJECTED
+from foundry.images.index import IMAGES, REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.schema import check_version
 from foundry.units.commits import Commit, Unit, commit_unit, committed_units, read_commits
@@ -19,8 +19,9 @@ COUNTS = pa.Table.from_pylist(
 
 
 def commit(folder: Folder, table: pa.Table = COUNTS) -> Commit | None:
-    tables = {"noun_counts": table, "rejected": REJECTED.empty_table()}
-    return commit_unit(folder, run_id="r", unit=UNIT, tables=tables, rejected={"broken": 1}, num_tokens=5)
+    rejected = pa.Table.from_pylist([{"key": "a", "uri": "a.jpg", "reason": "broken", "message": "cut"}], schema=REJECTED)
+    tables = {"noun_counts": table, "images": IMAGES.empty_table(), "rejected": rejected}
+    return commit_unit(folder, run_id="r", unit=UNIT, tables=tables, num_tokens=5)
 
 
 def test_a_commit_publishes_its_tables(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_a_commit_publishes_its_tables(tmp_path: Path) -> None:
     assert committed_units(folder) == {3}
     assert read_commits(folder) == [written]
     assert (written.planned, written.completed, written.rejected) == (2, 1, {"broken": 1})
-    assert set(written.files) == {"noun_counts"}, "tables without rows are not written"
+    assert set(written.files) == {"noun_counts", "rejected"}, "tables without rows are not written"
     found = pq.read_table(tmp_path / written.files["noun_counts"].path)
     assert found.equals(COUNTS)
     check_version(found.schema, where="noun_counts")

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import ray
 
 from dataset_builder.schema import NOUN_COUNTS
 from foundry.errors import UserError
+from foundry.images.index import REJECTED
 from foundry.storage.folder import Folder
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit, commit_unit, read_commits
@@ -85,9 +85,12 @@ class FakeJob:
             {"prompt": text, "noun": str(position), "count": 1, "count_t5": 1, "num_captions": 1}
             for position, text in zip(facts, output, strict=True)
         ]
-        rejected = dict(Counter(failure.reason for failure in excluded.values()))
-        tables = {"noun_counts": pa.Table.from_pylist(rows, schema=NOUN_COUNTS)}
-        return commit_unit(Folder(self.folder), run_id="r", unit=unit, tables=tables, rejected=rejected)
+        rejected = [{"key": str(position), "uri": "", **asdict(failure)} for position, failure in excluded.items()]
+        tables = {
+            "noun_counts": pa.Table.from_pylist(rows, schema=NOUN_COUNTS),
+            "rejected": pa.Table.from_pylist(rejected, schema=REJECTED),
+        }
+        return commit_unit(Folder(self.folder), run_id="r", unit=unit, tables=tables)
 
     def _suffer(self, where: tuple[int, int] | str) -> None:
         """`once` at the end of a trouble: the first time only."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from foundry.errors import UserError
 from foundry.units.commits import read_commits
-from tests.trainer.test_precompute import all_samples, store
+from tests.trainer.features.test_preparation import all_samples, store
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
 from trainer.features.info import FEATURES_FILE
 from trainer.features.job import Encoders

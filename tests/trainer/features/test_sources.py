@@ -74,7 +74,7 @@ def test_parquet_without_class_labels_is_refused(tmp_path: Path) -> None:
 
 
 def write_labelled_parquet(path: Path, *, column: str, labels: Sequence[str | int | None]) -> None:
-    """As `datasets` writes it: image {bytes, path} and a column; a column `label` holds numbers with names beside them."""
+    """As `datasets` writes it: image {bytes, path} and a column; a column `label` holds numbers with their names."""
     pictures = [save_picture(path.parent / f"{row}.png", size=(32, 40), seed=row) for row in range(len(labels))]
     images = [{"bytes": picture.read_bytes(), "path": picture.name} for picture in pictures]
     for picture in pictures:

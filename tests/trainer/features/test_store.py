@@ -161,9 +161,7 @@ def test_a_stored_caption_costs_its_tokens_and_little_more(tmp_path: Path, as_in
     tokens = torch.randn(sum(lengths), width, generator=torch.Generator().manual_seed(0))
     table = captions_table([["dense"]] * 12, Captions(tokens=tokens, lengths=torch.tensor(lengths)), as_int8=as_int8)
     unit = Unit(number=0, part="", row_group=0, num_images=12)
-    commit = commit_unit(
-        Folder(str(tmp_path)), run_id="r", unit=unit, tables={"captions": table}, rejected={}, arrow=["captions"]
-    )
+    commit = commit_unit(Folder(str(tmp_path)), run_id="r", unit=unit, tables={"captions": table}, arrow=["captions"])
     assert commit is not None
     budget = sum(1.03 * length * width * (1 if as_int8 else 2) + 64 + (4 * length if as_int8 else 0) for length in lengths)
     assert commit.files["captions"].num_bytes <= budget
@@ -189,6 +187,6 @@ def test_a_shared_file_stays_the_other_commits_own(tmp_path: Path) -> None:
     (tmp_path / "256" / "captions" / "a.arrow").write_bytes(b"x")
     folder = Folder(str(tmp_path / "512"))
     for expected in (True, False):
-        commit = commit_unit(folder, run_id="r", unit=unit, tables={}, rejected={}, shared=shared)
+        commit = commit_unit(folder, run_id="r", unit=unit, tables={}, shared=shared)
         assert (commit is not None) == expected
     assert folder.read("../256/captions/a.arrow") == b"x"

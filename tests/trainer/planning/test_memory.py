@@ -45,14 +45,14 @@ def _part(config: DiTConfig) -> MicroBatch:
 
 
 def _measured(state: TrainState, precision: torch.dtype) -> int:
-    """The peak of a real step beside weights, moments and average; these are there after the step before."""
+    """The peak of a real step on top of weights, moments and average; these are there after the step before."""
     settings = StepSettings(lr=1e-5, ema_decay=0.9, gradient_clip=1.0, precision=precision, num_samples=BATCH)
     train_step(state, Diffusion(), [_part(state.network.config)], settings)
     return allocated_peak(lambda: train_step(state, Diffusion(), [_part(state.network.config)], settings))
 
 
 def _saved(state: TrainState, precision: torch.dtype) -> int:
-    """The tensors that autograd saves in the forward pass of a real step, beside the weights."""
+    """The tensors that autograd saves in the forward pass of a real step, without the weights."""
     part = _part(state.network.config)
 
     def forward() -> torch.Tensor:

@@ -15,7 +15,7 @@ from model.encoders.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config import EmaConfig, OptimConfig
 from trainer.data.batches import Collator
-from trainer.data.noise import draw_noise
+from trainer.data.noise import sample_noise
 from trainer.distributed import Workers
 from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
 from trainer.training.ema import Ema, ema_decay
@@ -145,6 +145,6 @@ def test_classes_are_dropped_by_their_draw(tmp_path: Path) -> None:
     network = DiTConfig(width=24, depth=1, num_heads=2, conditioning="class", num_classes=3, sample_size=8)
     collator = replace(_collator(), network=network, class_dropout=0.5, objective=RectifiedFlow())
     part = next(iter(collator.micro_batches(batch, PLACES)))
-    dropped = draw_noise((4, 8, 8), seed=3, positions=PLACES).dropout < 0.5
+    dropped = sample_noise((4, 8, 8), seed=3, positions=PLACES).dropout < 0.5
     assert part.class_labels is not None and part.captions is None and 0 < int(dropped.sum()) < 6
     assert torch.equal(part.class_labels, torch.where(dropped, 3, batch.class_labels))  # type: ignore[arg-type]

@@ -191,7 +191,7 @@ def _published(category: str, prompts: Sequence[Prompt], settings: GenEvalConfig
     wanted = sum(TASKS.values()) if category == OVERALL else TASKS[category]
     count = sum(category in (OVERALL, prompt.category) for prompt in prompts)
     differences = {
-        "prompts of our own": settings.folder is None,
+        "our own prompts": settings.folder is None,
         f"{count} prompts in place of {wanted}": settings.folder is not None and count != wanted,
         f"detector {settings.detector} in place of Mask2Former": True,
     }

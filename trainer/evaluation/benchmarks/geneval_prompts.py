@@ -1,4 +1,4 @@
-"""The prompts of GenEval with what each asks for, from the user's own copy, or a few of our own for a first try.
+"""The prompts of GenEval with what each asks for, from the user's own copy, or a few that we wrote for a first try.
 
 Source: the authors' repository keeps them in prompts/evaluation_metadata.jsonl, an object a line: `tag` is the task, `include`
 the classes that have to be there, `exclude` those that must not.

@@ -31,7 +31,7 @@ _PIXART = Published(
     source="PixArt-α (arXiv 2310.00426)",
     differences=(
         "it belongs to a special checkpoint, others measure 25 to 28 with the plain one",
-        "captions, reference, resolution and number of images of its own",
+        "its own captions, reference, resolution and number of images",
     ),
 )
 
@@ -63,7 +63,8 @@ def _read(file: Path, settings: PromptsConfig) -> list[Prompt]:
         return _read_table(file, settings)
     if settings.category_column:
         raise UserError(f"{file} has no columns: leave out --prompts.category_column, or give .csv, .jsonl or .parquet")
-    return [Prompt(text=text, category=file.stem) for text in read_prompts(file, column=settings.column)]
+    texts = read_prompts(file, column=settings.column, option="--prompts.column")
+    return [Prompt(text=text, category=file.stem) for text in texts]
 
 
 def _read_table(file: Path, settings: PromptsConfig) -> list[Prompt]:

@@ -122,7 +122,7 @@ def _published(category: str, prompts: Sequence[Prompt], config: EvaluateConfig)
     count = sum(prompt.category == category for prompt in prompts)
     by_blip, by_clip = category in (*ATTRIBUTES, COMPLEX), category in (NON_SPATIAL, COMPLEX)
     differences = {
-        "prompts of our own": settings.folder is None,
+        "our own prompts": settings.folder is None,
         f"{count} prompts in place of {NUM_PROMPTS}": settings.folder is not None and count != NUM_PROMPTS,
         f"detector {settings.detector} in place of UniDet": category in (SPATIAL, COMPLEX),
         f"{settings.blip} in place of {usual.blip}": by_blip and settings.blip != usual.blip,

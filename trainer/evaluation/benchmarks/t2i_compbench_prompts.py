@@ -1,4 +1,4 @@
-"""The prompts of T2I-CompBench from the user's own copy, or a few of our own for a first try.
+"""The prompts of T2I-CompBench from the user's own copy, or a few that we wrote for a first try.
 
 Source: the authors' repository keeps the prompts that figures are published for in examples/dataset: 300 lines in each of six
 <category>_val.txt. Two more files say which prompts of `complex` speak of places or of actions alone.

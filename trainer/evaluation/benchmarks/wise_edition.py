@@ -1,5 +1,5 @@
 """Editions of WISE: prompts, instructions and a judge make a benchmark. Prompts come from the user's copy of its repository, or
-are a few of our own."""
+are a few that we wrote."""
 
 import json
 from collections import defaultdict
@@ -174,13 +174,13 @@ def _differences(edition: Edition, config: EvaluateConfig, *, model: str, num_pr
     """Why figures are not those that the leaderboard would show."""
     whole, found = edition.files.last_ids[CATEGORIES[-1]], []
     if config.wise.folder is None:
-        found.append("prompts of our own")
+        found.append("our own prompts")
     elif num_prompts < whole:
         found.append(f"{num_prompts} of {whole} prompts")
     if model != edition.judge_model:
         found.append(f"{model} judges in place of {edition.judge_model}")
     if config.wise.instructions is None:
-        found.append("instructions of our own")
+        found.append("our own instructions")
     elif Path(config.wise.instructions).suffix != ".py":
         found.append(f"instructions of {Path(config.wise.instructions).name}")
     if config.wise.judge.body:

@@ -1,4 +1,4 @@
-"""Asks a judge about images of WISE: several questions at once, each answer kept as it comes, verdicts in the images' order."""
+"""Questions to a judge about images of WISE: several at once, each answer kept as it comes, verdicts in the images' order."""
 
 import ast
 import hashlib

@@ -74,7 +74,7 @@ def test_the_whole_way_from_the_command_line(models: Path, images: Path, tmp_pat
         "complex": "complex",
     }
     assert by_category["color"]["published"]["value"] == 0.6886
-    assert by_category["color"]["published"]["differences"][0] == "prompts of our own"
+    assert by_category["color"]["published"]["differences"][0] == "our own prompts"
     rows = pq.read_table(out / "results.parquet").to_pylist()
     assert {(row["judge"], row["metric"]) for row in rows if row["category"] == "complex"} == {
         ("blip-vqa", "blip_vqa"),

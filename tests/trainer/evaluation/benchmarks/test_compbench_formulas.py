@@ -184,7 +184,7 @@ def test_repeated_boxes_of_an_object_are_one() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The layout of the authors' repository, with prompts of our own."""
+    """The layout of the authors' repository, with our own prompts."""
     dataset = tmp_path / "T2I-CompBench" / "examples" / "dataset"
     dataset.mkdir(parents=True)
     for category in CATEGORIES[:-1]:

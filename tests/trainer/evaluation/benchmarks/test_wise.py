@@ -94,7 +94,7 @@ def test_figures_are_those_worked_out_by_hand(images: Path, tmp_path: Path, judg
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     row = next(row for row in rows if row["category"] == "physics" and row["metric"] == "wiscore")
     assert row["seen"] == "Consistency: 1\nRealism: 0\nAesthetic Quality: 2"
-    assert row["comparable"] == "no: prompts of our own; instructions of our own"
+    assert row["comparable"] == "no: our own prompts; our own instructions"
 
 
 def test_the_request_is_that_of_the_original(images: Path, tmp_path: Path, judge: JudgeServer) -> None:
@@ -166,7 +166,7 @@ def test_a_judge_that_answers_under_another_name_is_said(images: Path, tmp_path:
     told = f"--wise.instructions={tmp_path / 'own.txt'}"
     assert _run(_arguments(images, tmp_path / "out", judge, told)) == 0
     differences = _scores(tmp_path / "out")["overall", "wiscore"]["published"]["differences"]
-    assert differences == ["prompts of our own", "instructions of own.txt", "llama answered in place of gpt-4o-2024-05-13"]
+    assert differences == ["our own prompts", "instructions of own.txt", "llama answered in place of gpt-4o-2024-05-13"]
     assert {answer["answered_by"] for answer in _answers(tmp_path / "out")} == {"llama"}
 
 

@@ -69,8 +69,8 @@ def test_published_figures_stand_beside_ours_with_what_forbids_comparing(gray_im
     assert "no: another judge" in page and "published: Owl 1; published: Owl 2" in page
     assert "ceiling" not in page
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
-    beside = {(row["category"], row["metric"]): (row["published"], row["comparable"]) for row in rows}
-    assert beside == {
+    found = {(row["category"], row["metric"]): (row["published"], row["comparable"]) for row in rows}
+    assert found == {
         ("animals", "level"): (0.75, "with care: other owls"),
         ("tools", "level"): (None, None),
         ("tools", "half"): (0.5, "no: another judge"),

@@ -1,0 +1,72 @@
+"""Wording of what commands say: numbers with their nouns, what to type where a model is not named, what a URL must not hold.
+
+Apart from command_line.py, so that workers, which run jobs and parse nothing, need no jsonargparse.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, get_type_hints
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+CHOICE = "choice"
+"""The key of a field's metadata under which its ModelChoice is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """What to type where a model is not named: `name: str = field(metadata={CHOICE: ModelChoice(real=…)})`.
+
+    Such a field has no default, so that the small world's toy, `mini`, never runs by accident.
+    """
+
+    real: str
+    """The value for real data."""
+    what: str = "a real model"
+    """What that is."""
+    toy: str = "only understands 64-pixel emoji scenes"
+    """What `mini` does."""
+
+
+def say_missing(config_class: type["DataclassInstance"], names: Sequence[str]) -> str:
+    """The error for options, by dotted name, that were not given: which, and what to type for those that name a model."""
+    known = model_choices(config_class)
+    choices = {name: known[name] for name in names if name in known}
+    text = f"{' and '.join(f'--{name}' for name in names)} {'is' if len(names) == 1 else 'are'} missing"
+    if not choices:
+        return text
+    real = " ".join(f"--{name} {choice.real}" for name, choice in choices.items())
+    toys = " ".join(f"--{name} mini" for name in choices)
+    first = next(iter(choices.values()))
+    return f"{text}: type {real} for {first.what}, or {toys} for the toy, which {first.toy}"
+
+
+def model_choices(config_class: type["DataclassInstance"], prefix: str = "") -> dict[str, ModelChoice]:
+    """The ModelChoice of each field that has one, by its dotted name."""
+    found: dict[str, ModelChoice] = {}
+    hints = get_type_hints(config_class)
+    for field in fields(config_class):
+        if CHOICE in field.metadata:
+            found[prefix + field.name] = field.metadata[CHOICE]
+        elif is_dataclass(hints[field.name]):
+            found |= model_choices(hints[field.name], f"{prefix}{field.name}.")
+    return found
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 unit`, `2 units`: for nouns whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def url_problems(url: str, *, setting: str) -> list[str]:
+    """What is wrong with an endpoint's URL, which may hold no key; `setting` is its name, such as judge.url."""
+    address = urlsplit(url)
+    problems = []
+    if address.scheme not in ("http", "https") or not address.hostname:
+        problems.append(f"{setting} must be http:// or https:// with a host")
+    if address.username or address.password or address.query or address.fragment:
+        variable = f"{setting.removesuffix('url')}key_variable"
+        problems.append(f"{setting} must hold no user, password, query or fragment: name the key's variable in {variable}")
+    return problems
