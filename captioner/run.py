@@ -9,7 +9,7 @@ from foundry.command_line import run_command
 
 def main(config: CaptionConfig) -> int:
     """Runs a captioning job to its end; returns 0, or 1 where more images were rejected than the budget allows."""
-    from captioner.captioning import caption_images
+    from captioner.runs.captioning import caption_images
 
     return caption_images(config)
 

@@ -81,7 +81,7 @@ def test_the_networks_know_no_data_set_and_no_ray() -> None:
 
 
 def test_a_worker_imports_no_parser_of_options() -> None:
-    jobs = "captioner.caption_job, dataset_builder.runs.importing, dataset_builder.scores.job, trainer.features.job"
+    jobs = "captioner.runs.job, dataset_builder.runs.importing, dataset_builder.scores.job, trainer.features.job"
     code = f"import sys, foundry.units.workers, {jobs}; print('jsonargparse' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

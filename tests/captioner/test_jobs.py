@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.run_status import read_status
+from captioner.runs.status import read_status
 from foundry.storage.folder import Folder
 from tests.captioner.conftest import run_arguments, save_pictures
 from tests.ray_nodes import RAY, ray_head

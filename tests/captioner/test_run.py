@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captioner.caption_job import caption_job
-from captioner.captioning import _allowed
+from captioner.runs.job import caption_job
+from captioner.runs.captioning import _allowed
 from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
 from captioner.run import main
-from captioner.run_status import read_status
+from captioner.runs.status import read_status
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import auto_dtype

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from captioner.run_start import read_record
+from captioner.runs.start import read_record
 from dataset_builder.runs.plan import Plan, read_plan
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors

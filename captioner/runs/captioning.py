@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from captioner.caption_job import CaptionJob, caption_job
+from captioner.runs.job import CaptionJob, caption_job
 from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.prompts import PROMPT_SETS
-from captioner.run_start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
-from captioner.run_status import RunStatus, status_of
-from captioner.spending import Spending
-from captioner.toy_warning import ToyWarning
+from captioner.runs.start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
+from captioner.runs.status import RunStatus, status_of
+from captioner.runs.spending import Spending
+from captioner.runs.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
 from dataset_builder.sql.noun_blocks import merge_counts_of

@@ -9,7 +9,7 @@ from PIL import Image
 from captioner.config import REAL_MODEL, CaptionConfig
 from captioner.engines.model_source import MINI, resolve_model
 from captioner.run import main
-from captioner.toy_warning import ToyWarning
+from captioner.runs.toy_warning import ToyWarning
 from foundry.command_line import run_command
 from foundry.images.index import IMAGES, REJECTED
 from foundry.storage.folder import Folder

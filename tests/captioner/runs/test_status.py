@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.run_status import RunStatus, read_status
+from captioner.runs.status import RunStatus, read_status
 from foundry.storage.folder import Folder
 from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, commit_name

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from captioner.config import CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.run import main
-from captioner.run_status import read_status
+from captioner.runs.status import read_status
 from foundry.command_line import run_command
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
