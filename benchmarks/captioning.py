@@ -2,7 +2,7 @@
 
 Quality: scenes of held-out combinations go through `captioner.run`; the captions are compared with the truth. Speed: the
 same scenes are captioned by `captioner.run`, by one single-threaded process per core, each with the same work in a plain loop,
-without Ray and without commits, and by one such process with all cores, in turn. The start-up is a figure of its own.
+without Ray and without commits, and by one such process with all cores, in turn. The start-up is a separate figure.
 
 pipeline_efficiency    images per second of captioner.run over those of one process per core: the most that the cores give
 over_one_process       the same over those of one process with all cores, of which a small model leaves some idle

@@ -1,6 +1,6 @@
 """Parts of a pipeline that are not trained here, text encoder and VAE: from a name to its files, and a fingerprint.
 
-A name is `mini` (shipped beside this file), a folder that save_pretrained wrote, a folder of a whole diffusers pipeline (the
+A name is `mini` (shipped in model/pretrained), a folder that save_pretrained wrote, a folder of a whole diffusers pipeline (the
 part is then the sub-folder of its kind), or a hub id of either. Weights are read from safetensors only.
 """
 
