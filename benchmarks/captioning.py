@@ -152,9 +152,9 @@ def _time_loops(config: CaptioningConfig, scenes: Path, *, num_processes: int, n
 
 def _loop(config: CaptioningConfig) -> None:
     """One process: the same decoding, generation, cleaning and counting, unit after unit; prints one line of JSON."""
-    from captioner.runs.job import caption_job
-    from captioner.runs.captioning import plan_run
     from captioner.config import CaptionConfig
+    from captioner.runs.captioning import plan_run
+    from captioner.runs.job import caption_job
     from dataset_builder.concepts.t5_view import T5Config
     from dataset_builder.concepts.tagger import NounTagger
     from foundry.images.sources import find_sources

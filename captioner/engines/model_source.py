@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.engines.generation import Engine, GenerationSettings
 from foundry.errors import NotOnHub, UserError, one_line
 from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters
 
@@ -71,12 +70,6 @@ class ModelSource:
         """Name and revision, image size, and the prompt's format where it is not the processor's own."""
         described = {"name": self.name, "revision": self.revision, "image_side_px": self.image_side_px}
         return described | ({"prompt_format": self.prompt_format} if self.prompt_format else {})
-
-    def load(self, generation: GenerationSettings) -> Engine:
-        """The transformers engine, on this process's device."""
-        from captioner.engines.transformers_engine import LlavaEngine
-
-        return LlavaEngine(self, generation)
 
     @property
     def path_or_id(self) -> str:

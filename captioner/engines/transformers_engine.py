@@ -7,6 +7,7 @@ batches are smaller.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,15 @@ from foundry.storage.model_files import load_network
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersModel(ModelSource):
+    """A model that transformers will load."""
+
+    def load(self, generation: GenerationSettings) -> "LlavaEngine":
+        """The engine, on this process's device."""
+        return LlavaEngine(self, generation)
 
 
 class LlavaEngine:

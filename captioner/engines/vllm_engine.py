@@ -42,52 +42,21 @@ _NOT_INSTALLED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class VllmModel:
+class VllmModel(ModelSource):
     """A model that vLLM will load. `version` is vLLM's."""
 
-    source: ModelSource
     settings: VllmSettings
     version: str
-    is_served = False
-
-    @property
-    def name(self) -> str:
-        """Its name, as the user gave it."""
-        return self.source.name
-
-    @property
-    def image_side_px(self) -> int:
-        """Maximum length of the shorter side of an image that is worth decoding, in pixels."""
-        return self.source.image_side_px
-
-    @property
-    def prompt_format(self) -> str:
-        """The text that prompts are put into, where that is not the model's own chat template ("")."""
-        return self.source.prompt_format
-
-    @property
-    def is_mini(self) -> bool:
-        """Whether this is the shipped toy."""
-        return self.source.is_mini
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters; 0: unknown."""
-        return self.source.num_parameters
-
-    def image_fit(self, asked: str) -> str:
-        """`pad` or `processor`, whichever of them `auto` means for this model."""
-        return self.source.image_fit(asked)
 
     def describe(self) -> dict[str, Any]:
         """What the model is, by which version of vLLM, quantised how, with which adapter."""
         adapter = {"lora": folder_fingerprint(Path(self.settings.lora))} if self.settings.lora else {}
         quantised = {"quantization": self.settings.quantization} if self.settings.quantization else {}
-        return {**self.source.describe(), "engine_version": self.version, **quantised, **adapter}
+        return {**super().describe(), "engine_version": self.version, **quantised, **adapter}
 
     def load(self, generation: GenerationSettings) -> "VllmEngine":
         """The engine, on this process's devices."""
-        return VllmEngine(self.source, generation, self.settings)
+        return VllmEngine(self, generation, self.settings)
 
 
 def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str | None) -> VllmModel:
@@ -103,7 +72,7 @@ def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str 
         ) from None
     if found.returncode:
         raise UserError(_NOT_INSTALLED.format(where=python or "this environment"))
-    return VllmModel(source=source, settings=settings, version=found.stdout.strip())
+    return VllmModel(**vars(source), settings=settings, version=found.stdout.strip())
 
 
 class VllmEngine:

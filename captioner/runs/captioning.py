@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from captioner.runs.job import CaptionJob, caption_job
 from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.prompts import PROMPT_SETS
+from captioner.runs.job import CaptionJob, caption_job
+from captioner.runs.spending import Spending
 from captioner.runs.start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
 from captioner.runs.status import RunStatus, status_of
-from captioner.runs.spending import Spending
 from captioner.runs.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
+from dataset_builder.runs.carried_types import record_types
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
@@ -78,7 +79,10 @@ def caption_images(config: CaptionConfig) -> int:
             return 1
         commits = read_commits(run)
         check_commits(run, commits, run_id=job.run_id)
-    merge_counts_of(RunFiles(run, record, tuple(commits)))
+    files = RunFiles(run, record, tuple(commits))
+    merge_counts_of(files)
+    if units:
+        record_types(files, plan)
     if line := spending.line():
         print(line)
     with store_errors(run):

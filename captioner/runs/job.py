@@ -239,7 +239,9 @@ def find_model(config: CaptionConfig) -> CaptionModel:
         from captioner.engines.vllm_engine import find_vllm_model
 
         return find_vllm_model(source, config.vllm, python=config.ray.replica_python)
-    return source
+    from captioner.engines.transformers_engine import TransformersModel
+
+    return TransformersModel(**vars(source))
 
 
 def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:

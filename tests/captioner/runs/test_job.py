@@ -12,6 +12,7 @@ from captioner.config import CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.run import main
 from captioner.runs.status import read_status
+from dataset_builder.sql.run_files import open_run
 from foundry.command_line import run_command
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
@@ -139,3 +140,23 @@ def test_another_fit_is_another_run_in_both_directions(tmp_path: Path, capsys: p
     assert "images padded to squares" in capsys.readouterr().out
     assert caption(images, run, model, "--generation.image_fit", "processor") == 2
     assert "holds a run with another generation.image_fit" in capsys.readouterr().err
+
+
+def test_masks_next_to_images_are_left_out_unless_asked_for(tmp_path: Path, tiny_llava: Path) -> None:
+    images = save_pictures(tmp_path / "images", count=2)
+    (images / "picture-0-0000.mask.png").write_bytes((images / "picture-0-0000.jpg").read_bytes())
+    assert caption(images, tmp_path / "without", tiny_llava) == 0
+    assert caption(images, tmp_path / "with", tiny_llava, "--ignore", "[]") == 0
+    planned = [sum(commit.planned for commit in read_commits(Folder(str(tmp_path / name)))) for name in ("without", "with")]
+    assert planned == [2, 3]
+
+
+def test_a_column_of_json_files_has_a_type_that_holds_all_of_them(tmp_path: Path, tiny_llava: Path) -> None:
+    images = save_pictures(tmp_path / "images", count=10)
+    for number in range(10):
+        rating = number if number < 9 else "high"
+        (images / f"picture-0-{number:04d}.json").write_text(json.dumps({"rating": rating}))
+    assert caption(images, tmp_path / "run", tiny_llava) == 0
+    with open_run(str(tmp_path / "run")) as database:
+        found = database.fetch("SELECT rating FROM images ORDER BY key")["rating"].to_pylist()
+    assert found == [*map(str, range(9)), "high"]

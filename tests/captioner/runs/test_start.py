@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from captioner.runs.job import CaptionJob, caption_job
-from captioner.runs.captioning import plan_run
 from captioner.config import CaptionConfig
 from captioner.engines.transformers_engine import GenerationSettings
 from captioner.run import main
+from captioner.runs.captioning import plan_run
+from captioner.runs.job import CaptionJob, caption_job
 from captioner.runs.start import begin, check_commits, check_folder
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.runs.plan import Plan
