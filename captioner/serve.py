@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from captioner.config import REAL_MODEL
 from captioner.engines.generation import GenerationSettings
-from foundry.command_line import CHOICE, ModelChoice, run_command
+from foundry.command_line import run_command
+from foundry.wording import CHOICE, ModelChoice
 
 
 @dataclass(frozen=True, kw_only=True)

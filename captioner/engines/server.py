@@ -235,7 +235,7 @@ def read_question(
 
 
 def _settings(body: Mapping[str, Any], defaults: GenerationSettings, *, limits: ServerLimits) -> GenerationSettings:
-    asked = {
+    asked: dict[str, Any] = {
         "max_new_tokens": body.get("max_completion_tokens") or body.get("max_tokens") or defaults.max_new_tokens,
         "temperature": body.get("temperature"),
         "top_p": body.get("top_p"),
@@ -262,7 +262,8 @@ def _parts(messages: Any) -> tuple[list[str], list[str]]:
             if message["role"] != "user":
                 raise BadRequest(f"messages of the role {message['role']} are not supported: put the text into the user's")
             content = message["content"]
-            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            for part in parts:
                 if part["type"] == "image_url":
                     images.append(str(part["image_url"]["url"]))
                 elif part["type"] == "text":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.config import CaptionConfig
-from captioner.engines.transformers_engine import GenerationSettings
+from captioner.engines.generation import GenerationSettings
 from captioner.run import main
 from captioner.runs.captioning import plan_run
 from captioner.runs.job import CaptionJob, caption_job
