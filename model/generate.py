@@ -33,9 +33,9 @@ class GenerateConfig:
     prompt: str | None = None
     """Prompt of the images."""
     prompts_file: str | None = None
-    """File of prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv)."""
+    """File of prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv, .tsv)."""
     prompt_column: str = "prompt"
-    """Column of the prompts in a .jsonl or .csv."""
+    """Column of the prompts in a .jsonl, .csv or .tsv."""
     negative_prompt: str = ""
     """Negative prompt; empty: the null caption."""
     num_images_per_prompt: int = 1

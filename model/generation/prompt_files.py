@@ -1,7 +1,5 @@
-"""Prompts from a file: a line each (.txt), an object each (.jsonl) or a row each (.csv)."""
+"""Prompts from a file: a line each (.txt), an object each (.jsonl) or a row each (.csv, .tsv)."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from foundry.errors import UserError
 def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--prompt_column") -> tuple[str, ...]:
     """The prompts of a file, each once, in order; blank lines are no prompts.
 
-    `column` is the key of .jsonl and .csv, `option` the flag that names it. Raises UserError, with the line, for what is not
-    such a file, and for an empty one.
+    `column` is the key of .jsonl, .csv and .tsv, `option` the flag that names it. Raises UserError, with the line or row, for
+    what is not such a file, and for an empty one.
     """
     file = Path(path).expanduser()
     try:
@@ -25,13 +23,10 @@ def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--p
         rows = [line for line in text.splitlines() if line.strip()]
     elif file.suffix == ".jsonl":
         rows = _read_jsonl(text, column, file)
-    elif file.suffix == ".csv":
-        try:
-            rows = _read_csv(text, column, file, option=option)
-        except csv.Error as error:
-            raise UserError(f"prompts file {file} is no CSV: {error}") from error
+    elif file.suffix in (".csv", ".tsv"):
+        rows = _read_csv(column, file, option=option)
     else:
-        raise UserError(f"prompts file {file}: expected .txt, .jsonl or .csv, found {file.suffix or 'no suffix'}")
+        raise UserError(f"prompts file {file}: expected .txt, .jsonl, .csv or .tsv, found {file.suffix or 'no suffix'}")
     if not rows:
         raise UserError(f"prompts file {file} is empty: expected a prompt at least")
     return tuple(dict.fromkeys(row.strip() for row in rows))
@@ -56,13 +51,14 @@ def _read_jsonl(text: str, column: str, file: Path) -> list[str]:
     return prompts
 
 
-def _read_csv(text: str, column: str, file: Path, *, option: str) -> list[str]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if rows.fieldnames and column not in rows.fieldnames:
-        raise UserError(f"prompts file {file} has no column {column!r}, it has {', '.join(rows.fieldnames)}: see {option}")
+def _read_csv(column: str, file: Path, *, option: str) -> list[str]:
+    from foundry.images.lists import read_rows
+
     prompts = []
-    for row in rows:
+    for number, row in enumerate(read_rows(str(file)), 1):
+        if column not in row:
+            raise UserError(f"prompts file {file} has no column {column!r}, it has {', '.join(row)}: see {option}")
         if not (row[column] or "").strip():
-            raise UserError(f"prompts file {file}, line {rows.line_num}: expected text in {column!r}, found none")
+            raise UserError(f"prompts file {file}, row {number}: expected text in {column!r}, found none")
         prompts.append(row[column])
     return prompts

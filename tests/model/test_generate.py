@@ -191,19 +191,21 @@ def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "a.jsonl") == ("one\u2028line",)
     (tmp_path / "a.csv").write_text('id,caption\n1,"a, red\nowl"\n2,key\n')
     assert read_prompts(tmp_path / "a.csv", column="caption") == ("a, red\nowl", "key")
+    (tmp_path / "b.tsv").write_text('prompt\tid\n"an owl\t1\na "big" key\t2\na bat"\t3\n')
+    assert read_prompts(tmp_path / "b.tsv") == ('"an owl', 'a "big" key', 'a bat"')  # lone quotes swallow no rows
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.csv", b"id,caption\n1,x\n", "no column 'prompt', it has id, caption: see --prompt_column"),
-        ("a.csv", b"prompt,id\nx,1\n,2\n", "line 3: expected text in 'prompt', found none"),
+        ("a.csv", b"prompt,id\nx,1\n,2\n", "row 2: expected text in 'prompt', found none"),
         ("a.csv", b"", "is empty"),
-        ("a.csv", b"prompt\n" + b"x" * 200_000, "is no CSV: field larger than field limit"),
+        ("a.csv", b"prompt\nan owl,1\n", "line 2 of .* has more fields than the header"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 3}\n', "line 2: expected an object with text in 'prompt', found"),
         ("a.jsonl", b"{\n", "line 1: not JSON"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.doc", b"x", "expected .txt, .jsonl or .csv, found .doc"),
+        ("a.doc", b"x", "expected .txt, .jsonl, .csv or .tsv, found .doc"),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused_with_the_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:

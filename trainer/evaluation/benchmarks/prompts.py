@@ -90,10 +90,13 @@ def _read_table(file: Path, settings: PromptsConfig) -> list[Prompt]:
 
 
 def _table(file: Path) -> "pa.Table":
-    from pyarrow import csv, json, parquet
+    import pyarrow as pa
+    from pyarrow import json, parquet
+
+    from foundry.images.lists import read_rows
 
     if file.suffix == ".parquet":
         return parquet.read_table(file)
     if file.suffix == ".jsonl":
         return json.read_json(file)
-    return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
+    return pa.Table.from_pylist(list(read_rows(str(file))))

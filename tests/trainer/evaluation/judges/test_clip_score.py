@@ -95,7 +95,7 @@ def test_prompts_of_our_own_are_a_first_try(clip: Path) -> None:
         ("list.csv", {"column": "caption", "category_column": "genre"}, "has no column 'genre', it has caption, kind"),
         ("list.parquet", {"column": "text"}, "has no column 'text', it has caption, kind"),
         ("list.txt", {"category_column": "kind"}, "has no columns"),
-        ("list.yaml", {}, r"expected \.txt, \.jsonl or \.csv"),
+        ("list.yaml", {}, r"expected \.txt, \.jsonl, \.csv or \.tsv"),
         ("none.parquet", {}, "cannot be read"),
         ("empty.parquet", {"column": "caption"}, "are empty"),
         ("gap.parquet", {"column": "caption"}, "row 2: expected text in caption"),
