@@ -104,8 +104,12 @@ def decode_image(data: bytes, *, limits: DecodeLimits, target_side_px: int | Non
 
 
 def image_suffix(data: bytes) -> str:
-    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError where it is no image."""
-    with _failures_named(data), _open(data) as image:
+    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError where it is no image.
+
+    As in decode_image, texts and a colour profile that Pillow refuses make no PNG a broken one.
+    """
+    bare = _without_notes(data) if data.startswith(_MAGICS["PNG"]) else data
+    with _failures_named(data), _open(bare) as image:
         return suffix_of_format(image.format)
 
 

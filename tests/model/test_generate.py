@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from model.generate import GenerateConfig, main
-from model.generation.image_files import image_names
+from model.generation.image_files import image_names, is_drawn, save_png
 from model.generation.pipeline import open_pipeline
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
@@ -182,6 +183,16 @@ def test_names_are_unique_short_and_safe_and_do_not_depend_on_the_list(prompts: 
     assert len(set(names)) == 2 * len(prompts)
     assert all("/" not in name and not name.startswith((".", "-")) and len(name.encode()) < 255 for name in names)
     assert image_names(prompts[1:2], [2]) == [names[len(prompts) + 1]]
+
+
+def test_a_png_with_a_long_text_is_none_that_was_drawn_from_the_values(tmp_path: Path) -> None:
+    path, image = tmp_path / "owl.png", Image.new("RGB", (8, 8))
+    save_png(image, path, {"prompt": "an owl"})
+    assert is_drawn(path, {"prompt": "an owl"})
+    info = PngInfo()
+    info.add_text("prompt", "an owl" * (1 << 20), zip=True)  # Pillow reads no more than 1 MiB
+    image.save(path, pnginfo=info)
+    assert not is_drawn(path, {"prompt": "an owl"})
 
 
 def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

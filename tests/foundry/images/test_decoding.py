@@ -315,6 +315,7 @@ NOTES = {
 def test_a_png_with_long_texts_or_profiles_is_no_broken_image(case: str) -> None:
     limits = DecodeLimits(max_image_bytes=80 << 20)
     assert np.array_equal(decode(NOTES[case], limits=limits).pixels, decode(PNG).pixels)
+    assert image_suffix(NOTES[case]) == "png"
 
 
 def test_a_bomb_in_a_text_takes_no_memory() -> None:
