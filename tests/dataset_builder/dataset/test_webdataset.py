@@ -90,6 +90,22 @@ def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.C
     assert "0 to write" in capsys.readouterr().out
 
 
+def test_names_that_are_not_utf8_cost_themselves_alone(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = dataset.parent / "photos"
+    for name in ("\udcff.jpg", "\udcff.txt", "\udcff/owl.jpg", "\udcff/owl.txt"):
+        write(photos / name, jpeg(1))
+    config = ConvertConfig(input=str(photos), out=str(tmp_path / "again"), source="image-txt", target="run", t5=MINI_T5)
+    assert convert(config) == 0
+    said = capsys.readouterr().out
+    assert "3 images = 3 imported + 0 rejected" in said
+    assert "passed over 3 names of files or folders that UTF-8 cannot hold (rename them)" in said
+    for source in ("image-txt", "webdataset"):
+        with pytest.raises(UserError, match=r"\\udcff' is not UTF-8; rename it"):
+            convert(replace(config, input=str(photos / "\udcff"), source=source))
+
+
 def test_shards_of_something_else_are_left_alone(dataset: Path) -> None:
     assert _export(dataset, images_per_shard=2)[0] == 0
     for images_per_shard, prompt in ((3, ""), (2, "image-txt")):
