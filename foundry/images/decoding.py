@@ -113,6 +113,16 @@ def image_suffix(data: bytes) -> str:
         return suffix_of_format(image.format)
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether Pillow decodes an image as it is: no PNG with long texts, no JPEG without its end, which decode_image takes."""
+    try:
+        with _failures_named(data), _open(data) as image:
+            image.load()
+    except ImageError:
+        return False
+    return True
+
+
 def suffix_of_format(image_format: str | None) -> str:
     """The suffix, without its dot, of a format as DecodedImage and index.IMAGES name it; "bin" for None."""
     return _SUFFIXES.get(image_format or "bin", (image_format or "bin").lower())

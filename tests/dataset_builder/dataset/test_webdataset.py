@@ -20,7 +20,7 @@ from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.sql.dataset_files import read_dataset
 from dataset_builder.sql.run_files import open_run
 from foundry.errors import StoreError, UserError
-from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.images.decoding import DecodeLimits, decode_image, is_plain
 from foundry.images.reader import content_hash
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 from tests.foundry.images.containers import encode, jpeg, write
@@ -193,6 +193,7 @@ def test_what_an_export_writes_an_import_reads_whatever_the_format(
     for name, suffix in expected.items():
         facts = json.loads(members[f"train/{name}.json"])
         assert facts["content_hash"] == content_hash(members[f"train/{name}.{suffix}"])
+        assert is_plain(members[f"train/{name}.{suffix}"]) == (reencode or name != "noted")
         decoded = decode_image(members[f"train/{name}.{suffix}"], limits=DecodeLimits()).pixels
         assert np.abs(decoded.astype(int) - pixels).max() < 12
     again = ConvertConfig(
