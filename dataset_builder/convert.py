@@ -43,7 +43,7 @@ class ConvertConfig:
     images_per_shard: int = 1000
     """Number of images in a WebDataset shard."""
     reencode: bool = False
-    """Write images that are no JPEG, PNG or WebP (AVIF, JPEG 2000, TIFF, …) into shards as PNG, for readers without them."""
+    """Write images that are no JPEG, PNG or WebP (AVIF, JPEG 2000, TIFF, …), or that Pillow refuses, into shards as PNG."""
     ignore: tuple[str, ...] = ("*.mask.png",)
     """Patterns of the names of image files to leave out, such as masks of other images; --ignore '[]' leaves out none."""
     num_workers: int | None = None

@@ -24,7 +24,7 @@ from PIL import Image
 from dataset_builder.sql.dataset_files import DatasetFiles
 from dataset_builder.sql.views import distinct_names
 from foundry.errors import UserError
-from foundry.images.decoding import DecodeLimits, decode_image, image_suffix
+from foundry.images.decoding import DecodeLimits, decode_image, image_suffix, is_plain
 from foundry.images.index import REFERENCE_NAMES
 from foundry.images.loading import Refusals
 from foundry.images.reader import ImageReader, content_hash, reference_of
@@ -71,8 +71,8 @@ def export_shards(
 ) -> int:
     """Writes all shards; returns 0, or 1 where an image could not be read or has no caption under the prompt.
 
-    With `reencode` images that are no JPEG, PNG or WebP become PNG: the first frame, upright, in 8-bit RGB, as it was
-    captioned.
+    With `reencode` images that are no JPEG, PNG or WebP, or that Pillow refuses as they are, become PNG: the first frame,
+    upright, in 8-bit RGB, as it was captioned.
     Raises UserError for a prompt that no caption has, and where `out` holds shards of something else.
     """
     known = [tally["prompt"] for tally in dataset.record["captions"]]
@@ -144,7 +144,7 @@ def _write_shard(shard: _Shard) -> _Written:
                 with refusals.of_one_image():
                     data = _image_bytes(reader, row)
                 suffix = image_suffix(data)
-                if shard.reencode and suffix not in _COMMON_SUFFIXES:
+                if shard.reencode and (suffix not in _COMMON_SUFFIXES or not is_plain(data)):
                     data, suffix = _as_png(data), "png"
                     row |= {"content_hash": content_hash(data), "format": "PNG"}
             except ImageError as error:

@@ -104,9 +104,23 @@ def decode_image(data: bytes, *, limits: DecodeLimits, target_side_px: int | Non
 
 
 def image_suffix(data: bytes) -> str:
-    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError where it is no image."""
-    with _failures_named(data), _open(data) as image:
+    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError where it is no image.
+
+    As in decode_image, texts and a colour profile that Pillow refuses make no PNG a broken one.
+    """
+    bare = _without_notes(data) if data.startswith(_MAGICS["PNG"]) else data
+    with _failures_named(data), _open(bare) as image:
         return suffix_of_format(image.format)
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether Pillow decodes an image as it is: no PNG with long texts, no JPEG without its end, which decode_image takes."""
+    try:
+        with _failures_named(data), _open(data) as image:
+            image.load()
+    except ImageError:
+        return False
+    return True
 
 
 def suffix_of_format(image_format: str | None) -> str:

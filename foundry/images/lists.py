@@ -232,7 +232,8 @@ def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str
 
     A double quote at the beginning of a field opens a quoted one only where another closes it before a delimiter or the end of
     a line, and not where each of the lines up to there is a row by itself: else all quotes of the line are text.
-    Raises UserError where a line then has another number of fields than the header.
+    Raises UserError where a line then has another number of fields than the header, and where the number of fields alone tells
+    rows from lines of a quoted field, since no column holds paths.
     """
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -240,12 +241,14 @@ def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str
         problem = "a double quote opens a field that ends in a later row"
         try:
             record = next(reader, None)
-            is_wrong = len(lines.taken) > 1 and all(_is_row(line, header, delimiter=delimiter) for line in lines.taken)
+            is_wrong = len(lines.taken) > 1 and _are_rows(lines.taken, header, delimiter=delimiter)
         except csv.Error as error:
             record, is_wrong, problem = [], True, one_line(error)
         if record is None:
             return
         if is_wrong:
+            if record and _path_position(header) is None:
+                raise _doubtful(lines, uri)
             number = lines.give_back()
             record = lines.taken[0].rstrip("\r\n").split(delimiter)
             if len(record) != len(header) or len(lines.taken[0]) > _MAX_FIELD_CHARS:
@@ -259,14 +262,42 @@ def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str
             yield record
 
 
-def _is_row(line: str, header: Sequence[str], *, delimiter: str) -> bool:
-    """Whether a line, with its quotes as text or not, has as many fields as the header and names an image."""
+def _path_position(header: Sequence[str]) -> int | None:
+    """The position of the column that names images; None if there is none."""
     names = [name.lower() for name in header]
-    path = next((names.index(name) for name in PATH_NAMES if name in names), None)
-    readings = [line.rstrip("\r\n").split(delimiter), next(csv.reader([line], delimiter=delimiter), [])]
-    return path is not None and any(
-        len(fields) == len(header) and (is_image(fields[path]) or is_url(fields[path])) for fields in readings
+    return next((names.index(name) for name in PATH_NAMES if name in names), None)
+
+
+def _are_rows(lines: Sequence[str], header: Sequence[str], *, delimiter: str) -> bool:
+    """Whether each line that a quoted field joins is a row: as many fields as the header, an image in a column of paths.
+
+    Quotes are text or not, whichever fits; without a column of paths, those of the first line are text.
+    """
+    path = _path_position(header)
+
+    def is_row(line: str, *, as_text: bool = False) -> bool:
+        readings = [line.rstrip("\r\n").split(delimiter)]
+        if not as_text:
+            readings.append(next(csv.reader([line], delimiter=delimiter), []))
+        return any(
+            len(fields) == len(header) and (path is None or is_image(fields[path]) or is_url(fields[path]))
+            for fields in readings
+        )
+
+    return is_row(lines[0], as_text=path is None) and all(map(is_row, lines[1:]))
+
+
+def _doubtful(lines: "_Lines", uri: str) -> SourceError:
+    """The error for lines that may be one row or several."""
+    first = lines.number - len(lines.taken) + 1
+    reason = (
+        f"a double quote in line {first} makes one row of lines {first} to {lines.number}, each of which may be a row by itself"
     )
+    advice = (
+        'put the field in double quotes and write each of its own as "" if the quote is text; '
+        "write the file as .jsonl if the field holds line breaks"
+    )
+    return SourceError(f"{uri} cannot be read ({reason}): {advice}", reason=reason)
 
 
 def _distinct(header: Sequence[str]) -> list[str]:

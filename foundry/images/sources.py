@@ -41,6 +41,7 @@ from foundry.storage.locations import (
     forget_listings,
     is_inside,
     join,
+    leads_nowhere,
     normalise,
     open_binary,
     parent,
@@ -100,8 +101,9 @@ def find_sources(
     the list. Each folder is listed once: the names of its images and sidecars are kept for `index_source`, and take as much
     memory as text.
     What a search finds and cannot use is passed over, and named in one warning: compressed tars, tables without images, without
-    rows, or in no format that can be read, and Parquet files with the web addresses of what img2dataset put into the tar or the
-    folder of the same name. A tar or Parquet file that is damaged is an error all the same, since its images would be missing.
+    rows, or in no format that can be read, symbolic links that lead nowhere, and Parquet files with the web addresses of what
+    img2dataset put into the tar or the folder of the same name. A tar or Parquet file that is damaged is an error all the same,
+    since its images would be missing.
     Raises UserError in one line: nothing there, no images, a damaged Parquet file, and all of the above where it was given
     itself; a damaged tar is found out by `index_source`.
     """
@@ -248,6 +250,8 @@ def _container(location: str, *, root: str, holders: Mapping[str, str], ignore: 
     their location without suffix. Raises UserError for damaged Parquet."""
     if is_compressed_tar(location):
         return "a compressed tar, gunzip it first"
+    if leads_nowhere(location):
+        return "a symbolic link that leads nowhere"
     try:
         container = _classify(location)
     except UserError as error:
@@ -325,7 +329,7 @@ class _Container:
     num_rows: int | None = None
     """Of Parquet with images."""
     has_urls: bool = False
-    """Whether it is a list in Parquet with a column `url`, as img2dataset writes next to the images that it fetched."""
+    """Whether it is a list in Parquet that names images by a column `url` alone, as img2dataset writes it."""
 
 
 def _classify(location: str) -> _Container:
@@ -343,7 +347,7 @@ def _classify(location: str) -> _Container:
         return _Container("parquet", num_rows=footer.num_rows)
     # Our own files name tars in their column uri: they are results, not lists of images.
     is_ours = bool(versioned(pa.schema([])).metadata.keys() & (footer.schema.metadata or {}).keys())
-    has_urls = any(name.lower() == "url" for name in footer.schema.names)
+    has_urls = layout.path is not None and layout.path.lower() == "url"
     return _Container("list", layout.path, has_urls=has_urls) if layout.path and not is_ours else _Container(None)
 
 

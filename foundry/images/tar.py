@@ -116,6 +116,7 @@ class _Samples:
             if stem not in stems or stem in dotted:
                 self._loose.setdefault(_sample_key(stem), []).append(stem)
         self._num_images = Counter(key for stem in stems if (key := _sample_key(stem)) in self._loose)
+        self._owned = stems & dotted  # those of the loose ones that are also an image's own
 
     def num_alone(self) -> int:
         """How many sidecars belong to no image."""
@@ -130,19 +131,25 @@ class _Samples:
             return tuple(own[suffix] for suffix in SIDECAR_SUFFIXES if suffix in own)
         # The one named by the key alone comes first.
         loose = sorted(self._loose[key], key=lambda other: (other != key, other))
-        return tuple(row for suffix in SIDECAR_SUFFIXES if (row := own.get(suffix) or self._taken(suffix, stem, loose)))
+        return tuple(row for suffix in SIDECAR_SUFFIXES if (row := self._taken(suffix, stem, loose)))
 
     def _taken(self, suffix: str, stem: str, loose: list[str]) -> SidecarRow | None:
-        """The first file of a sample with this suffix; says so where there are others, or other images to take it."""
-        found = [other for other in loose if suffix in self._sidecars[other]]
+        """The image's own file with this suffix, else the first of its sample.
+
+        Says so where the sample has others that no image has for its own, and where an image takes what others may take too.
+        """
+        is_own = suffix in self._sidecars.get(stem, {})
+        found = [other for other in loose if other != stem and suffix in self._sidecars[other]]
+        if is_own:
+            found = [stem, *(other for other in found if other not in self._owned)]
         if not found:
             return None
         taken = f"{found[0]}{suffix}"
-        if len(found) > 1 and found[0] != _sample_key(stem):
+        if len(found) > 1:
             finding = f"images of tars have several {suffix} files in their sample, of which the first is taken"
             self._passed_over.note(finding, f"{stem}: {taken} of {self._uri}")
-        if found[0] != _sample_key(stem) and self._num_images[_sample_key(stem)] > 1:
-            finding = f"images of tars share the {suffix} file of their sample with its other images"
+        if not is_own and self._num_images[_sample_key(stem)] > 1:
+            finding = f"images of tars take the {suffix} file of a sample with several images"
             self._passed_over.note(finding, f"{stem}: {taken} of {self._uri}")
         return self._sidecars[found[0]][suffix]
 

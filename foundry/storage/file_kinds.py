@@ -39,7 +39,7 @@ EXPECTED = "image files, .tar (WebDataset, SA-1B), .parquet with image bytes, or
 @dataclass
 class PassedOver:
     """Counts what a search leaves out: because of its name (files that would have been taken, folders), results of ours, masks,
-    and files of other kinds by suffix. `notes` are other findings that a user should know of."""
+    names that are not UTF-8, and files of other kinds by suffix. `notes` are other findings that a user should know of."""
 
     files: int = 0
     folders: int = 0
@@ -48,6 +48,8 @@ class PassedOver:
     """Folders of is_drive_folder."""
     masks: int = 0
     """Images that one of the patterns to ignore fits."""
+    not_utf8: int = 0
+    """Files and folders whose names are not UTF-8, which no table can hold."""
     sidecars: int = 0
     """Texts, labels and JSONs in a folder or tar with images that share their name with none of them."""
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -67,6 +69,7 @@ class PassedOver:
         self.results += other.results
         self.drive_folders += other.drive_folders
         self.masks += other.masks
+        self.not_utf8 += other.not_utf8
         self.sidecars += other.sidecars
         self.suffixes += other.suffixes
         for finding, (count, where) in other.notes.items():
@@ -84,6 +87,8 @@ class PassedOver:
             parts.append(f"{_counted(self.drive_folders, 'folder')} of thumbnails or deleted files on a drive")
         if self.masks:
             parts.append(f"{_counted(self.masks, 'mask')} of images")
+        if self.not_utf8:
+            parts.append(f"{_counted(self.not_utf8, 'name')} of files or folders that UTF-8 cannot hold (rename them)")
         if self.sidecars:
             parts.append(f"{_counted(self.sidecars, 'text or JSON file')} with the name of no image")
         if self.suffixes:

@@ -79,6 +79,15 @@ def shown(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}… ({len(text):,} characters)"
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written as UTF-8; bytes of a file's name that are none are lone surrogates in Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_local_path(url: str) -> bool:
     """Whether a user's path or URL is on a local disk (with or without `file://`), not on object storage."""
     return not is_url(url) or url.startswith(("file://", "local://"))
@@ -97,8 +106,10 @@ def absolute_if_there(name: str | None) -> str | None:
 def normalise(location: str) -> str:
     """A local path becomes absolute (`~` and `file://` resolved, symbolic links kept), a URL takes its canonical form.
 
-    Raises UserError for a protocol that fsspec does not know or whose library is not installed.
+    Raises UserError for a name that is not UTF-8, and for a protocol that fsspec does not know or whose library is missing.
     """
+    if not is_utf8(location):
+        raise UserError(f"the name of {location!a} is not UTF-8; rename it")
     if location.startswith("file://"):
         location = location[len("file://") :]
     if not is_url(location):
@@ -164,6 +175,17 @@ def describe(location: str) -> Details:
     return Details(is_folder=stat.S_ISDIR(status.st_mode), num_bytes=status.st_size, modified=modified)
 
 
+def leads_nowhere(location: str) -> bool:
+    """Whether a local path is a symbolic link to itself or to what is not there."""
+    if is_url(location) or not os.path.islink(location):
+        return False
+    try:
+        os.stat(location)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+    return False
+
+
 @contextmanager
 def read_errors(location: str, advice: str) -> Iterator[None]:
     """Turns a failure to read a location into a SourceError that names it and ends in the advice.
@@ -206,7 +228,7 @@ def walk(
 
     Holds the names of one folder (and of those above it) at a time. Symbolic links are followed, save into a folder that is
     being walked already (`above` holds those). `passed_over` counts the names left out.
-    Raises UserError for a folder that may not be listed or a name not in UTF-8.
+    Raises UserError for a folder that may not be listed.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
     true_path = folder if is_url(folder) else os.path.realpath(folder)
@@ -276,7 +298,9 @@ def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
     """Sorted names of the files and of the subfolders."""
     found = []
     for name, is_folder in remote_names(*open_filesystem(folder)) if is_url(folder) else local_names(folder):
-        if not is_ignored(name, is_folder=is_folder):
+        if not name.isascii() and not is_utf8(name):
+            passed_over.not_utf8 += 1
+        elif not is_ignored(name, is_folder=is_folder):
             found.append((name, is_folder))
             if not is_folder and not is_source(name) and (suffix := suffix_of(name)) not in SIDECAR_SUFFIXES:
                 passed_over.suffixes[suffix] += 1
@@ -286,11 +310,7 @@ def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
             passed_over.folders += 1
         elif is_source(name):
             passed_over.files += 1
-    files = sorted(name for name, is_folder in found if not is_folder)
-    for name in files:
-        if not name.isascii():
-            _check_utf8(name, folder)
-    return files, sorted(name for name, is_folder in found if is_folder)
+    return sorted(name for name, is_folder in found if not is_folder), sorted(name for name, is_folder in found if is_folder)
 
 
 def _from_info(info: dict[str, Any]) -> Details:
@@ -299,13 +319,6 @@ def _from_info(info: dict[str, Any]) -> Details:
     )
     text = modified.isoformat() if isinstance(modified, datetime) else None if modified is None else str(modified)
     return Details(is_folder=info["type"] == "directory", num_bytes=info.get("size"), modified=text)
-
-
-def _check_utf8(name: str, folder: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{folder} holds a file whose name is not UTF-8 ({name!a}); rename it") from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,21 @@
 """Prompts from a file: a line each (.txt), an object each (.jsonl) or a row each (.csv, .tsv)."""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 from foundry.errors import UserError
+from foundry.storage.file_kinds import PassedOver
+
+logger = logging.getLogger(__name__)
 
 
 def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--prompt_column") -> tuple[str, ...]:
     """The prompts of a file, each once, in order; blank lines are no prompts.
 
     `column` is the key of .jsonl, .csv and .tsv, `option` the flag that names it. Raises UserError, with the line or row, for
-    what is not such a file, and for an empty one.
+    what is not such a file, for quotes that may join several rows to one, and for an empty file.
     """
     file = Path(path).expanduser()
     try:
@@ -30,6 +35,20 @@ def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--p
     if not rows:
         raise UserError(f"prompts file {file} is empty: expected a prompt at least")
     return tuple(dict.fromkeys(row.strip() for row in rows))
+
+
+def read_table_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a .csv or .tsv file of prompts, with one warning where rows take several lines.
+
+    Raises UserError that names the unreadable row.
+    """
+    from foundry.images.lists import read_rows
+
+    passed_over = PassedOver()
+    rows = list(read_rows(str(file), passed_over=passed_over))
+    for finding, (count, first) in passed_over.notes.items():
+        logger.warning("%d %s; the first: %s", count, finding.replace("rows of lists", "rows of prompts"), first)
+    return rows
 
 
 def _read_jsonl(text: str, column: str, file: Path) -> list[str]:
@@ -52,10 +71,8 @@ def _read_jsonl(text: str, column: str, file: Path) -> list[str]:
 
 
 def _read_csv(column: str, file: Path, *, option: str) -> list[str]:
-    from foundry.images.lists import read_rows
-
     prompts = []
-    for number, row in enumerate(read_rows(str(file)), 1):
+    for number, row in enumerate(read_table_rows(file), 1):
         if column not in row:
             raise UserError(f"prompts file {file} has no column {column!r}, it has {', '.join(row)}: see {option}")
         if not (row[column] or "").strip():

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from model.generate import GenerateConfig, main
-from model.generation.image_files import image_names
+from model.generation.image_files import image_names, is_drawn, save_png
 from model.generation.pipeline import open_pipeline
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
@@ -184,13 +185,27 @@ def test_names_are_unique_short_and_safe_and_do_not_depend_on_the_list(prompts: 
     assert image_names(prompts[1:2], [2]) == [names[len(prompts) + 1]]
 
 
-def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path) -> None:
+def test_a_png_with_a_long_text_is_none_that_was_drawn_from_the_values(tmp_path: Path) -> None:
+    path, image = tmp_path / "owl.png", Image.new("RGB", (8, 8))
+    save_png(image, path, {"prompt": "an owl"})
+    assert is_drawn(path, {"prompt": "an owl"})
+    info = PngInfo()
+    info.add_text("prompt", "an owl" * (1 << 20), zip=True)  # Pillow reads no more than 1 MiB
+    image.save(path, pnginfo=info)
+    assert not is_drawn(path, {"prompt": "an owl"})
+
+
+def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("\ufeffa red owl\n\n  key \na red owl\n", encoding="utf-8")
     assert read_prompts(tmp_path / "a.txt") == ("a red owl", "key")
     (tmp_path / "a.jsonl").write_text('{"prompt": "one\u2028line", "id": 3}\n', encoding="utf-8")
     assert read_prompts(tmp_path / "a.jsonl") == ("one\u2028line",)
     (tmp_path / "a.csv").write_text('id,caption\n1,"a, red\nowl"\n2,key\n')
     assert read_prompts(tmp_path / "a.csv", column="caption") == ("a, red\nowl", "key")
+    (tmp_path / "c.csv").write_text('id,caption\n1,"a, red\nbig, old\nowl"\n2,"a, key\nand, a tree"\n')
+    assert read_prompts(tmp_path / "c.csv", column="caption") == ("a, red\nbig, old\nowl", "a, key\nand, a tree")
+    assert "2 rows of prompts take several lines each" in caplog.text
+    assert f"the row that ends in line 4 of {tmp_path / 'c.csv'}" in caplog.text
     (tmp_path / "b.tsv").write_text('prompt\tid\n"an owl\t1\na "big" key\t2\na bat"\t3\n')
     assert read_prompts(tmp_path / "b.tsv") == ('"an owl', 'a "big" key', 'a bat"')  # lone quotes swallow no rows
 
@@ -202,6 +217,10 @@ def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path) -> None:
         ("a.csv", b"prompt,id\nx,1\n,2\n", "row 2: expected text in 'prompt', found none"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"prompt\nan owl,1\n", "line 2 of .* has more fields than the header"),
+        ("a.csv", b'prompt,k\nx,a\n"an owl,a\na key,b\na tree",a\n', "double quote in line 3 makes one row of lines 3 to 5"),
+        ("a.tsv", b'prompt\tk\n"an owl\ta\na tree"\ta\n', "double quote in line 2 makes one row of lines 2 to 3"),
+        ("a.csv", b'prompt\n"an owl\na key\na tree"\n', "double quote in line 2 makes one row of lines 2 to 4"),
+        ("a.csv", b'id,prompt\n1,"an owl\na key, a tree"\n', "lines 2 to 3, each of which may be a row by itself"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 3}\n', "line 2: expected an object with text in 'prompt', found"),
         ("a.jsonl", b"{\n", "line 1: not JSON"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype
+from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.folder import new_file
+from foundry.units.rejection import ImageError
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation.image_files import image_names
 from model.generation.pipeline_parts import RuntimeConfig
@@ -41,9 +42,8 @@ class DrawnImage:
     def pixels(self) -> npt.NDArray[np.uint8]:
         """uint8 RGB (H, W, 3). Raises UserError for a file that is no image."""
         try:
-            with Image.open(self.path) as image:
-                return np.array(image.convert("RGB"))  # a copy, which may be written to
-        except (OSError, SyntaxError) as error:
+            return decode_image(self.path.read_bytes(), limits=DecodeLimits()).pixels
+        except (OSError, ImageError) as error:
             raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
 
 

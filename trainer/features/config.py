@@ -63,6 +63,8 @@ class PrecomputeConfig:
     """Minimum number of validation images, approximately; never more than a tenth of all."""
     seed: int = 0
     """Random seed for the shuffle."""
+    ignore: tuple[str, ...] = ("*.mask.png",)
+    """Patterns of files that a search of folders leaves out, such as masks next to images."""
     max_rejected: float | None = None
     """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)

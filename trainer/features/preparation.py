@@ -38,6 +38,8 @@ class FeatureTasks:
     """Units that some store lacks."""
     replica_bytes: float
     """Bytes of a node's memory that a replica takes, roughly; 0 where nothing is left to do."""
+    findings: tuple[str, ...] = ()
+    """What was left out of the source, and what else a user should know of it, a line each."""
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
@@ -50,7 +52,7 @@ def prepare(config: PrecomputeConfig, *, describe: Callable[[Encoders], EncoderF
 
     Raises UserError for a source without samples, stores that were made with other settings, and other encoders.
     """
-    source, stores = open_source(config.dataset), stores_of(config)
+    source, stores = open_source(config.dataset, ignore=config.ignore), stores_of(config)
     text_encoder = None if config.features.labels else config.text_encoder
     encoders = Encoders(vae=config.vae, text_encoder=text_encoder, batch_px=config.batch_px)
     infos, facts = _existing_infos(config, stores), None
@@ -70,13 +72,15 @@ def prepare(config: PrecomputeConfig, *, describe: Callable[[Encoders], EncoderF
         encoders = replace(encoders, text_encoder=None)
     job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
     replica_bytes = _TAKEN * facts.num_bytes if facts and units else 0.0
-    return FeatureTasks(job=job, plan=plan, units=units, replica_bytes=replica_bytes)
+    return FeatureTasks(job=job, plan=plan, units=units, replica_bytes=replica_bytes, findings=tuple(source.findings()))
 
 
 def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) -> int:
     """Makes the features that are missing and prints what each store holds; returns 0, or 1 where too many samples failed."""
     job, units = tasks.job, tasks.units
     print(_headline(config, tasks))
+    for finding in tasks.findings:
+        print(finding)
     if warning := toy_warning(config, tasks):
         print(warning)
     budget = allowed_rejections(config.max_rejected, tasks.plan.num_samples) - rejected_before(config, tasks)

@@ -2,11 +2,12 @@
 
 DATASET   what dataset_builder.build wrote: dataset.json and samples/*/*.parquet
 RUN       what captioner.run wrote: run.json; its committed images and captions
-IMAGES    Parquet with an image (or a path to one) and a class label, a folder of class folders: labels only
+IMAGES    Parquet with an image (or a path to one) and a class label, images with labels in sidecars, a folder of class folders:
+          labels only
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,13 +16,16 @@ import pyarrow.parquet as pq
 
 from foundry.errors import UserError
 from foundry.images.index import IMAGES, REFERENCE_NAMES, refer_to_embedded
+from foundry.storage.file_kinds import MASKS, PassedOver
 from foundry.storage.folder import Folder
-from foundry.storage.locations import normalise
+from foundry.storage.locations import is_data_url, is_url, normalise
 from foundry.storage.run_record import RunRecord
 from foundry.storage.schema import check_version
+from foundry.units.rejection import ImageError
 
 if TYPE_CHECKING:
     from dataset_builder.sql.dataset_files import DatasetFiles
+    from foundry.images.reader import ImageReader
     from foundry.images.sources import Source
 
 ALT_TEXT = "alt_text"
@@ -58,9 +62,15 @@ class FeatureSource(Protocol):
     def tables(self) -> Iterator[pa.Table]:
         """Its samples as tables of SAMPLE. Raises UserError where it cannot be read."""
 
+    def findings(self) -> Iterator[str]:
+        """What was left out of the source and what a user should know of it, a line each; complete after `tables`."""
 
-def open_source(url: str) -> FeatureSource:
-    """Finds out what is at `url`. Raises UserError where nothing is that features can be made of."""
+
+def open_source(url: str, *, ignore: Sequence[str] = MASKS) -> FeatureSource:
+    """Finds out what is at `url`; images whose names fit a pattern of `ignore` are left out where they are searched.
+
+    Raises UserError where nothing is that features can be made of.
+    """
     from dataset_builder.sql.dataset_files import is_dataset
     from foundry.images.sources import find_sources
     from foundry.storage.run_record import is_run
@@ -70,7 +80,9 @@ def open_source(url: str) -> FeatureSource:
         return DatasetSource(folder.url)
     if is_run(folder.url):
         return RunSource(folder.url)
-    return LabelledImages(folder.url, sources=tuple(find_sources([folder.url])))
+    passed_over = PassedOver()
+    sources = find_sources([folder.url], passed_over=passed_over, ignore=ignore)
+    return LabelledImages(folder.url, sources=tuple(sources), searched=passed_over)
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,10 @@ class DatasetSource:
         """Its Parquet files in order. An embedded image is referred to by file and row."""
         for name in self.files.paths("samples"):
             yield from self._file(self.files.folder, name)
+
+    def findings(self) -> Iterator[str]:
+        """None: nothing is searched."""
+        yield from ()
 
     def _file(self, folder: Folder, name: str) -> Iterator[pa.Table]:
         captions = ["captions.list.element.prompt", "captions.list.element.caption"]
@@ -137,29 +153,51 @@ class RunSource:
             for batch in run.batches(f"SELECT {columns}, {captions} {rows}"):
                 yield _to_samples(batch.to_pylist())
 
+    def findings(self) -> Iterator[str]:
+        """None: nothing is searched."""
+        yield from ()
+
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with class labels: from a column of Parquet, a list or a sidecar file, else the name of the folder."""
+    """Images with class labels: from a column of Parquet or a list, a `.cls` or `.json` next to the image, else the name of the
+    folder that holds the image. A tar's or a list's own name is no class."""
 
     url: str
     sources: "tuple[Source, ...]"
-    """The source that was found there."""
+    """The sources that were found there."""
     licence: str = ""
+    searched: PassedOver = field(default_factory=PassedOver)
+    """What the search left out."""
+    _indexed: dict[str, PassedOver] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tables(self) -> Iterator[pa.Table]:
         """All images that are found; keys are paths below the folder."""
+        from foundry.images.reader import ImageReader
         from foundry.images.sources import index_source
 
         for source in self.sources:
-            for table in index_source(source):
-                labels = _parquet_labels(source.uri) if source.kind == "parquet" else None
-                rows = table.to_pylist()
-                for row in rows:
-                    row["key"] = row["relative"]
-                    if row["class_label"] is None:
-                        row["class_label"] = _folder_name(row["relative"]) if labels is None else labels[row["row"]]
-                yield _to_samples(rows)
+            found = self._indexed[source.uri] = PassedOver()
+            labels = _parquet_labels(source.uri) if source.kind == "parquet" else None
+            with ImageReader() as reader:
+                for table in index_source(source, passed_over=found):
+                    rows = table.to_pylist()
+                    reader.expect([row | {"byte_offset": None, "sidecars": _labels_of(row)} for row in rows])
+                    for row in rows:
+                        row["key"] = row["relative"]
+                        if row["class_label"] is None:
+                            row["class_label"] = _class_label(reader, row, found) if labels is None else labels[row["row"]]
+                    yield _to_samples(rows)
+
+    def findings(self) -> Iterator[str]:
+        """What the search and the index left out or took in a way that may be meant otherwise."""
+        total = PassedOver()
+        for passed_over in (self.searched, *self._indexed.values()):
+            total.add(passed_over)
+        for finding, (count, where) in total.notes.items():
+            yield f"{count:,} {finding} (first: {where})"
+        if line := total.line():
+            yield line
 
 
 def class_names(source: FeatureSource) -> tuple[str, ...]:
@@ -169,7 +207,8 @@ def class_names(source: FeatureSource) -> tuple[str, ...]:
         found |= set(table["class_label"].unique().to_pylist()) - {None}
     if not found:
         raise UserError(
-            f"{source.url} has no class labels: give Parquet with a column class_label or label, or a folder of class folders"
+            f"{source.url} has no class labels: give Parquet with a column class_label or label, a .cls file (or a .json with "
+            "class_label) for each image, in tars next to it, or a folder of class folders"
         )
     return tuple(sorted(found, key=_class_order))
 
@@ -204,7 +243,27 @@ def _parquet_labels(uri: str) -> list[str | None]:
     return [map_columns(name_classes(row, layout.class_names)).class_label for row in rows]
 
 
-def _folder_name(relative: str) -> str | None:
-    """The folder in which a file lies, below the one that was given."""
-    parts = relative.split("/")
-    return parts[-2] if len(parts) > 1 else None
+def _labels_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sidecars of an image that may hold its class label."""
+    return [sidecar for sidecar in row["sidecars"] if sidecar["suffix"] in (".cls", ".json")]
+
+
+def _class_label(reader: "ImageReader", row: Mapping[str, Any], passed_over: PassedOver) -> str | None:
+    """The class label in the sidecars of an image, else its folder's name; None where one of them cannot be read."""
+    if sidecars := _labels_of(row):
+        try:
+            label = reader.read_sidecars({**row, "sidecars": sidecars}).class_label
+        except ImageError as error:
+            passed_over.note("images have no class label, since a file next to them cannot be read", error.message)
+            return None
+        if label is not None:
+            return label
+    if row["row"] is not None or is_data_url(row["uri"]):
+        return None  # a row of a list that holds no path
+    return _folder_name(row["member"] or row["relative"])
+
+
+def _folder_name(path: str) -> str | None:
+    """The folder in which a file lies, below the one that was given or inside a tar; a host or a bucket is none."""
+    *folders, _ = path.split("://", 1)[-1].split("/")[1 if is_url(path) else 0 :]
+    return (folders[-1] or None) if folders else None

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from dataset_builder.build import main
 from dataset_builder.dataset.building import build_dataset
@@ -192,6 +194,32 @@ def test_the_card_tells_what_is_in_and_what_is_not(config: BuildConfig, capsys: 
     printed = capsys.readouterr().out
     assert "owls is not finished: built from the 2 of 3 units that are committed" in printed
     assert f"{config.out}: train 5" in printed
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        (("CC-BY-4.0", "CC-BY-4.0"), {"license": "cc-by-4.0"}),
+        (("CC0-1.0", "CC-BY-4.0"), {"license": ["cc-by-4.0", "cc0-1.0"]}),
+        (("CC0-1.0", ""), {"license": "other", "license_name": "CC0-1.0; not stated for all images"}),
+    ],
+)
+def test_the_front_matter_of_the_card_carries_the_licences_of_the_runs(
+    tmp_path: Path, licences: tuple[str, str], expected: dict[str, Any]
+) -> None:
+    runs = []
+    for number, licence in enumerate(licences):
+        run = SmallRun(content_hashes={f"img_{n}": f"{number}{n}" for n in range(8)}).write(
+            Folder(str(tmp_path / f"run{number}"))
+        )
+        record = json.loads(run.read("run.json"))
+        run.write("run.json", json.dumps(record | {"licence": licence}).encode())
+        runs.append(run.url)
+    build_dataset(BuildConfig(captions=tuple(runs), out=str(tmp_path / "dataset"), splits={"train": 1.0}))
+    _, head, body = (tmp_path / "dataset" / "README.md").read_text().split("---\n", 2)
+    front_matter = yaml.safe_load(head)
+    assert {name: value for name, value in front_matter.items() if name.startswith("license")} == expected
+    assert all(f"Licence and terms of the images: {licence or 'not stated'}" in body for licence in licences)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dataset_builder.convert import ConvertConfig
 from dataset_builder.convert import main as convert
@@ -18,6 +20,7 @@ from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.sql.dataset_files import read_dataset
 from dataset_builder.sql.run_files import open_run
 from foundry.errors import StoreError, UserError
+from foundry.images.decoding import DecodeLimits, decode_image, is_plain
 from foundry.images.reader import content_hash
 from tests.dataset_builder.small_run import MINI_T5, write_run_with_images
 from tests.foundry.images.containers import encode, jpeg, write
@@ -87,6 +90,22 @@ def test_a_data_set_out_and_in_again_is_the_same(dataset: Path, capsys: pytest.C
     assert "0 to write" in capsys.readouterr().out
 
 
+def test_names_that_are_not_utf8_cost_themselves_alone(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = dataset.parent / "photos"
+    for name in ("\udcff.jpg", "\udcff.txt", "\udcff/owl.jpg", "\udcff/owl.txt"):
+        write(photos / name, jpeg(1))
+    config = ConvertConfig(input=str(photos), out=str(tmp_path / "again"), source="image-txt", target="run", t5=MINI_T5)
+    assert convert(config) == 0
+    said = capsys.readouterr().out
+    assert "3 images = 3 imported + 0 rejected" in said
+    assert "passed over 3 names of files or folders that UTF-8 cannot hold (rename them)" in said
+    for source in ("image-txt", "webdataset"):
+        with pytest.raises(UserError, match=r"\\udcff' is not UTF-8; rename it"):
+            convert(replace(config, input=str(photos / "\udcff"), source=source))
+
+
 def test_shards_of_something_else_are_left_alone(dataset: Path) -> None:
     assert _export(dataset, images_per_shard=2)[0] == 0
     for images_per_shard, prompt in ((3, ""), (2, "image-txt")):
@@ -142,6 +161,7 @@ FORMATS = {
     "pic": ("AVIF", "avif"),
     "pic2": ("JPEG2000", "jp2"),
     "scan": ("TIFF", "tiff"),
+    "noted": ("PNG", "png"),
 }
 
 
@@ -152,7 +172,10 @@ def test_what_an_export_writes_an_import_reads_whatever_the_format(
     monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
     pixels = Image.linear_gradient("L").convert("RGB").resize((64, 48))
     for name, (image_format, _) in FORMATS.items():
-        options = {"save_all": True, "append_images": [pixels]} if image_format == "MPO" else {}
+        options: dict[str, Any] = {"save_all": True, "append_images": [pixels]} if image_format == "MPO" else {}
+        if image_format == "PNG":
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_text("notes", "x" * (3 << 20), zip=True)  # Pillow reads no more than 1 MiB
         suffix = "jpg" if image_format == "MPO" else image_format.lower().replace("jpeg2000", "jp2").replace("jpeg", "jpg")
         write(tmp_path / "photos" / f"{name}.{suffix}", encode(pixels, image_format, **options))
         write(tmp_path / "photos" / f"{name}.txt", f"A picture of {name}.")
@@ -170,13 +193,15 @@ def test_what_an_export_writes_an_import_reads_whatever_the_format(
     for name, suffix in expected.items():
         facts = json.loads(members[f"train/{name}.json"])
         assert facts["content_hash"] == content_hash(members[f"train/{name}.{suffix}"])
-        assert np.abs(np.asarray(Image.open(io.BytesIO(members[f"train/{name}.{suffix}"]))).astype(int) - pixels).max() < 12
+        assert is_plain(members[f"train/{name}.{suffix}"]) == (reencode or name != "noted")
+        decoded = decode_image(members[f"train/{name}.{suffix}"], limits=DecodeLimits()).pixels
+        assert np.abs(decoded.astype(int) - pixels).max() < 12
     again = ConvertConfig(
         input=str(tmp_path / "shards"), out=str(tmp_path / "again"), source="webdataset", target="run", t5=MINI_T5
     )
     capsys.readouterr()
     assert convert(again) == 0
-    assert "5 images = 5 imported + 0 rejected" in capsys.readouterr().out
+    assert "6 images = 6 imported + 0 rejected" in capsys.readouterr().out
     with open_run(again.out) as run:
         found = run.fetch("SELECT key, caption FROM captions ORDER BY key").to_pylist()
     assert found == [{"key": name, "caption": f"A picture of {name}."} for name in sorted(FORMATS)]

@@ -22,6 +22,7 @@ from foundry.images.decoding import (
     DecodeLimits,
     decode_image,
     image_suffix,
+    is_plain,
     suffix_of_format,
 )
 from foundry.storage.file_kinds import is_image
@@ -315,6 +316,8 @@ NOTES = {
 def test_a_png_with_long_texts_or_profiles_is_no_broken_image(case: str) -> None:
     limits = DecodeLimits(max_image_bytes=80 << 20)
     assert np.array_equal(decode(NOTES[case], limits=limits).pixels, decode(PNG).pixels)
+    assert image_suffix(NOTES[case]) == "png"
+    assert (is_plain(PNG), is_plain(NOTES[case])) == (True, False)
 
 
 def test_a_bomb_in_a_text_takes_no_memory() -> None:

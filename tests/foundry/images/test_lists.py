@@ -21,7 +21,7 @@ from foundry.images.loading import read_images
 from foundry.images.reader import content_hash
 from foundry.images.sources import find_sources, index_sources
 from foundry.storage.schema import versioned
-from tests.foundry.images.containers import carried_by, jpeg, parquet, relatives, rows_of, write
+from tests.foundry.images.containers import carried_by, jpeg, parquet, relatives, rows_of, tar_bytes, write
 
 
 def _write_list(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -295,3 +295,28 @@ def test_why_a_list_is_passed_over_names_the_file_once(tmp_path: Path, caplog: p
         "c.csv: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
     ):
         assert reason in record.getMessage()
+
+
+@pytest.mark.parametrize("holder", ["00000.tar", "00000"])
+def test_what_img2dataset_fetched_is_not_fetched_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, holder: str) -> None:
+    columns = {"key": ["0", "1"], "url": ["http://127.0.0.1:9/0.jpg", "http://127.0.0.1:9/1.jpg"], "caption": ["a", "b"]}
+    table = parquet(tmp_path / "00000.parquet", columns)
+    write(tmp_path / "00000_stats.json", '{"count": 2}')
+    if holder == "00000":
+        write(tmp_path / holder / "0.jpg", jpeg(1))
+    else:
+        write(tmp_path / holder, tar_bytes([("0.jpg", jpeg(1)), ("0.txt", b"a")]))
+    assert relatives(tmp_path) == [f"{holder}/0.jpg"]
+    assert f"{table}: the web addresses of images that are in {tmp_path / holder}" in caplog.text
+    with pytest.raises(UserError, match=f"are in {tmp_path / holder} already: give {tmp_path / holder} instead"):
+        find_sources([str(table)])
+    alone = parquet(tmp_path / "other" / "00000.parquet", columns)
+    assert len(rows_of(alone)) == 2, "a list of addresses alone is fetched"
+
+
+def test_a_list_of_paths_that_also_has_addresses_keeps_its_texts(tmp_path: Path) -> None:
+    write(tmp_path / "shots" / "0.jpg", jpeg(1))
+    columns = {"file_name": ["shots/0.jpg"], "url": ["http://127.0.0.1:9/0.jpg"], "text": ["an owl"]}
+    table = parquet(tmp_path / "shots.parquet", columns)
+    for path in (tmp_path, table):
+        assert [(row["relative"], row["alt_text"]) for row in rows_of(path)] == [("shots/0.jpg", "an owl")]

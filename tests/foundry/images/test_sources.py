@@ -171,7 +171,7 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert relatives(tmp_path / "in") == ["link/a.jpg"]
 
 
-def test_a_link_that_leads_nowhere_refuses_itself_alone(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_refuses_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "a.jpg", jpeg(1))
     for link, target in (
         ("itself", "itself"),
@@ -179,9 +179,16 @@ def test_a_link_that_leads_nowhere_refuses_itself_alone(tmp_path: Path) -> None:
         ("one", "other"),
         ("other", "one"),
         ("b.jpg", "gone"),
+        ("itself.tar", "itself.tar"),
+        ("gone.parquet", "gone"),
+        ("gone.csv", "gone"),
     ):
         (tmp_path / link).symlink_to(tmp_path / target)
     rows = rows_of(tmp_path)
+    for name in ("itself.tar", "gone.parquet", "gone.csv"):
+        assert f"{tmp_path / name}: a symbolic link that leads nowhere" in caplog.text
+    with pytest.raises(UserError, match=r"cannot read .*itself.tar"):
+        find_sources([str(tmp_path / "itself.tar")])
     assert [row["relative"] for row in rows] == ["a.jpg", "b.jpg", "itself.jpg"]
     read = read_images([{"key": row["relative"], **row} for row in rows], limits=DecodeLimits())
     assert [one.facts["key"] for one in read.images] == ["a.jpg"]
@@ -238,23 +245,6 @@ def test_texts_of_no_image_are_counted(tmp_path: Path) -> None:
     in_tar = PassedOver()
     list(index_source(sources[-1], passed_over=in_tar))
     assert in_tar == PassedOver(sidecars=2)
-
-
-@pytest.mark.parametrize("holder", ["00000.tar", "00000"])
-def test_what_img2dataset_fetched_is_not_fetched_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, holder: str) -> None:
-    columns = {"key": ["0", "1"], "url": ["http://127.0.0.1:9/0.jpg", "http://127.0.0.1:9/1.jpg"], "caption": ["a", "b"]}
-    table = parquet(tmp_path / "00000.parquet", columns)
-    write(tmp_path / "00000_stats.json", '{"count": 2}')
-    if holder == "00000":
-        write(tmp_path / holder / "0.jpg", jpeg(1))
-    else:
-        write(tmp_path / holder, tar_bytes([("0.jpg", jpeg(1)), ("0.txt", b"a")]))
-    assert relatives(tmp_path) == [f"{holder}/0.jpg"]
-    assert f"{table}: the web addresses of images that are in {tmp_path / holder}" in caplog.text
-    with pytest.raises(UserError, match=f"are in {tmp_path / holder} already: give {tmp_path / holder} instead"):
-        find_sources([str(table)])
-    alone = parquet(tmp_path / "other" / "00000.parquet", columns)
-    assert len(rows_of(alone)) == 2, "a list of addresses alone is fetched"
 
 
 def test_remote_folders_are_found_as_local_ones(mixed: Path) -> None:
@@ -346,9 +336,18 @@ def test_a_place_that_is_not_there_is_one_line(given: str, message: str) -> None
 def test_nothing_given_and_names_that_are_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images given"):
         find_sources([])
-    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg"))).write_bytes(b"")
-    with pytest.raises(UserError, match="not UTF-8"):
-        find_sources([str(tmp_path)])
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    for name in ("\udcff.psd", "\udcff.jpg", "\udcff/b.jpg", "a.jpg", "a.\udcff", "é.jpg"):
+        write(tmp_path / name, jpeg(1))
+    passed_over = PassedOver()
+    sources = find_sources([str(tmp_path)], passed_over=passed_over)
+    assert [row["relative"] for one in sources for table in index_source(one) for row in table.to_pylist()] == [
+        "a.jpg",
+        "é.jpg",
+    ]
+    assert passed_over.line() == "passed over 4 names of files or folders that UTF-8 cannot hold (rename them)"
+    with pytest.raises(UserError, match=r"the name of '.*\\udcff' is not UTF-8; rename it"):
+        find_sources([folder])
 
 
 def test_a_source_is_plain_data() -> None:

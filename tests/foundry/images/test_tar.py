@@ -116,7 +116,33 @@ def test_where_several_texts_or_images_could_be_meant_it_is_said(tmp_path: Path)
     path = tmp_path / "x.tar"
     assert passed_over.notes == {
         "images of tars have several .txt files in their sample, of which the first is taken": (1, f"s0: s0.a.txt of {path}"),
-        "images of tars share the .txt file of their sample with its other images": (2, f"s1.x: s1.text.txt of {path}"),
+        "images of tars take the .txt file of a sample with several images": (2, f"s1.x: s1.text.txt of {path}"),
+    }
+
+
+SEVERAL = "images of tars have several .txt files in their sample, of which the first is taken"
+SHARED = "images of tars take the .txt file of a sample with several images"
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "notes"),
+    [
+        (("s0.a.jpg", "s0.b.jpg", "s0.txt"), ("s0.txt", "s0.txt"), {SHARED: (2, "s0.a: s0.txt")}),
+        (("s0.jpg", "s0.seg.png", "s0.txt"), ("s0.txt", "s0.txt"), {SHARED: (1, "s0.seg: s0.txt")}),
+        (("s0.jpg", "s0.txt", "s0.short.txt"), ("s0.txt",), {SEVERAL: (1, "s0: s0.txt")}),
+        (("s0.a.jpg", "s0.short.txt", "s0.txt"), ("s0.txt",), {SEVERAL: (1, "s0.a: s0.txt")}),
+        (("s0.a.jpg", "s0.a.txt", "s0.txt"), ("s0.a.txt",), {SEVERAL: (1, "s0.a: s0.a.txt")}),
+        (("s0.jpg", "s0.txt", "s0.a.jpg", "s0.a.txt"), ("s0.txt", "s0.a.txt"), {}),
+        (("s0.jpg", "s0.txt", "s0.short.json"), ("s0.txt",), {}),
+    ],
+)
+def test_a_sample_of_several_texts_or_images_is_said_whatever_their_names(
+    tmp_path: Path, names: tuple[str, ...], taken: tuple[str, ...], notes: dict[str, tuple[int, str]]
+) -> None:
+    found, passed_over = _texts_of(tmp_path, *names)
+    assert tuple(found.values()) == taken
+    assert passed_over.notes == {
+        finding: (count, f"{first} of {tmp_path / 'x.tar'}") for finding, (count, first) in notes.items()
     }
 
 

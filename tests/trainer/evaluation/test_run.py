@@ -11,15 +11,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from foundry.command_line import run_command
+from foundry.errors import UserError
 from model.generation.image_files import image_names
 from model.generation.pipeline import Pipeline
 from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import toy_benchmark
 from trainer import evaluate
+from trainer.evaluation.benchmark import Prompt
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.frechet import frechet_distance
+from trainer.evaluation.images import DrawnImage
 
 LEVELS = {"a red owl": 51, "a blue key": 255, "the large owl": 0}
 
@@ -52,6 +56,19 @@ def _run(*arguments: object) -> int:
 
 def _draw(checkpoint: Path, out: Path, *arguments: object) -> int:
     return _run(f"--checkpoint={checkpoint}", f"--out={out}", "--sampling.num_inference_steps=2", *arguments)
+
+
+def test_a_png_with_a_long_text_is_judged_and_no_image_is_one_line(gray_images: Path) -> None:
+    path = next(iter(sorted(gray_images.iterdir())))
+    drawn = DrawnImage(path=path, prompt=Prompt(text="", category=""), seed=0)
+    before = drawn.pixels()
+    info = PngInfo()
+    info.add_text("workflow", "x" * (3 << 20), zip=True)  # Pillow reads no more than 1 MiB
+    Image.fromarray(before).save(path, pnginfo=info)
+    assert np.array_equal(drawn.pixels(), before)
+    path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"{path.name} is no image that can be read .*: draw it again"):
+        drawn.pixels()
 
 
 def test_figures_are_those_worked_out_by_hand(gray_images: Path, tmp_path: Path) -> None:

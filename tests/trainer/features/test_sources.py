@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,10 +13,11 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.units.commits import read_commits
 from tests.dataset_builder.small_run import SmallRun
+from tests.foundry.images.containers import tar_bytes
 from tests.trainer.tiny_sources import make_features, save_picture, tiny_precompute
 from trainer.features.job import EncoderFacts, Encoders
-from trainer.features.preparation import prepare
-from trainer.features.sources import LabelledImages, RunSource, open_source
+from trainer.features.preparation import FeatureTasks, prepare
+from trainer.features.sources import LabelledImages, RunSource, class_names, open_source
 from trainer.features.store import FeatureStore
 
 
@@ -71,6 +73,71 @@ def test_parquet_without_class_labels_is_refused(tmp_path: Path) -> None:
     config = tiny_precompute(tmp_path, tmp_path / "pictures.parquet", stage="pixel")
     with pytest.raises(UserError, match="no class labels: give Parquet with a column class_label or label"):
         make_features(config)
+
+
+def test_class_labels_next_to_images_are_read_and_a_tars_name_is_no_class(tmp_path: Path) -> None:
+    picture = save_picture(tmp_path / "owl.png", size=(32, 40), seed=0).read_bytes()
+    folder = tmp_path / "pictures"
+    (folder / "birds").mkdir(parents=True)
+    (folder / "shard-0.tar").write_bytes(
+        tar_bytes({"0.png": picture, "0.cls": b"owl", "1.png": picture, "1.json": b'{"class_label": "key"}'}.items())
+    )
+    (folder / "shard-1.tar").write_bytes(
+        tar_bytes({"0.png": picture, "0.cls": b"owl", "1.png": picture, "trees/2.png": picture}.items())
+    )
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / "birds" / name).write_bytes(picture)
+    (folder / "birds" / "a.cls").write_text("7\n")
+    (folder / "birds" / "b.json").write_bytes(b'{"author": "x"}')
+    (folder / "birds" / "c.cls").write_bytes(b"\xff\xfe\xff")
+    (folder / "list.csv").write_text(f"path,n\n,1\nbirds/a.png,2\n{folder}/birds/b.png,3\n")
+    source = open_source(str(folder))
+    found = {row["key"]: row["class_label"] for table in source.tables() for row in table.to_pylist()}
+    assert found == {
+        "shard-0.tar/0.png": "owl",
+        "shard-0.tar/1.png": "key",
+        "shard-1.tar/0.png": "owl",
+        "shard-1.tar/1.png": None,
+        "shard-1.tar/trees/2.png": "trees",
+        "birds/a.png": "7",
+        "birds/b.png": "birds",
+        "birds/c.png": None,
+        "list.csv#1": None,
+    }
+    assert class_names(source) == ("7", "birds", "key", "owl", "trees")
+    (finding,) = source.findings()
+    assert finding.startswith(
+        f"1 images have no class label, since a file next to them cannot be read (first: {folder}/birds/c.cls"
+    )
+
+
+def test_tars_without_class_labels_are_refused(tmp_path: Path) -> None:
+    picture = save_picture(tmp_path / "owl.png", size=(32, 40), seed=0).read_bytes()
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        (tmp_path / "tars" / f"shard-{number}.tar").write_bytes(tar_bytes({"0.png": picture, "0.txt": b"an owl"}.items()))
+    with pytest.raises(
+        UserError, match=r"tars has no class labels: .* a \.cls file \(or a \.json with class_label\) for each image"
+    ):
+        make_features(tiny_precompute(tmp_path / "parts", tmp_path / "tars", stage="pixel"))
+
+
+def test_precompute_says_what_it_leaves_out_of_a_folder(tmp_path: Path) -> None:
+    for name in ("owls/0.png", "owls/1.png", "keys/2.png", "keys/2.mask.png", "keys/.3.png"):
+        save_picture(tmp_path / "pictures" / name, size=(32, 40), seed=0)
+    (tmp_path / "pictures" / "keys" / "4.dng").write_bytes(b"II*")
+    tasks = _tasks(tmp_path, "parts")
+    (line,) = tasks.findings
+    assert "1 file (hidden (.)" in line
+    assert "1 mask of images" in line
+    assert "1 file that no reader takes for images (.dng 1)" in line
+    assert tasks.plan.num_samples == 3
+    assert _tasks(tmp_path, "others", ignore=()).plan.num_samples == 4
+
+
+def _tasks(folder: Path, out: str, **settings: Any) -> FeatureTasks:
+    config = tiny_precompute(folder / out, folder / "pictures", stage="pixel", **settings)
+    return prepare(config, describe=Encoders.describe)
 
 
 def write_labelled_parquet(path: Path, *, column: str, labels: Sequence[str | int | None]) -> None:

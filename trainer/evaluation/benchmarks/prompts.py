@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.errors import UserError
-from model.generation.prompt_files import read_prompts
+from model.generation.prompt_files import read_prompts, read_table_rows
 from trainer.evaluation.benchmark import ALL, Benchmark, Prompt, Published
 from trainer.evaluation.config import EvaluateConfig, PromptsConfig
 from trainer.evaluation.judges.clip import CLIP_SCORE, clip_score_judge
@@ -59,10 +59,10 @@ def _own_prompts() -> list[Prompt]:
 
 def _read(file: Path, settings: PromptsConfig) -> list[Prompt]:
     """The prompts of a file, in order. Raises UserError that names file and row."""
-    if file.suffix == ".parquet" or (settings.category_column and file.suffix in (".csv", ".jsonl")):
+    if file.suffix == ".parquet" or (settings.category_column and file.suffix in (".csv", ".tsv", ".jsonl")):
         return _read_table(file, settings)
     if settings.category_column:
-        raise UserError(f"{file} has no columns: leave out --prompts.category_column, or give .csv, .jsonl or .parquet")
+        raise UserError(f"{file} has no columns: leave out --prompts.category_column, or give .csv, .tsv, .jsonl or .parquet")
     texts = read_prompts(file, column=settings.column, option="--prompts.column")
     return [Prompt(text=text, category=file.stem) for text in texts]
 
@@ -93,10 +93,8 @@ def _table(file: Path) -> "pa.Table":
     import pyarrow as pa
     from pyarrow import json, parquet
 
-    from foundry.images.lists import read_rows
-
     if file.suffix == ".parquet":
         return parquet.read_table(file)
     if file.suffix == ".jsonl":
         return json.read_json(file)
-    return pa.Table.from_pylist(list(read_rows(str(file))))
+    return pa.Table.from_pylist(read_table_rows(file))

@@ -67,11 +67,12 @@ def _write(path: Path) -> Path:
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps({"caption": text, "kind": kind}) + "\n" for text, kind in ROWS))
     else:
-        path.write_text("caption,kind\n" + "".join(f'"{text}",{kind}\n' for text, kind in ROWS))
+        comma = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(f"caption{comma}kind\n" + "".join(f'"{text}"{comma}{kind}\n' for text, kind in ROWS))
     return path
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_prompts_come_with_their_categories_each_once(tmp_path: Path, suffix: str) -> None:
     file = str(_write(tmp_path / f"list{suffix}"))
     benchmark = _opened(PromptsConfig(file=file, column="caption", category_column="kind", clip=None))
@@ -94,6 +95,11 @@ def test_prompts_of_our_own_are_a_first_try(clip: Path) -> None:
         ("list.csv", {"column": "text"}, "has no column 'text', it has caption, kind: see --prompts.column"),
         ("list.csv", {"column": "caption", "category_column": "genre"}, "has no column 'genre', it has caption, kind"),
         ("list.parquet", {"column": "text"}, "has no column 'text', it has caption, kind"),
+        (
+            "quotes.csv",
+            {"column": "caption", "category_column": "kind"},
+            "double quote in line 2 makes one row of lines 2 to 4",
+        ),
         ("list.txt", {"category_column": "kind"}, "has no columns"),
         ("list.yaml", {}, r"expected \.txt, \.jsonl, \.csv or \.tsv"),
         ("none.parquet", {}, "cannot be read"),
@@ -104,6 +110,7 @@ def test_prompts_of_our_own_are_a_first_try(clip: Path) -> None:
 def test_lists_that_cannot_be_read_are_one_line(tmp_path: Path, name: str, settings: dict[str, Any], complaint: str) -> None:
     for suffix in (".csv", ".parquet", ".txt", ".yaml"):
         _write(tmp_path / f"list{suffix}")
+    (tmp_path / "quotes.csv").write_text('caption,kind\n"an owl,a\na key,b\na tree",a\n')
     pq.write_table(pa.table({"caption": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     pq.write_table(pa.table({"caption": ["a cup", " "]}), tmp_path / "gap.parquet")
     with pytest.raises(ValueError, match=complaint):
