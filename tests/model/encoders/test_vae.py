@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from foundry.errors import UserError
+from foundry.errors import NotFiniteOutput, UserError
 from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
-from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_vae
+from tests.model.tiny_parts import poison_vae, save_tiny_t5, save_tiny_vae, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,15 @@ def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not that of an AutoencoderKL"):
         read_downsampling(VAEConfig(name=str(tmp_path / "vae")))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_image(vae: VAE, tmp_path: Path, *, value: float) -> None:
+    broken = tiny_vae(poison_vae(save_tiny_vae(tmp_path / "vae"), value=value))
+    with pytest.raises(NotFiniteOutput, match=rf"the VAE {tmp_path / 'vae'} decodes finite latents to NaN or infinity"):
+        broken.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(NotFiniteOutput, match="the latents to decode are NaN or infinite: the network"):
+        vae.decode(torch.full((1, 4, 8, 8), value))
 
 
 def test_pixels_are_clamped() -> None:
