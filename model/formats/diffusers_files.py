@@ -26,6 +26,7 @@ _CLEANING = "_caption_cleaning"
 """Key of model_index.json in folders that we write; diffusers ignores keys that begin with an underscore."""
 _ASSUMED = "diffusion"
 _SCHEDULER = "scheduler/scheduler_config.json"
+_ADAPTERS = [f"{name}.{suffix}" for name in ("adapter_model", "pytorch_lora_weights") for suffix in ("safetensors", "bin")]
 _MICRO = "adaln_single.emb.resolution_embedder"
 _SIGMA_TOKENS = 300
 _SAMPLER = "dpm-solver++"
@@ -59,6 +60,7 @@ def read_folder(
 
     Raises UserError for what is missing, cut off or another network.
     """
+    _check_folder(folder)
     root = folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else folder
     values, tensors = _read_json(root / "config.json"), _read_tensors(root)
     tokens = unstated.max_caption_tokens
@@ -69,6 +71,17 @@ def read_folder(
     except (TypeError, ValueError) as error:
         raise UserError(f"{root / 'config.json'}: {error}") from error
     return config, tensors, _pipeline_config(folder, config, assumed_objective)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError where there is no folder, or an adapter in place of a network."""
+    if not folder.is_dir():
+        found = "a file: give --source official or dit for one" if folder.is_file() else "nothing"
+        raise UserError(f"expected a folder that diffusers wrote at {folder}, found {found}")
+    for root in (folder, folder / TRANSFORMER):
+        adapter = next((name for name in _ADAPTERS if (root / name).is_file()), None)
+        if adapter and not (root / "config.json").is_file():
+            raise UserError(f"{root / adapter} is a LoRA adapter, not a whole network: convert the network that it belongs to")
 
 
 def write_folder(

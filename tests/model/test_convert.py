@@ -430,6 +430,21 @@ def test_the_objective_of_a_folder_without_a_scheduler_is_asked_for_and_said(
         assert f"objective: {objective}, since the folder has no scheduler/scheduler_config.json" in capsys.readouterr().out
 
 
+def test_a_file_and_an_adapter_are_no_folder_of_diffusers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found a file: give --source official or dit"):
+        _convert("diffusers", "native", _save(tmp_path / "in.pth", random_network()), tmp_path / "none")
+    with pytest.raises(UserError, match=f"at {tmp_path / 'nowhere'}, found nothing"):
+        _convert("diffusers", "native", tmp_path / "nowhere", tmp_path / "none")
+    for number, file in enumerate(
+        ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "transformer/adapter_model.bin"]
+    ):
+        adapter = tmp_path / str(number) / file
+        adapter.parent.mkdir(parents=True)
+        adapter.write_bytes(b"")
+        with pytest.raises(UserError, match=f"{adapter} is a LoRA adapter, not a whole network: convert the network"):
+            _convert("diffusers", "native", tmp_path / str(number), tmp_path / "none")
+
+
 def test_a_folder_with_a_variant_alone_says_so(tmp_path: Path) -> None:
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
