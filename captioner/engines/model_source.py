@@ -77,11 +77,26 @@ class ModelSource:
         return str(MINI) if self.name == "mini" else self.location
 
 
+def assumed_prompt(name: str, prompt_format: str) -> str:
+    """The line that tells where LLaVA 1.5's prompt is assumed for a model of this name; "" where its own is used."""
+    if prompt_format != LLAVA_PROMPT:
+        return ""
+    return (
+        f"{name} has no chat template: prompts are put into LLaVA 1.5's, {json.dumps(LLAVA_PROMPT)}; "
+        "to use the model's own, write it to chat_template.jinja in its folder"
+    )
+
+
 def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     """Finds a model by name. Raises UserError where it is unavailable, or is not a model that reads images."""
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if (folder / "adapter_config.json").is_file():
+                raise UserError(
+                    f"{folder} is a LoRA adapter, not a model: give its model, and for the adapter "
+                    f"--engine vllm --vllm.lora {folder}"
+                )
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
         config = _read_config(folder / "config.json")
         found = folder_fingerprint(folder)

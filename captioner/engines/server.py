@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings
-from captioner.engines.model_source import ModelSource
+from captioner.engines.model_source import ModelSource, assumed_prompt
 from captioner.engines.transformers_engine import LlavaEngine
 from captioner.prompts import control_token
 from foundry.chat_endpoint import read_key
@@ -211,6 +211,8 @@ def serve(
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another --port") from None
+    if line := assumed_prompt(source.name, source.prompt_format):
+        print(line)
     with listener:
         engine = LlavaEngine(source, settings, keep_logprobs=True)
         engine.check(_GREY, _WORDS)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.server import BadRequest, Batcher, Question, ServerLimits, _completion, caption_server
+from captioner.engines.server import BadRequest, Batcher, Question, ServerLimits, _completion, caption_server, serve
 from captioner.engines.transformers_engine import LlavaEngine
 from foundry.chat_endpoint import image_message, image_url
+from tests.captioner.tiny_llava import save_tiny_llava
 
 SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)
 LIMITS = ServerLimits(max_request_bytes=200_000, max_new_tokens=16)
@@ -143,6 +145,20 @@ def test_what_is_not_finite_is_no_answer(*, value: float, with_logprobs: bool) -
     with pytest.raises(BadRequest, match="NaN or infinity for this image: give --generation.dtype float32") as raised:
         _completion(generation, name="tiny", with_logprobs=with_logprobs)
     assert raised.value.status == 422
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_prompt_that_is_assumed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, has_template: bool
+) -> None:
+    save_tiny_llava(tmp_path)
+    if not has_template:
+        (tmp_path / "chat_template.jinja").unlink()
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    serve(resolve_model(str(tmp_path)), SETTINGS, limits=LIMITS, host="127.0.0.1", port=0, key_variable=None)
+    said = capsys.readouterr().out
+    assert "/v1" in said
+    assert (f"{tmp_path} has no chat template: prompts are put into LLaVA 1.5's, " in said) is not has_template
 
 
 def _question(prompt: str, settings: GenerationSettings = SETTINGS) -> Question:
