@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.errors import NotOnHub, UserError, one_line
-from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters
+from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters, weight_files
 
 LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 """Prompt that LLaVA 1.5 was trained with. Checkpoints of 2023 come without a chat template."""
@@ -170,7 +170,7 @@ def _stored_parameters(folder: Path) -> int:
 
     count = 0
     try:
-        for file in folder.glob("*.safetensors"):
+        for file in weight_files(folder):
             with safe_open(file, framework="numpy") as tensors:
                 count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError):

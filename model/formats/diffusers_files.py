@@ -12,6 +12,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from foundry.errors import UserError
+from foundry.storage.model_files import in_place_of_weights
 from model.diffusion import make_objective
 from model.dit_config import DiTConfig, UnstatedConfig
 from model.encoders.frozen_parts import PUBLISHED, find_part
@@ -273,14 +274,8 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
     for name in names:
         path = root / name
         if not path.is_file():
-            if variants := sorted(root.glob("diffusion_pytorch_model.*.safetensors")):
-                raise UserError(
-                    f"expected weights at {path}, found only {variants[0].name}: a variant in lower precision; "
-                    f"fetch the full weights, or rename it to {name} to convert it as it is"
-                )
-            raise UserError(
-                f"expected weights at {path}, found nothing; diffusers' .bin files are not read: save as safetensors"
-            )
+            instead = in_place_of_weights(root, [file.name for file in root.iterdir()], example="a folder that has these")
+            raise UserError(instead or f"expected weights at {path}, found nothing; fetch it again")
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:

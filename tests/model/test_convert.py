@@ -449,5 +449,5 @@ def test_a_folder_with_a_variant_alone_says_so(tmp_path: Path) -> None:
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.raises(UserError, match=r"found only diffusion_pytorch_model\.fp16\.safetensors: a variant in lower precision"):
+    with pytest.raises(UserError, match=r"as a variant alone \(diffusion_pytorch_model\.fp16\.safetensors\): fetch the full"):
         _convert("diffusers", "native", folder, tmp_path / "native")
