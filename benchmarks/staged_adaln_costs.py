@@ -1,25 +1,18 @@
 """Costs of adaLN-single and per-block adaLN: parameters, memory and time of a training step on the same samples.
 
-Part of `python -m benchmarks.staged_training --experiments adaln`; alone, for a network and features of `make demo`:
-
-    python -m benchmarks.staged_adaln_costs --run demo/training/alignment --features demo/features/alignment/64
+Part of `python -m benchmarks.staged_training --experiments adaln`, and the command `python -m benchmarks.adaln_step`.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from benchmarks.report import print_report
 from benchmarks.staged_adaln import PerBlockDiT
-from foundry.command_line import run_command
-from foundry.errors import UserError
 from foundry.hardware import auto_dtype
 from model.diffusion import Objective, make_objective
 from model.dit import DiT
@@ -31,47 +24,11 @@ from trainer.data.batches import Collator, MicroBatch
 from trainer.data.order import in_order
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore, SampleRequest
-from trainer.monitoring.run_folder import CONFIG, newest_checkpoint
 from trainer.training.networks import attention_kernel, make_state
 from trainer.training.train_step import StepSettings, TrainState, train_step
 
 NETWORKS: Mapping[str, type[DiT]] = {"single": DiT, "per_block": PerBlockDiT}
 _WARMUP_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostsConfig:
-    """Settings of the measurement."""
-
-    run: str
-    """Folder of a training on captions; its newest checkpoint gives the sizes of the network."""
-    features: str
-    """Features of the training, FEATURES/<stage>/<resolution>."""
-    batch_size: int = 64
-    """Number of samples in a step."""
-    timed_steps: int = 30
-    """Number of steps that are timed of each network, in turn."""
-
-
-def main(config: CostsConfig) -> int:
-    """Prints the figures; returns 0. Raises UserError for a training without a checkpoint."""
-    run = Path(config.run)
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(f"{run} holds no checkpoint: train first")
-    settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    figures = adaln_costs(
-        checkpoint,
-        Path(config.features),
-        batch_size=config.batch_size,
-        timed_steps=config.timed_steps,
-        compiled=settings["compile"],
-        attention=settings["attention"],
-    )
-    ratios = {name.removesuffix("_single"): name for name in figures if name.endswith("_single")}
-    figures |= {f"{name}_ratio": figures[single] / figures[f"{name}_per_block"] for name, single in ratios.items()}
-    print_report("adaLN", figures, dtype=auto_dtype())
-    return 0
 
 
 def adaln_costs(
@@ -201,14 +158,3 @@ def _in_turn(steps: Mapping[str, Callable[[], object]], timed_steps: int) -> dic
             step()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values[_WARMUP_STEPS:]) for name, values in seconds.items()}
-
-
-if __name__ == "__main__":
-    raise SystemExit(
-        run_command(
-            CostsConfig,
-            main,
-            prog="python -m benchmarks.staged_adaln_costs",
-            example="python -m benchmarks.staged_adaln_costs --run RUN --features FEATURES",
-        )
-    )

@@ -247,7 +247,8 @@ def _limited(response: httpx.Response) -> bytes:
 
 def _logprobs(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
     tokens = (choice.get("logprobs") or {}).get("content")
-    return tuple(float(token["logprob"]) for token in tokens) if tokens else None
+    # JSON has no NaN: some servers write null for it.
+    return tuple(float("nan" if token["logprob"] is None else token["logprob"]) for token in tokens) if tokens else None
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

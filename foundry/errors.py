@@ -45,6 +45,10 @@ class NotFinite(UserError):
     """The loss, the gradient or the weights of a training are not finite: on all workers at the same step."""
 
 
+class NotFiniteOutput(UserError):
+    """What a model computed is NaN or infinite; the message names the model and its number format."""
+
+
 def one_line(error: BaseException, *, limit: int | None = None) -> str:
     """An error as one line, never empty; `limit` cuts it to that many characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -40,6 +40,11 @@ def main(config: ConvertConfig) -> int:
             print(f"  {key.name}: {key.note}")
     if config.report:
         write_report(conversion, Path(config.report))
+    if conversion.is_assumed:
+        print(
+            f"  objective: {conversion.pipeline.objective}, since the folder has no scheduler/scheduler_config.json; where the "
+            "network was trained by another, name it by --objective"
+        )
     if note := _cleaning_note(config, conversion):
         print(note)
     network = conversion.config

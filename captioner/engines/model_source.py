@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foundry.errors import NotOnHub, UserError, one_line
-from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters
+from foundry.storage.model_files import folder_fingerprint, hub_file, hub_parameters, weight_files
 
 LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 """Prompt that LLaVA 1.5 was trained with. Checkpoints of 2023 come without a chat template."""
@@ -77,11 +77,26 @@ class ModelSource:
         return str(MINI) if self.name == "mini" else self.location
 
 
+def assumed_prompt(name: str, prompt_format: str) -> str:
+    """The line that tells where LLaVA 1.5's prompt is assumed for a model of this name; "" where its own is used."""
+    if prompt_format != LLAVA_PROMPT:
+        return ""
+    return (
+        f"{name} has no chat template: prompts are put into LLaVA 1.5's, {json.dumps(LLAVA_PROMPT)}; "
+        "to use the model's own, write it to chat_template.jinja in its folder"
+    )
+
+
 def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
     """Finds a model by name. Raises UserError where it is unavailable, or is not a model that reads images."""
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if (folder / "adapter_config.json").is_file():
+                raise UserError(
+                    f"{folder} is a LoRA adapter, not a model: give its model, and for the adapter "
+                    f"--engine vllm --vllm.lora {folder}"
+                )
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
         config = _read_config(folder / "config.json")
         found = folder_fingerprint(folder)
@@ -155,7 +170,7 @@ def _stored_parameters(folder: Path) -> int:
 
     count = 0
     try:
-        for file in folder.glob("*.safetensors"):
+        for file in weight_files(folder):
             with safe_open(file, framework="numpy") as tensors:
                 count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError):

@@ -21,12 +21,12 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from captioner.engines.generation import Generation, GenerationSettings
-from captioner.engines.model_source import ModelSource
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings
+from captioner.engines.model_source import ModelSource, assumed_prompt
 from captioner.engines.transformers_engine import LlavaEngine
 from captioner.prompts import control_token
 from foundry.chat_endpoint import read_key
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.locations import data_of, is_data_url
 from foundry.units.rejection import ImageError
@@ -34,6 +34,10 @@ from foundry.units.rejection import ImageError
 _FIELDS = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "logprobs"}
 _IGNORED = {"n": 1, "stream": False, "top_logprobs": 0, "user": None, "stop": None}
 """Fields that may be there with a value that changes nothing."""
+
+
+_GREY, _WORDS = np.full((64, 64, 3), 128, np.uint8), "Describe this image."
+"""What the model is asked to see whether it works."""
 
 
 class BadRequest(Exception):
@@ -129,10 +133,18 @@ class Batcher:
                 for one in batch:
                     self._answer([one])
             else:
-                batch[0].answer.set_exception(error)
+                batch[0].answer.set_exception(self._cause(error))
             return
         for one, generation in zip(batch, found, strict=True):
             one.answer.set_result(generation)
+
+    def _cause(self, error: Exception) -> Exception:
+        """What a request alone failed of: BadRequest (422) where the model still works, so that the request is to blame."""
+        try:
+            self._engine.check(_GREY, _WORDS)
+        except Exception:  # noqa: BLE001 - as above; the first error says why
+            return error
+        return BadRequest(f"the model fails on this image: {type(error).__name__}: {one_line(error, limit=300)}", status=422)
 
 
 def caption_server(
@@ -199,9 +211,11 @@ def serve(
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another --port") from None
+    if line := assumed_prompt(source.name, source.prompt_format):
+        print(line)
     with listener:
         engine = LlavaEngine(source, settings, keep_logprobs=True)
-        engine.check(np.full((64, 64, 3), 128, np.uint8), "Describe this image.")
+        engine.check(_GREY, _WORDS)
         app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
         dtype = str(engine.model.dtype).removeprefix("torch.")
         address = f"[{host}]" if ":" in host else host
@@ -301,6 +315,9 @@ async def _body(request: Request, limits: ServerLimits) -> Mapping[str, Any]:
 
 
 def _completion(generation: Generation, *, name: str, with_logprobs: bool) -> dict[str, Any]:
+    """The answer as JSON. Raises BadRequest (422) where the model computed NaN or infinity: then there is none."""
+    if not generation.is_finite:
+        raise BadRequest(f"the model computes NaN or infinity for this image: {NOT_FINITE}", status=422)
     logprobs = {"content": [{"token": "", "logprob": value, "top_logprobs": []} for value in generation.logprobs]}
     choice = {
         "index": 0,

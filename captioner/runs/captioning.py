@@ -3,7 +3,6 @@
 All state is in the run's folder, so that the same command resumes where the commits end, whenever it was stopped.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from captioner.config import ENGINES, CaptionConfig
-from captioner.engines.model_source import LLAVA_PROMPT
+from captioner.engines.model_source import assumed_prompt
 from captioner.prompts import PROMPT_SETS
 from captioner.runs.job import CaptionJob, caption_job
 from captioner.runs.spending import Spending
@@ -54,11 +53,8 @@ def caption_images(config: CaptionConfig) -> int:
     wanted = plan.units(limit=config.limit)
     units = [unit for unit in wanted if unit.number not in done]
     print(_headline(config, job, plan, num_units=len(units)))
-    if job.model.prompt_format == LLAVA_PROMPT:
-        print(
-            f"{config.model} has no chat template: prompts are put into LLaVA 1.5's, {json.dumps(LLAVA_PROMPT)}; "
-            "to use the model's own, write it to chat_template.jinja in its folder"
-        )
+    if line := assumed_prompt(config.model, job.model.prompt_format):
+        print(line)
     if line := passed_over.line(in_tars=plan.num_passed_over):
         print(line)
     allowed = _allowed(config, wanted, commits)

@@ -22,6 +22,10 @@ _BLOCKS = 256
 _BLOCK_BYTES = 256 << 10
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".model")
 _MOST_NAMED = 4
+_PICKLED = ("pytorch_model", "diffusion_pytorch_model", "model", "tf_model", "flax_model", "consolidated")
+_CONVERSIONS = (
+    "a repository of the same model in transformers' format, such as llava-hf/llava-1.5-7b-hf, or save it as safetensors"
+)
 _OUT_OF_REACH = "the hub is out of reach, and its cache on this machine does not have it"
 
 
@@ -62,6 +66,42 @@ def hub_parameters(name: str, *, revision: str | None = None) -> int:
         return sum(get_safetensors_metadata(name, revision=revision).parameter_count.values())
     except (HTTPError, NotASafetensorsRepoError, OSError, SafetensorsParsingError):
         return 0
+
+
+def hub_names(name: str, *, revision: str | None = None) -> list[str]:
+    """The names of a repository's files, with their folders; none where the hub does not tell."""
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+
+    try:
+        return list(list_repo_files(name, revision=revision))
+    except (HTTPError, HFValidationError, OSError):
+        return []
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's safetensors, by name, without variants such as model.fp16.safetensors: the libraries do not read these."""
+    return sorted(path for path in folder.glob("*.safetensors") if "." not in path.stem)
+
+
+def in_place_of_weights(where: str | Path, names: Iterable[str], *, example: str = _CONVERSIONS) -> str:
+    """The error for files of these names without safetensors that the libraries read; "" where there is nothing to say.
+
+    `example` is what has safetensors, in place of a folder or repository that has pickled files alone.
+    """
+    names = sorted(names)
+    variants = [name for name in names if name.endswith(".safetensors") and "." in name.removesuffix(".safetensors")]
+    if any(name.endswith(".safetensors") and name not in variants for name in names):
+        return ""
+    if variants:
+        whole = f"{variants[0].partition('.')[0]}.safetensors"
+        rename = f", {whole}, or rename {variants[0]} to that to take it as it is" if len(variants) == 1 else ""
+        return f"{where} holds its weights as a variant alone ({_first(variants)}): fetch the full weights{rename}"
+    if pickled := [
+        name for name in names if name.startswith(_PICKLED) and name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack"))
+    ]:
+        return f"{where} holds its weights as {_first(pickled)}, and only safetensors are read: give {example}"
+    return ""
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -107,6 +147,8 @@ def load_network(load: Callable[..., Any], path: str | Path, *, what: str, **opt
         SafetensorError,
         StrictDataclassError,
     ) as error:
+        if instead := in_place_of_weights(path, _names_at(path, options.get("revision"))):
+            raise UserError(instead) from error
         reason = f"{type(error).__name__}: {one_line(error, limit=300)}"
         raise UserError(f"{path} cannot be read as {what} ({reason}): fetch it again, or give another model") from error
     check_complete(path, found["missing_keys"], what=what)
@@ -116,11 +158,22 @@ def load_network(load: Callable[..., Any], path: str | Path, *, what: str, **opt
 def check_complete(path: str | Path, missing: Iterable[str], *, what: str) -> None:
     """Raises UserError, with the names of the first ones, where tensors of a model are missing."""
     if names := sorted(missing):
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         raise UserError(
-            f"{path} cannot be read as {what}: its weights lack {', '.join(names[:_MOST_NAMED])}{more}: it is another kind of "
-            "model, or an incomplete download; fetch it again"
+            f"{path} cannot be read as {what}: its weights lack {_first(names)}: it is another kind of model, or an incomplete "
+            "download; fetch it again"
         )
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
+
+
+def _names_at(path: str | Path, revision: object) -> list[str]:
+    """The names of the files in a folder, or in the repository of that name."""
+    if Path(path).is_dir():
+        return [file.name for file in Path(path).iterdir()]
+    return hub_names(str(path), revision=None if revision is None else str(revision))
 
 
 def _answers(name: str, file: str, revision: str | None) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from foundry.errors import UserError
-from foundry.storage.model_files import hub_folder
+from foundry.storage.model_files import hub_folder, hub_names, in_place_of_weights, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,8 @@ _HUB_FILES: dict[Kind, list[str]] = {
     "text_encoder": ["config.json", "model*.safetensors*", "*token*.json", "spiece.model", "text_encoder/*", "tokenizer/*"],
     "vae": ["config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
 }
+_VARIANTS = ["*.fp16*", "*.bf16*"]
+"""Files of a repository that are not fetched: the same weights in lower precision."""
 _VALUES_PER_TENSOR = 1024
 
 
@@ -51,9 +53,15 @@ def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPa
         raise UserError(
             f"{root} holds no {kind}: expected config.json there or in {kind}/; give a folder that save_pretrained wrote"
         )
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
+        names = [path.name for path in folder.iterdir()]
+        if commit:  # what is no use was not fetched
+            under = f"{kind}/" if folder == inside else ""
+            names += [file.removeprefix(under) for file in hub_names(name, revision=commit) if file.startswith(under)]
+        example = f"a model that has them, such as {PUBLISHED[120]}"
         raise UserError(
-            f"{folder} holds no weights as safetensors; give a model that has them (PixArt-alpha/PixArt-XL-2-1024-MS has)"
+            in_place_of_weights(name if commit else folder, set(names), example=example)
+            or f"{folder} holds no weights as safetensors; give {example}"
         )
     tokenizer_folder = root / "tokenizer" if (root / "tokenizer").is_dir() else folder
     return FrozenPart(name=name, revision=commit, folder=folder, tokenizer_folder=tokenizer_folder)
@@ -88,7 +96,7 @@ def stored_tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, "t
     from safetensors import safe_open
 
     wanted = set(names)
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in sorted(wanted & set(file.keys())):
                 yield name, file.get_tensor(name)
@@ -103,5 +111,5 @@ def _root(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
         return folder, ""
     if name == "mini" or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(f"there is no {kind} in {folder}: give a folder or a hub id, or `mini` for emoji scenes")
-    root = hub_folder(name, patterns=_HUB_FILES[kind], ignore=["*.fp16.*"], revision=revision)
+    root = hub_folder(name, patterns=_HUB_FILES[kind], ignore=_VARIANTS, revision=revision)
     return root, root.name

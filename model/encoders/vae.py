@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundry.errors import UserError
+from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import AutoDtype, resolve_dtype
 from foundry.storage.model_files import load_network
 from foundry.wording import CHOICE, ModelChoice
@@ -116,15 +116,28 @@ class VAE:
         return LatentDistribution(found.mean.float().clone(), found.logvar.float().clone())  # (B, C, h, w) each
 
     def decode(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """Images (B, 3, H, W) in float32, nominally in -1..1 and not clamped, from the network's latents (B, C, h, w)."""
+        """Images (B, 3, H, W) in float32, nominally in -1..1 and not clamped, from the network's latents (B, C, h, w).
+
+        Raises UserError for latents of another shape, NotFiniteOutput where the latents or the images are NaN or infinite.
+        """
         import torch
 
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise UserError(f"expected latents (B, {self.latent_channels}, h, w), found {tuple(latents.shape)}")
+        if not bool(latents.isfinite().all()):
+            raise NotFiniteOutput("the latents to decode are NaN or infinite: the network that drew them is damaged")
         # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.
         samples = self.scale.from_latents(latents).to(self.model.device, self.model.dtype)
         with torch.inference_mode():
             images: torch.Tensor = self.model.decode(samples).sample
+        if not bool(images.isfinite().all()):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            name = f" {self.part.name}" if self.part else ""
+            cause = "" if dtype == "float32" else f", or {dtype} overflows; try dtype float32"
+            raise NotFiniteOutput(
+                f"the VAE{name} decodes finite latents to NaN or infinity in {dtype}: its weights are damaged{cause}; "
+                "fetch it again, or give another VAE"
+            )
         return images.float().clone()
 
     def fingerprint(self) -> str:

@@ -41,7 +41,7 @@ class Origin:
     weights: Weights = "auto"
     """Weights to take from a training checkpoint of the authors; auto: the averaged ones (EMA) where the file has them."""
     objective: ObjectiveName = "diffusion"
-    """Objective of an official file or a preset."""
+    """Objective of an official file, a preset, or a folder of diffusers without a scheduler."""
     text_encoder: str = ""
     """Text encoder: folder or hub id; default: the input's own, else the published one, for the preset mini the shipped one."""
     vae: str = ""
@@ -75,6 +75,8 @@ class Conversion:
     state: "Mapping[str, Tensor]"
     pipeline: "PipelineConfig"
     keys: list[Key]
+    is_assumed: bool = False
+    """Whether the objective is assumed, since a folder of diffusers has no scheduler."""
 
 
 def read(origin: Origin) -> Conversion:
@@ -215,11 +217,11 @@ def _read_diffusers(path: Path, origin: Origin) -> Conversion:
     import torch
 
     from model.formats.checkpoint import check_tensors
-    from model.formats.diffusers_files import read_folder
+    from model.formats.diffusers_files import has_scheduler, read_folder
     from model.formats.official_files import NULL_CAPTION
     from model.formats.state_dicts import diffusers_names, from_diffusers, to_diffusers
 
-    network, theirs, pipeline = read_folder(path, origin.unstated)
+    network, theirs, pipeline = read_folder(path, origin.unstated, assumed_objective=origin.objective)
     expected = _on_meta(lambda: to_diffusers(_expected(network), network))
     check_tensors(theirs, expected, complaint=_COMPLAINT.format(path))
     names = diffusers_names(network)
@@ -232,7 +234,7 @@ def _read_diffusers(path: Path, origin: Origin) -> Conversion:
     if network.conditioning == "text":
         dtype = state["x_embedder.proj.weight"].dtype
         state[NULL_CAPTION] = torch.zeros(network.max_caption_tokens, network.caption_width, dtype=dtype)
-    return Conversion(config=network, state=state, pipeline=pipeline, keys=keys)
+    return Conversion(config=network, state=state, pipeline=pipeline, keys=keys, is_assumed=not has_scheduler(path))
 
 
 def _expected(config: DiTConfig) -> "Mapping[str, Tensor]":

@@ -12,17 +12,22 @@ from typing import Any, get_args
 from torch import Tensor
 
 from foundry.errors import UserError
-from model.diffusion import Diffusion, make_objective
+from foundry.storage.model_files import in_place_of_weights
+from model.diffusion import make_objective
 from model.dit_config import DiTConfig, UnstatedConfig
 from model.encoders.frozen_parts import PUBLISHED, find_part
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import downsampling_of
 from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
+from model.formats.diffusers_scheduler import read_objective
 from model.sampling import SCHEDULERS
 
 _INDEX = "model_index.json"
 _CLEANING = "_caption_cleaning"
 """Key of model_index.json in folders that we write; diffusers ignores keys that begin with an underscore."""
+_ASSUMED = "diffusion"
+_SCHEDULER = "scheduler/scheduler_config.json"
+_ADAPTERS = [f"{name}.{suffix}" for name in ("adapter_model", "pytorch_lora_weights") for suffix in ("safetensors", "bin")]
 _MICRO = "adaln_single.emb.resolution_embedder"
 _SIGMA_TOKENS = 300
 _SAMPLER = "dpm-solver++"
@@ -47,11 +52,16 @@ _READ = {
 _WITHOUT_EFFECT = {"norm_num_groups", "num_embeds_ada_norm"}
 
 
-def read_folder(folder: Path, unstated: UnstatedConfig) -> tuple[DiTConfig, dict[str, Tensor], PipelineConfig]:
+def read_folder(
+    folder: Path, unstated: UnstatedConfig, *, assumed_objective: str = _ASSUMED
+) -> tuple[DiTConfig, dict[str, Tensor], PipelineConfig]:
     """Configuration, tensors under diffusers' names, and what the pipeline around them says, where there is one.
+
+    `assumed_objective` is that of a folder without a scheduler.
 
     Raises UserError for what is missing, cut off or another network.
     """
+    _check_folder(folder)
     root = folder / TRANSFORMER if (folder / TRANSFORMER / "config.json").is_file() else folder
     values, tensors = _read_json(root / "config.json"), _read_tensors(root)
     tokens = unstated.max_caption_tokens
@@ -61,7 +71,18 @@ def read_folder(folder: Path, unstated: UnstatedConfig) -> tuple[DiTConfig, dict
         config = _config_from_diffusers(values, max_caption_tokens=tokens, micro=f"{_MICRO}.linear_1.weight" in tensors)
     except (TypeError, ValueError) as error:
         raise UserError(f"{root / 'config.json'}: {error}") from error
-    return config, tensors, _pipeline_config(folder, config)
+    return config, tensors, _pipeline_config(folder, config, assumed_objective)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError where there is no folder, or an adapter in place of a network."""
+    if not folder.is_dir():
+        found = "a file: give --source official or dit for one" if folder.is_file() else "nothing"
+        raise UserError(f"expected a folder that diffusers wrote at {folder}, found {found}")
+    for root in (folder, folder / TRANSFORMER):
+        adapter = next((name for name in _ADAPTERS if (root / name).is_file()), None)
+        if adapter and not (root / "config.json").is_file():
+            raise UserError(f"{root / adapter} is a LoRA adapter, not a whole network: convert the network that it belongs to")
 
 
 def write_folder(
@@ -204,10 +225,21 @@ def _check_settings(values: Mapping[str, Any], *, text: bool) -> None:
         raise ValueError(f"expected {', '.join(missing)}, found none: another network")
 
 
-def _pipeline_config(folder: Path, config: DiTConfig) -> PipelineConfig:
-    """The objective from the scheduler; text encoder and VAE are the folder's own where it has them."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    objective, settings = _objective(_read_json(path) if path.is_file() else {}, config)
+def has_scheduler(folder: Path) -> bool:
+    """Whether a folder says what objective its network was trained by."""
+    return (folder / _SCHEDULER).is_file()
+
+
+def _pipeline_config(folder: Path, config: DiTConfig, assumed_objective: str) -> PipelineConfig:
+    """The objective from the scheduler, where there is one; text encoder and VAE are the folder's own where it has them."""
+    path = folder / _SCHEDULER
+    objective, settings = assumed_objective, {}
+    if path.is_file():
+        objective, settings = read_objective(_read_json(path), learned_variance=config.learned_variance)
+        if objective != assumed_objective != _ASSUMED:
+            raise UserError(f"{path} is that of the objective {objective}: leave out --objective {assumed_objective}")
+    elif objective == _ASSUMED and not config.learned_variance:
+        settings = {"learned_variance": False}
     published = PUBLISHED.get(config.max_caption_tokens, PUBLISHED[120])
     vae = folder / "vae" / "config.json"
     factor = downsampling_of(vae) if vae.is_file() else 8  # pixels per latent pixel
@@ -231,44 +263,6 @@ def _cleaning(index: Path) -> Cleaning:
     return found
 
 
-def _objective(scheduler: Mapping[str, Any], config: DiTConfig) -> tuple[str, dict[str, Any]]:
-    """The objective that a scheduler samples, and its settings. Raises UserError for one that we have not.
-
-    Settings of the sampler alone, such as its spacing of timesteps, are no part of it.
-    """
-    name = scheduler.get("_class_name")
-    if name is not None and name not in _SCHEDULERS:
-        raise UserError(f"scheduler: expected one of {', '.join(_SCHEDULERS)}, found {name}: another objective")
-    for key, expected in _FIXED_IN_SCHEDULERS.items():
-        if (found := scheduler.get(key, expected)) != expected:
-            raise UserError(f"scheduler: {key}: expected {expected}, found {found}: not represented here")
-    if scheduler.get("use_flow_sigmas") or "Flow" in str(scheduler.get("_class_name")):
-        return "rectified_flow", {"shift": float(scheduler.get("flow_shift") or scheduler.get("shift") or 1)}
-    for key, expected in {"prediction_type": "epsilon", "beta_schedule": "linear", "trained_betas": None}.items():
-        if (found := scheduler.get(key, expected)) != expected:
-            raise UserError(f"scheduler: {key}: expected {expected}, found {found}: another objective")
-    ours = Diffusion(learned_variance=config.learned_variance)
-    stated = {key: scheduler.get(key, value) for key, value in vars(ours).items()}
-    return "diffusion", {key: value for key, value in stated.items() if value != getattr(Diffusion, key)}
-
-
-# Samplers of a plain diffusion or a plain flow. Not LCM or TCD, which are of distilled networks.
-_SCHEDULERS = (
-    *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler"),
-    *("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
-    *(
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "SASolverScheduler",
-    ),
-    *("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
-)
-# What changes the noise that the network sees, and which we do not have.
-_FIXED_IN_SCHEDULERS: dict[str, Any] = {"rescale_betas_zero_snr": False, "use_dynamic_shifting": False}
-
-
 def _read_tensors(root: Path) -> dict[str, Tensor]:
     """The tensors of one file, or of all files that an index names."""
     from safetensors import SafetensorError
@@ -280,14 +274,8 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
     for name in names:
         path = root / name
         if not path.is_file():
-            if variants := sorted(root.glob("diffusion_pytorch_model.*.safetensors")):
-                raise UserError(
-                    f"expected weights at {path}, found only {variants[0].name}: a variant in lower precision; "
-                    f"fetch the full weights, or rename it to {name} to convert it as it is"
-                )
-            raise UserError(
-                f"expected weights at {path}, found nothing; diffusers' .bin files are not read: save as safetensors"
-            )
+            instead = in_place_of_weights(root, [file.name for file in root.iterdir()], example="a folder that has these")
+            raise UserError(instead or f"expected weights at {path}, found nothing; fetch it again")
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:

@@ -99,10 +99,14 @@ def missing_files(files: Mapping[int, ImageFile]) -> dict[int, ImageFile]:
 def draw_into(
     pipeline: "Pipeline", request: GenerationRequest, files: Mapping[int, ImageFile | None], *, progress: bool = False
 ) -> "Iterator[tuple[GeneratedImage, Image.Image]]":
-    """Draws the images of these indices one after the other; each is in its file, where it has one, before it is returned."""
+    """Draws the images of these indices one after the other; each is in its file, where it has one, before it is returned.
+
+    Raises NotFiniteOutput, once all others are drawn, for images that are NaN or infinite.
+    """
     from PIL import Image
 
-    for file, drawn in zip(files.values(), pipeline.stream(request, images=list(files), progress=progress), strict=True):
+    for drawn in pipeline.stream(request, images=list(files), progress=progress):
+        file = files[drawn.index]
         assert isinstance(drawn.image, Image.Image)
         if file is not None:
             save_png(drawn.image, file.path, file.values)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from foundry.errors import UserError
+from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import keep_freed_memory
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import VAE, to_pixels
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
+from model.generation.not_finite import NotFiniteImages, not_finite
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.generation.resolution import ImageSize, image_size
@@ -73,7 +74,8 @@ class Pipeline:
     ) -> Iterator[GeneratedImage]:
         """The images of a request as they get done; with `images`, those at these indices only.
 
-        Raises UserError for sizes and captions that do not fit the network.
+        Raises UserError for sizes and captions that do not fit the network; and NotFiniteOutput, once all others are done, for
+        images that are NaN or infinite.
         """
         from tqdm import tqdm
 
@@ -81,6 +83,7 @@ class Pipeline:
         make_scheduler(self.objective, request.sampling)  # refuses what does not go together before anything is loaded
         wanted = list(range(request.num_images) if images is None else images)
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
+        failed = NotFiniteImages(request, num_images=len(wanted))
         total = len(wanted) * request.sampling.num_steps
         with tqdm(total=total, unit="step", disable=not progress, delay=1e-3) as bar:  # not shown before the first step
 
@@ -93,10 +96,15 @@ class Pipeline:
                 chosen = wanted[start : start + together]
                 encoded = self._encode(request, chosen)
                 self._release()
-                latents = self._sample(request, chosen, encoded, size=size, on_step=after_step)
+                sound = failed.leave_out(chosen, encoded.finite(request, chosen), self._of_captions(request))
+                latents = self._sample(request, sound, encoded, size=size, on_step=after_step)
+                finite = latents.isfinite().flatten(1).all(dim=1)
+                network = not_finite("the network's output", dtype=self.runtime.dtype, other="another checkpoint")
+                sound = failed.leave_out(sound, finite.tolist(), network)
                 self._release()
-                yield from self._decode(request, chosen, encoded, latents, size=size, output=output)
+                yield from self._decode(request, sound, encoded, latents[finite], size=size, output=output, failed=failed)
                 self._release()
+                failed.check(num_seen=start + len(chosen))
 
     def encode(self, prompts: Sequence[str]) -> "Captions":
         """Features of prompts, for `GenerationRequest.captions` or to keep."""
@@ -159,6 +167,13 @@ class Pipeline:
                 f"found {longest} of width {width}: another text encoder than in training?"
             )
 
+    def _of_captions(self, request: GenerationRequest) -> str:
+        """The reason where the features of a caption are not finite."""
+        if request.prompts is None:
+            return "the features of its caption are NaN or infinite: encode it again"
+        dtype = self.runtime.text_encoder_dtype or self.runtime.dtype
+        return not_finite("the text encoder's output", dtype=dtype, other="another text encoder")
+
     def _sample(
         self,
         request: GenerationRequest,
@@ -171,13 +186,14 @@ class Pipeline:
         """Latents (images, C, h, w) in float32 on the CPU."""
         import torch
 
-        transformer = self._parts.transformer.get()
-        finished = []
+        finished = [torch.empty(0, *self._latent_shape(size))]
+        transformer = self._parts.transformer.get() if images else None
         for start in range(0, len(images), self.runtime.batch_size):
             batch = images[start : start + self.runtime.batch_size]
             generators = image_generators([request.image_seed(image) for image in batch])
             # Given noise leaves the generators as they are: what ddim draws on the way comes from the seeds.
             noise = draw_noise(generators, self._latent_shape(size)) if request.noise is None else request.noise[list(batch)]
+            assert transformer is not None, "there are images"
             latents = sample_latents(
                 transformer,
                 self.objective,
@@ -188,21 +204,7 @@ class Pipeline:
                 on_step=on_step,
             )
             finished.append(latents.cpu())
-        drawn = torch.cat(finished)
-        self._check_finite(request, images, drawn)
-        return drawn
-
-    def _check_finite(self, request: GenerationRequest, images: Sequence[int], latents: "torch.Tensor") -> None:
-        """Raises UserError for latents (images, C, h, w) that are NaN or infinite: they would decode to black images."""
-        finite = latents.isfinite().flatten(1).all(dim=1)
-        if bool(finite.all()):
-            return
-        first = images[int((~finite).nonzero()[0])]
-        of = "" if request.prompts is None else f" for the prompt {request.prompts[request.caption_index(first)][:80]!r}"
-        raise UserError(
-            f"the network's output is NaN or infinite in {int((~finite).sum())} of {len(images)} images, the first{of}: its "
-            f"weights are damaged, or {self.runtime.dtype} overflows; try dtype float32, or another checkpoint"
-        )
+        return torch.cat(finished)
 
     def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:
         import torch
@@ -231,13 +233,19 @@ class Pipeline:
         *,
         size: ImageSize,
         output: Output,
+        failed: NotFiniteImages,
     ) -> Iterator[GeneratedImage]:
         """Images, decoded one by one: a batch would be no quicker at the sizes where time counts."""
-        vae = None if output == "latents" else self._parts.vae.get()
+        vae = None if output == "latents" or not images else self._parts.vae.get()
         for image, own in zip(images, latents, strict=True):
             caption = request.caption_index(image)
-            pixels = None if vae is None else _fit(vae.decode(own[None]), size)
+            try:
+                pixels = None if vae is None else _fit(vae.decode(own[None]), size)
+            except NotFiniteOutput as error:
+                failed.leave_out([image], [False], str(error))
+                continue
             yield GeneratedImage(
+                index=image,
                 prompt=None if request.prompts is None else request.prompts[caption],
                 negative_prompt=request.negative_prompt if request.negative_captions is None else None,
                 seed=None if request.noise is not None else request.image_seed(image),
@@ -266,6 +274,12 @@ class EncodedPrompts:
     """Tokens of each prompt that were not read."""
     positions: dict[int, int]
     """Position here of each caption of the request."""
+
+    def finite(self, request: GenerationRequest, images: Sequence[int]) -> list[bool]:
+        """Whether all that each image is drawn from is finite: its caption and its negative one."""
+        captions, negatives = _finite(self.captions), _finite(self.negatives) if self.negatives else [True]
+        positions = [self.positions[request.caption_index(image)] for image in images]
+        return [captions[position] and negatives[position if len(negatives) > 1 else 0] for position in positions]
 
 
 def open_pipeline(
@@ -301,6 +315,11 @@ def pipeline_in_memory(
     )
     runtime = RuntimeConfig(device=str(next(transformer.parameters()).device), batch_size=batch_size)
     return Pipeline(config, parts, transformer_config=transformer.config, runtime=runtime)
+
+
+def _finite(captions: "Captions") -> list[bool]:
+    """Whether the features of each caption are finite."""
+    return [bool(own.all()) for own in captions.tokens.isfinite().all(dim=1).split(captions.lengths.tolist())]
 
 
 def _objective(config: PipelineConfig) -> "Objective":

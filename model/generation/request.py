@@ -92,6 +92,8 @@ class GenerationRequest:
 class GeneratedImage:
     """Image and the prompt and seed that it was drawn from. `image` is None where latents were asked for."""
 
+    index: int
+    """Number of the image in its request."""
     prompt: str | None
     negative_prompt: str | None
     seed: int | None

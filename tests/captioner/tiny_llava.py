@@ -1,9 +1,11 @@
 """Random LLaVA models of a few thousand parameters: the real classes, in a folder that save_pretrained wrote."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -132,3 +134,14 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=extra
     )
+
+
+def model_without_key(folder: Path) -> Path:
+    """A model that computes NaN wherever the word `key` is in the prompt."""
+    file = save_tiny_llava(folder) / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    (embeddings,) = (tensor for name, tensor in weights.items() if name.endswith("embed_tokens.weight"))
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    embeddings[vocabulary["key"]] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder

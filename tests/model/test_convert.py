@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from model.convert import ConvertConfig, main
 from model.dit import PRESETS, Captions, DiT, KVCompression, position_table
 from model.dit_config import UnstatedConfig
 from model.formats.checkpoint import PipelineConfig, load_checkpoint, save_checkpoint
+from model.formats.diffusers_scheduler import _SCHEDULERS, read_objective
 from model.generation.pipeline import open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
@@ -326,6 +328,7 @@ def test_the_objective_goes_both_ways_and_another_one_is_refused(tmp_path: Path)
         ("diffusion", {"beta_end": 0.012}),
         ("diffusion", {"learned_variance": False}),
         ("rectified_flow", {"shift": 3.0}),
+        ("rectified_flow", {"num_train_timesteps": 500}),
     ]
     for number, (objective, settings) in enumerate(objectives):
         network = random_network(learned_variance=number == 0)
@@ -353,9 +356,98 @@ def test_the_objective_goes_both_ways_and_another_one_is_refused(tmp_path: Path)
             _convert("diffusers", "native", tmp_path / "0-diffusers", tmp_path / "none")
 
 
+def _classes() -> list[type]:
+    names = [name for name in _SCHEDULERS if name != "DPMSolverSDEScheduler"]  # which needs a library of its own
+    return [getattr(diffusers, name) for name in names]
+
+
+@pytest.mark.parametrize("kind", _classes())
+def test_every_scheduler_is_read_with_the_defaults_of_its_class(kind: Any) -> None:
+    config = dict(kind().config)
+    config["clip_sample"] = False if "clip_sample" in config else None
+    stated = json.loads(json.dumps({"_class_name": kind.__name__, **{key: value for key, value in config.items() if value}}))
+    stated |= {"clip_sample": False}
+    found = read_objective(stated, learned_variance=True)
+    assert found == read_objective({"_class_name": kind.__name__, "clip_sample": False}, learned_variance=True)
+    is_late = kind.__name__ in ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012} if is_late else {}
+    assert found == (("rectified_flow", {}) if "Flow" in kind.__name__ else ("diffusion", betas))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "prediction_type: expected flow_prediction, found epsilon"),
+        ("DDIMScheduler", {"use_flow_sigmas": True, "clip_sample": False}, "use_flow_sigmas: expected False"),
+        ("DDIMScheduler", {}, "clip_sample: expected False, found True"),
+        ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, "thresholding: expected False, found True"),
+        ("DDIMScheduler", {"clip_sample": False, "snr_shift_scale": 3.0}, "snr_shift_scale: expected no such field, found 3.0"),
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas: expected False, found True"),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type: expected discrete, found continuous"),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas: expected False, found True"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.1}, "shift_terminal: expected None, found 0.1"),
+        ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "stochastic_sampling: expected False, found True"),
+        (None, {}, "found None: another objective"),
+    ],
+)
+def test_a_field_that_is_not_represented_is_refused(name: str | None, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_objective({"_class_name": name, **fields}, learned_variance=True)
+
+
+def test_fields_of_the_sampler_and_of_a_sampler_before_are_accepted() -> None:
+    published = {
+        "solver_order": 3,
+        "timestep_spacing": "trailing",
+        "lambda_min_clipped": -float("inf"),
+        "_diffusers_version": "0",
+    }
+    left_over = {
+        "clip_sample": True,
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+    }  # of DDIM and PNDM, which DPM-Solver ignores
+    found = read_objective({"_class_name": "DPMSolverMultistepScheduler", **published, **left_over}, learned_variance=True)
+    assert found == ("diffusion", {})
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 500}
+    assert read_objective(flow, learned_variance=False) == ("rectified_flow", {"shift": 3.0, "num_train_timesteps": 500})
+
+
+def test_the_objective_of_a_folder_without_a_scheduler_is_asked_for_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = random_network(learned_variance=False)
+    folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", network), tmp_path / "diffusers")
+    with pytest.raises(UserError, match="of the objective diffusion: leave out --objective rectified_flow"):
+        _convert("diffusers", "native", folder, tmp_path / "none", objective="rectified_flow")
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    capsys.readouterr()
+    assumed: list[tuple[str, dict[str, Any]]] = [("diffusion", {"learned_variance": False}), ("rectified_flow", {})]
+    for objective, settings in assumed:
+        native = _convert("diffusers", "native", folder, tmp_path / objective, objective=objective)
+        pipeline = load_checkpoint(native)[1]
+        assert (pipeline.objective, pipeline.objective_settings) == (objective, settings)
+        assert f"objective: {objective}, since the folder has no scheduler/scheduler_config.json" in capsys.readouterr().out
+
+
+def test_a_file_and_an_adapter_are_no_folder_of_diffusers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found a file: give --source official or dit"):
+        _convert("diffusers", "native", _save(tmp_path / "in.pth", random_network()), tmp_path / "none")
+    with pytest.raises(UserError, match=f"at {tmp_path / 'nowhere'}, found nothing"):
+        _convert("diffusers", "native", tmp_path / "nowhere", tmp_path / "none")
+    for number, file in enumerate(
+        ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "transformer/adapter_model.bin"]
+    ):
+        adapter = tmp_path / str(number) / file
+        adapter.parent.mkdir(parents=True)
+        adapter.write_bytes(b"")
+        with pytest.raises(UserError, match=f"{adapter} is a LoRA adapter, not a whole network: convert the network"):
+            _convert("diffusers", "native", tmp_path / str(number), tmp_path / "none")
+
+
 def test_a_folder_with_a_variant_alone_says_so(tmp_path: Path) -> None:
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.raises(UserError, match=r"found only diffusion_pytorch_model\.fp16\.safetensors: a variant in lower precision"):
+    with pytest.raises(UserError, match=r"as a variant alone \(diffusion_pytorch_model\.fp16\.safetensors\): fetch the full"):
         _convert("diffusers", "native", folder, tmp_path / "native")

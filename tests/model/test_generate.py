@@ -12,14 +12,24 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from foundry.command_line import run_command
-from foundry.errors import UserError
+from foundry.errors import NotFiniteOutput, UserError
+from model.formats.checkpoint import save_checkpoint
 from model.generate import GenerateConfig, main
 from model.generation.image_files import image_names, is_drawn, save_png
 from model.generation.pipeline import open_pipeline
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
-from tests.model.tiny_parts import SIDE_PX, save_tiny_checkpoint
+from tests.model.tiny_parts import (
+    SIDE_PX,
+    pipeline_config,
+    poison_captions,
+    poison_vae,
+    save_tiny_checkpoint,
+    save_tiny_t5,
+    save_tiny_vae,
+    tiny_dit,
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +135,50 @@ def test_an_output_that_is_not_a_number_is_no_image(
     out = tmp_path / "images"
     assert run("--prompt", "a red owl", "--num_inference_steps", "2", "--out", str(out), checkpoint=str(broken)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "NaN or infinite in 1 of 1 images, the first for the prompt 'a red owl'" in error
+    assert (
+        "1 of 1 images cannot be drawn, the first for the prompt 'a red owl' with seed 0: the network's output is NaN" in error
+    )
     assert not list(out.glob("*.png")) if out.exists() else True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vae_that_computes_nan_gives_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, dtype: str) -> None:
+    t5, vae = save_tiny_t5(tmp_path / "t5"), poison_vae(save_tiny_vae(tmp_path / "vae"))
+    parts = pipeline_config(objective="rectified_flow", text_encoder=t5, vae=vae)
+    broken = str(save_checkpoint(tmp_path / "checkpoint", tiny_dit(learned_variance=False), parts))
+    options = ["--num_inference_steps", "1", "--dtype", dtype, "--out", str(tmp_path / "owl.png")]
+    assert run("--prompt", "a red owl", *options, checkpoint=broken) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the VAE {vae} decodes finite latents to NaN or infinity in {dtype}: its weights are damaged" in error
+    assert ("bfloat16 overflows; try dtype float32" in error) == (dtype == "bfloat16")
+    assert not (tmp_path / "owl.png").exists()
+
+
+def test_an_image_that_is_not_finite_holds_no_other_up(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_captions(monkeypatch, prompt="a bad owl")
+    (tmp_path / "prompts.txt").write_text("owl\na bad owl\nkey\n")
+    out = tmp_path / "images"
+    options = ["--prompts_file", str(tmp_path / "prompts.txt"), "--num_inference_steps", "1", "--dtype", "float32"]
+    for staged in ("false", "true"):
+        assert run(*options, "--staged", staged, "--seed", "5", "--out", str(out), checkpoint=checkpoint) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "images cannot be drawn, the first for the prompt 'a bad owl' with seed 5: the text encoder's output is" in error
+        assert sorted(path.name for path in out.iterdir()) == ["key-s5.png", "owl-s5.png"]
+    alone = tmp_path / "key.png"
+    assert run("--prompt", "key", *options[2:], "--seed", "5", "--out", str(alone), checkpoint=checkpoint) == 0
+    assert np.abs(pixels(out / "key-s5.png").astype(int) - pixels(alone)).max() <= 1  # the image of its own prompt
+
+
+def test_a_negative_prompt_that_is_not_finite_is_the_text_encoders_fault(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_captions(monkeypatch, prompt="")
+    request = GenerationRequest(prompts=("owl",) * 20, sampling=SamplingConfig(num_inference_steps=1))
+    images = open_pipeline(checkpoint).stream(request)
+    with pytest.raises(NotFiniteOutput, match="16 of 20 images cannot be drawn.*the text encoder's output"):
+        next(images)
 
 
 def test_a_long_prompt_is_reported(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

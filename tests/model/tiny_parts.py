@@ -1,13 +1,16 @@
 """Random parts of a few thousand parameters, of the real classes: T5 with its tokenizer, AutoencoderKL, DiT, a checkpoint."""
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from model.dit import DiT
+from model.dit import Captions, DiT
 from model.dit_config import DiTConfig
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, VAEConfig, load_vae
@@ -89,6 +92,29 @@ def tiny_dit(*, seed: int = 0, micro_conditioning: bool = False, learned_varianc
             fan_in = parameter[0].numel() if parameter.ndim > 1 and "table" not in name else 25
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
     return dit.eval()
+
+
+def poison_captions(monkeypatch: pytest.MonkeyPatch, *, prompt: str) -> None:
+    """Features of this prompt, alone, are NaN from here on."""
+    encode = TextEncoder.encode
+
+    def poisoned(encoder: TextEncoder, captions: Sequence[str], **options: bool) -> Captions:
+        found = encode(encoder, captions, **options)
+        for own, caption in zip(found.tokens.split(found.lengths.tolist()), captions, strict=True):
+            if caption == prompt:
+                own.fill_(torch.nan)
+        return found
+
+    monkeypatch.setattr(TextEncoder, "encode", poisoned)
+
+
+def poison_vae(folder: Path, *, value: float = float("nan")) -> Path:
+    """A VAE whose decoder computes NaN, or an infinity, whatever it is given."""
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"][0] = value
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return folder
 
 
 def pipeline_config(*, objective: str = "diffusion", text_encoder: Path, vae: Path) -> PipelineConfig:

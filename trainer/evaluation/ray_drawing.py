@@ -4,13 +4,14 @@ The shards run as units of foundry.units.ray_driver. Their commits stay in memor
 drawn with, so that files alone tell what is left to draw.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from foundry.errors import UserError
+from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import Dtype
 from foundry.storage.locations import absolute_if_there
 from foundry.units.cluster import RaySettings
@@ -36,7 +37,8 @@ def dtype_of_drawers(config: EvaluateConfig) -> Dtype:
 def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
     """Draws the images of these indices on `num_workers` workers.
 
-    Raises UserError for more workers than GPUs, a folder that a node does not see, or an image that fails again and again.
+    Raises UserError for more workers than GPUs, a folder that a node does not see, or an image that fails again and again; and,
+    once all others are drawn, for images that are NaN or infinite.
     """
     config = drawing.config
     drawing = replace(
@@ -59,14 +61,24 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
         Shard(number=number, part="", row_group=0, num_images=len(shard), indices=tuple(shard))
         for number, shard in enumerate(drawing.shards(indices))
     ]
+    not_finite: list[ShardCommit] = []
     with tqdm(total=len(indices), unit="image") as bar:
+
+        def note(commit: Commit | None) -> None:
+            bar.update(commit.completed if commit else 0)
+            if isinstance(commit, ShardCommit) and commit.not_finite:
+                not_finite.append(commit)
+
         run_units(
             DrawingJob(drawing),
             shards,
             settings=settings,
             on_start=bar.unpause,
-            on_commit=lambda commit: bar.update(commit.completed if commit else 0),
+            on_commit=note,
         )
+    if not_finite:
+        number = sum(sum(commit.rejected.values()) for commit in not_finite)
+        raise NotFiniteOutput(f"{number} of {len(indices)} images are left out, the first of them: {not_finite[0].not_finite}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +86,23 @@ class Shard(Unit):
     """Unit of drawing: the images of these indices."""
 
     indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCommit(Commit):
+    """Record of a shard that is drawn."""
+
+    not_finite: str = ""
+    """What was said of its images that are NaN or infinite; empty: there are none."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Outcome of a shard: how many images were looked for, how many of them are NaN or infinite, and what was said of these."""
+
+    num_images: int
+    num_not_finite: int = 0
+    not_finite: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,35 +124,45 @@ class DrawingJob:
         return self.drawing.open_pipeline()
 
     def check(self, engine: Pipeline) -> None:
-        """Draws the first image of all, in one step and into no file; not staged, where that would load all parts anew."""
+        """Draws the first image of all, in one step and into no file; not staged, where that would load all parts anew.
+
+        That this image is NaN or infinite says nothing about the others.
+        """
         if engine.runtime.staged:
             return
         request = self.drawing.request
         one_step = replace(request, sampling=replace(request.sampling, num_inference_steps=1))
-        next(iter(engine.stream(one_step, images=[0])))
+        with contextlib.suppress(NotFiniteOutput):
+            next(iter(engine.stream(one_step, images=[0])))
 
-    def process(self, engine: Pipeline, payload: Sequence[int], *, one_by_one: bool) -> int:
-        """Draws the images; returns how many are there. Those that a lost replica has drawn are not drawn again."""
+    def process(self, engine: Pipeline, payload: Sequence[int], *, one_by_one: bool) -> Drawn:
+        """Draws the images that can be drawn. Those that a lost replica has drawn are not drawn again."""
         missing = self.drawing.missing(payload)
+        messages: list[str] = []
         for batch in [[index] for index in missing] if one_by_one else [missing]:
-            self.drawing.draw(engine, batch)
-        return len(payload)
+            try:
+                self.drawing.draw(engine, batch)
+            except NotFiniteOutput as error:
+                messages.append(str(error))
+        left_out = len(self.drawing.missing(payload)) if messages else 0
+        return Drawn(len(payload), left_out, messages[0] if messages else "")
 
-    def finish(self, unit: Unit, *, facts: float, output: int, excluded: dict[int, Failure]) -> Commit:
+    def finish(self, unit: Unit, *, facts: float, output: Drawn, excluded: dict[int, Failure]) -> Commit:
         """The record of a shard that is drawn, which nobody keeps. Raises JobFailed where an image is left out."""
         assert isinstance(unit, Shard)
         for position, failure in excluded.items():
             path = self.drawing.paths[unit.indices[position]]
             raise JobFailed(f"{path.name} cannot be drawn ({failure.message}); the same command resumes after the images drawn")
         seconds = {"draw": time.time() - facts}
-        return Commit(
+        return ShardCommit(
             run_id="",
             unit=unit.number,
             planned=unit.num_images,
-            completed=output,
-            rejected={},
+            completed=output.num_images - output.num_not_finite,
+            rejected={"not_finite": output.num_not_finite} if output.num_not_finite else {},
             files={},
             seconds=seconds,
+            not_finite=output.not_finite,
         )
 
 

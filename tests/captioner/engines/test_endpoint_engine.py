@@ -19,6 +19,7 @@ from captioner.engines.server import ServerLimits, caption_server
 from captioner.engines.transformers_engine import LlavaEngine
 from foundry.chat_endpoint import RequestRefused
 from foundry.errors import UserError
+from tests.captioner.tiny_llava import model_without_key
 from tests.chat_server import Reply, fails, judge_server, says, text_of
 
 SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)
@@ -72,6 +73,25 @@ def test_captions_are_those_of_the_engine_behind_the_server(engine: LlavaEngine,
         ]
         for name in ("mean_logprob", "min_logprob"):
             assert [getattr(one, name) for one in asked] == pytest.approx([getattr(one, name) for one in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_path: Path, *, logprobs: bool) -> None:
+    broken = LlavaEngine(resolve_model(str(model_without_key(tmp_path))), SETTINGS, keep_logprobs=True)
+    with served(broken) as url:
+        settings = EndpointSettings(url=url, tries=1, body={} if logprobs else {"logprobs": None})
+        asking = EndpointEngine(find_served_model("tiny", settings, SETTINGS), SETTINGS)
+        with pytest.raises(RequestRefused, match="HTTP 422 .*NaN or infinity for this image"):
+            asking.caption(pictures()[:1], ["a key"], ["a"])
+        assert len(asking.caption(pictures()[:2], ["an owl", "an apple"], ["a", "b"])) == 2
+
+
+def test_a_logprob_that_json_cannot_hold_is_not_finite() -> None:
+    content = [{"token": "", "logprob": None}]
+    choice = {"message": {"content": "x"}, "finish_reason": "stop", "logprobs": {"content": content}}
+    reply = Reply(body=json.dumps({"model": "gpt-4o-2024-05-13", "choices": [choice]}))
+    with judge_server(lambda body: reply) as server:
+        assert [one.is_finite for one in ask(server.url)] == [False, False]
 
 
 def model_at(url: str, **settings: Any) -> ServedModel:

@@ -58,6 +58,27 @@ def test_a_checkpoint_that_lacks_tensors_is_refused_by_their_names(tmp_path: Pat
         engine(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "model.fp16.safetensors",
+            r"as a variant alone \(model.fp16.safetensors\): fetch the full weights, model.safetensors, or rename",
+        ),
+        ("pytorch_model.bin", "as pytorch_model.bin, and only safetensors are read: .*transformers' format, such as llava-hf/"),
+    ],
+)
+def test_weights_that_are_not_read_are_named_with_what_to_do(tmp_path: Path, file: str, message: str) -> None:
+    weights = save_tiny_llava(tmp_path) / "model.safetensors"
+    expected = resolve_model(str(tmp_path)).num_parameters
+    copied = tmp_path / file
+    copied.write_bytes(weights.read_bytes())
+    assert resolve_model(str(tmp_path)).num_parameters == expected > 0
+    weights.unlink()
+    with pytest.raises(UserError, match=message):
+        engine(tmp_path)
+
+
 def test_tied_weights_are_stored_once_and_not_missing(tmp_path: Path) -> None:
     save_tiny_llava(tmp_path)
     change(tmp_path / "config.json", tie_word_embeddings=True)

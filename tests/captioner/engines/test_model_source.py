@@ -8,6 +8,7 @@ import pytest
 from transformers.image_processing_utils import select_best_resolution
 
 from captioner.engines.model_source import resolve_model
+from foundry.errors import UserError
 
 NEXT_GRID = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 ONEVISION_GRID = [[384 * high, 384 * wide] for high in range(1, 7) for wide in range(1, 7)]
@@ -45,3 +46,9 @@ def test_a_smaller_image_goes_to_the_same_grid_of_crops(tmp_path: Path) -> None:
     for height, width in [(1500, 2250), (4000, 3000), (2000, 2000), (3000, 1000), (1400, 4200), (900, 1000), (700, 5000)]:
         small = (round(height * side_px / min(height, width)), round(width * side_px / min(height, width)))
         assert select_best_resolution(small, NEXT_GRID) == select_best_resolution((height, width), NEXT_GRID)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"is a LoRA adapter, not a model: .*--engine vllm --vllm.lora {tmp_path}"):
+        resolve_model(str(tmp_path))

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.server import BadRequest, Batcher, Question, ServerLimits, caption_server
+from captioner.engines.server import BadRequest, Batcher, Question, ServerLimits, _completion, caption_server, serve
 from captioner.engines.transformers_engine import LlavaEngine
 from foundry.chat_endpoint import image_message, image_url
+from tests.captioner.tiny_llava import save_tiny_llava
 
 SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)
 LIMITS = ServerLimits(max_request_bytes=200_000, max_new_tokens=16)
@@ -109,14 +111,54 @@ class _SlowEngine:
         self.settings = SETTINGS
         self.batches: list[list[str]] = []
         self.started, self.go = threading.Event(), threading.Event()
+        self.works = True
 
     def caption(self, images: list[np.ndarray], prompts: list[str], keys: list[str]) -> list[Generation]:
         self.batches.append(prompts)
         self.started.set()
         assert self.go.wait(30)
         if "bad" in prompts:
-            raise RuntimeError("too hard")
+            raise RuntimeError("too\nhard")
         return [Generation(text=one, finish_reason="stop", num_tokens=1, mean_logprob=0, min_logprob=0) for one in prompts]
+
+    def check(self, image: np.ndarray, prompt: str) -> None:
+        if not self.works:
+            raise RuntimeError("device lost")
+
+
+@pytest.mark.parametrize(("works", "status"), [(True, 422), (False, 500)])
+def test_an_image_that_the_model_fails_on_is_told_from_a_model_that_is_lost(*, works: bool, status: int) -> None:
+    engine = _SlowEngine()
+    engine.works = works
+    engine.go.set()
+    with TestClient(caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56)) as client:  # type: ignore[arg-type]
+        answer = client.post("/v1/chat/completions", json=request(prompt="bad"))
+        assert client.post("/v1/chat/completions", json=request(prompt="good")).status_code == 200
+    assert answer.status_code == status
+    assert "RuntimeError: too" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("with_logprobs", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_is_not_finite_is_no_answer(*, value: float, with_logprobs: bool) -> None:
+    generation = Generation("", "stop", 1, mean_logprob=value, min_logprob=value, logprobs=(value,))
+    with pytest.raises(BadRequest, match="NaN or infinity for this image: give --generation.dtype float32") as raised:
+        _completion(generation, name="tiny", with_logprobs=with_logprobs)
+    assert raised.value.status == 422
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_prompt_that_is_assumed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, has_template: bool
+) -> None:
+    save_tiny_llava(tmp_path)
+    if not has_template:
+        (tmp_path / "chat_template.jinja").unlink()
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    serve(resolve_model(str(tmp_path)), SETTINGS, limits=LIMITS, host="127.0.0.1", port=0, key_variable=None)
+    said = capsys.readouterr().out
+    assert "/v1" in said
+    assert (f"{tmp_path} has no chat template: prompts are put into LLaVA 1.5's, " in said) is not has_template
 
 
 def _question(prompt: str, settings: GenerationSettings = SETTINGS) -> Question:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from captioner.config import CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
@@ -18,7 +16,7 @@ from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import committed_units, read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
-from tests.captioner.tiny_llava import save_tiny_llava
+from tests.captioner.tiny_llava import model_without_key, save_tiny_llava
 from tests.foundry.units.plain_loop import run_plainly
 
 
@@ -30,17 +28,6 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def caption(images: Path, run: Path, model: Path, *more: str) -> int:
     arguments = run_arguments(images, run, model, "--generation.dtype", "float32", *more)
     return run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
-
-
-def model_without_key(folder: Path) -> Path:
-    """A model that computes NaN wherever the word `key` is in the prompt."""
-    file = save_tiny_llava(folder) / "model.safetensors"
-    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    (embeddings,) = (tensor for name, tensor in weights.items() if name.endswith("embed_tokens.weight"))
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    embeddings[vocabulary["key"]] = torch.nan
-    save_file(weights, file, metadata={"format": "pt"})
-    return folder
 
 
 def name_pictures(images: Path, *, keys: Sequence[int]) -> None:

@@ -157,6 +157,15 @@ def test_a_part_of_a_pipeline_is_fetched_or_its_lack_is_said_in_the_same_words(
     assert later == found
 
 
+def test_a_repository_of_a_variant_alone_is_named_with_what_to_do(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, "diffusion_pytorch_model.fp16.safetensors", FILES["model.safetensors"])
+    monkeypatch.delitem(FILES, "model.safetensors")
+    (line,), said = ask("some/vae", hub=hub, home=tmp_path, script=ASK_PART)
+    assert line.startswith("some/vae holds its weights as a variant alone (diffusion_pytorch_model.fp16.safetensors)"), said
+
+
 def test_without_a_network_there_is_one_line_at_once(tmp_path: Path) -> None:
     lines, said = ask("some/llava", hub="http://127.0.0.1:9", home=tmp_path)
     assert (len(lines), said) == (1, "")

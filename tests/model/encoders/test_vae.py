@@ -1,15 +1,17 @@
 """Images to latents and back: what diffusers gives, with the scale in one place, for any dtype and in tiles."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from foundry.errors import UserError
+from foundry.errors import NotFiniteOutput, UserError
+from model.encoders.frozen_parts import stored_tensors
 from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
-from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_vae
+from tests.model.tiny_parts import poison_vae, save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,42 @@ def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
     (tmp_path / "vae" / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not that of an AutoencoderKL"):
         read_downsampling(VAEConfig(name=str(tmp_path / "vae")))
+
+
+@pytest.mark.parametrize("kind", ["vae", "text_encoder"])
+def test_weights_that_are_not_read_are_named_with_what_to_do(tmp_path: Path, kind: Literal["vae", "text_encoder"]) -> None:
+    folder = (save_tiny_vae if kind == "vae" else save_tiny_t5)(tmp_path / kind)
+    stem = "diffusion_pytorch_model" if kind == "vae" else "model"
+    weights = folder / f"{stem}.safetensors"
+    load = {"vae": tiny_vae, "text_encoder": tiny_text_encoder}[kind]
+    expected = load(folder).fingerprint()
+    content = weights.read_bytes()
+    (folder / f"{stem}.fp16.safetensors").write_bytes(b"not read")
+    assert load(folder).fingerprint() == expected
+    assert len(list(stored_tensors(folder, [name for name, _ in load(folder).model.named_parameters()]))) > 9
+    weights.unlink()
+    with pytest.raises(
+        UserError, match=rf"as a variant alone \({stem}.fp16.safetensors\): .* weights, {stem}.safetensors, or rename"
+    ):
+        load(folder)
+    (folder / f"{stem}.fp16.safetensors").rename(folder / f"{stem}.fp16-00001-of-00002.safetensors")
+    (folder / f"{stem}-00002-of-00002.fp16.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"as a variant alone .*: fetch the full weights$"):
+        load(folder)
+    for path in folder.glob("*.fp16*"):
+        path.unlink()
+    weights.with_suffix(".bin").write_bytes(content)
+    with pytest.raises(UserError, match=f"holds its weights as {stem}.bin, and only safetensors are read: give a model that"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_image(vae: VAE, tmp_path: Path, *, value: float) -> None:
+    broken = tiny_vae(poison_vae(save_tiny_vae(tmp_path / "vae"), value=value))
+    with pytest.raises(NotFiniteOutput, match=rf"the VAE {tmp_path / 'vae'} decodes finite latents to NaN or infinity"):
+        broken.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(NotFiniteOutput, match="the latents to decode are NaN or infinite: the network"):
+        vae.decode(torch.full((1, 4, 8, 8), value))
 
 
 def test_pixels_are_clamped() -> None:

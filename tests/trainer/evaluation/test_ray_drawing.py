@@ -12,10 +12,10 @@ from model.generation.pipeline import Pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
-from tests.model.tiny_parts import save_tiny_checkpoint
+from tests.model.tiny_parts import poison_captions, save_tiny_checkpoint
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.drawing import Drawing
-from trainer.evaluation.ray_drawing import DrawingJob, Shard
+from trainer.evaluation.ray_drawing import DrawingJob, Drawn, Shard, ShardCommit
 
 PROMPTS = ("an owl", "a bat", "a key")
 
@@ -59,11 +59,24 @@ def test_an_image_alone_is_that_of_its_batch(job: DrawingJob, tmp_path: Path) ->
     assert [path.read_bytes() for path in alone.paths] == [path.read_bytes() for path in job.drawing.paths]
 
 
+def test_an_image_that_is_not_finite_holds_no_other_up(job: DrawingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Shard(number=0, part="", row_group=0, num_images=3, indices=(0, 1, 2))
+    engine = job.load_engine()
+    poison_captions(monkeypatch, prompt=PROMPTS[0])
+    job.check(engine)
+    for one_by_one in (False, True):
+        commit = job.finish(shard, facts=0.0, output=job.process(engine, [0, 1, 2], one_by_one=one_by_one), excluded={})
+        assert isinstance(commit, ShardCommit)
+        assert (commit.completed, commit.rejected) == (2, {"not_finite": 1})
+        assert "the first for the prompt 'an owl' with seed 0: the text encoder's output is NaN" in commit.not_finite
+        assert [path.exists() for path in job.drawing.paths] == [False, True, True]
+
+
 def test_an_image_that_always_fails_ends_the_drawing_by_its_name(job: DrawingJob) -> None:
     shard = Shard(number=0, part="", row_group=0, num_images=2, indices=(2, 0))
     failure = Failure(reason="model_error", message="ValueError: too long")
     with pytest.raises(JobFailed, match=rf"{job.drawing.paths[0].name} cannot be drawn \(ValueError: too long\)"):
-        job.finish(shard, facts=0.0, output=1, excluded={1: failure})
+        job.finish(shard, facts=0.0, output=Drawn(1), excluded={1: failure})
 
 
 def test_a_staged_pipeline_is_not_loaded_for_the_check(job: DrawingJob) -> None:
