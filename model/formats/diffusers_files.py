@@ -233,7 +233,8 @@ def has_scheduler(folder: Path) -> bool:
 def _pipeline_config(folder: Path, config: DiTConfig, assumed_objective: str) -> PipelineConfig:
     """The objective from the scheduler, where there is one; text encoder and VAE are the folder's own where it has them."""
     path = folder / _SCHEDULER
-    objective, settings = assumed_objective, {}
+    objective = assumed_objective
+    settings: dict[str, Any] = {}
     if path.is_file():
         objective, settings = read_objective(_read_json(path), learned_variance=config.learned_variance)
         if objective != assumed_objective != _ASSUMED:

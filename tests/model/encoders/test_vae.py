@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from foundry.errors import NotFiniteOutput, UserError
 from model.encoders.frozen_parts import stored_tensors
+from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
 from tests.model.tiny_parts import poison_vae, save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 
@@ -130,10 +131,13 @@ def test_what_does_not_fit_is_refused(vae: VAE, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vae", "text_encoder"])
 def test_weights_that_are_not_read_are_named_with_what_to_do(tmp_path: Path, kind: Literal["vae", "text_encoder"]) -> None:
-    folder = (save_tiny_vae if kind == "vae" else save_tiny_t5)(tmp_path / kind)
+    folder = save_tiny_vae(tmp_path / kind) if kind == "vae" else save_tiny_t5(tmp_path / kind)
     stem = "diffusion_pytorch_model" if kind == "vae" else "model"
     weights = folder / f"{stem}.safetensors"
-    load = {"vae": tiny_vae, "text_encoder": tiny_text_encoder}[kind]
+
+    def load(folder: Path) -> VAE | TextEncoder:
+        return tiny_vae(folder) if kind == "vae" else tiny_text_encoder(folder)
+
     expected = load(folder).fingerprint()
     content = weights.read_bytes()
     (folder / f"{stem}.fp16.safetensors").write_bytes(b"not read")
