@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dataset_builder.convert import ConvertConfig
@@ -18,15 +18,15 @@ from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig, DedupConfig
 from dataset_builder.score import ScoreConfig, main
 from dataset_builder.scores.aesthetic import AestheticPredictor
-from dataset_builder.scores.clip import ClipEncoder, image_pixels, resolve_clip, sentence_tokens, split_sentences
-from dataset_builder.scores.image_quality import perceptual_hash, sharpness
+from dataset_builder.scores.clip import resolve_clip, sentence_tokens
+from dataset_builder.scores.image_quality import sharpness
 from dataset_builder.scores.job import ScoreJob
 from dataset_builder.sql.dataset_files import open_stored
 from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from tests.dataset_builder.small_run import MINI_T5
-from tests.dataset_builder.tiny_clip import WIDTH, write_tiny_clip, write_tiny_predictor
+from tests.dataset_builder.tiny_clip import WIDTH, picture, write_tiny_clip, write_tiny_predictor
 from tests.foundry.images.containers import encode, write
 from tests.foundry.units.plain_loop import run_plainly
 
@@ -42,11 +42,6 @@ _JOB = ScoreJob(
 )
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of three smooth images of 90 x 60."""
@@ -54,18 +49,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("foundry.units.ray_session.start_ray", lambda _settings: None)
     monkeypatch.setattr("foundry.units.ray_session.dtype_of_replicas", lambda _settings: "float32")  # as open_clip computes
     for number, (key, text) in enumerate(TEXTS.items()):
-        write(tmp_path / "photos" / f"{key}.png", encode(_picture(number), "PNG"))
+        write(tmp_path / "photos" / f"{key}.png", encode(picture(number), "PNG"))
         write(tmp_path / "photos" / f"{key}.txt", text)
     config = ConvertConfig(
         input=str(tmp_path / "photos"), out=str(tmp_path / "run"), source="image-txt", target="run", t5=MINI_T5
     )
     assert convert(config) == 0
     return tmp_path / "run"
-
-
-def _picture(seed: int) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((90, 60), Image.Resampling.BICUBIC)
 
 
 def _rows(run: Path, sql: str) -> list[dict[str, Any]]:
@@ -85,7 +75,7 @@ def test_scores_are_those_of_open_clip_and_of_the_predictor(run: Path, clip: Pat
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip}")
     for number, key in enumerate("ab"):
         with torch.inference_mode():
-            image = model.eval().encode_image(transform(_picture(number))[None], normalize=True)
+            image = model.eval().encode_image(transform(picture(number))[None], normalize=True)
             texts = model.encode_text(tokenizer(said[key]["sentences"]), normalize=True)
         expected = (texts @ image[0]).tolist()
         assert said[key]["sentence_scores"] == pytest.approx(expected, abs=2e-3)  # pixels travel as 8 bits
@@ -96,7 +86,7 @@ def test_scores_are_those_of_open_clip_and_of_the_predictor(run: Path, clip: Pat
         for place in (0, 2, 4, 6, 7):
             hidden = hidden @ weights[f"layers.{place}.weight"].T + weights[f"layers.{place}.bias"]
         assert scores[key]["aesthetic"] == pytest.approx(hidden.item(), abs=2e-2)
-        assert scores[key]["sharpness"] == pytest.approx(sharpness(np.array(_picture(number))), rel=1e-5)
+        assert scores[key]["sharpness"] == pytest.approx(sharpness(np.array(picture(number))), rel=1e-5)
     assert len(said) == 2
     assert scores["c"] | {"clip_mean": None, "clip_least": None} == scores["c"]
 
@@ -113,7 +103,7 @@ def test_scoring_goes_on_where_it_ended_and_shows_the_newest(run: Path, clip: Pa
 
 def test_an_image_that_has_changed_or_gone_is_rejected_by_name(run: Path) -> None:
     photos = run.parent / "photos"
-    (photos / "a.png").write_bytes(encode(_picture(9), "PNG"))
+    (photos / "a.png").write_bytes(encode(picture(9), "PNG"))
     (photos / "b.png").unlink()
     assert main(ScoreConfig(source=str(run), clip="none")) == 0
     assert [row["key"] for row in _rows(run, "SELECT key FROM scores")] == ["c"]
@@ -153,47 +143,6 @@ def test_a_clip_that_computes_nan_for_a_grey_image_is_one_line(tmp_path: Path) -
         job.check(job.load_engine())
 
 
-def test_a_clip_that_lacks_tensors_is_refused_by_their_names(clip: Path, tmp_path: Path) -> None:
-    shutil.copytree(clip, tmp_path / "cut")
-    weights = load_file(clip / "open_clip_model.safetensors")
-    del weights["visual.proj"]
-    save_file(weights, tmp_path / "cut" / "open_clip_model.safetensors")
-    with pytest.raises(UserError, match=r'cut cannot be read as a CLIP .*Missing key.*"visual.proj"'):
-        ClipEncoder(resolve_clip(str(tmp_path / "cut")), batch_size=1)
-
-
-def test_sentences_are_short_enough_and_lose_no_word(clip: Path) -> None:
-    source = resolve_clip(str(clip))
-    sentences = split_sentences(TEXTS["b"], source)
-    assert " ".join(sentences) == TEXTS["b"]
-    assert len(sentences) > 2
-    assert (sentence_tokens([*sentences, ""], source)[:, -1] == 0).all()
-    assert split_sentences("Dr. Who (a man!) He runs. ", source) == ["Dr. Who (a man!)", "He runs."]
-    assert split_sentences("  ", source) == []
-    unbreakable = "x" * 500
-    assert split_sentences(unbreakable, source) == [unbreakable]
-
-
-def test_a_batch_changes_no_embedding(clip: Path) -> None:
-    source = resolve_clip(str(clip))
-    pixels = np.stack([image_pixels(np.array(_picture(seed)), source) for seed in range(5)])
-    together, alone = (ClipEncoder(source, batch_size=size).embed_images(pixels) for size in (4, 1))
-    assert together.shape == (5, WIDTH)
-    torch.testing.assert_close(together, alone)
-    torch.testing.assert_close(together.norm(dim=1), torch.ones(5))
-
-
-def test_a_blurred_picture_is_less_sharp_and_a_small_copy_looks_the_same() -> None:
-    picture = _picture(3)
-    blurred = picture.filter(ImageFilter.GaussianBlur(4))
-    assert sharpness(np.array(blurred)) < sharpness(np.array(picture)) / 2
-    assert sharpness(np.zeros((2, 9, 3), np.uint8)) == 0
-    codes = [perceptual_hash(np.array(image)) for image in (picture, picture.resize((45, 30)), _picture(4))]
-    distance = [int(np.bitwise_count(np.uint64((codes[0] ^ code) & (2**64 - 1)))) for code in codes[1:]]
-    assert distance[0] <= 4
-    assert distance[1] > 16
-
-
 def test_what_cannot_be_used_is_one_line(clip: Path, run: Path, tmp_path: Path) -> None:
     pickled = write(tmp_path / "sac+logos+ava1-l14-linearMSE.pth", b"\x80\x02}q\x00.")
     with pytest.raises(UserError, match="save the published .pth as safetensors"):
@@ -230,7 +179,7 @@ def test_a_data_set_scores_as_its_run_did(run: Path, clip: Path, monkeypatch: py
 def test_build_finds_what_looks_the_same_to_the_clip_and_counts_what_was_not_scored(run: Path, clip: Path) -> None:
     """`again` is "a" at another size and in another format: other bytes, nearly the same embedding."""
     photos = run.parent / "photos"
-    write(photos / "again.jpg", encode(_picture(0).resize((180, 120), Image.Resampling.BICUBIC), "JPEG", quality=95))
+    write(photos / "again.jpg", encode(picture(0).resize((180, 120), Image.Resampling.BICUBIC), "JPEG", quality=95))
     write(photos / "again.txt", "An owl.")
     config = ConvertConfig(input=str(photos), out=str(run.parent / "four"), source="image-txt", target="run", t5=MINI_T5)
     assert convert(config) == 0
