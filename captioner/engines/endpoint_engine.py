@@ -4,9 +4,8 @@ The server batches; this engine keeps `concurrency` requests under way. A reques
 that is busy or away is waited for, and ends the run where it stays away.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +71,8 @@ def find_served_model(name: str, settings: EndpointSettings, generation: Generat
     served = endpoint.models()
     if name not in served:
         raise UserError(f"the server at {settings.url} serves {', '.join(served) or 'no model'}, not {name}: give one of them")
-    body = _body(settings, generation, model=name) | {"max_tokens": 1, "max_completion_tokens": 1}
-    message = image_message("Describe this image.", [image_url(GREY)])
-    answer = endpoint.ask(_without_nulls({**body, "messages": [message], "logprobs": False}))
+    body = _body(settings, generation, model=name, max_tokens=1)
+    answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(GREY)])]})
     return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name)
 
 
@@ -85,7 +83,6 @@ class EndpointEngine:
         self.model = model
         self.generation = generation
         self._endpoint = _endpoint(model.settings)
-        self._body = _body(model.settings, generation, model=model.name)
 
     def caption(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
@@ -94,20 +91,12 @@ class EndpointEngine:
 
         Raises UserError: RequestRefused where the server refuses an image.
         """
-        with self._pool(1 if one_by_one else self.model.settings.concurrency) as pool:
+        with ThreadPoolExecutor(1 if one_by_one else self.model.settings.concurrency) as pool:
             return list(pool.map(self._caption, images, prompts, keys))
 
     def check(self, image: np.ndarray, prompt: str) -> None:
         """Has the server say one token about an image. Raises UserError where it does not, or is another model by now."""
         self._ask(image, prompt, "check", max_tokens=1)
-
-    @contextmanager
-    def _pool(self, size: int) -> Iterator[ThreadPoolExecutor]:
-        pool = ThreadPoolExecutor(size)
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _caption(self, image: np.ndarray, prompt: str, key: str) -> Generation:
         answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens)
@@ -122,13 +111,11 @@ class EndpointEngine:
         )
 
     def _ask(self, image: np.ndarray, prompt: str, key: str, *, max_tokens: int) -> Answer:
-        body = {**self._body, "messages": [image_message(prompt, [image_url(image, self.model.settings.image_format)])]}
-        for name in ("max_tokens", "max_completion_tokens"):
-            if name in body:
-                body[name] = max_tokens
+        body = _body(self.model.settings, self.generation, model=self.model.name, max_tokens=max_tokens)
+        body["messages"] = [image_message(prompt, [image_url(image, self.model.settings.image_format)])]
         if self.generation.temperature:
             body["seed"] = sampling_seed(self.generation.seed, key, prompt) % (1 << 31)
-        answer = self._endpoint.ask(_without_nulls(body))
+        answer = self._endpoint.ask(body)
         if (answer.answered_by or self.model.name) != self.model.answered_by:
             raise UserError(
                 f"the server now answers as {answer.answered_by}, the run was begun with {self.model.answered_by}: serve that "
@@ -152,17 +139,16 @@ def _endpoint(settings: EndpointSettings) -> ChatEndpoint:
     )
 
 
-def _body(settings: EndpointSettings, generation: GenerationSettings, *, model: str) -> dict[str, Any]:
-    """The fields of a request but its messages."""
-    return {
+def _body(settings: EndpointSettings, generation: GenerationSettings, *, model: str, max_tokens: int) -> dict[str, Any]:
+    """The fields of a request but its messages; those that the settings set to null are left out."""
+    body = {
         "model": model,
-        "max_tokens": generation.max_new_tokens,
+        "max_tokens": max_tokens,
         "temperature": generation.temperature,
         "top_p": generation.top_p,
         **({"logprobs": True} if settings.logprobs else {}),
         **settings.body,
     }
-
-
-def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+    if body.get("max_completion_tokens") is not None:  # the name that some servers want in place of max_tokens
+        body["max_completion_tokens"] = max_tokens
     return {name: value for name, value in body.items() if value is not None}

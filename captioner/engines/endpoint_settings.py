@@ -59,5 +59,5 @@ class EndpointSettings:
             raise ValueError("; ".join(problems))
 
     def cost(self, *, input_tokens: int, output_tokens: int) -> float:
-        """Price of so many tokens."""
+        """Price of these tokens."""
         return (input_tokens * self.input_price + output_tokens * self.output_price) / _ONE_MILLION

@@ -119,6 +119,12 @@ def test_requests_carry_image_prompt_and_decoding() -> None:
     assert first["seed"] != second["seed"]
 
 
+def test_a_server_may_want_another_name_for_the_limit_of_tokens() -> None:
+    with judge_server(lambda body: says("An owl.")) as server:
+        ask(server.url, body={"max_tokens": None, "max_completion_tokens": 1})
+    assert all("max_tokens" not in body and body["max_completion_tokens"] == SETTINGS.max_new_tokens for body in server.bodies)
+
+
 def test_jpegs_are_smaller() -> None:
     with judge_server(lambda body: says("An owl.")) as server:
         ask(server.url, image_format="jpeg")
