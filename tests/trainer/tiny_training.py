@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from foundry.storage.folder import Folder
 from foundry.units.commits import commit_unit
@@ -28,6 +28,7 @@ from trainer.config import (
 from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
 from trainer.features.plan import PlannedUnit
 from trainer.features.tables import SampleFacts, captions_table, latents_table
+from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 
 CAPTION_WIDTH = 16
 DOWNSAMPLING = 2
@@ -135,3 +136,15 @@ def tiny_config(root: Path, *, stage: Any = "alignment", images: int = 40, batch
         "watch": WatchConfig(every_steps=1, validate_every_images=20, validation_images=8, sample_every_images=0),
     }
     return TrainConfig(**settings | changes)
+
+
+def training_losses(config: TrainConfig) -> dict[int, float]:
+    """The losses of a run, by images seen."""
+    return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
+
+
+def newest_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The weights in a run's newest checkpoint."""
+    checkpoint = newest_checkpoint(Path(config.run_folder))
+    assert checkpoint is not None
+    return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")

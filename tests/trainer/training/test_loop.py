@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from foundry.errors import UserError
-from tests.trainer.tiny_training import tiny_config, write_store
+from tests.trainer.tiny_training import newest_weights, tiny_config, training_losses, write_store
 from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main
 from trainer.monitoring import run_folder
-from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log, read_metrics
+from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log
 from trainer.training.checkpoints import kept_checkpoints
 from trainer.training.rung_parts import check_caption_weights
 
@@ -44,19 +43,9 @@ def _config(features: Path, run_dir: Path, **changes: Any) -> TrainConfig:
     return tiny_config(run_dir, features=str(features), **changes)
 
 
-def _losses(config: TrainConfig) -> dict[int, float]:
-    return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
-
-
-def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
-    checkpoint = newest_checkpoint(Path(config.run_folder))
-    assert checkpoint is not None
-    return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
-
-
 def _same(first: TrainConfig, second: TrainConfig) -> None:
-    assert _losses(first) == _losses(second)
-    ours, theirs = _weights(first), _weights(second)
+    assert training_losses(first) == training_losses(second)
+    ours, theirs = newest_weights(first), newest_weights(second)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -68,7 +57,7 @@ def unbroken(features: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainC
 
 
 def test_losses_are_those_of_the_first_day(unbroken: TrainConfig) -> None:
-    found = list(_losses(unbroken).values())
+    found = list(training_losses(unbroken).values())
     assert found == pytest.approx(GOLDEN, rel=2e-3)
 
 
@@ -105,7 +94,7 @@ def test_a_file_stops_it_and_the_same_command_goes_on(features: Path, unbroken: 
     config = _config(features, tmp_path)
     with _once_it_runs(config, _make_stop_file):
         assert main(config) == 130
-    assert 0 < len(_losses(config)) < 10
+    assert 0 < len(training_losses(config)) < 10
     assert main(config) == 0
     _same(config, unbroken)
     assert main(config) == 0  # nothing is left to do
@@ -116,7 +105,7 @@ def test_sigterm_saves_and_ends(features: Path, unbroken: TrainConfig, tmp_path:
     with _once_it_runs(config, _terminate):
         assert main(config) == 130
     newest = newest_checkpoint(Path(config.run_folder))
-    assert newest is not None and int(newest.name) == max(_losses(config))
+    assert newest is not None and int(newest.name) == max(training_losses(config))
     assert main(config) == 0
     _same(config, unbroken)
 
@@ -238,7 +227,7 @@ def _once_it_runs(config: TrainConfig, act: object) -> Iterator[None]:
     child = os.fork()
     if child == 0:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(_losses(config)) < 2:
+        while time.monotonic() < deadline and len(training_losses(config)) < 2:
             time.sleep(0.01)
         act(config)  # type: ignore[operator]
         os._exit(0)
@@ -266,7 +255,7 @@ def _largest_file(num_bytes: int) -> Iterator[None]:
 
 
 def _same_weights_as(first: TrainConfig, second: TrainConfig) -> None:
-    ours, theirs = _weights(first), _weights(second)
+    ours, theirs = newest_weights(first), newest_weights(second)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -11,15 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from foundry.errors import UserError
-from tests.trainer.tiny_training import tiny_config, write_store
+from tests.trainer.tiny_training import newest_weights, tiny_config, training_losses, write_store
 from trainer.config import DataConfig, Rung, TrainConfig
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.fit import main, run
-from trainer.monitoring.run_folder import LOG, NOT_FINITE, newest_checkpoint, read_metrics
+from trainer.monitoring.run_folder import LOG, NOT_FINITE
 
 
 def _spoil(folder: Path, key: str) -> None:
@@ -33,19 +32,9 @@ def _spoil(folder: Path, key: str) -> None:
             path.write_bytes(bytes(data))
 
 
-def _losses(config: TrainConfig) -> dict[int, float]:
-    return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
-
-
-def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
-    checkpoint = newest_checkpoint(Path(config.run_folder))
-    assert checkpoint is not None
-    return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
-
-
 def _same(first: TrainConfig, second: TrainConfig) -> bool:
-    ours, theirs = _weights(first), _weights(second)
-    return _losses(first) == _losses(second) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = newest_weights(first), newest_weights(second)
+    return training_losses(first) == training_losses(second) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def _keys(store: FeatureStore) -> Iterator[str]:
@@ -70,11 +59,13 @@ def test_the_command_that_the_error_names_trains_to_the_end(tmp_path: Path) -> N
         command = str(error.value).partition("leave them out by: ")[2]
         met |= set(re.findall(r"samples (u\dr0)\)", str(error.value)))
         assert read_skip_list(str(path)) == met  # the second list has the first one's key too
-        assert all(bool(weight.isfinite().all()) for weight in _weights(config).values())
+        assert all(bool(weight.isfinite().all()) for weight in newest_weights(config).values())
     assert met == {"u0r0", "u1r0"}
     assert command.startswith("python -m trainer.fit --config ") and command.endswith(f" --data.skip {path}")
     assert run(shlex.split(command)[3:]) == 0
-    assert max(_losses(config)) == 40 and all(bool(weight.isfinite().all()) for weight in _weights(config).values())
+    assert max(training_losses(config)) == 40 and all(
+        bool(weight.isfinite().all()) for weight in newest_weights(config).values()
+    )
     log = (Path(config.run_folder) / LOG).read_text()
     assert f"--data.skip {path} leaves out 2 samples, by 2 keys" in log
     assert "are not those of the checkpoint (more features, or another --data.skip)" in log
