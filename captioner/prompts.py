@@ -1,24 +1,9 @@
-"""Prompt sets of the captioner: named and versioned, the paper's first.
+"""Prompts of the captioner: what a question may contain, and the question for one image."""
 
-A set is chosen by name (`--prompts ladder`) or read from a YAML file (`--prompts mine.yaml`):
-
-    name: mine
-    version: "1"
-    prompts:
-      - name: dense
-        text: Describe this image in full sentences.
-      - name: with_alt_text
-        text: 'Its alt text is "{alt_text}". Describe this image.'
-        fallback: Describe this image.
-"""
-
-import difflib
 import re
 import string
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from foundry.errors import UserError
 
@@ -107,50 +92,6 @@ class PromptSet:
             raise UserError(f"prompt set {self.name} uses a name twice: {', '.join(repeated)}; give each prompt its own")
 
 
-# Source: PixArt-alpha (arXiv 2310.00426), section 2.4: the prompt given to LLaVA.
-_DENSE = Prompt(name="dense", text="Describe this image and its style in a very detailed manner")
-
-PROMPT_SETS = {
-    "paper": PromptSet(name="paper", version="1", prompts=(_DENSE,)),
-    "ladder": PromptSet(
-        name="ladder",
-        version="1",
-        prompts=(
-            _DENSE,
-            Prompt(name="medium", text="Describe this image in one or two sentences"),
-            Prompt(name="short", text="Name what this image shows in a few words"),
-        ),
-    ),
-    "alt_text": PromptSet(
-        name="alt_text",
-        version="1",
-        prompts=(
-            Prompt(
-                name="dense_alt_text",
-                text='The page that shows this image calls it "{alt_text}". That may be wrong or incomplete. '
-                "Using the names in it that fit, describe this image and its style in a very detailed manner",
-                fallback=_DENSE.text,
-            ),
-        ),
-    ),
-}
-
-
-def load_prompts(name_or_path: str) -> PromptSet:
-    """The set of that name, or the one in a YAML file.
-
-    Raises UserError for an unknown name (with the nearest), an unreadable file and a set that is not valid.
-    """
-    if name_or_path in PROMPT_SETS:
-        return PROMPT_SETS[name_or_path]
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _read_yaml(path)
-    near = difflib.get_close_matches(name_or_path, PROMPT_SETS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(PROMPT_SETS)} or a YAML file"
-    raise UserError(f"there is no prompt set {name_or_path}: {hint}")
-
-
 def render(prompt: Prompt, alt_text: str | None) -> str:
     """The question for one image. Line breaks and control tokens in the alt text become spaces, so that a web page cannot
     speak as the user or add an image; an alt text of nothing else counts as none."""
@@ -161,34 +102,3 @@ def render(prompt: Prompt, alt_text: str | None) -> str:
         assert prompt.fallback is not None
         return prompt.fallback.format()
     return prompt.text.format(alt_text=clean)
-
-
-def _read_yaml(path: Path) -> PromptSet:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the prompts {path} cannot be read ({error.strerror}): check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts {path} are not valid YAML ({' '.join(str(error).split())}): correct the file") from None
-    _check_keys(content, where=str(path), required={"name", "version", "prompts"}, optional=set())
-    if not isinstance(content["prompts"], list):
-        raise UserError(f"{path}: prompts must be a list, see the example in captioner/prompts.py")
-    prompts = []
-    for number, entry in enumerate(content["prompts"], start=1):
-        _check_keys(entry, where=f"{path}, prompt {number}", required={"name", "text"}, optional={"fallback"})
-        prompts.append(Prompt(**{key: str(value) for key, value in entry.items()}))
-    return PromptSet(name=str(content["name"]), version=str(content["version"]), prompts=tuple(prompts))
-
-
-def _check_keys(entry: Any, *, where: str, required: set[str], optional: set[str]) -> None:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a mapping with {', '.join(sorted(required))}, found {type(entry).__name__}")
-    missing = sorted(required - set(entry))
-    unknown = sorted(set(map(str, entry)) - required - optional)
-    if missing or unknown:
-        problems = ([f"lacks {', '.join(missing)}"] if missing else []) + (
-            [f"has unknown {', '.join(unknown)}"] if unknown else []
-        )
-        raise UserError(f"{where} {' and '.join(problems)}: it takes {', '.join(sorted(required | optional))}")

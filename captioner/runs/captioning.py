@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import assumed_prompt
-from captioner.prompts import PROMPT_SETS
+from captioner.prompt_sets import PROMPT_SETS
 from captioner.runs.job import CaptionJob, caption_job
 from captioner.runs.spending import Spending
 from captioner.runs.start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype

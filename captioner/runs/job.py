@@ -17,7 +17,8 @@ from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
-from captioner.prompts import PromptSet, load_prompts, render
+from captioner.prompt_sets import load_prompts
+from captioner.prompts import PromptSet, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig

@@ -72,7 +72,7 @@ def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     from captioner.engines.generation import GenerationSettings
     from captioner.engines.model_source import resolve_model
     from captioner.engines.transformers_engine import LlavaEngine
-    from captioner.prompts import load_prompts
+    from captioner.prompt_sets import load_prompts
     from examples.openmoji.composition import draw_scene, render
 
     scenes = [render(draw_scene(seed=config.seed, index=index, split="unseen")) for index in range(config.num_scenes)]

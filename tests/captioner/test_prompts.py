@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.prompts import PROMPT_SETS, Prompt, PromptSet, load_prompts, render
+from captioner.prompt_sets import PROMPT_SETS, load_prompts
+from captioner.prompts import Prompt, PromptSet, render
 from foundry.errors import UserError
 
 ALT_TEXT = PROMPT_SETS["alt_text"].prompts[0]
