@@ -89,7 +89,7 @@ def _train_rungs(
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
-        parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
+        parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
         return RungTraining(parts, state, reporter, checkpoints, timer)
 
     now: LadderPosition | None = position
