@@ -70,14 +70,12 @@ class VisionTower:
         import torch.nn.functional as F  # noqa: N812
 
         size = [side * self.patch_size for side in grid]
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.no_grad():
             pixels = (images.float() / 2 + 0.5).clamp(0, 1)
             if list(pixels.shape[-2:]) != size:
                 pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
             pixels = ((pixels - self._mean) / self._std).to(self.model.dtype)
-            states: torch.Tensor = self.model(
-                pixel_values=pixels, **self._options
-            ).last_hidden_state  # (B, h w and a few more, F)
+            states: torch.Tensor = self.model(pixel_values=pixels, **self._options).last_hidden_state  # (B, more, F)
         num = grid[0] * grid[1]
         if states.ndim != 3 or states.shape[1] < num:
             raise UserError(
@@ -98,9 +96,10 @@ def load_vision_tower(config: VisionTowerConfig, *, device: str = "cpu") -> Visi
 
     logging.disable_progress_bar()
     folder = _folder(config)
+    settings = _read_config(folder)
     mean, std = (values.to(device) for values in _normalisation(folder))
     number_format = getattr(torch, resolve_dtype(config.dtype, device))
-    model = _tower(_load(folder, number_format), folder)
+    model = _tower(_load(folder, settings.model_type, number_format), folder)
     tower = VisionTower(model.to(device).eval().requires_grad_(False), name=config.name, mean=mean, std=std)
     grey = torch.zeros(1, 3, 2 * tower.patch_size, 2 * tower.patch_size, device=device)
     if not bool(tower.features(grey, (2, 2)).isfinite().all()):
@@ -118,7 +117,6 @@ def empty_vision_tower(config: VisionTowerConfig) -> VisionTower:
 
     folder = _folder(config, files=["config.json", "preprocessor_config.json", "processor_config.json"])
     settings = _tower_config(_read_config(folder))
-    _patch_size(settings)
     with torch.device("meta"):
         model = AutoModel.from_config(settings)
     mean, std = (values.to("meta") for values in _normalisation(folder))
@@ -137,22 +135,24 @@ def _folder(config: VisionTowerConfig, *, files: list[str] = _HUB_FILES) -> Path
 
 
 def _read_config(folder: Path) -> "PretrainedConfig":
+    """The configuration of a model with a tower. Raises UserError for any other."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{folder / 'config.json'} is no model's that transformers knows: give {_EXAMPLES}") from error
+    _patch_size(_tower_config(config))
+    return config
 
 
-def _load(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+def _load(folder: Path, model_type: str, dtype: "torch.dtype") -> "PreTrainedModel":
     """The whole model that the folder holds."""
     from transformers import AutoModel, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    _patch_size(_tower_config(_read_config(folder)))
-    writes = _read_config(folder).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    writes = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     kind = AutoModelForImageTextToText if writes else AutoModel
     return load_network(kind.from_pretrained, folder, what="a model with a vision tower", dtype=dtype)
 

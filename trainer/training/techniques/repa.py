@@ -18,7 +18,7 @@ from model.encoders.vision_tower import VisionTower
 from trainer.config.ladder import LadderPosition
 from trainer.config.techniques import RepaConfig
 from trainer.data.batches import MicroBatch
-from trainer.training.techniques.technique import Projector, Technique
+from trainer.training.techniques.technique import Technique, projector
 
 _DECODED_PX = 1 << 19
 """Pixels that the VAE decodes at once: 8 images of 256 px."""
@@ -54,7 +54,7 @@ class Repa(Technique):
         self._config = config
         self._patch_size = network.patch_size
         self._teacher = teacher
-        self.projector = Projector(widths)
+        self.projector = projector(widths)
 
     def acts_at(self, images_seen: int, position: LadderPosition) -> bool:
         """Until the share of the resolution step, or the images of the stage, that the settings give."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.dit_config import DiTConfig
 from trainer.config.techniques import Sra2Config
 from trainer.data.batches import MicroBatch
-from trainer.training.techniques.technique import Projector, Technique
+from trainer.training.techniques.technique import Technique, projector
 
 
 class Sra2(Technique):
@@ -27,7 +27,7 @@ class Sra2(Technique):
         self._beta = config.beta
         self._patch_size = network.patch_size
         patch_values = network.in_channels * network.patch_size**2
-        self.projector = Projector(config.projector_widths(network.width, patch_values=patch_values))
+        self.projector = projector(config.projector_widths(network.width, patch_values=patch_values))
 
     def forward(self, outputs: Mapping[int, Tensor], batch: MicroBatch) -> Tensor:
         """(B,) from the tokens (B, N, D) of its block."""

@@ -55,14 +55,12 @@ class Technique(nn.Module):
         raise NotImplementedError
 
 
-class Projector(nn.Sequential):
+def projector(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with SiLU between, of these channels."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [Linear(width_in, width_out), nn.SiLU()]
-        super().__init__(*layers[:-1])
+    layers: list[nn.Module] = []
+    for width_in, width_out in pairwise(widths):
+        layers += [Linear(width_in, width_out), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @dataclass(frozen=True, eq=False)
