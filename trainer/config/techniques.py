@@ -70,7 +70,7 @@ class Sra2Config:
     Source: Wang et al. 2026 (arXiv 2601.17830).
     """
 
-    on: bool = False
+    enabled: bool = False
     """Switch SRA 2 on."""
     weight: float = 1.0
     """Weight of the loss. Source: SRA 2."""
@@ -82,7 +82,7 @@ class Sra2Config:
     @property
     def is_on(self) -> bool:
         """True where it takes part in the training."""
-        return self.on
+        return self.enabled
 
     def chosen_block(self, depth: int) -> int:
         """The block's number in a network of so many blocks: on the line from 2 of 12 to 8 of 28, and at least 1."""
@@ -108,7 +108,7 @@ class LayerSyncConfig:
     Source: Haghighi et al. 2025 (arXiv 2510.12581).
     """
 
-    on: bool = False
+    enabled: bool = False
     """Switch LayerSync on."""
     weight: float = 0.2
     """Weight of the loss. Source: LayerSync."""
@@ -120,7 +120,7 @@ class LayerSyncConfig:
     @property
     def is_on(self) -> bool:
         """True where it takes part in the training."""
-        return self.on
+        return self.enabled
 
     def chosen_block(self, depth: int) -> int:
         """The number of the block that follows, in a network of so many blocks."""
@@ -146,7 +146,7 @@ class DispersiveConfig:
     Source: Wang and He 2025 (arXiv 2506.09027), InfoNCE with squared distances.
     """
 
-    on: bool = False
+    enabled: bool = False
     """Switch the dispersive loss on."""
     weight: float = 0.5
     """Weight of the loss. Source: the paper."""
@@ -161,7 +161,7 @@ class DispersiveConfig:
     @property
     def is_on(self) -> bool:
         """True where it takes part in the training."""
-        return self.on
+        return self.enabled
 
     def chosen_block(self, depth: int) -> int:
         """The block's number in a network of so many blocks."""

@@ -10,6 +10,7 @@ from trainer.monitoring.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory
+    from trainer.planning.techniques import TechniqueCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,8 @@ class RungPlan:
     """In dollars; none where no price is known."""
     patches: int
     """Patches of an image."""
+    techniques: tuple["TechniqueCost", ...] = ()
+    """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float
@@ -152,5 +155,5 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of all images seen."""
-        return self.images_seen * self.flops_per_image
+        """FLOPs of all images seen, with those of techniques."""
+        return self.images_seen * (self.flops_per_image + sum(cost.mean_flops for cost in self.techniques))

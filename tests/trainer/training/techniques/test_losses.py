@@ -101,7 +101,7 @@ def test_repa_stops_after_its_share_and_its_images(teacher: Teacher) -> None:
 
 
 def test_sra2_is_smooth_l1_to_the_patch_of_each_token(batch: MicroBatch, tokens: torch.Tensor) -> None:
-    technique = Sra2(Sra2Config(on=True, beta=0.5), NETWORK)
+    technique = Sra2(Sra2Config(enabled=True, beta=0.5), NETWORK)
     (block,) = technique.blocks
     assert len([module for module in technique.modules() if isinstance(module, torch.nn.Linear)]) == 5
     found = technique({block: tokens}, batch)  # all weights are zero: so are the predictions
@@ -115,7 +115,7 @@ def test_sra2_is_smooth_l1_to_the_patch_of_each_token(batch: MicroBatch, tokens:
 
 
 def test_layersync_pulls_the_early_block_alone(batch: MicroBatch, tokens: torch.Tensor) -> None:
-    technique = LayerSync(LayerSyncConfig(on=True), NETWORK)
+    technique = LayerSync(LayerSyncConfig(enabled=True), NETWORK)
     early, late = technique.blocks
     target = tokens.detach().roll(1, dims=0).requires_grad_()
     found = technique({late: target, early: tokens}, batch)
@@ -129,7 +129,7 @@ def test_layersync_pulls_the_early_block_alone(batch: MicroBatch, tokens: torch.
 
 
 def test_dispersive_is_the_formula_within_each_group(batch: MicroBatch, tokens: torch.Tensor) -> None:
-    technique = Dispersive(DispersiveConfig(on=True, group=3, temperature=0.7), NETWORK)
+    technique = Dispersive(DispersiveConfig(enabled=True, group=3, temperature=0.7), NETWORK)
     (block,) = technique.blocks
     found = technique({block: tokens}, batch)
     flat = tokens.detach().flatten(1).double()
@@ -142,7 +142,7 @@ def test_dispersive_is_the_formula_within_each_group(batch: MicroBatch, tokens: 
 
 
 def test_a_group_that_does_not_divide_a_workers_batch_is_refused_with_one_that_does(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, batch_size=178 * 64, images=178 * 64, dispersive=DispersiveConfig(on=True))
+    config = tiny_config(tmp_path, batch_size=178 * 64, images=178 * 64, dispersive=DispersiveConfig(enabled=True))
     with pytest.raises(UserError, match=r"group of 64 samples does not divide the 178 that each of 64 workers .* as 89$"):
         check_group(config, 64)
     check_group(replace(config, dispersive=replace(config.dispersive, group=89)), 64)
@@ -168,8 +168,8 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, change: dict[st
 def test_settings_are_recorded_as_json_reads_them(teacher: Teacher) -> None:
     for technique in (
         Repa(RepaConfig(teacher="-"), NETWORK, teacher),
-        Sra2(Sra2Config(on=True), NETWORK),
-        LayerSync(LayerSyncConfig(on=True), NETWORK),
-        Dispersive(DispersiveConfig(on=True), NETWORK),
+        Sra2(Sra2Config(enabled=True), NETWORK),
+        LayerSync(LayerSyncConfig(enabled=True), NETWORK),
+        Dispersive(DispersiveConfig(enabled=True), NETWORK),
     ):
         assert json.loads(json.dumps(technique.record)) == technique.record
