@@ -5,8 +5,11 @@ import string
 from collections import Counter
 from dataclasses import dataclass
 
+from captioner.structured.answers import schema_problem
 from foundry.errors import UserError
 
+PROSE = "_prose"
+"""What the name of a prompt with a schema ends in for the rendering of its captions to prose."""
 PLACEHOLDER = "alt_text"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What a chat template or a tokenizer would read as control: <image>, </s>, <|im_end|>, [INST].
@@ -17,6 +20,11 @@ def control_token(text: str) -> str:
     """What a chat template or a tokenizer would read as control in a text, such as <image> or </s>; "" where there is none."""
     found = _CONTROL_TOKEN.search(text)
     return found.group() if found else ""
+
+
+def harmless(text: str) -> str:
+    """A text on one line, with spaces in place of control tokens: in a question it cannot speak as the user or add an image."""
+    return " ".join(_CONTROL_TOKEN.sub(" ", text).split())
 
 
 def _fields(text: str) -> list[str]:
@@ -51,6 +59,8 @@ class Prompt:
     """The question; it may contain {alt_text}."""
     fallback: str | None = None
     """The question for images without alt text; required exactly where the text contains {alt_text}."""
+    schema: str | None = None
+    """JSON schema that the answer is to follow, as JSON text; default: an answer in prose."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -64,6 +74,10 @@ class Prompt:
             problems.append("the text uses {alt_text}, so it needs a fallback for images without alt text")
         if not problems and not self.uses_alt_text and self.fallback is not None:
             problems.append("there is a fallback, but the text does not use {alt_text}: remove it")
+        if self.schema is not None:
+            problems += [problem] if (problem := schema_problem(self.schema)) else []
+            if control := control_token(self.schema):
+                problems.append(f"{control} is not allowed in the schema: the engine adds the image and the chat's own tokens")
         if problems:
             raise UserError(f"prompt {self.name}: {'; '.join(problems)}")
 
@@ -71,6 +85,11 @@ class Prompt:
     def uses_alt_text(self) -> bool:
         """Whether the question differs from image to image."""
         return PLACEHOLDER in _fields(self.text)
+
+    @property
+    def caption_names(self) -> tuple[str, ...]:
+        """The values of the column `prompt` in its captions: its name, and that of the prose where there is a schema."""
+        return (self.name,) if self.schema is None else (self.name, self.name + PROSE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +106,8 @@ class PromptSet:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise UserError(f"prompt set {self.name} has no prompts: give at least one")
-        repeated = [name for name, times in Counter(prompt.name for prompt in self.prompts).items() if times > 1]
+        names = [name for prompt in self.prompts for name in prompt.caption_names]
+        repeated = [name for name, times in Counter(names).items() if times > 1]
         if repeated:
             raise UserError(f"prompt set {self.name} uses a name twice: {', '.join(repeated)}; give each prompt its own")
 
@@ -97,7 +117,7 @@ def render(prompt: Prompt, alt_text: str | None) -> str:
     speak as the user or add an image; an alt text of nothing else counts as none."""
     if not prompt.uses_alt_text:
         return prompt.text.format()
-    clean = " ".join(_CONTROL_TOKEN.sub(" ", alt_text or "").split())
+    clean = harmless(alt_text or "")
     if not clean:
         assert prompt.fallback is not None
         return prompt.fallback.format()
