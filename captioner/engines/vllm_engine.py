@@ -35,6 +35,9 @@ print(metadata.version(names[0]))
 """
 _VERSION_S = 60.0
 _GRACE_S = 10.0
+_CONSTRAINING = {"backend": "guidance", "disable_any_whitespace": True}
+"""How vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space between the keys,
+which weak models never stop writing."""
 _NOT_INSTALLED = (
     "the engine `vllm` needs vLLM, which {where} lacks: install it, with this package and the same Ray, into an environment of "
     "its own, and name that environment's interpreter as ray.replica_python"
@@ -191,6 +194,7 @@ def _arguments(source: ModelSource, generation: GenerationSettings, settings: Vl
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_num_seqs": settings.max_num_seqs,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "structured_outputs_config": _CONSTRAINING,
         **settings.args,
     }
     optional = {

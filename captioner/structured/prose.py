@@ -58,7 +58,8 @@ def _sentences(value: Any, name: str, style: _Style, rng: random.Random) -> Iter
         for item in value:
             yield from _sentences(item, name, style, rng)
     elif text := _text(value):
-        yield _finished(text) if " " in text and _FINISHED.search(text) else _member(name, text, style)
+        is_sentence = " " in text and _FINISHED.search(text)
+        yield _finished(text) if is_sentence else _member(name, text, style.template if isinstance(value, str | list) else 0)
 
 
 def _kept(value: Mapping[str, Any], style: _Style, rng: random.Random) -> list[str]:
@@ -93,10 +94,10 @@ def _place(box: Any) -> str:
     return _PLACES[row][column]
 
 
-def _member(name: str, text: str, style: _Style) -> str:
+def _member(name: str, text: str, template: int) -> str:
     spoken = " ".join(name.replace("_", " ").split())
-    template = _MEMBERS[style.template] if spoken else "{value}."
-    return _capitalised(template.format(name=spoken, value=text.rstrip(".")))
+    written = _MEMBERS[template] if spoken else "{value}."
+    return _capitalised(written.format(name=spoken, value=text.rstrip(".")))
 
 
 def _text(value: Any) -> str:
