@@ -226,3 +226,10 @@ def test_the_record_of_a_data_set_is_read_once(run: Path, tmp_path: Path, file_r
     file_reads.clear()
     with open_stored(str(run)):
         assert file_reads.count("run.json") == 1
+
+
+def test_of_a_structured_caption_the_words_are_scored(clip: Path) -> None:
+    job = replace(_JOB, clip=resolve_clip(str(clip)), structured=("json",))
+    said = [{"prompt": "json", "caption": '{"a":"A red owl","c":"#FF0000"}'}, {"prompt": "prose", "caption": "A red owl."}]
+    measured = job._measure(np.array(picture(0)), {"key": "a", "captions": said})
+    assert measured.sentences == {"json": ["A red owl."], "prose": ["A red owl."]}

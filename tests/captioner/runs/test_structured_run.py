@@ -1,7 +1,5 @@
 """A structured run, from the questions to SQL, data set and features: a server answers with the truth of scenes, or as told."""
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from captioner.config import CaptionConfig
 from captioner.run import main
@@ -28,6 +24,7 @@ from examples.openmoji.composition import Scene
 from examples.openmoji.kinds import KIND_BY_NAME
 from examples.openmoji.scene_files import SceneSet, sample, write_scenes
 from examples.openmoji.structured import structured_caption
+from examples.openmoji.true_captioner import TrueCaption, pixels_of, true_captions
 from foundry.command_line import run_command
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
@@ -52,20 +49,16 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 class Captioner:
     """Answers of the truth, as JSON; `spoil` may make something else of them, by the key and the number of the try."""
 
-    images: dict[bytes, str]
-    """Pixels → key."""
-    truths: dict[str, dict[str, Any]]
+    truths: dict[bytes, TrueCaption]
     spoil: Callable[[str, int, str], Reply] = lambda key, number, truth: says(truth, model=MODEL)
     tries: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, body: dict[str, Any]) -> Reply:
         if body["max_tokens"] == 1:
             return says("{", model=MODEL)
-        url = next(part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url")
-        image = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))
-        key = self.images[np.asarray(image).tobytes()]
-        self.tries[key] += 1
-        return self.spoil(key, self.tries[key], json.dumps(self.truths[key]))
+        known = self.truths[pixels_of(body)]
+        self.tries[known.key] += 1
+        return self.spoil(known.key, self.tries[known.key], known.text)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +73,9 @@ def drawn() -> dict[str, Scene]:
 
 
 def truthful(scenes: Path) -> Captioner:
-    files = {path.stem: path for path in scenes.rglob("*.jpg")}
-    images = {np.asarray(Image.open(path).convert("RGB")).tobytes(): key for key, path in files.items()}
-    truths = {key: structured_caption(scene, seed=SCENES.seed) for key, scene in drawn().items()}
-    assert len(images) == len(truths) == NUM_SCENES
-    return Captioner(images, truths)
+    truths = true_captions(scenes)
+    assert len(truths) == NUM_SCENES
+    return Captioner(truths)
 
 
 @contextmanager
