@@ -114,8 +114,9 @@ class EndpointEngine:
                 raise
             self._ask(image, prompt, "check", max_tokens=1)
             raise UserError(
-                f"{error}. Without the prompt's schema it answers: put response_format: null into endpoint.body, and answers "
-                "are not constrained, but checked and asked for again"
+                f"{error}. Without the prompt's JSON schema it answers: add response_format: null to the request's fields, and "
+                "answers are checked and asked for again in place of being constrained",
+                setting="endpoint.body",
             ) from None
 
     def _caption(self, image: np.ndarray, prompt: str, key: str, *, schema: str | None) -> Generation:

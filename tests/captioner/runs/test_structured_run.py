@@ -1,6 +1,7 @@
 """A structured run, from the questions to SQL, data set and features: a server answers with the truth of scenes, or as told."""
 
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from examples.openmoji.scene_files import SceneSet, sample, write_scenes
 from examples.openmoji.structured import structured_caption
 from examples.openmoji.true_captioner import TrueCaption, pixels_of, true_captions
 from foundry.command_line import run_command
+from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import read_commits
+from tests.captioner.conftest import run_arguments, save_pictures
 from tests.chat_server import JudgeServer, Reply, fails, judge_server, says, text_of
 from tests.foundry.units.plain_loop import run_plainly
 from tests.trainer.tiny_sources import make_features, tiny_precompute
@@ -181,6 +184,11 @@ def test_a_data_set_and_features_hold_both_ways_to_say_it(run: str, tmp_path: Pa
     assert (
         export_shards(read_dataset(out), str(tmp_path / "tars"), prompt="structured", images_per_shard=100, num_workers=1) == 0
     )
+    with tarfile.open(next((tmp_path / "tars" / "train").glob("*.tar"))) as tar:
+        for member in (one for one in tar if one.name.endswith(".txt")):
+            text = tar.extractfile(member)
+            assert text is not None
+            assert text.read().decode() == expected[member.name.removesuffix(".txt"), "structured"]
     config = tiny_precompute(tmp_path, Path(out))
     make_features(config)
     features = FeatureStore.open(f"{config.out}/alignment/32")
@@ -259,6 +267,25 @@ def test_a_model_that_never_follows_the_schema_is_said_after_the_first_unit(
     assert "none of the 10 structured captions of unit 0 is JSON of its schema" in said.err
 
 
+def test_an_engine_without_constraints_is_asked_three_times(tmp_path: Path, tiny_llava: Path) -> None:
+    images, prompts = save_pictures(tmp_path / "images", count=3), tmp_path / "prompts.yaml"
+    prompts.write_text(
+        "name: p\nversion: 1\nprompts: [{name: q, text: a key, schema: {type: object}}, {name: plain, text: an owl}]"
+    )
+    arguments = run_arguments(images, tmp_path / "run", tiny_llava, "--generation.dtype", "float32", "--prompts", str(prompts))
+    assert run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments) == 0
+    with open_run(str(tmp_path / "run")) as database:
+        found = rows(
+            database,
+            "SELECT prompt, status, caption_raw <> '', num_tokens > 12, count(*) FROM captions GROUP BY ALL ORDER BY ALL",
+        )
+    assert found == [
+        ("plain", "ok", True, False, 3),
+        ("q", "invalid_json", True, True, 3),
+        ("q_prose", "invalid_json", False, False, 3),
+    ]
+
+
 def test_a_server_that_takes_no_schema_is_said_before_work_begins(scenes: Path, tmp_path: Path) -> None:
     captioner = truthful(scenes)
 
@@ -278,8 +305,9 @@ def test_a_server_that_takes_no_schema_is_said_before_work_begins(scenes: Path, 
             "structured",
         ]
         job = _job(arguments)
-        with pytest.raises(Exception, match="put response_format: null into endpoint.body"):
+        with pytest.raises(UserError, match="add response_format: null to the request's fields") as raised:
             job.check(job.load_engine())
+        assert raised.value.setting == "endpoint.body"
         job = _job([*arguments, "--endpoint.body", '{"response_format": null}'])
         job.check(job.load_engine())
 
