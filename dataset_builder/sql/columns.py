@@ -43,7 +43,7 @@ COLUMNS = {
     "status": "ok, or what is wrong with the caption (docs/captioning.md lists the statuses)",
     "flags": "rules of cleaning that changed the caption",
     "finish_reason": "stop: the model ended the caption; length: --generation.max_new_tokens cut it; rendered: prose of a JSON",
-    "num_tokens": "number of tokens that the model wrote, in all tries; 0 for prose that was rendered",
+    "num_tokens": "number of tokens that the model wrote, in all tries; 0 for rendered prose",
     "commits.num_tokens": "number of tokens that the model wrote for the unit",
     "num_words": "number of words of the caption",
     "num_t5_tokens": "number of tokens of the caption for the text encoder, with its end token",

@@ -46,7 +46,7 @@ DATASET_RECORD = "dataset.json"
 VIEWS = {
     "samples": "one row per image, with its captions, scores and split",
     "images": "the same without the captions, with the columns that the sources carried",
-    "captions": "one row per image and prompt; value is the JSON of a structured caption",
+    "captions": "one row per image and prompt",
     "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the splits",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 VIEWS = {
     "images": "one row per image, read or still to be read, with the columns that the source carried",
-    "captions": "one row per image and prompt; value is the JSON of a structured caption",
+    "captions": "one row per image and prompt",
     "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the run",
