@@ -203,6 +203,17 @@ def test_a_data_set_and_features_hold_both_ways_to_say_it(run: str, tmp_path: Pa
     assert {pair: text for pair, text in found.items() if pair[1] != "alt_text"}.items() <= expected.items()
 
 
+def test_captions_of_two_runs_are_addressed_under_both_names(run: str, scenes: Path, tmp_path: Path) -> None:
+    with captioned(scenes, tmp_path / "other", truthful(scenes), "--generation.seed", "1", "--limit", "10"):
+        pass
+    out = str(tmp_path / "dataset")
+    build_dataset(BuildConfig(captions=(run, str(tmp_path / "other")), out=out))
+    with open_stored(out) as database:
+        found = rows(database, "SELECT prompt, count(*) FROM captions WHERE value IS NOT NULL GROUP BY ALL ORDER BY ALL")
+        assert found == [("other/structured", 10), ("run/structured", NUM_SCENES)]
+        assert rows(database, "SELECT count(DISTINCT prompt) FROM caption_objects") == [(2,)]
+
+
 def test_the_report_shows_prose_and_counts_statuses(run: str) -> None:
     with open_stored(run) as database:
         assert statuses(database).rows == [["structured", "ok", NUM_SCENES], ["structured_prose", "ok", NUM_SCENES]]
