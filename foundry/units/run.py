@@ -137,7 +137,7 @@ def within_budget(
     `prepare` is called before the bar is shown, and not where nothing is left of the budget.
     """
     if progress.budget < 0:
-        print(f"error: more {what} are rejected already than --max_rejected allows: raise it to resume", file=sys.stderr)
+        print(f"error: more {what} are rejected already than max_rejected allows: raise it to resume", file=sys.stderr)
         return False
     if prepare is not None:
         prepare()
@@ -145,7 +145,7 @@ def within_budget(
         with progress:
             work()
     except BudgetExceeded as error:
-        print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
+        print(f"error: {error}: see the reasons in rejected, or raise max_rejected", file=sys.stderr)
         return False
     return True
 
