@@ -55,13 +55,16 @@ def check_caption_fields(prompts: PromptSet, source: RunRecord | None) -> None:
     """Raises UserError where prompts use captions of another run and there is none, or captions of a prompt that it lacks."""
     used = sorted(prompts.caption_fields)
     if used and source is None:
-        raise UserError(f"the prompts {prompts.name} use {{{used[0]}}}: give captions_from, the run that has the captions")
+        raise UserError(
+            f"the prompts {prompts.name} use {{{used[0]}}}: name the run that has the captions", setting="captions_from"
+        )
     names = source.prompt_names if source is not None else []
     unknown = sorted(prompts.caption_fields - caption_values({}, prompts=tuple(names)).keys())
     if unknown:
         raise UserError(
             f"the prompts {prompts.name} use {{{unknown[0]}}}, but the prompts of that run are {', '.join(names)}: "
-            "correct the prompts"
+            "correct the prompts",
+            setting="prompts",
         )
 
 
@@ -76,5 +79,5 @@ def check_metadata_names(prompts: PromptSet, record: RunRecord, plan: Plan) -> N
     known = f"they carry {', '.join(sorted(record.carried))}" if record.carried else "they carry no columns"
     problem = f"the prompts {prompts.name} use metadata.{missing}, which the images lack ({known})"
     if not is_sampled(plan):
-        raise UserError(f"{problem}: correct the prompts")
+        raise UserError(f"{problem}: correct the prompts", setting="prompts")
     print(f"warning: {problem}, as far as the first of them tell: those without it get the fallback", file=sys.stderr)

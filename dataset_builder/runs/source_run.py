@@ -31,7 +31,9 @@ def read_source_record(url: str) -> RunRecord:
     """The run.json of the source run. Raises UserError where there is none that captions can be taken from."""
     record = RunRecord.read(Folder(url))
     if record is None:
-        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run --out wrote")
+        raise UserError(
+            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run wrote", setting="captions_from"
+        )
     record.check(Folder(url))
     return record
 
@@ -105,7 +107,8 @@ def _stage_keys(database: Any, files: RunFiles, *, only: str) -> None:
                 database.execute("INSERT INTO answered SELECT key FROM batch")
                 database.unregister("batch")
     if "key" not in columns:
-        raise UserError(f"the query must return a column key, it returns {', '.join(columns)}: SELECT key FROM …")
+        found = ", ".join(columns)
+        raise UserError(f"the query must return a column key, it returns {found}: SELECT key FROM …", setting="only")
     database.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM answered WHERE key IS NOT NULL")
 
 
@@ -113,13 +116,15 @@ def _check_keys(database: Any, files: RunFiles) -> None:
     """Raises UserError where no image is wanted, or a key that is no image's."""
     url = files.folder.url
     if database.execute("SELECT count(*) FROM wanted").fetchall() == [(0,)]:
-        raise UserError(f"the query names no image of {url}: ask it with python -m dataset_builder.query first")
+        advice = "ask it with python -m dataset_builder.query first"
+        raise UserError(f"the query names no image of {url}: {advice}", setting="only")
     keys = pa.schema([INDEX.field("key")])
     database.register("known", pa.RecordBatchReader.from_batches(_positioned(keys), _index_batches(files, keys)))
     unknown = database.execute("SELECT key FROM wanted ANTI JOIN known USING (key) ORDER BY key").fetchall()
     if unknown:
         raise UserError(
-            f"the query names {len(unknown):,} keys that are no images of {url}, such as {unknown[0][0]!r}: correct the query"
+            f"the query names {len(unknown):,} keys that are no images of {url}, such as {unknown[0][0]!r}: correct the query",
+            setting="only",
         )
 
 

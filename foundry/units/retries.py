@@ -55,7 +55,8 @@ def start_retry(run: Folder, units: Sequence[Unit], *, reasons: Collection[str])
     if newest.reasons != wanted and newest.units:
         raise UserError(
             f"retry {newest.number} of {' '.join(newest.reasons) or 'all reasons'} is not finished, "
-            f"{counted(newest.num_images, 'image')} still to try: retry with the same reasons first, then with others"
+            f"{counted(newest.num_images, 'image')} still to try: retry with the same reasons first, then with others",
+            setting="retry_rejected",
         )
     return newest
 

@@ -155,7 +155,7 @@ def test_a_query_is_changed_while_nothing_is_committed(
     [
         (["--images", "photos"], "images must be left out with captions_from"),
         (["--prompts", "PROMPTS"], "use {caption.brief}, but the prompts of that run are dense, medium, short"),
-        (["--captions_from", "OUT/"], "captions_from and out are one folder, "),
+        (["--captions_from", "OUT/"], "the run that captions are taken from is that of this command, "),
         (["--captions_from", "/nowhere"], "/nowhere is no captioning run"),
         (["--only", "SELECT key FROM samples"], "there is no table samples"),
     ],
@@ -191,7 +191,7 @@ def test_prompts_with_captions_need_a_run_and_columns_need_to_be_there(
     assert run("a", "paper", str(images), "--only", "SELECT key FROM images") == 2
     assert "only must be left out without captions_from, the run that it queries" in capsys.readouterr().err
     assert run("a", "refine") == 2
-    assert "the prompts refine use {caption}: give captions_from, the run that has the captions" in capsys.readouterr().err
+    assert "the prompts refine use {caption}: name the run that has the captions (--captions_from)" in capsys.readouterr().err
     mine = tmp_path / "mine.yaml"
     mine.write_text("{name: mine, version: 1, prompts: [{name: a, text: 'Tags: {metadata.tags}?', fallback: 'What?'}]}")
     assert run("b", str(mine)) == 0

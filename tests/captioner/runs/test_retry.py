@@ -163,7 +163,7 @@ def test_an_image_that_is_rejected_again_counts_once_in_the_budget(
     assert caption(images, run, tiny_llava, "--max_rejected", "0.2", "--retry_rejected") == 0
     assert caption(images, run, tiny_llava, "--max_rejected", "0.1", "--retry_rejected") == 1
     assert budgets == [2, 2, 1]
-    assert "2 images are rejected, --max_rejected allows 1" in capsys.readouterr().err
+    assert "2 images are rejected, max_rejected allows 1" in capsys.readouterr().err
     check_that_all_readers_agree(run, capsys, rejected=BROKEN)
 
 
