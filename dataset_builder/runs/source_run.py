@@ -18,7 +18,6 @@ from foundry.errors import UserError
 from foundry.images.index import INDEX
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.run_record import RunRecord
-from foundry.wording import counted
 
 ALL_CAPTIONED = "SELECT DISTINCT key FROM captions"
 """The images of a source run, where nothing else is asked for: those that have captions."""
@@ -53,7 +52,7 @@ def plan_from_run(run: Folder, url: str, *, only: str, unit_size: int) -> Plan:
         record = _index(run, files, plan, only=only, directory=directory)
     plan = publish_plan(run, plan, record)
     total = sum(part.rows for record in read_plans(files.folder) for part in record.parts)
-    print(f"{plan.num_images:,} of the {counted(total, 'image')} of {url}")
+    print(f"{plan.num_images:,} of the {total:,} images of {url}")
     return plan
 
 
