@@ -127,7 +127,8 @@ def _said(one: Candidate, caption: str, image: ShownImage) -> str:
     )
     drawn = ""
     if image.drawn:
-        drawn = _image(thumbnail(image.drawn[one.index].read_bytes()), alt=f"drawn from the caption of {one.letter}")
+        picture = _image(thumbnail(image.drawn[one.index].read_bytes()), alt=f"drawn from the caption of {one.letter}")
+        drawn = f'<p class="figures">drawn from this caption:</p>{picture}'
     return (
         f'<div><h4>{one.letter} · {escape(one.prompt)}</h4><p class="figures">{escape(figures)}</p><p>{caption}</p>'
         f"{drawn}</div>"

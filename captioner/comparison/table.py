@@ -13,13 +13,17 @@ from captioner.comparison.measures import Estimate, Figure
 _TITLE_WIDTH, _WIDTH = 33, 19
 
 EXPLANATIONS = (
-    "Only images that all have captioned count. VN: nouns that appear more than 10 times; DN: different nouns; both grow "
-    "with the number of images. * marks a difference of more than two standard errors: of twenty lines without a real "
-    "difference, one will have it.\n"
-    "A noun that another captioner names too is rarely invented, but captioners of one family invent alike, longer captions "
-    "name more that others leave out, and between two alone agreement cannot tell which of them is wrong.\n"
-    "Log-probabilities compare prompts of one model, not models: their tokens differ."
-).split("\n")
+    (
+        "Only images that all have captioned count. VN: nouns that appear more than 10 times; DN: different nouns; both grow "
+        "with the number of images. * marks a difference of more than two standard errors: of twenty lines without a real "
+        "difference, one will have it."
+    ),
+    (
+        "A noun that another captioner names too is rarely invented, but captioners of one family invent alike, longer "
+        "captions name more that others leave out, and between two alone agreement cannot tell which of them is wrong."
+    ),
+    "Log-probabilities compare prompts of one model, not models: their tokens differ.",
+)
 """What the figures mean, and what they cannot tell."""
 
 
@@ -90,7 +94,9 @@ def shown(estimate: Estimate | None, *, is_share: bool, is_difference: bool = Fa
         return "-"
     factor = 100 if is_share else 1
     value, error = factor * estimate.value, None if estimate.error is None else factor * estimate.error
-    digits = 2 if not error else max(0, 1 - math.floor(math.log10(error)))
+    digits = 0 if value == int(value) else 2
+    if error:
+        digits = min(4, max(0, 1 - math.floor(math.log10(error))))
     sign = "+" if is_difference else ""
     text = f"{value:{sign},.{digits}f}"
     star = " *" if is_difference and estimate.is_clear else ""

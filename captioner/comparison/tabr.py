@@ -142,7 +142,8 @@ def draw_captions(
     }
     arguments = [f"--{name}={_argument(value)}" for name, value in options.items()]
     print("$", shlex.join(["python", "-m", "model.generate", *arguments]), file=sys.stderr, flush=True)
-    ended = subprocess.run([sys.executable, "-m", "model.generate", *arguments], stdout=sys.stderr, check=False)
+    ended = subprocess.run([sys.executable, "-m", "model.generate", *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    print(ended.stdout, end="", file=sys.stderr)  # stdout is for the comparison alone
     if ended.returncode:
         raise UserError(
             f"model.generate ended with exit code {ended.returncode}, its message is above: the same command resumes"

@@ -10,6 +10,7 @@ import pytest
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.convert import ConvertConfig, main
 from examples.openmoji.composition import render
+from examples.openmoji.descriptions import describe
 from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.scene_files import SceneSet, jpeg_bytes, sample
 from tests.foundry.units.plain_loop import run_plainly
@@ -18,15 +19,15 @@ KINDS = KIND_NAMES[:16]
 SCENES = SceneSet(count=1000, seed=5, split="train", single_objects=False, num_kinds=len(KINDS), format="jpeg")
 
 
-def true_captions(count: int) -> dict[int, str]:
-    """The dense description of each of the first scenes."""
-    return {index: sample(SCENES, index).texts.dense for index in range(count)}
+def true_captions(count: int, *, seed: int = SCENES.seed) -> dict[int, str]:
+    """A dense description of each of the first scenes; another seed words it in another way."""
+    return {index: describe(sample(SCENES, index).scene, seed=seed).dense for index in range(count)}
 
 
 def invented_captions(count: int) -> dict[int, str]:
-    """The same with every object replaced by one that the scene does not show."""
+    """The same, again in other words, with every object replaced by one that the scene does not show."""
     said = {}
-    for index, text in true_captions(count).items():
+    for index, text in true_captions(count, seed=99).items():
         shown = {thing.kind for thing in sample(SCENES, index).scene.objects}
         rng = random.Random(index)
         for kind in sorted(shown):
