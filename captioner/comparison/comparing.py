@@ -93,7 +93,8 @@ def _add_tabr(
     extra.drawn = draw_captions(sample, checkpoint=checkpoint, settings=settings, folder=folder)
     extra.notes.append(
         f"TaBR: {checkpoint} drew each of {len(sample):,} images again from each caption alone, from the same noise; "
-        f"similarity is the cosine by {encoder.name}; a caption of another image reaches what the line below it says."
+        f"similarity is the cosine by {encoder.name}, and the line below is that with another image. The captioner with the "
+        "higher one says more that is true and can be drawn, but a network draws best from captions like those that it learned."
     )
     extra.notes += keep_tabr(bench, sample, extra.drawn, encoder=encoder)
     extra.tables.append("tabr")

@@ -49,7 +49,7 @@ def comparison_page(
         ),
         Section(
             title="Cost and speed",
-            lead="Of the whole runs, all prompts together; images/s and tokens/s are those of one replica of the model.",
+            lead="Of whole runs, all prompts together: tokens written and read per image, speed of a replica, its hours.",
             body=table_html(Table(columns=COST_COLUMNS, rows=cost_rows(found.costs))),
         ),
         Section(

@@ -132,7 +132,7 @@ def cost_rows(costs: Sequence[RunCost]) -> list[list[str]]:
     ]
 
 
-COST_COLUMNS = ("run", "images", "tokens", "input", "images/s", "tokens/s", "hours", "cost/1000", "hardware")
+COST_COLUMNS = ("run", "images", "written", "read", "images/s", "tokens/s", "hours", "cost/1000", "hardware")
 
 
 def _candidates(found: Comparison) -> str:
@@ -175,9 +175,7 @@ def _line(figure: Figure, found: Comparison, cells: Sequence[str]) -> str:
 
 
 def _costs(costs: Sequence[RunCost]) -> str:
-    lines = [
-        "Cost of the whole runs, all prompts together: tokens an image, speed of one replica, its hours, price of 1,000 images"
-    ]
+    lines = ["Cost of whole runs, all prompts: tokens written and read per image, a replica's speed and hours, price of 1,000 images"]
     lines.append(_cost_line(COST_COLUMNS))
     lines += [_cost_line(row) for row in cost_rows(costs)]
     return "\n".join(lines)
