@@ -40,6 +40,8 @@ class SampledImage:
     image: str
     row: Mapping[str, Any]
     captions: list[str]
+    limits: DecodeLimits
+    """The limits that its run decoded it with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,10 @@ def fetch_images(bench: Workbench, candidates: Sequence[Candidate], chosen: str)
         f"SELECT p.image, {facts}, {captions} FROM ({chosen}) p "
         f"JOIN run_{first}.stored.images i ON i.key = p.key_{first} {joins} ORDER BY p.image"
     ).to_pylist()
+    limits = DecodeLimits(**candidates[0].files.settings.get("limits", {}))
     return [
-        SampledImage(image=row["image"], row=row, captions=[row[f"caption_{one.index}"] for one in candidates]) for row in rows
+        SampledImage(image=row["image"], row=row, captions=[row[f"caption_{one.index}"] for one in candidates], limits=limits)
+        for row in rows
     ]
 
 
@@ -121,7 +125,7 @@ def read_sample(sample: Sequence[SampledImage], *, side_px: int | None, unread: 
     """The pixels of the sample's images, a few at a time; what cannot be read, or has changed, is added to `unread`."""
     for start in range(0, len(sample), _CHUNK):
         chunk = {one.row["key"]: one for one in sample[start : start + _CHUNK]}
-        read = read_images([one.row for one in chunk.values()], limits=DecodeLimits(), target_side_px=side_px)
+        read = read_images([one.row for one in chunk.values()], limits=sample[0].limits, target_side_px=side_px)
         unread += [f"{row['key']}: {row['message']}" for row in read.rejected]
         found = []
         for one in read.images:

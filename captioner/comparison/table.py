@@ -175,7 +175,9 @@ def _line(figure: Figure, found: Comparison, cells: Sequence[str]) -> str:
 
 
 def _costs(costs: Sequence[RunCost]) -> str:
-    lines = ["Cost of whole runs, all prompts: tokens written and read per image, a replica's speed and hours, price of 1,000 images"]
+    lines = [
+        "Cost of whole runs, all prompts: tokens written and read per image, a replica's speed and hours, price of 1,000 images"
+    ]
     lines.append(_cost_line(COST_COLUMNS))
     lines += [_cost_line(row) for row in cost_rows(costs)]
     return "\n".join(lines)
