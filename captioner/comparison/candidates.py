@@ -46,12 +46,14 @@ def find_candidates(sources: Sequence[str], *, prompts: Sequence[str] = ()) -> l
     known = [run.record.prompt_names for run in runs]
     every = list(dict.fromkeys(name for names in known for name in names))
     if unknown := [name for name in prompts if name not in every]:
-        raise UserError(f"no run has the prompt {unknown[0]}: there are {', '.join(every)}")
+        raise UserError(f"no run has the prompt {unknown[0]}: there are {', '.join(every)}", setting="prompts")
     found: list[Candidate] = []
     for number, (source, run, names) in enumerate(zip(sources, runs, known, strict=True)):
         chosen = [name for name in names if not prompts or name in prompts]
         if not chosen:
-            raise UserError(f"{source} has none of the prompts asked for: it has {', '.join(names) or 'no prompts'}")
+            raise UserError(
+                f"{source} has none of the prompts asked for: it has {', '.join(names) or 'no prompts'}", setting="prompts"
+            )
         found += [
             Candidate(index=len(found) + index, run=number, source=source, prompt=name, files=run)
             for index, name in enumerate(chosen)
@@ -60,7 +62,8 @@ def find_candidates(sources: Sequence[str], *, prompts: Sequence[str] = ()) -> l
         what = ", ".join(f"{one.source} with the prompt {one.prompt}" for one in found[:3])
         raise UserError(
             f"expected 2 to {len(string.ascii_uppercase)} captioners to compare, found {len(found)} ({what}): "
-            "give several runs over the same images, or a run with several prompts"
+            "give several runs over the same images, or a run with several prompts",
+            setting="runs",
         )
     return found
 

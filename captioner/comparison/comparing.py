@@ -45,7 +45,7 @@ def compare_runs(
     The arguments are as captioner.compare explains them. Raises UserError for what cannot be compared.
     """
     if out and not Path(out).absolute().parent.is_dir():
-        raise UserError(f"{out} cannot be written, its folder is not there: make it, or give another path")
+        raise UserError(f"{out} cannot be written, its folder is not there: make it, or give another path", setting="out")
     candidates = find_candidates(sources, prompts=prompts)
     first = candidates[0].files.settings
     tagger = TaggerConfig.as_described(first.get("tagger"), default=TaggerConfig())
@@ -130,7 +130,7 @@ def _write_page(bench: Workbench, found: Comparison, extra: _Extra, *, tagger: T
         with new_file(Path(out)) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): give another path for the page") from None
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another path for the page", setting="out") from None
 
 
 def _shown(bench: Workbench, images: Sequence[SampledImage], drawn: Mapping[str, Sequence[Path]]) -> list[ShownImage]:

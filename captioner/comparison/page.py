@@ -15,6 +15,7 @@ from dataset_builder.concepts.noun_counts import load_tagger
 from dataset_builder.concepts.tagger import TaggerConfig
 from dataset_builder.reports.page import Section, Table, page, table_html
 from dataset_builder.reports.thumbnails import read_thumbnails, thumbnail
+from foundry.wording import counted
 
 _SHOWN = {"num_words": "words", "num_nouns": "nouns", "confirmed": "confirmed", "clip_mean": "CLIP", "tabr": "TaBR"}
 """The measures under a caption, and what they are called there."""
@@ -94,7 +95,11 @@ def _pairs(candidates: Sequence[Candidate], images: Sequence[ShownImage], tagger
         return '<p class="none">Nothing to show.</p>'
     thumbnails = read_thumbnails([one.sampled.row for one in images])
     unread = thumbnails.unread
-    note = f'<p class="note">{len(unread):,} images could not be read: {escape(unread[0])}</p>' if unread else ""
+    note = (
+        f'<p class="note">{counted(len(unread), "image")} could not be read, the first: {escape(unread[0])}</p>'
+        if unread
+        else ""
+    )
     others = rivals(candidates)
     cards = []
     for image in images:

@@ -26,6 +26,7 @@ from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import REFERENCE_NAMES
 from foundry.images.loading import read_images
+from foundry.wording import counted
 
 _CHUNK = 64
 _KEYS = [pa.field("image", pa.string(), nullable=False), pa.field("candidate", pa.int32(), nullable=False)]
@@ -140,7 +141,9 @@ def read_sample(sample: Sequence[SampledImage], *, side_px: int | None, unread: 
 
 def unread_notes(unread: Sequence[str], what: str) -> list[str]:
     """A line that counts images that could not be read, with the first; none where all could."""
-    return [f"{what} leave out {len(unread):,} images that could not be read, the first: {unread[0]}."] if unread else []
+    return (
+        [f"{what} leave out {counted(len(unread), 'image')} that could not be read, the first: {unread[0]}."] if unread else []
+    )
 
 
 def _clip_rows(image: str, cosines: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:

@@ -131,7 +131,9 @@ def draw_captions(
         listed = folder / "prompts.jsonl"
         listed.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): give another place for the page") from None
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): give another place for the page", setting="out"
+        ) from None
     options = {
         "checkpoint": checkpoint,
         "prompts_file": listed,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from foundry.errors import StoreError
 from foundry.images.decoding import DecodeLimits, decode_image
-from foundry.images.reader import ImageReader, reference_of
+from foundry.images.reader import ImageReader, content_hash, reference_of
 from foundry.units.rejection import ImageError
 
 _SIDE_PX = 220
@@ -25,13 +25,16 @@ class Thumbnails:
 
 
 def read_thumbnails(rows: Sequence[Mapping[str, Any]]) -> Thumbnails:
-    """Reads the images of these rows, which have a key, and a reference or the bytes themselves as `data`."""
+    """Reads the images of these rows, which have a key, and a reference or the bytes themselves as `data`.
+
+    Of a row with a `content_hash`, an image whose bytes are others by now is left out.
+    """
     found: dict[str, str] = {}
     unread: list[str] = []
     with ImageReader() as reader:
         for index, row in enumerate(rows):
             try:
-                found[row["key"]] = thumbnail(row.get("data") or reader.read(reference_of(row)))
+                found[row["key"]] = thumbnail(_data(reader, row))
             except ImageError as error:
                 unread.append(f"{row['key']}: {error.message}")
             except StoreError as error:
@@ -40,6 +43,14 @@ def read_thumbnails(rows: Sequence[Mapping[str, Any]]) -> Thumbnails:
                     unread += [f"{later['key']}: not tried" for later in rows[index + 1 :]]
                     break
     return Thumbnails(by_key=found, unread=unread)
+
+
+def _data(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
+    """Raises ImageError and StoreError."""
+    data: bytes = row.get("data") or reader.read(reference_of(row))
+    if row.get("content_hash", content_hash(data)) != content_hash(data):
+        raise ImageError("changed", "not the bytes that were captioned")
+    return data
 
 
 def thumbnail(data: bytes) -> str:

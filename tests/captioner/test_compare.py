@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -224,6 +225,19 @@ def test_clip_scores_are_those_of_the_runs_or_computed_alike(
         for letter in "AB":
             assert stored[figure]["values"][letter] == pytest.approx(computed[figure]["values"][letter], rel=1e-4)
         assert stored[figure]["num_images"] == 6
+
+
+def test_images_that_are_gone_or_changed_are_left_out_of_what_needs_them_and_counted(
+    capsys: pytest.CaptureFixture[str], page: Path, tmp_path: Path
+) -> None:
+    run, other = (import_run(tmp_path / name, true_captions(6, seed=seed)) for name, seed in (("a", 5), ("b", 77)))
+    (tmp_path / "a-images" / "scene-1.jpg").unlink()
+    shutil.copy(tmp_path / "a-images" / "scene-0.jpg", tmp_path / "a-images" / "scene-2.jpg")
+    answer = compare(capsys, [run, other], clip=str(write_tiny_clip(tmp_path / "clip")), out=str(page))
+    assert answer["figures"]["num_words"]["num_images"] == 6 and answer["figures"]["clip_mean"]["num_images"] == 4
+    (note,) = answer["notes"]
+    assert note.startswith("CLIP scores leave out 2 images that could not be read, the first: scene-")
+    assert "2 images could not be read, the first: scene-" in page.read_text()
 
 
 def score(run: str, clip: str) -> None:
