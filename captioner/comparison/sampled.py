@@ -82,8 +82,8 @@ def keep_recounted(
     tables = []
     for one in candidates:
         texts = [image.captions[one.index] for image in sample]
-        counted, _ = count_captions(texts, prompt=one.prompt, tagger=tagger, t5=t5)
-        rows = [{"image": image.image, "candidate": one.index, **row} for image, row in zip(sample, counted, strict=True)]
+        columns, _ = count_captions(texts, prompt=one.prompt, tagger=tagger, t5=t5)
+        rows = [{"image": image.image, "candidate": one.index, **row} for image, row in zip(sample, columns, strict=True)]
         tables.append(pa.Table.from_pylist(rows, schema=_RECOUNTED))
     bench.keep_table("recounted", pa.concat_tables(tables))
 
