@@ -74,7 +74,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     flops = total(layers).training
     again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
-    techniques = technique_costs(train, rung, network)
+    techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
     dataset = _dataset_size(train, rung, config)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.dit_config import DiTConfig
+from model.encoders.teacher import Teacher
 from model.encoders.vae import VAEConfig, load_vae
 from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
 from tests.model.real_memory import allocated_peak
@@ -26,7 +27,7 @@ from trainer.planning.table import plan_table
 from trainer.planning.techniques import technique_costs
 from trainer.training.techniques.dispersive import Dispersive
 from trainer.training.techniques.layersync import LayerSync
-from trainer.training.techniques.repa import Repa, Teacher
+from trainer.training.techniques.repa import Repa
 from trainer.training.techniques.sra2 import Sra2
 from trainer.training.techniques.technique import Technique
 
@@ -54,7 +55,8 @@ def _technique(config: TrainConfig, name: str) -> Technique:
     if name == "repa":
         tower = load_vision_tower(VisionTowerConfig(name=config.repa.teacher or "", dtype="float32"))
         vae = load_vae(VAEConfig(name=config.vae or "", dtype="float32", sliced=False))
-        return Repa(config.repa, NETWORK, Teacher(tower, vae))
+        teacher = Teacher(tower, vae)
+        return Repa(config.repa, NETWORK, teacher=teacher, teacher_width=tower.width, fingerprint=tower.fingerprint())
     others: dict[str, Technique] = {
         "sra2": Sra2(config.sra2, NETWORK),
         "layersync": LayerSync(config.layersync, NETWORK),

@@ -55,9 +55,8 @@ def _technique_losses(config: TrainConfig) -> list[dict[str, float]]:
 
 def _state_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
     """All tensors of a run's newest checkpoint."""
-    state = open_state(
-        config, find_start(config), rung=config.ladder[0], info=open_features(config, config.ladder[0]).info, workers=Workers()
-    )
+    store = open_features(config, config.ladder[0])
+    state = open_state(config, find_start(config), rung=config.ladder[0], store=store, workers=Workers())
     return training_tensors(state)
 
 
@@ -140,7 +139,7 @@ def test_a_teacher_that_stopped_is_asked_no_more_and_its_projector_stays(
     def asked(*_arguments: object) -> None:
         raise AssertionError("the teacher has stopped")
 
-    monkeypatch.setattr("trainer.training.techniques.repa.Teacher.features", asked)
+    monkeypatch.setattr("model.encoders.teacher.Teacher.features", asked)
     assert main(resumed) == 0
     ours, theirs = _state_tensors(resumed), _state_tensors(config)
     for part in ("network", "repa.weights", "repa.optimizer"):
