@@ -78,7 +78,7 @@ def check_group(config: TrainConfig, num_workers: int) -> None:
             fitting = [number for number in range(2, own + 1) if own % number == 0]
             advice = f"give one that does, as {min(fitting, key=lambda number: abs(number - group))}" if fitting else ""
             raise UserError(
-                f"a group of {group} samples does not divide the {own} that each of {num_workers} workers trains in a step: "
+                f"a group of {group} samples does not divide the {own} that a worker trains in a step: "
                 f"{advice or 'give larger batches'}",
                 setting="dispersive.group",
             )

@@ -147,7 +147,9 @@ def test_dispersive_is_the_formula_within_each_group(batch: MicroBatch, tokens: 
 
 def test_a_group_that_does_not_divide_a_workers_batch_is_refused_with_one_that_does(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, batch_size=178 * 64, images=178 * 64, dispersive=DispersiveConfig(enabled=True))
-    with pytest.raises(UserError, match=r"group of 64 samples does not divide the 178 that each of 64 workers .* as 89$"):
+    with pytest.raises(
+        UserError, match=r"group of 64 samples does not divide the 178 that a worker trains in a step: .* as 89$"
+    ):
         check_group(config, 64)
     check_group(replace(config, dispersive=replace(config.dispersive, group=89)), 64)
     check_group(replace(config, dispersive=DispersiveConfig()), 64)

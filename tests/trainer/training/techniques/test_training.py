@@ -88,13 +88,12 @@ def test_a_killed_training_with_all_techniques_resumes_bit_for_bit(root: Path, u
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(_plain(yaml.safe_load((Path(unbroken.run_folder) / CONFIG).read_text()))))
     command = [sys.executable, "-m", "trainer.fit", "--config", str(path), "--run_dir", config.run_dir]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
-            assert "  repa -" in line and "  sra2 " in line
-            process.kill()
-    process.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
+                assert "  repa -" in line and "  sra2 " in line
+                process.kill()
     assert process.returncode == -signal.SIGKILL
     newest = newest_checkpoint(Path(config.run_folder))
     assert newest is not None and 8 <= int(newest.name) < 24
