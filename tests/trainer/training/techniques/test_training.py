@@ -1,5 +1,6 @@
 """Trainings with techniques resume bit for bit, do not depend on how a batch is cut or shared, and export the network alone."""
 
+import math
 import shutil
 import signal
 import subprocess
@@ -179,6 +180,23 @@ def test_what_techniques_cannot_read_is_refused_in_a_line(root: Path, tmp_path: 
         with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$") as error:
             main(changed)
         assert error.value.setting == setting
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "resolutions"),
+    [("pixel", "float32", (16,)), ("alignment", "bfloat16", (16,)), ("alignment", "float32", (16, 32))],
+)
+def test_techniques_work_in_each_stage_number_format_and_resolution(
+    tmp_path: Path, stage: str, precision: str, resolutions: tuple[int, ...]
+) -> None:
+    for resolution in resolutions:
+        write_features(tmp_path, stage=stage, resolution=resolution)
+    ladder = tuple(Rung(resolution=resolution, images=8, batch_size=4) for resolution in resolutions)
+    config = technique_config(tmp_path, tmp_path, *TECHNIQUES, stage=stage, precision=precision, ladder=ladder)
+    assert main(config) == 0
+    losses = _technique_losses(config)
+    assert len(losses) == 2 * len(ladder) and all(own.keys() == TECHNIQUES.keys() for own in losses)
+    assert all(math.isfinite(loss) for own in losses for loss in own.values())
 
 
 @pytest.fixture
