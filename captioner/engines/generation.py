@@ -35,6 +35,9 @@ class GenerationSettings:
     image_fit: str = "auto"
     """Fit of images to the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
     model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
+    image_side_px: int | None = None
+    """Maximum length of the shorter side of an image that the model is shown, in pixels; default: what it can use, and at most
+    1024 for a model that takes images of any size (Qwen-VL), where fewer pixels are fewer tokens."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -45,6 +48,7 @@ class GenerationSettings:
                 ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
                 ("temperature", "0 or more", self.temperature >= 0),
                 ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+                ("image_side_px", "32 or more", self.image_side_px is None or self.image_side_px >= 32),
                 ("image_fit", f"one of {', '.join(IMAGE_FITS)}", self.image_fit in IMAGE_FITS),
             ]
             if not holds

@@ -1,9 +1,9 @@
-"""LLaVA engine: images and a prompt in, captions with their log-probabilities out, through transformers.
+"""Transformers engine: images and a prompt in, captions with their log-probabilities out.
 
-Any checkpoint of AutoModelForImageTextToText with a chat template will do: LLaVA 1.5, NeXT, OneVision, llava-mini.
-Rows are padded on the left and masked, so that in float32 a caption does not depend on the other images of its batch;
-in bf16 it may, by rounding, so batches are a fixed function of the unit, until memory runs out: from there on, this engine's
-batches are smaller.
+Any checkpoint of AutoModelForImageTextToText with a chat template will do (LLaVA, Qwen-VL, InternVL, Idefics3, SmolVLM,
+Gemma 3), and Florence-2, which has an encoder and no template. Rows are padded on the left (an encoder's on the right) and masked, so
+that in float32 a caption does not depend on the other images of its batch; in bf16 it may, by rounding, so batches are a fixed
+function of the unit, until memory runs out: from there on, this engine's batches are smaller.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,12 @@ class LlavaEngine:
         self.end_ids = end_ids(source, tokenizer)
         if tokenizer.pad_token_id is None:  # what is padded is masked, so that any token will do
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.end_ids[0])
-        self.model.generation_config = GenerationConfig()  # what `generate` is not told, it takes from here
+        self._has_decoder = bool(self.model.config.is_encoder_decoder)
+        if self._has_decoder:  # an encoder's learned positions count from the left
+            tokenizer.padding_side = "right"
+        start = self.model.generation_config.decoder_start_token_id
+        # What `generate` is not told, it takes from here.
+        self.model.generation_config = GenerationConfig(decoder_start_token_id=start)
 
     def caption(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
@@ -118,7 +123,8 @@ class LlavaEngine:
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 eos_token_id=self.end_ids,
             )
-        tokens = output[:, inputs["input_ids"].shape[1] :].cpu()  # (B, L)
+        num_given = 1 if self._has_decoder else inputs["input_ids"].shape[1]
+        tokens = output[:, num_given:].cpu()  # (B, L)
         logprobs = torch.stack(chooser.logprobs, dim=1).cpu()  # (B, L)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         return [self._generation(*row) for row in zip(tokens, logprobs, lengths, strict=True)]
@@ -126,7 +132,8 @@ class LlavaEngine:
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
 
-        pixels = [torch.tensor(self._fit(image)).permute(2, 0, 1) for image in images]  # (3, H, W)
+        # A list for each text: some processors take a flat one for the images of a single text.
+        pixels = [[torch.tensor(self._fit(image)).permute(2, 0, 1)] for image in images]  # (3, H, W) each
         texts = [self._format(prompt) for prompt in prompts]
         inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt").to(self.device)
         for name, value in inputs.items():

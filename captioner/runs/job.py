@@ -185,7 +185,7 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) 
 
     `before`: settings of what the run has committed, which stay where nothing else is asked for.
     """
-    model = find_model(config)
+    model = find_model(config, before=before)
     config = replace(config, generation=_settled(config.generation, model, before))
     prompts = load_prompts(config.prompts)
     t5 = config.t5.of_model(config.model)
@@ -212,6 +212,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
     generation = asdict(config.generation)
+    del generation["image_side_px"]  # it is the model's
     if model.image_fit(generation["image_fit"]) == "processor":  # recorded only where it is not that of runs before it was
         del generation["image_fit"]
     settings = {
@@ -229,13 +230,17 @@ def run_settings(
     return as_stored(settings)
 
 
-def find_model(config: CaptionConfig) -> CaptionModel:
-    """The model for the engine that is asked for. Raises UserError where one of them is unavailable."""
+def find_model(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionModel:
+    """The model for the engine that is asked for. Raises UserError where one of them is unavailable.
+
+    `before`: settings of what the run has committed; images stay as large as they were, unless something else is asked for.
+    """
     if config.engine == "endpoint":
         from captioner.engines.endpoint_engine import find_served_model
 
         return find_served_model(config.model, config.endpoint, config.generation)
-    source = resolve_model(config.model, revision=config.revision)
+    image_side_px = config.generation.image_side_px or (before or {}).get("model", {}).get("image_side_px")
+    source = resolve_model(config.model, revision=config.revision, image_side_px=image_side_px)
     if config.engine == "vllm":
         from captioner.engines.vllm_engine import find_vllm_model
 

@@ -147,3 +147,17 @@ def test_a_column_of_json_files_has_a_type_that_holds_all_of_them(tmp_path: Path
     with open_run(str(tmp_path / "run")) as database:
         found = database.fetch("SELECT rating FROM images ORDER BY key")["rating"].to_pylist()
     assert found == [*map(str, range(9)), "high"]
+
+
+def test_images_are_as_large_as_they_were_unless_another_size_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run, model = save_pictures(tmp_path / "images", count=8), tmp_path / "run", save_tiny_llava(tmp_path / "model")
+    assert caption(images, run, model, "--generation.image_side_px", "33") == 0
+    record = RunRecord.read(Folder(str(run)))
+    assert record is not None and record.settings["model"]["image_side_px"] == 33
+    assert "image_side_px" not in record.settings["generation"]
+    save_pictures(images, count=1, seed=1)
+    assert caption(images, run, model) == 0, "what a run was begun with stays"
+    assert caption(images, run, model, "--generation.image_side_px", "32") == 2
+    assert "holds a run with another model.image_side_px" in capsys.readouterr().err
