@@ -1,9 +1,12 @@
 """Transformers engine: images and a prompt in, captions with their log-probabilities out.
 
 Any checkpoint of AutoModelForImageTextToText with a chat template will do (LLaVA, Qwen-VL, InternVL, Idefics3, SmolVLM,
-Gemma 3), and Florence-2, which has an encoder and no template. Rows are padded on the left (an encoder's on the right) and masked, so
-that in float32 a caption does not depend on the other images of its batch; in bf16 it may, by rounding, so batches are a fixed
-function of the unit, until memory runs out: from there on, this engine's batches are smaller.
+Gemma 3), and Florence-2, which has an encoder and no template. Rows are padded on the left (an encoder's on the right) and
+masked, so that in float32 a caption does not depend on the other images of its batch; in bf16 it may, by rounding, so batches
+are a fixed function of the unit, until memory runs out: from there on, this engine's batches are smaller.
+
+A row whose caption has ended leaves its batch, so that the rest is decoded faster; and batches are made of images and
+prompts of similar size, so that little is padded.
 """
 
 from collections.abc import Sequence
@@ -21,6 +24,12 @@ from foundry.storage.model_files import load_network
 
 if TYPE_CHECKING:
     import torch
+
+_LEAVE_TOGETHER = 8
+"""Rows leave a batch once this part of it, an eighth, has ended: each time, the key-value cache of the others is copied."""
+_ROW_DIMS = {"attention_mask": 0, "decoder_attention_mask": 0, "position_ids": -2, "decoder_position_ids": -2}
+_ROW_DIMS |= {"token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+"""What a model carries from step to step, and the dimension of it that counts the rows of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +84,27 @@ class LlavaEngine:
 
         Raises what the model raises; running out of memory at a batch of one among it.
         """
-        generations: list[Generation] = []
+        order = sorted(range(len(images)), key=lambda row: (images[row].size, len(prompts[row])))
+        generations: dict[int, Generation] = {}
         while len(generations) < len(images):
             size = 1 if one_by_one else self.batch_size
-            batch = slice(len(generations), len(generations) + size)
+            batch = order[len(generations) : len(generations) + size]
             try:
-                generations += self._caption_batch(
-                    images[batch], prompts[batch], keys[batch], max_new_tokens=self.settings.max_new_tokens
+                said = self._caption_batch(
+                    [images[row] for row in batch],
+                    [prompts[row] for row in batch],
+                    [keys[row] for row in batch],
+                    max_new_tokens=self.settings.max_new_tokens,
                 )
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or size == 1:
                     raise
-                self.batch_size = min(size, len(images[batch])) // 2 or 1
+                self.batch_size = len(batch) // 2 or 1
             else:
+                generations |= dict(zip(batch, said, strict=True))
                 continue
             self._free_memory()
-        return generations
+        return [generations[row] for row in range(len(images))]
 
     def check(self, image: np.ndarray, prompt: str) -> None:
         """Has the model say one token about an image, uint8 (H, W, 3).
@@ -107,27 +121,24 @@ class LlavaEngine:
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_new_tokens: int
     ) -> list[Generation]:
         import torch
-        from transformers import LogitsProcessorList
 
         inputs = self._inputs(images, prompts)
         chooser = TokenChooser(
             self.settings, seeds=[sampling_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)]
         )
+        decoding = Decoding(chooser, end_ids=self.end_ids, num_steps=max_new_tokens)
         with torch.inference_mode():
-            output = self.model.generate(
+            self.model.generate(
                 **inputs,
+                custom_generate=decoding.run,
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=max_new_tokens,
-                logits_processor=LogitsProcessorList([chooser]),
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 eos_token_id=self.end_ids,
             )
-        num_given = 1 if self._has_decoder else inputs["input_ids"].shape[1]
-        tokens = output[:, num_given:].cpu()  # (B, L)
-        logprobs = torch.stack(chooser.logprobs, dim=1).cpu()  # (B, L)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        return [self._generation(*row) for row in zip(tokens, logprobs, lengths, strict=True)]
+        return [self._generation(*row) for row in zip(decoding.tokens.cpu(), decoding.logprobs.cpu(), lengths, strict=True)]
 
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
@@ -164,37 +175,90 @@ class LlavaEngine:
             torch.cuda.empty_cache()
 
 
-class TokenChooser:
-    """The last logits processor: chooses each row's next token itself and keeps its log-probability.
+class Decoding:
+    """Loop of `generate` that decodes a batch: rows that have ended leave it, so that none waits for the longest caption.
 
-    Greedy, or by the Gumbel-max trick with a generator per row, which makes a sample independent of its batch. All but the
-    chosen token are set to -inf, so that the argmax of `generate` takes it. The logits of all steps are never held.
+    `tokens` and `logprobs`, (B, L) each, are what was chosen; nothing after a row's end token means anything.
     """
+
+    def __init__(self, chooser: "TokenChooser", *, end_ids: Sequence[int], num_steps: int) -> None:
+        self._chooser = chooser
+        self._end_ids = end_ids
+        self._num_steps = num_steps
+
+    def run(
+        self,
+        model: Any,
+        input_ids: "torch.Tensor",
+        *,
+        generation_config: Any,
+        logits_processor: Any,  # noqa: ARG002 - `generate` gives it to any loop
+        stopping_criteria: Any,  # noqa: ARG002 - likewise
+        **state: Any,
+    ) -> "torch.Tensor":
+        """Decodes; `state` is what the model carries from step to step. Returns `tokens`."""
+        import torch
+
+        rows = torch.arange(len(input_ids), device=input_ids.device)  # of the batch, those that are decoded
+        ends = torch.tensor(self._end_ids, device=input_ids.device)
+        has_ended = torch.zeros_like(rows, dtype=torch.bool)
+        self.tokens = ends[0].repeat(len(rows), self._num_steps)  # (B, L)
+        self.logprobs = torch.zeros(self.tokens.shape, device=input_ids.device)  # (B, L)
+        outputs = model._prefill(input_ids, generation_config, state)
+        for step in range(self._num_steps):
+            is_encoder_decoder = model.config.is_encoder_decoder
+            state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=is_encoder_decoder)
+            chosen, logprobs = self._chooser(outputs.logits[:, -1].float(), rows.tolist())
+            self.tokens[rows, step], self.logprobs[rows, step] = chosen, logprobs
+            has_ended |= torch.isin(chosen, ends)
+            num_ended = int(has_ended.sum())
+            if num_ended == len(rows):
+                break
+            input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
+            if num_ended * _LEAVE_TOGETHER >= len(rows):
+                kept = (~has_ended).nonzero()[:, 0]
+                rows, input_ids, has_ended = rows[kept], input_ids[kept], has_ended[kept]
+                state = _kept_rows(state, kept)
+            outputs = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state), return_dict=True)
+        return self.tokens
+
+
+def _kept_rows(state: dict[str, Any], kept: "torch.Tensor") -> dict[str, Any]:
+    """What a model carries from step to step, for these rows of the batch alone. The cache is changed in place."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    state["past_key_values"].reorder_cache(kept)
+    if "encoder_outputs" in state:
+        state["encoder_outputs"] = BaseModelOutput(last_hidden_state=state["encoder_outputs"].last_hidden_state[kept])
+    by_row = {name: dim for name, dim in _ROW_DIMS.items() if torch.is_tensor(state.get(name))}
+    return state | {name: state[name].index_select(dim, kept) for name, dim in by_row.items()}
+
+
+class TokenChooser:
+    """Chooses each row's next token: greedy, or by the Gumbel-max trick with a generator per row, which makes a sample
+    independent of its batch. The logits of all steps are never held."""
 
     def __init__(self, settings: GenerationSettings, *, seeds: Sequence[int]) -> None:
         import torch
 
         self.settings = settings
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.logprobs: list[torch.Tensor] = []
 
-    def __call__(self, _input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-        """Scores (B, V) float32 of the next token; returns them with a single finite entry per row."""
-        import torch
-
+    def __call__(self, scores: "torch.Tensor", rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The chosen tokens, (B,), of scores (B, V) float32, and their log-probabilities, (B,); `rows` of the whole batch."""
         logprobs = scores.log_softmax(dim=-1)  # (B, V)
-        chosen = (self._perturbed(logprobs) if self.settings.temperature else scores).argmax(dim=-1, keepdim=True)  # (B, 1)
-        self.logprobs.append(logprobs.gather(1, chosen)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+        chosen = (self._perturbed(logprobs, rows) if self.settings.temperature else scores).argmax(dim=-1)  # (B,)
+        return chosen, logprobs.gather(1, chosen[:, None])[:, 0]
 
-    def _perturbed(self, logprobs: "torch.Tensor") -> "torch.Tensor":
+    def _perturbed(self, logprobs: "torch.Tensor", rows: Sequence[int]) -> "torch.Tensor":
         import torch
         from transformers import TopPLogitsWarper
 
         scores = (logprobs / self.settings.temperature).log_softmax(dim=-1)
         if self.settings.top_p < 1:
             scores = TopPLogitsWarper(self.settings.top_p)(None, scores)
-        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators])
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=self.generators[row]) for row in rows])
         return scores - noise.log().to(scores.device)
 
 

@@ -1,6 +1,7 @@
 """Each class of model that people caption with: a caption is that of its image and prompt, whatever else is in the batch."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from captioner.engines import transformers_engine
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
 from captioner.engines.transformers_engine import LlavaEngine, TransformersModel
@@ -95,6 +97,30 @@ def test_a_caption_is_the_same_in_a_batch_and_alone(folders: Callable[[str], Pat
     of_one_prompt = engine.caption(images, PROMPTS[:1] * 6, KEYS)
     assert len({one.mean_logprob for one in of_one_prompt}) == 6, "a model that sees no image proves nothing"
     assert len({one.mean_logprob for one in engine.caption(images[:1] * 3, PROMPTS[:3], KEYS[:3])}) == 3
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_rows_that_have_ended_leave_their_batch_and_change_no_other(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    engine, left = load(folders(name), temperature=20.0, max_new_tokens=12), 0  # so that captions differ
+
+    def counted(state: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
+        nonlocal left
+        left += len(state["attention_mask"]) - len(kept)
+        return kept_rows(state, kept)
+
+    kept_rows = transformers_engine._kept_rows
+    monkeypatch.setattr(transformers_engine, "_kept_rows", counted)
+    images = pictures(SIZES)
+    whole = engine.caption(images, PROMPTS, KEYS)
+    words = Counter(word for one in whole for word in set(one.text.split()[:6]))
+    engine.end_ids = [engine.processor.tokenizer.convert_tokens_to_ids(word) for word, _ in words.most_common(2)]
+    together = engine.caption(images, PROMPTS, KEYS)
+    assert left, "no row left its batch"
+    assert "stop" in {one.finish_reason for one in together}
+    alone = [engine.caption([image], [prompt], [key])[0] for image, prompt, key in zip(images, PROMPTS, KEYS, strict=True)]
+    assert_equal(together, alone)
 
 
 @pytest.mark.parametrize("name", CLASSES)

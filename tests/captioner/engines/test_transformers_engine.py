@@ -1,6 +1,7 @@
 """A caption belongs to its image and prompt alone; whatever LLaVA it is, and however little memory there is."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,32 @@ def test_the_end_tokens_of_the_checkpoint_end_a_caption(tmp_path: Path) -> None:
 def test_a_model_is_tried_out_with_one_token(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, choose, num_steps = engine(tiny_llava), TokenChooser.__call__, 0
 
-    def counted(self: TokenChooser, *scores: torch.Tensor) -> torch.Tensor:
+    def counted(self: TokenChooser, scores: torch.Tensor, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal num_steps
         num_steps += 1
-        return choose(self, *scores)
+        return choose(self, scores, rows)
 
     monkeypatch.setattr(TokenChooser, "__call__", counted)
     model.check(images(1)[0], "owl")
     assert num_steps == 1
     model.caption(images(1), PROMPTS[:1], KEYS[:1])
     assert num_steps == 1 + 12
+
+
+def test_images_and_prompts_of_similar_size_share_a_batch(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = engine(tiny_llava, batch_size=2), list[list[str]]()
+    expected = [model.caption([image], [prompt], [key])[0] for image, prompt, key in zip(images(), PROMPTS, KEYS, strict=True)]
+    caption_batch = LlavaEngine._caption_batch
+
+    def noted(self: LlavaEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
+        batches.append(list(keys))
+        return caption_batch(self, batch, prompts, keys, **how)
+
+    monkeypatch.setattr(LlavaEngine, "_caption_batch", noted)
+    order = [4, 1, 5, 0, 3, 2]
+    prompts, keys = [PROMPTS[index] for index in order], [KEYS[index] for index in order]
+    assert_equal(model.caption([images()[index] for index in order], prompts, keys), [expected[index] for index in order])
+    assert batches == [KEYS[0:2], KEYS[2:4], KEYS[4:6]], "those of one size, whatever their order"
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
