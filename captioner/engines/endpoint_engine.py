@@ -2,6 +2,8 @@
 
 The server batches; this engine keeps `concurrency` requests under way. A request that the server refuses fails alone; a server
 that is busy or away is waited for, and ends the run where it stays away.
+
+Images are sent as data URLs of the pixels that were decoded and checked, or, where the settings say so, by their web address.
 """
 
 from collections.abc import Sequence
@@ -41,6 +43,11 @@ class ServedModel:
         """Whether the server has the shipped toy, by its name."""
         return self.name == "mini"
 
+    @property
+    def sends_urls(self) -> bool:
+        """Whether images that have a web address are sent by it."""
+        return self.settings.image_urls
+
     def image_fit(self, asked: str) -> str:
         """`processor`: images are sent as they are. Raises UserError for `pad`."""
         if asked == "pad":
@@ -55,6 +62,7 @@ class ServedModel:
             "image_side_px": self.image_side_px,
             "image_format": self.settings.image_format,
             "body": self.settings.body,
+            **({"image_urls": True} if self.sends_urls else {}),
         }
 
     def load(self, generation: GenerationSettings) -> "EndpointEngine":
@@ -85,9 +93,9 @@ class EndpointEngine:
         self._endpoint = _endpoint(model.settings)
 
     def caption(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+        self, images: Sequence[np.ndarray | str], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
     ) -> list[Generation]:
-        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+        """Captions for images, uint8 (H, W, 3) or a web address each, with a prompt and a key (for the seed) each, in order.
 
         Raises UserError: RequestRefused where the server refuses an image.
         """
@@ -98,7 +106,7 @@ class EndpointEngine:
         """Has the server say one token about an image. Raises UserError where it does not, or is another model by now."""
         self._ask(image, prompt, "check", max_tokens=1)
 
-    def _caption(self, image: np.ndarray, prompt: str, key: str) -> Generation:
+    def _caption(self, image: np.ndarray | str, prompt: str, key: str) -> Generation:
         answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens)
         logprobs = answer.logprobs
         return Generation(
@@ -110,9 +118,10 @@ class EndpointEngine:
             min_logprob=min(logprobs) if logprobs else None,
         )
 
-    def _ask(self, image: np.ndarray, prompt: str, key: str, *, max_tokens: int) -> Answer:
+    def _ask(self, image: np.ndarray | str, prompt: str, key: str, *, max_tokens: int) -> Answer:
         body = _body(self.model.settings, self.generation, model=self.model.name, max_tokens=max_tokens)
-        body["messages"] = [image_message(prompt, [image_url(image, self.model.settings.image_format)])]
+        url = image if isinstance(image, str) else image_url(image, self.model.settings.image_format)
+        body["messages"] = [image_message(prompt, [url])]
         if self.generation.temperature:
             body["seed"] = sampling_seed(self.generation.seed, key, prompt) % (1 << 31)
         answer = self._endpoint.ask(body)

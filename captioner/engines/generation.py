@@ -81,10 +81,11 @@ class Engine(Protocol):
     """A loaded model, or a server that has one."""
 
     def caption(
-        self, images: "Sequence[np.ndarray]", prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+        self, images: "Sequence[Any]", prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
     ) -> list[Generation]:
-        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+        """Captions for images, with a prompt and a key (for the seed) each, in order.
 
+        An image is pixels, uint8 (H, W, 3), or its web address where the model says `sends_urls`.
         `one_by_one` asks for the smallest batches. Raises what the model raises.
         """
 
@@ -114,6 +115,10 @@ class CaptionModel(Protocol):
     @property
     def is_served(self) -> bool:
         """Whether it runs on a server of the user's, so that number formats and GPUs are that server's."""
+
+    @property
+    def sends_urls(self) -> bool:
+        """Whether its engine takes the web address of an image in place of pixels."""
 
     @property
     def num_parameters(self) -> int:

@@ -78,6 +78,11 @@ class ModelSource:
         """False: it is loaded by the replicas."""
         return False
 
+    @property
+    def sends_urls(self) -> bool:
+        """False: it is shown pixels."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         """Name and revision, image size, and the prompt's format where it is not the processor's own."""
         described = {"name": self.name, "revision": self.revision, "image_side_px": self.image_side_px}

@@ -26,6 +26,7 @@ from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
 from foundry.images.loading import all_rejected, read_images
+from foundry.images.reader import reference_of
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
@@ -39,9 +40,9 @@ _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 @dataclass(frozen=True)
 class Payload:
-    """Input of a replica: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
+    """Input of a replica: pixels, uint8 (H, W, 3) each, or web addresses; keys; prompts by name; all in one order."""
 
-    pixels: list[np.ndarray]
+    images: list[np.ndarray | str]
     keys: list[str]
     prompts: dict[str, list[str]]
 
@@ -96,9 +97,9 @@ class CaptionJob:
         )
         images = [one.facts for one in read.images]
         texts = {prompt.name: [render(prompt, image["alt_text"]) for image in images] for prompt in self.prompts.prompts}
-        payload = Payload(
-            pixels=[one.image.pixels for one in read.images], keys=[image["key"] for image in images], prompts=texts
-        )
+        urls = [reference_of(image).web_address if self.model.sends_urls else None for image in images]
+        shown = [url or one.image.pixels for url, one in zip(urls, read.images, strict=True)]
+        payload = Payload(images=shown, keys=[image["key"] for image in images], prompts=texts)
         return payload, Facts(images=images, rejected=read.rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
@@ -118,7 +119,7 @@ class CaptionJob:
         """Captions each image with each prompt."""
         started = time.perf_counter()
         said = {
-            name: engine.caption(payload.pixels, texts, payload.keys, one_by_one=one_by_one)
+            name: engine.caption(payload.images, texts, payload.keys, one_by_one=one_by_one)
             for name, texts in payload.prompts.items()
         }
         return Output(generations=said, seconds=time.perf_counter() - started)

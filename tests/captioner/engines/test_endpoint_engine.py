@@ -131,6 +131,15 @@ def test_jpegs_are_smaller() -> None:
     assert all("data:image/jpeg;base64,/9j/" in json.dumps(body) for body in server.bodies)
 
 
+def test_an_image_may_be_sent_by_its_address() -> None:
+    with judge_server(lambda body: says("An owl.")) as server:
+        model = model_at(server.url, image_urls=True, concurrency=1)
+        EndpointEngine(model, SETTINGS).caption(["https://photos/a.jpg", pictures()[0]], PROMPTS[:2], ["a", "b"])
+    sent = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.bodies]
+    assert sent[0] == "https://photos/a.jpg" and sent[1].startswith("data:image/png;base64,")
+    assert model.describe() == model_at(server.url).describe() | {"image_urls": True}, "it is another run"
+
+
 def test_a_refused_image_is_told_from_a_server_that_refuses_all() -> None:
     replies = {
         "Describe this image.": says("An owl."),
