@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from foundry.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -132,6 +134,16 @@ class CaptionModel(Protocol):
 
     def load(self, generation: GenerationSettings) -> Engine:
         """The engine, on this process's device."""
+
+
+def check_context(said: Generation, settings: GenerationSettings, *, most: int) -> None:
+    """Raises UserError where a request such as this one and its caption take more tokens than the `most` of the context."""
+    needed = said.num_input_tokens + settings.max_new_tokens
+    if needed > most:
+        raise UserError(
+            f"an image and the prompt take {said.num_input_tokens} tokens, and a caption up to {settings.max_new_tokens} more; "
+            f"the context has {most}: lower generation.max_new_tokens or generation.image_side_px, or use a longer context"
+        )
 
 
 def sampling_seed(seed: int, key: str, prompt: str) -> int:

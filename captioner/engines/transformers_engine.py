@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, sampling_seed
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
@@ -109,13 +109,16 @@ class LlavaEngine:
     def check(self, image: np.ndarray, prompt: str) -> None:
         """Has the model say one token about an image, uint8 (H, W, 3).
 
-        Raises what the model raises, and UserError where it computes NaN or an infinity.
+        Raises what the model raises, and UserError where it computes NaN or an infinity, or its context is too short.
         """
         (said,) = self._caption_batch([image], [prompt], ["check"], max_new_tokens=1)
         if not said.is_finite:
             raise UserError(
                 f"the model computes NaN or infinity in {str(self.model.dtype).removeprefix('torch.')}: {NOT_FINITE}"
             )
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most and not self._has_decoder:  # an encoder has a context of its own
+            check_context(said, self.settings, most=most)
 
     def _caption_batch(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_new_tokens: int

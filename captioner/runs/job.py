@@ -17,6 +17,7 @@ from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
+from captioner.engines.vllm_settings import VllmSettings
 from captioner.prompt_sets import load_prompts
 from captioner.prompts import PromptSet, render
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
@@ -112,8 +113,9 @@ class CaptionJob:
         return self.model.load(self.generation)
 
     def check(self, engine: Engine) -> None:
-        """One token about a grey image: a model that cannot say that can caption nothing."""
-        engine.check(np.full((64, 64, 3), 128, np.uint8), render(self.prompts.prompts[0], "an owl"))
+        """One token about a grey image as large as they come: a model that cannot say that can caption nothing."""
+        side_px = self.model.image_side_px
+        engine.check(np.full((side_px, side_px, 3), 128, np.uint8), render(self.prompts.prompts[0], "an owl"))
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
@@ -245,10 +247,16 @@ def find_model(config: CaptionConfig, *, before: dict[str, Any] | None = None) -
     if config.engine == "vllm":
         from captioner.engines.vllm_engine import find_vllm_model
 
-        return find_vllm_model(source, config.vllm, python=config.ray.replica_python)
+        return find_vllm_model(source, vllm_settings(config), python=config.ray.replica_python)
     from captioner.engines.transformers_engine import TransformersModel
 
     return TransformersModel(**vars(source))
+
+
+def vllm_settings(config: CaptionConfig) -> VllmSettings:
+    """Settings of vLLM, of which replicas on one GPU divide the memory."""
+    share = min(1.0, config.ray.gpus_per_replica) or 1.0
+    return replace(config.vllm, gpu_memory_utilization=config.vllm.gpu_memory_utilization * share)
 
 
 def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from captioner.engines.transformers_engine import LlavaEngine
 from foundry.chat_endpoint import RequestRefused
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import model_without_key
-from tests.chat_server import Reply, fails, judge_server, says, text_of
+from tests.chat_server import MODEL, Reply, fails, judge_server, says, text_of
 
 SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)
 PROMPTS = ["Describe this image.", "What is it?"] * 3
@@ -166,6 +167,29 @@ def test_a_server_that_misbehaves_ends_in_one_line(reply: Reply, complaint: str)
     with judge_server(lambda body: reply) as server, pytest.raises(UserError, match=complaint) as raised:
         ask(server.url)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        (fails(401), r"refuses \(HTTP 401 .*: see endpoint.url, .* and endpoint.key_variable"),
+        (fails(400, "this model takes no images"), r"refuses \(HTTP 400 .*this model takes no images"),
+        (fails(500), "does not answer"),
+    ],
+)
+def test_a_server_that_cannot_caption_is_named_before_the_work(reply: Reply, complaint: str) -> None:
+    settings = EndpointSettings(tries=1)
+    with judge_server(lambda body: reply) as server, pytest.raises(UserError, match=complaint) as raised:
+        find_served_model(MODEL, replace(settings, url=server.url), SETTINGS)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="does not answer .*ConnectError"):
+        find_served_model(MODEL, replace(settings, url="http://127.0.0.1:9/v1"), SETTINGS)
+
+
+def test_a_key_that_is_not_set_is_named() -> None:
+    settings = EndpointSettings(url="http://127.0.0.1:9/v1", key_variable="NO_SUCH_KEY")
+    with pytest.raises(UserError, match="environment variable NO_SUCH_KEY, which endpoint.key_variable names, is not set"):
+        find_served_model("m", settings, SETTINGS)
 
 
 def test_an_empty_answer_is_an_empty_caption() -> None:

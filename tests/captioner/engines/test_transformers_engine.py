@@ -150,6 +150,13 @@ def test_images_and_prompts_of_similar_size_share_a_batch(tiny_llava: Path, monk
     assert batches == [KEYS[0:2], KEYS[2:4], KEYS[4:6]], "those of one size, whatever their order"
 
 
+def test_a_context_too_short_for_an_image_and_its_caption_is_named(tiny_llava: Path) -> None:
+    image = images(1)[0]
+    engine(tiny_llava).check(image, "owl")
+    with pytest.raises(UserError, match=r"take \d+ tokens, and a caption up to 5000 more; the context has 2048: lower"):
+        engine(tiny_llava, max_new_tokens=5000).check(image, "owl")
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> list[Generation]:
         raise RuntimeError("size mismatch")
