@@ -18,8 +18,6 @@ from captioner.engines.generation import Generation, GenerationSettings, samplin
 from foundry.chat_endpoint import Answer, ChatEndpoint, Endpoint, image_message, image_url
 from foundry.errors import UserError
 
-GREY = np.full((64, 64, 3), 128, np.uint8)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
@@ -71,16 +69,17 @@ class ServedModel:
 
 
 def find_served_model(name: str, settings: EndpointSettings, generation: GenerationSettings) -> ServedModel:
-    """Asks the server for its models and for a word about a grey image.
+    """Asks the server for its models and for a caption of a grey image, as large as they come and asked as all others will be.
 
-    Raises UserError where it does not answer, does not serve this model, or takes no images.
+    Raises UserError where it does not answer, does not serve this model, takes no images, or has too short a context for one.
     """
     endpoint = _endpoint(settings)
     served = endpoint.models()
     if name not in served:
         raise UserError(f"the server at {settings.url} serves {', '.join(served) or 'no model'}, not {name}: give one of them")
-    body = _body(settings, generation, model=name, max_tokens=1)
-    answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(GREY)])]})
+    body = _body(settings, generation, model=name, max_tokens=generation.max_new_tokens)
+    grey = np.full((settings.image_side_px, settings.image_side_px, 3), 128, np.uint8)
+    answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(grey)])]})
     return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name)
 
 

@@ -215,7 +215,7 @@ def serve(
         print(line)
     with listener:
         engine = LlavaEngine(source, settings, keep_logprobs=True)
-        engine.check(_GREY, _WORDS)
+        engine.check(np.full((source.image_side_px, source.image_side_px, 3), 128, np.uint8), _WORDS)
         app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
         dtype = str(engine.model.dtype).removeprefix("torch.")
         address = f"[{host}]" if ":" in host else host

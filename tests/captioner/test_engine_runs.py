@@ -63,7 +63,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(scenes: Path) -> dict[str, str]:
     """The captions by the engine alone, in this process."""
-    files = sorted(scenes.rglob("*.png"))
+    files = sorted(scenes.rglob("*.jpg"))
     images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     engine = TransformersModel(**vars(resolve_model("mini"))).load(GenerationSettings(dtype="float32", max_new_tokens=12))
     keys = [file.stem for file in files]

@@ -1,5 +1,7 @@
 """The engine `endpoint` captions as the engine behind the server does, and names what a server that misbehaves does."""
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from captioner.engines.endpoint_engine import EndpointEngine, ServedModel, find_served_model
 from captioner.engines.endpoint_settings import EndpointSettings
@@ -184,6 +187,16 @@ def test_a_server_that_cannot_caption_is_named_before_the_work(reply: Reply, com
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="does not answer .*ConnectError"):
         find_served_model(MODEL, replace(settings, url="http://127.0.0.1:9/v1"), SETTINGS)
+
+
+def test_the_first_question_is_asked_as_all_others_will_be() -> None:
+    """So that a server whose context is too short for an image and its caption refuses it."""
+    with judge_server(lambda body: says("Grey.")) as server:
+        find_served_model(MODEL, EndpointSettings(url=server.url, image_side_px=96, body={"top_k": 3}), SETTINGS)
+    (body,) = server.bodies
+    assert (body["max_tokens"], body["top_k"]) == (SETTINGS.max_new_tokens, 3)
+    data = base64.b64decode(body["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (96, 96)
 
 
 def test_a_key_that_is_not_set_is_named() -> None:
