@@ -201,12 +201,12 @@ class ChatEndpoint:
 
 
 def read_key(variable: str | None, *, setting: str) -> str | None:
-    """The key in an environment variable; None for no variable. `setting` is what names it, for messages. Raises UserError."""
+    """The key in an environment variable, which `setting` names; None for no variable. Raises UserError."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"the environment variable {variable}, which {setting} names, is not set: export it")
+        raise UserError(f"the environment variable {variable} is not set: export it", setting=setting)
     if not (key.isascii() and key.isprintable()):  # httpx would put the whole header into its complaint
         raise UserError(f"the environment variable {variable} holds no key: it has characters that no header can have")
     return key

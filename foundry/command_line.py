@@ -56,7 +56,8 @@ def run_command(
     `positional` names the fields that need no option; a list among them, the last, takes all that is left. `presets`
     maps a field to the functions that make the configuration for its values: {"stage": {"pixel": pixel_stage}}.
     A command with required fields prints its usage and the example when called without arguments, and returns 2.
-    A wrong argument, a ValueError from `__post_init__` and a UserError from `main` become one line on stderr and 2;
+    A wrong argument, a ValueError from `__post_init__` and a UserError from `main`, with the option of its setting, become
+    one line on stderr and 2;
     Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
     """
     set_up_threads()
@@ -87,7 +88,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
         code = main(config)
         sys.stdout.flush()
     except UserError as error:
-        return _fail(str(error))
+        return _fail(f"{error}{_option(error.setting, config_class)}")
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)
     except BrokenPipeError:
@@ -96,6 +97,12 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails at its exit
         return 0
     return code
+
+
+def _option(setting: str, config_class: type["DataclassInstance"]) -> str:
+    """The option of a setting, or of a group of them, in brackets; "" where this command has none."""
+    known = any(name == setting or name.startswith(f"{setting}.") for name in _flat_hints(config_class)) if setting else False
+    return f" (--{setting})" if known else ""
 
 
 def _fail(message: str, *, code: int = 2) -> int:

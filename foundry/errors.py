@@ -6,7 +6,14 @@ what they hold besides the message has a default.
 
 
 class UserError(ValueError):
-    """Error that the user, a file or a machine caused. The message is one line that ends in what to do."""
+    """Error that the user, a file or a machine caused. The message is one line that ends in what to do.
+
+    `setting` is the dotted name of the configuration field to change, if there is one: a command that has it adds its option.
+    """
+
+    def __init__(self, message: str, *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 class StoreError(UserError):
@@ -15,8 +22,8 @@ class StoreError(UserError):
     `may_pass`: whether another try may succeed.
     """
 
-    def __init__(self, message: str, *, is_alone: bool = False, may_pass: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, is_alone: bool = False, may_pass: bool = False, setting: str = "") -> None:
+        super().__init__(message, setting=setting)
         self.is_alone = is_alone
         self.may_pass = may_pass
 
@@ -24,16 +31,16 @@ class StoreError(UserError):
 class SourceError(UserError):
     """A file that is no source of images, or a damaged one. `reason` says why, as a part of a sentence without the file."""
 
-    def __init__(self, message: str, *, reason: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, reason: str = "", setting: str = "") -> None:
+        super().__init__(message, setting=setting)
         self.reason = reason
 
 
 class NotOnHub(UserError):
     """A model that neither the hub gives nor its cache on this machine has. `reason` says why, as a part of a sentence."""
 
-    def __init__(self, message: str, *, reason: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, reason: str = "", setting: str = "") -> None:
+        super().__init__(message, setting=setting)
         self.reason = reason
 
 

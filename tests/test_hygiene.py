@@ -146,6 +146,29 @@ def test_every_setting_says_what_it_is_and_is_read_somewhere() -> None:
                 assert name in read, f"{settings.name}.{name} in {path.relative_to(ROOT)} is never read"
 
 
+def test_only_commands_name_their_options() -> None:
+    """Below a command a message names the setting (UserError's `setting`): not every command that gets there has the option.
+
+    A whole command to type is free to; so are words about the options of tar, and the plan's about those of trainer.fit.
+    """
+    free = ("foundry/command_line.py", "foundry/wording.py", "foundry/images/tar.py", "trainer/planning/", "trainer/stages.py")
+    found = []
+    for path in _sources(*PACKAGES):
+        where = path.relative_to(ROOT).as_posix()
+        if _module(path) in _commands() or where.startswith(free):
+            continue
+        for node in ast.walk(_parse(path)):
+            if not isinstance(node, ast.Call):
+                continue
+            arguments = [*node.args, *(word.value for word in node.keywords)]
+            texts = [one.value for argument in arguments for one in ast.walk(argument) if isinstance(one, ast.Constant)]
+            said = " ".join(text for text in texts if isinstance(text, str))
+            is_command = "python -m " in said or ast.unparse(node.func).endswith("_command")
+            if re.search(r"(?<![\w-])--[a-z]", said) and not is_command:
+                found.append(f"{where}:{node.lineno}: {said[:80]}")
+    assert not found
+
+
 def test_modules_say_first_what_they_are() -> None:
     docstrings = {path: ast.get_docstring(_parse(path)) or "none" for path in _sources(*PACKAGES, *BESIDE)}
     assert {str(path): text for path, text in docstrings.items() if _first_word(text) in NO_NOUN_OR_VERB} == {}

@@ -99,7 +99,7 @@ def _device(name: str, *, local_rank: int) -> torch.device:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name}: {str(error).splitlines()[0]}", setting="device") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 IMAGE_FITS = ("auto", "pad", "processor")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-NOT_FINITE = "give --generation.dtype float32 or bfloat16 (float16 overflows), or fetch the model again"
+NOT_FINITE = "give the number format float32 or bfloat16 (float16 overflows), or fetch the model again"
 """What to do where a model computes NaN or an infinity."""
 
 

@@ -114,8 +114,8 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
         if not (folder / "config.json").is_file():
             if (folder / "adapter_config.json").is_file():
                 raise UserError(
-                    f"{folder} is a LoRA adapter, not a model: give its model, and for the adapter "
-                    f"--engine vllm --vllm.lora {folder}"
+                    f"{folder} is a LoRA adapter, not a model: give its model, and the adapter to the engine vllm",
+                    setting="vllm.lora",
                 )
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
         config = _read_config(folder / "config.json")

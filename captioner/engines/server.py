@@ -204,13 +204,15 @@ def serve(
     """
     import uvicorn
 
-    key = read_key(key_variable, setting="--key_variable")
+    key = read_key(key_variable, setting="key_variable")
     if key is None and not _is_loopback(host):
-        raise UserError(f"--host {host} can be reached from other machines: name a key for them with --key_variable")
+        raise UserError(
+            f"{host} can be reached from other machines: name the variable of a key for them", setting="key_variable"
+        )
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another --port") from None
+        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another port", setting="port") from None
     if line := assumed_prompt(source.name, source.prompt_format):
         print(line)
     with listener:

@@ -200,6 +200,6 @@ def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Co
 def _report(status: RunStatus, *, allowed: int) -> int:
     print(status.line())
     if status.rejected > allowed:
-        print(f"error: {status.rejected} images are rejected, --max_rejected allows {allowed}", file=sys.stderr)
+        print(f"error: {status.rejected} images are rejected, max_rejected allows {allowed}", file=sys.stderr)
         return 1
     return 0

@@ -30,7 +30,7 @@ def check_folder(run: Folder) -> RunRecord | None:
     with store_errors(run):
         record = read_record(run)
         if record is None and run.exists() and run.names():
-            raise UserError(f"{run.url} is not empty and holds no captioning run: give another --out")
+            raise UserError(f"{run.url} is not empty and holds no captioning run: give another folder", setting="out")
     return record
 
 
@@ -80,7 +80,8 @@ def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> Non
     if strange:
         raise UserError(
             f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) and units of {run_id}: "
-            "they were begun at the same time; give another --out"
+            "they were begun at the same time; give another folder",
+            setting="out",
         )
 
 
@@ -133,9 +134,10 @@ def _refuse(run: Folder, different: Sequence[str], missing: Sequence[str]) -> No
     """A run may get more sources, never others: what was planned stays planned."""
     if different:
         raise UserError(
-            f"{run.url} holds a run with another {', '.join(different)}: give another --out, or the settings in its run.json"
+            f"{run.url} holds a run with another {', '.join(different)}: give the settings in its run.json, or another folder",
+            setting="out",
         )
-    raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another --out")
+    raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another folder", setting="out")
 
 
 def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -64,7 +64,7 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     """Reads the status of a run at this time. Raises UserError where there is none."""
     record = read_record(run)
     if record is None:
-        raise UserError(f"{run.url} holds no captioning run (no run.json): give the --out of python -m captioner.run")
+        raise UserError(f"{run.url} holds no captioning run (no run.json): give the folder that captioner.run wrote")
     with store_errors(run):
         return status_of(read_plan(run, unit_size=record.unit_size), read_commits(run), now=now)
 

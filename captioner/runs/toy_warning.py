@@ -38,6 +38,6 @@ class ToyWarning:
             tqdm.write(
                 f"warning: mini only understands 64-pixel emoji scenes, and {num_large} of the {self._seen} images so far are "
                 f"larger than {LARGEST_SCENE_PX} px on both sides: its captions of photographs will be wrong; "
-                f"give --model {REAL_MODEL}",
+                f"give another model, such as {REAL_MODEL}",
                 file=sys.stderr,
             )

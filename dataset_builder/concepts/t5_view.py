@@ -85,8 +85,8 @@ class T5View:
             reason = error.reason if isinstance(error, NotOnHub) else error
             raise UserError(
                 f"the T5 tokenizer {name} cannot be loaded ({reason}): fetch it first, or give a folder that holds its "
-                "tokenizer.json or spiece.model with --t5.tokenizer, or `--t5.tokenizer mini` for that of the small world, "
-                "whose token counts are not those of T5"
+                "tokenizer.json or spiece.model, or `mini` for that of the small world, whose token counts are not those of T5",
+                setting="t5.tokenizer",
             ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -109,7 +109,7 @@ def _check_scores(runs: dict[str, RunFiles]) -> None:
         settings = {name: run.scores.record.get("settings", {}) for name, run in runs.items() if run.scores}
         used = {name: json.dumps(setting[model]) for name, setting in settings.items() if setting.get(model)}
         if len(set(used.values())) > 1:
-            raise UserError(f"{' and '.join(used)} were not scored by the same model (--{model}): score them again with one")
+            raise UserError(f"{' and '.join(used)} were not scored by the same model ({model}): score them again with one")
 
 
 def _open_units(name: str, run: RunFiles) -> Iterable[str]:
@@ -129,7 +129,9 @@ def _identity(config: BuildConfig, runs: dict[str, RunFiles]) -> str:
 def _built_before(url: str, identity: str) -> Built:
     dataset = read_dataset(url)
     if dataset.record["identity"] != identity:
-        raise UserError(f"{url} holds a data set of another recipe or of another state of the runs: give another --out")
+        raise UserError(
+            f"{url} holds a data set of another recipe or of another state of the runs: give another folder", setting="out"
+        )
     with dataset.folder.open(dataset.paths("funnel")[0]) as file:
         # In this thread: one of pyarrow's that still holds the file would abort the process, which is about to end.
         funnel = pq.ParquetFile(file).read(use_threads=False)
@@ -146,7 +148,7 @@ def _new_folder(url: str) -> Folder:
     folder = Folder(url)
     started = folder.exists(_MARK)
     if not started and folder.exists() and folder.filesystem.find(folder.root):
-        raise UserError(f"{url} holds other files: give another --out")
+        raise UserError(f"{url} holds other files: give another folder", setting="out")
     folder.write(_MARK, b"A data set is being built here, or was until something stopped it: build again.\n")
     kinds = STORED.keys() - SCORED.keys()
     for name in (*kinds, *(f"{kind}.parquet" for kind in kinds)):

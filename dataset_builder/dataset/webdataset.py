@@ -77,7 +77,9 @@ def export_shards(
     """
     known = [tally["prompt"] for tally in dataset.record["captions"]]
     if prompt and prompt not in known:
-        raise UserError(f"{dataset.folder.url} has no captions under {prompt}: give --prompt one of {', '.join(known)}")
+        raise UserError(
+            f"{dataset.folder.url} has no captions under {prompt}: give one of {', '.join(known)}", setting="prompt"
+        )
     record = {"dataset": dataset.record["identity"], "prompt": prompt, "images_per_shard": images_per_shard}
     _claim(Folder(out), record | ({"reencode": True} if reencode else {}))
     shards = list(_shards(dataset, out, prompt=prompt, images_per_shard=images_per_shard, reencode=reencode))

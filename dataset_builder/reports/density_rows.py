@@ -59,10 +59,11 @@ def choose_sample_size(texts: list[CountedText], *, wanted: int | None) -> int:
     """The captions in a sample. Raises UserError where no row has captions, or one has fewer than are wanted."""
     sizes = [text.num_captions for text in texts if text.num_captions]
     if not sizes:
-        raise UserError("there are no captions to count yet: caption first, or give another --column")
+        raise UserError("there are no captions to count yet: caption first, or give another column", setting="column")
     if wanted is not None and wanted > min(sizes):
         raise UserError(
-            f"a sample of {wanted} captions cannot be drawn from a row of {min(sizes)}: give a smaller --sample_size"
+            f"a sample of {wanted} captions cannot be drawn from a row of {min(sizes)}: give a smaller sample",
+            setting="sample_size",
         )
     return wanted or min(sizes)
 
@@ -134,7 +135,9 @@ def _parquet_texts(source: str, column: str) -> Texts:
         raise UserError(f"{source} cannot be read as Parquet ({reason}): check the file") from None
     texts = [name for name, kind in zip(data.schema.names, data.schema.types, strict=True) if _is_text(kind)]
     if column not in texts:
-        raise UserError(f"{source} has no text column {column}: give --column one of {', '.join(texts) or '(it has none)'}")
+        raise UserError(
+            f"{source} has no text column {column}: give one of {', '.join(texts) or '(it has none)'}", setting="column"
+        )
     for batch in data.to_batches(columns=[column], batch_size=4096):
         values = batch[column].cast(pa.string()).to_pylist()
         yield [""] * len(values), values

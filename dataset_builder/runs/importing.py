@@ -37,7 +37,7 @@ from foundry.units.rejection import Failure, allowed_rejections
 from foundry.wording import counted
 
 SOURCES = {
-    "sam-llava": "a tar or tar.gz of sa_<id>.txt, and --images",
+    "sam-llava": "a tar or tar.gz of sa_<id>.txt, and the images apart",
     "image-txt": "a folder of images, each with a .txt of the same name",
     "laion": "Parquet with an image or a link and its text",
     "webdataset": "tars of images and .txt or .json",
@@ -200,12 +200,12 @@ class ImportJob:
 
 
 def _find_sources(source: CaptionSource, passed_over: PassedOver) -> list[Source]:
-    """The sources of the images. Raises UserError where the input is something else than --source says."""
+    """The sources of the images. Raises UserError where the input is of another kind than it is said to be."""
     sources = find_sources(source.images or [source.path], passed_over=passed_over, ignore=source.ignore)
     kinds = _KINDS.get(source.kind)
     wrong = [one for one in sources if kinds and one.kind not in kinds]
     if wrong:
-        raise UserError(f"{wrong[0].uri} is no {source.kind} ({SOURCES[source.kind]}): give another --source")
+        raise UserError(f"{wrong[0].uri} is no {source.kind} ({SOURCES[source.kind]}): give another kind", setting="source")
     return sources
 
 

@@ -133,7 +133,10 @@ def _unseen(sources: Sequence[Source], plan: Plan) -> list[Source]:
         before = planned.get(source.uri)
         same = before is not None and (before["num_bytes"], before["modified"]) == (source.num_bytes, source.modified)
         if before is not None and not same and source.kind in ("tar", "parquet"):
-            raise UserError(f"{source.uri} has changed since it was planned: put it under another name, or start a new --out")
+            raise UserError(
+                f"{source.uri} has changed since it was planned: put it under another name, or start a new folder",
+                setting="out",
+            )
         if not same or source.kind == "files":
             fresh.append(source)
     return fresh

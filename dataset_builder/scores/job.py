@@ -46,7 +46,7 @@ SCORING_VERSION = 1
 """Changes whenever the same settings give other scores."""
 
 _NOT_FINITE = Failure(reason="not_finite", message="CLIP, or the aesthetic predictor, computed NaN or infinity")
-_ADVICE = "fetch CLIP and the aesthetic predictor again, or name others with --clip and --aesthetic"
+_ADVICE = "fetch CLIP and the aesthetic predictor again, or name others"
 _CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
 
 

@@ -146,9 +146,7 @@ def read_dataset(url: str) -> DatasetFiles:
     """The data set at `url`. Raises UserError where there is none, or one of another schema version."""
     dataset = find_dataset(url)
     if dataset is None:
-        raise UserError(
-            f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build --out wrote"
-        )
+        raise UserError(f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build wrote")
     return dataset
 
 

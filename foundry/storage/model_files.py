@@ -29,9 +29,9 @@ _CONVERSIONS = (
 _OUT_OF_REACH = "the hub is out of reach, and its cache on this machine does not have it"
 
 
-def unavailable(name: str, reason: str, *, advice: str = "fetch it first, or give a folder") -> NotOnHub:
+def unavailable(name: str, reason: str, *, advice: str = "fetch it first, or give a folder", setting: str = "") -> NotOnHub:
     """The error for a model that is unavailable, whoever wanted to fetch it."""
-    return NotOnHub(f"{name} is unavailable ({reason}): {advice}", reason=reason)
+    return NotOnHub(f"{name} is unavailable ({reason}): {advice}", reason=reason, setting=setting)
 
 
 def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:

@@ -96,5 +96,5 @@ def cause_of(error: Exception) -> str:
 
 def cause_with_limit(error: Exception, limit: str, limit_s: float) -> str:
     """The error of a call on Ray in one line; that of a death names the time limit which may have been the cause of it."""
-    ending = "" if is_raised(error) else f" (--ray.{limit} is {limit_s:g})"
+    ending = "" if is_raised(error) else f" (ray.{limit} is {limit_s:g})"
     return cause_of(error) + ending

@@ -91,7 +91,7 @@ class RaySettings:
         cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
         fitting = len(self._all_slots(nodes, on_gpus=on_gpus))
         problems = [
-            f"--ray.{name} {getattr(self, name):g}: {found}"
+            f"ray.{name} {getattr(self, name):g}: {found}"
             for name, found, holds in [
                 ("cpus_per_task", f"the largest node has {cpus:g} CPUs", self.cpus_per_task <= cpus),
                 ("cpus_per_replica", f"the largest node has {cpus:g} CPUs", on_gpus or self.cpus_per_replica <= cpus),
@@ -167,7 +167,7 @@ def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: 
     threads = counted(settings.threads_per_replica(nodes, replica_bytes=replica_bytes), "thread")
     return (
         f"{held} of the {wanted} replicas that the cores hold, since each takes about {replica_bytes / 1e9:.2g} GB of memory; "
-        f"each has {threads}; --ray.num_replicas overrules this"
+        f"each has {threads}; ray.num_replicas overrules this"
     )
 
 

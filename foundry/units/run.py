@@ -77,7 +77,7 @@ def within_budget(
     from foundry.units.progress import BudgetExceeded
 
     if progress.budget < 0:
-        print(f"error: more {what} are rejected already than --max_rejected allows: raise it to resume", file=sys.stderr)
+        print(f"error: more {what} are rejected already than max_rejected allows: raise it to resume", file=sys.stderr)
         return False
     if prepare is not None:
         prepare()
@@ -85,6 +85,6 @@ def within_budget(
         with progress:
             work()
     except BudgetExceeded as error:
-        print(f"error: {error}: see the reasons in rejected, or raise --max_rejected", file=sys.stderr)
+        print(f"error: {error}: see the reasons in rejected, or raise max_rejected", file=sys.stderr)
         return False
     return True

@@ -45,7 +45,7 @@ class FrozenPart:
 def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
     """Finds the files of a part. Raises UserError where they are unavailable, or where no name is given."""
     if name == UNNAMED:
-        raise UserError(f"no {kind} is named here: name the one that this network was trained with by --{kind}")
+        raise UserError(f"no {kind} is named here: name the one that this network was trained with", setting=kind)
     root, commit = _root(name, kind, revision)
     inside = root / kind
     folder = root if (root / "config.json").is_file() else inside

@@ -209,7 +209,8 @@ def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str,
         revision = f" at revision {expected.revision}" if expected.revision else ""
         raise UserError(
             f"the checkpoint was trained with the {kind} {expected.name}{revision} (fingerprint {expected.fingerprint}), "
-            f"but {name} has the fingerprint {found}: {advice or f'give the right one with --{kind}'}"
+            f"but {name} has the fingerprint {found}: {advice or 'give the right one'}",
+            setting="" if advice else kind,
         )
 
 

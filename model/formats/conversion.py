@@ -137,7 +137,7 @@ def write_report(conversion: Conversion, path: Path) -> None:
 def _check_finite(state: "Mapping[str, Tensor]", origin: Origin) -> None:
     """Raises UserError for weights that are NaN or infinite, also where only the format that was asked for made them so."""
     if wrong := [name for name, tensor in state.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]:
-        overflows = "" if origin.dtype == "stored" else f", or --dtype {origin.dtype} overflows"
+        overflows = "" if origin.dtype == "stored" else f", or {origin.dtype} overflows"
         raise UserError(
             f"{origin.checkpoint}: {wrong[0]} holds NaN or infinite values, as do {len(wrong) - 1} other tensors: "
             f"the file is damaged, or its training diverged{overflows}; nothing was written"
@@ -190,7 +190,7 @@ def _draw_preset(origin: Origin) -> Conversion:
 
     name = origin.checkpoint
     if name not in PRESETS:
-        raise UserError(f"--source preset: expected one of {', '.join(PRESETS)}, found {name}")
+        raise UserError(f"expected a preset, one of {', '.join(PRESETS)}, found {name}")
     network = replace(PRESETS[name], learned_variance=origin.objective == "diffusion")
     state = DiT(network).initialise(torch.Generator().manual_seed(0)).state_dict()
     pipeline = _pipeline(network, origin, part="mini" if name == "mini" else PUBLISHED[120], licence="untrained")

@@ -70,15 +70,15 @@ def read_folder(
     try:
         config = _config_from_diffusers(values, max_caption_tokens=tokens, micro=f"{_MICRO}.linear_1.weight" in tensors)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{root / 'config.json'}: {error}") from error
+        raise UserError(f"{root / 'config.json'}: {error}", setting=getattr(error, "setting", "")) from error
     return config, tensors, _pipeline_config(folder, config, assumed_objective)
 
 
 def _check_folder(folder: Path) -> None:
     """Raises UserError where there is no folder, or an adapter in place of a network."""
     if not folder.is_dir():
-        found = "a file: give --source official or dit for one" if folder.is_file() else "nothing"
-        raise UserError(f"expected a folder that diffusers wrote at {folder}, found {found}")
+        found = "a file, as the sources official and dit are" if folder.is_file() else "nothing"
+        raise UserError(f"expected a folder that diffusers wrote at {folder}, found {found}", setting="source")
     for root in (folder, folder / TRANSFORMER):
         adapter = next((name for name in _ADAPTERS if (root / name).is_file()), None)
         if adapter and not (root / "config.json").is_file():
@@ -155,13 +155,15 @@ def _config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
     }
     if config.mlp_ratio != 4:
         raise UserError(
-            f"diffusers' networks have an MLP ratio of 4, found mlp_ratio {config.mlp_ratio}: use --target official"
+            f"diffusers' networks have an MLP ratio of 4, found mlp_ratio {config.mlp_ratio}: write an official file",
+            setting="target",
         )
     if config.conditioning == "class":
         if not config.null_class or config.position_scale != 1:
             raise UserError(
                 "diffusers' DiTTransformer2DModel has a null class and positions of scale 1, found "
-                f"null_class={config.null_class}, position_scale={config.position_scale}: use --target official"
+                f"null_class={config.null_class}, position_scale={config.position_scale}: write an official file",
+                setting="target",
             )
         return values | {"norm_type": "ada_norm_zero", "num_embeds_ada_norm": config.num_classes}
     return values | {
@@ -193,8 +195,9 @@ def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int
     if not text:
         return DiTConfig.from_dict(common | {"conditioning": "class", "num_classes": values["num_embeds_ada_norm"]})
     if not max_caption_tokens:
-        raise ValueError(
-            f"a transformer without {_INDEX} does not tell alpha from Sigma: give --unstated.max_caption_tokens 120 or 300"
+        raise UserError(
+            f"a transformer without {_INDEX} does not tell alpha from Sigma: give its number of caption tokens, 120 or 300",
+            setting="unstated.max_caption_tokens",
         )
     stated = values.get("use_additional_conditions")
     return DiTConfig.from_dict(
@@ -238,7 +241,9 @@ def _pipeline_config(folder: Path, config: DiTConfig, assumed_objective: str) ->
     if path.is_file():
         objective, settings = read_objective(_read_json(path), learned_variance=config.learned_variance)
         if objective != assumed_objective != _ASSUMED:
-            raise UserError(f"{path} is that of the objective {objective}: leave out --objective {assumed_objective}")
+            raise UserError(
+                f"{path} is that of the objective {objective}, not {assumed_objective}: leave it out", setting="objective"
+            )
     elif objective == _ASSUMED and not config.learned_variance:
         settings = {"learned_variance": False}
     published = PUBLISHED.get(config.max_caption_tokens, PUBLISHED[120])

@@ -65,7 +65,8 @@ def _unwrap(content: Any, weights: str, path: Path) -> dict[str, Tensor]:
     state = sets["ema"] or sets["raw"] if weights == "auto" else sets[weights]
     if state is None:
         raise UserError(
-            f"{path} holds no {weights} weights, found {', '.join(kind for kind in sets if sets[kind])}: see --weights"
+            f"{path} holds no {weights} weights, found {', '.join(kind for kind in sets if sets[kind])}: choose one of them",
+            setting="weights",
         )
     wrong = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if wrong or not state:
@@ -84,7 +85,10 @@ def infer_config(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, sourc
     if text != (source == "official"):
         kind = "a text-conditional" if text else "no text-conditional"
         other = "official" if text else "dit"
-        raise UserError(f"--source {source}: found {kind} network; expected --source {other}, or a file of another kind")
+        raise UserError(
+            f"found {kind} network, which the source {source} is not: give the source {other}, or another file",
+            setting="source",
+        )
     patch = _shape(state, "x_embedder.proj.weight", 4)
     hidden = _shape(state, "blocks.0.mlp.fc1.weight", 2)
     depth = 1 + max(int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key))
@@ -94,7 +98,9 @@ def infer_config(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, sourc
     tokens = _shape(state, NULL_CAPTION, 2)[0] if NULL_CAPTION in state else unstated.max_caption_tokens or 120
     sample_size, scale = _positions(state, unstated, patch_size=patch[2], tokens=tokens)
     if not (heads := unstated.num_heads or _HEADS.get(width, 0)):
-        raise UserError(f"the file does not tell the number of attention heads of width {width}: give --unstated.num_heads")
+        raise UserError(
+            f"the file does not tell the number of attention heads of width {width}: give it", setting="unstated.num_heads"
+        )
     common: dict[str, Any] = {
         "sample_size": sample_size,
         "patch_size": patch[2],
@@ -152,14 +158,16 @@ def _positions(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, patch_s
                 return side * patch_size, scale
         raise UserError(
             f"{POSITIONS} {list(stored.shape)}: expected sine-cosine positions of a square at scale 0.5, 1, 2 or 4, "
-            "found others; give another scale with --unstated.position_scale"
+            "found others; give their scale",
+            setting="unstated.position_scale",
         )
     side = unstated.sample_size
     scale = unstated.position_scale or _SCALES.get(tokens, _SCALES[120]).get(side, 0.0)
     if not side or not scale:
         raise UserError(
-            f"the file has no {POSITIONS}, which tells the resolution: give --unstated.sample_size (image side / 8: 32, 64, "
-            "128) and, where that is not a published one, --unstated.position_scale"
+            f"the file has no {POSITIONS}, which tells the resolution: give the sample size (image side / 8: 32, 64, "
+            "128) and, where that is not a published one, the scale of its positions",
+            setting="unstated.sample_size",
         )
     return side, scale
 

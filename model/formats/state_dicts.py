@@ -66,7 +66,8 @@ def diffusers_names(config: DiTConfig) -> dict[str, Names]:
     if config.qk_norm or config.kv_compression.layers:
         found = "qk_norm" if config.qk_norm else "kv_compression"
         raise UserError(
-            f"diffusers' PixArtTransformer2DModel has no {found}: expected a network without; use --target official"
+            f"diffusers' PixArtTransformer2DModel has no {found}: expected a network without; write an official file",
+            setting="target",
         )
     blocks = [f"transformer_blocks.{index}" for index in range(config.depth)]
     text = config.conditioning == "text"

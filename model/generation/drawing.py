@@ -41,14 +41,18 @@ def image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Pa
     """Path of each image; None where only their grid is kept. Raises UserError where `out` cannot hold them."""
     if out.suffix.lower() == ".png":
         if out.is_dir():
-            raise UserError(f"--out {out} is a folder: give another name to a .png, or a name without .png to a folder")
+            raise UserError(
+                f"{out} is a folder: give another name to a .png, or a name without .png to a folder", setting="out"
+            )
         if request.num_images == 1 and not grid:
             return [out]
         if grid:
             return None
-        raise UserError(f"--out {out} has place for one image, not for {request.num_images}: give a folder, or --grid")
+        raise UserError(
+            f"{out} has place for one image, not for {request.num_images}: give a folder, or draw a grid", setting="out"
+        )
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp") or out.is_file():
-        raise UserError(f"--out {out}: expected a .png or a folder")
+        raise UserError(f"{out}: expected a .png or a folder", setting="out")
     prompts, seeds = _prompts_and_seeds(request)
     return [out / name for name in image_names(prompts, seeds)]
 
@@ -126,7 +130,7 @@ def draw(
         return _draw_missing(pipeline, request, paths, values)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}): try --batch_size 1 --staged --tiled_vae --quantisation bitsandbytes"
+            f"out of memory ({str(error).splitlines()[0]}): try batch_size 1, staged, tiled_vae and quantisation bitsandbytes"
         ) from error
 
 

@@ -11,11 +11,11 @@ from foundry.storage.file_kinds import PassedOver
 logger = logging.getLogger(__name__)
 
 
-def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--prompt_column") -> tuple[str, ...]:
+def read_prompts(path: str | Path, *, column: str = "prompt", setting: str = "prompt_column") -> tuple[str, ...]:
     """The prompts of a file, each once, in order; blank lines are no prompts.
 
-    `column` is the key of .jsonl, .csv and .tsv, `option` the flag that names it. Raises UserError, with the line or row, for
-    what is not such a file, for quotes that may join several rows to one, and for an empty file.
+    `column` is the key of .jsonl, .csv and .tsv, `setting` the configuration field that names it. Raises UserError, with the
+    line or row, for what is not such a file, for quotes that may join several rows to one, and for an empty file.
     """
     file = Path(path).expanduser()
     try:
@@ -29,7 +29,7 @@ def read_prompts(path: str | Path, *, column: str = "prompt", option: str = "--p
     elif file.suffix == ".jsonl":
         rows = _read_jsonl(text, column, file)
     elif file.suffix in (".csv", ".tsv"):
-        rows = _read_csv(column, file, option=option)
+        rows = _read_csv(column, file, setting=setting)
     else:
         raise UserError(f"prompts file {file}: expected .txt, .jsonl, .csv or .tsv, found {file.suffix or 'no suffix'}")
     if not rows:
@@ -70,11 +70,13 @@ def _read_jsonl(text: str, column: str, file: Path) -> list[str]:
     return prompts
 
 
-def _read_csv(column: str, file: Path, *, option: str) -> list[str]:
+def _read_csv(column: str, file: Path, *, setting: str) -> list[str]:
     prompts = []
     for number, row in enumerate(read_table_rows(file), 1):
         if column not in row:
-            raise UserError(f"prompts file {file} has no column {column!r}, it has {', '.join(row)}: see {option}")
+            raise UserError(
+                f"prompts file {file} has no column {column!r}, it has {', '.join(row)}: choose one", setting=setting
+            )
         if not (row[column] or "").strip():
             raise UserError(f"prompts file {file}, row {number}: expected text in {column!r}, found none")
         prompts.append(row[column])

@@ -176,7 +176,7 @@ def test_captions_of_a_real_model_are_not_counted_as_the_small_worlds(tmp_path: 
     arguments = ["--images", str(save_pictures(tmp_path / "images", count=1)), "--out", str(tmp_path / "run")]
     for given in ([], ["--t5.max_tokens", "300"]):
         fails([*arguments, "--model", str(tiny_llava), *given], "the T5 tokenizer google/t5-v1_1-xxl cannot be loaded (the hub")
-        fails([*arguments, "--model", str(tiny_llava), *given], "with --t5.tokenizer, or `--t5.tokenizer mini`")
+        fails([*arguments, "--model", str(tiny_llava), *given], "(--t5.tokenizer)")
     assert not (tmp_path / "run").exists()
     job = caption_job(CaptionConfig(images=["images"], out="run", model="mini")).with_dtype("float32")
     assert job.replica_bytes == pytest.approx(2 * job.with_dtype("bfloat16").replica_bytes) == pytest.approx(24.5e6, rel=0.03)
@@ -248,7 +248,7 @@ def test_the_budget_counts_what_is_wanted_and_what_was_done(tmp_path: Path) -> N
 
 def test_a_budget_that_is_used_up_stops_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert not run_job(None, [], settings=RaySettings(), visible={}, budget=-1, started=0.0)  # type: ignore[arg-type]
-    assert "more images are rejected already than --max_rejected allows" in capsys.readouterr().err
+    assert "more images are rejected already than max_rejected allows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

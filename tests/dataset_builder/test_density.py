@@ -93,7 +93,7 @@ def test_parquet_files_and_folders(run: str, tmp_path: Path, capsys: pytest.Capt
     assert (one["num_captions"], one["num_empty"]) == (2, 2)
     assert both["whole"]["written"]["total_nouns"] == 2 * one["whole"]["written"]["total_nouns"] == 6
     assert both["tagger"]["lemmatiser"]
-    with pytest.raises(UserError, match="has no text column n: give --column one of text"):
+    with pytest.raises(UserError, match="has no text column n: give one of text"):
         main(DensityConfig(sources=(str(folder),), column=("n",), t5=MINI_T5))
 
 

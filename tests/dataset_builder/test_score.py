@@ -210,7 +210,7 @@ def test_runs_that_were_scored_by_different_models_are_not_compared(run: Path, c
     build_dataset(runs)
     record = next((run.parent / "other" / "scores").glob("*.json"))
     record.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": "another"', record.read_text()))
-    with pytest.raises(UserError, match=r"run and other were not scored by the same model \(--clip\): score them again"):
+    with pytest.raises(UserError, match=r"run and other were not scored by the same model \(clip\): score them again"):
         build_dataset(runs)
 
 

@@ -1,5 +1,6 @@
 """The behaviour that users of every command rely on: how arguments are spelled, what an error says and the exit code."""
 
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -283,6 +284,19 @@ def test_only_what_the_user_caused_is_shortened(capsys: pytest.CaptureFixture[st
     assert _run(*arguments, main=lambda config: 1)[0] == 1
     with pytest.raises(ValueError, match="a bug"):
         _run(*arguments, main=fail)
+
+
+@pytest.mark.parametrize(
+    ("setting", "ending"), [("limit", " (--limit)"), ("optimiser", " (--optimiser)"), ("other", ""), ("", "")]
+)
+def test_a_command_names_its_own_option_for_the_setting_at_fault(
+    setting: str, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: Config) -> int:
+        raise pickle.loads(pickle.dumps(UserError("out of range: give another", setting=setting)))
+
+    assert _run("run", "--images", "a", main=refuse)[0] == 2
+    assert capsys.readouterr().err == f"error: out of range: give another{ending}\n"
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -89,7 +89,7 @@ def test_diffusers_opens_what_we_write_and_we_what_it_writes(tmp_path: Path, mic
         ours = copy.deepcopy(network).double()(inputs, TIMESTEPS, captions=Captions.from_padded(embeddings, mask))
         torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-7)  # its positions are in float32
     theirs.save_pretrained(tmp_path / "saved")
-    with pytest.raises(UserError, match="does not tell alpha from Sigma: give --unstated.max_caption_tokens"):
+    with pytest.raises(UserError, match="does not tell alpha from Sigma: give its number of caption tokens"):
         _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native")
     ten = UnstatedConfig(max_caption_tokens=10)
     native = _convert("diffusers", "native", tmp_path / "saved", tmp_path / "native", unstated=ten)
@@ -143,7 +143,7 @@ def test_presets_are_drawn_for_both_objectives_and_others_are_named(tmp_path: Pa
         network, pipeline = load_checkpoint(native)
         assert network.config == expected and pipeline.objective == objective
         assert network.t_block[1].weight.any()  # type: ignore[operator]
-    with pytest.raises(UserError, match="expected one of mini, S/2, .*, found mimi"):
+    with pytest.raises(UserError, match="expected a preset, one of mini, S/2, .*, found mimi"):
         _convert("preset", "native", Path("mimi"), tmp_path / "none")
 
 
@@ -210,7 +210,7 @@ def _without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda state: state | {"blocks.1.lora.weight": torch.zeros(2)}, r"1 unexpected: blocks\.1\.lora\.weight"),
         (lambda state: state | {"t_block.1.bias": torch.zeros(5)}, r"t_block\.1\.bias: expected \[288\], found \[5\]"),
         (lambda state: state | {"pos_embed": torch.zeros(1, 64, 48)}, "pos_embed .*expected sine-cosine positions"),
-        (lambda state: _without(state, "pos_embed"), "no pos_embed.*--unstated.sample_size"),
+        (lambda state: _without(state, "pos_embed"), "no pos_embed.*: give the sample size"),
         (lambda _state: {"conv.weight": torch.zeros(2)}, "found none under y_embedder; the first name is conv.weight"),
         (lambda _state: {"blocks.0.attn.qkv.lora_A.weight": torch.zeros(2)}, "holds a LoRA adapter, not a whole network"),
         (lambda _state: {"lora_unet_blocks_0.lora_up.weight": torch.zeros(2)}, "holds a LoRA adapter"),
@@ -246,7 +246,7 @@ def test_weights_that_overflow_in_the_format_asked_for_are_refused(tmp_path: Pat
     state = _official(random_network())
     state["t_block.1.bias"] = torch.full((288,), 1e6)
     torch.save(state, tmp_path / "in.pth")
-    with pytest.raises(UserError, match=r"t_block\.1\.bias holds NaN or infinite values.*--dtype float16 overflows"):
+    with pytest.raises(UserError, match=r"t_block\.1\.bias holds NaN or infinite values.*or float16 overflows"):
         _convert("official", "native", tmp_path / "in.pth", tmp_path / "native", dtype="float16")
     assert not (tmp_path / "native").exists()
 
@@ -277,9 +277,9 @@ def test_what_the_target_cannot_hold_is_refused(tmp_path: Path) -> None:
     sigma = _save(tmp_path / "sigma.pth", random_network(qk_norm=True))
     with pytest.raises(UserError, match="has no qk_norm"):
         _convert("official", "diffusers", sigma, tmp_path / "out")
-    with pytest.raises(UserError, match="--source dit: found a text-conditional network"):
+    with pytest.raises(UserError, match="found a text-conditional network, which the source dit is not"):
         _convert("dit", "native", sigma, tmp_path / "out")
-    with pytest.raises(UserError, match="heads of width 48: give --unstated.num_heads"):
+    with pytest.raises(UserError, match="heads of width 48: give it"):
         _convert("official", "native", sigma, tmp_path / "out", unstated=UnstatedConfig())
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="already there"):
@@ -359,7 +359,7 @@ def test_the_objective_of_a_folder_without_a_scheduler_is_asked_for_and_said(
 ) -> None:
     network = random_network(learned_variance=False)
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", network), tmp_path / "diffusers")
-    with pytest.raises(UserError, match="of the objective diffusion: leave out --objective rectified_flow"):
+    with pytest.raises(UserError, match="of the objective diffusion, not rectified_flow: leave it out"):
         _convert("diffusers", "native", folder, tmp_path / "none", objective="rectified_flow")
     (folder / "scheduler" / "scheduler_config.json").unlink()
     capsys.readouterr()
@@ -372,7 +372,7 @@ def test_the_objective_of_a_folder_without_a_scheduler_is_asked_for_and_said(
 
 
 def test_a_file_and_an_adapter_are_no_folder_of_diffusers(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="found a file: give --source official or dit"):
+    with pytest.raises(UserError, match="found a file, as the sources official and dit are"):
         _convert("diffusers", "native", _save(tmp_path / "in.pth", random_network()), tmp_path / "none")
     with pytest.raises(UserError, match=f"at {tmp_path / 'nowhere'}, found nothing"):
         _convert("diffusers", "native", tmp_path / "nowhere", tmp_path / "none")

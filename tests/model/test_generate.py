@@ -204,7 +204,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--prompt", "a", "--height", "30", "--out", "x.png"], "multiples of 4 px, found 30 x 32"),
         (["--prompt", "a", "--num_inference_steps", "0", "--out", "x.png"], "num_inference_steps must be 1 to 1000"),
         (["--prompt", "a", "--sampler", "ddim", "--out", "x.png"], "expected dpm-solver++ or euler"),
-        (["--prompt", "a", "--num_images_per_prompt", "2", "--out", "x.png"], "one image, not for 2: give a folder, or --grid"),
+        (
+            ["--prompt", "a", "--num_images_per_prompt", "2", "--out", "x.png"],
+            "one image, not for 2: give a folder, or draw a grid (--out)",
+        ),
         (["--prompt", "a", "--out", "x.jpg"], "expected a .png or a folder"),
         (["--prompt", "a", "--checkpoint", "nowhere", "--out", "x.png"], "expected a checkpoint"),
         (["--prompt", "a", "--device", "cuda:99", "--out", "x.png"], "device cuda:99"),
@@ -265,7 +268,7 @@ def test_prompts_come_from_text_json_lines_and_csv(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"id,caption\n1,x\n", "no column 'prompt', it has id, caption: see --prompt_column"),
+        ("a.csv", b"id,caption\n1,x\n", "no column 'prompt', it has id, caption: choose one"),
         ("a.csv", b"prompt,id\nx,1\n,2\n", "row 2: expected text in 'prompt', found none"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"prompt\nan owl,1\n", "line 2 of .* has more fields than the header"),

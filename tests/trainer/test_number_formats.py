@@ -57,7 +57,7 @@ def test_a_resumed_training_keeps_what_it_began_with(
     assert _precision(run / "config.yaml") == format_here
     resumed = capsys.readouterr().out.splitlines()
     assert "resumes" in resumed[0] and resumed[0].endswith(f"cpu, {format_here}")
-    assert ("--precision float32 is quicker here" in resumed[1]) is (format_here == "bfloat16")
+    assert (": precision float32 is quicker here" in resumed[1]) is (format_here == "bfloat16")
     assert "quicker here" not in "".join(resumed[2:]) and resumed[0] in (run / LOG).read_text()
 
 

@@ -68,7 +68,7 @@ def test_the_budget_counts_what_earlier_starts_rejected(tmp_path: Path, capsys: 
     config = tiny_precompute(tmp_path, dataset, unit_size=32)
     make_features(config)
     assert main(config) == 1
-    assert "more samples are rejected already than --max_rejected allows" in capsys.readouterr().err
+    assert "more samples are rejected already than max_rejected allows" in capsys.readouterr().err
     assert main(dataclasses.replace(config, max_rejected=1.0)) == 0
 
 

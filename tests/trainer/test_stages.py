@@ -107,7 +107,7 @@ def test_a_file_says_something_of_each_stage_and_flags_go_over_it(tmp_path: Path
 
 def test_a_stage_without_its_predecessor_names_the_command(tmp_path: Path) -> None:
     write_store(tmp_path / "features")
-    with pytest.raises(UserError, match=r"python -m trainer\.fit --stage pixel, or give --init_from"):
+    with pytest.raises(UserError, match=r"python -m trainer\.fit --stage pixel, or give a checkpoint, or scratch"):
         fit.main(tiny_config(tmp_path, follows="pixel", init_from=None))
     assert not (tmp_path / "runs").exists()
 
@@ -184,7 +184,7 @@ def test_a_training_by_the_ratio_of_images_resumes_by_it_alone(tmp_path: Path) -
     position.write_text(json.dumps(values))
     longer = replace(config, ladder=(Rung(resolution=16, images=16, batch_size=4),))
     with pytest.raises(
-        UserError, match=r"is of another training \(--data.aspect_ratio image then, bucket now\): use its settings"
+        UserError, match=r"is of another training \(data.aspect_ratio image then, bucket now\): use its settings"
     ):
         fit.main(longer)
     assert fit.main(replace(longer, data=DataConfig(aspect_ratio="image"))) == 0
@@ -198,7 +198,7 @@ def test_a_start_from_captions_that_were_cleaned_otherwise_says_so(tmp_path: Pat
     path.write_text(json.dumps(json.loads(path.read_text()) | {"caption_cleaning": "thorough"}))
     assert fit.main(replace(config, run_dir=str(tmp_path / "next"), init_from=config.run_folder)) == 0
     assert "the features' captions had lower cleaning, those that" in (said := capsys.readouterr().out)
-    assert "make features with --text_encoder.cleaning thorough" in said
+    assert "make features with text_encoder.cleaning thorough" in said
     assert read_pipeline_config(_newest(replace(config, run_dir=str(tmp_path / "next")))).caption_cleaning == "lower"
 
 
@@ -217,7 +217,7 @@ def test_out_of_memory_names_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.training.loop.train", exhausted)
-    with pytest.raises(UserError, match="--gradient_checkpointing, or fewer --device_tokens than 96"):
+    with pytest.raises(UserError, match="gradient_checkpointing, or fewer device_tokens than 96"):
         fit.main(tiny_config(tmp_path, device_tokens=96))
 
 

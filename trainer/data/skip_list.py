@@ -11,7 +11,7 @@ from foundry.storage.folder import new_file
 from foundry.storage.locations import normalise, open_binary, read_errors
 
 _PARQUET = b"PAR1"
-_EXPECTED = "--data.skip expects a text file with a sample's key on each line, or Parquet with a column `key` of text"
+_EXPECTED = "expected a text file with a sample's key on each line, or Parquet with a column `key` of text"
 
 
 def read_skip_list(location: str | None) -> frozenset[str]:

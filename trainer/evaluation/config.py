@@ -241,8 +241,8 @@ class EvaluateConfig:
                     f"benchmark must be one of {', '.join(BENCHMARKS)}, or a path as a.b.module, found {self.benchmark}",
                     self.benchmark in BENCHMARKS or "." in self.benchmark,
                 ),
-                ("give either --checkpoint or --images", (self.checkpoint is None) != (self.images is None)),
-                ("--features needs --checkpoint", self.features is None or self.checkpoint is not None),
+                ("give either checkpoint or images", (self.checkpoint is None) != (self.images is None)),
+                ("features needs checkpoint", self.features is None or self.checkpoint is not None),
                 (
                     "num_images_per_prompt must be 1 or more",
                     self.num_images_per_prompt is None or self.num_images_per_prompt >= 1,

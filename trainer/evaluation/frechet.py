@@ -61,7 +61,10 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
         ) from error
     mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
     if mean.shape != (width,) or covariance.shape != (width, width):
-        raise UserError(f"{path} is about {mean.size} features, the evaluation about {width}: see --prompts.fid.features")
+        raise UserError(
+            f"{path} is about {mean.size} features, the evaluation about {width}: choose the layer",
+            setting="prompts.fid.features",
+        )
     if differing := [name for name, value in taken_by.items() if said.get(name, value) != value]:
         raise UserError(f"{path} was taken with another {differing[0]} ({said[differing[0]]}): take it anew from its images")
     return Statistics(mean=mean, covariance=covariance, num_images=num_images)

@@ -92,10 +92,12 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settin
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if differing := [name for name, value in identity.items() if found.get(name) != value]:
-            raise UserError(f"{out} holds another evaluation ({', '.join(differing)} differ): give another --out")
+            raise UserError(
+                f"{out} holds another evaluation ({', '.join(differing)} differ): give another folder", setting="out"
+            )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds other files and no {IDENTITY}: give another --out")
+        raise UserError(f"{out} holds other files and no {IDENTITY}: give another folder", setting="out")
     seeds = _seeds(config, benchmark)
     lines = [json.dumps(dataclasses.asdict(one) | {"images": _names(one.text, seeds[one.text])}) for one in benchmark.prompts]
     _write(out / PROMPTS, "\n".join(lines))
@@ -174,4 +176,4 @@ def _write(path: Path, text: str) -> None:
         with new_file(path) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another --out") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another folder", setting="out") from error

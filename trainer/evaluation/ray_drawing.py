@@ -174,4 +174,4 @@ def _ray_settings(config: EvaluateConfig) -> RaySettings:
 def _check_gpus(num_workers: int, settings: RaySettings) -> None:
     held = sum(int(node.gpus) for node in cluster_nodes())
     if replicas_use_gpus(settings) and held < num_workers:
-        raise UserError(f"--num_workers {num_workers}: this Ray has {held} GPUs, one for each worker")
+        raise UserError(f"{num_workers} workers: this Ray has {held} GPUs, one for each worker", setting="num_workers")

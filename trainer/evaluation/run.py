@@ -53,7 +53,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     """The benchmark that is asked for, with the judges and images that are. Raises UserError for a judge that it has not."""
     benchmark = _module_of(config.benchmark).open_benchmark(config)
     if unknown := [name for name in config.judges if name not in benchmark.judges]:
-        raise UserError(f"--judges {unknown[0]}: {benchmark.name} has {', '.join(benchmark.judges)}")
+        raise UserError(f"{benchmark.name} has no judge {unknown[0]}: it has {', '.join(benchmark.judges)}", setting="judges")
     judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
     usual, num_images = benchmark.num_images_per_prompt, config.num_images_per_prompt or benchmark.num_images_per_prompt
     differences = (f"{num_images} images of a prompt in place of {usual}",) if num_images != usual else ()
@@ -71,7 +71,9 @@ def _module_of(name: str) -> BenchmarkModule:
             "`make setup`"
         ) from error
     if not hasattr(module, "open_benchmark"):
-        raise UserError(f"--benchmark {name}: expected a module with the function open_benchmark, found one without it")
+        raise UserError(
+            f"{name}: expected a module with the function open_benchmark, found one without it", setting="benchmark"
+        )
     return cast("BenchmarkModule", module)
 
 

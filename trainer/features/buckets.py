@@ -33,7 +33,7 @@ def bucket_table(resolution: int, *, multiple: int, square: bool = False) -> tup
     """
     if resolution < 1 or resolution % multiple:
         near = max(multiple, round(resolution / multiple) * multiple)
-        raise UserError(f"--resolution {resolution}: expected a multiple of {multiple} px, try {near}")
+        raise UserError(f"{resolution} px: expected a multiple of {multiple} px, try {near}", setting="resolution")
     if square:
         return ((resolution, resolution),)
     if resolution in BINNED_RESOLUTIONS:

@@ -195,7 +195,7 @@ class PrecomputeJob:
         if failures := _failures([sample], output, self.infos):
             raise UserError(
                 f"a grey image and the caption 'an owl': {failures[0].message}: the weights are damaged, or they overflow in "
-                "their number format; give another --vae or --text_encoder, or --vae.dtype float32 --text_encoder.dtype float32"
+                "their number format; give other encoders, or float32 as their number format"
             )
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
@@ -343,7 +343,8 @@ def _null_caption(encoder: TextEncoder) -> "torch.Tensor":
     if not bool(tokens.isfinite().all()):
         raise UserError(
             f"the text encoder {encoder.config.name} answers NaN or infinity to the empty caption: its weights are damaged, or "
-            f"{encoder.config.dtype} overflows; give another --text_encoder.name, or --text_encoder.dtype float32"
+            f"{encoder.config.dtype} overflows; give another one, or float32 as its number format",
+            setting="text_encoder.dtype",
         )
     return tokens
 

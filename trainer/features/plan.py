@@ -107,7 +107,9 @@ def _publish_elsewhere(folders: Sequence[Folder], plan: FeaturePlan) -> FeatureP
                 unit["part"] = here + unit["part"]
             folder.create(f"plan/{number}.json", json.dumps(record).encode())
         if read_feature_plan(folder).num_samples != plan.num_samples:
-            raise UserError(f"{folder.url} and {lead.url} have other plans: give another --out, or one resolution at a time")
+            raise UserError(
+                f"{folder.url} and {lead.url} have other plans: give another folder, or one resolution at a time", setting="out"
+            )
     return plan
 
 
@@ -167,7 +169,10 @@ def _buckets(table: "pa.Table", settings: PlanSettings, source: FeatureSource) -
             indices.append(np.zeros(len(table), dtype=np.int32))
             continue
         if table["width"].null_count or table["height"].null_count:
-            raise UserError(f"{source.url} does not tell the sizes of its images: build a data set of it, or give --square")
+            raise UserError(
+                f"{source.url} does not tell the sizes of its images: build a data set of it, or crop all to squares",
+                setting="square",
+            )
         indices.append(nearest_buckets(table["height"].to_numpy(), table["width"].to_numpy(), sizes))
     return pa.array(list(np.stack(indices, axis=1)), pa.list_(pa.int32()))
 

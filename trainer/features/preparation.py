@@ -123,7 +123,7 @@ def toy_warning(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
         num_samples += len(sizes)
     if not num_large:
         return ""
-    given = " ".join(f"--{kind}.name {PUBLISHED[120]}" for kind in toys)
+    given = " and ".join(f"{kind}.name {PUBLISHED[120]}" for kind in toys)
     return (
         f"warning: mini only understands 64-pixel emoji scenes, and {num_large:,} of {counted(num_samples, 'image')} are "
         f"larger than {LARGEST_SCENE_PX} px on both sides: a network learns little from such features; give {given}"
@@ -180,8 +180,9 @@ def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> d
         different += _other_dtypes(config, info)
         if different:
             raise UserError(
-                f"{stores[resolution].url} was made with another {', '.join(different)}: give another --out, or the settings "
-                f"in its {FEATURES_FILE}"
+                f"{stores[resolution].url} was made with another {', '.join(different)}: give the settings in its "
+                f"{FEATURES_FILE}, or another folder",
+                setting="out",
             )
     if found and len(found) < len(stores):  # stopped between two creations
         return None
@@ -196,7 +197,7 @@ def _create_stores(
     infos = {resolution: _info(config, source, facts, resolution=resolution, class_names=names) for resolution in stores}
     for resolution, folder in stores.items():
         if not folder.exists(FEATURES_FILE) and set(folder.names()) - {NULL_CAPTION_FILE}:
-            raise UserError(f"{folder.url} is not empty and holds no features: give another --out")
+            raise UserError(f"{folder.url} is not empty and holds no features: give another folder", setting="out")
         if facts.null_caption is not None:
             folder.create(NULL_CAPTION_FILE, save({NULL_CAPTION_NAME: facts.null_caption}))
         folder.create(FEATURES_FILE, infos[resolution].to_json())
@@ -254,7 +255,8 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: EncoderFacts)
             if before is not None and now is not None and before.fingerprint != now.fingerprint:
                 raise UserError(
                     f"the features at {info.resolution} px were begun with another {kind} (fingerprint {before.fingerprint}, "
-                    f"now {now.fingerprint}): give that one with --{kind}.name, or another --out"
+                    f"now {now.fingerprint}): give that one, or another folder",
+                    setting=f"{kind}.name",
                 )
 
 

@@ -179,7 +179,7 @@ class MetricsReporter:
             where = (
                 f"samples {', '.join(keys[:_NAMED_KEYS])}{more}" if keys else "no single sample: the gradient or the weights"
             )
-            advice = self._leave_out(keys) if some else "lower --optim.lr and run this again"
+            advice = self._leave_out(keys) if some else "lower optim.lr and run this again"
             raise NotFinite(
                 f"the loss is not finite at step {step.step}, {step.images_seen} images (loss {mean}, gradient norm {norm}; "
                 f"{where}); the last good checkpoint is {last or 'none'}; {advice}"

@@ -80,7 +80,9 @@ class RunFolder:
             until = time.monotonic() + wait_s
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
-                    raise UserError(f"another training writes to {self.path}: let it end, or give another --run_dir")
+                    raise UserError(
+                        f"another training writes to {self.path}: let it end, or give another folder", setting="run_dir"
+                    )
                 time.sleep(_FOLLOW_S)
             yield
 

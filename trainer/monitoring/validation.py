@@ -102,9 +102,9 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
     network, config = load_checkpoint(checkpoint, dtype=torch.float32)
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
-        raise UserError(f"--features {features}: holds no features of captions; make them by {store.info.command}")
+        raise UserError(f"{features} holds no features of captions: make them by {store.info.command}", setting="features")
     if VALIDATION not in store.splits:
-        raise UserError(f"--features {features}: has no validation split; make it by {store.info.command}")
+        raise UserError(f"{features} has no validation split: make it by {store.info.command}", setting="features")
     for kind, trained, found in (
         ("vae", config.vae, store.info.vae),
         ("text_encoder", config.text_encoder, store.info.text_encoder),
@@ -114,7 +114,7 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
             trained,
             name=f"{features} ({found.name})",
             found=found.fingerprint,
-            advice="give --features that were made with that one",
+            advice="give features that were made with that one",
         )
     workers = Workers(device=torch.device(runtime.resolved().device))
     network = network.to(workers.device)

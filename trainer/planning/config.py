@@ -52,9 +52,7 @@ class PlanConfig:
     def __post_init__(self) -> None:
         problems = []
         if self.gpu not in GPUS:
-            problems.append(
-                f"gpu: expected one of {', '.join(GPUS)} (another one: --peak_tflops, --memory_gb), found {self.gpu}"
-            )
+            problems.append(f"gpu: expected one of {', '.join(GPUS)} (another one: peak_tflops, memory_gb), found {self.gpu}")
         if not 0 < self.utilisation <= 1:
             problems.append(f"utilisation: expected more than 0 and at most 1, found {self.utilisation}")
         values = asdict(self).items()

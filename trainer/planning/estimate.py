@@ -35,7 +35,7 @@ def plan(config: PlanConfig) -> list[RungPlan]:
     if common % config.num_gpus:
         near = max((number for number in range(1, common + 1) if common % number == 0 and number < config.num_gpus), default=1)
         batches = ", ".join(f"{rung.batch_size:,}" for train in stages for rung in train.ladder)
-        raise UserError(f"--num_gpus {config.num_gpus} does not divide the batches of {batches}: try {near}")
+        raise UserError(f"{config.num_gpus} GPUs do not share the batches of {batches} evenly: try {near}", setting="num_gpus")
     return [_rung_plan(train, rung, config) for train in stages for rung in train.ladder]
 
 
@@ -54,7 +54,7 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
     for name in names:
         arguments = choose_stage(["--config", config.fit_config, "--stage", name], STAGES)
         if run_command(TrainConfig, keep, prog="python -m trainer.fit", example="", presets={"stage": STAGES}, argv=arguments):
-            raise UserError(f"trainer.fit would not start with --config {config.fit_config}")
+            raise UserError(f"trainer.fit would not start with {config.fit_config}", setting="fit_config")
     return found
 
 

@@ -37,7 +37,7 @@ def train_here(config: TrainConfig, *, device: str) -> bool:
             return train(config, workers)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}): give --gradient_checkpointing, or fewer --device_tokens than "
+            f"out of memory ({str(error).splitlines()[0]}): give gradient_checkpointing, or fewer device_tokens than "
             f"{config.device_tokens}; the batch stays as it is"
         ) from error
 
@@ -67,7 +67,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     within = start.images_seen > position.images_before
     if within and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
-            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another --data.skip): "
+            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another data.skip): "
             "from here on their order is another one"
         )
     if workers.is_first:
@@ -106,7 +106,7 @@ def _train_rungs(
 def _say_start(config: TrainConfig, workers: Workers, run: RunFolder, start: Start, *, sizes: str) -> None:
     run.say(f"{config.stage}: {start}; {sizes}; {counted(workers.num, 'worker')}, {workers.device.type}, {config.precision}")
     if start.resumes and config.precision == "bfloat16" and auto_dtype(str(workers.device)) == "float32":
-        run.say("it began in bfloat16, which this hardware only emulates, slowly: --precision float32 is quicker here")
+        run.say("it began in bfloat16, which this hardware only emulates, slowly: precision float32 is quicker here")
 
 
 def with_precision(config: TrainConfig, resumed: Path | None, workers: Workers) -> TrainConfig:

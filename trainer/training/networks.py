@@ -47,7 +47,7 @@ def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig
             position_scale=rung.position_scale or 1.0,
         )
     except ValueError as error:
-        raise UserError(f"--network: {error}") from error
+        raise UserError(str(error), setting="network") from error
 
 
 def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
@@ -61,7 +61,9 @@ def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: Featur
     if differing := [
         f"{name} {value} and {getattr(source, name)}" for name, value in asked.items() if value != getattr(source, name)
     ]:
-        raise UserError(f"--network and the checkpoint to start from differ: {', '.join(differing)}; leave --network out")
+        raise UserError(
+            f"the network and the checkpoint to start from differ: {', '.join(differing)}; leave it out", setting="network"
+        )
     sizes = {name: getattr(source, name) for name in kept}
     micro = config.network.micro_conditioning or source.micro_conditioning
     network = replace(config.network, **sizes, micro_conditioning=micro)
@@ -106,7 +108,8 @@ def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
             raise UserError(f"{checkpoint}: {error}") from error
     if source.config.conditioning != config.conditioning:
         raise UserError(
-            f"{checkpoint} reads captions, this stage's network reads classes: give --init_from another, or scratch"
+            f"{checkpoint} reads captions, this stage's network reads classes: give another, or scratch",
+            setting="init_from",
         )
     network = new_network(config, seed=seed)
     state = source.state_dict()
@@ -182,7 +185,7 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
         f"resolution {info.resolution}, expected {rung.resolution}": info.resolution != rung.resolution,
         "captions, expected classes": config.conditioning == "class" and not info.class_names,
         "classes, expected captions": config.conditioning == "text" and bool(info.class_names),
-        "texts without features, which --online encodes": (
+        "texts without features, which `online` encodes": (
             config.conditioning == "text" and not info.class_names and info.caption_storage == "none" and not config.online
         ),
     }

@@ -42,7 +42,7 @@ def train_on_ray(config: TrainConfig) -> bool:
     check_visible({path: "" for path in paths if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     if config.device == "cuda" and not use_gpu:
-        raise UserError(f"--device cuda --num_workers {config.num_workers}: this Ray has no GPU")
+        raise UserError(f"cuda for {config.num_workers} workers: this Ray has no GPU", setting="device")
     try:
         with printed_log(run), StopSignals() as stop:  # the workers' own output stays in Ray's files
             result = _finished(_trainer(config, run, use_gpu=use_gpu), run, stop)
@@ -50,7 +50,7 @@ def train_on_ray(config: TrainConfig) -> bool:
         if isinstance(found := getattr(error, "controller_failure", None), UserError):
             raise found from None
         raise UserError(
-            f"training failed more than --distributed.max_failures {config.distributed.max_failures} times; the last time: "
+            f"training failed more than distributed.max_failures {config.distributed.max_failures} times; the last time: "
             f"{_last_line(error)}; the workers' logs are in {LOGS} on their nodes; the same command resumes from the last "
             "checkpoint"
         ) from error
@@ -117,7 +117,8 @@ def _resources(config: TrainConfig, *, use_gpu: bool) -> dict[str, float]:
     if use_gpu:
         if available["GPU"] < config.num_workers:
             raise UserError(
-                f"--num_workers {config.num_workers}: this Ray has {available['GPU']:.0f} GPUs, one for each worker"
+                f"{config.num_workers} workers: this Ray has {available['GPU']:.0f} GPUs, one for each worker",
+                setting="num_workers",
             )
         return {"GPU": 1}
     return {"CPU": min(config.distributed.cpus_per_worker, available.get("CPU", 1) / config.num_workers)}

@@ -216,7 +216,7 @@ def open_objective(config: TrainConfig) -> Objective:
     try:
         return make_objective(config.objective.name, config.objective.settings)
     except ValueError as error:
-        raise UserError(f"--objective: {error}") from error
+        raise UserError(str(error), setting="objective.settings") from error
 
 
 def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None:
@@ -235,7 +235,8 @@ def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> Non
     names = {name for unit, rows in firsts for row in range(rows) for name in store.caption_names(unit, row)}
     if not any(weights.get(name) for name in names):
         raise UserError(
-            f"--data.caption_weights gives no weight to any caption in {store.folder.url}: they are {', '.join(sorted(names))}"
+            f"no caption in {store.folder.url} has a weight: they are {', '.join(sorted(names))}",
+            setting="data.caption_weights",
         )
 
 
@@ -294,7 +295,7 @@ def _open_grids(
 ) -> SampleGrids | None:
     subjects = choose_subjects(config, validation, store, collator.text_encoder)
     if subjects is None:
-        run.say("no samples are drawn: give --watch.prompts, or features with a validation split")
+        run.say("no samples are drawn: give watch.prompts, or features with a validation split")
         return None
     vae = open_vae(config, store.info, device=str(collator.device))
     return SampleGrids(run.path, pipeline=pipeline, subjects=subjects, vae=vae, config=config.watch)
@@ -305,7 +306,7 @@ def _say_what_is_read(config: TrainConfig, rung: Rung, store: FeatureStore, run:
     num = sum(sizes.values())
     if config.data.skip:
         keys = len(read_skip_list(config.data.skip))
-        run.say(f"--data.skip {config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
+        run.say(f"{config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
     missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
     run.say(
         f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "

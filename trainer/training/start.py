@@ -52,7 +52,8 @@ def find_start(config: TrainConfig) -> Start:
         return Start(checkpoint=found)
     raise UserError(
         f"{config.stage} starts from the network of the stage {config.follows}, and {before} holds none: run "
-        f"python -m trainer.fit --stage {config.follows}, or give --init_from CHECKPOINT, or --init_from {SCRATCH}"
+        f"python -m trainer.fit --stage {config.follows}, or give a checkpoint, or {SCRATCH}",
+        setting="init_from",
     )
 
 
@@ -64,7 +65,9 @@ def check_start(config: TrainConfig) -> None:
 def run_path(config: TrainConfig) -> Path:
     """The folder of the run. Raises UserError for a URL: a checkpoint is published by renaming its folder."""
     if not is_local_path(config.run_dir):
-        raise UserError(f"--run_dir {config.run_dir}: expected a folder, on a disk that all workers share, found a URL")
+        raise UserError(
+            f"{config.run_dir}: expected a folder, on a disk that all workers share, found a URL", setting="run_dir"
+        )
     return Path(config.run_folder.removeprefix("file://"))
 
 
@@ -94,7 +97,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
-            *([("--data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
+            *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
         ]
         if old != new
     ]
@@ -104,8 +107,9 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
         problems.append(f"features {position.features} then, {info.fingerprint} now")
     if problems:
         raise UserError(
-            f"{checkpoint} is of another training ({'; '.join(problems)}): use its settings, or give another --run_dir and "
-            f"--init_from {checkpoint}"
+            f"{checkpoint} is of another training ({'; '.join(problems)}): use its settings, or give another folder and "
+            f"init_from {checkpoint}",
+            setting="run_dir",
         )
 
 
@@ -122,7 +126,9 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, info: FeaturesI
     if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
         source, max_caption_tokens=target.max_caption_tokens
     ):
-        raise UserError(f"{start.checkpoint} holds another network than --network asks for: give another --run_dir")
+        raise UserError(
+            f"{start.checkpoint} holds another network than the settings ask for: give another folder", setting="run_dir"
+        )
     state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers)
     load_training(start.checkpoint, state, workers)
     return state
@@ -154,7 +160,7 @@ def cleaning_note(start: Start, config: TrainConfig, info: FeaturesInfo) -> str:
     return (
         f"the features' captions had {info.caption_cleaning} cleaning, those that {start.checkpoint} learned from "
         f"{pipeline.caption_cleaning}: the checkpoints of this training will clean prompts as the features; to keep the other, "
-        f"make features with --text_encoder.cleaning {pipeline.caption_cleaning} and another --out than {config.features}"
+        f"make features with text_encoder.cleaning {pipeline.caption_cleaning} in another folder than {config.features}"
     )
 
 

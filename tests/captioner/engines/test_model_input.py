@@ -96,7 +96,7 @@ def test_what_is_not_finite_is_no_caption(tmp_path: Path) -> None:
         said = model.caption([scene(0, 0)] * 3, ["an owl", "a key", "an apple"], ["a", "b", "c"])
         assert [one.is_finite for one in said] == [True, False, True], "its neighbours in the batch are not touched"
     model.check(scene(0, 0), "an owl")
-    with pytest.raises(UserError, match="computes NaN or infinity in float32: give --generation.dtype"):
+    with pytest.raises(UserError, match="computes NaN or infinity in float32: give the number format"):
         model.check(scene(0, 0), "a key")
 
 

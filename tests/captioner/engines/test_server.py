@@ -142,7 +142,7 @@ def test_an_image_that_the_model_fails_on_is_told_from_a_model_that_is_lost(*, w
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_what_is_not_finite_is_no_answer(*, value: float, with_logprobs: bool) -> None:
     generation = Generation("", "stop", 1, mean_logprob=value, min_logprob=value, logprobs=(value,))
-    with pytest.raises(BadRequest, match="NaN or infinity for this image: give --generation.dtype float32") as raised:
+    with pytest.raises(BadRequest, match="NaN or infinity for this image: give the number format float32") as raised:
         _completion(generation, name="tiny", with_logprobs=with_logprobs)
     assert raised.value.status == 422
 

@@ -63,7 +63,7 @@ def test_a_model_that_computes_nan_for_all_of_the_first_unit_ends_the_run(
     name_pictures(images, keys=range(3))
     assert caption(images, run, model_without_key(tmp_path / "model"), "--prompts", "alt_text") == 2
     error = capsys.readouterr().err
-    assert "NaN or infinity for all 3 images of the first unit: give --generation.dtype float32 or bfloat16" in error
+    assert "NaN or infinity for all 3 images of the first unit: give the number format float32 or bfloat16" in error
     assert not committed_units(Folder(str(run))), "nothing is rejected for a fault of the model"
 
 

@@ -55,7 +55,7 @@ def test_large_images_are_said_once_and_as_soon_as_there_are_some(tmp_path: Path
         warning.look(commit(run, number, [SCENE, PHOTOGRAPH, (257, 257)]))
     assert capsys.readouterr().err == (
         "warning: mini only understands 64-pixel emoji scenes, and 2 of the 7 images so far are larger than 256 px on both "
-        f"sides: its captions of photographs will be wrong; give --model {REAL_MODEL}\n"
+        f"sides: its captions of photographs will be wrong; give another model, such as {REAL_MODEL}\n"
     )
 
 

@@ -151,7 +151,7 @@ def test_an_image_without_a_caption_under_the_prompt_is_left_out_by_name(
     shutil.rmtree(tmp_path / "shards")
     assert _export(tmp_path / "data", prompt="dense") == (1, {})
     assert "left out: img_0: no caption under dense" in capsys.readouterr().err
-    with pytest.raises(UserError, match="has no captions under shrot: give --prompt one of dense, short"):
+    with pytest.raises(UserError, match="has no captions under shrot: give one of dense, short"):
         _export(tmp_path / "data", prompt="shrot")
 
 

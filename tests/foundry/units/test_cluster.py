@@ -84,10 +84,10 @@ def test_a_run_that_lost_its_gpus_does_not_go_on_on_cpus() -> None:
 @pytest.mark.parametrize(
     ("settings", "nodes", "message"),
     [
-        (RaySettings(cpus_per_task=12), [SMALL, LARGE], "--ray.cpus_per_task 12: the largest node has 11 CPUs"),
-        (RaySettings(cpus_per_replica=12), [SMALL, LARGE], "--ray.cpus_per_replica 12: the largest node has 11 CPUs"),
-        (RaySettings(gpus_per_replica=4), GPUS, "--ray.gpus_per_replica 4: the largest node has 3 GPUs"),
-        (RaySettings(num_replicas=5), GPUS, "--ray.num_replicas 5: the GPUs hold 4"),
+        (RaySettings(cpus_per_task=12), [SMALL, LARGE], "ray.cpus_per_task 12: the largest node has 11 CPUs"),
+        (RaySettings(cpus_per_replica=12), [SMALL, LARGE], "ray.cpus_per_replica 12: the largest node has 11 CPUs"),
+        (RaySettings(gpus_per_replica=4), GPUS, "ray.gpus_per_replica 4: the largest node has 3 GPUs"),
+        (RaySettings(num_replicas=5), GPUS, "ray.num_replicas 5: the GPUs hold 4"),
     ],
 )
 def test_what_no_node_can_meet_is_refused(settings: RaySettings, nodes: list[Node], message: str) -> None:

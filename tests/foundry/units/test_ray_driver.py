@@ -188,7 +188,7 @@ def test_a_broken_device_gets_a_new_replica_and_nobody_else_is_blamed(tmp_path: 
 @pytest.mark.parametrize("where", [(0, 1), "prepare 0", "prepare 1", "finish 0", "load", "warm_up"])
 def test_what_hangs_is_stopped_and_tried_again(tmp_path: Path, where: tuple[int, int] | str) -> None:
     if where == "warm_up":
-        with pytest.raises(UserError, match=r"the workers cannot be made ready: .*--ray.load_timeout_s is 4"):
+        with pytest.raises(UserError, match=r"the workers cannot be made ready: .*ray.load_timeout_s is 4"):
             run(tmp_path, {where: "hangs"}, units=2, settings=RaySettings(num_replicas=1, load_timeout_s=4))
         return
     settings = RaySettings(num_replicas=1, units_in_flight=2, unit_timeout_s=4, load_timeout_s=4)
@@ -235,7 +235,7 @@ def test_the_search_for_culprits_ends_with_the_budget(tmp_path: Path) -> None:
 
 
 def test_wishes_that_no_node_can_meet_are_one_line_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--ray.cpus_per_task 4096: the largest node has"):
+    with pytest.raises(UserError, match="ray.cpus_per_task 4096: the largest node has"):
         run(tmp_path, {}, settings=RaySettings(cpus_per_task=4096))
 
 

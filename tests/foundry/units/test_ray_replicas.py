@@ -98,7 +98,7 @@ def test_a_load_that_dies_is_tried_once_more_and_names_its_limit(cluster: Cluste
     replicas.collect()
     assert [handle.failed_loads for handle in replicas.handles] == [1]
     cluster.ended["load 2"] = RuntimeError("killed")
-    with pytest.raises(UserError, match=r"could not be loaded: RuntimeError: killed \(--ray.load_timeout_s is 7\)$"):
+    with pytest.raises(UserError, match=r"could not be loaded: RuntimeError: killed \(ray.load_timeout_s is 7\)$"):
         replicas.collect()
 
 

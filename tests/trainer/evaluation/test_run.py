@@ -240,8 +240,8 @@ def test_a_folder_of_another_evaluation_is_refused(
         (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of t2i_compbench, geneval"),
         (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not here"),
         (("--images=nowhere", "--out={out}", "--benchmark=tests.ray_nodes"), "a module with the function open_benchmark"),
-        (("--images=nowhere", "--out={out}", "--judges", "clip"), "--judges clip: toy has brightness"),
-        (("--out={out}",), "give either --checkpoint or --images"),
+        (("--images=nowhere", "--out={out}", "--judges", "clip"), "toy has no judge clip: it has brightness (--judges)"),
+        (("--out={out}",), "give either checkpoint or images"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -32,7 +32,7 @@ def test_other_tables_keep_area_and_multiples(resolution: int, multiple: int) ->
 
 
 def test_a_side_that_the_network_cannot_have_is_refused() -> None:
-    with pytest.raises(UserError, match="--resolution 250: expected a multiple of 16 px, try 256"):
+    with pytest.raises(UserError, match="250 px: expected a multiple of 16 px, try 256"):
         bucket_table(250, multiple=16)
 
 

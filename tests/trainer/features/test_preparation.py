@@ -156,7 +156,7 @@ def test_texts_alone_are_stored_for_training_that_encodes(tmp_path: Path, datase
     stored = tiny_precompute(tmp_path, dataset, out=str(tmp_path / "stored"))
     make_features(stored)
     settings = tiny_config(tmp_path, ladder=(Rung(resolution=32, images=12, batch_size=4),), features=config.out)
-    with pytest.raises(UserError, match="holds texts without features, which --online encodes"):
+    with pytest.raises(UserError, match="holds texts without features, which `online` encodes"):
         train(settings)
     online = dataclasses.replace(settings, online=True)
     other = dataclasses.replace(settings, features=stored.out, run_dir=str(tmp_path / "other"))
@@ -271,7 +271,7 @@ def test_other_settings_are_refused(tmp_path: Path, dataset: Path) -> None:
 
 def test_resolutions_that_make_no_buckets_are_refused(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset, resolution=[33])
-    with pytest.raises(UserError, match="--resolution 33: expected a multiple of 4 px, try 32"):
+    with pytest.raises(UserError, match="33 px: expected a multiple of 4 px, try 32"):
         prepare(config, describe=Encoders.describe)
 
 

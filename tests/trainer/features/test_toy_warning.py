@@ -29,9 +29,9 @@ def test_the_toys_on_photographs_warn_in_one_line(tmp_path: Path, monkeypatch: p
 
     assert with_toys("mini", "mini") == (
         "warning: mini only understands 64-pixel emoji scenes, and 10 of 20 images are larger than 256 px on both sides: a "
-        f"network learns little from such features; give --vae.name {PUBLISHED[120]} --text_encoder.name {PUBLISHED[120]}"
+        f"network learns little from such features; give vae.name {PUBLISHED[120]} and text_encoder.name {PUBLISHED[120]}"
     )
-    assert with_toys(str(PRETRAINED / "vae-mini"), config.text_encoder.name).endswith(f"give --vae.name {PUBLISHED[120]}")
+    assert with_toys(str(PRETRAINED / "vae-mini"), config.text_encoder.name).endswith(f"give vae.name {PUBLISHED[120]}")
     assert with_toys("mini", "mini", units=[]) == ""
     monkeypatch.setattr(tiny_sources, "SIZES", ((64, 64),))
     config = tiny_precompute(tmp_path, write_dataset(tmp_path / "scenes"), out=str(tmp_path / "of_scenes"))

@@ -57,4 +57,4 @@ def test_features_of_another_encoder_are_refused_before_anything_is_drawn(
     argv = ["--benchmark=tests.trainer.toy_benchmark", f"--checkpoint={checkpoint}", f"--out={out}", f"--features={store}"]
     assert run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv) == 2
     error = capsys.readouterr().err
-    assert "trained with the vae nowhere" in error and "give --features that were made with that one" in error
+    assert "trained with the vae nowhere" in error and "give features that were made with that one" in error

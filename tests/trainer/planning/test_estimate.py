@@ -163,7 +163,7 @@ def test_every_stage_fits_an_80_gb_gpu_as_it_is() -> None:
 
 
 def test_a_batch_that_the_gpus_cannot_share_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--num_gpus 24 does not divide the batches of 64: try 16"):
+    with pytest.raises(UserError, match="24 GPUs do not share the batches of 64 evenly: try 16"):
         plan(_config(tmp_path, num_gpus=24))
 
 

@@ -205,14 +205,14 @@ def test_features_that_grew_are_said_to_change_the_order(tmp_path: Path, capsys:
     write_store(tmp_path / "features", num_units=6)
     assert main(config) == 0
     assert (
-        "are not those of the checkpoint (more features, or another --data.skip): from here on their order is another"
+        "are not those of the checkpoint (more features, or another data.skip): from here on their order is another"
         in capsys.readouterr().out
     )
 
 
 def test_weights_of_captions_that_there_are_not_are_refused(features: Path, tmp_path: Path) -> None:
     config = _config(features, tmp_path, data=DataConfig(caption_weights={"dens": 1.0}))
-    with pytest.raises(UserError, match=r"gives no weight to any caption in .*: they are alt_text, dense"):
+    with pytest.raises(UserError, match=r"no caption in .* has a weight: they are alt_text, dense"):
         main(config)
 
 

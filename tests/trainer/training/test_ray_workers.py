@@ -57,7 +57,7 @@ def test_a_lost_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert _losses(config) == pytest.approx(_losses(alone), rel=1e-4)
     with pytest.raises(UserError, match="batch of 4 images cannot be shared by 3 workers"):
         main(replace(config, num_workers=3))
-    with pytest.raises(UserError, match="--device cuda --num_workers 2: this Ray has no GPU"):
+    with pytest.raises(UserError, match="cuda for 2 workers: this Ray has no GPU"):
         main(replace(config, device="cuda"))
 
 

@@ -67,8 +67,8 @@ def test_the_command_that_the_error_names_trains_to_the_end(tmp_path: Path) -> N
         bool(weight.isfinite().all()) for weight in newest_weights(config).values()
     )
     log = (Path(config.run_folder) / LOG).read_text()
-    assert f"--data.skip {path} leaves out 2 samples, by 2 keys" in log
-    assert "are not those of the checkpoint (more features, or another --data.skip)" in log
+    assert f"{path} leaves out 2 samples, by 2 keys" in log
+    assert "are not those of the checkpoint (more features, or another data.skip)" in log
 
 
 def _raise(argv: list[str]) -> None:
@@ -150,7 +150,7 @@ def test_lists_are_text_or_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read .*list: no such file or folder; --data.skip expects a text file with a sample's key on each line"),
+        (None, "cannot read .*list: no such file or folder; expected a text file with a sample's key on each line"),
         (b"\xff\xfea", "list is neither UTF-8 nor Parquet .* at byte 0"),
         (pa.table({"keys": ["a"]}), "list has no column key, found keys"),
         (pa.table({"key": [1]}), "the column key is int64"),

@@ -56,7 +56,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     """Raises UserError for an incomplete folder, or a judge's model that is unavailable."""
     settings = config.geneval
     prompts = read_prompts(Path(settings.folder).expanduser()) if settings.folder else our_prompts()
-    model = find_model(settings.detector, option="--geneval.detector")
+    model = find_model(settings.detector, setting="geneval.detector")
     tasks = [task for task in TASKS if any(prompt.category == task for prompt in prompts)]
     return Benchmark(
         name=f"geneval-{model.model_type}",

@@ -94,7 +94,9 @@ def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     """All prompts of a copy of the repository, or of its prompts/. Raises UserError that names the file, and the line in it."""
     path = next((file for file in (folder / "prompts" / FILE, folder / FILE) if file.is_file()), None)
     if path is None:
-        raise UserError(f"{folder / 'prompts' / FILE} is not there: --geneval.folder needs a copy of GenEval's repository")
+        raise UserError(
+            f"{folder / 'prompts' / FILE} is not there: give a whole copy of GenEval's repository", setting="geneval.folder"
+        )
     prompts = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         if line.strip():
@@ -103,7 +105,7 @@ def read_prompts(folder: Path) -> tuple[Prompt, ...]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}, line {number}: no prompt of GenEval ({type(error).__name__}: {error})") from None
     if not prompts:
-        raise UserError(f"{path} is empty: --geneval.folder needs a copy of GenEval's repository")
+        raise UserError(f"{path} is empty: give a whole copy of GenEval's repository", setting="geneval.folder")
     return tuple(prompts)
 
 

@@ -62,8 +62,11 @@ def _read(file: Path, settings: PromptsConfig) -> list[Prompt]:
     if file.suffix == ".parquet" or (settings.category_column and file.suffix in (".csv", ".tsv", ".jsonl")):
         return _read_table(file, settings)
     if settings.category_column:
-        raise UserError(f"{file} has no columns: leave out --prompts.category_column, or give .csv, .tsv, .jsonl or .parquet")
-    texts = read_prompts(file, column=settings.column, option="--prompts.column")
+        raise UserError(
+            f"{file} has no columns: leave out the one of categories, or give .csv, .tsv, .jsonl or .parquet",
+            setting="prompts.category_column",
+        )
+    texts = read_prompts(file, column=settings.column, setting="prompts.column")
     return [Prompt(text=text, category=file.stem) for text in texts]
 
 

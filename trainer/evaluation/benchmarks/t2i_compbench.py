@@ -61,7 +61,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 def _attributes(config: EvaluateConfig, prompts: Sequence[Prompt]) -> JudgeSource:
     settings = config.t2i_compbench
-    model = find_model(settings.blip, option="--t2i_compbench.blip")
+    model = find_model(settings.blip, setting="t2i_compbench.blip")
 
     def load() -> AttributeJudge:
         from trainer.evaluation.judges.blip import load_blip
@@ -75,7 +75,7 @@ def _attributes(config: EvaluateConfig, prompts: Sequence[Prompt]) -> JudgeSourc
 
 def _relations(config: EvaluateConfig, prompts: Sequence[Prompt]) -> JudgeSource:
     settings = config.t2i_compbench
-    model = find_model(settings.detector, option="--t2i_compbench.detector")
+    model = find_model(settings.detector, setting="t2i_compbench.detector")
 
     def load() -> SpatialJudge:
         from trainer.evaluation.judges.detector import load_detector

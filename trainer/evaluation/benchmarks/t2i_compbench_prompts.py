@@ -69,7 +69,9 @@ def our_prompts() -> tuple[Prompt, ...]:
 def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     """All prompts of a copy of the repository, or of its examples/dataset. Raises UserError that names a missing file."""
     if not folder.is_dir():
-        raise UserError(f"--t2i_compbench.folder {folder} is no folder: clone T2I-CompBench's repository and name its folder")
+        raise UserError(
+            f"{folder} is no folder: clone T2I-CompBench's repository and name its folder", setting="t2i_compbench.folder"
+        )
     inside = folder / _DATASET if (folder / _DATASET).is_dir() else folder
     lines = {category: _lines(inside / f"{category}_val.txt") for category in CATEGORIES}
     places = {_key(line) for line in _lines(inside / "complex_val_spatial.txt")}
@@ -100,10 +102,13 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(
-            f"{path}: {reason}; --t2i_compbench.folder needs the file as T2I-CompBench's repository has it"
+            f"{path}: {reason}; give a folder with the file as T2I-CompBench's repository has it",
+            setting="t2i_compbench.folder",
         ) from None
     if not (lines := [line.split("\t")[0].strip() for line in text.splitlines() if line.strip()]):
-        raise UserError(f"{path} is empty: --t2i_compbench.folder needs the file as T2I-CompBench's repository has it")
+        raise UserError(
+            f"{path} is empty: give a folder with the file as T2I-CompBench's repository has it", setting="t2i_compbench.folder"
+        )
     return lines
 
 

@@ -162,7 +162,9 @@ def read_instructions(path: str) -> Instructions:
         text = file.read_text(encoding="utf-8")
         messages = tuple(_messages(ast.parse(text))) if file.suffix == ".py" else (("user", text.strip()),)
     except OSError as error:
-        raise UserError(f"the instructions {file} cannot be read ({error.strerror}): see --wise.instructions") from error
+        raise UserError(
+            f"the instructions {file} cannot be read ({error.strerror}): give another file", setting="wise.instructions"
+        ) from error
     except (SyntaxError, ValueError) as error:
         raise UserError(f"the instructions {file} cannot be read ({error}): give a text file in their place") from error
     names = {name for _, message in messages for name in _PLACEHOLDER.findall(message)}

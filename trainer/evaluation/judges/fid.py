@@ -108,7 +108,8 @@ class Fid:
         num_images = sum(map(len, features))
         if num_images < 2:
             raise UserError(
-                f"a Fréchet distance needs two images or more, {whose} has {num_images}: see --prompts.fid.reference"
+                f"a Fréchet distance needs two images or more, {whose} has {num_images}: give more",
+                setting="prompts.fid.reference",
             )
         return Statistics.of(np.concatenate(features))
 
@@ -125,7 +126,8 @@ def fid_metrics(config: FidConfig, evaluate: "EvaluateConfig") -> Mapping[str, S
         return {}
     if not Path(config.reference).expanduser().exists():
         raise UserError(
-            f"--prompts.fid.reference: there is no {config.reference}: give a folder of images, or statistics (.npz)"
+            f"there is no {config.reference}: give a folder of images, or statistics (.npz)",
+            setting="prompts.fid.reference",
         )
     if find_spec("torch_fidelity") is None:
         raise UserError("FID needs torch-fidelity, which is not installed: pip install 'torch-fidelity>=0.4'")
@@ -153,7 +155,7 @@ def find_weights(path: str | None) -> InceptionWeights:
         return InceptionWeights(path=None, name="the published network", is_published=True, fingerprint=_PUBLISHED)
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"--prompts.fid.weights: there is no file {file}: give the published .pth or safetensors")
+        raise UserError(f"there is no file {file}: give the published .pth or safetensors", setting="prompts.fid.weights")
     with file.open("rb") as opened:
         is_published = hashlib.file_digest(opened, "sha256").hexdigest().startswith(_PUBLISHED)
     fingerprint = _PUBLISHED if is_published else files_fingerprint([file])
@@ -174,7 +176,8 @@ def _network(weights: InceptionWeights, features: str, device: str) -> "torch.nn
         message = one_line(error, limit=200)
         raise UserError(
             f"{weights.name} has not the weights of the Inception network of torch-fidelity ({message}): give the published "
-            ".pth, or safetensors of it, as --prompts.fid.weights"
+            ".pth, or safetensors of it",
+            setting="prompts.fid.weights",
         ) from error
     moved: torch.nn.Module = network.to(device)
     return moved
@@ -216,6 +219,7 @@ def _fetched() -> "dict[str, torch.Tensor]":
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"the Inception network cannot be fetched ({' '.join(str(error).split())[:200]}): fetch {URL_INCEPTION_V3} "
-            "elsewhere, and give it as --prompts.fid.weights"
+            "elsewhere, and give the file",
+            setting="prompts.fid.weights",
         ) from None
     return weights

@@ -68,30 +68,32 @@ class JudgeModel:
 def check_finite(values: "torch.Tensor", *, name: str) -> None:
     """Raises UserError for NaN or an infinity in what the model of this name computed: no verdict follows from that."""
     if not bool(values.isfinite().all()):
-        raise UserError(f"{name} computes NaN or infinity: give --judge_dtype float32, or fetch the model again")
+        raise UserError(
+            f"{name} computes NaN or infinity: give the number format float32, or fetch the model again", setting="judge_dtype"
+        )
 
 
 def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], JudgeSource]]) -> dict[str, JudgeSource]:
     """The judges that are asked for, or all: the models of the others are not looked for. Raises UserError for unknown ones."""
     if unknown := [name for name in config.judges if name not in makers]:
-        raise UserError(f"--judges {unknown[0]}: {config.benchmark} has {', '.join(makers)}")
+        raise UserError(f"{config.benchmark} has no judge {unknown[0]}: it has {', '.join(makers)}", setting="judges")
     return {name: make() for name, make in makers.items() if not config.judges or name in config.judges}
 
 
-def find_model(name: str, *, option: str) -> JudgeModel:
-    """Finds a model; `option` is its name on the command line. Raises UserError where it is unavailable."""
+def find_model(name: str, *, setting: str) -> JudgeModel:
+    """Finds a model; `setting` is the configuration field that names it. Raises UserError where it is unavailable."""
     folder = Path(name)
-    advice = f"give a folder that holds it as {option}"
+    advice = "give a folder that holds it"
     if folder.is_dir():
         path, revision = folder / "config.json", folder_fingerprint(folder)
     else:
         try:
             path = hub_file(name, "config.json")
         except NotOnHub as error:
-            raise unavailable(name, error.reason, advice=advice) from None
+            raise unavailable(name, error.reason, advice=advice, setting=setting) from None
         revision = path.parent.name
     try:
         model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not the configuration of a model of transformers: {advice}") from None
+        raise UserError(f"{path} is not the configuration of a model of transformers: {advice}", setting=setting) from None
     return JudgeModel(name=name, revision=revision, model_type=str(model_type), on_hub=not folder.is_dir())

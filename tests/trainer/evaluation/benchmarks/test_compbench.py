@@ -118,11 +118,14 @@ def test_what_was_asked_otherwise_is_said_beside_the_published_figures(models: P
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--t2i_compbench.folder=/nowhere",), "--t2i_compbench.folder /nowhere is no folder"),
+        (
+            ("--t2i_compbench.folder=/nowhere",),
+            "/nowhere is no folder: clone T2I-CompBench's repository and name its folder (--t2i_compbench.folder)",
+        ),
         (("--t2i_compbench.blip={models}/owlv2",), "owlv2 is a owlv2: expected a BLIP"),
         (("--t2i_compbench.detector={models}/blip", "--judges", "detector"), "is a blip: expected a detector, owlvit or owlv2"),
         (("--t2i_compbench.spacy_model=none", "--judges", "clip"), "the spaCy model none is not installed"),
-        (("--judges", "fid"), "--judges fid: t2i_compbench has blip-vqa, detector, clip"),
+        (("--judges", "fid"), "t2i_compbench has no judge fid: it has blip-vqa, detector, clip (--judges)"),
         (("--judge_device=tpu",), "device tpu"),
         (("--t2i_compbench.blip={models}",), "is not the configuration of a model of transformers"),
     ],
@@ -145,7 +148,7 @@ def test_bad_input_is_one_line(
 
 @pytest.fixture(scope="module")
 def blip(models: Path) -> BlipVqa:
-    return load_blip(find_model(str(models / "blip"), option=""), CPU, image_px=64)
+    return load_blip(find_model(str(models / "blip"), setting=""), CPU, image_px=64)
 
 
 QUESTIONS = ("a red cup?", "the yellow bicycle!", "an owl?")
@@ -188,11 +191,11 @@ def test_weights_of_another_kind_are_refused(models: Path, tmp_path: Path) -> No
 
     BlipForConditionalGeneration(BlipConfig.from_pretrained(models / "blip")).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="as a model of type blip: its weights lack text_"):
-        load_blip(find_model(str(tmp_path), option=""), CPU, image_px=64)
+        load_blip(find_model(str(tmp_path), setting=""), CPU, image_px=64)
 
 
 def test_another_number_of_heads_than_blip_has_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = find_model(str(models / "blip"), option="")
+    source = find_model(str(models / "blip"), setting="")
     width = load_blip(source, CPU, image_px=64).model.config.text_config.hidden_size
     monkeypatch.setattr(blip_vqa, "_WIDTH", width)
     with pytest.raises(UserError, match="BLIP was trained with 12"):
@@ -204,12 +207,12 @@ def test_questions_are_cleaned_as_blip_was_trained() -> None:
 
 
 def test_a_detector_gives_boxes_in_pixels_the_surest_first(models: Path) -> None:
-    detect = load_detector(find_model(str(models / "owlv2"), option=""), CPU, threshold=0.0)
+    detect = load_detector(find_model(str(models / "owlv2"), setting=""), CPU, threshold=0.0)
     found = detect(_noise(0), ["owl", "drum"])
     assert len(found) == 16  # a box for each patch
     assert {one.name for one in found} <= {"owl", "drum"}
     assert [one.confidence for one in found] == sorted((one.confidence for one in found), reverse=True)
     assert max(one.box.right for one in found) > 8  # pixels, not shares
     least = found[7].confidence
-    few = load_detector(find_model(str(models / "owlv2"), option=""), CPU, threshold=least)(_noise(0), ["owl", "drum"])
+    few = load_detector(find_model(str(models / "owlv2"), setting=""), CPU, threshold=least)(_noise(0), ["owl", "drum"])
     assert few == found[:7]

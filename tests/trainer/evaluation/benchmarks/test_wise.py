@@ -286,7 +286,7 @@ def usual(images: Path, tmp_path: Path, judge: JudgeServer) -> list[str]:
         (["--wise.judge.url=null"], "no judge to ask: give judge.url"),
         (
             ["--wise.judge.key_variable=NO_SUCH_KEY"],
-            "environment variable NO_SUCH_KEY, which judge.key_variable names, is not set",
+            "environment variable NO_SUCH_KEY is not set",
         ),
         (["--wise.judge.url=https://me:pw@host/v1"], "judge.url must hold no user, password"),
         (["--wise.judge.concurrency=0"], "must be 1 or more"),

@@ -92,7 +92,7 @@ def test_prompts_of_our_own_are_a_first_try(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "complaint"),
     [
-        ("list.csv", {"column": "text"}, "has no column 'text', it has caption, kind: see --prompts.column"),
+        ("list.csv", {"column": "text"}, "has no column 'text', it has caption, kind: choose one"),
         ("list.csv", {"column": "caption", "category_column": "genre"}, "has no column 'genre', it has caption, kind"),
         ("list.parquet", {"column": "text"}, "has no column 'text', it has caption, kind"),
         (

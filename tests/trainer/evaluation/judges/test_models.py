@@ -26,11 +26,11 @@ Judge = Callable[[Path, npt.NDArray[np.uint8]], object]
 
 
 def blip(path: Path, pixels: npt.NDArray[np.uint8]) -> object:
-    return load_blip(find_model(str(path), option=""), CPU, image_px=64).yes_probabilities(pixels, ["an owl?"])
+    return load_blip(find_model(str(path), setting=""), CPU, image_px=64).yes_probabilities(pixels, ["an owl?"])
 
 
 def detector(path: Path, pixels: npt.NDArray[np.uint8]) -> object:
-    return load_detector(find_model(str(path), option=""), CPU, threshold=0.5)(pixels, ["owl"])
+    return load_detector(find_model(str(path), setting=""), CPU, threshold=0.5)(pixels, ["owl"])
 
 
 def clip(path: Path, pixels: npt.NDArray[np.uint8]) -> object:
@@ -79,5 +79,5 @@ def test_weights_that_are_missing_are_named(judge: tuple[Path, Judge, str], tmp_
 def test_nan_is_no_verdict(judge: tuple[Path, Judge, str], tmp_path: Path) -> None:
     path, ask, weight = judge
     ask(path, PIXELS)
-    with pytest.raises(UserError, match="computes NaN or infinity: give --judge_dtype float32"):
+    with pytest.raises(UserError, match="computes NaN or infinity: give the number format float32"):
         ask(changed(path, tmp_path / "nan", weight, remove=False), PIXELS)
