@@ -142,7 +142,8 @@ def check_context(said: Generation, settings: GenerationSettings, *, most: int) 
     if needed > most:
         raise UserError(
             f"an image and the prompt take {said.num_input_tokens} tokens, and a caption up to {settings.max_new_tokens} more; "
-            f"the context has {most}: lower generation.max_new_tokens or generation.image_side_px, or use a longer context"
+            f"the context has {most}: lower max_new_tokens or image_side_px, or use a longer context",
+            setting="generation",
         )
 
 

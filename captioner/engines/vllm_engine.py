@@ -211,7 +211,7 @@ def _lora_rank(folder: Path) -> int:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     rank = max([int(config.get("r", _RANKS[0])), *(config.get("rank_pattern") or {}).values()])
     if rank > _RANKS[-1]:
-        raise UserError(f"vllm.lora {folder}: the adapter has rank {rank}, vLLM takes at most {_RANKS[-1]}")
+        raise UserError(f"{folder}: the adapter has rank {rank}, vLLM takes at most {_RANKS[-1]}", setting="vllm.lora")
     return next(one for one in _RANKS if one >= rank)
 
 

@@ -201,7 +201,7 @@ def test_the_first_question_is_asked_as_all_others_will_be() -> None:
 
 def test_a_key_that_is_not_set_is_named() -> None:
     settings = EndpointSettings(url="http://127.0.0.1:9/v1", key_variable="NO_SUCH_KEY")
-    with pytest.raises(UserError, match="environment variable NO_SUCH_KEY, which endpoint.key_variable names, is not set"):
+    with pytest.raises(UserError, match="environment variable NO_SUCH_KEY is not set: export it"):
         find_served_model("m", settings, SETTINGS)
 
 
