@@ -208,21 +208,23 @@ class Decoding:
         self.tokens = ends[0].repeat(len(rows), self._num_steps)  # (B, L)
         self.logprobs = torch.zeros(self.tokens.shape, device=input_ids.device)  # (B, L)
         outputs = model._prefill(input_ids, generation_config, state)
-        for step in range(self._num_steps):
-            is_encoder_decoder = model.config.is_encoder_decoder
-            state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=is_encoder_decoder)
-            chosen, logprobs = self._chooser(outputs.logits[:, -1].float(), rows.tolist())
-            self.tokens[rows, step], self.logprobs[rows, step] = chosen, logprobs
-            has_ended |= torch.isin(chosen, ends)
-            num_ended = int(has_ended.sum())
-            if num_ended == len(rows):
-                break
-            input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
-            if num_ended * _LEAVE_TOGETHER >= len(rows):
-                kept = (~has_ended).nonzero()[:, 0]
-                rows, input_ids, has_ended = rows[kept], input_ids[kept], has_ended[kept]
-                state = _kept_rows(state, kept)
-            outputs = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state), return_dict=True)
+        with model._optimize_model_for_decode():
+            for step in range(self._num_steps):
+                is_encoder_decoder = model.config.is_encoder_decoder
+                state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=is_encoder_decoder)
+                chosen, logprobs = self._chooser(outputs.logits[:, -1].float(), rows.tolist())
+                self.tokens[rows, step], self.logprobs[rows, step] = chosen, logprobs
+                has_ended |= torch.isin(chosen, ends)
+                num_ended = int(has_ended.sum())
+                if num_ended == len(rows) or step + 1 == self._num_steps:
+                    break
+                input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
+                if num_ended * _LEAVE_TOGETHER >= len(rows):
+                    kept = (~has_ended).nonzero()[:, 0]
+                    rows, input_ids, has_ended = rows[kept], input_ids[kept], has_ended[kept]
+                    state = _kept_rows(state, kept)
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
+                outputs = model(**inputs, return_dict=True)
         return self.tokens
 
 

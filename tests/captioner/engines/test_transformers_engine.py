@@ -1,7 +1,6 @@
 """A caption belongs to its image and prompt alone; whatever LLaVA it is, and however little memory there is."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import MINI, resolve_model
-from captioner.engines.transformers_engine import LlavaEngine, TokenChooser
+from captioner.engines.transformers_engine import LlavaEngine
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import save_tiny_llava, save_tiny_next, save_tiny_onevision
 
@@ -119,19 +118,13 @@ def test_the_end_tokens_of_the_checkpoint_end_a_caption(tmp_path: Path) -> None:
     assert engine(tmp_path).end_ids == [1, 9]
 
 
-def test_a_model_is_tried_out_with_one_token(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, choose, num_steps = engine(tiny_llava), TokenChooser.__call__, 0
-
-    def counted(self: TokenChooser, scores: torch.Tensor, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal num_steps
-        num_steps += 1
-        return choose(self, scores, rows)
-
-    monkeypatch.setattr(TokenChooser, "__call__", counted)
+def test_a_model_is_tried_out_with_one_token_and_computes_no_step_more_than_it_says(tiny_llava: Path) -> None:
+    model, steps = engine(tiny_llava), list[int]()
+    model.model.register_forward_pre_hook(lambda *_: steps.append(1))
     model.check(images(1)[0], "owl")
-    assert num_steps == 1
-    model.caption(images(1), PROMPTS[:1], KEYS[:1])
-    assert num_steps == 1 + 12
+    assert len(steps) == 1
+    (said,) = model.caption(images(1), PROMPTS[:1], KEYS[:1])
+    assert len(steps) == 1 + said.num_tokens == 1 + 12
 
 
 def test_images_and_prompts_of_similar_size_share_a_batch(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
