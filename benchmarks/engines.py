@@ -100,7 +100,12 @@ def main(config: EnginesConfig) -> int:
         run_module("examples.openmoji.scenes", *options, "--out", str(scenes))
         for turn in range(config.rounds):
             for name, side in _sides(config):
-                timed[name].append(_timed(side, scenes, Path(directory) / f"{name}-{turn}", loop_first=bool(turn % 2)))
+                one = _timed(side, scenes, Path(directory) / f"{name}-{turn}", loop_first=bool(turn % 2))
+                timed[name].append(one)
+                print(
+                    f"{name}: run {one.figures['images_per_s']:.1f}, loop {one.figures['loop_images_per_s']:.1f} images/s",
+                    flush=True,
+                )
         dtype = run_dtype(Path(directory) / "transformers-0")
     print_report("Engines", _figures(timed), dtype=dtype)
     return 0
@@ -114,7 +119,9 @@ def _sides(config: EnginesConfig) -> Iterator[tuple[str, Side]]:
         options = ("--engine", "vllm", *_SHORT)
         run_options = ("--ray.replica_python", config.python, "--ray.num_replicas", "1")
         yield "vllm", Side(options=options, run_options=run_options, python=config.python)
-        with _server([config.python, "-m", "vllm.entrypoints.cli.main", "serve", str(MINI), *_VLLM_SERVER]) as server:
+        with _server(
+            [config.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MINI), *_VLLM_SERVER]
+        ) as server:
             yield "endpoint", server
     with _server([sys.executable, "-m", "captioner.serve", "--model", MODEL, *_FLOAT32]) as server:
         yield "serve", server
@@ -187,7 +194,8 @@ def _loop(side: Side, scenes: Path) -> tuple[dict[str, str], dict[str, float]]:
     def part(index: int) -> dict[str, Any]:
         arguments = [*options, "--part", str(index), "--parts", str(side.num_processes)]
         output = run_module("benchmarks.engine_loop", *arguments, environment=environment, python=side.python)
-        found: dict[str, Any] = json.loads(output.splitlines()[-1])
+        line = next(line for line in reversed(output.splitlines()) if line.startswith('{"start_up_s"'))  # vLLM may log after it
+        found: dict[str, Any] = json.loads(line)
         return found
 
     with ThreadPoolExecutor(side.num_processes) as pool:
