@@ -20,16 +20,18 @@ from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
 from captioner.engines.vllm_settings import VllmSettings
 from captioner.prompt_sets import load_prompts
 from captioner.prompts import PromptSet, render
+from captioner.runs.questions import NO_EARLIER_CAPTION, EarlierCaptions, check_caption_fields, questions_about
 from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.runs.source_run import ALL_CAPTIONED
 from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
-from foundry.images.loading import all_rejected, read_images
+from foundry.images.loading import all_rejected, read_images, rejected_row
 from foundry.images.reader import reference_of
 from foundry.storage.folder import Folder
-from foundry.storage.run_record import as_stored, run_id
+from foundry.storage.run_record import RunRecord, as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
 from foundry.units.rejection import Failure
@@ -78,6 +80,8 @@ class CaptionJob:
     limits: DecodeLimits
     tagger: TaggerConfig
     t5: T5Config
+    earlier: EarlierCaptions | None = None
+    """The run that prompts take captions from."""
 
     def with_dtype(self, dtype: str) -> "CaptionJob":
         """The same work in that dtype, which is part of what a run is."""
@@ -92,16 +96,23 @@ class CaptionJob:
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
         """Reads and decodes the images at these positions; one that cannot be used becomes a rejected row."""
         started = time.perf_counter()
-        rows = read_unit(Folder(self.run), unit)
-        read = read_images(
-            [rows[position] for position in positions], limits=self.limits, target_side_px=self.model.image_side_px
-        )
-        images = [one.facts for one in read.images]
-        texts = {prompt.name: [render(prompt, image["alt_text"]) for image in images] for prompt in self.prompts.prompts}
-        urls = [reference_of(image).web_address if self.model.sends_urls else None for image in images]
-        shown = [url or one.image.pixels for url, one in zip(urls, read.images, strict=True)]
+        unit_rows = read_unit(Folder(self.run), unit)
+        rows = [unit_rows[position] for position in positions]
+        read = read_images(rows, limits=self.limits, target_side_px=self.model.image_side_px)
+        found = [one.facts for one in read.images]
+        questions = questions_about(found, rows, prompts=self.prompts, earlier=self.earlier)
+        lacking = {key for key, asked in questions.items() if None in asked}
+        images = [image for image in found if image["key"] not in lacking]
+        texts = {
+            prompt.name: [questions[image["key"]][number] or "" for image in images]
+            for number, prompt in enumerate(self.prompts.prompts)
+        }
+        kept = [one for one in read.images if one.facts["key"] not in lacking]
+        urls = [reference_of(one.facts).web_address if self.model.sends_urls else None for one in kept]
+        shown = [url or one.image.pixels for url, one in zip(urls, kept, strict=True)]
+        rejected = read.rejected + [rejected_row(image, NO_EARLIER_CAPTION) for image in found if image["key"] in lacking]
         payload = Payload(images=shown, keys=[image["key"] for image in images], prompts=texts)
-        return payload, Facts(images=images, rejected=read.rejected, seconds=time.perf_counter() - started)
+        return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
         """Loads the tagger and the tokenizer."""
@@ -114,8 +125,10 @@ class CaptionJob:
 
     def check(self, engine: Engine) -> None:
         """One token about a grey image as large as they come: a model that cannot say that can caption nothing."""
-        side_px = self.model.image_side_px
-        engine.check(np.full((side_px, side_px, 3), 128, np.uint8), render(self.prompts.prompts[0], "an owl"))
+        prompt, side_px = self.prompts.prompts[0], self.model.image_side_px
+        question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
+        assert question is not None
+        engine.check(np.full((side_px, side_px, 3), 128, np.uint8), question)
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
@@ -183,20 +196,26 @@ class CaptionJob:
         return rows, nouns
 
 
-def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionJob:
+def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, source: RunRecord | None = None) -> CaptionJob:
     """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError.
 
-    `before`: settings of what the run has committed, which stay where nothing else is asked for.
+    `before`: settings of what the run has committed, which stay where nothing else is asked for. `source`: the record of the
+    run that captions are taken from.
     """
+    prompts = load_prompts(config.prompts)
+    check_caption_fields(prompts, source)
     model = find_model(config, before=before)
     config = replace(config, generation=_settled(config.generation, model, before))
-    prompts = load_prompts(config.prompts)
     t5 = config.t5.of_model(config.model)
     settings = run_settings(
         config, model=model, prompts=prompts, tagger=NounTagger(config.tagger).describe(), t5=T5View(t5).describe()
     )
     if before is not None and model.prompt_format == LLAVA_PROMPT and "prompt_format" not in before.get("model", {}):
         del settings["model"]["prompt_format"]  # runs before it was recorded assumed the same prompt
+    earlier = None
+    if source is not None and config.captions_from is not None:
+        settings["captions_from"] = {"run_id": source.run_id, "only": query_of(config)}
+        earlier = EarlierCaptions(url=config.captions_from, prompts=tuple(source.prompt_names))
     return CaptionJob(
         run=config.out,
         run_id=run_id(settings),
@@ -207,7 +226,13 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) 
         limits=config.limits,
         tagger=config.tagger,
         t5=t5,
+        earlier=earlier,
     )
+
+
+def query_of(config: CaptionConfig) -> str:
+    """The query that names the images of a source run to caption."""
+    return config.only or ALL_CAPTIONED
 
 
 def run_settings(

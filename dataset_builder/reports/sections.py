@@ -1,28 +1,22 @@
 """Sections of the report page, queried from a run or a data set by the same SQL; no query holds all rows."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from dataset_builder.concepts.density import PAPER_TABLE, rarefied
 from dataset_builder.concepts.density import VIEWS as WAYS
 from dataset_builder.reports.charts import Histogram, Series, histogram_svg, lines_svg
 from dataset_builder.reports.page import Gallery, Picture, Section, Table, charts_html, gallery_html, table_html
-from foundry.errors import StoreError, UserError
-from foundry.images.decoding import DecodeLimits, decode_image
-from foundry.images.reader import ImageReader, reference_of
-from foundry.units.rejection import ImageError
+from dataset_builder.reports.thumbnails import read_thumbnails
+from foundry.errors import UserError
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Database
 
 _BINS = 24
 _CURVE_POINTS = 16
-_THUMBNAIL_PX = 220
 _GROUPS = 10
 
 HISTOGRAMS = {
@@ -191,25 +185,13 @@ def gallery(database: "Database", *, number: int) -> Gallery:
         "SELECT i.key, i.uri, i.member, i.byte_offset, i.byte_length, i.row, said.*, s.clip_mean, s.aesthetic, s.sharpness, "
         f"{embedded} AS data FROM chosen i LEFT JOIN said USING (key) LEFT JOIN scores s USING (key) ORDER BY i.key"
     ).to_pylist()
-    found, unread = [], []
-    with ImageReader() as reader:
-        for index, row in enumerate(rows):
-            try:
-                found.append(_picture(reader, row))
-            except ImageError as error:
-                unread.append(f"{row['key']}: {error.message}")
-            except StoreError as error:
-                unread.append(f"{row['key']}: {error}")
-                if error.may_pass:  # the store does not answer: each of the others would be waited for as long
-                    unread += [f"{later['key']}: not tried" for later in rows[index + 1 :]]
-                    break
-    return Gallery(pictures=found, unread=unread)
+    thumbnails = read_thumbnails(rows)
+    pictures = [_picture(thumbnails.by_key[row["key"]], row) for row in rows if row["key"] in thumbnails.by_key]
+    return Gallery(pictures=pictures, unread=thumbnails.unread)
 
 
-def _picture(reader: ImageReader, row: Mapping[str, Any]) -> Picture:
-    """Raises ImageError and StoreError."""
+def _picture(thumbnail: str, row: Mapping[str, Any]) -> Picture:
     figures = {name: row[name] for name in ("nouns", "clip_mean", "aesthetic", "sharpness")}
-    thumbnail = _thumbnail(row["data"] or reader.read(reference_of(row)))
     return Picture(key=row["key"], jpeg_base64=thumbnail, caption=row["caption"] or "", figures=figures)
 
 
@@ -230,16 +212,6 @@ def _histogram(database: "Database", view: str, column: str, *, title: str, mark
     counts = {row["bin"]: row["n"] for row in rows}
     edges = [low + step * number for number in range(bins + 1)]
     return Histogram(title=title, edges=edges, counts=[counts.get(number, 0) for number in range(bins)], mark=mark)
-
-
-def _thumbnail(data: bytes) -> str:
-    """A JPEG in base64. Raises ImageError."""
-    pixels = decode_image(data, limits=DecodeLimits(), target_side_px=_THUMBNAIL_PX).pixels
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.thumbnail((2 * _THUMBNAIL_PX, 2 * _THUMBNAIL_PX))
-    image.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _whole(printed: str) -> int:

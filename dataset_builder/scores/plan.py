@@ -86,7 +86,8 @@ def read_run_rows(run: Folder, unit: Unit) -> list[dict[str, Any]]:
     if "captions" in files:
         with run.open(files["captions"].path) as file:
             for said in pq.read_table(file, columns=["key", "prompt", "caption"]).to_pylist():
-                captions[said.pop("key")].append(said)
+                if (key := said.pop("key")) in captions:  # else captioned by a retry since the units were planned
+                    captions[key].append(said)
     return [row | {"captions": captions[row["key"]]} for row in rows]
 
 

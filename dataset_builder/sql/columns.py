@@ -55,6 +55,8 @@ COLUMNS = {
     "dropped_captions.reason": "why the step dropped the caption",
     "funnel.reason": "why the step dropped these images; empty for the input",
     "message": "what was found, in one line",
+    "retry": "number of the retry that tried the image again, from 1",
+    "commits.retry": "number of the newest retry of the unit; 0 where there was none",
     "unit": "number of the unit of work, from 0",
     "planned": "number of images in the unit",
     "completed": "number of images of the unit that were captioned",

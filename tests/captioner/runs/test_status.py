@@ -11,8 +11,8 @@ from captioner.runs.status import RunStatus, read_status
 from foundry.storage.folder import Folder
 from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, commit_name
-from foundry.units.progress import BudgetExceeded, Progress
 from foundry.units.rejection import allowed_rejections
+from foundry.units.run import BudgetExceeded, Progress
 
 
 def commit(*, planned: int = 8, rejected: int = 0) -> Commit:
