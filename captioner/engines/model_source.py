@@ -138,7 +138,7 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
         side_px = image_side_px or _image_side(config, processor)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(
-            f"the configuration of {name} does not say how large its images are ({error}): fetch it again, or give their size",
+            f"the config.json of {name} does not say how large its images are ({error}): fetch it again, or give their size",
             setting="generation.image_side_px",
         ) from None
     template_file = next((file for file in _TEMPLATE_FILES if _has_template(find(file))), "")
