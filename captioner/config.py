@@ -41,8 +41,8 @@ class CaptionConfig:
     """Engine that runs the model: transformers, vllm (in the environment of ray.replica_python), or endpoint (a server with
     OpenAI's protocol)."""
     prompts: str = "paper"
-    """Name of a prompt set (paper, ladder, alt_text, long_short, and with captions_from refine, merge, translate, shorten) or a
-    YAML file."""
+    """Name of a prompt set (paper, ladder, alt_text, long_short, structured, and with captions_from refine, merge, translate,
+    shorten) or a YAML file."""
     limit: int | None = None
     """Stop after the first units that together hold at least this many images; default: caption all."""
     unit_size: int | None = None

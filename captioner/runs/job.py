@@ -5,6 +5,7 @@ how the cost of the distribution is measured.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -13,15 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
+from captioner.cleaning import CLEANING_VERSION
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
 from captioner.engines.vllm_settings import VllmSettings
 from captioner.prompt_sets import load_prompts
 from captioner.prompts import PromptSet, render
+from captioner.runs.asking import ask, check_engine
+from captioner.runs.caption_rows import RENDERED, caption_rows
 from captioner.runs.questions import NO_EARLIER_CAPTION, EarlierCaptions, check_caption_fields, questions_about
-from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
+from captioner.structured.answers import STRUCTURED_VERSION
+from dataset_builder.concepts.noun_counts import CaptionNouns, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
 from dataset_builder.runs.source_run import ALL_CAPTIONED
@@ -124,18 +128,21 @@ class CaptionJob:
         return self.model.load(self.generation)
 
     def check(self, engine: Engine) -> None:
-        """One token about a grey image as large as they come: a model that cannot say that can caption nothing."""
-        prompt, side_px = self.prompts.prompts[0], self.model.image_side_px
-        question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
-        assert question is not None
-        engine.check(np.full((side_px, side_px, 3), 128, np.uint8), question)
+        """One token about a grey image as large as they come, for the first prompt and for each with a schema."""
+        first, *others = self.prompts.prompts
+        for prompt in (first, *(prompt for prompt in others if prompt.schema)):
+            question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
+            assert question is not None
+            check_engine(engine, prompt, question, side_px=self.model.image_side_px)
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
         started = time.perf_counter()
         said = {
-            name: engine.caption(payload.images, texts, payload.keys, one_by_one=one_by_one)
-            for name, texts in payload.prompts.items()
+            prompt.name: ask(
+                engine, payload.images, payload.prompts[prompt.name], payload.keys, prompt=prompt, one_by_one=one_by_one
+            )
+            for prompt in self.prompts.prompts
         }
         return Output(generations=said, seconds=time.perf_counter() - started)
 
@@ -148,11 +155,13 @@ class CaptionJob:
         failed = {facts.images[index]["key"]: failure for index, failure in not_finite.items()}
         rejected = all_rejected(facts.rejected, partial(read_unit, folder, unit), failed=failed, excluded=excluded)
         facts, output = _without(facts, output, not_finite)
+        tables = self.tables(facts, output)
         return commit_unit(
             folder,
             run_id=self.run_id,
             unit=unit,
-            tables=self.tables(facts, output) | {"rejected": rejected},
+            tables=tables | {"rejected": rejected},
+            statuses=_statuses(tables["captions"]),
             num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
             num_input_tokens=sum(said.num_input_tokens for rows in output.generations.values() for said in rows),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
@@ -173,8 +182,9 @@ class CaptionJob:
         keys = [image["key"] for image in facts.images]
         captions: list[dict[str, Any]] = []
         nouns: list[CaptionNouns] = []
-        for prompt, generations in output.generations.items():
-            rows, found = self._caption_rows(prompt, keys, generations)
+        for prompt in self.prompts.prompts:
+            said = output.generations.get(prompt.name, [])
+            rows, found = caption_rows(prompt, keys, said, seed=self.generation.seed, tagger=self.tagger, t5=self.t5)
             captions += rows
             nouns += found
         return {
@@ -182,18 +192,6 @@ class CaptionJob:
             "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
             "noun_counts": count_nouns(nouns),
         }
-
-    def _caption_rows(
-        self, prompt: str, keys: Sequence[str], generations: Sequence[Generation]
-    ) -> tuple[list[dict[str, Any]], list[CaptionNouns]]:
-        """Rows of schema.CAPTIONS and what was counted for them."""
-        cleaned = [clean(said.text, finish_reason=said.finish_reason) for said in generations]
-        counted, nouns = count_captions([one.caption for one in cleaned], prompt=prompt, tagger=self.tagger, t5=self.t5)
-        rows = [
-            {"key": key, **_said(said), **_cleaned(one), **found}
-            for key, said, one, found in zip(keys, generations, cleaned, counted, strict=True)
-        ]
-        return rows, nouns
 
 
 def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, source: RunRecord | None = None) -> CaptionJob:
@@ -247,7 +245,7 @@ def run_settings(
         "schema_version": SCHEMA_VERSION,
         "engine": _RECORDED.get(config.engine, config.engine),
         "model": model.describe(),
-        "prompts": asdict(prompts),
+        "prompts": prompts.describe(),
         "generation": generation,
         "limits": asdict(config.limits),
         "cleaning_version": CLEANING_VERSION,
@@ -255,6 +253,8 @@ def run_settings(
         "t5": t5,
         "unit_size": config.unit_size or default_unit_size(model.image_side_px),
     }
+    if any(prompt.schema for prompt in prompts.prompts):
+        settings["structured_version"] = STRUCTURED_VERSION
     return as_stored(settings)
 
 
@@ -301,19 +301,7 @@ def _without(facts: Facts, output: Output, excluded: Collection[int]) -> tuple[F
     return replace(facts, images=[facts.images[index] for index in kept]), replace(output, generations=generations)
 
 
-def _said(said: Generation) -> dict[str, Any]:
-    return {
-        "caption_raw": said.text,
-        "finish_reason": said.finish_reason,
-        "num_tokens": said.num_tokens,
-        "mean_logprob": said.mean_logprob,
-        "min_logprob": said.min_logprob,
-    }
-
-
-def _cleaned(cleaned: CleanedCaption) -> dict[str, Any]:
-    return {
-        "caption": cleaned.caption,
-        "status": cleaned.status,
-        "flags": list(cleaned.flags),
-    }
+def _statuses(captions: pa.Table) -> dict[str, int]:
+    """Answers of the model by their status, where it is not ok; a rendering is no answer."""
+    rows = zip(captions["status"].to_pylist(), captions["finish_reason"].to_pylist(), strict=True)
+    return dict(Counter(status for status, reason in rows if status != "ok" and reason != RENDERED))
