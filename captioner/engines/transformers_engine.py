@@ -36,12 +36,12 @@ _ROW_DIMS |= {"token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_id
 class TransformersModel(ModelSource):
     """A model that transformers will load."""
 
-    def load(self, generation: GenerationSettings) -> "LlavaEngine":
+    def load(self, generation: GenerationSettings) -> "TransformersEngine":
         """The engine, on this process's device."""
-        return LlavaEngine(self, generation)
+        return TransformersEngine(self, generation)
 
 
-class LlavaEngine:
+class TransformersEngine:
     """A loaded model and its processor. Deterministic: the same images, prompts and keys give the same captions.
 
     `batch_size` is that of the settings, or what memory was found to hold. Nothing but its end tokens is taken from the

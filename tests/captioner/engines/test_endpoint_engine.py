@@ -20,7 +20,7 @@ from captioner.engines.endpoint_settings import EndpointSettings
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
 from captioner.engines.server import ServerLimits, caption_server
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from foundry.chat_endpoint import RequestRefused
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import model_without_key
@@ -40,7 +40,7 @@ def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(engine: LlavaEngine) -> Iterator[str]:
+def served(engine: TransformersEngine) -> Iterator[str]:
     app = caption_server(engine, name="tiny", limits=ServerLimits(), image_side_px=1024)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -55,12 +55,12 @@ def served(engine: LlavaEngine) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llava: Path) -> LlavaEngine:
-    return LlavaEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
+def engine(tiny_llava: Path) -> TransformersEngine:
+    return TransformersEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 2.0, "seed": 5}])
-def test_captions_are_those_of_the_engine_behind_the_server(engine: LlavaEngine, sampling: dict[str, Any]) -> None:
+def test_captions_are_those_of_the_engine_behind_the_server(engine: TransformersEngine, sampling: dict[str, Any]) -> None:
     generation = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8, **sampling)
     keys = [f"picture-{number}" for number in range(6)]
     engine.settings = generation
@@ -81,7 +81,7 @@ def test_captions_are_those_of_the_engine_behind_the_server(engine: LlavaEngine,
 
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_path: Path, *, logprobs: bool) -> None:
-    broken = LlavaEngine(resolve_model(str(model_without_key(tmp_path))), SETTINGS, keep_logprobs=True)
+    broken = TransformersEngine(resolve_model(str(model_without_key(tmp_path))), SETTINGS, keep_logprobs=True)
     with served(broken) as url:
         settings = EndpointSettings(url=url, tries=1, body={} if logprobs else {"logprobs": None})
         asking = EndpointEngine(find_served_model("tiny", settings, SETTINGS), SETTINGS)
@@ -90,7 +90,7 @@ def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_p
         assert len(asking.caption(pictures()[:2], ["an owl", "an apple"], ["a", "b"])) == 2
 
 
-def test_the_transformers_engine_behind_a_server_says_that_it_takes_no_schema(engine: LlavaEngine) -> None:
+def test_the_transformers_engine_behind_a_server_says_that_it_takes_no_schema(engine: TransformersEngine) -> None:
     schema = '{"type": "object"}'
     with served(engine) as url:
         settings = EndpointSettings(url=url, tries=1)
@@ -221,7 +221,7 @@ def test_an_empty_answer_is_an_empty_caption() -> None:
         assert [one.text for one in ask(server.url)] == ["", ""]
 
 
-def test_a_model_that_is_not_served_is_named(engine: LlavaEngine) -> None:
+def test_a_model_that_is_not_served_is_named(engine: TransformersEngine) -> None:
     with served(engine) as url, pytest.raises(UserError, match="serves tiny, not large"):
         find_served_model("large", EndpointSettings(url=url), SETTINGS)
 

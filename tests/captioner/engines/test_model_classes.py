@@ -14,7 +14,7 @@ import torch
 from captioner.engines import transformers_engine
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.transformers_engine import LlavaEngine, TransformersModel
+from captioner.engines.transformers_engine import TransformersEngine, TransformersModel
 from foundry.errors import UserError
 from tests.captioner import tiny_llava, tiny_models
 
@@ -75,7 +75,7 @@ def pictures(sizes: list[tuple[int, int]]) -> list[npt.NDArray[np.uint8]]:
     return [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
-def load(folder: Path, **settings: Any) -> LlavaEngine:
+def load(folder: Path, **settings: Any) -> TransformersEngine:
     generation = GenerationSettings(**{"dtype": "float32", "max_new_tokens": 8, "batch_size": 6, **settings})
     return TransformersModel(**vars(resolve_model(str(folder)))).load(generation)
 

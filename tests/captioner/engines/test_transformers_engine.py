@@ -10,7 +10,7 @@ import torch
 
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import MINI, resolve_model
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import save_tiny_llava, save_tiny_next, save_tiny_onevision
 
@@ -23,8 +23,8 @@ def images(count: int = 6) -> list[np.ndarray]:
     return [rng.integers(0, 255, (32 + 5 * number, 48, 3), dtype=np.uint8) for number in range(count)]
 
 
-def engine(folder: Path, **settings: Any) -> LlavaEngine:
-    return LlavaEngine(
+def engine(folder: Path, **settings: Any) -> TransformersEngine:
+    return TransformersEngine(
         resolve_model(str(folder)),
         GenerationSettings(**{"dtype": "float32", "max_new_tokens": 12, "batch_size": 4, **settings}),
     )
@@ -89,15 +89,15 @@ def test_memory_that_runs_out_halves_the_batch(tiny_llava: Path, monkeypatch: py
     model = engine(tiny_llava)
     expected = model.caption(images(), PROMPTS, KEYS)
     sizes: list[int] = []
-    caption_batch = LlavaEngine._caption_batch
+    caption_batch = TransformersEngine._caption_batch
 
-    def at_most_two(self: LlavaEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
+    def at_most_two(self: TransformersEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return caption_batch(self, batch, prompts, keys, **how)
 
-    monkeypatch.setattr(LlavaEngine, "_caption_batch", at_most_two)
+    monkeypatch.setattr(TransformersEngine, "_caption_batch", at_most_two)
     assert_equal(model.caption(images(), PROMPTS, KEYS), expected)
     assert_equal(model.caption(images(), PROMPTS, KEYS, one_by_one=True), expected)
     assert_equal(model.caption(images(), PROMPTS, KEYS), expected)
@@ -130,13 +130,13 @@ def test_a_model_is_tried_out_with_one_token_and_computes_no_step_more_than_it_s
 def test_images_and_prompts_of_similar_size_share_a_batch(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = engine(tiny_llava, batch_size=2), list[list[str]]()
     expected = [model.caption([image], [prompt], [key])[0] for image, prompt, key in zip(images(), PROMPTS, KEYS, strict=True)]
-    caption_batch = LlavaEngine._caption_batch
+    caption_batch = TransformersEngine._caption_batch
 
-    def noted(self: LlavaEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
+    def noted(self: TransformersEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
         batches.append(list(keys))
         return caption_batch(self, batch, prompts, keys, **how)
 
-    monkeypatch.setattr(LlavaEngine, "_caption_batch", noted)
+    monkeypatch.setattr(TransformersEngine, "_caption_batch", noted)
     order = [4, 1, 5, 0, 3, 2]
     prompts, keys = [PROMPTS[index] for index in order], [KEYS[index] for index in order]
     assert_equal(model.caption([images()[index] for index in order], prompts, keys), [expected[index] for index in order])
@@ -154,7 +154,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_llava: Path, monke
     def broken(*_: Any, **__: Any) -> list[Generation]:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr(LlavaEngine, "_caption_batch", broken)
+    monkeypatch.setattr(TransformersEngine, "_caption_batch", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         engine(tiny_llava).caption(images(), PROMPTS, KEYS)
 
