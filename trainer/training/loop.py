@@ -13,7 +13,8 @@ import torch
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
 from foundry.wording import counted
-from trainer.config import LadderPosition, TrainConfig, ladder_position
+from trainer.config.ladder import LadderPosition, ladder_position
+from trainer.config.train import TrainConfig
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
@@ -88,7 +89,7 @@ def _train_rungs(
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
-        parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
+        parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
         return RungTraining(parts, state, reporter, checkpoints, timer)
 
     now: LadderPosition | None = position
