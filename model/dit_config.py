@@ -62,6 +62,8 @@ class DiTConfig:
     """Normalise queries and keys of self-attention over the whole width (Sigma)."""
     kv_compression: KVCompression = KVCompression()
     """Self-attention over fewer keys and values (Sigma)."""
+    text_adapter_blocks: int = 0
+    """Transformer blocks on the captions before the network reads them: 0, 1 or 2. Source: i1 (arXiv 2606.11289)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.kv_compression, Mapping):
@@ -69,7 +71,7 @@ class DiTConfig:
         problems = [
             f"{name}: expected a positive number, found {value}"
             for name, value in asdict(self).items()
-            if not isinstance(value, str | bool | dict) and not value > 0
+            if not isinstance(value, str | bool | dict) and not value > 0 and name != "text_adapter_blocks"
         ]
         if self.conditioning not in get_args(Conditioning):
             problems.append(f"conditioning: expected text or class, found {self.conditioning!r}")
@@ -90,8 +92,10 @@ class DiTConfig:
             f"width: expected a multiple of 3 for micro_conditioning, found {self.width}": (
                 self.micro_conditioning and self.width % 3
             ),
-            "micro_conditioning, qk_norm and kv_compression: expected with conditioning=text only": (
-                not text and (self.micro_conditioning or self.qk_norm or compressed)
+            f"text_adapter_blocks: expected 0, 1 or 2, found {self.text_adapter_blocks}": self.text_adapter_blocks
+            not in (0, 1, 2),
+            "micro_conditioning, qk_norm, kv_compression and text_adapter_blocks: expected with conditioning=text only": (
+                not text and (self.micro_conditioning or self.qk_norm or compressed or self.text_adapter_blocks)
             ),
             f"kv_compression.layers: expected indices below depth {self.depth}, found {list(compressed)}": (
                 compressed and not 0 <= min(compressed) <= max(compressed) < self.depth
@@ -113,6 +117,11 @@ class DiTConfig:
     def mlp_width(self) -> int:
         """Hidden channels of a block's MLP."""
         return math.floor(self.width * self.mlp_ratio + 1e-6)  # a ratio that was read off shapes gives these back
+
+    @property
+    def adapter_hidden(self) -> int:
+        """Hidden channels of the text adapter's SwiGLU: two thirds of four widths, rounded up to a multiple of 8."""
+        return -(-8 * self.width // 24) * 8
 
     @property
     def base_grid(self) -> int:

@@ -43,6 +43,7 @@ def dit_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float
         "patches": _linear(num, patch_values, width, reads_data=True),
         "conditions": _conditions(config),
         "captions": Flops(),
+        "text-adapter": Flops(),
         "self-attention": _self_attention(config, num),
         "cross-attention": Flops(),
         "mlp": (_linear(num, width, config.mlp_width) + _linear(num, config.mlp_width, width)) * config.depth,
@@ -53,6 +54,7 @@ def dit_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float
         layers["cross-attention"] = (projections + _attention(num, caption_tokens, width)) * config.depth
         layers["captions"] = _linear(caption_tokens, config.caption_width, width, reads_data=True)
         layers["captions"] += _linear(caption_tokens, width, width)
+        layers["text-adapter"] = _adapter_block(config, caption_tokens) * config.text_adapter_blocks
     return layers
 
 
@@ -87,6 +89,13 @@ def _self_attention(config: DiTConfig, num: int) -> Flops:
     compressed = _attention(num, num / compression.factor**2, width) + convolutions
     num_compressed = len(compression.layers)
     return projections * config.depth + full * (config.depth - num_compressed) + compressed * num_compressed
+
+
+def _adapter_block(config: DiTConfig, num: float) -> Flops:
+    """A block of the text adapter on a caption of so many tokens."""
+    width, hidden = config.width, config.adapter_hidden
+    attention = _linear(num, width, 3 * width) + _attention(num, num, width) + _linear(num, width, width)
+    return attention + _linear(num, width, hidden) * 2 + _linear(num, hidden, width)
 
 
 def _conditions(config: DiTConfig) -> Flops:

@@ -31,6 +31,9 @@ class NetworkConfig:
     """Normalise queries and keys of self-attention (Sigma)."""
     kv_compression: KVCompression = field(default_factory=KVCompression)
     """Compression of the keys and values of self-attention (Sigma)."""
+    text_adapter_blocks: int = 0
+    """Number of transformer blocks on the captions before the network reads them: 0, 1 or 2. A checkpoint with fewer gains the
+    rest, at first without an effect. Source: i1 (arXiv 2606.11289)."""
 
     def dit_config(
         self,
@@ -58,6 +61,7 @@ class NetworkConfig:
             micro_conditioning=text and self.micro_conditioning,
             qk_norm=text and self.qk_norm,
             kv_compression=self.kv_compression if text else KVCompression(),
+            text_adapter_blocks=self.text_adapter_blocks if text else 0,
             conditioning=conditioning,
             sample_size=sample_size,
             in_channels=in_channels,

@@ -71,7 +71,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     grid = (network.base_grid, network.base_grid)
     layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
     flops = total(layers).training
-    again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
+    again = sum(layers[name].forward for name in ("text-adapter", "self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
     work = rung.images_seen * (flops + again * recomputes)
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
