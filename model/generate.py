@@ -50,6 +50,8 @@ class GenerateConfig:
     """Sampler: dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
     eta: float = 0.0
     """Noise of ddim: 0 none, 1 as the forward process."""
+    shift: float | None = None
+    """Shift of rectified flow's times towards noise, for a size other than that of the last training; default: as trained."""
     height: int | None = None
     """Height in pixels; default: the checkpoint's resolution."""
     width: int | None = None
@@ -94,6 +96,7 @@ class GenerateConfig:
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             eta=self.eta,
+            shift=self.shift,
         )
 
     def runtime(self) -> RuntimeConfig:

@@ -9,7 +9,7 @@ Shapes: B images, C latent channels, h x w the sides of the latents.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
@@ -48,6 +48,8 @@ class SamplingConfig:
     sigmas: tuple[float, ...] | None = None
     """Noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
     timesteps, num_inference_steps is then not read."""
+    shift: float | None = None
+    """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -60,12 +62,18 @@ class SamplingConfig:
                 ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler == "dpm-solver++"),
                 ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),
                 ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
+                ("shift", "above 0", self.shift is None or self.shift > 0),
                 ("sigmas", "falling, in 0..1", self.sigmas is None or _are_falling(self.sigmas, largest=1)),
             ]
             if not holds
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+    def record(self) -> dict[str, Any]:
+        """All settings as JSON holds them; without what is not set, where earlier versions had no such setting."""
+        values = asdict(self)
+        return values if self.shift is not None else {key: value for key, value in values.items() if key != "shift"}
 
     @property
     def num_steps(self) -> int:
@@ -159,6 +167,14 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
     """A scheduler of diffusers for an objective, with its timesteps set. Raises UserError for what the two cannot do."""
     import diffusers
 
+    from model.diffusion import RectifiedFlow
+
+    if config.shift is not None:
+        if not isinstance(objective, RectifiedFlow):
+            raise UserError(
+                "a shift of times is for the objective rectified_flow, found diffusion: leave it out", setting="shift"
+            )
+        objective = replace(objective, shift=config.shift)
     try:
         settings = objective.scheduler_config(config.sampler)
     except ValueError as error:

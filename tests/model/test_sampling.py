@@ -130,11 +130,27 @@ def test_the_noise_of_ddim_follows_the_seeds_and_given_steps_are_taken() -> None
         ({"sampler": "ddim", "timesteps": (2, 1)}, r"timesteps must be given with dpm-solver\+\+ only"),
         ({"sampler": "euler", "sigmas": (1.0, 1.0)}, "sigmas must be falling, in 0..1"),
         ({"sigmas": (1.0, 0.5)}, "sigmas must be given with euler only"),
+        ({"shift": 0.0}, "shift must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**options)
+
+
+@pytest.mark.parametrize("sampler", ["dpm-solver++", "euler"])
+def test_a_shift_takes_the_place_of_the_trainings(sampler: str) -> None:
+    trained, other = RectifiedFlow(shift=1.5), SamplingConfig(sampler=sampler, shift=4.0)
+    expected = make_scheduler(RectifiedFlow(shift=4.0), SamplingConfig(sampler=sampler))
+    assert make_scheduler(trained, other).timesteps.tolist() == expected.timesteps.tolist()
+    assert make_scheduler(trained, SamplingConfig(sampler=sampler)).timesteps.tolist() != expected.timesteps.tolist()
+    with pytest.raises(UserError, match="for the objective rectified_flow, found diffusion") as error:
+        make_scheduler(Diffusion(), SamplingConfig(shift=2.0))
+    assert error.value.setting == "shift"
+
+
+def test_what_is_not_set_is_not_recorded_so_that_older_evaluations_go_on() -> None:
+    assert "shift" not in SamplingConfig().record() and SamplingConfig(shift=2.0).record()["shift"] == 2.0
 
 
 def test_a_sampler_of_the_other_objective_is_refused() -> None:

@@ -95,6 +95,7 @@ class TrainConfig:
 
     def _checks(self) -> list[Check]:
         parts: dict[str, Checked] = {
+            "objective": self.objective,
             "optim": self.optim,
             "ema": self.ema,
             "repa": self.repa,

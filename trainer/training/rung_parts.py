@@ -207,7 +207,7 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
     terms = [part for part in (config.licence, info.licence) if part]
     common = PipelineConfig(
         objective=config.objective.name,
-        objective_settings=config.objective.settings,
+        objective_settings=config.objective.settings_at(resolution),
         resolution=resolution,
         vae=info.vae,
         licence="; ".join(terms),
@@ -217,10 +217,10 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
     return replace(common, text_encoder=info.text_encoder, caption_cleaning=info.caption_cleaning)
 
 
-def open_objective(config: TrainConfig) -> Objective:
-    """Raises UserError for settings that the objective has not."""
+def open_objective(config: TrainConfig, resolution: int) -> Objective:
+    """The objective at a resolution in pixels. Raises UserError for settings that the objective has not."""
     try:
-        return make_objective(config.objective.name, config.objective.settings)
+        return make_objective(config.objective.name, config.objective.settings_at(resolution))
     except ValueError as error:
         raise UserError(str(error), setting="objective.settings") from error
 
@@ -274,7 +274,7 @@ def _batch_flops(network: DiTConfig, batch: FeatureBatch) -> float:
 
 
 def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers, *, group: int) -> Collator:
-    objective, info = open_objective(config), store.info
+    objective, info = open_objective(config, store.info.resolution), store.info
     encodes = config.online and info.text_encoder is not None and info.caption_storage == "none"
     return Collator(
         network=network,
@@ -326,9 +326,11 @@ def _say_what_is_read(config: TrainConfig, rung: Rung, store: FeatureStore, run:
     if config.data.skip:
         keys = len(read_skip_list(config.data.skip))
         run.say(f"{config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
+    shift = config.objective.shifts.get(rung.resolution)
+    shifted = "" if shift is None else f"; times are shifted by {shift:g}"
     missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
     run.say(
         f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
         f"{rung.batch_size}, from {counted(num, 'sample')} in {counted(len(sizes), 'bucket')} of "
-        f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times"
+        f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times{shifted}"
     )

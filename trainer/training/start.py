@@ -99,7 +99,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, tech
         for name, old, new in [
             ("seed", position.seed, config.seed),
             ("objective", pipeline.objective, config.objective.name),
-            ("settings of the objective", pipeline.objective_settings, config.objective.settings),
+            ("settings of the objective", pipeline.objective_settings, config.objective.settings_at(was.rung.resolution)),
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
