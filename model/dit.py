@@ -27,6 +27,7 @@ from model.dit_config import PRESETS, DiTConfig, KVCompression
 from model.layers.captions import Captions, CaptionTokens, side_by_side
 from model.layers.primitives import Linear, RmsNorm, attend
 from model.layers.text_adapter import AdapterBlock
+from model.layers.token_routing import TokenRoute
 
 __all__ = [
     "PRESETS",
@@ -328,7 +329,7 @@ class HiddenStates:
     blocks: frozenset[int]
     """Numbers of the blocks to keep, from 1."""
     outputs: dict[int, Tensor] = field(default_factory=dict)
-    """Tokens (B, N, D) behind each of these blocks, attached to the graph."""
+    """Tokens (B, N, D) behind each of these blocks, attached to the graph; of routed blocks those that they saw, (B, K, D)."""
 
 
 class DiT(nn.Module):
@@ -364,28 +365,35 @@ class DiT(nn.Module):
         sizes: Tensor | None = None,
         aspect_ratios: Tensor | None = None,
         hidden: HiddenStates | None = None,
+        route: TokenRoute | None = None,
     ) -> Tensor:
         """The prediction (B, C_out, H, W) for noisy latents; with learned_variance its second half is the variance's.
 
         latents (B, C, H, W), sides multiples of the patch size; timesteps (B,) in 0..1000, whole or not; captions of B (text);
         class_labels (B,) int64, None for no class (class); sizes (B, 2) the original height and width in pixels and
-        aspect_ratios (B, 1) height / width (micro_conditioning); hidden is filled with the outputs of the blocks that it names.
-        Raises ValueError for what does not fit.
+        aspect_ratios (B, 1) height / width (micro_conditioning); hidden is filled with the outputs of the blocks that it names;
+        route: tokens that its blocks see alone. Raises ValueError for what does not fit.
         """
         grid = self._check_latents(latents)
         self._check_conditions(len(latents), timesteps=timesteps, labels=class_labels, sizes=sizes, ratios=aspect_ratios)
         self._check_captions(captions, batch=len(latents))
+        self._check_route(route, batch=len(latents))
         x = self.x_embedder(latents)  # (B, N, D)
         x = x + self._position(grid, x.device)  # (B, N, D)
         with torch.autocast(x.device.type, enabled=False):  # in the weights' own precision
             condition = self._condition(timesteps, class_labels, sizes, aspect_ratios)  # (B, D)
             shared = self.t_block(condition).unflatten(1, (6, -1)) if captions is not None else condition  # (B, 6, D)
-        texts = self._texts(captions)
-        for number, (block, text) in enumerate(zip(self.blocks, texts, strict=True), start=1):
+        everything = x  # (B, N, D)
+        first, last = (route.blocks.before, self.config.depth - route.blocks.after) if route is not None else (0, 0)
+        for number, (block, text) in enumerate(zip(self.blocks, self._texts(captions), strict=True), start=1):
+            if route is not None and number == first + 1:
+                everything, x = x, route.take(x)  # (B, K, D)
             inputs = (x, shared, grid) if text is None else (x, shared, text, grid)
-            x = self._run(block, *inputs)  # (B, N, D)
+            x = self._run(block, *inputs)  # (B, N or K, D)
             if hidden is not None and number in hidden.blocks:
                 hidden.outputs[number] = x
+            if route is not None and number == last:
+                x = route.put_back(everything, x)  # (B, N, D)
         return self._unpatchify(self.final_layer(x, condition), grid)  # (B, C_out, H, W)
 
     @torch.no_grad()
@@ -550,6 +558,14 @@ class DiT(nn.Module):
                 )
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name}: expected {list(shape)}, found {list(value.shape)}")
+
+    def _check_route(self, route: TokenRoute | None, *, batch: int) -> None:
+        """Raises ValueError for a route of another batch, or of blocks that this network lacks or compresses."""
+        if route is None:
+            return
+        if len(route.kept) != batch:
+            raise ValueError(f"route: expected tokens of {batch} samples, found {len(route.kept)}")
+        self.config.check_routed(route.blocks)
 
     def _check_captions(self, captions: Captions | PreparedCaptions | None, *, batch: int) -> None:
         """Raises ValueError for captions of another number, width or length, and where there should be none."""

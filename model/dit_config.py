@@ -24,6 +24,26 @@ class KVCompression:
             raise ValueError(f"kv_compression.factor: expected 2 or more, found {self.factor}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoutedBlocks:
+    """Blocks that see a part of an image's tokens in a forward pass: see model/layers/token_routing.py."""
+
+    share: float = 0.5
+    """Share of the tokens that pass these blocks by."""
+    before: int = 2
+    """Blocks before them, which see all tokens."""
+    after: int = 2
+    """Blocks behind them, which see all tokens; 0: masking."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.share < 1 and self.before >= 0 and self.after >= 0):
+            raise ValueError(f"routing: expected a share between 0 and 1, and 0 or more blocks before and after, found {self}")
+
+    def num_kept(self, num_tokens: int) -> int:
+        """Tokens that the blocks see, of so many; at least one."""
+        return max(1, round((1 - self.share) * num_tokens))
+
+
 @dataclass(frozen=True)
 class DiTConfig:
     """Sizes of a DiT. The defaults are PixArt-alpha XL/2 at 256 pixels."""
@@ -103,6 +123,16 @@ class DiTConfig:
         }
         return [message for message, failed in checks.items() if failed]
 
+    def check_routed(self, blocks: RoutedBlocks) -> None:
+        """Raises ValueError where this network cannot route tokens past these blocks."""
+        if blocks.before + blocks.after >= self.depth:
+            raise ValueError(
+                f"routing: expected blocks between the first {blocks.before} and the last {blocks.after}, "
+                f"found a depth of {self.depth}"
+            )
+        if self.kv_compression.layers:
+            raise ValueError("routing: expected a network without kv_compression, which reads squares of tokens")
+
     @property
     def out_channels(self) -> int:
         """Channels of the output: the prediction and, with learned_variance, as many for the variance."""
@@ -131,6 +161,8 @@ class DiTConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same configuration back."""
         values = asdict(self)
+        if not self.text_adapter_blocks:  # so that earlier versions open what they can hold
+            del values["text_adapter_blocks"]
         values["kv_compression"]["layers"] = list(self.kv_compression.layers)
         return values
 

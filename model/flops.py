@@ -11,7 +11,7 @@ D width, N patches, M keys of self-attention, L caption tokens, F channels of th
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, RoutedBlocks
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,13 @@ class Flops:
         return Flops(forward=self.forward * factor, backward=self.backward * factor)
 
 
-def dit_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0) -> dict[str, Flops]:
-    """Operations of an image of a grid (h, w) of patches with so many caption tokens, by layer; blocks are summed up."""
+def dit_flops(
+    config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0, routed: RoutedBlocks | None = None
+) -> dict[str, Flops]:
+    """Operations of an image of a grid (h, w) of patches with so many caption tokens, by layer; blocks are summed up.
+
+    `routed`: blocks that see a part of the tokens.
+    """
     num, width = grid[0] * grid[1], config.width
     patch_values = config.patch_size**2 * config.in_channels
     layers = {
@@ -44,14 +49,14 @@ def dit_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float
         "conditions": _conditions(config),
         "captions": Flops(),
         "text-adapter": Flops(),
-        "self-attention": _self_attention(config, num),
-        "cross-attention": Flops(),
-        "mlp": (_linear(num, width, config.mlp_width) + _linear(num, config.mlp_width, width)) * config.depth,
+        **_blocks(config, num, caption_tokens),
         "final": _linear(num, width, config.patch_size**2 * config.out_channels),
     }
+    if routed is not None:
+        share = (config.depth - routed.before - routed.after) / config.depth
+        few = _blocks(config, routed.num_kept(num), caption_tokens)
+        layers |= {name: layers[name] * (1 - share) + few[name] * share for name in few}
     if config.conditioning == "text":
-        projections = _linear(num, width, width) * 2 + _linear(caption_tokens, width, 2 * width)
-        layers["cross-attention"] = (projections + _attention(num, caption_tokens, width)) * config.depth
         layers["captions"] = _linear(caption_tokens, config.caption_width, width, reads_data=True)
         layers["captions"] += _linear(caption_tokens, width, width)
         layers["text-adapter"] = _adapter_block(config, caption_tokens) * config.text_adapter_blocks
@@ -63,9 +68,25 @@ def total(layers: Mapping[str, Flops]) -> Flops:
     return sum(layers.values(), start=Flops())
 
 
-def training_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0) -> float:
+def training_flops(
+    config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0, routed: RoutedBlocks | None = None
+) -> float:
     """Operations that training on one image takes, forward and backward."""
-    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens)).training
+    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens, routed=routed)).training
+
+
+def _blocks(config: DiTConfig, num: int, caption_tokens: float) -> dict[str, Flops]:
+    """The layers of all blocks on so many tokens."""
+    width = config.width
+    cross = Flops()
+    if config.conditioning == "text":
+        projections = _linear(num, width, width) * 2 + _linear(caption_tokens, width, 2 * width)
+        cross = (projections + _attention(num, caption_tokens, width)) * config.depth
+    return {
+        "self-attention": _self_attention(config, num),
+        "cross-attention": cross,
+        "mlp": (_linear(num, width, config.mlp_width) + _linear(num, config.mlp_width, width)) * config.depth,
+    }
 
 
 def _linear(rows: float, width_in: int, width_out: int, *, reads_data: bool = False) -> Flops:

@@ -197,9 +197,9 @@ def can_compile(workers: Workers) -> bool:
 def sizes_text(config: DiTConfig) -> str:
     """The main sizes in a line, for the log."""
     values = asdict(config)
-    return ", ".join(
-        f"{name} {values[name]}" for name in ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
-    )
+    names = ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
+    adapter = ("text_adapter_blocks",) if config.text_adapter_blocks else ()
+    return ", ".join(f"{name} {values[name]}" for name in (*names, *adapter))
 
 
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:

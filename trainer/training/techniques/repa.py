@@ -71,4 +71,5 @@ class Repa(Technique):
         target = self._teacher.features(batch.latents, grid)  # (B, N, F)
         predicted = self.projector(tokens)  # (B, N, F)
         with torch.autocast(tokens.device.type, enabled=False):
+            target = batch.seen(target, like=tokens)  # (B, K, F)
             return -F.cosine_similarity(predicted.float(), target, dim=2).mean(1)  # (B,)
