@@ -259,8 +259,8 @@ def nothing_compiled() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.parametrize("name", ["tread", "masking"])
-def test_compiled_blocks_do_the_same_with_few_graphs(unbroken: dict[str, TrainConfig], tmp_path: Path, name: str) -> None:
+def test_compiled_blocks_do_the_same_with_few_graphs(unbroken: dict[str, TrainConfig], tmp_path: Path) -> None:
+    name = "masking"  # with an adapter too
     config = replace(unbroken[name], run_dir=str(tmp_path / "whole"), compile=True)
     assert main(config) == 0
     assert counters["stats"]["unique_graphs"] <= 10, counters["stats"]
@@ -273,7 +273,7 @@ def test_compiled_blocks_do_the_same_with_few_graphs(unbroken: dict[str, TrainCo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "sharding"), [("masking", "ddp"), ("masking", "fsdp"), ("tread", "ddp")])
+@pytest.mark.parametrize(("name", "sharding"), [("masking", "fsdp"), ("tread", "ddp")])
 def test_two_workers_are_one_within_rounding(features: Path, tmp_path: Path, name: str, sharding: Sharding) -> None:
     watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0)
     config = _config(
