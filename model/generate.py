@@ -47,7 +47,7 @@ class GenerateConfig:
     guidance_scale: float = 4.5
     """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
     guidance_by: GuidanceBy = "prompt"
-    """What guidance leads away from: the negative prompt, or a pass of the same prompt whose middle blocks see a part of the
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
     tokens (routing), for networks that TREAD trained."""
     sampler: str = "dpm-solver++"
     """Sampler: dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""

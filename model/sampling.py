@@ -56,7 +56,7 @@ class SamplingConfig:
     shift: float | None = None
     """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
     guidance_by: GuidanceBy = "prompt"
-    """What guidance leads away from: the negative prompt, or the same prompt in a pass whose middle blocks see a part of the
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
     tokens (routing), for networks that TREAD trained."""
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class TokenRoute:
     def loss_mask(self, grid: tuple[int, int], patch_size: int) -> Tensor:
         """1 at the latent pixels of kept tokens, 0 elsewhere: (B, 1, h p, w p) float32."""
         mask = torch.zeros(len(self.kept), grid[0] * grid[1], device=self.kept.device).scatter(1, self.kept, 1.0)  # (B, N)
-        square = mask.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
+        square: Tensor = mask.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
         return square[:, None]
 
     def _index(self, values: Tensor) -> Tensor:

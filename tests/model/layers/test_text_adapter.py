@@ -33,7 +33,8 @@ def _plain_block(block: AdapterBlock, y: Tensor, heads: int) -> Tensor:
     weights = (queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5).softmax(-1)
     y = y + attention.proj((weights @ values).transpose(0, 1).flatten(1))
     inner = normed(y, block.mlp_norm.weight)
-    return y + mlp.proj(F.silu(mlp.gate(inner)) * mlp.value(inner))
+    added: Tensor = mlp.proj(F.silu(mlp.gate(inner)) * mlp.value(inner))
+    return y + added
 
 
 def _forward(network: DiT, read: Captions) -> Tensor:
@@ -121,9 +122,9 @@ def test_the_other_weights_of_a_new_network_are_those_without_it() -> None:
 def test_configurations_without_it_still_open_and_others_are_refused() -> None:
     old = {key: value for key, value in TEXT.to_dict().items() if key != "text_adapter_blocks"}
     assert DiTConfig.from_dict(old) == TEXT
-    for changes in ({"text_adapter_blocks": 3}, {"text_adapter_blocks": -1}):
+    for number in (3, -1):
         with pytest.raises(ValueError, match="text_adapter_blocks: expected 0, 1 or 2"):
-            replace(TEXT, **changes)
+            replace(TEXT, text_adapter_blocks=number)
     with pytest.raises(ValueError, match="text_adapter_blocks: expected with conditioning=text only"):
         DiTConfig(conditioning="class", text_adapter_blocks=1)
 

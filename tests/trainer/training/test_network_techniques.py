@@ -61,7 +61,7 @@ def unbroken(features: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def _config(features: Path, run_dir: Path, **changes: Any) -> TrainConfig:
-    settings = {"network": NETWORK, "checkpoint": KEEP, "images": 24} | changes
+    settings: dict[str, Any] = {"network": NETWORK, "checkpoint": KEEP, "images": 24} | changes
     return tiny_config(run_dir, features=str(features), **settings)
 
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_is_not_resumed_with_other_settings(unbroken: dict[str, Tra
 
 
 def test_a_network_without_an_adapter_gains_one_that_changes_nothing_at_first(features: Path, tmp_path: Path) -> None:
-    sizes = {"width": 24, "depth": 4, "num_heads": 2, "caption_width": CAPTION_WIDTH, "sample_size": 8}
+    sizes: dict[str, Any] = {"width": 24, "depth": 4, "num_heads": 2, "caption_width": CAPTION_WIDTH, "sample_size": 8}
     source = random_network(**sizes)
     checkpoint = save_checkpoint(tmp_path / "source", source, PipelineConfig(objective="diffusion", resolution=16))
     config = _config(features, tmp_path, init_from=str(checkpoint), network=replace(NETWORK, text_adapter_blocks=1), images=4)
