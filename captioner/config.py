@@ -41,8 +41,8 @@ class CaptionConfig:
     """Engine that runs the model: transformers, vllm (in the environment of ray.replica_python), or endpoint (a server with
     OpenAI's protocol)."""
     prompts: str = "paper"
-    """Name of a prompt set (paper, ladder, alt_text, long_short, and with captions_from refine, merge, translate, shorten) or a
-    YAML file."""
+    """Name of a prompt set (paper, ladder, alt_text, long_short, structured, and with captions_from refine, merge, translate,
+    shorten) or a YAML file."""
     limit: int | None = None
     """Stop after the first units that together hold at least this many images; default: caption all."""
     unit_size: int | None = None
@@ -83,6 +83,11 @@ class CaptionConfig:
                     "generation.dtype",
                     "left out: the server decides",
                     not is_served or self.generation.dtype == "auto",
+                ),
+                (
+                    "generation.image_side_px",
+                    "left out: endpoint.image_side_px is that of images that are sent",
+                    not is_served or self.generation.image_side_px is None,
                 ),
                 ("limit", "1 or more", self.limit is None or self.limit >= 1),
                 ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),

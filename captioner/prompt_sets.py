@@ -10,15 +10,21 @@ A set is chosen by name (`--prompts ladder`) or read from a YAML file (`--prompt
       - name: with_tags
         text: 'It is tagged {metadata.tags}, and its alt text is "{alt_text}". Describe this image.'
         fallback: Describe this image.
+      - name: counted
+        text: Count what this image shows.
+        schema: counted.json
 
-captioner/prompts.py lists the placeholders. Those for captions of another run need `--captions_from`.
+`schema` is a JSON schema for the answer: a file, looked for next to the YAML file, or the schema itself. captioner/prompts.py
+lists the placeholders. Those for captions of another run need `--captions_from`.
 """
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
 from captioner.prompts import Prompt, PromptSet
+from captioner.structured.scene_schema import SCENE_SCHEMA
 from foundry.errors import UserError
 
 # Source: PixArt-alpha (arXiv 2310.00426), section 2.4: the prompt given to LLaVA.
@@ -105,6 +111,19 @@ PROMPT_SETS = {
             ),
         ),
     ),
+    "structured": PromptSet(
+        name="structured",
+        version="1",
+        prompts=(
+            Prompt(
+                name="structured",
+                text="Describe this image in a very detailed manner: the whole, its style, its background, and each object or "
+                "written text in it with its bounding box [top, left, bottom, right], where 0 is the top or left edge of the "
+                "image and 1000 its bottom or right edge.",
+                schema=SCENE_SCHEMA,
+            ),
+        ),
+    ),
 }
 
 
@@ -137,9 +156,29 @@ def _read_yaml(path: Path) -> PromptSet:
         raise UserError(f"{path}: prompts must be a list, see the example in captioner/prompt_sets.py")
     prompts = []
     for number, entry in enumerate(content["prompts"], start=1):
-        _check_keys(entry, where=f"{path}, prompt {number}", required={"name", "text"}, optional={"fallback"})
-        prompts.append(Prompt(**{key: str(value) for key, value in entry.items()}))
+        _check_keys(entry, where=f"{path}, prompt {number}", required={"name", "text"}, optional={"fallback", "schema"})
+        schema = {"schema": _schema(entry.pop("schema"), path, number=number)} if "schema" in entry else {}
+        prompts.append(Prompt(**{key: str(value) for key, value in entry.items()}, **schema))
     return PromptSet(name=str(content["name"]), version=str(content["version"]), prompts=tuple(prompts))
+
+
+def _schema(given: Any, path: Path, *, number: int) -> str:
+    """The JSON schema that a prompt names or holds, as JSON text. Raises UserError where it cannot be read or is no JSON."""
+    where = f"{path}, prompt {number}"
+    if not isinstance(given, str):
+        try:
+            return json.dumps(given, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: the schema holds what JSON has not ({error}): put texts that look like dates into quotes"
+            ) from None
+    file = path.parent / given
+    try:
+        return json.dumps(json.loads(file.read_text(encoding="utf-8")), ensure_ascii=False)
+    except OSError as error:
+        raise UserError(f"{where}: the schema {file} cannot be read ({error.strerror}): check the path") from None
+    except ValueError as error:
+        raise UserError(f"{where}: the schema {file} is no JSON ({error}): correct the file") from None
 
 
 def _check_keys(entry: Any, *, where: str, required: set[str], optional: set[str]) -> None:

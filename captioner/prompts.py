@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from captioner.structured.answers import schema_problem
 from foundry.errors import UserError
 
+PROSE = "_prose"
+"""What the name of a prompt with a schema ends in for the rendering of its captions to prose."""
 OWN_FIELDS = ("alt_text", "class_label", "num_masks", "mask_area_px", "width", "height")
 """Placeholders for what is known of every image, where its source tells."""
 METADATA = "metadata."
@@ -26,6 +29,11 @@ def control_token(text: str) -> str:
     """What a chat template or a tokenizer would read as control in a text, such as <image> or </s>; "" where there is none."""
     found = _CONTROL_TOKEN.search(text)
     return found.group() if found else ""
+
+
+def harmless(text: str) -> str:
+    """A text on one line, with spaces in place of control tokens: in a question it cannot speak as the user or add an image."""
+    return " ".join(_CONTROL_TOKEN.sub(" ", text).split())
 
 
 def is_of_captions(field: str) -> bool:
@@ -66,6 +74,8 @@ class Prompt:
     fallback: str | None = None
     """The question for images that lack the value of a placeholder. Required where the text has one; a text whose
     placeholders are all captions of another run may leave it out, and then an image without them is rejected."""
+    schema: str | None = None
+    """JSON schema that the answer is to follow, as JSON text; default: an answer in prose."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -76,6 +86,7 @@ class Prompt:
         problems += _placeholder_problems(self.text, allowed=True)
         problems += _placeholder_problems(self.fallback or "", allowed=False)
         problems = problems or self._fallback_problems()
+        problems += self._schema_problems()
         if problems:
             raise UserError(f"prompt {self.name}: {'; '.join(problems)}")
 
@@ -89,10 +100,23 @@ class Prompt:
             return [f"the text uses {{{of_images[0]}}}, so it needs a fallback for images that lack it"]
         return []
 
+    def _schema_problems(self) -> list[str]:
+        if self.schema is None:
+            return []
+        problems = [problem] if (problem := schema_problem(self.schema)) else []
+        if control := control_token(self.schema):
+            problems.append(f"{control} is not allowed in the schema: the engine adds the image and the chat's own tokens")
+        return problems
+
     @property
     def fields(self) -> tuple[str, ...]:
         """The placeholders of the text; with any, the question differs from image to image."""
         return tuple(field for _, field, _, _ in string.Formatter().parse(self.text) if field is not None)
+
+    @property
+    def caption_names(self) -> tuple[str, ...]:
+        """The values of the column `prompt` in its captions: its name, and that of the prose where there is a schema."""
+        return (self.name,) if self.schema is None else (self.name, self.name + PROSE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +133,14 @@ class PromptSet:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise UserError(f"prompt set {self.name} has no prompts: give at least one")
-        repeated = [name for name, times in Counter(prompt.name for prompt in self.prompts).items() if times > 1]
+        names = [name for prompt in self.prompts for name in prompt.caption_names]
+        repeated = [name for name, times in Counter(names).items() if times > 1]
         if repeated:
             raise UserError(f"prompt set {self.name} uses a name twice: {', '.join(repeated)}; give each prompt its own")
+
+    def describe(self) -> dict[str, Any]:
+        """The set as run.json holds it; runs that were begun before there were schemas hold none."""
+        return {"name": self.name, "version": self.version, "prompts": [_described(prompt) for prompt in self.prompts]}
 
     @property
     def caption_fields(self) -> set[str]:
@@ -131,7 +160,7 @@ def render(prompt: Prompt, values: Mapping[str, str]) -> str | None:
     Line breaks and control tokens in a value become spaces, so that a web page cannot speak as the user or add an image; a
     value of nothing else counts as none. So do control tokens that a value and what surrounds it make together.
     """
-    clean = {field: " ".join(_CONTROL_TOKEN.sub(" ", values.get(field, "")).split()) for field in prompt.fields}
+    clean = {field: harmless(values.get(field, "")) for field in prompt.fields}
     if not all(clean.values()):
         return None if prompt.fallback is None else prompt.fallback.format()
     parsed = string.Formatter().parse(prompt.text)
@@ -153,6 +182,11 @@ def caption_values(captions: Mapping[str, str], *, prompts: tuple[str, ...]) -> 
     found = {f"{CAPTION_OF}{name}": text for name, text in said.items()}
     together = " ".join(f'"{text}"' for text in said.values() if text)
     return found | {CAPTION: said[prompts[0]] if prompts else "", CAPTIONS: together}
+
+
+def _described(prompt: Prompt) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": prompt.name, "text": prompt.text, "fallback": prompt.fallback}
+    return found if prompt.schema is None else found | {"schema": prompt.schema, "prose": prompt.caption_names[1]}
 
 
 def _text(value: object) -> str:

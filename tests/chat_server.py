@@ -1,4 +1,4 @@
-"""A judge on loopback that answers as told."""
+"""A judge, or a captioner of the name `m`, on loopback that answers as told."""
 
 import json
 import threading
@@ -18,7 +18,10 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def says(text: str | None, *, finish_reason: str = "stop", model: str = "gpt-4o-2024-05-13") -> Reply:
+MODEL = "gpt-4o-2024-05-13"
+
+
+def says(text: str | None, *, finish_reason: str = "stop", model: str = MODEL) -> Reply:
     """A chat completion with this text, by a model of this name."""
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 900, "completion_tokens": 15}
@@ -61,6 +64,11 @@ def judge_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[JudgeServ
     under_way = 0
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(
+                Reply(body=json.dumps({"data": [{"id": "m"}, {"id": MODEL}]})) if self.path == "/v1/models" else fails(404)
+            )
+
         def do_POST(self) -> None:
             nonlocal under_way
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -72,6 +80,9 @@ def judge_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[JudgeServ
             answer = judge.reply(body) if self.path == "/v1/chat/completions" else fails(404)
             with lock:
                 under_way -= 1
+            self._send(answer)
+
+        def _send(self, answer: Reply) -> None:
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)

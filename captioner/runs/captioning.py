@@ -12,6 +12,7 @@ from pathlib import Path
 from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import assumed_prompt
 from captioner.prompt_sets import PROMPT_SETS
+from captioner.runs.asking import invalid_line
 from captioner.runs.job import CaptionJob, caption_job, query_of
 from captioner.runs.questions import check_metadata_names
 from captioner.runs.spending import Spending
@@ -132,19 +133,24 @@ def replica_settings(config: CaptionConfig) -> RaySettings:
     ray = config.ray
     if config.engine == "endpoint":
         return replace(ray, gpus_per_replica=0, num_replicas=ray.num_replicas or 1)
-    if config.engine == "vllm" and config.vllm.tensor_parallel_size > 1:
-        return replace(ray, gpus_per_replica=float(config.vllm.tensor_parallel_size))
+    if config.engine == "vllm" and config.vllm.num_gpus > 1:
+        return replace(ray, gpus_per_replica=float(config.vllm.num_gpus))
     return ray
 
 
 def _on_commit(run: Folder, job: CaptionJob, spending: Spending) -> Callable[[Commit], None]:
     """What is done with each unit that is committed."""
     warning = ToyWarning(run) if job.model.is_mini else None
+    warned: set[str] = set()
+    from tqdm import tqdm
 
     def look(commit: Commit) -> None:
         spending.add(commit)
         if warning is not None:
             warning.look(commit)
+        if not warned and (line := invalid_line(commit, job.prompts.prompts)):
+            tqdm.write(line, file=sys.stderr)
+            warned.add(line)
 
     return look
 
@@ -241,7 +247,7 @@ def _visible(config: CaptionConfig, job: CaptionJob, *, images: Sequence[str]) -
 
 
 def _headline(config: CaptionConfig, job: CaptionJob, plan: Plan, *, num_units: int) -> str:
-    prompts = ", ".join(prompt.name for prompt in job.prompts.prompts)
+    prompts = ", ".join(name for prompt in job.prompts.prompts for name in prompt.caption_names)
     repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
     earlier = f"; captions from {config.captions_from}" if job.prompts.caption_fields else ""
     padded = ", images padded to squares" if job.generation.image_fit == "pad" else ""

@@ -5,6 +5,7 @@ how the cost of the distribution is measured.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -13,14 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
+from captioner.cleaning import CLEANING_VERSION
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
+from captioner.engines.vllm_settings import VllmSettings
 from captioner.prompt_sets import load_prompts
 from captioner.prompts import PromptSet, render
+from captioner.runs.asking import ask, check_engine
+from captioner.runs.caption_rows import RENDERED, caption_rows
 from captioner.runs.questions import NO_EARLIER_CAPTION, EarlierCaptions, check_caption_fields, questions_about
-from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
+from captioner.structured.answers import STRUCTURED_VERSION
+from dataset_builder.concepts.noun_counts import CaptionNouns, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
 from dataset_builder.runs.source_run import ALL_CAPTIONED
@@ -28,6 +33,7 @@ from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
 from foundry.images.loading import all_rejected, read_images, rejected_row
+from foundry.images.reader import reference_of
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord, as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
@@ -41,9 +47,9 @@ _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 @dataclass(frozen=True)
 class Payload:
-    """Input of a replica: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
+    """Input of a replica: pixels, uint8 (H, W, 3) each, or web addresses; keys; prompts by name; all in one order."""
 
-    pixels: list[np.ndarray]
+    images: list[np.ndarray | str]
     keys: list[str]
     prompts: dict[str, list[str]]
 
@@ -105,9 +111,11 @@ class CaptionJob:
             prompt.name: [questions[image["key"]][number] or "" for image in images]
             for number, prompt in enumerate(self.prompts.prompts)
         }
-        pixels = [one.image.pixels for one in read.images if one.facts["key"] not in lacking]
+        kept = [one for one in read.images if one.facts["key"] not in lacking]
+        urls = [reference_of(one.facts).web_address if self.model.sends_urls else None for one in kept]
+        shown = [url or one.image.pixels for url, one in zip(urls, kept, strict=True)]
         rejected = read.rejected + [rejected_row(image, NO_EARLIER_CAPTION) for image in found if image["key"] in lacking]
-        payload = Payload(pixels=pixels, keys=[image["key"] for image in images], prompts=texts)
+        payload = Payload(images=shown, keys=[image["key"] for image in images], prompts=texts)
         return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
@@ -120,18 +128,21 @@ class CaptionJob:
         return self.model.load(self.generation)
 
     def check(self, engine: Engine) -> None:
-        """One token about a grey image: a model that cannot say that can caption nothing."""
-        prompt = self.prompts.prompts[0]
-        question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
-        assert question is not None
-        engine.check(np.full((64, 64, 3), 128, np.uint8), question)
+        """One token about a grey image as large as they come, for the first prompt and for each with a schema."""
+        first, *others = self.prompts.prompts
+        for prompt in (first, *(prompt for prompt in others if prompt.schema)):
+            question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
+            assert question is not None
+            check_engine(engine, prompt, question, side_px=self.model.image_side_px)
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
         started = time.perf_counter()
         said = {
-            name: engine.caption(payload.pixels, texts, payload.keys, one_by_one=one_by_one)
-            for name, texts in payload.prompts.items()
+            prompt.name: ask(
+                engine, payload.images, payload.prompts[prompt.name], payload.keys, prompt=prompt, one_by_one=one_by_one
+            )
+            for prompt in self.prompts.prompts
         }
         return Output(generations=said, seconds=time.perf_counter() - started)
 
@@ -144,11 +155,13 @@ class CaptionJob:
         failed = {facts.images[index]["key"]: failure for index, failure in not_finite.items()}
         rejected = all_rejected(facts.rejected, partial(read_unit, folder, unit), failed=failed, excluded=excluded)
         facts, output = _without(facts, output, not_finite)
+        tables = self.tables(facts, output)
         return commit_unit(
             folder,
             run_id=self.run_id,
             unit=unit,
-            tables=self.tables(facts, output) | {"rejected": rejected},
+            tables=tables | {"rejected": rejected},
+            statuses=_statuses(tables["captions"]),
             num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
             num_input_tokens=sum(said.num_input_tokens for rows in output.generations.values() for said in rows),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
@@ -169,8 +182,9 @@ class CaptionJob:
         keys = [image["key"] for image in facts.images]
         captions: list[dict[str, Any]] = []
         nouns: list[CaptionNouns] = []
-        for prompt, generations in output.generations.items():
-            rows, found = self._caption_rows(prompt, keys, generations)
+        for prompt in self.prompts.prompts:
+            said = output.generations.get(prompt.name, [])
+            rows, found = caption_rows(prompt, keys, said, seed=self.generation.seed, tagger=self.tagger, t5=self.t5)
             captions += rows
             nouns += found
         return {
@@ -178,18 +192,6 @@ class CaptionJob:
             "captions": pa.Table.from_pylist(captions, schema=CAPTIONS),
             "noun_counts": count_nouns(nouns),
         }
-
-    def _caption_rows(
-        self, prompt: str, keys: Sequence[str], generations: Sequence[Generation]
-    ) -> tuple[list[dict[str, Any]], list[CaptionNouns]]:
-        """Rows of schema.CAPTIONS and what was counted for them."""
-        cleaned = [clean(said.text, finish_reason=said.finish_reason) for said in generations]
-        counted, nouns = count_captions([one.caption for one in cleaned], prompt=prompt, tagger=self.tagger, t5=self.t5)
-        rows = [
-            {"key": key, **_said(said), **_cleaned(one), **found}
-            for key, said, one, found in zip(keys, generations, cleaned, counted, strict=True)
-        ]
-        return rows, nouns
 
 
 def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, source: RunRecord | None = None) -> CaptionJob:
@@ -200,7 +202,7 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     """
     prompts = load_prompts(config.prompts)
     check_caption_fields(prompts, source)
-    model = find_model(config)
+    model = find_model(config, before=before)
     config = replace(config, generation=_settled(config.generation, model, before))
     t5 = config.t5.of_model(config.model)
     settings = run_settings(
@@ -236,13 +238,14 @@ def run_settings(
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
     generation = asdict(config.generation)
+    del generation["image_side_px"]  # it is the model's
     if model.image_fit(generation["image_fit"]) == "processor":  # recorded only where it is not that of runs before it was
         del generation["image_fit"]
     settings = {
         "schema_version": SCHEMA_VERSION,
         "engine": _RECORDED.get(config.engine, config.engine),
         "model": model.describe(),
-        "prompts": asdict(prompts),
+        "prompts": prompts.describe(),
         "generation": generation,
         "limits": asdict(config.limits),
         "cleaning_version": CLEANING_VERSION,
@@ -250,23 +253,35 @@ def run_settings(
         "t5": t5,
         "unit_size": config.unit_size or default_unit_size(model.image_side_px),
     }
+    if any(prompt.schema for prompt in prompts.prompts):
+        settings["structured_version"] = STRUCTURED_VERSION
     return as_stored(settings)
 
 
-def find_model(config: CaptionConfig) -> CaptionModel:
-    """The model for the engine that is asked for. Raises UserError where one of them is unavailable."""
+def find_model(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionModel:
+    """The model for the engine that is asked for. Raises UserError where one of them is unavailable.
+
+    `before`: settings of what the run has committed; images stay as large as they were, unless something else is asked for.
+    """
     if config.engine == "endpoint":
         from captioner.engines.endpoint_engine import find_served_model
 
         return find_served_model(config.model, config.endpoint, config.generation)
-    source = resolve_model(config.model, revision=config.revision)
+    image_side_px = config.generation.image_side_px or (before or {}).get("model", {}).get("image_side_px")
+    source = resolve_model(config.model, revision=config.revision, image_side_px=image_side_px)
     if config.engine == "vllm":
         from captioner.engines.vllm_engine import find_vllm_model
 
-        return find_vllm_model(source, config.vllm, python=config.ray.replica_python)
+        return find_vllm_model(source, vllm_settings(config), python=config.ray.replica_python)
     from captioner.engines.transformers_engine import TransformersModel
 
     return TransformersModel(**vars(source))
+
+
+def vllm_settings(config: CaptionConfig) -> VllmSettings:
+    """Settings of vLLM, of which replicas on one GPU divide the memory."""
+    share = min(1.0, config.ray.gpus_per_replica) or 1.0
+    return replace(config.vllm, gpu_memory_utilization=config.vllm.gpu_memory_utilization * share)
 
 
 def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:
@@ -286,19 +301,7 @@ def _without(facts: Facts, output: Output, excluded: Collection[int]) -> tuple[F
     return replace(facts, images=[facts.images[index] for index in kept]), replace(output, generations=generations)
 
 
-def _said(said: Generation) -> dict[str, Any]:
-    return {
-        "caption_raw": said.text,
-        "finish_reason": said.finish_reason,
-        "num_tokens": said.num_tokens,
-        "mean_logprob": said.mean_logprob,
-        "min_logprob": said.min_logprob,
-    }
-
-
-def _cleaned(cleaned: CleanedCaption) -> dict[str, Any]:
-    return {
-        "caption": cleaned.caption,
-        "status": cleaned.status,
-        "flags": list(cleaned.flags),
-    }
+def _statuses(captions: pa.Table) -> dict[str, int]:
+    """Answers of the model by their status, where it is not ok; a rendering is no answer."""
+    rows = zip(captions["status"].to_pylist(), captions["finish_reason"].to_pylist(), strict=True)
+    return dict(Counter(status for status, reason in rows if status != "ok" and reason != RENDERED))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -22,9 +22,9 @@ PAUSE_UNITS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """Counts in images. images_per_s is that of the newest commits without pauses, None where they do not tell or the run
-    is paused; last_commit_s is how old the newest one is, None where there is none. to_retry are those of the rejected images
-    that a retry has yet to try again.
+    """Counts in images, but for captions. images_per_s is that of the newest commits without pauses, None where they do not
+    tell or the run is paused; last_commit_s is how old the newest one is, None where there is none. to_retry are those of the
+    rejected images that a retry has yet to try again.
     """
 
     planned: int
@@ -36,6 +36,8 @@ class RunStatus:
     images_per_s: float | None
     last_commit_s: float | None
     to_retry: int = 0
+    captions_by_status: dict[str, int] = field(default_factory=dict)
+    """Captions that are empty, by their status; those of units that were committed before it was recorded are not counted."""
 
     @property
     def remaining(self) -> int:
@@ -56,6 +58,8 @@ class RunStatus:
         if self.remaining:
             text += f" + {self.remaining} to do"
         text += f"; {self.units_committed} of {counted(self.units, 'unit')}"
+        if self.captions_by_status:
+            text += "; captions: " + ", ".join(f"{count} {status}" for status, count in sorted(self.captions_by_status.items()))
         if self.to_retry:
             text += f"; {counted(self.to_retry, 'rejected image')} to retry"
         if self.remaining and self.last_commit_s is not None:
@@ -80,13 +84,16 @@ def status_of(plan: Plan, commits: Sequence[Commit], *, retry: Retry | None = No
     newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]
     last_commit_s = max(0.0, (now or datetime.now(UTC)).timestamp() - newest[-1].at) if newest else None
     reasons: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     for commit in commits:
         reasons.update(commit.rejected)
+        statuses.update(commit.statuses)
     return RunStatus(
         planned=plan.num_images,
         captioned=sum(commit.completed for commit in commits),
         rejected=reasons.total(),
         rejected_by_reason=dict(reasons),
+        captions_by_status=dict(statuses),
         units=plan.num_units,
         units_committed=len(commits),
         to_retry=retry.num_images if retry else 0,

@@ -27,8 +27,10 @@ from dataset_builder.sql.views import (
     columns_sql,
     noun_counts_sql,
     nouns_sql,
+    objects_sql,
     quoted,
     scores_sql,
+    value_sql,
 )
 from foundry.errors import UserError
 from foundry.images.index import IMAGES, INDEX, REJECTED
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 VIEWS = {
     "images": "one row per image, read or still to be read, with the columns that the source carried",
     "captions": "one row per image and prompt",
+    "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the run",
     "rejected": "one row per image that could not be captioned, with the reason",
@@ -263,10 +266,11 @@ def fitting_blocks(run: Folder, commits: Sequence[Commit]) -> tuple[Commit, ...]
 
 def view_sql(run: RunFiles) -> list[str]:
     """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
-    prompts = run.record.prompt_names
+    prompts, value = run.record.prompt_names, value_sql(run.record.structured_prompts)
     return [
         _images_sql(run),
-        f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)} FROM stored.captions",
+        f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)}, {value} FROM stored.captions",
+        objects_sql(),
         nouns_sql(),
         noun_counts_sql(prompts[0] if len(prompts) == 1 else None),
         _tallies_sql(max_tokens=run.record.max_tokens),

@@ -89,6 +89,8 @@ class Commit:
     files: dict[str, CommittedFile]
     num_tokens: int = 0
     num_input_tokens: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Captions of the completed images by their status, where it is not ok; empty in older records."""
     seconds: dict[str, float] = field(default_factory=dict)
     attempt: str = ""
     committed_at: str = ""
@@ -112,6 +114,7 @@ def commit_unit(
     tables: "dict[str, pa.Table]",
     num_tokens: int = 0,
     num_input_tokens: int = 0,
+    statuses: dict[str, int] | None = None,
     seconds: dict[str, float] | None = None,
     arrow: Collection[str] = (),
     shared: Mapping[str, CommittedFile] | None = None,
@@ -146,6 +149,7 @@ def commit_unit(
         files={**files, **(shared or {})},
         num_tokens=num_tokens,
         num_input_tokens=num_input_tokens,
+        statuses=statuses or {},
         seconds=seconds or {},
         attempt=attempt,
         committed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -303,6 +307,7 @@ def _followed_by(earlier: Commit, retry: Commit) -> Commit:
         rejected={reason: number for reason, number in rejected.items() if number},
         num_tokens=earlier.num_tokens + retry.num_tokens,
         num_input_tokens=earlier.num_input_tokens + retry.num_input_tokens,
+        statuses=dict(Counter(earlier.statuses) + Counter(retry.statuses)),
         seconds=dict(Counter(earlier.seconds) + Counter(retry.seconds)),
     )
 

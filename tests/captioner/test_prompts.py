@@ -1,6 +1,5 @@
 """Prompts: a wrong set is refused before a model is loaded; what a source or another run says cannot take over the chat."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def test_sets_are_stored_under_their_own_name() -> None:
 
 
 def test_runs_of_the_first_sets_keep_their_identity() -> None:
-    ids = {name: run_id({"prompts": asdict(PROMPT_SETS[name])}) for name in ("paper", "ladder", "alt_text")}
+    ids = {name: run_id({"prompts": PROMPT_SETS[name].describe()}) for name in ("paper", "ladder", "alt_text")}
     assert ids == {"paper": "3994d2c0045e8405", "ladder": "ba0d34e99e7d7599", "alt_text": "232e07538b60a57b"}
 
 

@@ -30,10 +30,11 @@ def test_a_line_adds_up_and_tells_when_it_ends() -> None:
         units_committed=6,
         images_per_s=0.5,
         last_commit_s=7.4,
+        captions_by_status={"refusal": 2, "invalid_json": 3},
     )
     assert status.line() == (
         "100 planned = 50 captioned + 10 rejected (broken 6, empty 4) + 40 to do; 6 of 10 units; "
-        "last commit 7 s ago; 0.5 images/s, 1 min 20 s to go"
+        "captions: 3 invalid_json, 2 refusal; last commit 7 s ago; 0.5 images/s, 1 min 20 s to go"
     )
 
 
