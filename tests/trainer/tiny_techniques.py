@@ -16,9 +16,9 @@ from trainer.config.train import TrainConfig
 
 TECHNIQUES: dict[str, Any] = {
     "repa": RepaConfig(teacher="teacher", hidden=32),
-    "sra2": Sra2Config(on=True),
-    "layersync": LayerSyncConfig(on=True),
-    "dispersive": DispersiveConfig(on=True, group=2),
+    "sra2": Sra2Config(enabled=True),
+    "layersync": LayerSyncConfig(enabled=True),
+    "dispersive": DispersiveConfig(enabled=True, group=2),
 }
 """Each switched on for tiny networks; the teacher is named without its folder."""
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from foundry.hardware import AutoDtype
 from trainer.config.check import Check
 
+STORED = "stored"
+"""Name of the teacher whose features are stored with the latents."""
 _PAPER_WIDTH = 1152
 _PAPER_HIDDEN = 2048
 
@@ -21,7 +23,7 @@ class RepaConfig:
 
     teacher: str | None = None
     """Name of the teacher that switches REPA on: a hub id or folder of a vision tower (DINOv2, CLIP, SigLIP) or of a
-    vision-language model, whose tower is taken; `mini` is the small world's."""
+    vision-language model, whose tower is taken; `mini` is the small world's; `stored` takes what trainer.precompute stored."""
     revision: str | None = None
     """Commit or tag of a teacher on the hub."""
     weight: float = 0.5
@@ -70,7 +72,7 @@ class Sra2Config:
     Source: Wang et al. 2026 (arXiv 2601.17830).
     """
 
-    on: bool = False
+    enabled: bool = False
     """Switch SRA 2 on."""
     weight: float = 1.0
     """Weight of the loss. Source: SRA 2."""
@@ -82,7 +84,7 @@ class Sra2Config:
     @property
     def is_on(self) -> bool:
         """True where it takes part in the training."""
-        return self.on
+        return self.enabled
 
     def chosen_block(self, depth: int) -> int:
         """The block's number in a network of so many blocks: on the line from 2 of 12 to 8 of 28, and at least 1."""
@@ -108,7 +110,7 @@ class LayerSyncConfig:
     Source: Haghighi et al. 2025 (arXiv 2510.12581).
     """
 
-    on: bool = False
+    enabled: bool = False
     """Switch LayerSync on."""
     weight: float = 0.2
     """Weight of the loss. Source: LayerSync."""
@@ -120,7 +122,7 @@ class LayerSyncConfig:
     @property
     def is_on(self) -> bool:
         """True where it takes part in the training."""
-        return self.on
+        return self.enabled
 
     def chosen_block(self, depth: int) -> int:
         """The number of the block that follows, in a network of so many blocks."""
@@ -146,7 +148,7 @@ class DispersiveConfig:
     Source: Wang and He 2025 (arXiv 2506.09027), InfoNCE with squared distances.
     """
 
-    on: bool = False
+    enabled: bool = False
     """Switch the dispersive loss on."""
     weight: float = 0.5
     """Weight of the loss. Source: the paper."""
@@ -161,7 +163,7 @@ class DispersiveConfig:
     @property
     def is_on(self) -> bool:
         """True where it takes part in the training."""
-        return self.on
+        return self.enabled
 
     def chosen_block(self, depth: int) -> int:
         """The block's number in a network of so many blocks."""

@@ -40,6 +40,8 @@ class MicroBatch:
     """Tokens that the routed blocks see; none: all blocks see all tokens."""
     loss_mask: Tensor | None = None
     """(B, 1, h, w) 1 at the latent pixels that the loss counts; none: it counts all."""
+    teacher: Tensor | None = None
+    """(B, N, F) float32, what a teacher sees in the clean image; none where it is not stored."""
     is_last: bool = True
     """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
 
@@ -124,6 +126,7 @@ class Collator:
                 aspect_ratios=self.aspect_ratios(batch, rows),
                 route=(route := self.route(batch.bucket, positions[rows.start : rows.stop])),
                 loss_mask=self._loss_mask(route, batch.bucket),
+                teacher=None if batch.teacher is None else self._move(batch.teacher[rows.start : rows.stop]).float(),
                 is_last=rows.stop == len(positions),
             )
 

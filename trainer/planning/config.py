@@ -10,6 +10,7 @@ from trainer.monitoring.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory
+    from trainer.planning.techniques import TechniqueCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class PlanConfig:
     """Latent channels of the VAE."""
     downsampling: int = 8
     """Downsampling of the VAE: pixels per latent, along a side."""
+    teacher_width: int = 768
+    """Channels of the vision tower whose features are stored for REPA; the default is DINOv2-B's."""
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
     json: bool = False
@@ -134,6 +137,8 @@ class RungPlan:
     """In dollars; none where no price is known."""
     patches: int
     """Patches of an image."""
+    techniques: tuple["TechniqueCost", ...] = ()
+    """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float
@@ -158,5 +163,5 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of all images seen."""
-        return self.images_seen * self.flops_per_image
+        """FLOPs of all images seen, with those of techniques."""
+        return self.images_seen * (self.flops_per_image + sum(cost.mean_flops for cost in self.techniques))

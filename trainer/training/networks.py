@@ -21,6 +21,7 @@ from model.initialisation import initialise_from_class_dit
 from model.layers.text_adapter import AdapterBlock
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
+from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
@@ -205,7 +206,8 @@ def sizes_text(config: DiTConfig) -> str:
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
     try:
-        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip))
+        stored = config.repa.teacher == STORED
+        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip), with_teacher=stored)
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
     info = store.info

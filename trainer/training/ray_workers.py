@@ -22,6 +22,7 @@ from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
+from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
 from trainer.training.start import run_path
@@ -66,8 +67,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         init_from=absolute_if_there(config.init_from),
         text_encoder=absolute_if_there(config.text_encoder),
         vae=absolute_if_there(config.vae),
+        repa=replace(config.repa, teacher=_absolute_teacher(config.repa.teacher)),
         data=replace(config.data, skip=absolute(config.data.skip) if config.data.skip else None),
     )
+
+
+def _absolute_teacher(name: str | None) -> str | None:
+    return name if name == STORED else absolute_if_there(name)
 
 
 def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:

@@ -175,8 +175,8 @@ def test_losses_of_techniques_read_the_tokens_that_the_blocks_saw(features: Path
             features,
             tmp_path / f"{block}",
             routing=replace(TREAD, stop_share=1.0),
-            sra2=Sra2Config(on=True, block=block),
-            layersync=LayerSyncConfig(on=True, block=block, target=target),
+            sra2=Sra2Config(enabled=True, block=block),
+            layersync=LayerSyncConfig(enabled=True, block=block, target=target),
             images=8,
         )
         assert main(config) == 0
@@ -230,7 +230,7 @@ def test_what_cannot_be_routed_is_refused_in_a_line(features: Path, tmp_path: Pa
         ),
         (replace(config, network=compressed), "a network without kv_compression", ""),
         (
-            replace(config, dispersive=DispersiveConfig(on=True, group=2, block=2)),
+            replace(config, dispersive=DispersiveConfig(enabled=True, group=2, block=2)),
             "give it a block up to 1",
             "dispersive.block",
         ),
