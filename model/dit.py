@@ -383,7 +383,7 @@ class DiT(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # in the weights' own precision
             condition = self._condition(timesteps, class_labels, sizes, aspect_ratios)  # (B, D)
             shared = self.t_block(condition).unflatten(1, (6, -1)) if captions is not None else condition  # (B, 6, D)
-        everything = x  # (B, N, D)
+        everything: Tensor | None = None  # (B, N, D) where blocks are routed; else nothing is kept longer than it is needed
         first, last = (route.blocks.before, self.config.depth - route.blocks.after) if route is not None else (0, 0)
         for number, (block, text) in enumerate(zip(self.blocks, self._texts(captions), strict=True), start=1):
             if route is not None and number == first + 1:
@@ -392,8 +392,8 @@ class DiT(nn.Module):
             x = self._run(block, *inputs)  # (B, N or K, D)
             if hidden is not None and number in hidden.blocks:
                 hidden.outputs[number] = x
-            if route is not None and number == last:
-                x = route.put_back(everything, x)  # (B, N, D)
+            if route is not None and everything is not None and number == last:
+                x, everything = route.put_back(everything, x), None  # (B, N, D)
         return self._unpatchify(self.final_layer(x, condition), grid)  # (B, C_out, H, W)
 
     @torch.no_grad()
