@@ -99,7 +99,7 @@ def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Ite
         for cost in rung.techniques
     ]
     yield from _aligned(_TECHNIQUES, rows)
-    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU."
+    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: besides those below."
 
 
 def _what(rung: "RungPlan") -> tuple[object, ...]:

@@ -39,7 +39,8 @@ def train_on_ray(config: TrainConfig) -> bool:
     with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
-    paths = (str(run), config.features, *([config.data.skip] if config.data.skip else []))
+    teacher = config.repa.teacher or ""
+    paths = (str(run), config.features, *(path for path in (config.data.skip, teacher) if path and Path(path).is_absolute()))
     check_visible({path: "" for path in paths if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     if config.device == "cuda" and not use_gpu:
