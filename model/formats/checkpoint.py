@@ -17,6 +17,7 @@ from foundry.storage.folder import new_folder
 from model.dit_config import DiTConfig
 from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.encoders.text_encoder import Cleaning
+from model.encoders.vae import LatentScale
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,10 @@ TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
+_TYPES = {"resolution": int, "objective_settings": dict, "latent_scaling": list, "latent_shift": list}
+"""Types of fields in JSON that are no text."""
+_ADDED_LATER = ("latent_scaling", "latent_shift")
+"""Fields of pipeline.json that earlier versions do not know: without them, they read what is written here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +61,34 @@ class PipelineConfig:
     """Text encoder of the captions."""
     vae: PartConfig = field(default_factory=PartConfig)
     """VAE between images and latents."""
+    latent_scaling: tuple[float, ...] = ()
+    """Scaling factor of each latent channel, measured on the features of the training; empty: as the VAE's config says."""
+    latent_shift: tuple[float, ...] = ()
+    """Shift of each latent channel likewise."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions in training: see TextEncoderConfig."""
     licence: str = ""
     """Licence of the weights and terms of their training data."""
 
     def __post_init__(self) -> None:
+        for name in ("latent_scaling", "latent_shift"):  # JSON has lists
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if len(self.latent_scaling) != len(self.latent_shift):
+            raise ValueError("latent_scaling and latent_shift: expected as many values of one as of the other")
         expected = get_args(Cleaning)
         if self.caption_cleaning not in expected:
             raise ValueError(f"caption_cleaning: expected one of {', '.join(expected)}, found {self.caption_cleaning!r}")
 
+    @property
+    def latent_scale(self) -> LatentScale | None:
+        """The measured scale of the latents; none: the VAE's own."""
+        return LatentScale(self.latent_scaling, self.latent_shift) if self.latent_scaling else None
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives the same configuration back."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        """Plain JSON values; `from_dict` gives the same configuration back. What was added later is left out at its default."""
+        later = {one.name: one.default for one in dataclasses.fields(self) if one.name in _ADDED_LATER}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if later.get(name, ...) != value}
+        return {"format_version": FORMAT_VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
@@ -223,7 +243,7 @@ def _strict(dataclass_type: type[Any], values: Any) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1)
             raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        expected = {"resolution": int, "objective_settings": dict}.get(key, str)
+        expected = _TYPES.get(key, str)
         if not isinstance(value, expected | PartConfig) and not (key == "revision" and value is None):
             raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
     required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]

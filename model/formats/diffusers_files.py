@@ -30,6 +30,8 @@ _SCHEDULER = "scheduler/scheduler_config.json"
 _ADAPTERS = [f"{name}.{suffix}" for name in ("adapter_model", "pytorch_lora_weights") for suffix in ("safetensors", "bin")]
 _MICRO = "adaln_single.emb.resolution_embedder"
 _SIGMA_TOKENS = 300
+_KL_ALONE = "decode by an AutoencoderKL alone: keep the native format"
+_ONE_FACTOR = "divide them by one factor alone: keep the native format, or train with the VAE's own scale"
 _SAMPLER = "dpm-solver++"
 # What our network does and diffusers makes a setting of: another value is another network.
 _FIXED = {
@@ -90,10 +92,12 @@ def write_folder(
 ) -> None:
     """Writes a pipeline that diffusers' from_pretrained opens as it is; without copied parts these are given to it.
 
-    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found.
+    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found, and where
+    diffusers' pipelines cannot compute what this one does.
     """
     from safetensors.torch import save_file
 
+    _check_pipeline(pipeline, copy_parts=copy_parts)
     text = config.conditioning == "text"
     parts = _copy_parts(folder, pipeline, text=text) if copy_parts else {name: [None, None] for name in _part_names(text=text)}
     (folder / TRANSFORMER).mkdir()
@@ -111,6 +115,25 @@ def write_folder(
     kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
     index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
     write_json(folder / _INDEX, index | ({_CLEANING: pipeline.caption_cleaning} if text else {}) | parts)
+
+
+def _check_pipeline(pipeline: PipelineConfig, *, copy_parts: bool) -> None:
+    """Raises UserError for what diffusers' PixArt and DiT pipelines cannot hold. Parts on the hub are read only to copy them."""
+    if pipeline.latent_scaling:
+        raise UserError(f"the latents are scaled by channel, and diffusers' pipelines {_ONE_FACTOR}", setting="target")
+    if copy_parts or Path(pipeline.vae.name or "/").expanduser().joinpath("config.json").is_file():
+        _check_vae(find_part(pipeline.vae.name, "vae", revision=pipeline.vae.revision).folder / "config.json")
+
+
+def _check_vae(config: Path) -> None:
+    """Raises UserError for a VAE that diffusers' PixArt and DiT pipelines would run otherwise than it was trained with."""
+    values = _read_json(config)
+    if (kind := values.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise UserError(f"the VAE is an {kind}, and diffusers' pipelines for this network {_KL_ALONE}", setting="target")
+    if values.get("shift_factor") or values.get("latents_std"):
+        raise UserError(
+            f"{config} shifts its latents or scales them by channel, and diffusers' pipelines {_ONE_FACTOR}", setting="target"
+        )
 
 
 def _part_names(*, text: bool) -> list[str]:

@@ -53,6 +53,11 @@ class PrecomputeConfig:
     """Autoencoder; its name is required."""
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
     """Encoder of captions; its name is required except in the pixel stage, which reads no captions."""
+    latent_scale: Literal["auto", "vae", "measured"] = "auto"
+    """Scale of the latents: vae, of its config; measured, from mean and standard deviation of each channel of these features;
+    auto: vae where its config states one, else measured. A network that starts from a checkpoint keeps that checkpoint's."""
+    patch_size: int = 0
+    """Side of the network's patches, in latents: buckets are multiples of it. 0: 1 at 32 pixels per latent or more, else 2."""
     batch_px: int = 1 << 22
     """Pixels that the VAE encodes at once; the default is 64 images of 256 x 256."""
     unit_size: int = 0
@@ -81,6 +86,7 @@ class PrecomputeConfig:
                     "different numbers above 0",
                     min(self.resolution, default=0) > 0 and len(set(self.resolution)) == len(self.resolution),
                 ),
+                ("patch_size", "0 or more", self.patch_size >= 0),
                 ("batch_px", "1 or more", self.batch_px >= 1),
                 ("unit_size", "0 or more", self.unit_size >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
@@ -115,6 +121,7 @@ class PrecomputeConfig:
         kept = ["dataset", "stage", "square", "captions", "vae", "seed", "limits", "validation_share", "min_validation"]
         kept += [] if self.features.labels else ["text_encoder"]
         values = {name: value for name, value in asdict(self).items() if name in kept}
+        values |= {"patch_size": self.patch_size} if self.patch_size else {}
         return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
 
 

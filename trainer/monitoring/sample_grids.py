@@ -155,7 +155,9 @@ def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = 
 def open_vae(config: TrainConfig, info: FeaturesInfo, *, device: str) -> VAE:
     """The features' VAE. Raises UserError for another one."""
     vae = load_vae(
-        VAEConfig(name=config.vae or info.vae.name, revision=None if config.vae else info.vae.revision), device=device
+        VAEConfig(name=config.vae or info.vae.name, revision=None if config.vae else info.vae.revision),
+        device=device,
+        scale=info.measured_scale,
     )
     check_fingerprint("vae", info.vae, name=config.vae or info.vae.name, found=vae.fingerprint())
     return vae

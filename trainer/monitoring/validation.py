@@ -121,7 +121,7 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
     collator = Collator(
         network=network.config,
         objective=make_objective(config.objective, config.objective_settings),
-        scale=store.scale,
+        scale=config.latent_scale or store.info.own_scale,
         device=workers.device,
         seed=0,
         class_dropout=0.0,

@@ -204,6 +204,8 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
         objective_settings=config.objective.settings,
         resolution=resolution,
         vae=info.vae,
+        latent_scaling=info.latent_scaling,
+        latent_shift=info.latent_shift,
         licence="; ".join(terms),
     )
     if info.text_encoder is None:
@@ -224,7 +226,11 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
     factor = network.kv_compression.factor if network.kv_compression.layers else 1
     step = info.downsampling * network.patch_size * factor
     if wrong := [f"{height} x {width}" for height, width in info.buckets if height % step or width % step]:
-        raise UserError(f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}")
+        raise UserError(
+            f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}: train with "
+            "smaller patches, or make features with the patch_size of the network in another folder",
+            setting="network.patch_size",
+        )
 
 
 def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> None:

@@ -10,6 +10,7 @@ from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read
 from trainer.config import SCRATCH, Rung, TrainConfig, ladder_position
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
+from trainer.features.store import FeatureStore
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
@@ -148,6 +149,25 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
                 f"{features_command(config, rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
+
+
+def keep_scale(start: Start, store: FeatureStore) -> str:
+    """Scales the latents of the features as those that a checkpoint learned from; returns a line where that is another scale.
+
+    Raises UserError where a network starts from scratch and the scale is not measured yet.
+    """
+    if start.checkpoint is None:
+        if store.info.latent_scale == "measured" and store.info.measured_scale is None:
+            raise UserError(
+                f"{store.folder.url}: the scale of the latents is measured once all units are made: let "
+                f"{store.info.command} finish"
+            )
+        return ""
+    before = store.info.measured_scale
+    store.scaled(read_pipeline_config(start.checkpoint).latent_scale)
+    if before == store.info.measured_scale or start.resumes:
+        return ""
+    return f"the latents are scaled as those that {start.checkpoint} learned from, not as the features say"
 
 
 def cleaning_note(start: Start, config: TrainConfig, info: FeaturesInfo) -> str:
