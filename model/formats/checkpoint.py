@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
 from model.dit_config import DiTConfig
+from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import LatentScale
@@ -29,9 +30,15 @@ TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
-_TYPES = {"resolution": int, "objective_settings": dict, "latent_scaling": list, "latent_shift": list}
+_TYPES = {
+    "resolution": int,
+    "objective_settings": dict,
+    "latent_scaling": list,
+    "latent_shift": list,
+    "caption_hidden_state": int,
+}
 """Types of fields in JSON that are no text."""
-_ADDED_LATER = ("latent_scaling", "latent_shift")
+_ADDED_LATER = ("latent_scaling", "latent_shift", "caption_template", "caption_hidden_state")
 """Fields of pipeline.json that earlier versions do not know: without them, they read what is written here."""
 
 
@@ -67,6 +74,10 @@ class PipelineConfig:
     """Shift of each latent channel likewise."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions in training: see TextEncoderConfig."""
+    caption_template: str = PLACE
+    """Text around a caption in training, that of a chat template included: see TextEncoderConfig."""
+    caption_hidden_state: int = -1
+    """Hidden state of the text encoder that training read, counted from the end."""
     licence: str = ""
     """Licence of the weights and terms of their training data."""
 
@@ -75,6 +86,8 @@ class PipelineConfig:
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.latent_scaling) != len(self.latent_shift):
             raise ValueError("latent_scaling and latent_shift: expected as many values of one as of the other")
+        if self.caption_template.count(PLACE) != 1:
+            raise ValueError(f"caption_template: expected a text that has {PLACE} once, found {self.caption_template!r}")
         expected = get_args(Cleaning)
         if self.caption_cleaning not in expected:
             raise ValueError(f"caption_cleaning: expected one of {', '.join(expected)}, found {self.caption_cleaning!r}")

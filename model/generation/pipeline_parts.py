@@ -112,6 +112,8 @@ def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | 
         dtype=runtime.text_encoder_dtype or runtime.dtype,
         quantisation=runtime.quantisation,
         cleaning=config.caption_cleaning,
+        template=config.caption_template,
+        hidden_state=config.caption_hidden_state,
         max_caption_tokens=transformer_config.max_caption_tokens,
         max_batch_tokens=max(GENERATION_BATCH_TOKENS, transformer_config.max_caption_tokens),
     )

@@ -1,4 +1,4 @@
-"""Autoencoders besides Stable Diffusion's, the whole way: features, training, images; the scale of their latents."""
+"""Autoencoders and text encoders besides PixArt's, the whole way: features, training, images; the scale of latents."""
 
 import json
 from dataclasses import replace
@@ -11,13 +11,15 @@ import torch
 from foundry.errors import UserError
 from foundry.hardware import Dtype
 from model.dit_config import UnstatedConfig
+from model.encoders.text_encoder import TextEncoderConfig
 from model.encoders.vae import LatentScale, VAEConfig, load_vae
-from model.formats.checkpoint import find_checkpoint, read_pipeline_config
+from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
 from model.generation.pipeline import open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
 from tests.model.test_convert import _convert as convert
+from tests.model.tiny_language_models import WIDTH, save_language_model
 from tests.model.tiny_parts import save_tiny_dc, save_tiny_vae
 from tests.trainer.features.test_preparation import all_samples, store
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
@@ -26,6 +28,7 @@ from trainer.config import ObjectiveConfig, Rung, TrainConfig, WatchConfig
 from trainer.features.config import PrecomputeConfig
 from trainer.features.info import FEATURES_FILE
 from trainer.fit import main as train
+from trainer.monitoring.sample_grids import open_text_encoder
 from trainer.monitoring.validation import validation_loss
 from trainer.precompute import main as precompute
 
@@ -95,6 +98,90 @@ def test_an_autoencoder_goes_the_whole_way(dataset: Path, tmp_path: Path, kind: 
         convert("native", "diffusers", find_checkpoint(config.run_folder), tmp_path / "out", unstated=UnstatedConfig())
     loss = validation_loss(config.run_folder, folder, num_images=4, runtime=RuntimeConfig(device="cpu", dtype=FLOAT32))
     assert 0 < loss.loss < 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("t5gemma", {}),
+        ("gemma2", {"template": "describe it: {caption}"}),
+        ("qwen3", {"chat": True, "hidden_state": -2, "cleaning": "none"}),
+    ],
+)
+def test_a_text_encoder_goes_the_whole_way(dataset: Path, tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+    encoder = TextEncoderConfig(
+        name=str(save_language_model(tmp_path / kind, kind)), dtype=FLOAT32, max_caption_tokens=30, **settings
+    )
+    features = tiny_precompute(tmp_path, dataset, text_encoder=encoder)
+    make_features(features)
+    info = store(features).info
+    config = training(tmp_path, resolution=32)
+    assert train(config) == 0
+    checkpoint = find_checkpoint(config.run_folder)
+    pipeline = read_pipeline_config(checkpoint)
+    assert pipeline.caption_template == info.caption_template != ("{caption}" if settings else "")
+    assert pipeline.caption_hidden_state == info.caption_hidden_state == encoder.hidden_state
+    network = read_transformer_config(checkpoint)
+    assert (network.caption_width, network.max_caption_tokens) == (WIDTH, 30)
+    assert draw(config).shape == (32, 32, 3)
+    # A prompt is encoded as the same caption was for training, to the bit of the stored numbers.
+    read = store(features).read([all_samples(store(features))["picture_003"]])
+    assert read.captions is not None and read.texts is not None
+    ours = open_pipeline(checkpoint, runtime=RuntimeConfig(device="cpu", dtype=FLOAT32)).encode(read.texts)
+    torch.testing.assert_close(ours.tokens.bfloat16(), read.captions.tokens, rtol=0.02, atol=0.02)
+    with pytest.raises(UserError, match="in a template or another layer, and diffusers'" if settings else f"is a {kind}, and"):
+        convert("native", "diffusers", checkpoint, tmp_path / "out", unstated=UnstatedConfig())
+    # Features with another template are those of another network.
+    other = replace(features, out=str(tmp_path / "other"), text_encoder=replace(encoder, chat=False, template="{caption} so"))
+    make_features(other)
+    refused = replace(
+        training(tmp_path, resolution=32, init_from=str(checkpoint)), features=other.out, run_dir=str(tmp_path / "n")
+    )
+    with pytest.raises(UserError, match=r"learned from captions with text_encoder\.template"):
+        train(refused)
+    with pytest.raises(UserError, match=r"learned from captions with text_encoder\.template"):
+        validation_loss(
+            str(checkpoint), f"{other.out}/alignment/32", num_images=4, runtime=RuntimeConfig(device="cpu", dtype=FLOAT32)
+        )
+
+
+def test_captions_are_encoded_online_in_the_same_template(dataset: Path, tmp_path: Path) -> None:
+    encoder = TextEncoderConfig(
+        name=str(save_language_model(tmp_path / "qwen3", "qwen3")),
+        dtype=FLOAT32,
+        max_caption_tokens=30,
+        template="it: {caption}",
+    )
+    features = tiny_precompute(tmp_path, dataset, text_encoder=encoder, captions="none")
+    make_features(features)
+    config = training(tmp_path, resolution=32, online=True)
+    assert train(config) == 0
+    assert read_pipeline_config(find_checkpoint(config.run_folder)).caption_template == "it: {caption}"
+    opened = open_text_encoder(config, store(features).info)
+    assert (opened.config.template, opened.config.max_caption_tokens) == ("it: {caption}", 30)
+
+
+def test_stores_made_before_templates_are_completed(dataset: Path, tmp_path: Path) -> None:
+    """Their features.json says nothing of the settings that came later, in its facts and in its settings."""
+    config = tiny_precompute(tmp_path, dataset)
+    make_features(config)
+    path = Path(config.out) / "alignment" / "32" / FEATURES_FILE
+    record = json.loads(path.read_text())
+    for name in (
+        "latent_variance",
+        "latent_scale",
+        "latent_scaling",
+        "latent_shift",
+        "caption_template",
+        "caption_hidden_state",
+    ):
+        del record[name]
+    for name in ("template", "chat", "hidden_state"):
+        del record["settings"]["text_encoder"][name]
+    path.write_text(json.dumps(record))
+    assert precompute(config) == 0
+    with pytest.raises(UserError, match="made with another text_encoder"):
+        precompute(replace(config, text_encoder=replace(config.text_encoder, template="it: {caption}")))
 
 
 def test_a_measured_scale_gives_channels_unit_variance_and_stays(dataset: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Settings of trainer.precompute, and those among them that identify a store."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from foundry.images.decoding import DecodeLimits
@@ -128,4 +128,7 @@ class PrecomputeConfig:
 def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded settings that identify a store: all but the encoders' number formats, which only round."""
     parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
-    return {**recorded, **{name: {**part, "dtype": None} for name, part in parts.items()}}
+    configs = {"vae": VAEConfig, "text_encoder": TextEncoderConfig}
+    # Settings that were added since a store was begun had their defaults then.
+    added = {name: {one.name: one.default for one in fields(config)} for name, config in configs.items()}
+    return {**recorded, **{name: {**added[name], **part, "dtype": None} for name, part in parts.items()}}

@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
+from model.encoders.caption_template import PLACE
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import LatentScale
-from model.formats.checkpoint import PartConfig
+from model.formats.checkpoint import PartConfig, PipelineConfig
 from trainer.features.buckets import Size
 
 FEATURES_VERSION = 2
@@ -28,7 +29,7 @@ LatentDtype = Literal["bfloat16", "float16"]
 """Number format of stored latents: two bytes either way, but float16 rounds latents of unit variance eight times less."""
 LatentScaling = Literal["vae", "measured"]
 """Where the scale of latents comes from: the VAE's config, or mean and deviation of each channel of the stored latents."""
-_ADDED_LATER = ("latent_variance",)
+_ADDED_LATER = ("latent_variance", "caption_template", "caption_hidden_state")
 """Fields that a fingerprint covers where they differ from their defaults: stores of before keep their fingerprints."""
 Storage = Literal["none", "bfloat16", "int8"]
 """Storage of the features of captions; none: only the texts are stored, for training that encodes them itself."""
@@ -74,6 +75,10 @@ class FeaturesInfo:
     """Storage of the features of captions."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions before T5 read them."""
+    caption_template: str = PLACE
+    """Text around a caption when the text encoder read it, that of a chat template included."""
+    caption_hidden_state: int = -1
+    """Hidden state of the text encoder, counted from the end."""
     caption_width: int = 0
     """Channels of a token's features."""
     max_caption_tokens: int = 0
@@ -158,6 +163,18 @@ def precompute_command(
         words.append(f"--{kind}.name {(part and part.name) or kind.upper()}")
         words += [f"--{kind}.revision {part.revision}"] if part and part.revision else []
     return " ".join([*words, *([more] if more else [])])
+
+
+def check_reading(pipeline: PipelineConfig, info: FeaturesInfo, *, where: str, trained: str) -> None:
+    """Raises UserError where captions were read otherwise than those that a checkpoint learned from: no other network's."""
+    for name in ("caption_template", "caption_hidden_state"):
+        then, now = getattr(pipeline, name), getattr(info, name)
+        if then != now:
+            setting = f"text_encoder.{name.removeprefix('caption_')}"
+            raise UserError(
+                f"{trained} learned from captions with {setting} {then!r}, the features in {where} have {now!r}: make them in "
+                "another folder with that of the checkpoint"
+            )
 
 
 def read_info(folder: Folder) -> FeaturesInfo:

@@ -22,6 +22,7 @@ from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
+from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import FrozenPart
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, states_scale
@@ -101,6 +102,8 @@ class EncoderFacts:
     text_encoder: PartConfig | None = None
     text_encoder_dtype: str = ""
     """Number format that it computes in; empty where there is none."""
+    caption_template: str = PLACE
+    """The whole text around a caption."""
     caption_width: int = 0
     null_caption: "torch.Tensor | None" = None
     """T5("") (L, F) bf16."""
@@ -153,6 +156,7 @@ class Encoders:
             text_encoder=_part_config(self.text_encoder.name, encoder.part, encoder.fingerprint()),
             num_bytes=facts.num_bytes + _num_bytes(encoder.model),
             text_encoder_dtype=encoder.config.dtype,
+            caption_template=encoder.config.template,
             caption_width=encoder.width,
             null_caption=_null_caption(encoder),
         )

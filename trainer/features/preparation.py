@@ -240,6 +240,8 @@ def _info(
         latent_scale="measured" if measured else "vae",
         caption_storage=config.storage,
         caption_cleaning=text.cleaning,
+        caption_template=facts.caption_template,
+        caption_hidden_state=text.hidden_state if facts.text_encoder else FeaturesInfo.caption_hidden_state,
         caption_width=facts.caption_width,
         max_caption_tokens=text.max_caption_tokens if facts.text_encoder else 0,
         class_names=class_names,

@@ -143,6 +143,8 @@ def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = 
             dtype=info.settings.get("text_encoder", {}).get("dtype", AUTO),  # as asked for: this may be another machine
             quantisation=quantisation or "none",  # type: ignore[arg-type]
             cleaning=info.caption_cleaning,
+            template=info.caption_template,
+            hidden_state=info.caption_hidden_state,
             max_caption_tokens=info.max_caption_tokens,
             max_batch_tokens=max(info.max_caption_tokens, TextEncoderConfig.max_batch_tokens),
         ),

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from functools import lru_cache
-from math import gcd
+from math import ceil, gcd
 from typing import Any
 
 from foundry.command_line import run_command
@@ -111,6 +111,7 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
             downsampling=config.downsampling,
             learned_variance=train.objective.learned_variance,
             caption_width=config.caption_width,
+            max_caption_tokens=max(DiTConfig.max_caption_tokens, ceil(config.caption_tokens)),
         )
     except ValueError as error:
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error

@@ -210,7 +210,13 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
     )
     if info.text_encoder is None:
         return common
-    return replace(common, text_encoder=info.text_encoder, caption_cleaning=info.caption_cleaning)
+    return replace(
+        common,
+        text_encoder=info.text_encoder,
+        caption_cleaning=info.caption_cleaning,
+        caption_template=info.caption_template,
+        caption_hidden_state=info.caption_hidden_state,
+    )
 
 
 def open_objective(config: TrainConfig) -> Objective:

@@ -9,7 +9,7 @@ from model.dit import DiT
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
 from trainer.config import SCRATCH, Rung, TrainConfig, ladder_position
 from trainer.distributed import Workers
-from trainer.features.info import FeaturesInfo
+from trainer.features.info import FeaturesInfo, check_reading
 from trainer.features.store import FeatureStore
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
@@ -149,6 +149,9 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
                 f"{features_command(config, rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
+
+    if info.text_encoder is not None and pipeline.text_encoder.name:
+        check_reading(pipeline, info, where=config.features_folder(rung), trained=str(checkpoint))
 
 
 def keep_scale(start: Start, store: FeatureStore) -> str:
