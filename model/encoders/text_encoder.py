@@ -239,7 +239,12 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{part.tokenizer_folder} cannot be read as a tokenizer ({error!r}): fetch it again") from error
     what = "a T5 encoder" if kind == _T5 else f"a {_CLASSES[kind]}"
-    model = load_network(getattr(transformers, _CLASSES[kind]).from_pretrained, part.folder, what=what, **options)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it reports the head and the decoder, which are left out on purpose
+    try:
+        model = load_network(getattr(transformers, _CLASSES[kind]).from_pretrained, part.folder, what=what, **options)
+    finally:
+        logging.set_verbosity(verbosity)
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) * 2 < vocabulary:
         raise UserError(

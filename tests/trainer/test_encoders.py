@@ -23,7 +23,7 @@ from tests.model.tiny_language_models import WIDTH, save_language_model
 from tests.model.tiny_parts import save_tiny_dc, save_tiny_vae
 from tests.trainer.features.test_preparation import all_samples, store
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
-from tests.trainer.tiny_training import tiny_config
+from tests.trainer.tiny_training import newest_weights, tiny_config
 from trainer.config import ObjectiveConfig, Rung, TrainConfig, WatchConfig
 from trainer.features.config import PrecomputeConfig
 from trainer.features.info import FEATURES_FILE
@@ -238,6 +238,25 @@ def _trained(root: Path, config: PrecomputeConfig, name: str, info: Any, *, init
     training_config = training(root, resolution=32, run_dir=str(root / name), init_from=start)
     assert train(training_config) == 0
     return find_checkpoint(training_config.run_folder)
+
+
+def test_a_ladder_and_its_resume_keep_the_scale_of_the_first_resolution(dataset: Path, tmp_path: Path) -> None:
+    features = tiny_precompute(tmp_path, dataset, resolution=[32, 64], latent_scale="measured")
+    make_features(features)
+    assert precompute(features) == 0
+    scales = [store(features, resolution).info.measured_scale for resolution in (32, 64)]
+    assert scales[0] is not None and scales[1] is not None and scales[0] != scales[1]
+    rungs = (Rung(resolution=32, images=8, batch_size=4), Rung(resolution=64, images=8, batch_size=4))
+    unbroken = replace(training(tmp_path, resolution=32, run_dir=str(tmp_path / "unbroken")), ladder=rungs)
+    assert train(unbroken) == 0
+    assert read_pipeline_config(find_checkpoint(unbroken.run_folder)).latent_scale == scales[0]
+    stopped = replace(unbroken, run_dir=str(tmp_path / "stopped"), ladder=rungs[:1])
+    assert train(stopped) == 0
+    resumed = replace(stopped, ladder=rungs)
+    assert train(resumed) == 0
+    assert read_pipeline_config(find_checkpoint(resumed.run_folder)).latent_scale == scales[0]
+    for name, weights in newest_weights(unbroken).items():
+        assert torch.equal(weights, newest_weights(resumed)[name]), name
 
 
 def test_a_constant_channel_is_one_line_and_costs_no_encoding(dataset: Path, tmp_path: Path) -> None:

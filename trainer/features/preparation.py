@@ -281,7 +281,9 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: EncoderFacts)
 def _headline(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
     sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
     encoders, plan = tasks.job.encoders, tasks.plan
-    dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
+    dtypes = f"VAE in {encoders.vae.dtype}" + (
+        f", text encoder in {encoders.text_encoder.dtype}" if encoders.text_encoder else ""
+    )
     return (
         f"features of {config.dataset} at {sizes}: {counted(plan.num_samples, 'sample')} in "
         f"{counted(len(plan.units), 'unit')}; {counted(len(tasks.units), 'unit')} to do; {dtypes}"

@@ -1,5 +1,6 @@
 """Text encoders besides T5: features are those of transformers, without padding and without the template before a caption."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def test_captions_are_cut_and_templates_are_not(folders: dict[str, Path]) -> Non
     assert same.tolist() == [True] * 6 + [False] * 4
     (tokens,) = cut._tokenize(CAPTIONS[2:3])
     assert cut.tokenizer.decode(tokens.ids).endswith(". so") and tokens.num_kept == 10
+
+
+def test_a_load_reports_no_tensors_that_are_left_out(folders: dict[str, Path]) -> None:
+    reported: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = reported.append  # type: ignore[method-assign]
+    library = logging.getLogger("transformers")
+    library.addHandler(handler)
+    try:
+        load(folders["t5gemma"])
+    finally:
+        library.removeHandler(handler)
+    assert not reported
 
 
 @pytest.mark.parametrize("kind", KINDS)
