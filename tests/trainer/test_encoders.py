@@ -24,7 +24,10 @@ from tests.model.tiny_parts import save_tiny_dc, save_tiny_vae
 from tests.trainer.features.test_preparation import all_samples, store
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
 from tests.trainer.tiny_training import newest_weights, tiny_config
-from trainer.config import ObjectiveConfig, Rung, TrainConfig, WatchConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import ObjectiveConfig
+from trainer.config.running import WatchConfig
+from trainer.config.train import TrainConfig
 from trainer.features.config import PrecomputeConfig
 from trainer.features.info import FEATURES_FILE
 from trainer.fit import main as train

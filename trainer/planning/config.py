@@ -3,12 +3,14 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from trainer.config import Sharding, StageName
+from trainer.config.running import Sharding
+from trainer.config.train import StageName
 from trainer.data.passes import count_passes
 from trainer.monitoring.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory
+    from trainer.planning.techniques import TechniqueCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class PlanConfig:
     """Count a log-variance for each latent, as AutoencoderKL gives; false for AutoencoderDC, which gives means alone."""
     downsampling: int = 8
     """Downsampling of the VAE: pixels per latent, along a side."""
+    teacher_width: int = 768
+    """Channels of the vision tower whose features are stored for REPA; the default is DINOv2-B's."""
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
     json: bool = False
@@ -135,6 +139,8 @@ class RungPlan:
     """In dollars; none where no price is known."""
     patches: int
     """Patches of an image."""
+    techniques: tuple["TechniqueCost", ...] = ()
+    """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float
@@ -153,5 +159,5 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of all images seen."""
-        return self.images_seen * self.flops_per_image
+        """FLOPs of all images seen, with those of techniques."""
+        return self.images_seen * (self.flops_per_image + sum(cost.mean_flops for cost in self.techniques))

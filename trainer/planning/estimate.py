@@ -10,11 +10,14 @@ from foundry.errors import UserError
 from foundry.hardware import AUTO
 from model.dit_config import DiTConfig
 from model.flops import dit_flops, total
-from trainer.config import Rung, Sharding, TrainConfig
+from trainer.config.ladder import Rung
+from trainer.config.running import Sharding
+from trainer.config.train import TrainConfig
 from trainer.data.passes import count_training_samples
 from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.paper import PAPER_DATASET_IMAGES
+from trainer.planning.techniques import TechniqueCost, technique_costs
 from trainer.stages import STAGES, choose_stage, stage_named_by
 
 _KEY_BYTES = 100
@@ -71,7 +74,8 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     flops = total(layers).training
     again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
-    work = rung.images_seen * (flops + again * recomputes)
+    techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
+    work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
     dataset = _dataset_size(train, rung, config)
     images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
@@ -86,7 +90,8 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=grid[0] * grid[1],
-        memory=_memory_plans(train, rung, network, config),
+        techniques=techniques,
+        memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
@@ -117,7 +122,9 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
 
 
-def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig) -> tuple[MemoryPlan, ...]:
+def _memory_plans(
+    train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig, *, techniques: tuple[TechniqueCost, ...]
+) -> tuple[MemoryPlan, ...]:
     num_gpus = config.num_gpus
     without_bfloat16 = train.precision == AUTO and config.device.float32_flops is not None
     precision = "float32" if without_bfloat16 else train.precision
@@ -133,6 +140,7 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, config: Pl
                 num_gpus=num_gpus,
                 sharding=sharding,
                 precision=precision,
+                techniques=techniques,
             )
             plan = MemoryPlan(
                 sharding=sharding,

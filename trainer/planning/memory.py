@@ -11,12 +11,14 @@ Assumptions, on the safe side:
 - model.generation.memory.OVERHEAD_BYTES for CUDA's context, workspaces and the allocator's gaps.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
-from trainer.config import Sharding
+from trainer.config.running import Sharding
+from trainer.planning.techniques import TechniqueCost
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +47,15 @@ class TrainingMemory:
     """Whole blocks that FSDP gathers at a time; else autocast's copies of the blocks' matrices."""
     activations_per_image: float
     """Activations per image of a micro-batch, with its inputs."""
+    techniques: float = 0.0
+    """What techniques train, with its gradients and moments, float32; their frozen models."""
 
     @property
     def fixed(self) -> float:
         """The part that does not depend on the images, with the overhead."""
         from model.generation.memory import OVERHEAD_BYTES
 
-        return self.weights + self.gradients + self.optimiser + self.ema + self.gathered + OVERHEAD_BYTES
+        return self.weights + self.gradients + self.optimiser + self.ema + self.gathered + self.techniques + OVERHEAD_BYTES
 
     def total(self, num_images: int) -> float:
         """Bytes with this many images at once."""
@@ -89,6 +93,7 @@ def training_memory(
     num_gpus: int,
     sharding: Sharding,
     precision: str = "bfloat16",
+    techniques: Sequence[TechniqueCost] = (),
 ) -> TrainingMemory:
     """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
     counted = count_parameters(config)
@@ -106,7 +111,9 @@ def training_memory(
         optimiser=2 * state,
         ema=state,
         gathered=gathered + copies,
-        activations_per_image=max(activations.forward, activations.backward),
+        activations_per_image=max(activations.forward, activations.backward)
+        + sum(cost.activations_per_image for cost in techniques),
+        techniques=sum(cost.fixed_bytes(shared_by=shared_by) for cost in techniques),
     )
 
 

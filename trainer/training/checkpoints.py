@@ -13,13 +13,13 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -28,7 +28,9 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
-from trainer.config import AspectRatio, CheckpointConfig, Rung
+from trainer.config.data import AspectRatio
+from trainer.config.ladder import Rung
+from trainer.config.running import CheckpointConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
@@ -56,6 +58,8 @@ class Position:
     """Digest of the units that they had; see FeatureStore.content."""
     aspect_ratio: AspectRatio = "image"
     """DataConfig.aspect_ratio; the default is that of checkpoints that do not record it."""
+    techniques: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of the techniques that were on, by name; checkpoints that do not record them had none."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Position":
@@ -191,15 +195,29 @@ def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None
 
 def training_tensors(state: TrainState) -> dict[str, Any]:
     """All tensors of a state by name; those of the optimiser are made where it has not stepped yet."""
+    network = _detached(state.network)
+    found = {"network": network, "ema": dict(state.ema.weights), "optimizer": _moments(state.network, state.optimizer)}
+    for shared in state.techniques:
+        name, technique = shared.technique.name, shared.technique
+        if weights := _detached(technique):
+            found |= {f"{name}.weights": weights, f"{name}.optimizer": _moments(technique, state.optimizer)}
+    return found
+
+
+def _detached(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in module.state_dict().items()}
+
+
+def _moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors of a module's parameters, which are made where it has not stepped yet."""
     moments: dict[str, Tensor] = {}
-    for name, parameter in state.network.named_parameters():
-        known = state.optimizer.state[parameter]
+    for name, parameter in module.named_parameters():
+        known = optimizer.state[parameter]
         if not known:
             known["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             known["exp_avg"], known["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
         moments |= {f"{name}.{key}": value for key, value in known.items()}
-    network = {name: tensor.detach() for name, tensor in state.network.state_dict().items()}
-    return {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
+    return moments
 
 
 def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:

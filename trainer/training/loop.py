@@ -13,7 +13,8 @@ import torch
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
 from foundry.wording import counted
-from trainer.config import LadderPosition, TrainConfig, ladder_position
+from trainer.config.ladder import LadderPosition, ladder_position
+from trainer.config.train import TrainConfig
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
@@ -60,7 +61,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     config = with_precision(config, run.path if start.resumes else None, workers)
     store = open_features(config, position.rung)
     scale_line = keep_scale(start, store)
-    state = open_state(config, start, rung=position.rung, info=store.info, workers=workers)
+    state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
     _say_start(config, workers, run, start, sizes=sizes_text(state.network.config))
     if note := cleaning_note(start, config, store.info):
@@ -91,7 +92,7 @@ def _train_rungs(
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
-        parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
+        parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
         return RungTraining(parts, state, reporter, checkpoints, timer)
 
     now: LadderPosition | None = position

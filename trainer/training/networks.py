@@ -18,13 +18,17 @@ from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
-from trainer.config import NetworkConfig, Rung, TrainConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
+from trainer.config.techniques import STORED
+from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo, precompute_command
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
+from trainer.training.techniques.technique import SharedTechnique
 from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -133,7 +137,7 @@ def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
     return network
 
 
-def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainState:
+def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: tuple[SharedTechnique, ...] = ()) -> TrainState:
     """The network on its device, shared among the workers as the settings say, with its optimiser and average."""
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
@@ -149,8 +153,14 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
         # Captions make shapes that differ from step to step: were the first one compiled for itself, as torch does by default,
         # a resumed training, which begins with another, would round otherwise.
         network.compile_blocks(dynamic=True if config.conditioning == "text" else None)
+    projectors = [shared.technique for shared in techniques]
     return TrainState(
-        network=network, model=model, optimizer=make_optimizer(network, config.optim), ema=Ema(network), images_seen=0
+        network=network,
+        model=model,
+        optimizer=make_optimizer(network, config.optim, projectors=projectors),
+        ema=Ema(network),
+        images_seen=0,
+        techniques=techniques,
     )
 
 
@@ -178,7 +188,8 @@ def sizes_text(config: DiTConfig) -> str:
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
     try:
-        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip))
+        stored = config.repa.teacher == STORED
+        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip), with_teacher=stored)
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
     info = store.info

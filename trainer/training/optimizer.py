@@ -1,20 +1,24 @@
 """AdamW over groups of parameters, with its learning rate at each step."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from trainer.config import OptimConfig
+from trainer.config.optim import OptimConfig
 
 _TABLES = ("scale_shift_table", "embedding_table.weight")
 
 
-def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW. Weight decay acts on matrices and convolutions, not on norms, biases, embeddings and tables."""
+def make_optimizer(network: nn.Module, config: OptimConfig, *, projectors: Sequence[nn.Module] = ()) -> torch.optim.AdamW:
+    """Fused AdamW. Weight decay acts on matrices and convolutions, not on norms, biases, embeddings and tables.
+
+    `projectors`: what techniques train besides the network.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
+    for name, parameter in [pair for module in (network, *projectors) for pair in module.named_parameters()]:
         (decayed if parameter.ndim >= 2 and not name.endswith(_TABLES) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
