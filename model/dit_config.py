@@ -193,6 +193,11 @@ PRESETS: dict[str, DiTConfig] = {
 }
 
 
+def default_patch_size(downsampling: int) -> int:
+    """Side of a patch in latent pixels, by the VAE's pixels per latent: 1 from 32 on, where a patch of 2 would span 64 px."""
+    return 1 if downsampling >= 32 else 2
+
+
 @dataclass(frozen=True)
 class UnstatedConfig:
     """Settings that an official file does not record; 0: as published, or as the file's pos_embed and y_embedding say."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from model.dit_config import DiTConfig, KVCompression
+from model.dit_config import DiTConfig, KVCompression, default_patch_size
 from trainer.config.check import Check
 
 DIFFUSION: Literal["diffusion"] = "diffusion"
@@ -22,8 +22,8 @@ class NetworkConfig:
     """Number of transformer blocks."""
     num_heads: int = 16
     """Attention heads per block."""
-    patch_size: int = 2
-    """Side of a patch, in latent pixels."""
+    patch_size: int = 0
+    """Side of a patch, in latent pixels; 0: 1 where the VAE has 32 pixels per latent or more, else 2."""
     mlp_ratio: float = 4.0
     """Hidden channels of a block's MLP, as a multiple of the width."""
     micro_conditioning: bool = False
@@ -43,6 +43,7 @@ class NetworkConfig:
         sample_size: int,
         in_channels: int,
         learned_variance: bool,
+        downsampling: int = 8,
         caption_width: int = 4096,
         max_caption_tokens: int = 120,
         num_classes: int = 1000,
@@ -57,7 +58,7 @@ class NetworkConfig:
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
-            patch_size=self.patch_size,
+            patch_size=self.patch_size or default_patch_size(downsampling),
             mlp_ratio=self.mlp_ratio,
             micro_conditioning=text and self.micro_conditioning,
             qk_norm=text and self.qk_norm,

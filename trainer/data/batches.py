@@ -165,7 +165,8 @@ class Collator:
 
     def latents(self, batch: FeatureBatch, rows: range, noise: Tensor) -> Tensor:
         """Drawn from the VAE's distribution with this noise, and scaled: (B, C, h, w) float32 on the device."""
-        mean, log_variance = (self._move(values[rows.start : rows.stop]) for values in (batch.mean, batch.log_variance))
+        mean = self._move(batch.mean[rows.start : rows.stop])
+        log_variance = None if batch.log_variance is None else self._move(batch.log_variance[rows.start : rows.stop])
         return LatentDistribution(mean, log_variance).draw(self.scale, self._move(noise))
 
     def sizes(self, batch: FeatureBatch, rows: range) -> Tensor | None:

@@ -44,6 +44,8 @@ class PlanConfig:
     """Number of captions stored per image."""
     latent_channels: int = 4
     """Latent channels of the VAE."""
+    latent_variance: bool = True
+    """Count a log-variance for each latent, as AutoencoderKL gives; false for AutoencoderDC, which gives means alone."""
     downsampling: int = 8
     """Downsampling of the VAE: pixels per latent, along a side."""
     teacher_width: int = 768

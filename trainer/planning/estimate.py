@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from functools import lru_cache
-from math import gcd
+from math import ceil, gcd
 from typing import Any
 
 from foundry.command_line import run_command
@@ -128,8 +128,10 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
             conditioning=train.conditioning,
             sample_size=rung.resolution // config.downsampling,
             in_channels=config.latent_channels,
+            downsampling=config.downsampling,
             learned_variance=train.objective.learned_variance,
             caption_width=config.caption_width,
+            max_caption_tokens=max(DiTConfig.max_caption_tokens, ceil(config.caption_tokens)),
         )
         if train.routing.blocks is not None:
             network.check_routed(train.routing.blocks)
@@ -180,7 +182,7 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
     captions = num_images * config.caption_variants * has_captions
     bf16, int8, text = _caption_bytes(config)
     return DiskPlan(
-        latents=num_images * _latents_bytes(network),
+        latents=num_images * _latents_bytes(network, config),
         captions_bf16=captions * bf16,
         captions_int8=captions * int8,
         texts=captions * text,
@@ -189,16 +191,17 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
 
 def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
     """An image is read with one of its captions."""
-    latents = _latents_bytes(network)
+    latents = _latents_bytes(network, config)
     bf16, int8, text = _caption_bytes(config) if train.conditioning == "text" else (0.0, 0.0, 0.0)
     return ReadingPlan(
         bf16=images_per_s * (latents + bf16), int8=images_per_s * (latents + int8), online=images_per_s * (latents + text)
     )
 
 
-def _latents_bytes(network: DiTConfig) -> int:
-    """Bytes of an image's mean and log-variance in float16."""
-    return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
+def _latents_bytes(network: DiTConfig, config: PlanConfig) -> int:
+    """Bytes of an image's mean and, unless the VAE is deterministic, log-variance in float16."""
+    parts = 2 if config.latent_variance else 1
+    return 2 * parts * network.in_channels * network.sample_size**2 + _KEY_BYTES
 
 
 def _caption_bytes(config: PlanConfig) -> tuple[float, float, float]:

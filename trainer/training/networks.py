@@ -45,6 +45,7 @@ def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig
             conditioning=config.conditioning,
             sample_size=rung.resolution // info.downsampling,
             in_channels=info.latent_channels,
+            downsampling=info.downsampling,
             learned_variance=config.objective.learned_variance,
             caption_width=info.caption_width if text else DiTConfig.caption_width,
             max_caption_tokens=info.max_caption_tokens if text else DiTConfig.max_caption_tokens,

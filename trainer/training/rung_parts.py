@@ -220,12 +220,20 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
         objective_settings=config.objective.settings_at(resolution),
         resolution=resolution,
         vae=info.vae,
+        latent_scaling=info.latent_scaling,
+        latent_shift=info.latent_shift,
         licence="; ".join(terms),
         routed=config.routing.blocks if config.routing.kind == "tread" else None,
     )
     if info.text_encoder is None:
         return common
-    return replace(common, text_encoder=info.text_encoder, caption_cleaning=info.caption_cleaning)
+    return replace(
+        common,
+        text_encoder=info.text_encoder,
+        caption_cleaning=info.caption_cleaning,
+        caption_template=info.caption_template,
+        caption_hidden_state=info.caption_hidden_state,
+    )
 
 
 def open_objective(config: TrainConfig, resolution: int) -> Objective:
@@ -241,7 +249,11 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
     factor = network.kv_compression.factor if network.kv_compression.layers else 1
     step = info.downsampling * network.patch_size * factor
     if wrong := [f"{height} x {width}" for height, width in info.buckets if height % step or width % step]:
-        raise UserError(f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}")
+        raise UserError(
+            f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}: train with "
+            "smaller patches, or make features with the patch_size of the network in another folder",
+            setting="network.patch_size",
+        )
 
 
 def check_groups_fit(collator: Collator, store: FeatureStore) -> None:

@@ -13,7 +13,7 @@ from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read
 from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
-from trainer.features.info import FeaturesInfo
+from trainer.features.info import FeaturesInfo, check_reading
 from trainer.features.store import FeatureStore
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
@@ -193,6 +193,28 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
                 f"{features_command(config, rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
+
+    if info.text_encoder is not None and pipeline.text_encoder.name:
+        check_reading(pipeline, info, where=config.features_folder(rung), trained=str(checkpoint))
+
+
+def keep_scale(start: Start, store: FeatureStore) -> str:
+    """Scales the latents of the features as those that a checkpoint learned from; returns a line where that is another scale.
+
+    Raises UserError where a network starts from scratch and the scale is not measured yet.
+    """
+    if start.checkpoint is None:
+        if store.info.latent_scale == "measured" and store.info.measured_scale is None:
+            raise UserError(
+                f"{store.folder.url}: the scale of the latents is measured once all units are made: let "
+                f"{store.info.command} finish"
+            )
+        return ""
+    before = store.info.measured_scale
+    store.scaled(read_pipeline_config(start.checkpoint).latent_scale)
+    if before == store.info.measured_scale or start.resumes:
+        return ""
+    return f"the latents are scaled as those that {start.checkpoint} learned from, not as the features say"
 
 
 def cleaning_note(start: Start, config: TrainConfig, info: FeaturesInfo) -> str:

@@ -228,3 +228,16 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     assert run_command(PlanConfig, main, prog="plan", example="plan", argv=arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_disk_follows_the_latents_and_the_captions() -> None:
+    """AutoencoderDC at 512 px: 16 x 16 means of 32 channels, no log-variance; 300 tokens of Qwen3-0.6B."""
+    settings = {"latent_channels": 32, "downsampling": 32, "caption_tokens": 300, "caption_width": 1024, "num_images": 1000}
+    deterministic, with_variance = (
+        plan(PlanConfig(stage="aesthetic", latent_variance=variance, **settings))  # type: ignore[arg-type]
+        for variance in (False, True)
+    )
+    rung, other = (next(one for one in rungs if one.resolution == 512) for rungs in (deterministic, with_variance))
+    assert rung.patches == 256  # patches of one latent
+    assert rung.disk.latents == 1000 * (2 * 32 * 16 * 16 + 100) and other.disk.latents == 1000 * (4 * 32 * 16 * 16 + 100)
+    assert deterministic[0].disk.captions_bf16 == 1000 * (2 * 300 * 1024 + 64)
