@@ -56,6 +56,8 @@ class PipelineConfig:
     """Text encoder of the captions."""
     vae: PartConfig = field(default_factory=PartConfig)
     """VAE between images and latents."""
+    rewriter: PartConfig = field(default_factory=PartConfig)
+    """Rewriter of prompts that goes with the network, where there is one; it draws nothing by itself."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions in training: see TextEncoderConfig."""
     licence: str = ""
@@ -68,7 +70,10 @@ class PipelineConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same configuration back."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        if self.rewriter == PartConfig():
+            del values["rewriter"]  # so that versions without rewriters read it
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
@@ -76,7 +81,7 @@ class PipelineConfig:
         rest = dict(values)
         if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
-        parts = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        parts = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae", "rewriter")}
         config: PipelineConfig = _strict(cls, rest | parts)
         return config
 
