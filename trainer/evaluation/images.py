@@ -151,19 +151,21 @@ def drawn_prompts(drawn: Sequence[DrawnImage], rewriting: Rewriting | None, *, o
         return DrawnPrompts(statement=f"prompts: {rewriting.summary()}", rewritten=used)
     if not of_folder:
         return DrawnPrompts()
-    found = {image.prompt.text: text for image in drawn if (text := _rewritten_prompt(image.path))}
-    number = len({image.prompt.text for image in drawn})
-    said = f"{len(found)} of {number} rewritten" if found else "whether they were rewritten is not known"
+    entries = {image.prompt.text: _entries(image.path) for image in drawn}
+    found = {text: str(own[REWRITTEN_PROMPT]) for text, own in entries.items() if REWRITTEN_PROMPT in own}
+    if not found and all("prompt" in own for own in entries.values()):
+        return DrawnPrompts()
+    said = f"{len(found)} of {len(entries)} rewritten" if found else "whether they were rewritten is not known"
     return DrawnPrompts(statement=f"prompts: {said}, as the files of the images say", rewritten=found)
 
 
-def _rewritten_prompt(path: Path) -> str | None:
+def _entries(path: Path) -> Mapping[Any, Any]:
+    """The text entries of a PNG, as `model.generate` and this command write them; of other files, theirs or none."""
     from PIL import Image
 
     with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
-        text = image.info.get(REWRITTEN_PROMPT)
-        return str(text) if text else None
-    return None
+        return image.info
+    return {}
 
 
 def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, range]:
