@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dataset_builder.sql.dataset_files import open_stored
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from model.formats.checkpoint import read_pipeline_config
@@ -106,6 +108,16 @@ def test_an_epoch_sees_each_pair_once() -> None:
     pairs = [Pair(str(number), "") for number in range(10)]
     seen = [pair for step in range(5) for pair in training.batch_of_step(pairs, step=step, batch_size=4, seed=1)]
     assert len(set(seen[:10])) == len(set(seen[10:])) == 10 and seen[:10] != seen[10:]
+
+
+def test_captions_of_the_same_image_are_paired() -> None:
+    config = FitRewriterConfig(out="", text_encoder="mini", captions=("tests/files/formats/run",), short=("dense",))
+    with open_stored("tests/files/formats/run") as database:
+        captions = database.fetch("SELECT DISTINCT caption FROM captions").to_pylist()
+    # The run has one caption of each image: paired with itself, and with that of no other image.
+    assert set(read_pairs(config)) == {Pair(row["caption"], row["caption"]) for row in captions}
+    with pytest.raises(UserError, match="holds no image with a caption of short or medium and one of dense: .* ladder"):
+        read_pairs(replace(config, short=("short", "medium")))
 
 
 def test_a_file_without_the_columns_is_one_line(tmp_path: Path) -> None:
