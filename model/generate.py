@@ -6,6 +6,7 @@ command again draws only what is not there yet.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foundry.command_line import run_command
 from foundry.hardware import AUTO, AutoDtype
@@ -16,7 +17,11 @@ from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
+from model.rewriting.config import RewriteConfig
 from model.sampling import GuidanceBy, SamplingConfig
+
+if TYPE_CHECKING:
+    from model.rewriting.rewriting import Rewriting
 
 GRID = "grid.png"
 _OWN = "your own network (a training's folder or a checkpoint)"
@@ -79,6 +84,8 @@ class GenerateConfig:
     """Quantisation of the text encoder: bitsandbytes or torchao (8 bits), or bitsandbytes_4bit."""
     text_encoder_device: str | None = None
     """Device of the text encoder; cpu keeps it off the GPU."""
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
+    """Rewriter of the prompts."""
     text_encoder: str | None = None
     """Folder or hub id of the text encoder, if not the one in pipeline.json."""
     vae: str | None = None
@@ -140,8 +147,12 @@ def main(config: GenerateConfig) -> int:
     paths = image_paths(Path(config.out), request, grid=config.grid)
     if config.dtype == AUTO:  # what was begun on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
-    values = image_values(config.checkpoint, request, runtime)
+    rewriting = _rewriting(config, request, device=runtime.text_encoder_device or runtime.device)
+    values = image_values(config.checkpoint, request, runtime, rewriting=rewriting)
     print(f"{config.checkpoint} on {runtime.device} in {runtime.dtype}", flush=True)
+    if rewriting is not None:
+        print(rewriting.summary(), flush=True)
+        request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
     pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)
     drawing = draw(pipeline, request, paths, values)
     _print_summary(drawing, max_caption_tokens=pipeline.transformer_config.max_caption_tokens)
@@ -151,6 +162,18 @@ def main(config: GenerateConfig) -> int:
         columns = config.num_images_per_prompt if len(request.prompts or ()) > 1 else None
         save_png(make_grid(images, columns=columns, scale=config.scale), path, {"images": values})
     return 0
+
+
+def _rewriting(config: GenerateConfig, request: GenerationRequest, *, device: str) -> "Rewriting | None":
+    """The prompts as they are drawn; None where they are drawn as written."""
+    if config.rewrite.model is None:
+        return None
+    from model.rewriting.rewriting import open_prompt_rewriter
+
+    rewriter = open_prompt_rewriter(
+        config.rewrite, checkpoint=config.checkpoint, text_encoder=config.text_encoder, device=device
+    )
+    return rewriter.rewrite(request.prompts or (), cache=config.rewrite.cache)
 
 
 def _print_summary(drawing: DrawingResult, *, max_caption_tokens: int) -> None:

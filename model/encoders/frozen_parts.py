@@ -1,4 +1,4 @@
-"""Parts of a pipeline that are not trained here, text encoder and VAE: from a name to its files, and a fingerprint.
+"""Parts of a pipeline besides its network (text encoder, VAE, rewriter): from a name to its files, and a fingerprint.
 
 A name is `mini` (shipped in model/pretrained), a folder that save_pretrained wrote, a folder of a whole diffusers pipeline (the
 part is then the sub-folder of its kind), or a hub id of either. Weights are read from safetensors only.
@@ -16,13 +16,13 @@ from foundry.storage.model_files import hub_folder, hub_names, in_place_of_weigh
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["text_encoder", "vae"]
+Kind = Literal["text_encoder", "vae", "rewriter"]
 PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
 """Whose text encoder and VAE go with a published network, by its max_caption_tokens: alpha's or Sigma's."""
 UNNAMED = ""
 """The name of a part that nobody has named; there is no default, since `mini` is only the small world's."""
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
-_MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
+_MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini", "rewriter": "rewriter-mini"}
 _HUB_FILES: dict[Kind, list[str]] = {
     "text_encoder": [
         "config.json",
@@ -36,6 +36,7 @@ _HUB_FILES: dict[Kind, list[str]] = {
         "tokenizer/*",
     ],
     "vae": ["config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
+    "rewriter": ["*.json", "model*.safetensors*", "*.jinja", "*.model", "merges.txt"],
 }
 _VARIANTS = ["*.fp16*", "*.bf16*"]
 """Files of a repository that are not fetched: the same weights in lower precision."""
@@ -122,6 +123,7 @@ def _root(name: str, kind: Kind, revision: str | None) -> tuple[Path, str]:
     if folder.is_dir():
         return folder, ""
     if name == "mini" or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"there is no {kind} in {folder}: give a folder or a hub id, or `mini` for emoji scenes")
+        or_mini = ", or `mini` for emoji scenes" if (PRETRAINED / _MINI[kind]).is_dir() else ""
+        raise UserError(f"there is no {kind} in {folder}: give a folder or a hub id{or_mini}")
     root = hub_folder(name, patterns=_HUB_FILES[kind], ignore=_VARIANTS, revision=revision)
     return root, root.name

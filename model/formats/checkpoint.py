@@ -41,7 +41,7 @@ _TYPES = {
     "after": int,
 }
 """Types of fields in JSON that are no text."""
-_ADDED_LATER = ("latent_scaling", "latent_shift", "caption_template", "caption_hidden_state", "routed")
+_ADDED_LATER = ("latent_scaling", "latent_shift", "caption_template", "caption_hidden_state", "routed", "rewriter")
 """Fields of pipeline.json that earlier versions do not know: without them, they read what is written here."""
 
 
@@ -75,6 +75,8 @@ class PipelineConfig:
     """Scaling factor of each latent channel, measured on the features of the training; empty: as the VAE's config says."""
     latent_shift: tuple[float, ...] = ()
     """Shift of each latent channel likewise."""
+    rewriter: PartConfig = field(default_factory=PartConfig)
+    """Rewriter of prompts that goes with the network, where there is one; it draws nothing by itself."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions in training: see TextEncoderConfig."""
     caption_template: str = PLACE
@@ -104,9 +106,12 @@ class PipelineConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same configuration back. What was added later is left out at its default."""
-        later = {one.name: one.default for one in dataclasses.fields(self) if one.name in _ADDED_LATER}
-        values = {name: value for name, value in dataclasses.asdict(self).items() if later.get(name, ...) != value}
-        return {"format_version": FORMAT_VERSION, **values}
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        for one in dataclasses.fields(self):
+            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+            if one.name in _ADDED_LATER and getattr(self, one.name) == default:
+                del values[one.name]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
@@ -114,7 +119,7 @@ class PipelineConfig:
         rest = dict(values)
         if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
-        parts: dict[str, Any] = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        parts: dict[str, Any] = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae", "rewriter")}
         if "routed" in rest:
             parts["routed"] = _strict(RoutedBlocks, rest.pop("routed"))
         config: PipelineConfig = _strict(cls, rest | parts)

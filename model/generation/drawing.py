@@ -14,6 +14,10 @@ from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GeneratedImage, GenerationRequest
+from model.rewriting.rewriting import Rewriting
+
+REWRITTEN_PROMPT = "rewritten_prompt"
+"""Text entry of a PNG: the prompt that the image was drawn of, where that is not its `prompt`."""
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,8 +61,13 @@ def image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Pa
     return [out / name for name in image_names(prompts, seeds)]
 
 
-def image_values(checkpoint: str, request: GenerationRequest, runtime: RuntimeConfig) -> list[dict[str, Any]]:
-    """Values that each image is drawn from, for its PNG: whoever has them can draw it again. `runtime` is resolved."""
+def image_values(
+    checkpoint: str, request: GenerationRequest, runtime: RuntimeConfig, *, rewriting: Rewriting | None = None
+) -> list[dict[str, Any]]:
+    """Values that each image is drawn from, for its PNG: whoever has them can draw it again. `runtime` is resolved.
+
+    `rewriting` holds the prompts of the request as they are drawn; None: as they are written.
+    """
     root = find_checkpoint(checkpoint)
     sampling = request.sampling
     settings = {
@@ -76,11 +85,20 @@ def image_values(checkpoint: str, request: GenerationRequest, runtime: RuntimeCo
         "quantisation": runtime.quantisation,
         "tiled_vae": runtime.tiled_vae,
     }
+    if rewriting is not None:
+        settings |= {"rewriter": rewriting.rewriter, "rewriter_identity": rewriting.identity}
     prompts, seeds = _prompts_and_seeds(request)
     return [
         {"prompt": prompt, "negative_prompt": request.negative_prompt, "seed": seed, "settings": settings}
+        | rewritten_value(prompt, rewriting)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+
+
+def rewritten_value(prompt: str, rewriting: Rewriting | None) -> dict[str, str]:
+    """What the PNG of a prompt that was rewritten records besides; nothing where it is drawn as written."""
+    drawn = prompt if rewriting is None else rewriting.prompts[prompt].drawn
+    return {} if drawn == prompt else {REWRITTEN_PROMPT: drawn}
 
 
 def begun_dtype(paths: Sequence[Path] | None) -> Dtype | None:

@@ -35,6 +35,16 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawnPrompts:
+    """Which prompts the images were drawn of."""
+
+    statement: str = "prompts: drawn as written"
+    """Whether prompts were rewritten, by what, and how many: the line next to every score."""
+    rewritten: Mapping[str, str] = field(default_factory=dict)
+    """The prompts that images were drawn of, by the texts of the prompts that were rewritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A judge's findings on one image."""
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from foundry.hardware import AutoDtype
 from foundry.wording import url_problems
 from model.generation.pipeline_parts import RuntimeConfig
+from model.rewriting.config import RewriteConfig
 from model.sampling import SamplingConfig
 
 BENCHMARKS = {
@@ -203,6 +204,8 @@ class EvaluateConfig:
     """Sampler, steps and guidance."""
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(batch_size=16))
     """Device, number format and batch size of the pipeline."""
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
+    """Rewriter of the prompts; scores say whether prompts were rewritten, and are then not compared with published ones."""
     num_workers: int = 0
     """Number of Ray workers that draw, each with a GPU if there are any; 0: draw in this process."""
     text_encoder: str | None = None
@@ -242,6 +245,10 @@ class EvaluateConfig:
                     self.benchmark in BENCHMARKS or "." in self.benchmark,
                 ),
                 ("give either checkpoint or images", (self.checkpoint is None) != (self.images is None)),
+                (
+                    "rewrite.model needs checkpoint: the images of a folder are drawn already",
+                    self.rewrite.model is None or self.checkpoint is not None,
+                ),
                 ("features needs checkpoint", self.features is None or self.checkpoint is not None),
                 (
                     "num_images_per_prompt must be 1 or more",

@@ -1,11 +1,12 @@
 """The images that are evaluated: drawn by a checkpoint, as far as they are not there yet, or found in a folder."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.folder import new_file
 from foundry.units.rejection import ImageError
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.generation.drawing import REWRITTEN_PROMPT
 from model.generation.image_files import image_names
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
-from trainer.evaluation.benchmark import Benchmark, Prompt
+from model.rewriting.rewriting import Rewriting
+from trainer.evaluation.benchmark import Benchmark, DrawnPrompts, Prompt
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.drawing import Drawing
 
@@ -73,8 +76,11 @@ def _dtype_of_drawing(config: EvaluateConfig) -> AutoDtype:
     return dtype_of_drawers(config)
 
 
-def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
-    """Settings that images are drawn with besides prompt and seed, as their files record them; None for a folder of images."""
+def drawing_settings(config: EvaluateConfig, *, rewriter: str | None = None) -> dict[str, Any] | None:
+    """Settings that images are drawn with besides prompt and seed, as their files record them; None for a folder of images.
+
+    `rewriter`: identity of the rewriter of the prompts, where there is one.
+    """
     if config.checkpoint is None:
         return None
     return {
@@ -82,6 +88,7 @@ def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
         "sampling": config.sampling.record(),
         "dtype": config.runtime.dtype,
         "quantisation": config.runtime.quantisation,
+        **({"rewriter": rewriter} if rewriter else {}),
     }
 
 
@@ -105,7 +112,12 @@ def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settin
 
 
 def open_images(
-    out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None
+    out: Path,
+    config: EvaluateConfig,
+    benchmark: Benchmark,
+    settings: Mapping[str, Any] | None,
+    *,
+    rewriting: Rewriting | None = None,
 ) -> list[DrawnImage]:
     """All images, those of the first prompt first. Raises UserError for a checkpoint or images that are not there."""
     folder = Path(config.images) if config.images else out / IMAGES
@@ -123,13 +135,37 @@ def open_images(
             sampling=config.sampling,
         )
         paths = tuple(dict.fromkeys(image.path for image in images))
-        _draw_missing(Drawing(config=config, request=request, paths=paths, settings=settings))
+        _draw_missing(Drawing(config=config, request=request, paths=paths, settings=settings, rewriting=rewriting))
     elif missing := list(dict.fromkeys(image.path.name for image in images if not image.path.is_file())):
         raise UserError(
             f"{len(missing)} of {len({image.path for image in images})} images are not in {folder}, the first: {missing[0]}; "
             f"draw them from {out / PROMPTS}, which names them, each with its seed at the end"
         )
     return images
+
+
+def drawn_prompts(drawn: Sequence[DrawnImage], rewriting: Rewriting | None, *, of_folder: bool) -> DrawnPrompts:
+    """Which prompts the images were drawn of; of a folder of images, as far as their files say it."""
+    if rewriting is not None:
+        used = {one.prompt: one.drawn for one in rewriting.prompts.values() if not one.problem}
+        return DrawnPrompts(statement=f"prompts: {rewriting.summary()}", rewritten=used)
+    if not of_folder:
+        return DrawnPrompts()
+    entries = {image.prompt.text: _entries(image.path) for image in drawn}
+    found = {text: str(own[REWRITTEN_PROMPT]) for text, own in entries.items() if REWRITTEN_PROMPT in own}
+    if not found and all("prompt" in own for own in entries.values()):
+        return DrawnPrompts()
+    said = f"{len(found)} of {len(entries)} rewritten" if found else "whether they were rewritten is not known"
+    return DrawnPrompts(statement=f"prompts: {said}, as the files of the images say", rewritten=found)
+
+
+def _entries(path: Path) -> Mapping[Any, Any]:
+    """The text entries of a PNG, as `model.generate` and this command write them; of other files, theirs or none."""
+    from PIL import Image
+
+    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+        return image.info
+    return {}
 
 
 def _seeds(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, range]:
@@ -166,6 +202,7 @@ def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[st
         source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}
         source["checkpoint"] = settings["checkpoint_fingerprint"]
     prompts = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in benchmark.prompts]).encode()).hexdigest()
+    source.setdefault("rewriter", None)
     wanted = {"num_images_per_prompt": benchmark.num_images_per_prompt, "seed": config.seed}
     identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
     return identity

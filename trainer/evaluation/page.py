@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,7 +41,9 @@ def write_page(
         own = [image for image in drawn if image.prompt.category == category]
         own.sort(key=lambda image: _mean(verdicts[image.path, image.prompt.category], metric))
         worst, best = own[:num_images], own[max(num_images, len(own) - num_images) :][::-1]
-        pictures = [_picture(image, verdicts[image.path, category], metric) for image in [*worst, *best]]
+        pictures = [
+            _picture(image, verdicts[image.path, category], metric, summary.prompts.rewritten) for image in [*worst, *best]
+        ]
         lead = f"Sorted by {metric}, mean of the judges: the {len(worst)} worst, then the {len(best)} best of {len(own)}."
         if own:
             sections.append(Section(title=category, lead=lead, body=cards_html(pictures)))
@@ -69,12 +71,13 @@ def _mean(verdicts: Sequence[Judged], metric: str) -> float:
     return fmean(values) if values else 0.0
 
 
-def _picture(image: DrawnImage, verdicts: Sequence[Judged], metric: str) -> Picture:
+def _picture(image: DrawnImage, verdicts: Sequence[Judged], metric: str, rewritten: Mapping[str, str]) -> Picture:
+    text = rewritten.get(image.prompt.text)
     seen = "; ".join(f"{one.judge}: {one.verdict.seen}" for one in verdicts if one.verdict.seen)
     return Picture(
         key=f"{image.prompt.text} (seed {image.seed}{', held out' if image.prompt.held_out else ''})",
         jpeg_base64=_jpeg(image),
-        caption=seen,
+        caption="; ".join(filter(None, [f"drawn as: {text}" if text else "", seen])),
         figures={one.judge: one.verdict.values.get(metric) for one in verdicts},
     )
 

@@ -130,7 +130,7 @@ class DrawingJob:
         """
         if engine.runtime.staged:
             return
-        request = self.drawing.request
+        request = self.drawing.drawn_request
         one_step = replace(request, sampling=replace(request.sampling, num_inference_steps=1))
         with contextlib.suppress(NotFiniteOutput):
             next(iter(engine.stream(one_step, images=[0])))

@@ -3,17 +3,24 @@
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from foundry.errors import UserError
 from foundry.hardware import keep_freed_memory
+from model.generation.pipeline_parts import RuntimeConfig
 from trainer.evaluation.benchmark import Benchmark
 from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
-from trainer.evaluation.images import claim_folder, drawing_settings, open_images, with_dtypes
+from trainer.evaluation.images import claim_folder, drawing_settings, drawn_prompts, open_images, with_dtypes
 from trainer.evaluation.judging import distances, judge_all, set_scores
 from trainer.evaluation.page import write_page
 from trainer.evaluation.summary import Summary, markdown, summarise, write_results
 from trainer.monitoring.validation import ValidationLoss, validation_loss
+
+if TYPE_CHECKING:
+    from model.rewriting.rewriting import PromptRewriter
+
+REWRITTEN = "rewritten"
+"""Folder of rewritten prompts, where no other is given."""
 
 
 class BenchmarkModule(Protocol):
@@ -30,10 +37,16 @@ def evaluate(config: EvaluateConfig) -> Summary:
     config = with_dtypes(config)
     out, benchmark = Path(config.out), open_benchmark(config)
     print(_headline(config, benchmark), flush=True)
-    settings = drawing_settings(config)
+    rewriter = _rewriter(config)
+    settings = drawing_settings(config, rewriter=rewriter.identity if rewriter else None)
     claim_folder(out, config, benchmark, settings)
     loss = _loss(config)  # features that do not fit are said before anything is drawn
-    drawn = open_images(out, config, benchmark, settings)
+    rewriting = None
+    if rewriter is not None:
+        texts = [prompt.text for prompt in benchmark.prompts]
+        rewriting = rewriter.rewrite(texts, cache=config.rewrite.cache or str(out / REWRITTEN))
+    del rewriter  # and its memory
+    drawn = open_images(out, config, benchmark, settings, rewriting=rewriting)
     judged = judge_all(out, benchmark, drawn, batch_size=config.judge_batch_size)
     summary = summarise(
         benchmark,
@@ -41,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         set_scores=set_scores(benchmark, drawn),
         distances=distances(benchmark, drawn),
         loss=loss,
+        prompts=drawn_prompts(drawn, rewriting, of_folder=config.images is not None),
     )
     write_results(out, judged, summary)
     write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
@@ -56,7 +70,9 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
         raise UserError(f"{benchmark.name} has no judge {unknown[0]}: it has {', '.join(benchmark.judges)}", setting="judges")
     judges = {name: judge for name, judge in benchmark.judges.items() if name in (config.judges or benchmark.judges)}
     usual, num_images = benchmark.num_images_per_prompt, config.num_images_per_prompt or benchmark.num_images_per_prompt
-    differences = (f"{num_images} images of a prompt in place of {usual}",) if num_images != usual else ()
+    differences = [f"{num_images} images of a prompt in place of {usual}"] if num_images != usual else []
+    if config.rewrite.model is not None:
+        differences.append(f"prompts rewritten by {config.rewrite.model}")
     published = tuple(replace(one, differences=(*one.differences, *differences)) for one in benchmark.published)
     return replace(benchmark, judges=judges, num_images_per_prompt=num_images, published=published)
 
@@ -80,6 +96,15 @@ def _module_of(name: str) -> BenchmarkModule:
 def _headline(config: EvaluateConfig, benchmark: Benchmark) -> str:
     drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
     return f"{benchmark.name}: {drawn}, judged in {benchmark.judge_dtype or config.judge_dtype}"
+
+
+def _rewriter(config: EvaluateConfig) -> "PromptRewriter | None":
+    if config.rewrite.model is None or config.checkpoint is None:
+        return None
+    from model.rewriting.rewriting import open_prompt_rewriter
+
+    device = RuntimeConfig(device=config.runtime.device).resolved().device
+    return open_prompt_rewriter(config.rewrite, checkpoint=config.checkpoint, text_encoder=config.text_encoder, device=device)
 
 
 def _loss(config: EvaluateConfig) -> ValidationLoss | None:

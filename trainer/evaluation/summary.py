@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from foundry.storage.folder import new_file
-from trainer.evaluation.benchmark import ALL, OVERALL, Benchmark, JudgeSource, Published, Score, SetMetric
+from trainer.evaluation.benchmark import ALL, OVERALL, Benchmark, DrawnPrompts, JudgeSource, Published, Score, SetMetric
 from trainer.evaluation.judging import GENERATED, TRUE, Distance, Judged
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("images", pa.string()),  # generated or true
         ("category", pa.string()),
         ("prompt", pa.string()),
+        ("rewritten_prompt", pa.string()),  # what generated images were drawn of; null: the prompt as written
         ("held_out", pa.bool_()),
         ("seed", pa.int64()),  # null for true images
         ("judge", pa.string()),
@@ -52,6 +53,8 @@ class Summary:
     judges: Mapping[str, str]
     """Versions of judges and set metrics, by name: weights, thresholds, precision, request."""
     validation_loss: "ValidationLoss | None" = None
+    prompts: DrawnPrompts = field(default_factory=DrawnPrompts)
+    """Whether prompts were rewritten, and into what."""
 
 
 def summarise(
@@ -61,6 +64,7 @@ def summarise(
     set_scores: Sequence[Score],
     distances: Sequence[Distance],
     loss: "ValidationLoss | None" = None,
+    prompts: DrawnPrompts | None = None,
 ) -> Summary:
     """Means over images, the benchmark's overall figures, and published figures to compare them with."""
     judges = [*benchmark.judges, *benchmark.derived]
@@ -80,6 +84,7 @@ def summarise(
         distances=tuple(distances),
         judges={name: source.version for name, source in sources.items()},
         validation_loss=loss,
+        prompts=prompts or DrawnPrompts(),
     )
 
 
@@ -98,10 +103,10 @@ def markdown(summary: Summary) -> str:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """Remarks below the tables: the sources of published figures, and the validation loss."""
+    """Remarks below the tables: whether prompts were rewritten, the sources of published figures, and the validation loss."""
     sources = dict.fromkeys(one.published.source for one in summary.scores if one.published)
     loss = [str(summary.validation_loss)] if summary.validation_loss else []
-    return [*(f"published: {source}" for source in sources), *loss]
+    return [summary.prompts.statement, *(f"published: {source}" for source in sources), *loss]
 
 
 def score_tables(summary: Summary) -> list[tuple[list[str], list[list[Any]]]]:
@@ -139,6 +144,7 @@ def _rows(summary: Summary, judged: Iterable[Judged]) -> Iterable[dict[str, Any]
                 "images": one.images,
                 "category": one.prompt.category,
                 "prompt": one.prompt.text,
+                "rewritten_prompt": summary.prompts.rewritten.get(one.prompt.text) if one.images == GENERATED else None,
                 "held_out": one.prompt.held_out,
                 "seed": one.seed,
                 "judge": one.judge,

@@ -122,6 +122,7 @@ def test_results_have_a_row_for_each_image_and_metric(gray_images: Path, tmp_pat
         "images": "generated",
         "category": "bright",
         "prompt": "a blue key",
+        "rewritten_prompt": None,
         "held_out": True,
         "seed": 0,
         "judge": "brightness",

@@ -1,0 +1,1 @@
+"""Prompts rewritten into captions like those of the training data, before an image is drawn of them."""

@@ -1,0 +1,1 @@
+"""Rewriters: small encoder-decoders that turn short prompts into captions like those of the training data."""
