@@ -125,7 +125,7 @@ def _train(scenes: Scenes, config: Int8CaptionsConfig, *, storage: str, seed: in
     """A small network after all steps; the same order, noise and timesteps for the same seed."""
     import torch
 
-    from trainer.config import OptimConfig
+    from trainer.config.optim import OptimConfig
     from trainer.training.optimizer import learning_rate
     from trainer.training.train_step import StepSettings, train_step
 
@@ -154,7 +154,7 @@ def _train(scenes: Scenes, config: Int8CaptionsConfig, *, storage: str, seed: in
 
 def _new_state(scenes: Scenes, config: Int8CaptionsConfig, *, seed: int) -> "TrainState":
     from model.dit import DiTConfig
-    from trainer.config import TrainConfig
+    from trainer.config.train import TrainConfig
     from trainer.distributed import Workers
     from trainer.training.networks import make_state, new_network
 

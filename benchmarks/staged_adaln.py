@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.dit import CaptionTokens, DiT, DiTConfig, FinalLayer, KeysValues, Linear, TextBlock
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.distributed import Workers
 from trainer.training import checkpoints, loop, start
 

@@ -19,7 +19,7 @@ from model.dit import DiT
 from model.dit_config import PRESETS, DiTConfig
 from model.formats.checkpoint import read_pipeline_config, read_transformer_config
 from model.generation.memory import storage_counter
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.batches import Collator, MicroBatch
 from trainer.data.order import in_order
 from trainer.distributed import Workers

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from foundry.command_line import run_command
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.stages import STAGES, choose_stage
 
 _INTERRUPTED = 130

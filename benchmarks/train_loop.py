@@ -27,7 +27,7 @@ from benchmarks.report import print_report
 from foundry.command_line import run_command
 
 if TYPE_CHECKING:
-    from trainer.config import TrainConfig
+    from trainer.config.train import TrainConfig
     from trainer.data.batches import MicroBatch
     from trainer.training.train_step import StepResult, StepSettings, TrainState
 
@@ -157,7 +157,10 @@ def _train_config(config: TrainLoopConfig, root: Path) -> "TrainConfig":
     from model.encoders.vae import VAEConfig, load_vae
     from model.formats.checkpoint import PartConfig
     from tests.trainer.tiny_training import tiny_config, write_store
-    from trainer.config import CheckpointConfig, DataConfig, NetworkConfig, Rung, WatchConfig
+    from trainer.config.data import DataConfig
+    from trainer.config.ladder import Rung
+    from trainer.config.network import NetworkConfig
+    from trainer.config.running import CheckpointConfig, WatchConfig
 
     vae = load_vae(VAEConfig(name="mini"))
     write_store(

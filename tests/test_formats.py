@@ -14,7 +14,9 @@ from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.images.reader import ImageReader, reference_of
 from model.formats.checkpoint import load_checkpoint
 from tests.trainer.tiny_training import tiny_config
-from trainer.config import CheckpointConfig, NetworkConfig, Rung
+from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
+from trainer.config.running import CheckpointConfig
 from trainer.features.sources import open_source
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.fit import main as fit

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.units.cluster import check_paths
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.stages import STAGES, choose_stage
 
 _INTERRUPTED = 130

@@ -8,7 +8,7 @@
     aesthetic   1024   14M HQ                16K    12 x 32  2e-5   160
 
 Source: PixArt-alpha (arXiv 2310.00426 v3), Table 4; AdamW's settings, warm-up, clipping, EMA and caption dropout from the
-authors' code, as noted at each field of trainer/config.py.
+authors' code, as noted at each field of trainer/config/.
 Deviation: autocast to bfloat16 where the hardware has it, in place of fp16 with float32 attention; no weight decay of norms,
 biases, embeddings and tables; the learning rate is the table's, without the square-root scaling by batch size of the public
 configurations; no horizontal flips.
@@ -22,7 +22,9 @@ from typing import Any
 import yaml
 
 from foundry.errors import UserError
-from trainer.config import EmaConfig, Rung, TrainConfig
+from trainer.config.ladder import Rung
+from trainer.config.optim import EmaConfig
+from trainer.config.train import TrainConfig
 
 
 def pixel() -> TrainConfig:

@@ -27,7 +27,7 @@ from tests.benchmarks.test_staged_training import write_trained
 from tests.model.real_memory import allocated_peak
 from tests.model.tiny_networks import TEXT, TIMESTEPS, captions, latents, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
-from trainer.config import CheckpointConfig
+from trainer.config.running import CheckpointConfig
 from trainer.monitoring.run_folder import list_checkpoints
 from trainer.training.networks import attention_kernel
 

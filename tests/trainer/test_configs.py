@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from foundry.command_line import run_command
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.passes import MOST_PASSES
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan, stage_configs

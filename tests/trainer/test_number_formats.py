@@ -20,7 +20,7 @@ from tests.trainer import toy_benchmark
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import evaluate
-from trainer.config import Rung
+from trainer.config.ladder import Rung
 from trainer.evaluation.config import EvaluateConfig
 from trainer.features.config import PrecomputeConfig
 from trainer.features.info import FEATURES_FILE, FeaturesInfo, read_info

@@ -14,7 +14,10 @@ from model.formats.checkpoint import PartConfig, load_checkpoint, read_pipeline_
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit, tensorboard
-from trainer.config import DataConfig, NetworkConfig, Rung, TrainConfig
+from trainer.config.data import DataConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
+from trainer.config.train import TrainConfig
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 from trainer.stages import STAGES
 

@@ -15,16 +15,12 @@ from model.dit import Captions
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import LatentDistribution
 from model.formats.checkpoint import PartConfig
-from trainer.config import (
-    CheckpointConfig,
-    DataConfig,
-    EmaConfig,
-    NetworkConfig,
-    OptimConfig,
-    Rung,
-    TrainConfig,
-    WatchConfig,
-)
+from trainer.config.data import DataConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
+from trainer.config.optim import EmaConfig, OptimConfig
+from trainer.config.running import CheckpointConfig, WatchConfig
+from trainer.config.train import TrainConfig
 from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo
 from trainer.features.plan import PlannedUnit
 from trainer.features.tables import SampleFacts, captions_table, latents_table

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from foundry.wording import counted
-from trainer.config import LadderPosition, Rung, TrainConfig
+from trainer.config.ladder import LadderPosition, Rung
+from trainer.config.train import TrainConfig
 from trainer.data.passes import TrainingWarning, count_passes, count_training_samples, passes_warning
 
 LONGEST_S = 7 * 86_400.0

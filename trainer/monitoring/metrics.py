@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foundry.errors import NotFinite
-from trainer.config import WatchConfig
+from trainer.config.running import WatchConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_checkpoint
 

@@ -35,7 +35,7 @@ from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers

@@ -21,7 +21,8 @@ from model.generation.pipeline import Pipeline, to_output
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig, denoise, draw_noise, image_generators
-from trainer.config import TrainConfig, WatchConfig
+from trainer.config.running import WatchConfig
+from trainer.config.train import TrainConfig
 from trainer.data.order import OrderedBatch
 from trainer.features.info import FeaturesInfo
 from trainer.features.store import FeatureStore

@@ -11,7 +11,7 @@ from foundry.errors import UserError
 from model.diffusion import make_objective, validation_noise
 from model.formats.checkpoint import check_fingerprint, load_checkpoint
 from model.generation.pipeline_parts import RuntimeConfig
-from trainer.config import WatchConfig
+from trainer.config.running import WatchConfig
 from trainer.data.batches import Collator
 from trainer.data.order import OrderedBatch, in_order
 from trainer.distributed import Workers

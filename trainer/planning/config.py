@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from trainer.config import Sharding, StageName
+from trainer.config.running import Sharding
+from trainer.config.train import StageName
 from trainer.data.passes import count_passes
 from trainer.monitoring.gpus import GPUS, Gpu
 

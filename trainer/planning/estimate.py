@@ -10,7 +10,9 @@ from foundry.errors import UserError
 from foundry.hardware import AUTO
 from model.dit_config import DiTConfig
 from model.flops import dit_flops, total
-from trainer.config import Rung, Sharding, TrainConfig
+from trainer.config.ladder import Rung
+from trainer.config.running import Sharding
+from trainer.config.train import TrainConfig
 from trainer.data.passes import count_training_samples
 from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.memory import Activations, measure_activations, training_memory

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
-from trainer.config import Sharding
+from trainer.config.running import Sharding
 
 if TYPE_CHECKING:
     import torch

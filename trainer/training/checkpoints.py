@@ -28,7 +28,9 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, save_checkpoint
-from trainer.config import AspectRatio, CheckpointConfig, Rung
+from trainer.config.data import AspectRatio
+from trainer.config.ladder import Rung
+from trainer.config.running import CheckpointConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainer.config import EmaConfig
+from trainer.config.optim import EmaConfig
 
 
 class Ema:

@@ -13,7 +13,8 @@ import torch
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
 from foundry.wording import counted
-from trainer.config import LadderPosition, TrainConfig, ladder_position
+from trainer.config.ladder import LadderPosition, ladder_position
+from trainer.config.train import TrainConfig
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore

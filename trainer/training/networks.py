@@ -18,7 +18,9 @@ from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
-from trainer.config import NetworkConfig, Rung, TrainConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
+from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo, precompute_command

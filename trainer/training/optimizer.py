@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from trainer.config import OptimConfig
+from trainer.config.optim import OptimConfig
 
 _TABLES = ("scale_shift_table", "embedding_table.weight")
 

@@ -22,7 +22,7 @@ from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
 from trainer.training.start import run_path
 

@@ -10,7 +10,8 @@ from model.diffusion import Objective, make_objective
 from model.dit import DiT, DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig
-from trainer.config import LadderPosition, Rung, TrainConfig
+from trainer.config.ladder import LadderPosition, Rung
+from trainer.config.train import TrainConfig
 from trainer.data.batches import Collator
 from trainer.data.loader import CaptionChoice, Loader
 from trainer.data.order import DataOrder

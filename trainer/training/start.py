@@ -7,7 +7,8 @@ from foundry.errors import UserError
 from foundry.storage.locations import is_local_path
 from model.dit import DiT
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
-from trainer.config import SCRATCH, Rung, TrainConfig, ladder_position
+from trainer.config.ladder import Rung, ladder_position
+from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.monitoring.run_folder import newest_checkpoint

@@ -18,7 +18,7 @@ from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
 from tests.trainer.tiny_training import tiny_config
-from trainer.config import Rung
+from trainer.config.ladder import Rung
 from trainer.features.buckets import decoding_side_px, fit, nearest_buckets, to_signed
 from trainer.features.config import PrecomputeConfig
 from trainer.features.job import Encoders

@@ -13,7 +13,9 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from tests.trainer.tiny_training import tiny_config, write_store
-from trainer.config import LadderPosition, Rung, TrainConfig, WatchConfig
+from trainer.config.ladder import LadderPosition, Rung
+from trainer.config.running import WatchConfig
+from trainer.config.train import TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.distributed import Workers
 from trainer.fit import main

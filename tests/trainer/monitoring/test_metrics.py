@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.config import WatchConfig
+from trainer.config.running import WatchConfig
 from trainer.distributed import Workers
 from trainer.monitoring.metrics import MetricsReporter, StepRecord
 from trainer.monitoring.run_folder import RunFolder, read_metrics

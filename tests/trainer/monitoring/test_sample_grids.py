@@ -10,7 +10,7 @@ from model.dit import DiT
 from model.dit_config import DiTConfig
 from model.encoders.text_encoder import TextEncoderConfig, load_text_encoder
 from tests.model.tiny_parts import pipeline_config, poison_vae, save_tiny_t5, save_tiny_vae, tiny_dit, tiny_vae
-from trainer.config import WatchConfig
+from trainer.config.running import WatchConfig
 from trainer.monitoring.sample_grids import SampleGrids, Subjects
 
 CLASSES = DiTConfig(sample_size=16, width=48, depth=1, num_heads=4, conditioning="class", num_classes=2)

@@ -10,7 +10,7 @@ from model.formats.checkpoint import PartConfig
 from model.generation.pipeline_parts import RuntimeConfig
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import evaluate, tensorboard
-from trainer.config import WatchConfig
+from trainer.config.running import WatchConfig
 from trainer.evaluation.config import EvaluateConfig
 from trainer.fit import main
 from trainer.monitoring.run_folder import METRICS, newest_checkpoint, read_metrics

@@ -9,7 +9,7 @@ import pytest
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from tests.trainer.tiny_training import write_store
-from trainer.config import StageName
+from trainer.config.train import StageName
 from trainer.monitoring.gpus import GPUS, PAPER_A100_PRICE
 from trainer.plan import main
 from trainer.planning.config import PlanConfig

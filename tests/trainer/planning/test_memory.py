@@ -10,7 +10,7 @@ from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig
 from model.generation.memory import OVERHEAD_BYTES
 from tests.model.real_memory import allocated_peak, saved_bytes
-from trainer.config import OptimConfig
+from trainer.config.optim import OptimConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
 from trainer.training.ema import Ema

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 from tests.trainer.tiny_training import tiny_config, write_store
-from trainer.config import CheckpointConfig, TrainConfig
+from trainer.config.running import CheckpointConfig
+from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.monitoring.run_folder import list_checkpoints, newest_checkpoint, read_metrics
 

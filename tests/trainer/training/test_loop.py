@@ -19,7 +19,11 @@ import yaml
 
 from foundry.errors import UserError
 from tests.trainer.tiny_training import newest_weights, tiny_config, training_losses, write_store
-from trainer.config import CheckpointConfig, DataConfig, ObjectiveConfig, Rung, TrainConfig
+from trainer.config.data import DataConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import ObjectiveConfig
+from trainer.config.running import CheckpointConfig
+from trainer.config.train import TrainConfig
 from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main

@@ -18,7 +18,8 @@ import ray
 from foundry.errors import UserError
 from tests.trainer.tiny_sources import tiny_precompute, write_class_folders
 from tests.trainer.tiny_training import tiny_config, write_store
-from trainer.config import DistributedConfig, TrainConfig
+from trainer.config.running import DistributedConfig
+from trainer.config.train import TrainConfig
 from trainer.features.job import Encoders
 from trainer.features.preparation import prepare, run_tasks
 from trainer.fit import main

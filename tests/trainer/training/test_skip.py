@@ -14,7 +14,9 @@ import torch
 
 from foundry.errors import UserError
 from tests.trainer.tiny_training import newest_weights, tiny_config, training_losses, write_store
-from trainer.config import DataConfig, Rung, TrainConfig
+from trainer.config.data import DataConfig
+from trainer.config.ladder import Rung
+from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.fit import main, run

@@ -13,7 +13,7 @@ from model.diffusion import Diffusion, RectifiedFlow
 from model.dit import DiT, DiTConfig
 from model.encoders.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
-from trainer.config import EmaConfig, OptimConfig
+from trainer.config.optim import EmaConfig, OptimConfig
 from trainer.data.batches import Collator
 from trainer.data.noise import sample_noise
 from trainer.distributed import Workers

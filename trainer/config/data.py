@@ -1,0 +1,38 @@
+"""Data: choice of samples and captions, and loading."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainer.config.check import Check
+
+AspectRatio = Literal["bucket", "image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Settings of the captions that are read and of the loader."""
+
+    caption_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each caption variant, by name; one is drawn each time that a sample is read. Empty: equal weights, and
+    `alt_text` for images without a caption."""
+    caption_dropout: float = 0.1
+    """Share of samples that are trained with the null caption, or without a class, from 0 to 1. Source: the authors' code."""
+    loader_threads: int = 2
+    """Threads that read batches ahead; 0: batches are read when they are needed. The order does not depend on it."""
+    prefetch: int = 4
+    """Number of batches that are read ahead."""
+    aspect_ratio: AspectRatio = "bucket"
+    """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in generation, or the original
+    image's. Source: the authors' code."""
+    skip: str | None = None
+    """List of samples to leave out: a text file with a key on each line, or Parquet with a column `key`. The order of the other
+    samples is then another one."""
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("caption_weights", "0 or more", all(weight >= 0 for weight in self.caption_weights.values())),
+            ("caption_dropout", "from 0 to below 1", 0 <= self.caption_dropout < 1),
+            ("loader_threads", "0 or more", self.loader_threads >= 0),
+            ("prefetch", "1 or more", self.prefetch >= 1),
+        ]

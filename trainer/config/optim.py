@@ -1,0 +1,56 @@
+"""Optimiser, learning rate, and the moving average of the weights."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.config.check import Check
+
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Settings of AdamW."""
+
+    lr: float = 2e-5
+    """Learning rate after the warm-up. Source: PixArt-alpha, Table 4."""
+    schedule: Schedule = "constant"
+    """Schedule of the learning rate: constant, or cosine (down to zero over each rung)."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up at the start of each rung. Source: the authors' code."""
+    weight_decay: float = 0.03
+    """Weight decay of matrices; norms, biases, embeddings and tables have none. Source: the authors' code (there: of all)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the first and second moment, per step."""
+    eps: float = 1e-10
+    """Term added to the denominator of the update. Source: the authors' code."""
+    gradient_clip: float = 0.01
+    """Maximum norm of the whole gradient; larger ones are scaled down to it. Source: the authors' code."""
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("lr", "above 0", self.lr > 0),
+            ("warmup_steps", "0 or more", self.warmup_steps >= 0),
+            ("weight_decay", "0 or more", self.weight_decay >= 0),
+            ("betas", "in [0, 1)", all(0 <= beta < 1 for beta in self.betas)),
+            ("eps", "above 0", self.eps > 0),
+            ("gradient_clip", "above 0", self.gradient_clip > 0),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """The exponential moving average of the weights, which a checkpoint's `transformer/` holds."""
+
+    half_life_images: int = 79_000_000
+    """Half-life of the average, in images. Default: the paper's 0.9999 per step of 178 x 64 images."""
+    rampup_ratio: float = 0.05
+    """Upper bound of the half-life, as a share of the images seen in the rung, so that short runs have an average too (EDM)."""
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("half_life_images", "1 or more", self.half_life_images >= 1),
+            ("rampup_ratio", "above 0", self.rampup_ratio > 0),
+        ]

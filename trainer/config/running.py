@@ -1,0 +1,93 @@
+"""Running: checkpoints, monitoring, and several workers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.config.check import Check
+
+Sharding = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Intervals of checkpoints, and which of them are kept."""
+
+    every_images: int = 2_000_000
+    """Images between two checkpoints; one more is written at the end of each rung."""
+    keep_last: int = 3
+    """Number of newest checkpoints that are kept."""
+    keep_every_images: int = 0
+    """Keep for good the first checkpoint at or after each multiple of this many images; 0: none."""
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("every_images", "1 or more", self.every_images >= 1),
+            ("keep_last", "1 or more", self.keep_last >= 1),
+            ("keep_every_images", "0 or more", self.keep_every_images >= 0),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """Settings of monitoring: logs, validation, sample grids."""
+
+    every_steps: int = 20
+    """Steps between two lines of the log and rows of metrics.jsonl."""
+    validate_every_images: int = 1_000_000
+    """Images between two measurements of the validation loss; 0: never measure it."""
+    validation_images: int = 1024
+    """Maximum number of images that the validation loss is measured on."""
+    timestep_bands: int = 4
+    """Number of equal bands of timesteps that the validation loss is reported by."""
+    sample_every_images: int = 2_000_000
+    """Images between two grids of samples; 0: draw none."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the sample grids; empty: captions of the validation split, which need no text encoder."""
+    num_samples: int = 8
+    """Number of images of a grid where no prompts are given."""
+    sample_steps: int = 20
+    """Sampling steps of the sample grids."""
+    guidance_scale: float = 4.5
+    """Guidance scale of the sample grids; 1 or less: no guidance."""
+    spike_factor: float = 3.0
+    """Log the samples of a step whose loss exceeds this many times the median of the last 100 steps."""
+    peak_tflops: float | None = None
+    """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("every_steps", "1 or more", self.every_steps >= 1),
+            ("timestep_bands", "1 or more", self.timestep_bands >= 1),
+            ("validation_images", "1 or more", self.validation_images >= 1),
+            ("num_samples", "1 or more", self.num_samples >= 1),
+            ("sample_steps", "1 to 1000", 1 <= self.sample_steps <= 1000),
+            ("guidance_scale", "0 or more", self.guidance_scale >= 0),
+            ("spike_factor", "above 1", self.spike_factor > 1),
+            ("peak_tflops", "above 0", self.peak_tflops is None or self.peak_tflops > 0),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Settings of training on several workers. Ray starts them where --num_workers is more than 1."""
+
+    sharding: Sharding = "ddp"
+    """Sharding: ddp (each worker has all weights) or fsdp (each has its shard of weights, gradients and optimiser; FSDP2)."""
+    max_failures: int = 3
+    """Number of times that lost workers are replaced, from the last checkpoint, before the training stops."""
+    cpus_per_worker: int = 1
+    """CPU cores per worker where there is no GPU: Ray reserves them, torch uses as many threads."""
+    address: str | None = None
+    """Address of a running Ray cluster. Default: RAY_ADDRESS, which a Ray job sets, else a local Ray that is started here."""
+    timeout_s: int = 1800
+    """Timeout of a worker that waits for another one, in seconds."""
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("max_failures", "0 or more", self.max_failures >= 0),
+            ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),
+            ("timeout_s", "1 or more", self.timeout_s >= 1),
+        ]

@@ -1,0 +1,116 @@
+"""Training: all settings of `python -m trainer.fit`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from foundry.hardware import AutoDtype
+from trainer.config.check import Check, Checked
+from trainer.config.data import DataConfig
+from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig, ObjectiveConfig
+from trainer.config.optim import EmaConfig, OptimConfig
+from trainer.config.running import CheckpointConfig, DistributedConfig, WatchConfig
+
+StageName = Literal["pixel", "alignment", "aesthetic", "all"]
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of `python -m trainer.fit`."""
+
+    stage: StageName
+    """Stage to train: pixel, alignment, aesthetic, or all (one after the other)."""
+    conditioning: Literal["text", "class"] = "text"
+    """Conditioning of the network: text (captions) or class."""
+    follows: str | None = None
+    """Stage whose newest checkpoint this one starts from."""
+    ladder: tuple[Rung, ...] = ()
+    """Ladder of resolutions that are trained one after the other."""
+    features: str = "./features"
+    """Folder of features that trainer.precompute wrote, local or a URL."""
+    run_dir: str = "./runs"
+    """Folder of runs; this one is written to run_dir/<stage>. The same command again resumes it."""
+    init_from: str | None = None
+    """Start of the weights: a checkpoint, a run's folder, or `scratch`; default: the newest checkpoint of the stage before."""
+    num_workers: int = 1
+    """Number of worker processes, one per GPU; more than 1 run on Ray Train."""
+    device: str = "auto"
+    """Device: cuda, cpu, …; auto: cuda if available."""
+    seed: int = 0
+    """Random seed for initialisation, data order, noise, timesteps and choice of captions."""
+    precision: AutoDtype = "auto"
+    """Number format of matrix products, by autocast; auto: bfloat16 if the hardware supports it, else float32. A resumed
+    training keeps its format. Weights and optimiser are always float32."""
+    compile: bool = True
+    """Compile the blocks; without a C++ compiler on this machine the network runs uncompiled, and the log says so."""
+    attention: Literal["auto", "math"] = "auto"
+    """Attention kernel: auto lets torch choose; math is matrix products and a softmax, which makes a step half as fast again on
+    CPUs for a few dozen tokens. If blocks are compiled, the compiler chooses."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of storing them: a third more time, far less memory."""
+    device_tokens: int = 32_768
+    """Maximum number of patches per micro-batch; gradients of larger batches are accumulated. The default is 128 images of
+    256 px or 8 of 1024 px, for XL/2 on 80 GB; see trainer.plan for another network or GPU."""
+    online: bool = False
+    """Encode captions while training, to save disk: for features made with --captions none."""
+    text_encoder: str | None = None
+    """Folder or hub id of the text encoder, if not as the features record it; used by --online and --watch.prompts only."""
+    vae: str | None = None
+    """Folder or hub id of the VAE, if not as the features record it; used for samples only."""
+    licence: str = ""
+    """Licence of the weights; the terms of the features are appended."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Sizes of a new network."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Training objective."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and learning rate."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Moving average of the weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Choice of captions, and loading."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Intervals of checkpoints."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Monitoring: log, validation, samples."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Workers and sharding."""
+
+    def __post_init__(self) -> None:
+        ladder = tuple(Rung(**rung) if isinstance(rung, dict) else rung for rung in self.ladder)
+        object.__setattr__(self, "ladder", ladder)
+        problems = [f"{name} must be {bound}" for name, bound, holds in self._checks() if not holds]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _checks(self) -> list[Check]:
+        parts: dict[str, Checked] = {
+            "optim": self.optim,
+            "ema": self.ema,
+            "data": self.data,
+            "checkpoint": self.checkpoint,
+            "watch": self.watch,
+            "distributed": self.distributed,
+        }
+        return [
+            ("ladder", "one rung or more", bool(self.ladder) or self.stage == "all"),
+            ("num_workers", "1 or more", self.num_workers >= 1),
+            ("seed", "0 or more", self.seed >= 0),
+            ("device_tokens", "1 or more", self.device_tokens >= 1),
+            *((f"{name}.{setting}", bound, holds) for name, part in parts.items() for setting, bound, holds in part.checks()),
+        ]
+
+    @property
+    def run_folder(self) -> str:
+        """The folder of this stage's run."""
+        return f"{self.run_dir.rstrip('/')}/{self.stage}"
+
+    @property
+    def images(self) -> int:
+        """Images seen at the end of the stage."""
+        return sum(rung.images_seen for rung in self.ladder)
+
+    def features_folder(self, rung: Rung) -> str:
+        """The feature store of a rung."""
+        return f"{self.features.rstrip('/')}/{self.stage}/{rung.resolution}"
