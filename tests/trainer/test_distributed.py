@@ -17,6 +17,7 @@ from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encode
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config.ladder import Rung
 from trainer.config.running import DistributedConfig, Sharding, WatchConfig
+from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
@@ -50,13 +51,18 @@ def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
+MUON = OptimConfig(name="muon", lr=1e-3, warmup_steps=2)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("optim", [OptimConfig(lr=1e-3, warmup_steps=2), MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding) -> None:
+def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding, optim: OptimConfig) -> None:
     """The first half by two, the second half by one that reads the checkpoint of two; then the other way round."""
     write_store(tmp_path / "features")
     watch = WatchConfig(every_steps=1, validate_every_images=8, validation_images=7, sample_every_images=0)
-    config = tiny_config(tmp_path, images=16, watch=watch, distributed=DistributedConfig(sharding=sharding))
+    distributed = DistributedConfig(sharding=sharding)
+    config = tiny_config(tmp_path, images=16, watch=watch, distributed=distributed, optim=optim)
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
     half = (Rung(resolution=16, images=8, batch_size=4),)

@@ -17,9 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -34,6 +32,7 @@ from trainer.config.running import CheckpointConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
+from trainer.training.optimizer import make_moments, named_moments
 from trainer.training.train_step import TrainState
 
 TRAINING = "training"
@@ -58,6 +57,8 @@ class Position:
     """Digest of the units that they had; see FeatureStore.content."""
     aspect_ratio: AspectRatio = "image"
     """DataConfig.aspect_ratio; the default is that of checkpoints that do not record it."""
+    optimizer: str = "adamw"
+    """See optimizer_record; likewise."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Position":
@@ -193,14 +194,9 @@ def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None
 
 def training_tensors(state: TrainState) -> dict[str, Any]:
     """All tensors of a state by name; those of the optimiser are made where it has not stepped yet."""
-    moments: dict[str, Tensor] = {}
-    for name, parameter in state.network.named_parameters():
-        known = state.optimizer.state[parameter]
-        if not known:
-            known["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            known["exp_avg"], known["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
-        moments |= {f"{name}.{key}": value for key, value in known.items()}
+    make_moments(state.optimizer)
     network = {name: tensor.detach() for name, tensor in state.network.state_dict().items()}
+    moments = named_moments(state.optimizer, state.network)
     return {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
 
 

@@ -146,13 +146,12 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
     elif workers.num > 1:
         # The one buffer never changes; gradients live in the buckets in which they travel, and not twice.
         model = DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
-    if config.compile and can_compile(workers):
+    if compiled := config.compile and can_compile(workers):
         # Captions make shapes that differ from step to step: were the first one compiled for itself, as torch does by default,
         # a resumed training, which begins with another, would round otherwise.
         network.compile_blocks(dynamic=True if config.conditioning == "text" else None)
-    return TrainState(
-        network=network, model=model, optimizer=make_optimizer(network, config.optim), ema=Ema(network), images_seen=0
-    )
+    optimizer = make_optimizer(network, config.optim, dtype=getattr(torch, config.precision), compiled=compiled)
+    return TrainState(network=network, model=model, optimizer=optimizer, ema=Ema(network), images_seen=0)
 
 
 def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:

@@ -30,7 +30,7 @@ from trainer.monitoring.validation import ValidationSet, measure
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
-from trainer.training.optimizer import learning_rate
+from trainer.training.optimizer import learning_rate, optimizer_record
 from trainer.training.train_step import StepSettings, TrainState
 
 
@@ -193,6 +193,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         features=parts.store.info.fingerprint,
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
+        optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
     )
     checkpoints.save(state, parts.pipeline, position)
 

@@ -14,6 +14,7 @@ from trainer.features.info import FeaturesInfo
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
+from trainer.training.optimizer import optimizer_record
 from trainer.training.train_step import TrainState
 
 
@@ -82,7 +83,7 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
             )
 
 
-def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> None:
+def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, *, num_workers: int) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
     reads_ratios = read_transformer_config(checkpoint).micro_conditioning
@@ -98,6 +99,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo) -> N
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
+            ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
         ]
         if old != new
@@ -123,7 +125,7 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, info: FeaturesI
     target = config_from(source, config, rung, info)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers)
-    check_resume(config, start.checkpoint, info)
+    check_resume(config, start.checkpoint, info, num_workers=workers.num)
     if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
         source, max_caption_tokens=target.max_caption_tokens
     ):

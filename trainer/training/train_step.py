@@ -1,4 +1,4 @@
-"""One optimiser step: forward and backward of each micro-batch, clipping, AdamW, EMA. No files, no random numbers.
+"""One optimiser step: forward and backward of each micro-batch, clipping, optimiser, EMA. No files, no random numbers.
 
 Shapes: B samples of this worker.
 """
@@ -16,6 +16,7 @@ from model.diffusion import Objective
 from model.dit import DiT
 from trainer.data.batches import MicroBatch
 from trainer.training.ema import Ema, whole
+from trainer.training.optimizer import set_learning_rate
 
 
 @dataclass(eq=False, kw_only=True)
@@ -68,8 +69,7 @@ def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroB
             (loss.sum() / settings.num_samples).backward()
         losses.append(loss.detach())
     norm = whole(torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip))
-    for group in state.optimizer.param_groups:
-        group["lr"] = settings.lr
+    set_learning_rate(state.optimizer, settings.lr)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(settings.ema_decay)

@@ -1,0 +1,146 @@
+"""Muon and 8-bit AdamW: the update is what their papers say, and a training with them keeps all promises of one with AdamW."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from foundry.errors import UserError
+from model.dit import DiT, DiTConfig
+from model.matrices import block_matrices
+from tests.trainer.tiny_training import CAPTION_WIDTH, newest_weights, tiny_config, training_losses, write_store
+from trainer.config.ladder import Rung
+from trainer.config.optim import OptimConfig
+from trainer.config.train import TrainConfig
+from trainer.fit import main
+from trainer.training.muon import Muon, MuonSettings, newton_schulz
+from trainer.training.optimizer import make_optimizer, set_learning_rate
+
+NETWORK = DiTConfig(width=24, depth=2, num_heads=2, caption_width=CAPTION_WIDTH, sample_size=8, max_caption_tokens=10)
+MUON = OptimConfig(name="muon", lr=1e-3, warmup_steps=2)
+FLOAT32 = MuonSettings(momentum=0.95, num_iterations=5, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("features")
+    write_store(root)
+    return root
+
+
+def _matrix(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 24), (3, 24, 24), (2, 40, 8), (1, 8, 40)])
+def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int, int]) -> None:
+    matrices = _matrix(*shape)
+    found = newton_schulz(matrices, num_iterations=5, dtype=torch.float32)
+    for matrix, orthogonal in zip(matrices, found, strict=True):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        ours = left.T @ orthogonal @ right.T  # diagonal where the singular vectors are the same
+        strong = values > 0.1 * values[0]
+        assert bool(((ours.diagonal()[strong] > 0.6) & (ours.diagonal()[strong] < 1.3)).all())
+        assert float((ours - torch.diag(ours.diagonal())).abs().max()) < 1e-4
+
+
+def test_a_matrix_of_zeros_stays() -> None:
+    found = newton_schulz(torch.zeros(1, 4, 6), num_iterations=5, dtype=torch.float32)
+    assert torch.equal(found, torch.zeros(1, 4, 6))
+
+
+def test_the_steps_are_those_of_torch_on_whole_matrices() -> None:
+    """torch's has the scale of the update in its `match_rms_adamw`, and iterates in bfloat16."""
+    ours, theirs = (nn.Parameter(_matrix(24, 40)) for _ in range(2))
+    optimizer = Muon({ours: 1}, [{"params": [nn.Parameter(_matrix(2))]}], FLOAT32, lr=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    begin = ours.detach().clone()
+    for step in range(4):
+        ours.grad, theirs.grad = _matrix(24, 40) * (step + 1), _matrix(24, 40) * (step + 1)
+        optimizer.step()
+        reference.step()
+    with torch.no_grad():
+        assert float((ours - theirs).norm()) < 0.02 * float((ours - begin).norm())
+
+
+def test_fused_matrices_are_made_orthogonal_one_by_one_each_with_its_own_scale() -> None:
+    """Keys with a gradient a thousand times that of queries do not take the update from them."""
+    gradient = torch.cat([_matrix(24, 24), 1000 * _matrix(24, 24).T, _matrix(24, 24) @ _matrix(24, 24)])
+    split, fused, *single = (nn.Parameter(torch.zeros_like(part)) for part in (gradient, gradient, *gradient.chunk(3)))
+    optimizer = Muon({split: 3} | dict.fromkeys(single, 1), [{"params": [nn.Parameter(_matrix(2))]}], FLOAT32, lr=1.0)
+    other = Muon({fused: 1}, [{"params": [nn.Parameter(_matrix(2))]}], FLOAT32, lr=1.0)
+    for parameter, part in zip((split, fused, *single), (gradient, gradient, *gradient.chunk(3)), strict=True):
+        parameter.grad = part.clone()
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(split, torch.cat(single))
+    with torch.no_grad():
+        rms = [float(part.square().mean().sqrt()) for part in split.chunk(3)]
+        assert all(0.12 < one < 0.25 for one in rms)  # AdamW's is 0.2
+        assert float((split - fused).norm()) > 0.5 * float(split.norm())
+
+
+def test_muon_has_the_matrices_of_blocks_and_adamw_all_else() -> None:
+    network = DiT(replace(NETWORK, qk_norm=True))
+    matrices = block_matrices(network)
+    per_block = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 1, "mlp.fc2": 1}
+    per_block |= {"cross_attn.q_linear": 1, "cross_attn.kv_linear": 2, "cross_attn.proj": 1}
+    assert matrices == {f"blocks.{block}.{name}.weight": num for block in range(2) for name, num in per_block.items()}
+    optimizer = make_optimizer(network, MUON)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, plain, muon = ([names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups)
+    assert set(muon) == set(matrices) and optimizer.param_groups[2]["weight_decay"] == 0
+    assert {"x_embedder.proj.weight", "t_block.1.weight", "final_layer.linear.weight", "y_embedder.y_proj.fc1.weight"} <= set(decayed)
+    assert "blocks.0.scale_shift_table" in plain and "blocks.0.attn.qkv.bias" in plain
+    assert sorted(decayed + plain + muon) == sorted(names.values())
+    classes = DiT(DiTConfig(width=24, depth=1, num_heads=2, conditioning="class", num_classes=3, sample_size=8))
+    assert not any("adaLN" in name for name in block_matrices(classes))
+
+
+def _config(features: Path, root: Path, optim: OptimConfig, **changes: Any) -> TrainConfig:
+    return tiny_config(root, features=str(features), optim=optim, **changes)
+
+
+def _same(first: TrainConfig, second: TrainConfig) -> bool:
+    ours, theirs = newest_weights(first), newest_weights(second)
+    return training_losses(first) == training_losses(second) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+HALF = (Rung(resolution=16, images=20, batch_size=4),)
+
+
+def test_muon_resumes_bit_for_bit_and_as_nothing_else(features: Path, tmp_path: Path) -> None:
+    unbroken, broken = _config(features, tmp_path, MUON), _config(features, tmp_path / "broken", MUON)
+    assert main(unbroken) == 0
+    assert main(replace(broken, ladder=HALF)) == 0
+    for other, words in [
+        (OptimConfig(lr=1e-3), "optimiser muon then, adamw now"),
+        (replace(MUON, muon_split=False), "optimiser muon then, muon on fused matrices now"),
+    ]:
+        with pytest.raises(UserError, match=rf"is of another training \({words}\)"):
+            main(replace(broken, optim=other))
+    assert main(broken) == 0
+    assert _same(unbroken, broken)
+    losses = list(training_losses(unbroken).values())
+    assert losses[-1] < losses[0]
+    cut = _config(features, tmp_path / "cut", MUON, device_tokens=2 * 16)
+    assert main(cut) == 0
+    assert training_losses(cut) == pytest.approx(training_losses(unbroken), rel=1e-3)
+    fused = _config(features, tmp_path / "fused", replace(MUON, muon_split=False), images=12)
+    assert main(fused) == 0
+    assert training_losses(fused)[12] != training_losses(unbroken)[12]
+
+
+def test_adamw_refuses_checkpoints_of_muon(features: Path, tmp_path: Path) -> None:
+    config = _config(features, tmp_path, OptimConfig(lr=1e-3, warmup_steps=2), images=4)
+    assert main(config) == 0
+    with pytest.raises(UserError, match="optimiser adamw then, muon now"):
+        main(replace(config, optim=MUON, ladder=HALF))
+
+
+def test_settings_out_of_bounds_are_named() -> None:
+    with pytest.raises(ValueError, match=r"optim.momentum must be in \[0, 1\); optim.newton_schulz_steps must be 1 to 20"):
+        tiny_config(Path(), optim=OptimConfig(momentum=1.0, newton_schulz_steps=0))
