@@ -16,8 +16,8 @@ from model.formats.checkpoint import PartConfig
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config.ladder import Rung
-from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.optim import OptimConfig
+from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics

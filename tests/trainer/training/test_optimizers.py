@@ -1,23 +1,28 @@
 """Muon and 8-bit AdamW: the update is what their papers say, and a training with them keeps all promises of one with AdamW."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.multiprocessing.spawn import start_processes
 
 from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
 from model.matrices import block_matrices
 from tests.trainer.tiny_training import CAPTION_WIDTH, newest_weights, tiny_config, training_losses, write_store
 from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.training.muon import Muon, MuonSettings, newton_schulz
-from trainer.training.optimizer import make_optimizer, set_learning_rate
+from trainer.training.optimizer import make_moments, make_optimizer, named_moments
 
 NETWORK = DiTConfig(width=24, depth=2, num_heads=2, caption_width=CAPTION_WIDTH, sample_size=8, max_caption_tokens=10)
 MUON = OptimConfig(name="muon", lr=1e-3, warmup_steps=2)
@@ -33,6 +38,11 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _matrix(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _others() -> list[dict[str, Any]]:
+    """A parameter for AdamW, which wants one."""
+    return [{"params": [nn.Parameter(_matrix(2))]}]
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 24), (3, 24, 24), (2, 40, 8), (1, 8, 40)])
@@ -55,7 +65,7 @@ def test_a_matrix_of_zeros_stays() -> None:
 def test_the_steps_are_those_of_torch_on_whole_matrices() -> None:
     """torch's has the scale of the update in its `match_rms_adamw`, and iterates in bfloat16."""
     ours, theirs = (nn.Parameter(_matrix(24, 40)) for _ in range(2))
-    optimizer = Muon({ours: 1}, [{"params": [nn.Parameter(_matrix(2))]}], FLOAT32, lr=0.1)
+    optimizer = Muon({ours: 1}, _others(), FLOAT32, lr=0.1)
     reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     begin = ours.detach().clone()
     for step in range(4):
@@ -70,8 +80,8 @@ def test_fused_matrices_are_made_orthogonal_one_by_one_each_with_its_own_scale()
     """Keys with a gradient a thousand times that of queries do not take the update from them."""
     gradient = torch.cat([_matrix(24, 24), 1000 * _matrix(24, 24).T, _matrix(24, 24) @ _matrix(24, 24)])
     split, fused, *single = (nn.Parameter(torch.zeros_like(part)) for part in (gradient, gradient, *gradient.chunk(3)))
-    optimizer = Muon({split: 3} | dict.fromkeys(single, 1), [{"params": [nn.Parameter(_matrix(2))]}], FLOAT32, lr=1.0)
-    other = Muon({fused: 1}, [{"params": [nn.Parameter(_matrix(2))]}], FLOAT32, lr=1.0)
+    optimizer = Muon({split: 3} | dict.fromkeys(single, 1), _others(), FLOAT32, lr=1.0)
+    other = Muon({fused: 1}, _others(), FLOAT32, lr=1.0)
     for parameter, part in zip((split, fused, *single), (gradient, gradient, *gradient.chunk(3)), strict=True):
         parameter.grad = part.clone()
     optimizer.step()
@@ -93,7 +103,9 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_all_else() -> None:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     decayed, plain, muon = ([names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups)
     assert set(muon) == set(matrices) and optimizer.param_groups[2]["weight_decay"] == 0
-    assert {"x_embedder.proj.weight", "t_block.1.weight", "final_layer.linear.weight", "y_embedder.y_proj.fc1.weight"} <= set(decayed)
+    assert {"x_embedder.proj.weight", "t_block.1.weight", "final_layer.linear.weight", "y_embedder.y_proj.fc1.weight"} <= set(
+        decayed
+    )
     assert "blocks.0.scale_shift_table" in plain and "blocks.0.attn.qkv.bias" in plain
     assert sorted(decayed + plain + muon) == sorted(names.values())
     classes = DiT(DiTConfig(width=24, depth=1, num_heads=2, conditioning="class", num_classes=3, sample_size=8))
@@ -144,3 +156,69 @@ def test_adamw_refuses_checkpoints_of_muon(features: Path, tmp_path: Path) -> No
 def test_settings_out_of_bounds_are_named() -> None:
     with pytest.raises(ValueError, match=r"optim.momentum must be in \[0, 1\); optim.newton_schulz_steps must be 1 to 20"):
         tiny_config(Path(), optim=OptimConfig(momentum=1.0, newton_schulz_steps=0))
+
+
+@pytest.mark.slow
+def test_shards_of_unequal_rows_get_the_update_of_the_whole(tmp_path: Path) -> None:
+    """Weights of 7, 9, 1 and 4 rows among three workers: some have fewer rows, some none; the second round has one matrix."""
+    start_processes(_step_sharded, args=(str(tmp_path / "store"),), nprocs=3, start_method="spawn")
+
+
+def _step_sharded(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    mesh = dist.init_device_mesh("cpu", (3,))
+    parts = {(7, 5): 1, (9, 4): 3, (1, 6): 1, (4, 4): 2}
+    sharded, whole = (
+        {nn.Parameter(share(torch.zeros(shape))): number for shape, number in parts.items()}
+        for share in (lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]), lambda tensor: tensor)
+    )
+    optimizer = Muon(sharded, _others(), FLOAT32, lr=1.0)
+    for step in range(2):
+        for parameter in sharded:
+            parameter.grad = distribute_tensor(_matrix(*parameter.shape) * (step + 1), mesh, [Shard(0)])
+        optimizer.step()
+    found = [parameter.full_tensor() for parameter in sharded]  # type: ignore[attr-defined]
+    dist.destroy_process_group()
+    alone = Muon(whole, _others(), FLOAT32, lr=1.0)
+    for step in range(2):
+        for parameter in whole:
+            parameter.grad = _matrix(*parameter.shape) * (step + 1)
+        alone.step()
+    for ours, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(ours, expected.detach())
+
+
+EIGHT_BITS = OptimConfig(name="adamw8bit", lr=1e-3, warmup_steps=2)
+WIDE = NetworkConfig(width=48, depth=1, num_heads=2)
+"""Its larger weights have 4096 values and more, and get 8 bits."""
+
+
+def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(UserError, match="adamw8bit needs torchao, which is not installed: pip install torchao") as error:
+        make_optimizer(DiT(NETWORK), EIGHT_BITS)
+    assert error.value.setting == "optim.name"
+
+
+def test_eight_bits_hold_a_quarter_and_resume_bit_for_bit(features: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    network = DiT(replace(NETWORK, width=48, depth=1)).initialise(torch.Generator().manual_seed(0))
+    optimizer = make_optimizer(network, EIGHT_BITS, compiled=False)
+    make_moments(optimizer)
+    moments = named_moments(optimizer, network)
+    assert moments["blocks.0.attn.qkv.weight.exp_avg.codes"].dtype == torch.uint8
+    num_bytes = {name: tensor.nbytes for name, tensor in moments.items() if name.startswith("blocks.0.attn.qkv.weight.exp")}
+    assert sum(num_bytes.values()) == 2 * (1 + 4 / 256) * 3 * 48 * 48
+    unbroken = _config(features, tmp_path, EIGHT_BITS, network=WIDE)
+    broken = _config(features, tmp_path / "broken", EIGHT_BITS, network=WIDE)
+    assert main(unbroken) == 0
+    assert main(replace(broken, ladder=HALF)) == 0
+    with pytest.raises(UserError, match="optimiser adamw8bit then, adamw now"):
+        main(replace(broken, optim=OptimConfig(lr=1e-3)))
+    assert main(broken) == 0
+    assert _same(unbroken, broken)
+    plain = _config(features, tmp_path / "plain", OptimConfig(lr=1e-3, warmup_steps=2), network=WIDE)
+    assert main(plain) == 0
+    assert training_losses(unbroken) != training_losses(plain)
+    assert training_losses(unbroken) == pytest.approx(training_losses(plain), rel=0.02)
