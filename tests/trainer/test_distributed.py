@@ -12,10 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
+from foundry.errors import UserError
 from model.formats.checkpoint import PartConfig
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.train import TrainConfig
@@ -76,6 +78,24 @@ def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding,
             assert _rows(mixed, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
         ours, theirs = _weights(mixed), _weights(alone)
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+@pytest.mark.slow
+def test_shards_of_eight_bits_resume_bit_for_bit_on_as_many_workers(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    write_store(tmp_path / "features")
+    optim, network = OptimConfig(name="adamw8bit", lr=1e-3, warmup_steps=2), NetworkConfig(width=96, depth=1, num_heads=2)
+    distributed = DistributedConfig(sharding="fsdp")
+    unbroken = tiny_config(tmp_path, images=16, distributed=distributed, optim=optim, network=network)
+    broken = replace(unbroken, run_dir=str(tmp_path / "broken"))
+    _train_together(unbroken)
+    _train_together(replace(broken, ladder=(Rung(resolution=16, images=8, batch_size=4),)))
+    with pytest.raises(UserError, match="optimiser adamw8bit sharded among 2 workers then, adamw8bit now"):
+        main(broken)
+    _train_together(broken)
+    assert _rows(broken, "train") == _rows(unbroken, "train")
+    ours, theirs = _weights(broken), _weights(unbroken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def _watched(tmp_path: Path, stage: str, **info: Any) -> TrainConfig:

@@ -129,6 +129,8 @@ class RungPlan:
     dataset: DatasetSize
     flops_per_image: float
     """FLOPs of the network per image, forward and backward, without recomputation."""
+    optimizer_flops: float
+    """FLOPs of the optimiser per step, over all GPUs: Muon's matrix products."""
     gpu_days: float
     cost: float | None
     """In dollars; none where no price is known."""
@@ -152,5 +154,5 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of all images seen."""
-        return self.images_seen * self.flops_per_image
+        """FLOPs of all images seen and all steps of the optimiser."""
+        return self.images_seen * self.flops_per_image + self.num_steps * self.optimizer_flops

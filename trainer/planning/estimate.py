@@ -16,6 +16,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.passes import count_training_samples
 from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.memory import Activations, measure_activations, training_memory
+from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.paper import PAPER_DATASET_IMAGES
 from trainer.stages import STAGES, choose_stage, stage_named_by
 
@@ -73,7 +74,8 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     flops = total(layers).training
     again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
-    work = rung.images_seen * (flops + again * recomputes)
+    optimizer_flops = optimizer_cost(network, train.optim).step_flops
+    work = rung.images_seen * (flops + again * recomputes) + rung.num_steps * optimizer_flops
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
     dataset = _dataset_size(train, rung, config)
     images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
@@ -85,6 +87,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         images_seen=rung.images_seen,
         dataset=dataset,
         flops_per_image=flops,
+        optimizer_flops=optimizer_flops,
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=grid[0] * grid[1],
@@ -133,6 +136,7 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, config: Pl
                 num_gpus=num_gpus,
                 sharding=sharding,
                 precision=precision,
+                optim=train.optim,
             )
             plan = MemoryPlan(
                 sharding=sharding,

@@ -1,6 +1,6 @@
 """Memory of a GPU in training, from the configuration alone: nothing is loaded or run.
 
-Weights, gradients, AdamW's two moments and the EMA are float32 and counted. Activations are those of the real network and its
+Weights, gradients, EMA (float32) and the optimiser's moments are counted. Activations are those of the real network and its
 loss, run forward and backward on tensors without data (torch's fake tensors) with one and two blocks; the rest of the depth is
 linear.
 Assumptions, on the safe side:
@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
+from trainer.config.optim import OptimConfig
 from trainer.config.running import Sharding
+from trainer.planning.optimizer import optimizer_cost
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,7 @@ class TrainingMemory:
     gradients: float
     """Gradients, float32."""
     optimiser: float
-    """AdamW's moments, float32."""
+    """The optimiser's moments."""
     ema: float
     """Moving average of the weights, float32."""
     gathered: float
@@ -89,6 +91,7 @@ def training_memory(
     num_gpus: int,
     sharding: Sharding,
     precision: str = "bfloat16",
+    optim: OptimConfig,
 ) -> TrainingMemory:
     """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
     counted = count_parameters(config)
@@ -103,7 +106,7 @@ def training_memory(
     return TrainingMemory(
         weights=state,
         gradients=state,
-        optimiser=2 * state,
+        optimiser=optimizer_cost(config, optim).num_bytes / shared_by,
         ema=state,
         gathered=gathered + copies,
         activations_per_image=max(activations.forward, activations.backward),
