@@ -115,7 +115,7 @@ class FeatureStore:
         kept_rows: Mapping[int, npt.NDArray[np.int64]] | None = None,
         weights: Mapping[int, npt.NDArray[np.float64]] | None = None,
     ) -> None:
-        """`kept_rows`: of each unit in which samples are left out, the rows that stay; `weights`: of each unit's rows that stay."""
+        """`kept_rows`: the rows that stay in each unit from which samples are left out; `weights`: of the rows that stay."""
         plan = read_feature_plan(folder)
         self.folder = folder
         self.info = info
@@ -180,7 +180,8 @@ class FeatureStore:
         """16 hexadecimal digits over units, samples left out and weights: an order of samples holds for one content."""
         parts = [f"{unit} {commit.attempt}" for unit, commit in sorted(self._commits.items())]
         parts += [f"{unit} keeps {rows.tolist()}" for unit, rows in sorted(self._kept_rows.items())]
-        parts += [f"{unit} weighs {values.tolist()}" for unit, values in sorted((self.weights or {}).items())]
+        weights = sorted((self.weights or {}).items())
+        parts += [f"{unit} weighs {hashlib.sha256(values.tobytes()).hexdigest()}" for unit, values in weights]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def samples(self, split: str) -> dict[Size, tuple[UnitRows, ...]]:

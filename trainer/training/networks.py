@@ -22,8 +22,10 @@ from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list
+from trainer.data.weights import read_weights
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo, precompute_command
+from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
@@ -178,7 +180,8 @@ def sizes_text(config: DiTConfig) -> str:
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
     try:
-        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip))
+        skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
+        store = FeatureStore.open(config.features_folder(rung), skip=skip, weights=weights)
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
     info = store.info
@@ -193,6 +196,8 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     if found := [text for text, holds in problems.items() if holds]:
         command = features_command(config, rung, vae=info.vae, text_encoder=info.text_encoder)
         raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {command}")
+    if TRAIN in store.splits and not store.images_per_pass(TRAIN):
+        raise UserError(f"all training samples of {store.folder.url} have the weight 0", setting="data.weights")
     return store
 
 

@@ -22,6 +22,7 @@ from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
+from trainer.config.data import is_query
 from trainer.config.train import TrainConfig
 from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
 from trainer.training.start import run_path
@@ -38,7 +39,7 @@ def train_on_ray(config: TrainConfig) -> bool:
     with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
-    paths = (str(run), config.features, *([config.data.skip] if config.data.skip else []))
+    paths = (str(run), config.features, *config.data.paths)
     check_visible({path: "" for path in paths if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     if config.device == "cuda" and not use_gpu:
@@ -58,7 +59,10 @@ def train_on_ray(config: TrainConfig) -> bool:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same settings with absolute paths, also of the start, the encoders and the list of samples to leave out."""
+    """The same settings with absolute paths, also of the start, the encoders, and what samples are chosen by."""
+    data = config.data
+    chosen = {name: getattr(data, name) for name in ("skip", "weights", "dataset")}
+    paths = {name: absolute(source) for name, source in chosen.items() if source and not is_query(source)}
     return replace(
         config,
         features=absolute(config.features),
@@ -66,7 +70,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         init_from=absolute_if_there(config.init_from),
         text_encoder=absolute_if_there(config.text_encoder),
         vae=absolute_if_there(config.vae),
-        data=replace(config.data, skip=absolute(config.data.skip) if config.data.skip else None),
+        data=replace(data, **paths),
     )
 
 

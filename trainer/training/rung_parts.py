@@ -15,7 +15,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.batches import Collator
 from trainer.data.loader import CaptionChoice, Loader
 from trainer.data.order import DataOrder
-from trainer.data.passes import count_passes, passes_text
+from trainer.data.passes import passes_text
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
@@ -101,7 +101,7 @@ def open_loader(parts: RungParts, *, images_seen: int) -> Loader:
     seed = parts.config.seed + parts.position.index
     return Loader(
         parts.store,
-        DataOrder(parts.store.samples(TRAIN), seed=seed, batch_size=rung.batch_size),
+        DataOrder(parts.store.samples(TRAIN), seed=seed, batch_size=rung.batch_size, weights=parts.store.weights),
         start_images_seen=images_seen - parts.position.images_before,
         rank=workers.rank,
         world_size=workers.num,
@@ -309,9 +309,12 @@ def _say_what_is_read(config: TrainConfig, rung: Rung, store: FeatureStore, run:
     if config.data.skip:
         keys = len(read_skip_list(config.data.skip))
         run.say(f"{config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
+    if config.data.weights:
+        run.say(f"{config.data.weights} weighs samples: a pass has {store.images_per_pass(TRAIN):,.0f} images")
     missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
+    seen = "each is seen" if store.weights is None else "one of weight 1 is seen"
     run.say(
         f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
         f"{rung.batch_size}, from {counted(num, 'sample')} in {counted(len(sizes), 'bucket')} of "
-        f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times"
+        f"{store.folder.url}{missing}: {seen} {passes_text(rung.images_seen / store.images_per_pass(TRAIN))} times"
     )
