@@ -259,7 +259,7 @@ def _seconds_on_ray(config: "PrecomputeConfig") -> float:
     settings = Path(f"{config.out}.json")  # JSON is YAML
     settings.write_text(json.dumps(asdict(config)))
     found = re.search(r"then \d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)))
-    assert found, f"the summary of foundry.units.progress in the output for {settings}"
+    assert found, f"the summary of foundry.units.run in the output for {settings}"
     return float(found[1])
 
 

@@ -18,6 +18,7 @@ STATUSES = {
     "ok": "a caption to train on",
     "refusal": "the model declined; the caption is empty",
     "empty": "nothing was written, or nothing that is a word; the caption is empty",
+    "invalid_json": "the answer to a prompt with a schema does not follow it; the caption is empty",
 }
 
 LENGTH = "length"

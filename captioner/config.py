@@ -9,7 +9,7 @@ from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
-from foundry.units.rejection import max_rejected_problems
+from foundry.units.rejection import max_rejected_problems, retry_problems
 from foundry.wording import CHOICE, ModelChoice
 
 ENGINES = ("transformers", "vllm", "endpoint")
@@ -20,24 +20,29 @@ UNIT_BYTES = 1 << 30
 """Maximum size of the decoded images of a unit, since a few units per replica are in memory at one time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
     """All settings of `python -m captioner.run`."""
 
-    images: list[str]
+    images: list[str] = field(default_factory=list)
     """Images to caption: folders, tars, Parquet files, lists or image files; local paths or fsspec URLs."""
     out: str
     """Folder of the run, local or on object storage. The same command resumes it."""
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
     """Vision-language model: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone.
     With the engine endpoint: its name on the server."""
+    captions_from: str | None = None
+    """Captioning run whose images are captioned, in place of images. Prompts can use its captions."""
+    only: str | None = None
+    """SQL query on the run of captions_from that returns a column key: the images to caption; default: all with captions."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit, which the run records."""
     engine: str = "transformers"
     """Engine that runs the model: transformers, vllm (in the environment of ray.replica_python), or endpoint (a server with
     OpenAI's protocol)."""
     prompts: str = "paper"
-    """Name of a prompt set (paper, ladder, alt_text) or a YAML file."""
+    """Name of a prompt set (paper, ladder, alt_text, long_short, structured, and with captions_from refine, merge, translate,
+    shorten) or a YAML file."""
     limit: int | None = None
     """Stop after the first units that together hold at least this many images; default: caption all."""
     unit_size: int | None = None
@@ -48,6 +53,8 @@ class CaptionConfig:
     """Licence and terms of the images, recorded with the run and copied to data set and model cards."""
     max_rejected: float | None = None
     """Share of the images (0 to 1) that may be rejected before the run stops; default: 0.01, but at least 100 images."""
+    retry_rejected: list[str] | None = None
+    """Try rejected images again, those with these reasons; without a reason: all of them."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """Decoding settings of the captions."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
@@ -68,7 +75,9 @@ class CaptionConfig:
         problems = [
             f"{name} must be {bound}"
             for name, bound, holds in [
-                ("images", "one source or more", bool(self.images)),
+                ("images", "one source or more, or captions_from a run", bool(self.images) or self.captions_from is not None),
+                ("images", "left out with captions_from: that run has them", not self.images or self.captions_from is None),
+                ("only", "left out without captions_from, the run that it queries", not self.only or bool(self.captions_from)),
                 ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
                 (
                     "generation.dtype",
@@ -79,7 +88,8 @@ class CaptionConfig:
                 ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
             ]
             if not holds
-        ] + max_rejected_problems(self.max_rejected)
+        ]
+        problems += max_rejected_problems(self.max_rejected) + retry_problems(self.retry_rejected)
         if problems:
             raise ValueError("; ".join(problems))
 

@@ -4,7 +4,8 @@ Preset < `--config file.yaml` < `--section.field value`; `--print_config` prints
 of failures was exceeded, 2 usage or configuration, 130 interrupted.
 
 A field `name: str` becomes `--name`, a field that is a dataclass its own `--name.field` options; a list or tuple takes
-several values, a bool needs none. The string under a field is its help. A positional value is the same field unnamed.
+several values, and where it may be None also none, which is an empty list; a bool needs none. The string under a field is its
+help. A positional value is the same field unnamed.
 A field without a default that names a model says in its metadata what to type where it is missing: see wording.ModelChoice.
 """
 
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -191,6 +192,8 @@ def _name_all(arguments: Sequence[str], hints: Mapping[str, Any], *, positional:
             named.append(f"{name}={_join([value], hint)}" if _is_list(hint) else word)
         elif hint is bool:
             named.append(f"{word}={rest.pop(0) if rest[:1] in (['true'], ['false']) else 'true'}")
+        elif not follows and _is_list(hint) and NoneType in get_args(hint):
+            named.append(f"{word}=[]")  # given without a value is not the same as left out
         elif follows and _is_list(hint):
             named.append(f"{word}={_join(rest[:follows], hint)}")
             del rest[:follows]

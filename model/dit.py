@@ -15,7 +15,7 @@ Source: PixArt-alpha (arXiv 2310.00426), section 2; DiT (2212.09748); PixArt-Sig
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.dit_config import PRESETS, DiTConfig, KVCompression
 
-__all__ = ["PRESETS", "Captions", "DiT", "DiTConfig", "KVCompression", "PreparedCaptions", "position_table"]
+__all__ = ["PRESETS", "Captions", "DiT", "DiTConfig", "HiddenStates", "KVCompression", "PreparedCaptions", "position_table"]
 
 FREQUENCIES = 256
 NORM_EPS = 1e-6
@@ -393,6 +393,19 @@ class FinalLayer(nn.Module):
 # ------------------------------------------------------------------------------------------------------- the network
 
 
+@dataclass(frozen=True, eq=False)
+class HiddenStates:
+    """Outputs of chosen blocks, which a training reads besides the prediction. One forward pass fills it.
+
+    No container of Python's own: FSDP copies those when it moves inputs, and what is put into a copy is lost.
+    """
+
+    blocks: frozenset[int]
+    """Numbers of the blocks to keep, from 1."""
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    """Tokens (B, N, D) behind each of these blocks, attached to the graph."""
+
+
 class DiT(nn.Module):
     """The whole network. All weights are zero until `initialise` or `load_state_dict`: constructors draw no numbers."""
 
@@ -424,12 +437,14 @@ class DiT(nn.Module):
         class_labels: Tensor | None = None,
         sizes: Tensor | None = None,
         aspect_ratios: Tensor | None = None,
+        hidden: HiddenStates | None = None,
     ) -> Tensor:
         """The prediction (B, C_out, H, W) for noisy latents; with learned_variance its second half is the variance's.
 
         latents (B, C, H, W), sides multiples of the patch size; timesteps (B,) in 0..1000, whole or not; captions of B (text);
         class_labels (B,) int64, None for no class (class); sizes (B, 2) the original height and width in pixels and
-        aspect_ratios (B, 1) height / width (micro_conditioning). Raises ValueError for what does not fit.
+        aspect_ratios (B, 1) height / width (micro_conditioning); hidden is filled with the outputs of the blocks that it names.
+        Raises ValueError for what does not fit.
         """
         grid = self._check_latents(latents)
         self._check_conditions(len(latents), timesteps=timesteps, labels=class_labels, sizes=sizes, ratios=aspect_ratios)
@@ -440,12 +455,14 @@ class DiT(nn.Module):
             condition = self._condition(timesteps, class_labels, sizes, aspect_ratios)  # (B, D)
             shared = self.t_block(condition).unflatten(1, (6, -1)) if captions is not None else condition  # (B, 6, D)
         texts = self._texts(captions)
-        for block, text in zip(self.blocks, texts, strict=True):
+        for number, (block, text) in enumerate(zip(self.blocks, texts, strict=True), start=1):
             inputs = (x, shared, grid) if text is None else (x, shared, text, grid)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *inputs, use_reentrant=False)  # (B, N, D)
             else:
                 x = block(*inputs)  # (B, N, D)
+            if hidden is not None and number in hidden.blocks:
+                hidden.outputs[number] = x
         return self._unpatchify(self.final_layer(x, condition), grid)  # (B, C_out, H, W)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A judge on loopback that answers as told."""
+"""A judge, or a captioner of the name `m`, on loopback that answers as told."""
 
 import json
 import threading
@@ -61,6 +61,9 @@ def judge_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[JudgeServ
     under_way = 0
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(Reply(body=json.dumps({"data": [{"id": "m"}]})) if self.path == "/v1/models" else fails(404))
+
         def do_POST(self) -> None:
             nonlocal under_way
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -72,6 +75,9 @@ def judge_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[JudgeServ
             answer = judge.reply(body) if self.path == "/v1/chat/completions" else fails(404)
             with lock:
                 under_way -= 1
+            self._send(answer)
+
+        def _send(self, answer: Reply) -> None:
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)

@@ -4,16 +4,18 @@ The server batches; this engine keeps `concurrency` requests under way. A reques
 that is busy or away is waited for, and ends the run where it stays away.
 """
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from captioner.engines.endpoint_settings import EndpointSettings
 from captioner.engines.generation import Generation, GenerationSettings, sampling_seed
-from foundry.chat_endpoint import Answer, ChatEndpoint, Endpoint, image_message, image_url
+from foundry.chat_endpoint import Answer, ChatEndpoint, Endpoint, RequestRefused, image_message, image_url
 from foundry.errors import UserError
 
 GREY = np.full((64, 64, 3), 128, np.uint8)
@@ -85,21 +87,40 @@ class EndpointEngine:
         self._endpoint = _endpoint(model.settings)
 
     def caption(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+        self,
+        images: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        *,
+        one_by_one: bool = False,
+        schema: str | None = None,
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
-        Raises UserError: RequestRefused where the server refuses an image.
+        A JSON schema is sent as `response_format`. Raises UserError: RequestRefused where the server refuses an image.
         """
         with ThreadPoolExecutor(1 if one_by_one else self.model.settings.concurrency) as pool:
-            return list(pool.map(self._caption, images, prompts, keys))
+            return list(pool.map(partial(self._caption, schema=schema), images, prompts, keys))
 
-    def check(self, image: np.ndarray, prompt: str) -> None:
-        """Has the server say one token about an image. Raises UserError where it does not, or is another model by now."""
-        self._ask(image, prompt, "check", max_tokens=1)
+    def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:
+        """Has the server say one token about an image.
 
-    def _caption(self, image: np.ndarray, prompt: str, key: str) -> Generation:
-        answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens)
+        Raises UserError where it does not, is another model by now, or refuses the schema.
+        """
+        try:
+            self._ask(image, prompt, "check", max_tokens=1, schema=schema)
+        except RequestRefused as error:
+            if schema is None:
+                raise
+            self._ask(image, prompt, "check", max_tokens=1)
+            raise UserError(
+                f"{error}. Without the prompt's JSON schema it answers: add response_format: null to the request's fields, and "
+                "answers are checked and asked for again in place of being constrained",
+                setting="endpoint.body",
+            ) from None
+
+    def _caption(self, image: np.ndarray, prompt: str, key: str, *, schema: str | None) -> Generation:
+        answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens, schema=schema)
         logprobs = answer.logprobs
         return Generation(
             text=answer.text.strip(),
@@ -110,8 +131,8 @@ class EndpointEngine:
             min_logprob=min(logprobs) if logprobs else None,
         )
 
-    def _ask(self, image: np.ndarray, prompt: str, key: str, *, max_tokens: int) -> Answer:
-        body = _body(self.model.settings, self.generation, model=self.model.name, max_tokens=max_tokens)
+    def _ask(self, image: np.ndarray, prompt: str, key: str, *, max_tokens: int, schema: str | None = None) -> Answer:
+        body = _body(self.model.settings, self.generation, model=self.model.name, max_tokens=max_tokens, schema=schema)
         body["messages"] = [image_message(prompt, [image_url(image, self.model.settings.image_format)])]
         if self.generation.temperature:
             body["seed"] = sampling_seed(self.generation.seed, key, prompt) % (1 << 31)
@@ -139,7 +160,9 @@ def _endpoint(settings: EndpointSettings) -> ChatEndpoint:
     )
 
 
-def _body(settings: EndpointSettings, generation: GenerationSettings, *, model: str, max_tokens: int) -> dict[str, Any]:
+def _body(
+    settings: EndpointSettings, generation: GenerationSettings, *, model: str, max_tokens: int, schema: str | None = None
+) -> dict[str, Any]:
     """The fields of a request but its messages; those that the settings set to null are left out."""
     body = {
         "model": model,
@@ -147,8 +170,13 @@ def _body(settings: EndpointSettings, generation: GenerationSettings, *, model: 
         "temperature": generation.temperature,
         "top_p": generation.top_p,
         **({"logprobs": True} if settings.logprobs else {}),
+        **({"response_format": _response_format(schema)} if schema else {}),
         **settings.body,
     }
     if body.get("max_completion_tokens") is not None:  # the name that some servers want in place of max_tokens
         body["max_completion_tokens"] = max_tokens
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _response_format(schema: str) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": json.loads(schema)}}

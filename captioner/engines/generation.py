@@ -77,14 +77,21 @@ class Engine(Protocol):
     """A loaded model, or a server that has one."""
 
     def caption(
-        self, images: "Sequence[np.ndarray]", prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+        self,
+        images: "Sequence[np.ndarray]",
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        *,
+        one_by_one: bool = False,
+        schema: str | None = None,
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
-        `one_by_one` asks for the smallest batches. Raises what the model raises.
+        `one_by_one` asks for the smallest batches. `schema` is a JSON schema, as JSON text: an engine that can constrain its
+        answers to it does so, another one ignores it. Raises what the model raises.
         """
 
-    def check(self, image: "np.ndarray", prompt: str) -> None:
+    def check(self, image: "np.ndarray", prompt: str, *, schema: str | None = None) -> None:
         """Has the model say one token about an image. Raises what the model raises, and UserError for one that cannot work."""
 
 

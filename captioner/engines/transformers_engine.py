@@ -64,7 +64,13 @@ class LlavaEngine:
         self.model.generation_config = GenerationConfig()  # what `generate` is not told, it takes from here
 
     def caption(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+        self,
+        images: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        *,
+        one_by_one: bool = False,
+        schema: str | None = None,  # noqa: ARG002 - transformers constrains nothing to a schema
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
@@ -87,7 +93,7 @@ class LlavaEngine:
             self._free_memory()
         return generations
 
-    def check(self, image: np.ndarray, prompt: str) -> None:
+    def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:  # noqa: ARG002 - as above
         """Has the model say one token about an image, uint8 (H, W, 3).
 
         Raises what the model raises, and UserError where it computes NaN or an infinity.

@@ -25,7 +25,7 @@ from captioner.engines.generation import NOT_FINITE, Generation, GenerationSetti
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from captioner.engines.vllm_settings import VllmSettings
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.storage.model_files import folder_fingerprint
 
 _VERSION = """
@@ -35,6 +35,9 @@ print(metadata.version(names[0]))
 """
 _VERSION_S = 60.0
 _GRACE_S = 10.0
+_CONSTRAINING = {"backend": "guidance", "disable_any_whitespace": True}
+"""How vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space between the keys,
+which weak models never stop writing."""
 _NOT_INSTALLED = (
     "the engine `vllm` needs vLLM, which {where} lacks: install it, with this package and the same Ray, into an environment of "
     "its own, and name that environment's interpreter as ray.replica_python"
@@ -98,27 +101,48 @@ class VllmEngine:
         threading.Thread(target=_end_with, args=(multiprocessing.active_children(),), daemon=True).start()
 
     def caption(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, one_by_one: bool = False
+        self,
+        images: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        *,
+        one_by_one: bool = False,
+        schema: str | None = None,
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
-        All are submitted at once; `one_by_one` submits each after the answer to the one before. Raises what vLLM raises.
+        All are submitted at once; `one_by_one` submits each after the answer to the one before. With a JSON schema, vLLM lets
+        the model choose only tokens that continue JSON of the schema. Raises what vLLM raises.
         """
         if not one_by_one:
-            return self._generate(images, prompts, keys, max_tokens=self.generation.max_new_tokens)
-        return [self.caption([image], [prompt], [key])[0] for image, prompt, key in zip(images, prompts, keys, strict=True)]
+            return self._generate(images, prompts, keys, max_tokens=self.generation.max_new_tokens, schema=schema)
+        return [
+            self.caption([image], [prompt], [key], schema=schema)[0]
+            for image, prompt, key in zip(images, prompts, keys, strict=True)
+        ]
 
-    def check(self, image: np.ndarray, prompt: str) -> None:
+    def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:
         """Has the model say one token about an image, uint8 (H, W, 3).
 
-        Raises what vLLM raises, and UserError where the model computes NaN or an infinity.
+        Raises what vLLM raises, and UserError where the model computes NaN or an infinity, or vLLM cannot follow the schema.
         """
-        (said,) = self._generate([image], [prompt], ["check"], max_tokens=1)
+        try:
+            (said,) = self._generate([image], [prompt], ["check"], max_tokens=1, schema=schema)
+        except ValueError as error:
+            if schema is None:
+                raise
+            raise UserError(f"vLLM cannot constrain answers to the prompt's schema: {one_line(error, limit=300)}") from error
         if not said.is_finite:
             raise UserError(f"the model computes NaN or infinity: {NOT_FINITE}")
 
     def _generate(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_tokens: int
+        self,
+        images: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        keys: Sequence[str],
+        *,
+        max_tokens: int,
+        schema: str | None,
     ) -> list[Generation]:
         if not images:
             return []
@@ -126,12 +150,16 @@ class VllmEngine:
             {"prompt": self._format(prompt), "multi_modal_data": {"image": Image.fromarray(self._fit(image))}}
             for image, prompt in zip(images, prompts, strict=True)
         ]
-        parameters = [self._parameters(key, prompt, max_tokens) for key, prompt in zip(keys, prompts, strict=True)]
+        parameters = [
+            self._parameters(key, prompt, max_tokens=max_tokens, schema=schema)
+            for key, prompt in zip(keys, prompts, strict=True)
+        ]
         found = self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._lora)
         return [_generation(one) for one in found]
 
-    def _parameters(self, key: str, prompt: str, max_tokens: int) -> Any:
+    def _parameters(self, key: str, prompt: str, *, max_tokens: int, schema: str | None) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         settings = self.generation
         return SamplingParams(
@@ -141,6 +169,7 @@ class VllmEngine:
             max_tokens=max_tokens,
             stop_token_ids=self._end_ids,
             logprobs=0,  # of the chosen token alone
+            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
         )
 
 
@@ -165,6 +194,7 @@ def _arguments(source: ModelSource, generation: GenerationSettings, settings: Vl
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_num_seqs": settings.max_num_seqs,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "structured_outputs_config": _CONSTRAINING,
         **settings.args,
     }
     optional = {

@@ -6,13 +6,15 @@ All state is in the run's folder, so that the same command resumes where the com
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import assumed_prompt
 from captioner.prompt_sets import PROMPT_SETS
-from captioner.runs.job import CaptionJob, caption_job
+from captioner.runs.asking import invalid_line
+from captioner.runs.job import CaptionJob, caption_job, query_of
+from captioner.runs.questions import check_metadata_names
 from captioner.runs.spending import Spending
 from captioner.runs.start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
 from captioner.runs.status import RunStatus, status_of
@@ -20,8 +22,10 @@ from captioner.runs.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.carried_types import record_types
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
+from dataset_builder.runs.source_run import plan_from_run, read_source_record
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
+from foundry.errors import UserError
 from foundry.images.sources import Source, find_sources
 from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
@@ -30,7 +34,20 @@ from foundry.storage.run_record import RunRecord, record_carried
 from foundry.units.cluster import RaySettings, check_paths, describe_nodes, memory_line
 from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.rejection import allowed_rejections
+from foundry.units.retries import start_retry
 from foundry.wording import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """A run whose run.json and plan are there, and the work on its units."""
+
+    config: CaptionConfig
+    run: Folder
+    job: CaptionJob
+    record: RunRecord
+    plan: Plan
+    passed_over: PassedOver
 
 
 def caption_images(config: CaptionConfig) -> int:
@@ -38,35 +55,29 @@ def caption_images(config: CaptionConfig) -> int:
     from foundry.units.run import run_job
 
     started = time.perf_counter()
-    check_paths([*config.images, config.out, *_path_settings(config)])
-    config = _with_absolute_paths(config)
-    run = Folder(config.out)
-    record = check_folder(run)
-    job = caption_job(config, before=committed_settings(run, record))
-    passed_over = PassedOver()
-    sources = find_sources(config.images, passed_over=passed_over, ignore=config.ignore)
-    record, plan = plan_run(config, run, job, sources, before=record)
-    job, record = _settled(config, run, job, record)
+    planned = _prepare(config)
+    config, run, job, record, plan = planned.config, planned.run, planned.job, planned.record, planned.plan
     commits = read_commits(run)
     check_commits(run, commits, run_id=job.run_id)
     done = {commit.unit for commit in commits}
     wanted = plan.units(limit=config.limit)
     units = [unit for unit in wanted if unit.number not in done]
-    print(_headline(config, job, plan, num_units=len(units)))
-    if line := assumed_prompt(config.model, job.model.prompt_format):
-        print(line)
-    if line := passed_over.line(in_tars=plan.num_passed_over):
-        print(line)
+    _print_beginning(planned, num_units=len(units))
+    retried: tuple[Unit, ...] = ()
+    if config.retry_rejected is not None:
+        retried = _start_retry(run, plan, reasons=config.retry_rejected)
+        commits = read_commits(run)
     allowed = _allowed(config, wanted, commits)
     spending = Spending(config.endpoint, commits)
-    if units:
-        budget = allowed - sum(commit.num_rejected for commit in commits)
+    if units or retried:
+        # An image that is tried again counts once it is rejected again.
+        rejected = sum(commit.num_rejected for commit in commits) - sum(unit.num_images for unit in retried)
         if not run_job(
             job,
-            units,
+            [*units, *retried],
             settings=replica_settings(config),
-            visible=_visible(config, job),
-            budget=budget,
+            visible=_visible(config, job, images=config.images or record.images),
+            budget=allowed - rejected,
             started=started,
             replica_bytes=job.replica_bytes,
             on_ray=lambda: _record_start(config, run, job),
@@ -77,13 +88,44 @@ def caption_images(config: CaptionConfig) -> int:
         check_commits(run, commits, run_id=job.run_id)
     files = RunFiles(run, record, tuple(commits))
     merge_counts_of(files)
-    if units:
+    if units or retried:
         record_types(files, plan)
     if line := spending.line():
         print(line)
     with store_errors(run):
         plan = read_plan(run, unit_size=plan.unit_size)
     return _report(status_of(plan, commits), allowed=allowed)
+
+
+def _prepare(config: CaptionConfig) -> _Planned:
+    """Checks all that can be checked before work begins, and plans. Raises UserError."""
+    named = [config.captions_from] if config.captions_from else config.images
+    check_paths([*named, config.out, *_path_settings(config)])
+    config = _with_absolute_paths(config)
+    if config.captions_from == config.out:
+        raise UserError(
+            f"the run that captions are taken from is that of this command, {config.out}: give another", setting="out"
+        )
+    run = Folder(config.out)
+    record = check_folder(run)
+    source = None if config.captions_from is None else read_source_record(config.captions_from)
+    job = caption_job(config, before=committed_settings(run, record), source=source)
+    passed_over = PassedOver()
+    sources = [] if source else find_sources(config.images, passed_over=passed_over, ignore=config.ignore)
+    record, plan = plan_run(config, run, job, sources, before=record, source=source)
+    check_metadata_names(job.prompts, record, plan)
+    job, record = _settled(config, run, job, record)
+    return _Planned(config=config, run=run, job=job, record=record, plan=plan, passed_over=passed_over)
+
+
+def _print_beginning(planned: _Planned, *, num_units: int) -> None:
+    """Prints what is about to be done, and what was passed over."""
+    config, job, plan = planned.config, planned.job, planned.plan
+    print(_headline(config, job, plan, num_units=num_units))
+    if line := assumed_prompt(config.model, job.model.prompt_format):
+        print(line)
+    if line := planned.passed_over.line(in_tars=plan.num_passed_over):
+        print(line)
 
 
 def replica_settings(config: CaptionConfig) -> RaySettings:
@@ -99,22 +141,52 @@ def replica_settings(config: CaptionConfig) -> RaySettings:
 def _on_commit(run: Folder, job: CaptionJob, spending: Spending) -> Callable[[Commit], None]:
     """What is done with each unit that is committed."""
     warning = ToyWarning(run) if job.model.is_mini else None
+    warned: set[str] = set()
+    from tqdm import tqdm
 
     def look(commit: Commit) -> None:
         spending.add(commit)
         if warning is not None:
             warning.look(commit)
+        if not warned and (line := invalid_line(commit, job.prompts.prompts)):
+            tqdm.write(line, file=sys.stderr)
+            warned.add(line)
 
     return look
 
 
 def plan_run(
-    config: CaptionConfig, run: Folder, job: CaptionJob, sources: Sequence[Source], *, before: RunRecord | None
+    config: CaptionConfig,
+    run: Folder,
+    job: CaptionJob,
+    sources: Sequence[Source],
+    *,
+    before: RunRecord | None,
+    source: RunRecord | None = None,
 ) -> tuple[RunRecord, Plan]:
-    """Creates run.json, or checks `before`, what it says; plans the images that are not planned yet. Raises UserError."""
-    record = begin(config, run, job.settings, before=before)
-    plan = extend_plan(run, sources, unit_size=record.unit_size)
+    """Creates run.json, or checks `before`, what it says; plans the images that are not planned yet. Raises UserError.
+
+    `source` is the record of the run that captions_from names: then the images are that run's, and `sources` are none.
+    """
+    record = begin(config, run, job.settings, before=before, source=source)
+    if config.captions_from is None:
+        plan = extend_plan(run, sources, unit_size=record.unit_size)
+    else:
+        plan = plan_from_run(run, config.captions_from, only=query_of(config), unit_size=record.unit_size)
     return record_carried(run, record, plan.carried), plan
+
+
+def _start_retry(run: Folder, plan: Plan, *, reasons: Sequence[str]) -> tuple[Unit, ...]:
+    """The units of a retry, after a line that says what is tried again."""
+    with store_errors(run):
+        retry = start_retry(run, plan.units(), reasons=reasons)
+    why = f" for {', '.join(sorted(set(reasons)))}" if reasons else ""
+    if retry is None:
+        print(f"nothing to retry: no image is rejected{why}")
+        return ()
+    images, units = counted(retry.num_images, "rejected image"), counted(len(retry.units), "unit")
+    print(f"retry {retry.number}: {images}{why} in {units} to try again")
+    return retry.units
 
 
 def _settled(config: CaptionConfig, run: Folder, job: CaptionJob, record: RunRecord) -> tuple[CaptionJob, RunRecord]:
@@ -158,6 +230,7 @@ def _with_absolute_paths(config: CaptionConfig) -> CaptionConfig:
     return replace(
         config,
         out=normalise(config.out),
+        captions_from=None if config.captions_from is None else normalise(config.captions_from),
         images=[normalise(source) for source in config.images],
         model=absolute(config.model),
         tagger=replace(config.tagger, spacy_model=absolute(config.tagger.spacy_model)),
@@ -165,22 +238,23 @@ def _with_absolute_paths(config: CaptionConfig) -> CaptionConfig:
     )
 
 
-def _visible(config: CaptionConfig, job: CaptionJob) -> dict[str, str]:
+def _visible(config: CaptionConfig, job: CaptionJob, *, images: Sequence[str]) -> dict[str, str]:
     """The local paths that every node must see, and the text that must be in them."""
     read_by_workers = (config.model, config.tagger.spacy_model, config.t5.tokenizer)
-    paths = {path: "" for path in config.images if is_local_path(path)}
+    paths = {path: "" for path in (*images, config.captions_from or "") if path and is_local_path(path)}
     paths |= {path: "" for path in _path_settings(config) if path in read_by_workers}
     return paths | ({f"{config.out}/run.json": job.run_id} if is_local_path(config.out) else {})
 
 
 def _headline(config: CaptionConfig, job: CaptionJob, plan: Plan, *, num_units: int) -> str:
-    prompts = ", ".join(prompt.name for prompt in job.prompts.prompts)
+    prompts = ", ".join(name for prompt in job.prompts.prompts for name in prompt.caption_names)
     repeated = f", {plan.num_repeated} listed more than once" if plan.num_repeated else ""
+    earlier = f"; captions from {config.captions_from}" if job.prompts.caption_fields else ""
     padded = ", images padded to squares" if job.generation.image_fit == "pad" else ""
     return (
         f"run {job.run_id} in {config.out}: {counted(plan.num_images, 'image')} in {counted(plan.num_units, 'unit')}{repeated}"
         f"; {counted(num_units, 'unit')} to do; model {_model(config, job)}{padded}; "
-        f"prompts {job.prompts.name} ({prompts})"
+        f"prompts {job.prompts.name} ({prompts}){earlier}"
     )
 
 

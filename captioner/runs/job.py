@@ -5,6 +5,7 @@ how the cost of the distribution is measured.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -13,21 +14,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from captioner.cleaning import CLEANING_VERSION, CleanedCaption, clean
+from captioner.cleaning import CLEANING_VERSION
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
 from captioner.prompt_sets import load_prompts
 from captioner.prompts import PromptSet, render
-from dataset_builder.concepts.noun_counts import CaptionNouns, count_captions, count_nouns, load_t5_view, load_tagger
+from captioner.runs.asking import ask, check_engine
+from captioner.runs.caption_rows import RENDERED, caption_rows
+from captioner.runs.questions import NO_EARLIER_CAPTION, EarlierCaptions, check_caption_fields, questions_about
+from captioner.structured.answers import STRUCTURED_VERSION
+from dataset_builder.concepts.noun_counts import CaptionNouns, count_nouns, load_t5_view, load_tagger
 from dataset_builder.concepts.t5_view import T5Config, T5View
 from dataset_builder.concepts.tagger import NounTagger, TaggerConfig
+from dataset_builder.runs.source_run import ALL_CAPTIONED
 from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
-from foundry.images.loading import all_rejected, read_images
+from foundry.images.loading import all_rejected, read_images, rejected_row
 from foundry.storage.folder import Folder
-from foundry.storage.run_record import as_stored, run_id
+from foundry.storage.run_record import RunRecord, as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read_unit
 from foundry.units.rejection import Failure
@@ -76,6 +82,8 @@ class CaptionJob:
     limits: DecodeLimits
     tagger: TaggerConfig
     t5: T5Config
+    earlier: EarlierCaptions | None = None
+    """The run that prompts take captions from."""
 
     def with_dtype(self, dtype: str) -> "CaptionJob":
         """The same work in that dtype, which is part of what a run is."""
@@ -90,16 +98,21 @@ class CaptionJob:
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
         """Reads and decodes the images at these positions; one that cannot be used becomes a rejected row."""
         started = time.perf_counter()
-        rows = read_unit(Folder(self.run), unit)
-        read = read_images(
-            [rows[position] for position in positions], limits=self.limits, target_side_px=self.model.image_side_px
-        )
-        images = [one.facts for one in read.images]
-        texts = {prompt.name: [render(prompt, image["alt_text"]) for image in images] for prompt in self.prompts.prompts}
-        payload = Payload(
-            pixels=[one.image.pixels for one in read.images], keys=[image["key"] for image in images], prompts=texts
-        )
-        return payload, Facts(images=images, rejected=read.rejected, seconds=time.perf_counter() - started)
+        unit_rows = read_unit(Folder(self.run), unit)
+        rows = [unit_rows[position] for position in positions]
+        read = read_images(rows, limits=self.limits, target_side_px=self.model.image_side_px)
+        found = [one.facts for one in read.images]
+        questions = questions_about(found, rows, prompts=self.prompts, earlier=self.earlier)
+        lacking = {key for key, asked in questions.items() if None in asked}
+        images = [image for image in found if image["key"] not in lacking]
+        texts = {
+            prompt.name: [questions[image["key"]][number] or "" for image in images]
+            for number, prompt in enumerate(self.prompts.prompts)
+        }
+        pixels = [one.image.pixels for one in read.images if one.facts["key"] not in lacking]
+        rejected = read.rejected + [rejected_row(image, NO_EARLIER_CAPTION) for image in found if image["key"] in lacking]
+        payload = Payload(pixels=pixels, keys=[image["key"] for image in images], prompts=texts)
+        return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
         """Loads the tagger and the tokenizer."""
@@ -111,15 +124,21 @@ class CaptionJob:
         return self.model.load(self.generation)
 
     def check(self, engine: Engine) -> None:
-        """One token about a grey image: a model that cannot say that can caption nothing."""
-        engine.check(np.full((64, 64, 3), 128, np.uint8), render(self.prompts.prompts[0], "an owl"))
+        """One token about a grey image, for the first prompt and for each with a schema."""
+        first, *others = self.prompts.prompts
+        for prompt in (first, *(prompt for prompt in others if prompt.schema)):
+            question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
+            assert question is not None
+            check_engine(engine, prompt, question)
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
         started = time.perf_counter()
         said = {
-            name: engine.caption(payload.pixels, texts, payload.keys, one_by_one=one_by_one)
-            for name, texts in payload.prompts.items()
+            prompt.name: ask(
+                engine, payload.pixels, payload.prompts[prompt.name], payload.keys, prompt=prompt, one_by_one=one_by_one
+            )
+            for prompt in self.prompts.prompts
         }
         return Output(generations=said, seconds=time.perf_counter() - started)
 
@@ -132,11 +151,13 @@ class CaptionJob:
         failed = {facts.images[index]["key"]: failure for index, failure in not_finite.items()}
         rejected = all_rejected(facts.rejected, partial(read_unit, folder, unit), failed=failed, excluded=excluded)
         facts, output = _without(facts, output, not_finite)
+        tables = self.tables(facts, output)
         return commit_unit(
             folder,
             run_id=self.run_id,
             unit=unit,
-            tables=self.tables(facts, output) | {"rejected": rejected},
+            tables=tables | {"rejected": rejected},
+            statuses=_statuses(tables["captions"]),
             num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
             num_input_tokens=sum(said.num_input_tokens for rows in output.generations.values() for said in rows),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
@@ -157,8 +178,9 @@ class CaptionJob:
         keys = [image["key"] for image in facts.images]
         captions: list[dict[str, Any]] = []
         nouns: list[CaptionNouns] = []
-        for prompt, generations in output.generations.items():
-            rows, found = self._caption_rows(prompt, keys, generations)
+        for prompt in self.prompts.prompts:
+            said = output.generations.get(prompt.name, [])
+            rows, found = caption_rows(prompt, keys, said, seed=self.generation.seed, tagger=self.tagger, t5=self.t5)
             captions += rows
             nouns += found
         return {
@@ -167,33 +189,27 @@ class CaptionJob:
             "noun_counts": count_nouns(nouns),
         }
 
-    def _caption_rows(
-        self, prompt: str, keys: Sequence[str], generations: Sequence[Generation]
-    ) -> tuple[list[dict[str, Any]], list[CaptionNouns]]:
-        """Rows of schema.CAPTIONS and what was counted for them."""
-        cleaned = [clean(said.text, finish_reason=said.finish_reason) for said in generations]
-        counted, nouns = count_captions([one.caption for one in cleaned], prompt=prompt, tagger=self.tagger, t5=self.t5)
-        rows = [
-            {"key": key, **_said(said), **_cleaned(one), **found}
-            for key, said, one, found in zip(keys, generations, cleaned, counted, strict=True)
-        ]
-        return rows, nouns
 
-
-def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionJob:
+def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, source: RunRecord | None = None) -> CaptionJob:
     """The work on a unit, with everything resolved that can be resolved without Ray (not the dtype). Raises UserError.
 
-    `before`: settings of what the run has committed, which stay where nothing else is asked for.
+    `before`: settings of what the run has committed, which stay where nothing else is asked for. `source`: the record of the
+    run that captions are taken from.
     """
+    prompts = load_prompts(config.prompts)
+    check_caption_fields(prompts, source)
     model = find_model(config)
     config = replace(config, generation=_settled(config.generation, model, before))
-    prompts = load_prompts(config.prompts)
     t5 = config.t5.of_model(config.model)
     settings = run_settings(
         config, model=model, prompts=prompts, tagger=NounTagger(config.tagger).describe(), t5=T5View(t5).describe()
     )
     if before is not None and model.prompt_format == LLAVA_PROMPT and "prompt_format" not in before.get("model", {}):
         del settings["model"]["prompt_format"]  # runs before it was recorded assumed the same prompt
+    earlier = None
+    if source is not None and config.captions_from is not None:
+        settings["captions_from"] = {"run_id": source.run_id, "only": query_of(config)}
+        earlier = EarlierCaptions(url=config.captions_from, prompts=tuple(source.prompt_names))
     return CaptionJob(
         run=config.out,
         run_id=run_id(settings),
@@ -204,7 +220,13 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None) 
         limits=config.limits,
         tagger=config.tagger,
         t5=t5,
+        earlier=earlier,
     )
+
+
+def query_of(config: CaptionConfig) -> str:
+    """The query that names the images of a source run to caption."""
+    return config.only or ALL_CAPTIONED
 
 
 def run_settings(
@@ -218,7 +240,7 @@ def run_settings(
         "schema_version": SCHEMA_VERSION,
         "engine": _RECORDED.get(config.engine, config.engine),
         "model": model.describe(),
-        "prompts": asdict(prompts),
+        "prompts": prompts.describe(),
         "generation": generation,
         "limits": asdict(config.limits),
         "cleaning_version": CLEANING_VERSION,
@@ -226,6 +248,8 @@ def run_settings(
         "t5": t5,
         "unit_size": config.unit_size or default_unit_size(model.image_side_px),
     }
+    if any(prompt.schema for prompt in prompts.prompts):
+        settings["structured_version"] = STRUCTURED_VERSION
     return as_stored(settings)
 
 
@@ -262,19 +286,7 @@ def _without(facts: Facts, output: Output, excluded: Collection[int]) -> tuple[F
     return replace(facts, images=[facts.images[index] for index in kept]), replace(output, generations=generations)
 
 
-def _said(said: Generation) -> dict[str, Any]:
-    return {
-        "caption_raw": said.text,
-        "finish_reason": said.finish_reason,
-        "num_tokens": said.num_tokens,
-        "mean_logprob": said.mean_logprob,
-        "min_logprob": said.min_logprob,
-    }
-
-
-def _cleaned(cleaned: CleanedCaption) -> dict[str, Any]:
-    return {
-        "caption": cleaned.caption,
-        "status": cleaned.status,
-        "flags": list(cleaned.flags),
-    }
+def _statuses(captions: pa.Table) -> dict[str, int]:
+    """Answers of the model by their status, where it is not ok; a rendering is no answer."""
+    rows = zip(captions["status"].to_pylist(), captions["finish_reason"].to_pylist(), strict=True)
+    return dict(Counter(status for status, reason in rows if status != "ok" and reason != RENDERED))

@@ -47,14 +47,25 @@ def committed_settings(run: Folder, record: RunRecord | None) -> dict[str, Any] 
     return record.settings if record is not None and _has_commits(run) else None
 
 
-def begin(config: CaptionConfig, run: Folder, settings: dict[str, Any], *, before: RunRecord | None) -> RunRecord:
+def begin(
+    config: CaptionConfig,
+    run: Folder,
+    settings: dict[str, Any],
+    *,
+    before: RunRecord | None,
+    source: RunRecord | None = None,
+) -> RunRecord:
     """Creates run.json, or checks that `before`, what it says, is the same; returns the record of the run.
+
+    `source` is the record of the run that captions are taken from: its images and, unless another is given, its licence.
 
     Other settings replace it as long as nothing is committed: then it is read again, and likewise where another process
     created it meanwhile. A plan stays where the images and the size of a unit do. Raises UserError where something is
     committed.
     """
-    record = RunRecord.new(settings=settings, images=config.images, licence=config.licence, config=asdict(config))
+    images = config.images if source is None else source.images
+    licence = config.licence or (source.licence if source else "")
+    record = RunRecord.new(settings=settings, images=images, licence=licence, config=asdict(config))
     if before is not None and not _changes(before, record):
         return before
     with store_errors(run):
@@ -110,7 +121,7 @@ def _begin_again(run: Folder, record: RunRecord) -> RunRecord:
     different, missing = _different(before.settings, record.settings), _missing(before, record)
     if _has_commits(run):
         _refuse(run, different, missing)
-    if missing or "unit_size" in different:
+    if missing or any(name == "unit_size" or name.startswith("captions_from.") for name in different):
         discard_plan(run)
     begun = replace(record, carried={} if missing else before.carried)
     begun.write(run)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from dataset_builder.runs.plan import Plan, read_plan
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, read_commits
+from foundry.units.retries import Retry, open_retry
 from foundry.wording import counted
 
 RECENT_UNITS = 20
@@ -21,8 +22,9 @@ PAUSE_UNITS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """Counts in images. images_per_s is that of the newest commits without pauses, None where they do not tell or the run
-    is paused; last_commit_s is how old the newest one is, None where there is none.
+    """Counts in images, but for captions. images_per_s is that of the newest commits without pauses, None where they do not
+    tell or the run is paused; last_commit_s is how old the newest one is, None where there is none. to_retry are those of the
+    rejected images that a retry has yet to try again.
     """
 
     planned: int
@@ -33,6 +35,9 @@ class RunStatus:
     units_committed: int
     images_per_s: float | None
     last_commit_s: float | None
+    to_retry: int = 0
+    captions_by_status: dict[str, int] = field(default_factory=dict)
+    """Captions that are empty, by their status; those of units that were committed before it was recorded are not counted."""
 
     @property
     def remaining(self) -> int:
@@ -53,6 +58,10 @@ class RunStatus:
         if self.remaining:
             text += f" + {self.remaining} to do"
         text += f"; {self.units_committed} of {counted(self.units, 'unit')}"
+        if self.captions_by_status:
+            text += "; captions: " + ", ".join(f"{count} {status}" for status, count in sorted(self.captions_by_status.items()))
+        if self.to_retry:
+            text += f"; {counted(self.to_retry, 'rejected image')} to retry"
         if self.remaining and self.last_commit_s is not None:
             text += f"; last commit {_duration(self.last_commit_s)} ago"
         if self.remaining and self.images_per_s and self.eta_s:
@@ -66,23 +75,28 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the folder that captioner.run wrote")
     with store_errors(run):
-        return status_of(read_plan(run, unit_size=record.unit_size), read_commits(run), now=now)
+        plan = read_plan(run, unit_size=record.unit_size)
+        return status_of(plan, read_commits(run), retry=open_retry(run, plan.units()), now=now)
 
 
-def status_of(plan: Plan, commits: Sequence[Commit], *, now: datetime | None = None) -> RunStatus:
-    """The status of a run with this plan and these commits."""
+def status_of(plan: Plan, commits: Sequence[Commit], *, retry: Retry | None = None, now: datetime | None = None) -> RunStatus:
+    """The status of a run with this plan, these commits, and this retry that is not finished."""
     newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]
     last_commit_s = max(0.0, (now or datetime.now(UTC)).timestamp() - newest[-1].at) if newest else None
     reasons: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     for commit in commits:
         reasons.update(commit.rejected)
+        statuses.update(commit.statuses)
     return RunStatus(
         planned=plan.num_images,
         captioned=sum(commit.completed for commit in commits),
         rejected=reasons.total(),
         rejected_by_reason=dict(reasons),
+        captions_by_status=dict(statuses),
         units=plan.num_units,
         units_committed=len(commits),
+        to_retry=retry.num_images if retry else 0,
         images_per_s=None if last_commit_s is None or last_commit_s > _pause_s(newest) else _speed(newest),
         last_commit_s=last_commit_s,
     )
@@ -98,7 +112,8 @@ class _Step:
 
     @staticmethod
     def of(commit: Commit) -> "_Step":
-        return _Step(datetime.fromisoformat(commit.committed_at).timestamp(), commit.planned, sum(commit.seconds.values()))
+        images = sum(commit.retried.values()) or commit.planned
+        return _Step(datetime.fromisoformat(commit.committed_at).timestamp(), images, sum(commit.seconds.values()))
 
 
 def _pause_s(newest: Sequence[_Step]) -> float:

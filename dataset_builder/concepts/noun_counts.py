@@ -75,16 +75,25 @@ def merge_counts(tables: "Sequence[pa.Table]") -> "pa.Table":
 
 
 def count_captions(
-    captions: Sequence[str], *, prompt: str, tagger: TaggerConfig, t5: T5Config
+    captions: Sequence[str],
+    *,
+    prompt: str,
+    tagger: TaggerConfig,
+    t5: T5Config,
+    words: Sequence[str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[CaptionNouns]]:
-    """The counted columns of schema.CAPTIONS for captions under one prompt, and their nouns for `count_nouns`."""
+    """The counted columns of schema.CAPTIONS for captions under one prompt, and their nouns for `count_nouns`.
+
+    `words` are the captions with all that is no word blanked out, as words_of_json does; default: the captions.
+    """
+    words = captions if words is None else words
     views = load_t5_view(t5).measure(captions)
-    tagged = zip(load_tagger(tagger).tag(captions), views, strict=True)
+    tagged = zip(load_tagger(tagger).tag(words), views, strict=True)
     nouns = [caption_nouns(found, prompt=prompt, cut_char=view.cut_char) for found, view in tagged]
     rows = [
         {
             "prompt": prompt,
-            "num_words": len(caption.split()),
+            "num_words": len(text.split()),
             "num_t5_tokens": view.num_t5_tokens,
             "num_nouns": len(found.lemmas),
             "num_distinct_nouns": found.num_distinct,
@@ -92,7 +101,7 @@ def count_captions(
             "num_t5_nouns": found.num_t5_nouns,
             "nouns": list(found.lemmas),
         }
-        for caption, view, found in zip(captions, views, nouns, strict=True)
+        for text, view, found in zip(words, views, nouns, strict=True)
     ]
     return rows, nouns
 

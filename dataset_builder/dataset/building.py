@@ -79,7 +79,7 @@ def build_dataset(config: BuildConfig) -> Built:
             folder = _new_folder(config.out)
             with _writer(folder, config, runs) as writer:
                 funnel = _write(writer, state, embed=config.embed)
-            record = _record(config, runs, writer) | {"identity": identity}
+            record = _record(config, runs, writer) | {"identity": identity, "structured": _structured(state)}
             return Built(funnel, _publish(folder, record, funnel, histograms(state)), (*notes, *state.notes))
     return Built(funnel, None, (*notes, *state.notes))
 
@@ -197,6 +197,16 @@ def _record(config: BuildConfig, runs: dict[str, RunFiles], writer: DatasetWrite
         "carried": carried,
         "files": writer.records,
     }
+
+
+def _structured(state: SelectionState) -> list[str]:
+    """The prompts whose captions are JSON, as the data set calls them."""
+    prompts = [
+        state.renamed.get((number, prompt), prompt)
+        for number, run in enumerate(state.runs.values())
+        for prompt in run.record.structured_prompts
+    ]
+    return list(dict.fromkeys(prompts))
 
 
 def _run_record(name: str, run: RunFiles) -> dict[str, Any]:

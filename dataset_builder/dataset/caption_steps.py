@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dataset_builder.dataset.recipe import RecipeConfig
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.run_files import RunFiles
-from dataset_builder.sql.views import literal, quoted
+from dataset_builder.sql.views import literal, quoted, value_sql
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Workbench
@@ -152,6 +152,7 @@ def _candidates_sql(state: SelectionState, number: int) -> str:
     run = state.runs[name]
     own = [quoted(column) for column in CAPTIONS.names if column != "key"]
     figures = [f"{sql} AS {column}" for column, sql in CAPTION_FIGURES.items()]
+    figures.append(value_sql(run.record.structured_prompts))
     images = [quoted(column) for column in run.image_columns if column != "key"]
     return (
         f"SELECT {literal(name)} AS run, c.unit, i.key, {', '.join([*own, *figures, *images])}, s.* EXCLUDE (key) "

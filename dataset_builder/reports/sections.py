@@ -54,6 +54,7 @@ def report_sections(database: "Database", *, num_pictures: int) -> list[Section]
             "VN: nouns that appear more than 10 times. DN: different nouns. As T5 reads it: of the part that the encoder sees.",
             table_html(density_rows(database)),
         ),
+        "Statuses": ("Captions by prompt and status; only those that are ok have a text.", table_html(statuses(database))),
         "Rarefaction": ("The nouns to be expected of a random sample of the captions.", charts_html(spans)),
         "Histograms": (
             "Of captions, and of scores where there are any.",
@@ -113,6 +114,12 @@ def density_rows(database: "Database") -> Table:
     names = ("captions of", "counted", "captions", "VN", "DN", "VN / DN in %", "nouns", "nouns a caption")
     note = "VN and DN grow with the number of captions; compare bodies of different size by the curves below."
     return Table(columns=names, rows=rows, note=note)
+
+
+def statuses(database: "Database") -> Table:
+    """Number of captions by prompt and status."""
+    counted = "SELECT prompt, status, count(*) AS captions FROM captions GROUP BY ALL ORDER BY prompt, captions DESC, status"
+    return _table(database.fetch(counted).to_pylist())
 
 
 def caption_histograms(database: "Database") -> list[Histogram]:
@@ -175,12 +182,13 @@ def repetitions(database: "Database") -> Table:
 
 
 def gallery(database: "Database", *, number: int) -> Gallery:
-    """A fixed random choice of images with their first caption."""
+    """A fixed random choice of images with their first caption, in prose where there is any."""
     has_samples = "samples" in database.views
     embedded = "(SELECT m.image.bytes FROM samples m WHERE m.key = i.key)" if has_samples else "NULL"
     rows = database.fetch(
         f"WITH chosen AS (SELECT * FROM images WHERE width IS NOT NULL ORDER BY hash(key), key LIMIT {number}), "
-        "said AS (SELECT key, first(caption ORDER BY prompt) AS caption, first(num_nouns ORDER BY prompt) AS nouns "
+        "said AS (SELECT key, first(caption ORDER BY value IS NOT NULL, caption = '', prompt) AS caption, "
+        "first(num_nouns ORDER BY value IS NOT NULL, caption = '', prompt) AS nouns "
         "FROM captions WHERE key IN (SELECT key FROM chosen) GROUP BY key) "
         "SELECT i.key, i.uri, i.member, i.byte_offset, i.byte_length, i.row, said.*, s.clip_mean, s.aesthetic, s.sharpness, "
         f"{embedded} AS data FROM chosen i LEFT JOIN said USING (key) LEFT JOIN scores s USING (key) ORDER BY i.key"

@@ -18,11 +18,16 @@ def record_types(files: RunFiles, plan: Plan) -> dict[str, str]:
 
     `files` may lack all but the run's record and its commits. Raises UserError where a file of the run cannot be read.
     """
-    if not any(source["kind"] in _SAMPLED_KINDS for source in plan.sources):
+    if not is_sampled(plan):
         return {}
     wider = _wider_types(files)
     record_carried(files.folder, files.record, wider)
     return wider
+
+
+def is_sampled(plan: Plan) -> bool:
+    """Whether the columns of some source are known by a sample alone."""
+    return any(source["kind"] in _SAMPLED_KINDS for source in plan.sources)
 
 
 def _wider_types(files: RunFiles) -> dict[str, str]:

@@ -100,11 +100,15 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
     indexed = _index(run, fresh, plan)
     if not indexed["parts"] and plan.num_plans:
         return plan
-    record = indexed | {"sources": [source.record() for source in fresh]}
+    return publish_plan(run, plan, indexed | {"sources": [source.record() for source in fresh]})
+
+
+def publish_plan(run: Folder, plan: Plan, record: Mapping[str, Any]) -> Plan:
+    """Makes `record` the next one of the plan, and returns the whole. Raises UserError where another process was faster."""
     with store_errors(run):
         if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
             raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")
-        return read_plan(run, unit_size=unit_size)
+        return read_plan(run, unit_size=plan.unit_size)
 
 
 def discard_plan(run: Folder) -> None:
@@ -153,14 +157,14 @@ def _index(run: Folder, sources: Sequence[Source], plan: Plan) -> dict[str, Any]
         record = _stage(database, sources)
         (record["num_repeated"],) = database.execute(_FRESH_SQL).fetchall()[0]
         reader = database.sql(_KEYED_SQL).to_arrow_reader(plan.unit_size * 16)
-        record["parts"] = [asdict(part) for part in _write_parts(run, reader, plan)]
+        record["parts"] = [asdict(part) for part in write_parts(run, reader, plan)]
     return record
 
 
 def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
     """Reads the sources into the table `staged`, numbered in their order; returns what a plan's record says of all."""
     from foundry.images.index import SOURCE_INDEX
-    from foundry.units.progress import counting
+    from foundry.units.run import counting
 
     rows = "SELECT *, nextval('positions') AS position FROM batch"
     database.execute("CREATE SEQUENCE positions")
@@ -224,11 +228,13 @@ def _read_part(run: Folder, part: PlanPart) -> "pa.Table":
         return pq.read_table(file, columns=["key", "uri", "member", "row"])
 
 
-def _write_parts(run: Folder, reader: Any, plan: Plan) -> Iterator[PlanPart]:
-    """Cuts a stream of record batches into index files of UNITS_PER_PART units, a row group each."""
+def write_parts(run: Folder, reader: Any, plan: Plan, *, schema: "pa.Schema | None" = None) -> Iterator[PlanPart]:
+    """Cuts a stream of record batches into index files of UNITS_PER_PART units, a row group each; default schema: INDEX."""
+    from foundry.images.index import INDEX
+
     attempt = secrets.token_hex(4)
     first_unit = plan.num_units
-    units = _row_groups(reader, plan.unit_size)
+    units = _row_groups(reader, plan.unit_size, schema or INDEX)
     while tables := list(islice(units, UNITS_PER_PART)):
         path = f"images/plan-{plan.num_plans}-{attempt}-{first_unit:08d}.parquet"
         with store_errors(run):
@@ -237,15 +243,13 @@ def _write_parts(run: Folder, reader: Any, plan: Plan) -> Iterator[PlanPart]:
         first_unit += len(tables)
 
 
-def _row_groups(reader: Any, unit_size: int) -> Iterator["pa.Table"]:
+def _row_groups(reader: Any, unit_size: int, schema: "pa.Schema") -> Iterator["pa.Table"]:
     """Tables of exactly `unit_size` rows (the last one may be shorter) from batches of any size."""
     import pyarrow as pa
 
-    from foundry.images.index import INDEX
-
-    pending = INDEX.empty_table()
+    pending = schema.empty_table()
     for batch in reader:
-        pending = pa.concat_tables([pending, pa.Table.from_batches([batch]).cast(INDEX)])
+        pending = pa.concat_tables([pending, pa.Table.from_batches([batch]).cast(schema)])
         while len(pending) >= unit_size:
             yield pending.slice(0, unit_size)
             pending = pending.slice(unit_size)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dataset_builder.json_text import words_of_json
 from dataset_builder.schema import CAPTION_SCORES, EMBEDDINGS, SCORES
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import (
@@ -112,6 +113,8 @@ class ScoreJob:
     limits: DecodeLimits
     dtype: AutoDtype = "auto"
     """Number format that CLIP computes in."""
+    structured: tuple[str, ...] = ()
+    """The prompts whose captions are JSON: of these the words are scored."""
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
         """Reads, measures and crops the images at these positions, and cuts their captions into sentences."""
@@ -182,7 +185,11 @@ class ScoreJob:
 
     def _measure(self, pixels: npt.NDArray[np.uint8], row: Mapping[str, Any]) -> ImageToScore:
         """The scores that need no model, and the sentences; captions without a word are left out."""
-        cut = {said["prompt"]: split_sentences(said["caption"], self.clip) for said in row["captions"]} if self.clip else {}
+        texts = {
+            said["prompt"]: words_of_json(said["caption"]) if said["prompt"] in self.structured else said["caption"]
+            for said in row["captions"]
+        }
+        cut = {prompt: split_sentences(text, self.clip) for prompt, text in texts.items()} if self.clip else {}
         sentences = {prompt: parts for prompt, parts in cut.items() if parts}
         return ImageToScore(row["key"], sharpness(pixels), perceptual_hash(pixels), sentences)
 
@@ -221,6 +228,7 @@ def score_job(scored: Scored, *, clip: str, aesthetic: str | None, batch_size: i
         aesthetic=aesthetic,
         batch_size=batch_size,
         limits=scored.limits,
+        structured=scored.structured,
     )
 
 

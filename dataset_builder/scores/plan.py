@@ -40,6 +40,8 @@ class Scored:
     """The limits that its images were decoded with."""
     samples: list[str] | None
     """The files of samples of a data set; None for a run."""
+    structured: tuple[str, ...] = ()
+    """The prompts whose captions are JSON."""
 
     @property
     def is_run(self) -> bool:
@@ -52,12 +54,19 @@ def find_scored(url: str) -> Scored:
     folder = Folder(url)
     if run := RunRecord.read(folder):
         limits = DecodeLimits(**run.settings.get("limits", {}))
-        return Scored(folder=folder, identity=run.run_id, limits=limits, samples=None)
+        structured = tuple(run.structured_prompts)
+        return Scored(folder=folder, identity=run.run_id, limits=limits, samples=None, structured=structured)
     dataset = find_dataset(url)
     if dataset is None:
         raise UserError(f"{url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
     identity = hashlib.sha256(json.dumps(dataset.record["files"], sort_keys=True).encode()).hexdigest()[:16]
-    return Scored(folder=folder, identity=identity, limits=DecodeLimits(), samples=dataset.paths("samples"))
+    return Scored(
+        folder=folder,
+        identity=identity,
+        limits=DecodeLimits(),
+        samples=dataset.paths("samples"),
+        structured=tuple(dataset.structured),
+    )
 
 
 def plan_scores(scored: Scored, out: Folder) -> list[Unit]:
@@ -86,7 +95,8 @@ def read_run_rows(run: Folder, unit: Unit) -> list[dict[str, Any]]:
     if "captions" in files:
         with run.open(files["captions"].path) as file:
             for said in pq.read_table(file, columns=["key", "prompt", "caption"]).to_pylist():
-                captions[said.pop("key")].append(said)
+                if (key := said.pop("key")) in captions:  # else captioned by a retry since the units were planned
+                    captions[key].append(said)
     return [row | {"captions": captions[row["key"]]} for row in rows]
 
 

@@ -11,7 +11,7 @@ from foundry.hardware import Dtype, resolve_dtype
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path
 from foundry.units.cluster import RaySettings, check_paths
-from foundry.units.commits import Unit, committed_units, read_commits
+from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
 from foundry.wording import counted
@@ -34,8 +34,7 @@ def score_images(
         job = score_job(scored, clip=clip, aesthetic=aesthetic, batch_size=batch_size)
         out = score_folder(scored.folder, job.score_id)
         units = plan_scores(scored, out)
-        done = committed_units(out)
-    left = [unit for unit in units if unit.number not in done]
+        left = _left(units, read_commits(out))
     if left and job.clip:
         job = replace(job, dtype=_dtype(out, ray))
     computed = f"; {clip} in {job.dtype}" if left and job.clip else ""
@@ -43,7 +42,8 @@ def score_images(
     print(f"scores {job.score_id} of {source}: {_num_images(units)} images, {to_do}{computed}")
     budget = allowed_rejections(max_rejected, _num_images(units))
     if left:
-        rejected = sum(commit.num_rejected for commit in read_commits(out))
+        again = {unit.number for unit in left}
+        rejected = sum(commit.num_rejected for commit in read_commits(out) if commit.unit not in again)
         paths = [source, aesthetic or "", clip if job.clip and job.clip.is_folder else ""]
         visible = {path: "" for path in paths if path and is_local_path(path)}
         if not run_job(job, left, settings=ray, visible=visible, budget=budget - rejected, started=started):
@@ -52,6 +52,14 @@ def score_images(
     rejected = sum(commit.num_rejected for commit in commits)
     print(f"{_num_images(units)} images = {sum(commit.completed for commit in commits)} scored + {rejected} rejected")
     return rejected <= budget
+
+
+def _left(units: Sequence[Unit], commits: Sequence[Commit]) -> list[Unit]:
+    """The units that are not scored, and those with images that a retry has captioned since: they are scored as a whole."""
+    scored = {commit.unit: commit for commit in commits}
+    new = [unit for unit in units if unit.number not in scored]
+    grown = [unit for unit in units if unit.number in scored and scored[unit.number].planned < unit.num_images]
+    return new + [replace(unit, retry=scored[unit.number].retry + 1) for unit in grown]
 
 
 def _dtype(out: Folder, ray: RaySettings) -> Dtype:

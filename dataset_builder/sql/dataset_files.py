@@ -23,7 +23,17 @@ from dataset_builder.schema import (
 from dataset_builder.sql.losses import with_losses
 from dataset_builder.sql.run_files import find_run
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
-from dataset_builder.sql.views import SCORED, carried_columns, carried_sql, noun_counts_sql, nouns_sql, quoted, scores_sql
+from dataset_builder.sql.views import (
+    SCORED,
+    carried_columns,
+    carried_sql,
+    noun_counts_sql,
+    nouns_sql,
+    objects_sql,
+    quoted,
+    scores_sql,
+    value_sql,
+)
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 
@@ -38,6 +48,7 @@ VIEWS = {
     "samples": "one row per image, with its captions, scores and split",
     "images": "the same without the captions, with the columns that the sources carried",
     "captions": "one row per image and prompt",
+    "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the splits",
     "scores": "one row per image: CLIP, aesthetic, sharpness, of the data set's newest scoring or else its runs'",
@@ -90,6 +101,12 @@ class DatasetFiles:
         return settings
 
     @property
+    def structured(self) -> list[str]:
+        """The prompts whose captions are JSON; none in data sets that were built before there were any."""
+        found: list[str] = self.record.get("structured", [])
+        return found
+
+    @property
     def splits(self) -> dict[str, int]:
         """The splits and how many images each has."""
         splits: dict[str, int] = self.record["splits"]
@@ -121,10 +138,12 @@ class DatasetFiles:
         positions = "unnest(nouns) AS nouns, unnest(range(1, 1 + len(nouns))) AS position"
         unnested = f"(SELECT key, split, captions, {positions} {samples})"
         fields = ", ".join(f"captions[position].{quoted(field.name)} AS {quoted(field.name)}" for field in SAMPLE_CAPTION)
+        captions = f"SELECT key, split, {fields}, nouns FROM {unnested}"
         return [
             f"CREATE VIEW samples AS SELECT {', '.join(map(quoted, SAMPLES.names))} FROM stored.samples",
             f"CREATE VIEW images AS SELECT {', '.join([*images, *carried_sql(self.carried)])} FROM stored.samples",
-            f"CREATE VIEW captions AS SELECT key, split, {fields}, nouns FROM {unnested}",
+            f"CREATE VIEW captions AS SELECT *, {value_sql(self.structured)} FROM ({captions})",
+            objects_sql(),
             nouns_sql(),
             noun_counts_sql(),
             f"CREATE VIEW stored.bodies AS SELECT prompt AS body, {counts} UNION ALL SELECT split, {counts}",

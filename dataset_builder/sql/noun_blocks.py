@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dataset_builder.sql.run_files import RunFiles, block_id, merged_folder, whole_blocks
 from foundry.storage.folder import store_errors
-from foundry.units.commits import Commit, Unit, commit_unit, committed_units
+from foundry.units.commits import Commit, Unit, commit_unit, read_commits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,19 +18,24 @@ _SUMS = {
 
 
 def merge_counts_of(files: RunFiles) -> int:
-    """Publishes the sums of each whole block that has none yet, and returns how many; the same call again does the rest.
+    """Publishes the sums of each whole block that has none that fit, and returns how many; the same call again does the rest.
 
-    `files` may lack all but the run's record and its commits.
+    Sums of a block that a retry has changed replace the earlier ones. `files` may lack all but the run's record and its
+    commits.
 
     Memory: the nouns of one block. Raises UserError where a file of the run cannot be read.
     """
     started = time.perf_counter()
     folder = merged_folder(files.folder)
     with store_errors(files.folder):
-        done = committed_units(folder)
-        blocks = {number: members for number, members in whole_blocks(files.commits).items() if number not in done}
+        whole = whole_blocks(files.commits)
+        records = {record.unit: record for record in read_commits(folder)} if whole else {}
+        done = {record.unit for record in records.values() if record.run_id == block_id(whole.get(record.unit, []))}
+        blocks = {number: members for number, members in whole.items() if number not in done}
         for number, members in blocks.items():
-            unit = Unit(number=number, part="", row_group=0, num_images=sum(commit.planned for commit in members))
+            retry = records[number].retry + 1 if number in records else 0
+            num_images = sum(commit.planned for commit in members)
+            unit = Unit(number=number, part="", row_group=0, num_images=num_images, retry=retry)
             commit_unit(folder, run_id=block_id(members), unit=unit, tables=_sums(files, members))
     if blocks:
         units = sum(map(len, blocks.values()))

@@ -27,14 +27,16 @@ from dataset_builder.sql.views import (
     columns_sql,
     noun_counts_sql,
     nouns_sql,
+    objects_sql,
     quoted,
     scores_sql,
+    value_sql,
 )
 from foundry.errors import UserError
 from foundry.images.index import IMAGES, INDEX, REJECTED
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
-from foundry.units.commits import Commit, committed_units, read_commits
+from foundry.units.commits import RETRIED, Commit, committed_units, read_commits
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Database
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
 VIEWS = {
     "images": "one row per image, read or still to be read, with the columns that the source carried",
     "captions": "one row per image and prompt",
+    "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the run",
     "rejected": "one row per image that could not be captioned, with the reason",
+    RETRIED: "one row per earlier rejection of an image that was tried again: it is captioned now, or in rejected again",
     "commits": "one row per finished unit",
     "scores": "one row per image of the newest scoring: CLIP, aesthetic, sharpness",
     "caption_scores": "one row per image and prompt of the newest scoring, with the CLIP score of each sentence",
@@ -56,6 +60,7 @@ STORED = SCORED | {
     "captions": CAPTIONS,
     "noun_counts": NOUN_COUNTS,
     "rejected": REJECTED,
+    RETRIED: pa.schema([*REJECTED, pa.field("retry", pa.int32(), nullable=False)]),
     "planned": INDEX,
     "block_tallies": TALLIES,
     "loose_captions": CAPTIONS,
@@ -261,15 +266,17 @@ def fitting_blocks(run: Folder, commits: Sequence[Commit]) -> tuple[Commit, ...]
 
 def view_sql(run: RunFiles) -> list[str]:
     """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
-    prompts = run.record.prompt_names
+    prompts, value = run.record.prompt_names, value_sql(run.record.structured_prompts)
     return [
         _images_sql(run),
-        f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)} FROM stored.captions",
+        f"CREATE VIEW captions AS SELECT {columns_sql(CAPTIONS)}, {value} FROM stored.captions",
+        objects_sql(),
         nouns_sql(),
         noun_counts_sql(prompts[0] if len(prompts) == 1 else None),
         _tallies_sql(max_tokens=run.record.max_tokens),
         "CREATE VIEW stored.bodies AS SELECT prompt AS body, noun, count FROM noun_counts",
         f"CREATE VIEW rejected AS SELECT {columns_sql(REJECTED)} FROM stored.rejected",
+        f"CREATE VIEW {RETRIED} AS SELECT {columns_sql(STORED[RETRIED])} FROM stored.{RETRIED}",
         *scores_sql(),
     ]
 
@@ -290,6 +297,7 @@ def commits_table(run: RunFiles) -> pa.Table:
     times = pa.array([commit.committed_at for commit in commits], pa.string()).cast(pa.timestamp("ms", "UTC"))
     columns["committed_at"] = times.cast(pa.timestamp("ms"))
     columns["attempt"] = pa.array([commit.attempt for commit in commits], pa.string())
+    columns["retry"] = pa.array([commit.retry for commit in commits], pa.int32())
     return pa.table(columns)
 
 

@@ -3,11 +3,12 @@
 The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
+from dataset_builder.json_text import BOX, DESCRIPTIONS
 from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, SAMPLE_CAPTION, SAMPLES, SCORES
 from foundry.errors import UserError
 from foundry.images.index import IMAGES
@@ -18,7 +19,7 @@ _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_
 SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
 
 OWN_COLUMNS = (
-    *("run", "unit", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
+    *("run", "unit", "value", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
     *(field.name for field in SAMPLE_CAPTION),
 )
 """Names that no column of a source has in SQL, so that it is called the same in a run, a data set and --where, and is never
@@ -85,6 +86,29 @@ def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
 def scores_sql() -> list[str]:
     """The views on the newest scoring."""
     return [f"CREATE VIEW {name} AS SELECT {columns_sql(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
+
+
+def value_sql(structured: Collection[str], *, prompt: str = "prompt", caption: str = "caption") -> str:
+    """The column `value`: the caption as JSON where its prompt is one of these, and null elsewhere."""
+    if not structured:
+        return "NULL::JSON AS value"
+    named = ", ".join(map(literal, structured))
+    return f"CASE WHEN {prompt} IN ({named}) THEN TRY_CAST({caption} AS JSON) END AS value"
+
+
+def objects_sql() -> str:
+    """The view `caption_objects` on the column `value` of the view `captions`: objects with a box, wherever they are in it."""
+    y0, x0, y1, x1 = (f"TRY_CAST(o.value->>'$.{BOX}[{index}]' AS DOUBLE)" for index in range(4))
+    description = ", ".join(f"o.value->>{literal(key)}" for key in DESCRIPTIONS)
+    return (
+        "CREATE VIEW caption_objects AS SELECT c.key, c.prompt, "
+        "row_number() OVER (PARTITION BY c.key, c.prompt ORDER BY o.id) AS object, o.fullkey AS path, "
+        f"o.value->>'type' AS type, coalesce({description}) AS description, o.value->>'text' AS text, "
+        f"{y0} AS y0, {x0} AS x0, {y1} AS y1, {x1} AS x1, ({y0} + {y1}) / 2 AS center_y, ({x0} + {x1}) / 2 AS center_x, "
+        "TRY_CAST(o.value->'color_palette' AS VARCHAR[]) AS colors, o.value "
+        "FROM captions c, json_tree(c.value) o "
+        f"WHERE o.type = 'OBJECT' AND json_array_length(o.value, '$.{BOX}') = 4"
+    )
 
 
 def nouns_sql() -> str:

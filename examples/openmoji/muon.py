@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foundry.hardware import auto_dtype
-from trainer.training.muon import newton_schulz
+from trainer.training.techniques.muon import newton_schulz
 
 _ITERATIONS = 5
 _UPDATE_RMS = 0.2

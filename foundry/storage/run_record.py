@@ -42,8 +42,18 @@ class RunRecord:
 
     @property
     def prompt_names(self) -> list[str]:
-        """The prompts, in their order."""
-        return [prompt["name"] for prompt in self.settings.get("prompts", {}).get("prompts", [])]
+        """The prompts of captions, in their order; that of a structured one is followed by that of its rendering to prose."""
+        return [prompt[name] for prompt in self._prompts for name in ("name", "prose") if name in prompt]
+
+    @property
+    def structured_prompts(self) -> list[str]:
+        """The prompts whose captions are JSON, in their order."""
+        return [prompt["name"] for prompt in self._prompts if "schema" in prompt]
+
+    @property
+    def _prompts(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = self.settings.get("prompts", {}).get("prompts", [])
+        return found
 
     @property
     def max_tokens(self) -> int:

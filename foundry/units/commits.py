@@ -4,6 +4,10 @@ The work is a fixed list of units, planned once (dataset_builder/runs/plan.py). 
 A worker writes the unit's tables under unique names, then publishes them by creating `commits/<unit>.json`. Creation is
 exclusive: of two workers on one unit the first commits, the other deletes its files. Readers list files from the commits,
 never by a glob.
+
+A retry (retries.py) is another attempt at images of a committed unit that were rejected. Its record, `retries/<unit>-<n>.json`,
+is created the same way and follows the unit's earlier ones: it counts the images that it tried, and its files hold the whole
+unit as it is now, so that one image is in one place. Earlier records and their files stay as they are.
 """
 
 import hashlib
@@ -12,8 +16,9 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
@@ -23,15 +28,40 @@ from foundry.storage.schema import SCHEMA_VERSION, versioned
 if TYPE_CHECKING:
     import pyarrow as pa
 
+RETRIED = "retried"
+"""The table of earlier rejections of images that were tried again: the rows of `rejected`, with the number of the retry."""
+_RETRIES = "retries"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejections:
+    """Rejected images that a retry tries again: the rows with these reasons, or of all for none, of a table `rejected`."""
+
+    path: str
+    """The table, relative to the run."""
+    reasons: tuple[str, ...] = ()
+
+    def read(self, folder: Folder) -> "pa.Table":
+        """The rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rejected = _read_table(folder, self.path)
+        return rejected.filter(pc.is_in(rejected["reason"], pa.array(self.reasons))) if self.reasons else rejected
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One piece of the plan: a row group of an index file."""
+    """One piece of the plan: a row group of an index file, or of a retry, the images of it that are tried again."""
 
     number: int
     part: str
     row_group: int
     num_images: int
+    retry: int = 0
+    """Number of the retry; 0 for the first attempt. A retry without `rejections` replaces what the unit was before."""
+    rejections: Rejections | None = None
+    """The images that a retry tries again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +76,10 @@ class CommittedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """The record that makes a unit exist. planned = completed + num_rejected, in images."""
+    """The record that makes a unit exist. planned = completed + num_rejected, in images.
+
+    In the record of a retry all counts are of the images that it tried; read_commit and read_commits add up a unit's records.
+    """
 
     run_id: str
     unit: int
@@ -56,9 +89,15 @@ class Commit:
     files: dict[str, CommittedFile]
     num_tokens: int = 0
     num_input_tokens: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Captions of the completed images by their status, where it is not ok; empty in older records."""
     seconds: dict[str, float] = field(default_factory=dict)
     attempt: str = ""
     committed_at: str = ""
+    retry: int = 0
+    """Number of the newest retry; 0 where there was none."""
+    retried: dict[str, int] = field(default_factory=dict)
+    """Rejected images that this retry tried again, by the reason that they had."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -75,6 +114,7 @@ def commit_unit(
     tables: "dict[str, pa.Table]",
     num_tokens: int = 0,
     num_input_tokens: int = 0,
+    statuses: dict[str, int] | None = None,
     seconds: dict[str, float] | None = None,
     arrow: Collection[str] = (),
     shared: Mapping[str, CommittedFile] | None = None,
@@ -83,10 +123,18 @@ def commit_unit(
 
     The images of the table `rejected` are counted by their reason; the others of the unit are completed. Tables without rows
     are not written. Those named in `arrow` become uncompressed Arrow files, which a reader maps into memory, the others
-    Parquet. `shared` are files that stay another commit's and are published by this one too.
+    Parquet. `shared` are files that stay another commit's and are published by this one too. Tables of a retry are added to
+    those of the unit, and what it tried becomes the table `retried`.
     """
     attempt = secrets.token_hex(4)
     rejected = Counter(tables["rejected"]["reason"].to_pylist() if "rejected" in tables else ())
+    retried: Counter[str] = Counter()
+    if unit.rejections is not None:
+        assert not arrow, "a retry adds to Parquet files alone"
+        tried = unit.rejections.read(folder)
+        retried = Counter(tried["reason"].to_pylist())
+        tables, kept = _with_earlier(folder, unit, tables, tried)
+        shared = kept | dict(shared or {})
     files = {
         kind: _write_table(folder, kind=kind, unit=unit, attempt=attempt, table=table, as_arrow=kind in arrow)
         for kind, table in tables.items()
@@ -101,22 +149,26 @@ def commit_unit(
         files={**files, **(shared or {})},
         num_tokens=num_tokens,
         num_input_tokens=num_input_tokens,
+        statuses=statuses or {},
         seconds=seconds or {},
         attempt=attempt,
         committed_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        retry=unit.retry,
+        retried=dict(retried),
     )
-    if folder.create(commit_name(unit.number), json.dumps(asdict(commit), indent=1).encode()):
+    name = commit_name(unit.number, unit.retry)
+    if folder.create(name, json.dumps(asdict(commit), indent=1).encode()):
         return commit
-    if read_commit(folder, unit.number).attempt == attempt:
+    if _parse(folder.read(name)).attempt == attempt:
         return commit  # ours: a store whose answer was lost was asked again, and said that the record exists
     for file in files.values():
         folder.filesystem.rm_file(folder.path(file.path))
     return None
 
 
-def commit_name(unit: int) -> str:
-    """The path of a unit's commit record, relative to the run."""
-    return f"commits/{unit:08d}.json"
+def commit_name(unit: int, retry: int = 0) -> str:
+    """The path of a unit's commit record, or of that of a retry of it, relative to the run."""
+    return f"{_RETRIES}/{unit:08d}-{retry}.json" if retry else f"commits/{unit:08d}.json"
 
 
 def committed_units(folder: Folder) -> set[int]:
@@ -124,15 +176,28 @@ def committed_units(folder: Folder) -> set[int]:
     return {int(name.removesuffix(".json")) for name in folder.names("commits") if name.endswith(".json")}
 
 
-def read_commit(folder: Folder, unit: int) -> Commit:
-    """The commit record of a unit. Raises FileNotFoundError where it is not committed."""
-    return _parse(folder.read(commit_name(unit)))
+def committed_retries(folder: Folder) -> dict[int, list[int]]:
+    """The numbers of the retries of each unit that has any, in their order."""
+    found: dict[int, list[int]] = {}
+    for name in folder.names(_RETRIES):
+        unit, _, retry = name.removesuffix(".json").partition("-")
+        found.setdefault(int(unit), []).append(int(retry))
+    return {unit: sorted(retries) for unit, retries in found.items()}
+
+
+def read_commit(folder: Folder, unit: int, *, before_retry: int | None = None) -> Commit:
+    """The unit as it is now, or as it was before a retry. Raises FileNotFoundError where it is not committed."""
+    retries = committed_retries(folder).get(unit, [])
+    names = [commit_name(unit), *(commit_name(unit, n) for n in retries if before_retry is None or n < before_retry)]
+    return reduce(_followed_by, [_parse(folder.read(name)) for name in names])
 
 
 def read_commits(folder: Folder) -> list[Commit]:
-    """All commit records in the order of their units."""
-    names = [commit_name(unit) for unit in sorted(committed_units(folder))]
-    return [_parse(data) for data in folder.read_many(names).values()]
+    """All units that exist, as they are now, in their order."""
+    units, retries = sorted(committed_units(folder)), committed_retries(folder)
+    names = {unit: [commit_name(unit), *(commit_name(unit, n) for n in retries.get(unit, ()))] for unit in units}
+    found = folder.read_many([name for several in names.values() for name in several])
+    return [reduce(_followed_by, [_parse(found[name]) for name in several]) for several in names.values()]
 
 
 def check_not_all(folder: Folder, *, num_not_finite: int, num_images: int, advice: str) -> None:
@@ -144,11 +209,14 @@ def check_not_all(folder: Folder, *, num_not_finite: int, num_images: int, advic
 
 
 def read_unit(run: Folder, unit: Unit) -> list[dict[str, Any]]:
-    """The index rows (index.INDEX) of a unit."""
+    """The index rows (index.INDEX) of a unit; of a retry, those of the images that it tries again."""
     import pyarrow.parquet as pq
 
     with run.open(unit.part) as file:
         rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(unit.row_group).to_pylist()
+    if unit.rejections is not None:
+        keys = set(unit.rejections.read(run)["key"].to_pylist())
+        rows = [row for row in rows if row["key"] in keys]
     assert len(rows) == unit.num_images, (unit, len(rows))
     return rows
 
@@ -191,6 +259,57 @@ def _write_table(folder: Folder, *, kind: str, unit: Unit, attempt: str, table: 
     if not folder.create(path, data):
         raise FileExistsError(f"{path} exists: two attempts drew the same random name")
     return CommittedFile(path=path, rows=len(table), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _with_earlier(
+    folder: Folder, unit: Unit, tables: "dict[str, pa.Table]", tried: "pa.Table"
+) -> "tuple[dict[str, pa.Table], dict[str, CommittedFile]]":
+    """The tables of a retry with the rows that its unit had before, and the files of the unit that no row is added to."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    files = read_commit(folder, unit.number, before_retry=unit.retry).files
+    rejected = _read_table(folder, files["rejected"].path)
+    left = rejected.filter(pc.invert(pc.is_in(rejected["key"], tried["key"].combine_chunks())))
+    numbers = pa.field("retry", pa.int32(), nullable=False), pa.array([unit.retry] * len(tried), pa.int32())
+    added = {kind: table for kind, table in tables.items() if kind != "rejected" and len(table)}
+    added[RETRIED] = tried.append_column(*numbers)
+    earlier = {kind: [_read_table(folder, files[kind].path)] for kind in added if kind in files}
+    whole = {kind: _joined([*earlier.get(kind, ()), table]) for kind, table in added.items()}
+    whole["rejected"] = _joined([left, *([tables["rejected"]] if "rejected" in tables else [])])
+    return whole, {kind: file for kind, file in files.items() if kind not in whole}
+
+
+def _joined(tables: "Sequence[pa.Table]") -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.concat_tables([table.replace_schema_metadata() for table in tables], promote_options="default")
+
+
+def _read_table(folder: Folder, path: str) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    with folder.open(path) as file:
+        return pq.ParquetFile(file).read()
+
+
+def _followed_by(earlier: Commit, retry: Commit) -> Commit:
+    """The unit after a retry: the counts of both, the files of the retry."""
+    if not retry.retried:
+        return retry
+    rejected = Counter(earlier.rejected)
+    rejected.subtract(retry.retried)
+    rejected.update(retry.rejected)
+    return replace(
+        retry,
+        planned=earlier.planned,
+        completed=earlier.completed + retry.completed,
+        rejected={reason: number for reason, number in rejected.items() if number},
+        num_tokens=earlier.num_tokens + retry.num_tokens,
+        num_input_tokens=earlier.num_input_tokens + retry.num_input_tokens,
+        statuses=dict(Counter(earlier.statuses) + Counter(retry.statuses)),
+        seconds=dict(Counter(earlier.seconds) + Counter(retry.seconds)),
+    )
 
 
 def _parse(data: bytes) -> Commit:

@@ -1,5 +1,6 @@
 """Rejection of an image: the reasons, a failure with one, the error that carries one, and how many a run may have."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ REJECTION_REASONS = {
     "bad_sidecar": "the JSON or text next to the image cannot be parsed",
     "no_caption": "there is neither a caption nor an alt text to train on",
     "no_class_label": "there is no class label to train on",
+    "no_earlier_caption": "the run that captions are taken from has none of it, and the prompt has no fallback",
     "out_of_range": "its latents exceed the range of float16, 65504",
     "model_error": "the model raised an error for this image alone",
     "not_finite": "the model computed NaN or infinity for this image",
@@ -53,6 +55,12 @@ class ImageError(Exception):
 def max_rejected_problems(share: float | None) -> list[str]:
     """What is wrong with the setting max_rejected of a command; nothing for a share, or None for the default."""
     return [] if share is None or 0 <= share <= 1 else [f"max_rejected must be between 0 and 1, found {share}"]
+
+
+def retry_problems(reasons: Collection[str] | None) -> list[str]:
+    """What is wrong with the setting retry_rejected of a command."""
+    unknown = ", ".join(sorted(set(reasons or ()) - REJECTION_REASONS.keys()))
+    return [f"retry_rejected: there is no reason {unknown}, there are {', '.join(REJECTION_REASONS)}"] if unknown else []
 
 
 def allowed_rejections(share: float | None, num_images: int) -> int:

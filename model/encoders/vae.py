@@ -120,16 +120,12 @@ class VAE:
 
         Raises UserError for latents of another shape, NotFiniteOutput where the latents or the images are NaN or infinite.
         """
-        import torch
 
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise UserError(f"expected latents (B, {self.latent_channels}, h, w), found {tuple(latents.shape)}")
         if not bool(latents.isfinite().all()):
             raise NotFiniteOutput("the latents to decode are NaN or infinite: the network that drew them is damaged")
-        # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.
-        samples = self.scale.from_latents(latents).to(self.model.device, self.model.dtype)
-        with torch.inference_mode():
-            images: torch.Tensor = self.model.decode(samples).sample
+        images = self.reconstruct(latents)
         if not bool(images.isfinite().all()):
             dtype = str(self.model.dtype).removeprefix("torch.")
             name = f" {self.part.name}" if self.part else ""
@@ -138,6 +134,16 @@ class VAE:
                 f"the VAE{name} decodes finite latents to NaN or infinity in {dtype}: its weights are damaged{cause}; "
                 "fetch it again, or give another VAE"
             )
+        return images
+
+    def reconstruct(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """As `decode`, without its checks: NaN stays NaN, and a device is not waited for. For training, which checks losses."""
+        import torch
+
+        # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.
+        samples = self.scale.from_latents(latents).to(self.model.device, self.model.dtype)
+        with torch.inference_mode():
+            images: torch.Tensor = self.model.decode(samples).sample
         return images.float().clone()
 
     def fingerprint(self) -> str:

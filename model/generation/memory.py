@@ -108,7 +108,7 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
         tokens = torch.empty(batch, length, dtype=torch.long)
         short(input_ids=tokens, attention_mask=torch.empty(batch, 1, length, length, dtype=torch.bfloat16))
 
-    activations = _peak_bytes(short, forward)
+    activations = peak_bytes(short, forward)
     return PhaseBytes(weights=weights, activations=activations if quantisation == "none" else 2 * activations)
 
 
@@ -147,7 +147,7 @@ def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size:
     weights = sum(2 * parameter.numel() for parameter in whole.parameters())
     # The scheduler keeps latents and predictions of two steps, in float32.
     scheduler = 8 * 4 * batch_size * config.in_channels * latents[0] * latents[1]
-    return PhaseBytes(weights=weights, activations=_peak_bytes(short, forward) + keys_values + scheduler)
+    return PhaseBytes(weights=weights, activations=peak_bytes(short, forward) + keys_values + scheduler)
 
 
 def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled: bool) -> PhaseBytes:
@@ -158,7 +158,7 @@ def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled:
         vae = AutoencoderKL(**config).bfloat16().eval()
     tile = vae.tile_latent_min_size
     sides = [min(side, tile) for side in latents] if tiled else list(latents)
-    activations = _peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides, dtype=torch.bfloat16)))
+    activations = peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides, dtype=torch.bfloat16)))
     if tiled:  # all tiles wait for each other, overlapping by a quarter; then rows and the whole are put together
         downsampling = 2 ** (len(config["block_out_channels"]) - 1)
         num_tiles = [-(-side // (tile * 3 // 4)) for side in latents]
@@ -166,7 +166,7 @@ def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled:
     return PhaseBytes(weights=sum(2 * parameter.numel() for parameter in vae.parameters()), activations=activations)
 
 
-def _peak_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:
+def peak_bytes(model: "nn.Module", forward: Callable[[], object]) -> int:
     """The most bytes that tensors other than the model's weights take at once during `forward`, which makes its own inputs."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode

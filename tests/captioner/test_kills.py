@@ -1,21 +1,24 @@
 """Whatever is killed in the middle, the same command ends in the same captions as an unbroken run."""
 
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from foundry.storage.folder import Folder
-from foundry.units.commits import committed_units, read_commits
+from foundry.units.commits import committed_retries, committed_units, read_commits
 from tests.captioner.conftest import caption, run_arguments, save_pictures, start_captioner
 
 pytestmark = pytest.mark.slow
 
 NUM_IMAGES = 400
+"""Images in units of 8."""
 
 
 def digests(run: Path) -> list[tuple[int, str, str]]:
@@ -84,8 +87,47 @@ def test_a_kill_in_the_middle_changes_nothing(
         assert 0 < interrupted < len(unbroken), "the kill came too late to interrupt anything"
 
 
-def wait_for_commits(run: Path, poll: Callable[[], int | None]) -> None:
+def test_a_retry_that_is_killed_in_the_middle_is_resumed_and_tries_each_image_once(
+    tmp_path: Path, images: Path, tiny_llava: Path
+) -> None:
+    """Every other image is no image at first, and repaired before the retry."""
+    broken, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, broken)
+    keys = sorted(path.stem for path in broken.glob("*.jpg"))[::2]
+    for key in keys:
+        (broken / f"{key}.jpg").write_text("to be repaired")
+    arguments = run_arguments(broken, run, tiny_llava, "--max_rejected", "1")
+    code, output = caption(arguments)
+    assert code == 0 and "200 captioned + 200 rejected (not_an_image 200)" in output, output
+    for key in keys:
+        shutil.copy(images / f"{key}.jpg", broken)
+    process = start_captioner([*arguments, "--retry_rejected"])
+    try:
+        wait_for_commits(run, process.poll, committed=committed_retries)
+        process.kill()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    interrupted = len(committed_retries(Folder(str(run))))
+    code, output = caption([*arguments, "--retry_rejected"])
+    assert code == 0, output
+    assert 0 < interrupted < 50, "the kill came too late to interrupt anything"
+    assert f"{(50 - interrupted) * 4} rejected images in {50 - interrupted} units to try again" in output, output
+    assert "400 planned = 400 captioned + 0 rejected" in output
+    commits = read_commits(Folder(str(run)))
+    assert {(commit.retry, sum(commit.retried.values())) for commit in commits} == {(1, 4)}
+    found = {
+        kind: [key for commit in commits for key in pq.read_table(run / commit.files[kind].path)["key"].to_pylist()]
+        for kind in ("captions", "images", "retried")
+    }
+    assert sorted(found["captions"]) == sorted(found["images"]) == sorted(path.stem for path in images.glob("*.jpg"))
+    assert sorted(found["retried"]) == keys
+
+
+def wait_for_commits(
+    run: Path, poll: Callable[[], int | None], *, committed: Callable[[Folder], Sized] = committed_units
+) -> None:
     deadline = time.monotonic() + 120
-    while len(committed_units(Folder(str(run)))) < 3:
+    while len(committed(Folder(str(run)))) < 3:
         assert time.monotonic() < deadline and poll() is None, "the run ended before it could be interrupted"
         time.sleep(0.02)

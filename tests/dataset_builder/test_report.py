@@ -20,7 +20,7 @@ from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import SmallRun, write_run_with_images
 from tests.foundry.images.containers import jpeg, write
 
-SECTIONS = ["Funnel", "Concept density", "Rarefaction", "Histograms", "Density against"]
+SECTIONS = ["Funnel", "Concept density", "Statuses", "Rarefaction", "Histograms", "Density against"]
 SECTIONS += ["Frequent nouns", "Rare nouns", "Repetitions", "Gallery"]
 
 

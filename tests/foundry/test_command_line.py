@@ -44,6 +44,8 @@ class Config:
     """At most so many."""
     stage: str = "none"
     """Which preset."""
+    reasons: list[str] | None = None
+    """Which ones; without a value: all."""
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     """From where to where, by name."""
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -104,6 +106,13 @@ def test_a_mapping_is_one_value_also_where_it_holds_lists() -> None:
 @pytest.mark.parametrize(("arguments", "json"), [(["--json"], True), (["--json", "false"], False), (["--json=false"], False)])
 def test_a_flag_needs_no_value_and_takes_one(arguments: list[str], json: bool) -> None:
     assert _parsed("run", "--images", "a", *arguments).json is json
+
+
+def test_a_list_that_may_be_none_can_be_given_without_a_value() -> None:
+    assert _parsed("run", "--images", "a").reasons is None
+    assert _parsed("run", "--reasons", "--images", "a").reasons == []
+    assert _parsed("run", "--images", "a", "--reasons").reasons == []
+    assert _parsed("run", "--images", "a", "--reasons", "broken", "empty").reasons == ["broken", "empty"]
 
 
 def test_preset_is_below_file_and_file_below_option(tmp_path: Path) -> None:

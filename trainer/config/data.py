@@ -36,8 +36,8 @@ class DataConfig:
     """Samples to leave out: a text file with a key on each line, Parquet with a column `key`, or SQL over the data set that
     answers with a column `key`. The order of the other samples is then another one."""
     weights: str | None = None
-    """Weights of samples, how often a pass has each: Parquet with columns `key` and `weight`, or SQL over the data set that answers
-    with them. 0 leaves a sample out, 1 is the weight of those that are not named, 2.5 is two or three times in turn."""
+    """Weights of samples, how often each is seen in a pass: Parquet with columns `key` and `weight`, or SQL over the data set
+    that answers with them. 0 is never, 2.5 two or three times in turn; samples that are not named have weight 1."""
     dataset: str | None = None
     """Data set or captioning run that the SQL of `skip` and `weights` asks; default: the one that the features were made of."""
 

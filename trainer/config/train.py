@@ -10,6 +10,7 @@ from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig, ObjectiveConfig
 from trainer.config.optim import EmaConfig, OptimConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, WatchConfig
+from trainer.config.techniques import DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
 SCRATCH = "scratch"
@@ -68,6 +69,14 @@ class TrainConfig:
     """Optimiser and learning rate."""
     ema: EmaConfig = field(default_factory=EmaConfig)
     """Moving average of the weights."""
+    repa: RepaConfig = field(default_factory=RepaConfig)
+    """REPA: alignment with a vision tower."""
+    sra2: Sra2Config = field(default_factory=Sra2Config)
+    """SRA 2: alignment with the clean latents."""
+    layersync: LayerSyncConfig = field(default_factory=LayerSyncConfig)
+    """LayerSync: alignment with a later block."""
+    dispersive: DispersiveConfig = field(default_factory=DispersiveConfig)
+    """Dispersive loss: samples driven apart."""
     data: DataConfig = field(default_factory=DataConfig)
     """Choice of captions, and loading."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -88,6 +97,10 @@ class TrainConfig:
         parts: dict[str, Checked] = {
             "optim": self.optim,
             "ema": self.ema,
+            "repa": self.repa,
+            "sra2": self.sra2,
+            "layersync": self.layersync,
+            "dispersive": self.dispersive,
             "data": self.data,
             "checkpoint": self.checkpoint,
             "watch": self.watch,

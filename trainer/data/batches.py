@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.diffusion import Objective
-from model.dit import Captions, DiTConfig
+from model.dit import Captions, DiTConfig, HiddenStates
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import LatentDistribution, LatentScale
 from trainer.data.noise import SampleNoise, sample_noise
@@ -37,9 +37,9 @@ class MicroBatch:
     is_last: bool = True
     """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
 
-    def predict(self, model: nn.Module, precision: torch.dtype) -> "Prediction":
-        """The network with these conditions bound."""
-        return Prediction(model, self, precision)
+    def predict(self, model: nn.Module, precision: torch.dtype, hidden: HiddenStates | None = None) -> "Prediction":
+        """The network with these conditions bound; its forward pass fills `hidden`."""
+        return Prediction(model, self, precision, hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Prediction:
     model: nn.Module
     batch: MicroBatch
     precision: torch.dtype
+    hidden: HiddenStates | None = None
 
     def __call__(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C or 2 C, h, w)."""
@@ -60,6 +61,7 @@ class Prediction:
                 class_labels=self.batch.class_labels,
                 sizes=self.batch.sizes,
                 aspect_ratios=self.batch.aspect_ratios,
+                hidden=self.hidden,
             )
 
 
@@ -80,11 +82,13 @@ class Collator:
     """Encodes captions that are not stored."""
     original_aspect_ratio: bool = False
     """Whether micro-conditioning reads the aspect ratio of the original image; else that of its bucket."""
+    group: int = 1
+    """Samples that a loss looks at together: a micro-batch has a multiple of them."""
 
     def micro_batch_size(self, bucket: tuple[int, int]) -> int:
-        """Samples of a micro-batch, of latents with these sides."""
+        """Samples of a micro-batch, of latents with these sides: at most what fits device_tokens, and one group at least."""
         tokens = (bucket[0] // self.network.patch_size) * (bucket[1] // self.network.patch_size)
-        return max(1, self.device_tokens // tokens)
+        return max(1, self.device_tokens // tokens // self.group) * self.group
 
     def micro_batches(self, batch: FeatureBatch, positions: Sequence[int]) -> Iterator[MicroBatch]:
         """Splits a batch to fit the device. `positions`: of each sample, counted in images since the start of the stage."""

@@ -1,4 +1,4 @@
-"""SQL over a data set or a captioning run that chooses or weighs samples. Its answer is a file in the folder of the training."""
+"""SQL over a data set or a captioning run that chooses or weighs samples; its answer is a file in the training's folder."""
 
 from pathlib import Path
 from typing import Literal

@@ -10,7 +10,7 @@ import shlex
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from foundry.errors import NotFinite
 from trainer.config.running import WatchConfig
 from trainer.distributed import Workers
+from trainer.monitoring.losses import LossRecorder
 from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_checkpoint
 
 _REMEMBERED = 100
@@ -58,29 +59,48 @@ class _Interval:
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
+    technique_losses: list[Mapping[str, Tensor]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
     fetched: Tensor | None = None
-    """Norms, then the losses of all samples; on the CPU when `ready` says so."""
+    """Norms, then the losses of all samples, then those of techniques; on the CPU when `ready` says so."""
     ready: Any = None
 
     def fetch(self) -> None:
         """Starts the copy to the CPU."""
         self.seconds = time.perf_counter() - self.started
-        values = torch.cat([torch.stack(self.norms).float(), *(losses.float() for losses in self.losses)])
+        values = torch.cat([torch.stack(self.norms).float(), *(losses.float() for losses in self._all_losses())])
         self.fetched = values.to("cpu", non_blocking=True)
         if values.is_cuda:
             self.ready = torch.cuda.Event()
             self.ready.record()
 
-    def values(self) -> tuple[list[float], list[Tensor]]:
-        """The gradient norm of each step and the losses (B,) of its samples; waits for the copy."""
+    def values(self) -> "_Values":
+        """What was fetched; waits for the copy."""
         assert self.fetched is not None
         if self.ready is not None:
             self.ready.synchronize()
-        sizes = [len(losses) for losses in self.losses]
-        norms, *losses = self.fetched.split([len(self.norms), *sizes])
-        return norms.tolist(), losses
+        norms, *losses = self.fetched.split([len(self.norms), *(len(losses) for losses in self._all_losses())])
+        added = iter(losses[len(self.losses) :])
+        return _Values(
+            norms=norms.tolist(),
+            losses=losses[: len(self.losses)],
+            technique_losses=[{name: next(added) for name in own} for own in self.technique_losses],
+        )
+
+    def _all_losses(self) -> list[Tensor]:
+        return [*self.losses, *(losses for own in self.technique_losses for losses in own.values())]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Values:
+    """Values of an interval on the CPU, by step."""
+
+    norms: list[float]
+    losses: list[Tensor]
+    """(B,) each."""
+    technique_losses: list[dict[str, Tensor]]
+    """(B,) each, of the techniques that acted in the step."""
 
 
 class MetricsReporter:
@@ -95,18 +115,40 @@ class MetricsReporter:
         self._config = config
         self._workers = workers
         self._peak_flops = peak_flops
+        self._losses = LossRecorder(run.path, rank=workers.rank, every_steps=config.record_losses_every_steps)
         self._now = _Interval()
         self._before: _Interval | None = None
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def add(self, record: StepRecord, *, losses: Tensor, gradient_norm: Tensor) -> None:
-        """Adds a step: the losses (B,) of this worker's samples, and the norm () before clipping, both on the device.
+    def add(
+        self,
+        record: StepRecord,
+        *,
+        losses: Tensor,
+        gradient_norm: Tensor,
+        timesteps: Tensor | None = None,
+        technique_losses: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Adds a step: the losses (B,) of this worker's samples, those of techniques by name, and the norm () before clipping.
+
+        All are on the device. The techniques of a step are the same on all workers. With the `timesteps` (B,) its losses are
+        recorded by sample, where the settings say so.
 
         Raises NotFinite where a loss of an earlier interval was not finite.
         """
         self._now.steps.append(record)
         self._now.losses.append(losses)
         self._now.norms.append(gradient_norm)
+        self._now.technique_losses.append(technique_losses or {})
+        if timesteps is not None:
+            self._losses.add(
+                step=record.step,
+                images_seen=record.images_seen,
+                resolution=record.resolution,
+                keys=record.keys,
+                timesteps=timesteps,
+                losses=losses,
+            )
         if record.step % self._config.every_steps == 0:
             self._rotate()
 
@@ -115,6 +157,7 @@ class MetricsReporter:
         if self._now.steps:
             self._rotate()
         self._report()
+        self._losses.flush()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -134,17 +177,33 @@ class MetricsReporter:
         interval, self._before = self._before, None
         if interval is None:
             return
-        norms, losses = interval.values()
+        values = interval.values()
         table = torch.tensor(
-            [[float(own.double().sum()), step.wait_s] for step, own in zip(interval.steps, losses, strict=True)]
+            [[float(own.double().sum()), step.wait_s] for step, own in zip(interval.steps, values.losses, strict=True)]
         )
         table = self._workers.sum(table.double())
         means = [float(total) / step.batch_size for total, step in zip(table[:, 0], interval.steps, strict=True)]
-        self._check_finite(interval, norms, losses, means)
-        self._name_spikes(interval, losses, means)
-        self._write(interval, norms, means, wait_s=float(table[:, 1].sum()) / self._workers.num)
+        self._check_finite(interval, values, means)
+        self._name_spikes(interval, values.losses, means)
+        added = self._technique_means(interval, values)
+        self._write(interval, values.norms, means, added, wait_s=float(table[:, 1].sum()) / self._workers.num)
 
-    def _write(self, interval: _Interval, norms: list[float], means: list[float], *, wait_s: float) -> None:
+    def _technique_means(self, interval: _Interval, values: _Values) -> dict[str, float]:
+        """The mean loss of each technique, over the steps in which it acted."""
+        names = list(dict.fromkeys(name for own in values.technique_losses for name in own))
+        if not names:
+            return {}
+        sums = torch.zeros(len(names), dtype=torch.float64)
+        images = dict.fromkeys(names, 0)
+        for step, own in zip(interval.steps, values.technique_losses, strict=True):
+            for name, losses in own.items():
+                sums[names.index(name)] += losses.double().sum()
+                images[name] += step.batch_size
+        return {name: float(total) / images[name] for name, total in zip(names, self._workers.sum(sums), strict=True)}
+
+    def _write(
+        self, interval: _Interval, norms: list[float], means: list[float], added: dict[str, float], *, wait_s: float
+    ) -> None:
         last = interval.steps[-1]
         images = sum(step.batch_size for step in interval.steps)
         speed = images / interval.seconds
@@ -156,6 +215,7 @@ class MetricsReporter:
             "resolution": last.resolution,
             "num_steps": len(interval.steps),
             "loss": statistics.fmean(means),
+            **({"technique_losses": added} if added else {}),
             "gradient_norm": statistics.fmean(norms),
             "lr": last.lr,
             "images_per_s": speed,
@@ -165,13 +225,15 @@ class MetricsReporter:
             "eta_s": last.images_left / speed,
         }
         self._run.add_metrics(row)
-        self._run.say(_line(row))
+        self._run.say(_line(row, added))
 
-    def _check_finite(self, interval: _Interval, norms: list[float], losses: list[Tensor], means: list[float]) -> None:
-        for step, norm, own, mean in zip(interval.steps, norms, losses, means, strict=True):
+    def _check_finite(self, interval: _Interval, values: _Values, means: list[float]) -> None:
+        steps = zip(interval.steps, values.norms, values.losses, values.technique_losses, means, strict=True)
+        for step, norm, own, added, mean in steps:
             if math.isfinite(mean) and math.isfinite(norm):
                 continue
-            bad = [key for key, loss in zip(step.keys, own.tolist(), strict=True) if not math.isfinite(loss)]
+            whole = sum(added.values(), start=own)  # NaN and infinity stay
+            bad = [key for key, loss in zip(step.keys, whole.tolist(), strict=True) if not math.isfinite(loss)]
             keys = [key for part in self._workers.gather(bad) for key in part]
             last = newest_checkpoint(self._run.path)
             some = 0 < len(keys) < max(step.batch_size, 2)  # were it all samples, the weights would be to blame
@@ -213,10 +275,11 @@ class MetricsReporter:
         )
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], added: Mapping[str, float]) -> str:
+    losses = "".join(f"  {name} {loss:.4f}" for name, loss in added.items())
     mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.1%}"
     return (
-        f"{row['resolution']} px  step {row['step']}  {_short(row['images_seen'])} images  loss {row['loss']:.4f}  "
+        f"{row['resolution']} px  step {row['step']}  {_short(row['images_seen'])} images  loss {row['loss']:.4f}{losses}  "
         f"norm {row['gradient_norm']:.3g}  lr {row['lr']:.3g}  {row['images_per_s']:.4g} images/s  "
         f"wait {row['data_wait']:.1%}{mfu}  {row['memory_bytes'] / 1e9:.1f} GB  {_duration(row['eta_s'])} left"
     )

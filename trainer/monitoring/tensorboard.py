@@ -54,6 +54,8 @@ def _add_row(writer: "SummaryWriter", row: dict[str, Any]) -> None:
     for name in _SCALARS:
         if row.get(name) is not None:
             writer.add_scalar(f"{row['kind']}/{name}", row[name], images)
+    for name, loss in row.get("technique_losses", {}).items():
+        writer.add_scalar(f"{row['kind']}/loss_of_{name}", loss, images)
     for index, loss in enumerate(row.get("bands", ())):
         if loss is not None:  # a band without samples
             writer.add_scalar(f"{row['kind']}/loss_of_band_{index}", loss, images)

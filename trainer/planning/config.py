@@ -10,6 +10,7 @@ from trainer.monitoring.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory
+    from trainer.planning.techniques import TechniqueCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,8 @@ class RungPlan:
     """In dollars; none where no price is known."""
     patches: int
     """Patches of an image."""
+    techniques: tuple["TechniqueCost", ...] = ()
+    """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float
@@ -154,5 +157,6 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of all images seen and all steps of the optimiser."""
-        return self.images_seen * self.flops_per_image + self.num_steps * self.optimizer_flops
+        """FLOPs of all images seen, with those of techniques, and of all steps of the optimiser."""
+        per_image = self.flops_per_image + sum(cost.mean_flops for cost in self.techniques)
+        return self.images_seen * per_image + self.num_steps * self.optimizer_flops

@@ -18,6 +18,7 @@ from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfi
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.paper import PAPER_DATASET_IMAGES
+from trainer.planning.techniques import TechniqueCost, technique_costs
 from trainer.stages import STAGES, choose_stage, stage_named_by
 
 _KEY_BYTES = 100
@@ -75,7 +76,9 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
     optimizer_flops = optimizer_cost(network, train.optim).step_flops
-    work = rung.images_seen * (flops + again * recomputes) + rung.num_steps * optimizer_flops
+    techniques = technique_costs(train, rung, network)
+    work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
+    work += rung.num_steps * optimizer_flops
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
     dataset = _dataset_size(train, rung, config)
     images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
@@ -91,7 +94,8 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=grid[0] * grid[1],
-        memory=_memory_plans(train, rung, network, config),
+        techniques=techniques,
+        memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
@@ -120,7 +124,9 @@ def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
 
 
-def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig) -> tuple[MemoryPlan, ...]:
+def _memory_plans(
+    train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig, *, techniques: tuple[TechniqueCost, ...]
+) -> tuple[MemoryPlan, ...]:
     num_gpus = config.num_gpus
     without_bfloat16 = train.precision == AUTO and config.device.float32_flops is not None
     precision = "float32" if without_bfloat16 else train.precision
@@ -137,6 +143,7 @@ def _memory_plans(train: TrainConfig, rung: Rung, network: DiTConfig, config: Pl
                 sharding=sharding,
                 precision=precision,
                 optim=train.optim,
+                techniques=techniques,
             )
             plan = MemoryPlan(
                 sharding=sharding,

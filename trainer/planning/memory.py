@@ -11,6 +11,7 @@ Assumptions, on the safe side:
 - model.generation.memory.OVERHEAD_BYTES for CUDA's context, workspaces and the allocator's gaps.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from model.dit_config import DiTConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import Sharding
 from trainer.planning.optimizer import optimizer_cost
+from trainer.planning.techniques import TechniqueCost
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +49,15 @@ class TrainingMemory:
     """Whole blocks that FSDP gathers at a time; else autocast's copies of the blocks' matrices."""
     activations_per_image: float
     """Activations per image of a micro-batch, with its inputs."""
+    techniques: float = 0.0
+    """What techniques train, with its gradients and moments, float32; their frozen models."""
 
     @property
     def fixed(self) -> float:
         """The part that does not depend on the images, with the overhead."""
         from model.generation.memory import OVERHEAD_BYTES
 
-        return self.weights + self.gradients + self.optimiser + self.ema + self.gathered + OVERHEAD_BYTES
+        return self.weights + self.gradients + self.optimiser + self.ema + self.gathered + self.techniques + OVERHEAD_BYTES
 
     def total(self, num_images: int) -> float:
         """Bytes with this many images at once."""
@@ -92,6 +96,7 @@ def training_memory(
     sharding: Sharding,
     precision: str = "bfloat16",
     optim: OptimConfig,
+    techniques: Sequence[TechniqueCost] = (),
 ) -> TrainingMemory:
     """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
     counted = count_parameters(config)
@@ -109,7 +114,9 @@ def training_memory(
         optimiser=optimizer_cost(config, optim).num_bytes / shared_by,
         ema=state,
         gathered=gathered + copies,
-        activations_per_image=max(activations.forward, activations.backward),
+        activations_per_image=max(activations.forward, activations.backward)
+        + sum(cost.activations_per_image for cost in techniques),
+        techniques=sum(cost.fixed_bytes(shared_by=shared_by) for cost in techniques),
     )
 
 

@@ -46,7 +46,7 @@ def optimizer_cost(config: DiTConfig, optim: OptimConfig) -> OptimizerCost:
 
 
 def _orthogonal_flops(weight: "torch.Tensor", num_matrices: int) -> float:
-    """Operations of a Newton-Schulz iteration on all matrices of a weight; see newton_schulz of trainer/training/muon.py."""
+    """Operations of a Newton-Schulz iteration on all matrices of a weight; see trainer/training/techniques/muon.py."""
     rows, columns = weight.shape[0] // num_matrices, weight.shape[1]
     short, long = min(rows, columns), max(rows, columns)
     return num_matrices * (4.0 * short**2 * long + 2.0 * short**3)

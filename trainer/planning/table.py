@@ -15,13 +15,26 @@ _SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "optim", "
 _DISK = ("stage", "px", "images", "latents", "captions bf16", "captions int8", "--online")
 _READING = ("stage", "px", "images/s", "bf16", "int8", "--online")
 _PAPER = ("stage", "px", "images", "V100-days", "FLOP", "used")
-_TEXT_COLUMNS = {"stage", "sharding", "recompute", "fit at most"}
+_TECHNIQUES = (
+    "stage",
+    "px",
+    "technique",
+    "TFLOP/image",
+    "of images",
+    "FLOP more",
+    "trained",
+    "GB",
+    "an image",
+    "GB a checkpoint",
+)
+_TEXT_COLUMNS = {"technique", "stage", "sharding", "recompute", "fit at most"}
 
 
 def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
     """The whole answer."""
     sections = (
         _cost_section(rungs, config),
+        *([_technique_section(rungs, config)] if any(rung.techniques for rung in rungs) else []),
         _memory_section(rungs, config),
         _disk_section(rungs, config),
         _reading_section(rungs, config),
@@ -53,6 +66,29 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     yield from _aligned(_COST, rows)
     yield f"passes: how often each image is seen. Data sets: {_datasets(rungs)}"
     yield "Not in it: captioning, features, validation, samples. Gradient checkpointing takes up to a third more."
+
+
+def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    yield "What techniques add, which is in FLOP, days, dollars and totals; an upper bound of the memory"
+    shared_by = {"ddp": 1, "fsdp": config.num_gpus}
+    rows = [
+        (
+            rung.stage,
+            rung.resolution,
+            cost.name,
+            f"{cost.flops_per_image / 1e12:.3f}",
+            f"{cost.share:.0%}",
+            f"{cost.mean_flops / rung.flops_per_image:.1%}",
+            f"{cost.parameters / 1e6:.1f}M",
+            _gb(cost.fixed_bytes(shared_by=shared_by[rung.memory_as_set.sharding])),
+            f"{cost.activations_per_image / 1e9:.3f}",
+            f"{cost.checkpoint_bytes / 1e9:.2f}",
+        )
+        for rung in rungs
+        for cost in rung.techniques
+    ]
+    yield from _aligned(_TECHNIQUES, rows)
+    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. No technique stores features."
 
 
 def _what(rung: "RungPlan") -> tuple[object, ...]:

@@ -13,11 +13,12 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -59,6 +60,8 @@ class Position:
     """DataConfig.aspect_ratio; the default is that of checkpoints that do not record it."""
     optimizer: str = "adamw"
     """See optimizer_record; likewise."""
+    techniques: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of the techniques that were on, by name; checkpoints that do not record them had none."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Position":
@@ -195,9 +198,17 @@ def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None
 def training_tensors(state: TrainState) -> dict[str, Any]:
     """All tensors of a state by name; those of the optimiser are made where it has not stepped yet."""
     make_moments(state.optimizer)
-    network = {name: tensor.detach() for name, tensor in state.network.state_dict().items()}
     moments = named_moments(state.optimizer, state.network)
-    return {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
+    found = {"network": _detached(state.network), "ema": dict(state.ema.weights), "optimizer": moments}
+    for shared in state.techniques:
+        name, technique = shared.technique.name, shared.technique
+        if weights := _detached(technique):
+            found |= {f"{name}.weights": weights, f"{name}.optimizer": named_moments(state.optimizer, technique)}
+    return found
+
+
+def _detached(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in module.state_dict().items()}
 
 
 def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:

@@ -74,8 +74,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     within = start.images_seen > position.images_before
     if within and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
-            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another data.skip or data.weights): "
-            "from here on their order is another one"
+            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another data.skip "
+            "or data.weights): from here on their order is another one"
         )
     if workers.is_first:
         run.warn_once(stage_passes_warning(config, position.rung, num_samples=math.ceil(store.images_per_pass(TRAIN))))
@@ -95,7 +95,7 @@ def _train_rungs(
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
-        parts = open_rung(config, at, workers=workers, run=run, network=state.network, store=features)
+        parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
         return RungTraining(parts, state, reporter, checkpoints, timer)
 
     now: LadderPosition | None = position

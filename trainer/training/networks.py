@@ -29,6 +29,7 @@ from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
+from trainer.training.techniques.technique import SharedTechnique
 from trainer.training.train_step import TrainState
 
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -136,7 +137,7 @@ def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
     return network
 
 
-def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainState:
+def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: tuple[SharedTechnique, ...] = ()) -> TrainState:
     """The network on its device, shared among the workers as the settings say, with its optimiser and average."""
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
@@ -152,8 +153,14 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers) -> TrainStat
         # Captions make shapes that differ from step to step: were the first one compiled for itself, as torch does by default,
         # a resumed training, which begins with another, would round otherwise.
         network.compile_blocks(dynamic=True if config.conditioning == "text" else None)
-    optimizer = make_optimizer(network, config.optim, dtype=getattr(torch, config.precision), compiled=compiled)
-    return TrainState(network=network, model=model, optimizer=optimizer, ema=Ema(network), images_seen=0)
+    optimizer = make_optimizer(
+        network,
+        config.optim,
+        projectors=[shared.technique for shared in techniques],
+        dtype=getattr(torch, config.precision),
+        compiled=compiled,
+    )
+    return TrainState(network=network, model=model, optimizer=optimizer, ema=Ema(network), images_seen=0, techniques=techniques)
 
 
 def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Optimisers over groups of parameters: AdamW, Muon (muon.py) or AdamW with 8-bit moments; their learning rate at each step."""
+"""Optimisers: AdamW, Muon (techniques/muon.py) or AdamW with 8-bit moments; their tensors, their learning rate at each step."""
 
 import math
 from collections.abc import Sequence
@@ -12,26 +12,31 @@ from foundry.errors import UserError
 from model.matrices import block_matrices
 from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
-from trainer.training.muon import Muon, MuonSettings
+from trainer.training.techniques.muon import Muon, MuonSettings
 
 _TABLES = ("scale_shift_table", "embedding_table.weight")
 
 
 def make_optimizer(
-    network: nn.Module, config: OptimConfig, *, dtype: torch.dtype = torch.float32, compiled: bool = True
+    network: nn.Module,
+    config: OptimConfig,
+    *,
+    projectors: Sequence[nn.Module] = (),
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = True,
 ) -> torch.optim.Optimizer:
     """The optimiser of a network. Weight decay acts on matrices and convolutions, not on norms, biases, embeddings and tables.
 
-    `dtype`: number format of Muon's matrix products; `compiled`: whether a library may compile its step.
-    Raises UserError where a library is missing.
+    `projectors`: what techniques train besides the network; `dtype`: number format of Muon's matrix products; `compiled`:
+    whether a library may compile its step. Raises UserError where a library is missing.
     """
     named = dict(network.named_parameters())
     matrices = block_matrices(network) if config.name == "muon" else {}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in named.items():
-        if name not in matrices:
-            (decayed if parameter.ndim >= 2 and not name.endswith(_TABLES) else plain).append(parameter)
+    others = [(name, parameter) for name, parameter in named.items() if name not in matrices]
+    for name, parameter in [*others, *(pair for module in projectors for pair in module.named_parameters())]:
+        (decayed if parameter.ndim >= 2 and not name.endswith(_TABLES) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     common: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.name == "adamw8bit":
@@ -73,18 +78,21 @@ def named_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[s
 
 @torch.no_grad()
 def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the tensors of an optimiser that has not stepped yet, to be filled from a checkpoint: a step that changes nothing.
+    """Makes the tensors of parameters that have not stepped yet, to be stored or filled: by a step that changes nothing.
 
     All workers must call it.
     """
-    if optimizer.state:
+    missing = [parameter for group in optimizer.param_groups for parameter in group["params"] if not optimizer.state[parameter]]
+    if not missing:
         return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in missing:
+        parameter.grad = torch.zeros_like(parameter)  # what has no gradient is passed over
     set_learning_rate(optimizer, 0.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for parameter in missing:
+        if "step" in optimizer.state[parameter]:
+            optimizer.state[parameter]["step"].zero_()
 
 
 def learning_rate(config: OptimConfig, *, step: int, num_steps: int) -> float:

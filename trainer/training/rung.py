@@ -50,13 +50,19 @@ class RungTraining:
     def _step(self, batch: FeatureBatch, *, wait_s: float) -> int:
         """One optimiser step; returns its number in the stage, from 1."""
         state, collator, size = self.state, self.parts.collator, self.parts.position.rung.batch_size
-        settings = step_settings(self.parts, images_seen=state.images_seen)
+        settings = step_settings(self.parts, state)
         positions = [state.images_seen + index for index in self.parts.workers.slice(size)]
         batch = replace(batch, captions=collator.captions(batch))  # encoded here where they are not stored
         result = train_step(state, collator.objective, collator.micro_batches(batch, positions), settings)
         state.images_seen += size
         record = step_record(self.parts, batch, images_seen=state.images_seen, lr=settings.lr, wait_s=wait_s)
-        self.reporter.add(record, losses=result.losses, gradient_norm=result.gradient_norm)
+        self.reporter.add(
+            record,
+            losses=result.losses,
+            gradient_norm=result.gradient_norm,
+            timesteps=result.timesteps,
+            technique_losses=result.technique_losses,
+        )
         return record.step
 
     def _after_step(self, *, ends: bool) -> None:

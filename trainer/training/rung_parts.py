@@ -7,7 +7,7 @@ import torch
 from foundry.errors import UserError
 from foundry.wording import counted
 from model.diffusion import Objective, make_objective
-from model.dit import DiT, DiTConfig
+from model.dit import DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig
 from trainer.config.ladder import LadderPosition, Rung
@@ -31,6 +31,8 @@ from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
 from trainer.training.optimizer import learning_rate, optimizer_record
+from trainer.training.techniques.opening import group_of
+from trainer.training.techniques.technique import technique_records
 from trainer.training.train_step import StepSettings, TrainState
 
 
@@ -65,17 +67,18 @@ class RungParts:
 
 
 def open_rung(
-    config: TrainConfig, position: LadderPosition, *, workers: Workers, run: RunFolder, network: DiT, store: FeatureStore
+    config: TrainConfig, position: LadderPosition, *, workers: Workers, run: RunFolder, state: TrainState, store: FeatureStore
 ) -> RungParts:
     """Sets the network to the rung's resolution, opens the parts, and logs what the rung reads.
 
     Raises UserError for settings that do not fit the features, and for encoders that are unavailable.
     """
-    rung = position.rung
+    rung, network = position.rung, state.network
     network.rebase(with_positions(network.config, rung, store.info))
     check_buckets(network.config, store.info, where=store.folder.url)
     check_caption_weights(config.data.caption_weights, store)
-    collator = _open_collator(config, network.config, store, workers)
+    collator = _open_collator(config, network.config, store, workers, group=group_of(state.techniques))
+    check_groups_fit(collator, store)
     pipeline = pipeline_config(config, store.info, rung.resolution)
     validation = _open_validation(config, collator, store, workers=workers, run=run)
     grids = None
@@ -112,16 +115,17 @@ def open_loader(parts: RungParts, *, images_seen: int) -> Loader:
     )
 
 
-def step_settings(parts: RungParts, *, images_seen: int) -> StepSettings:
-    """The settings of the step that follows `images_seen` images of the stage."""
+def step_settings(parts: RungParts, state: TrainState) -> StepSettings:
+    """The settings of the step that follows."""
     config, rung = parts.config, parts.position.rung
-    in_rung = images_seen - parts.position.images_before
+    in_rung = state.images_seen - parts.position.images_before
     return StepSettings(
         lr=learning_rate(config.optim, step=in_rung // rung.batch_size, num_steps=rung.num_steps),
         ema_decay=ema_decay(config.ema, batch_size=rung.batch_size, images_seen=in_rung + rung.batch_size),
         gradient_clip=config.optim.gradient_clip,
         precision=parts.precision,
         num_samples=rung.batch_size // parts.workers.num,
+        techniques=tuple(shared for shared in state.techniques if shared.technique.acts_at(state.images_seen, parts.position)),
     )
 
 
@@ -194,6 +198,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
         optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
+        techniques=technique_records(state.techniques),
     )
     checkpoints.save(state, parts.pipeline, position)
 
@@ -229,6 +234,18 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
         raise UserError(f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}")
 
 
+def check_groups_fit(collator: Collator, store: FeatureStore) -> None:
+    """Raises UserError where samples that a loss compares do not fit on a device at once."""
+    side_px = store.info.downsampling * collator.network.patch_size
+    tokens = max((height // side_px) * (width // side_px) for height, width in store.info.buckets)
+    if collator.group > 1 and collator.group * tokens > collator.device_tokens:
+        raise UserError(
+            f"a group of {collator.group} samples of {tokens} patches is compared at once, which is more than the "
+            f"{collator.device_tokens} patches of device_tokens: give {collator.group * tokens} or more, or a smaller group",
+            setting="dispersive.group",
+        )
+
+
 def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> None:
     """Raises UserError where they name no caption variant that is there: all samples would be trained with the null caption."""
     if not weights or store.info.class_names:
@@ -257,7 +274,7 @@ def _batch_flops(network: DiTConfig, batch: FeatureBatch) -> float:
     return training_flops(network, grid=grid, caption_tokens=tokens)
 
 
-def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers) -> Collator:
+def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers, *, group: int) -> Collator:
     objective, info = open_objective(config), store.info
     encodes = config.online and info.text_encoder is not None and info.caption_storage == "none"
     return Collator(
@@ -270,6 +287,7 @@ def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore,
         device_tokens=config.device_tokens,
         text_encoder=open_text_encoder(config, info, device=str(workers.device)) if encodes else None,
         original_aspect_ratio=config.data.aspect_ratio == "image",
+        group=group,
     )
 
 

@@ -1,7 +1,9 @@
 """The start of a stage: its own newest checkpoint, the one that --init_from names, or that of the stage before."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from foundry.errors import UserError
 from foundry.storage.locations import is_local_path
@@ -15,6 +17,8 @@ from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
 from trainer.training.optimizer import optimizer_record
+from trainer.training.techniques.opening import check_group, open_techniques
+from trainer.training.techniques.technique import SharedTechnique, technique_records
 from trainer.training.train_step import TrainState
 
 
@@ -81,9 +85,17 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
             raise UserError(
                 f"a batch of {rung.batch_size} images cannot be shared by {num_workers} workers: give a multiple, as {near}"
             )
+    check_group(config, num_workers)
 
 
-def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, *, num_workers: int) -> None:
+def check_resume(
+    config: TrainConfig,
+    checkpoint: Path,
+    info: FeaturesInfo,
+    *,
+    num_workers: int,
+    techniques: Sequence[SharedTechnique] = (),
+) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
     reads_ratios = read_transformer_config(checkpoint).micro_conditioning
@@ -101,6 +113,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, *, n
             ("resolution", was.rung.resolution, now and now.rung.resolution),
             ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
+            *_technique_settings(position.techniques, technique_records(techniques)),
         ]
         if old != new
     ]
@@ -119,22 +132,37 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, *, n
 def open_state(config: TrainConfig, start: Start, *, rung: Rung, info: FeaturesInfo, workers: Workers) -> TrainState:
     """The state that a training begins with or resumes from. Raises UserError for parts that do not fit together."""
     if start.checkpoint is None:
-        return make_state(new_network(new_config(config, rung, info), seed=config.seed), config, workers)
+        fresh = new_config(config, rung, info)
+        techniques = open_techniques(config, fresh, info, workers)
+        return make_state(new_network(fresh, seed=config.seed), config, workers, techniques)
     check_parts(start.checkpoint, config, rung, info)
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
+    techniques = open_techniques(config, target, info, workers)
     if not start.resumes:
-        return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers)
-    check_resume(config, start.checkpoint, info, num_workers=workers.num)
+        return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
+    check_resume(config, start.checkpoint, info, num_workers=workers.num, techniques=techniques)
     if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
         source, max_caption_tokens=target.max_caption_tokens
     ):
         raise UserError(
             f"{start.checkpoint} holds another network than the settings ask for: give another folder", setting="run_dir"
         )
-    state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers)
+    state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers, techniques)
     load_training(start.checkpoint, state, workers)
     return state
+
+
+def _technique_settings(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[tuple[str, object, object]]:
+    """Each setting of each technique with its values then and now; a technique that is missing is `off`."""
+    found: list[tuple[str, object, object]] = []
+    for name in sorted({*was, *now}):
+        if name in was and name in now:
+            keys = sorted({*was[name], *now[name]})
+            found += [(f"{name}.{key}", was[name].get(key), now[name].get(key)) for key in keys]
+        else:
+            found.append((name, "on" if name in was else "off", "on" if name in now else "off"))
+    return found
 
 
 def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: FeaturesInfo) -> None:

@@ -1,22 +1,20 @@
-"""One optimiser step: forward and backward of each micro-batch, clipping, optimiser, EMA. No files, no random numbers.
+"""One optimiser step: forward and backward of each micro-batch, clipping, the optimiser, EMA. No files, no random numbers.
 
 Shapes: B samples of this worker.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from model.diffusion import Objective
-from model.dit import DiT
+from model.dit import DiT, HiddenStates
 from trainer.data.batches import MicroBatch
 from trainer.training.ema import Ema, whole
 from trainer.training.optimizer import set_learning_rate
+from trainer.training.techniques.technique import SharedTechnique, synchronised
 
 
 @dataclass(eq=False, kw_only=True)
@@ -31,6 +29,13 @@ class TrainState:
     ema: Ema
     images_seen: int
     """By this stage: its position in the order of the data and in the schedules."""
+    techniques: tuple[SharedTechnique, ...] = ()
+    """Losses that are added to the objective's, with what they train."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: the network's, then those of techniques."""
+        modules = (self.network, *(shared.technique for shared in self.techniques))
+        return [parameter for module in modules for parameter in module.parameters()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +43,13 @@ class StepResult:
     """Measurements of a step, on the device."""
 
     losses: Tensor
-    """(B,) of this worker's samples, in order."""
+    """(B,) of the objective, of this worker's samples, in order."""
     gradient_norm: Tensor
     """() before clipping."""
+    timesteps: Tensor
+    """(B,) of the samples' noise."""
+    technique_losses: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B,) of each technique that acted, by its name, before its weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +66,36 @@ class StepSettings:
     """Number format of matrix products."""
     num_samples: int
     """Samples of this worker in the step, over all micro-batches."""
+    techniques: tuple[SharedTechnique, ...] = ()
+    """Those of the state that act in this step."""
 
 
 def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroBatch], settings: StepSettings) -> StepResult:
     """One step of the optimiser over all micro-batches; the state is changed in place. Deterministic on a CPU."""
-    losses = []
+    losses: list[Tensor] = []
+    timesteps: list[Tensor] = []
+    added: dict[str, list[Tensor]] = {shared.technique.name: [] for shared in settings.techniques}
+    modules = [state.model, *(shared.module for shared in settings.techniques)]
     for batch in batches:
-        with _sync_gradients(state.model, batch.is_last):
-            predict = batch.predict(state.model, settings.precision)
+        with synchronised(modules, now=batch.is_last):
+            hidden = HiddenStates(frozenset(block for shared in settings.techniques for block in shared.technique.blocks))
+            predict = batch.predict(state.model, settings.precision, hidden)
             loss = objective.loss(predict, batch.latents, batch.noise, batch.timesteps).total  # samples of the micro-batch
+            losses.append(loss.detach())
+            timesteps.append(batch.timesteps)
+            for shared in settings.techniques:
+                own = shared.loss(hidden.outputs, batch, settings.precision)  # samples of the micro-batch
+                loss = loss + shared.technique.weight * own
+                added[shared.technique.name].append(own.detach())
             (loss.sum() / settings.num_samples).backward()
-        losses.append(loss.detach())
-    norm = whole(torch.nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip))
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), settings.gradient_clip))
     set_learning_rate(state.optimizer, settings.lr)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(settings.ema_decay)
-    return StepResult(losses=torch.cat(losses), gradient_norm=norm.detach())
-
-
-def _sync_gradients(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Has the backward pass inside all-reduce the gradients, or not."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
-    elif isinstance(model, DistributedDataParallel) and not now:
-        return model.no_sync()
-    return nullcontext()
+    return StepResult(
+        losses=torch.cat(losses),
+        gradient_norm=norm.detach(),
+        timesteps=torch.cat(timesteps),
+        technique_losses={name: torch.cat(parts) for name, parts in added.items()},
+    )

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_p
         with pytest.raises(RequestRefused, match="HTTP 422 .*NaN or infinity for this image"):
             asking.caption(pictures()[:1], ["a key"], ["a"])
         assert len(asking.caption(pictures()[:2], ["an owl", "an apple"], ["a", "b"])) == 2
+
+
+def test_the_transformers_engine_behind_a_server_says_that_it_takes_no_schema(engine: LlavaEngine) -> None:
+    schema = '{"type": "object"}'
+    with served(engine) as url:
+        settings = EndpointSettings(url=url, tries=1)
+        model = find_served_model("tiny", settings, SETTINGS)
+        with pytest.raises(UserError, match="response_format.* is not supported here.*add response_format: null"):
+            EndpointEngine(model, SETTINGS).check(pictures()[0], "a key", schema=schema)
+        unconstrained = replace(model, settings=replace(settings, body={"response_format": None}))
+        EndpointEngine(unconstrained, SETTINGS).check(pictures()[0], "a key", schema=schema)
 
 
 def test_a_logprob_that_json_cannot_hold_is_not_finite() -> None:

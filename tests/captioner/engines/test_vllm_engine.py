@@ -1,11 +1,15 @@
 """The engine `vllm` says what transformers says, and loses nothing when its engine process is killed. Needs VLLM_PYTHON."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +66,7 @@ def test_arguments_are_those_that_are_asked_for() -> None:
         "tensor_parallel_size": 2,
         "max_num_seqs": 256,
         "gpu_memory_utilization": 0.9,
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         "enforce_eager": True,
         "quantization": "awq",
         "enable_lora": True,
@@ -108,3 +113,86 @@ def test_captions_are_those_of_transformers_and_a_kill_loses_nothing(tmp_path: P
     assert run.wait(300) == 0
     assert _captions(by_vllm) == _captions(by_transformers)
     assert len(_captions(by_vllm)) == 100
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "what": {"type": "string", "enum": ["apple", "owl", "key"]},
+        "bbox": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 4, "maxItems": 4},
+        "left": {"type": "boolean"},
+    },
+    "required": ["what", "bbox", "left"],
+    "additionalProperties": False,
+}
+COMPACT = '{"backend": "guidance", "disable_any_whitespace": true}'
+"""What the engine asks of vLLM; a model as small as llava-mini would write white space for ever."""
+
+
+def _structured(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Scenes, and the arguments that have them described by SCHEMA, which llava-mini, left alone, never follows."""
+    scenes, prompts = tmp_path / "scenes", tmp_path / "prompts.yaml"
+    command = ["-m", "examples.openmoji.scenes", "--count", "20", "--seed", "7", "--out", str(scenes)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    content = {"name": "small", "version": "1", "prompts": [{"name": "part", "text": "Name one thing", "schema": SCHEMA}]}
+    prompts.write_text(json.dumps(content))
+    return scenes, ["--prompts", str(prompts), "--generation.max_new_tokens", "60", "--t5.tokenizer", "mini"]
+
+
+def _check_structured(run: Path) -> None:
+    with open_run(str(run)) as database:
+        found = database.fetch("SELECT value FROM captions WHERE prompt = 'part' AND status = 'ok' AND finish_reason = 'stop'")
+        values = [json.loads(row["value"]) for row in found.to_pylist()]
+        boxes = database.fetch("SELECT y0, x0, y1, x1, center_x FROM caption_objects").to_pylist()
+    assert len(values) == len(boxes) == 20
+    assert all(list(value) == ["what", "bbox", "left"] and value["what"] in ("apple", "owl", "key") for value in values)
+    assert [row["center_x"] for row in boxes] == [(row["x0"] + row["x1"]) / 2 for row in boxes]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM_PYTHON, reason="VLLM_PYTHON names no environment with vLLM")
+def test_constrained_answers_follow_their_schema(tmp_path: Path) -> None:
+    scenes, structured = _structured(tmp_path)
+    vllm = ["--engine", "vllm", "--ray.replica_python", VLLM_PYTHON, "--vllm.max_model_len", "512"]
+    vllm += ["--vllm.gpu_memory_utilization", "0.3", "--vllm.args", '{"enforce_eager": true}']
+    assert _start(scenes, tmp_path / "run", *vllm, *structured).wait(300) == 0
+    _check_structured(tmp_path / "run")
+
+
+@contextmanager
+def _served() -> Iterator[str]:
+    """The address of vLLM's own server of llava-mini, as the model `mini`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(resolve_model("mini").path_or_id)]
+    command += ["--served-model-name", "small-llava", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "512", "--gpu-memory-utilization", "0.3"]
+    command += ["--limit-mm-per-prompt", '{"image": 1}', "--structured-outputs-config", COMPACT]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM_PYTHON, reason="VLLM_PYTHON names no environment with vLLM")
+def test_vllms_own_server_follows_the_schema_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    scenes, structured = _structured(tmp_path)
+    with _served() as url:
+        endpoint = ["--engine", "endpoint", "--model", "small-llava", "--endpoint.url", url, "--generation.dtype", "auto"]
+        assert _start(scenes, tmp_path / "run", *endpoint, *structured).wait(300) == 0
+    _check_structured(tmp_path / "run")

@@ -11,8 +11,8 @@ from captioner.runs.status import RunStatus, read_status
 from foundry.storage.folder import Folder
 from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, commit_name
-from foundry.units.progress import BudgetExceeded, Progress
 from foundry.units.rejection import allowed_rejections
+from foundry.units.run import BudgetExceeded, Progress
 
 
 def commit(*, planned: int = 8, rejected: int = 0) -> Commit:
@@ -30,10 +30,11 @@ def test_a_line_adds_up_and_tells_when_it_ends() -> None:
         units_committed=6,
         images_per_s=0.5,
         last_commit_s=7.4,
+        captions_by_status={"refusal": 2, "invalid_json": 3},
     )
     assert status.line() == (
         "100 planned = 50 captioned + 10 rejected (broken 6, empty 4) + 40 to do; 6 of 10 units; "
-        "last commit 7 s ago; 0.5 images/s, 1 min 20 s to go"
+        "captions: 3 invalid_json, 2 refusal; last commit 7 s ago; 0.5 images/s, 1 min 20 s to go"
     )
 
 

@@ -71,7 +71,7 @@ def test_nouns_and_their_counts_agree(run: Database) -> None:
 
 
 def test_columns_follow_the_schema(run: Database) -> None:
-    assert run.views["captions"] == CAPTIONS.names
+    assert run.views["captions"] == [*CAPTIONS.names, "value"]
     assert run.views["rejected"] == REJECTED.names
     assert list(run.views) == list(VIEWS)
 

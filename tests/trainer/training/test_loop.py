@@ -209,7 +209,7 @@ def test_features_that_grew_are_said_to_change_the_order(tmp_path: Path, capsys:
     write_store(tmp_path / "features", num_units=6)
     assert main(config) == 0
     assert (
-        "are not those of the checkpoint (more features, or another data.skip): from here on their order is another"
+        "are not those of the checkpoint (more features, or another data.skip or data.weights): from here on their order is"
         in capsys.readouterr().out
     )
 

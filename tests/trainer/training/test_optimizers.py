@@ -21,8 +21,8 @@ from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
-from trainer.training.muon import Muon, MuonSettings, newton_schulz
 from trainer.training.optimizer import make_moments, make_optimizer, named_moments
+from trainer.training.techniques.muon import Muon, MuonSettings, newton_schulz
 
 NETWORK = DiTConfig(width=24, depth=2, num_heads=2, caption_width=CAPTION_WIDTH, sample_size=8, max_caption_tokens=10)
 MUON = OptimConfig(name="muon", lr=1e-3, warmup_steps=2)

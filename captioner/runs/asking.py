@@ -1,0 +1,94 @@
+"""Questions to an engine: for a prompt with a schema, an answer that does not follow it is asked for again, up to twice.
+
+All engines are asked in this way. One that constrains its answers to the schema can still be cut at its token limit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from captioner.engines.generation import Engine, Generation
+from captioner.prompts import Prompt, harmless
+from captioner.structured.answers import INVALID_JSON, question, question_again, read_answer
+from foundry.units.commits import Commit
+
+ASKED_AGAIN = 2
+"""How many times an answer that does not follow its schema is asked for again."""
+
+
+def check_engine(engine: Engine, prompt: Prompt, rendered: str) -> None:
+    """One token about a grey image: a model that cannot say that, or not under this schema, can caption nothing.
+
+    Raises what the engine's check raises.
+    """
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    if prompt.schema is None:
+        engine.check(grey, rendered)
+    else:
+        engine.check(grey, question(rendered, prompt.schema), schema=prompt.schema)
+
+
+def ask(
+    engine: Engine,
+    images: Sequence[np.ndarray],
+    rendered: Sequence[str],
+    keys: Sequence[str],
+    *,
+    prompt: Prompt,
+    one_by_one: bool,
+) -> list[Generation]:
+    """The answers about images, uint8 (H, W, 3) each, to one prompt, rendered for each. Raises what the engine raises.
+
+    The tokens of all tries count in the answer that stays: the first that follows the schema, else the last.
+    """
+    schema = prompt.schema
+    if schema is None:
+        return engine.caption(images, rendered, keys, one_by_one=one_by_one)
+    asked = [question(text, schema) for text in rendered]
+    said = engine.caption(images, asked, keys, one_by_one=one_by_one, schema=schema)
+    for _ in range(ASKED_AGAIN):
+        faults = {index: fault for index, one in enumerate(said) if (fault := _fault(one, schema))}
+        if not faults:
+            break
+        again = engine.caption(
+            [images[index] for index in faults],
+            [question_again(asked[index], fault) for index, fault in faults.items()],
+            [keys[index] for index in faults],
+            one_by_one=one_by_one,
+            schema=schema,
+        )
+        for index, one in zip(faults, again, strict=True):
+            said[index] = _with_tokens_of(one, said[index])
+    return said
+
+
+def invalid_line(commit: Commit, prompts: Sequence[Prompt]) -> str:
+    """A line of warning where not one answer of a unit follows its schema; "" elsewhere."""
+    asked = commit.completed * sum(prompt.schema is not None for prompt in prompts)
+    if not asked or commit.statuses.get(INVALID_JSON) != asked:
+        return ""
+    return (
+        f"warning: none of the {asked} structured captions of unit {commit.unit} is JSON of its schema ({INVALID_JSON}): "
+        "look at caption_raw and finish_reason by SQL; where that is length, raise generation.max_new_tokens, else take a "
+        "stronger model"
+    )
+
+
+def _fault(said: Generation, schema: str) -> str:
+    """What is wrong with an answer; "" for one that follows the schema, and for one that is not finite, which is rejected."""
+    if not said.is_finite:
+        return ""
+    fault = read_answer(said.text, schema).fault
+    if fault and said.finish_reason == "length":
+        return f"it was cut after {said.num_tokens} tokens; be shorter"
+    return harmless(fault)
+
+
+def _with_tokens_of(said: Generation, before: Generation) -> Generation:
+    """The answer with the tokens of the tries before it."""
+    return replace(
+        said,
+        num_tokens=said.num_tokens + before.num_tokens,
+        num_input_tokens=said.num_input_tokens + before.num_input_tokens,
+    )

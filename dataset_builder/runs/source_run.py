@@ -1,0 +1,149 @@
+"""Source run: a captioning run whose images another run captions, all or those that a query names, with its captions at hand.
+
+The plan is made once, from what the source run has committed at that moment: each row of the index names the file that holds
+the image's captions then. Files of commits never change, so whatever becomes of the source run, a resume reads the same.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_builder.runs.plan import Plan, publish_plan, read_plan, write_parts
+from dataset_builder.sql.run_files import RunFiles, read_plans, read_run
+from foundry.errors import UserError
+from foundry.images.index import INDEX
+from foundry.storage.folder import Folder, store_errors
+from foundry.storage.run_record import RunRecord
+
+ALL_CAPTIONED = "SELECT DISTINCT key FROM captions"
+"""The images of a source run, where nothing else is asked for: those that have captions."""
+
+_FILE = pa.field("captions_file", pa.string())
+_ROWS = pa.schema([*INDEX, _FILE])
+
+
+def read_source_record(url: str) -> RunRecord:
+    """The run.json of the source run. Raises UserError where there is none that captions can be taken from."""
+    record = RunRecord.read(Folder(url))
+    if record is None:
+        raise UserError(
+            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run wrote", setting="captions_from"
+        )
+    record.check(Folder(url))
+    return record
+
+
+def plan_from_run(run: Folder, url: str, *, only: str, unit_size: int) -> Plan:
+    """The plan of `run` over the images of the run at `url` that the query `only` names by the column `key`.
+
+    A plan that is there stays; of a new one, the numbers of images are printed. Raises UserError for a query that is wrong,
+    names no image, or names keys that are none.
+    """
+    with store_errors(run):
+        plan = read_plan(run, unit_size=unit_size)
+    if plan.num_plans:
+        return plan
+    files = read_run(url)
+    with tempfile.TemporaryDirectory() as directory, store_errors(files.folder):
+        record = _index(run, files, plan, only=only, directory=directory)
+    plan = publish_plan(run, plan, record)
+    total = sum(part.rows for record in read_plans(files.folder) for part in record.parts)
+    print(f"{plan.num_images:,} of the {total:,} images of {url}")
+    return plan
+
+
+def read_captions(source: Folder, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """The source run's captions of these rows of the plan, by key and prompt. Raises UserError where a file is gone."""
+    found: dict[str, dict[str, str]] = {row["key"]: {} for row in rows}
+    for path in sorted({row[_FILE.name] for row in rows if row[_FILE.name] is not None}):
+        try:
+            with source.open(path) as file:
+                table = pq.ParquetFile(file).read(columns=["key", "prompt", "caption"])
+        except FileNotFoundError:
+            raise UserError(f"{source.url}/{path}, which captions are taken from, is gone: restore that run") from None
+        for said in table.to_pylist():
+            if said["key"] in found:
+                found[said["key"]][said["prompt"]] = said["caption"]
+    return found
+
+
+def _index(run: Folder, files: RunFiles, plan: Plan, *, only: str, directory: str) -> dict[str, Any]:
+    """Writes the index files; returns what the plan's record says of them."""
+    from dataset_builder.sql.database import scratch_database
+
+    plans = read_plans(files.folder)
+    with scratch_database(directory) as database:
+        _stage_keys(database, files, only=only)
+        _check_keys(database, files)
+        database.register("planned", pa.RecordBatchReader.from_batches(_positioned(_ROWS), _index_batches(files, _ROWS)))
+        chosen = "SELECT * EXCLUDE (position) FROM planned SEMI JOIN wanted USING (key) ORDER BY position"
+        reader = database.sql(chosen).to_arrow_reader(plan.unit_size * 16)
+        parts = [asdict(part) for part in write_parts(run, reader, plan, schema=_ROWS)]
+    return {
+        "sources": [source for record in plans for source in record.sources],
+        "carried": files.record.carried,
+        "num_repeated": 0,
+        "num_passed_over": 0,
+        "parts": parts,
+    }
+
+
+def _stage_keys(database: Any, files: RunFiles, *, only: str) -> None:
+    """Makes the table `wanted` of the keys that the query answers with."""
+    from dataset_builder.sql.database import open_files
+
+    database.execute("CREATE TABLE answered (key VARCHAR)")
+    columns: list[str] = []
+    with open_files(files) as views:
+        for batch in views.batches(only):  # to the end, since an open result blocks the connection
+            columns = batch.schema.names
+            if "key" in columns:
+                database.register("batch", batch)
+                database.execute("INSERT INTO answered SELECT key FROM batch")
+                database.unregister("batch")
+    if "key" not in columns:
+        found = ", ".join(columns)
+        raise UserError(f"the query must return a column key, it returns {found}: SELECT key FROM …", setting="only")
+    database.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM answered WHERE key IS NOT NULL")
+
+
+def _check_keys(database: Any, files: RunFiles) -> None:
+    """Raises UserError where no image is wanted, or a key that is no image's."""
+    url = files.folder.url
+    if database.execute("SELECT count(*) FROM wanted").fetchall() == [(0,)]:
+        advice = "ask it with python -m dataset_builder.query first"
+        raise UserError(f"the query names no image of {url}: {advice}", setting="only")
+    keys = pa.schema([INDEX.field("key")])
+    database.register("known", pa.RecordBatchReader.from_batches(_positioned(keys), _index_batches(files, keys)))
+    unknown = database.execute("SELECT key FROM wanted ANTI JOIN known USING (key) ORDER BY key").fetchall()
+    if unknown:
+        raise UserError(
+            f"the query names {len(unknown):,} keys that are no images of {url}, such as {unknown[0][0]!r}: correct the query",
+            setting="only",
+        )
+
+
+def _index_batches(files: RunFiles, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of the source run's plan in their order, with their position and, in `schema`, the file of their captions."""
+    captions = {commit.unit: commit.files["captions"].path for commit in files.commits if "captions" in commit.files}
+    columns = [name for name in schema.names if name != _FILE.name]
+    position = 0
+    for part in (part for plan in read_plans(files.folder) for part in plan.parts):
+        with files.folder.open(part.path) as file:
+            index = pq.ParquetFile(file)
+            for group in range(part.units):
+                table = index.read_row_group(group, columns=columns)
+                if _FILE.name in schema.names:
+                    path = captions.get(part.first_unit + group)
+                    table = table.append_column(_FILE, pa.array([path] * len(table), pa.string()))
+                table = table.append_column("position", pa.array(range(position, position + len(table)), pa.int64()))
+                position += len(table)
+                yield from table.cast(_positioned(schema)).to_batches()
+
+
+def _positioned(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([*schema, pa.field("position", pa.int64())])

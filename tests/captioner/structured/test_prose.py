@@ -1,0 +1,65 @@
+"""The rendering of structured captions says what they say, in several ways, the same for the same seed."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner.structured.prose import prose
+from examples.openmoji.composition import draw_scene
+from examples.openmoji.structured import structured_caption
+
+SIGN = {
+    "what": "A street.",
+    "light": "soft",
+    "colors": ["#FFF", "#00FF00"],
+    "parts": [{"type": "text", "bbox": [0, 700, 200, 900], "desc": "a sign", "text": "STOP\nhere"}],
+}
+
+
+def test_a_rendering_is_decided_by_value_and_seed() -> None:
+    scenes = [structured_caption(draw_scene(seed=1, index=index), seed=1) for index in range(5)]
+    for scene in scenes:
+        said = [prose(scene, seed=seed) for seed in range(40)]
+        assert said == [prose(json.loads(json.dumps(scene)), seed=seed) for seed in range(40)]
+        assert len(set(said)) > 15
+        assert all(text and text == " ".join(text.split()) for text in said)
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_objects_are_told_at_their_places(index: int) -> None:
+    scene = draw_scene(seed=2, index=index)
+    kinds = [thing.kind for thing in scene.objects]
+    unique = [thing for thing in scene.objects if kinds.count(thing.kind) == 1]
+    told = 0
+    for seed in range(20):
+        for sentence in prose(structured_caption(scene, seed=2), seed=seed).split(". "):
+            for thing in unique:
+                if re.search(rf"{thing.size} \w+ {thing.kind}, an? ", sentence):
+                    assert all(word in sentence.lower() for word in thing.place.split())
+                    told += 1
+    assert told >= 10 * len(unique)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_codes_boxes_labels_and_nulls_are_not_told(seed: int) -> None:
+    said = prose({**SIGN, "nothing": None}, seed=seed)
+    assert not any(word in said for word in ("#", "700", "nothing", "null", "None"))
+    if "sign" in said:
+        assert "STOP here" in said and "top right" in said.lower()
+
+
+def test_keys_are_dropped_and_shuffled_by_seed() -> None:
+    said = [prose(SIGN, seed=seed) for seed in range(200)]
+    assert sum("sign" not in text for text in said) > 10
+    assert sum("sign" in text and "soft" in text and text.index("sign") < text.index("soft") for text in said) > 10
+    assert all("A street." in text or "soft" in text or "sign" in text for text in said)
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+)
+def test_any_value_is_told(value: object) -> None:
+    assert isinstance(prose({"a": value, "bbox": value, "desc": value, "text": value}, seed=1), str)

@@ -1,0 +1,224 @@
+"""Trainings with techniques resume bit for bit, do not depend on how a batch is cut or shared, and export the network alone."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch._dynamo.utils import counters
+
+from foundry.errors import UserError
+from tests.trainer.test_distributed import _rows, _train_together
+from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
+from tests.trainer.tiny_training import newest_weights, training_losses
+from tests.trainer.training.test_loop import ROOT, _plain, _same
+from trainer.config.ladder import Rung
+from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding
+from trainer.config.techniques import DispersiveConfig, Sra2Config
+from trainer.config.train import TrainConfig
+from trainer.distributed import Workers
+from trainer.fit import main
+from trainer.monitoring.run_folder import CONFIG, newest_checkpoint, read_metrics
+from trainer.training.checkpoints import Position, training_tensors
+from trainer.training.networks import open_features
+from trainer.training.start import find_start, open_state
+
+KEEP = CheckpointConfig(every_images=8, keep_last=9)
+EACH = pytest.mark.parametrize("name", TECHNIQUES)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("techniques")
+    write_features(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """All techniques at once."""
+    config = technique_config(root, tmp_path_factory.mktemp("unbroken"), *TECHNIQUES, images=24, checkpoint=KEEP)
+    assert main(config) == 0
+    return config
+
+
+def _technique_losses(config: TrainConfig) -> list[dict[str, float]]:
+    return [row.get("technique_losses", {}) for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"]
+
+
+def _state_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
+    """All tensors of a run's newest checkpoint."""
+    state = open_state(
+        config, find_start(config), rung=config.ladder[0], info=open_features(config, config.ladder[0]).info, workers=Workers()
+    )
+    return training_tensors(state)
+
+
+def _continued(config: TrainConfig, run_dir: Path, *, images_seen: int) -> TrainConfig:
+    """The same training in another folder that holds one of its checkpoints."""
+    resumed = replace(config, run_dir=str(run_dir))
+    name = f"checkpoints/{images_seen:012d}"
+    shutil.copytree(Path(config.run_folder) / name, Path(resumed.run_folder) / name)
+    return resumed
+
+
+@EACH
+def test_a_training_resumes_bit_for_bit(root: Path, tmp_path: Path, name: str) -> None:
+    config = technique_config(root, tmp_path / "whole", name, images=16, checkpoint=KEEP)
+    assert main(config) == 0
+    resumed = _continued(config, tmp_path / "resumed", images_seen=8)
+    assert main(resumed) == 0
+    after = {seen: loss for seen, loss in training_losses(config).items() if seen > 8}
+    assert training_losses(resumed) == after and len(after) == 2
+    assert _technique_losses(resumed) == _technique_losses(config)[2:] and all(_technique_losses(config))
+    ours, theirs = _state_tensors(resumed), _state_tensors(config)
+    assert ours.keys() == theirs.keys() and (f"{name}.weights" in ours) == (name in ("repa", "sra2"))
+    for part, tensors in theirs.items():
+        assert all(torch.equal(ours[part][key], tensor) for key, tensor in tensors.items()), part
+
+
+def test_a_killed_training_with_all_techniques_resumes_bit_for_bit(root: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    config = replace(unbroken, run_dir=str(tmp_path / "runs"))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(_plain(yaml.safe_load((Path(unbroken.run_folder) / CONFIG).read_text()))))
+    command = [sys.executable, "-m", "trainer.fit", "--config", str(path), "--run_dir", config.run_dir]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
+            assert "  repa -" in line and "  sra2 " in line
+            process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    newest = newest_checkpoint(Path(config.run_folder))
+    assert newest is not None and 8 <= int(newest.name) < 24
+    assert main(config) == 0
+    _same(config, unbroken)
+    assert _technique_losses(config) == _technique_losses(unbroken)
+
+
+def test_techniques_change_the_training_and_not_what_is_exported(root: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    plain = technique_config(root, tmp_path, images=24, checkpoint=KEEP)
+    assert main(plain) == 0
+    ours, theirs = newest_weights(unbroken), newest_weights(plain)
+    assert ours.keys() == theirs.keys() and not all(torch.equal(ours[name], theirs[name]) for name in ours)
+    first = [next(iter(training_losses(config).values())) for config in (unbroken, plain)]
+    assert first[0] == first[1]  # the objective's alone, before any step
+    state, average = _state_tensors(unbroken)["network"], _state_tensors(unbroken)["ema"]
+    assert set(average) <= set(state) and set(average) <= set(ours)
+    checkpoint = newest_checkpoint(Path(unbroken.run_folder))
+    assert checkpoint is not None and set(Position.read(checkpoint).techniques) == set(TECHNIQUES)
+
+
+@pytest.mark.parametrize("change", [{"device_tokens": 2 * 16}, {"gradient_checkpointing": True}])
+def test_how_a_batch_is_cut_and_what_is_computed_again_change_nothing(
+    unbroken: TrainConfig, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = replace(unbroken, run_dir=str(tmp_path), **change)
+    assert main(config) == 0
+    assert training_losses(config) == pytest.approx(training_losses(unbroken), rel=1e-4)
+    for ours, theirs in zip(_technique_losses(config), _technique_losses(unbroken), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_a_teacher_that_stopped_is_asked_no_more_and_its_projector_stays(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = technique_config(root, tmp_path / "whole", "repa", images=16, checkpoint=KEEP)
+    config = replace(config, repa=replace(config.repa, stop_share=0.5))
+    assert main(config) == 0
+    assert [sorted(own) for own in _technique_losses(config)] == [["repa"], ["repa"], [], []]
+    resumed = _continued(config, tmp_path / "resumed", images_seen=8)
+
+    def asked(*_arguments: object) -> None:
+        raise AssertionError("the teacher has stopped")
+
+    monkeypatch.setattr("trainer.training.techniques.repa.Teacher.features", asked)
+    assert main(resumed) == 0
+    ours, theirs = _state_tensors(resumed), _state_tensors(config)
+    for part in ("network", "repa.weights", "repa.optimizer"):
+        assert all(torch.equal(ours[part][key], tensor) for key, tensor in theirs[part].items()), part
+
+
+def test_a_checkpoint_is_not_resumed_with_other_techniques(root: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    other = save_tiny_teacher(tmp_path / "other", seed=1)
+    config = _continued(unbroken, tmp_path / "runs", images_seen=8)
+    for changed, words in [
+        (replace(config, sra2=Sra2Config()), "sra2 on then, off now"),
+        (replace(config, dispersive=DispersiveConfig(enabled=True, group=4)), "dispersive.group 2 then, 4 now"),
+        (replace(config, repa=replace(config.repa, weight=0.25)), "repa.weight 0.5 then, 0.25 now"),
+        (replace(config, repa=replace(config.repa, teacher=str(other))), r"repa.teacher \w{16} then, \w{16} now"),
+    ]:
+        with pytest.raises(UserError, match=rf"is of another training \({words}\)"):
+            main(changed)
+    plain = technique_config(root, tmp_path / "plain", images=8)
+    assert main(plain) == 0
+    with pytest.raises(UserError, match="layersync off then, on now"):
+        main(technique_config(root, tmp_path / "plain", "layersync", images=16))
+    moved = shutil.copytree(config.repa.teacher or "", tmp_path / "moved")
+    assert main(replace(config, repa=replace(config.repa, teacher=str(moved)))) == 0
+
+
+def test_what_techniques_cannot_read_is_refused_in_a_line(root: Path, tmp_path: Path) -> None:
+    config = technique_config(root, tmp_path, *TECHNIQUES, images=8)
+    for changed, words, setting in [
+        (replace(config, repa=replace(config.repa, block=3)), "repa reads block 3, and the network has 2", "repa.block"),
+        (replace(config, repa=replace(config.repa, teacher="nowhere")), "there is no vision tower in nowhere", ""),
+        (
+            replace(config, dispersive=DispersiveConfig(enabled=True, group=3)),
+            "group of 3 samples does not",
+            "dispersive.group",
+        ),
+        (replace(config, device_tokens=16), "more than the 16 patches of device_tokens: give 32", "dispersive.group"),
+    ]:
+        with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$") as error:
+            main(changed)
+        assert error.value.setting == setting
+
+
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("nothing_compiled")
+def test_compiled_blocks_hand_out_what_plain_ones_do(unbroken: TrainConfig, tmp_path: Path) -> None:
+    config = replace(unbroken, run_dir=str(tmp_path / "whole"), compile=True)
+    assert main(config) == 0
+    assert counters["stats"]["unique_graphs"] <= 6, counters["stats"]
+    assert training_losses(config) == pytest.approx(training_losses(unbroken), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_workers_are_one_within_rounding(root: Path, tmp_path: Path, sharding: Sharding) -> None:
+    """One half by two workers and the other by one, which read each other's checkpoints: DDP first, FSDP2 last."""
+    config = technique_config(root, tmp_path, *TECHNIQUES, images=16, distributed=DistributedConfig(sharding=sharding))
+    config = replace(config, repa=replace(config.repa, stop_images=12))
+    alone = replace(config, run_dir=str(tmp_path / "alone"))
+    assert main(alone) == 0
+    half = replace(config, ladder=(Rung(resolution=16, images=8, batch_size=4),))
+    if sharding == "ddp":
+        _train_together(half)
+        assert main(config) == 0
+    else:
+        assert main(half) == 0
+        _train_together(config)
+    assert _rows(config, "train") == pytest.approx(_rows(alone, "train"), rel=1e-4)
+    for ours, theirs in zip(_technique_losses(config), _technique_losses(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    found, expected = _state_tensors(config), _state_tensors(alone)
+    for part, tensors in expected.items():
+        assert all(torch.allclose(found[part][key], tensor, atol=1e-4) for key, tensor in tensors.items()), part

@@ -1,0 +1,195 @@
+"""Cost of the training techniques that are on: operations, memory and disk, from the configurations alone.
+
+Counted as in model/flops.py: matrix products, attention and convolutions. A projector is trained, so that its backward pass
+makes two products for each; a teacher, and the VAE that decodes latents for it, run forward only. Memory assumes that each
+technique keeps float32 copies of what its loss reads, and that the teacher's largest activations come on top of the network's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from model.dit_config import DiTConfig
+from trainer.config.ladder import Rung
+from trainer.config.techniques import DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
+from trainer.config.train import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FLOAT_BYTES = 4
+_STATES = 4
+"""Weights, gradients and two moments of a parameter that is trained; it has no average."""
+_SAVED_STATES = 3
+"""Of these, what a checkpoint holds."""
+_DECODED_PX = 1 << 19
+"""Pixels that a teacher's VAE decodes at once, as in trainer/training/techniques/repa.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TechniqueCost:
+    """What a technique adds to a resolution step."""
+
+    name: str
+    share: float = 1.0
+    """Share of the step's images in which it acts."""
+    flops_per_image: float = 0.0
+    """Operations per image in which it acts, forward and backward."""
+    parameters: int = 0
+    """Parameters that it trains."""
+    frozen_bytes: float = 0.0
+    """Weights and largest activations of its frozen models, on each GPU."""
+    activations_per_image: float = 0.0
+    """Bytes per image of a micro-batch."""
+
+    @property
+    def mean_flops(self) -> float:
+        """Operations per image of the whole step."""
+        return self.share * self.flops_per_image
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Bytes in a checkpoint."""
+        return _SAVED_STATES * _FLOAT_BYTES * self.parameters
+
+    def fixed_bytes(self, *, shared_by: int) -> float:
+        """Bytes on a GPU whatever the number of images; weights are shared by so many GPUs."""
+        return _STATES * _FLOAT_BYTES * self.parameters / shared_by + self.frozen_bytes
+
+
+def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig) -> tuple[TechniqueCost, ...]:
+    """The cost of each technique that is on. Raises UserError for a teacher or VAE that is unavailable."""
+    before = sum(other.images_seen for other in train.ladder[: train.ladder.index(rung)])
+    return tuple(
+        cost
+        for cost in (
+            _repa(train, train.repa, network, share=_share(train.repa, rung, before)) if train.repa.is_on else None,
+            _sra2(train.sra2, network) if train.sra2.is_on else None,
+            _layersync(train.layersync, network) if train.layersync.is_on else None,
+            _dispersive(train.dispersive, network) if train.dispersive.is_on else None,
+        )
+        if cost is not None
+    )
+
+
+def _share(repa: RepaConfig, rung: Rung, before: int) -> float:
+    """The share of a rung's images before REPA stops."""
+    left = rung.images_seen if repa.stop_images is None else min(max(0, repa.stop_images - before), rung.images_seen)
+    return min(repa.stop_share, left / rung.images_seen)
+
+
+def _repa(train: TrainConfig, repa: RepaConfig, network: DiTConfig, *, share: float) -> TechniqueCost:
+    teacher = _teacher(repa.teacher or "", repa.revision, train.vae, network)
+    widths = repa.projector_widths(network.width, teacher_width=teacher.width)
+    return TechniqueCost(
+        name="repa",
+        share=share,
+        flops_per_image=teacher.flops_per_image + _projector_flops(widths, network),
+        parameters=_projector_parameters(widths),
+        frozen_bytes=teacher.num_bytes if share else 0.0,
+        activations_per_image=_projector_bytes(widths, network),
+    )
+
+
+def _sra2(sra2: Sra2Config, network: DiTConfig) -> TechniqueCost:
+    widths = sra2.projector_widths(network.width, patch_values=network.in_channels * network.patch_size**2)
+    return TechniqueCost(
+        name="sra2",
+        flops_per_image=_projector_flops(widths, network),
+        parameters=_projector_parameters(widths),
+        activations_per_image=_projector_bytes(widths, network),
+    )
+
+
+def _layersync(_layersync: LayerSyncConfig, network: DiTConfig) -> TechniqueCost:
+    """Cosines alone, which are not counted; both blocks' tokens and their products in float32."""
+    return TechniqueCost(name="layersync", activations_per_image=7 * _FLOAT_BYTES * _tokens(network) * network.width)
+
+
+def _dispersive(dispersive: DispersiveConfig, network: DiTConfig) -> TechniqueCost:
+    """A sample's products with its group, forward and twice backward; its tokens, centred and squared, in float32."""
+    values = _tokens(network) * network.width
+    return TechniqueCost(
+        name="dispersive",
+        flops_per_image=3 * 2.0 * dispersive.group * values,
+        activations_per_image=7 * _FLOAT_BYTES * values,
+    )
+
+
+def _tokens(network: DiTConfig) -> int:
+    return network.base_grid**2
+
+
+def _projector_flops(widths: Sequence[int], network: DiTConfig) -> float:
+    return sum(3 * 2.0 * _tokens(network) * width_in * width_out for width_in, width_out in pairwise(widths))
+
+
+def _projector_parameters(widths: Sequence[int]) -> int:
+    return sum((width_in + 1) * width_out for width_in, width_out in pairwise(widths))
+
+
+def _projector_bytes(widths: Sequence[int], network: DiTConfig) -> float:
+    """What the layers and SiLU keep, and the last layer's output, its target and what the loss makes of them; in float32."""
+    return _FLOAT_BYTES * _tokens(network) * (widths[0] + 2 * sum(widths[1:-1]) + 5 * widths[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FrozenCost:
+    """A teacher with its VAE."""
+
+    width: int
+    flops_per_image: float
+    num_bytes: float
+
+
+@lru_cache
+def _teacher(name: str, revision: str | None, vae_name: str | None, network: DiTConfig) -> _FrozenCost:
+    import torch
+
+    from model.encoders.vision_tower import VisionTowerConfig, empty_vision_tower
+
+    tower = empty_vision_tower(VisionTowerConfig(name=name, revision=revision))
+    vae = _empty_vae(vae_name, network)
+    downsampling = 2 ** (len(vae.config.block_out_channels) - 1)
+    side, grid = network.sample_size, (network.base_grid, network.base_grid)
+    at_once = max(1, _DECODED_PX // (side * downsampling) ** 2)
+    with torch.no_grad():
+        flops = _flops(lambda: vae.decode(torch.empty(1, network.in_channels, side, side, device="meta")))
+        flops += _flops(
+            lambda: tower.features(torch.empty(1, 3, side * downsampling, side * downsampling, device="meta"), grid)
+        )
+    from model.generation.memory import peak_bytes
+
+    vae = vae.bfloat16()
+    peak = peak_bytes(vae, lambda: vae.decode(torch.empty(at_once, network.in_channels, side, side, dtype=torch.bfloat16)))
+    weights = 2 * (_num_parameters(vae) + _num_parameters(tower.model))
+    return _FrozenCost(width=tower.width, flops_per_image=flops, num_bytes=weights + peak)
+
+
+def _empty_vae(name: str | None, network: DiTConfig) -> Any:
+    """The VAE of this name, or of Stable Diffusion's sizes, as PixArt's is, without weights."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from model.encoders.frozen_parts import find_part
+    from model.generation.memory import STABLE_DIFFUSION_VAE
+
+    settings: dict[str, Any] = {**STABLE_DIFFUSION_VAE, "latent_channels": network.in_channels}
+    if name is not None:
+        settings = dict(AutoencoderKL.load_config(find_part(name, "vae").folder))
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(settings).eval()
+
+
+def _num_parameters(module: "nn.Module") -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flops(call: Callable[[], object]) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())

@@ -1,0 +1,78 @@
+"""Techniques that the settings switch on, opened, in one list."""
+
+from collections.abc import Callable, Sequence
+from math import lcm
+
+import torch
+
+from foundry.errors import UserError
+from model.dit_config import DiTConfig
+from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
+from trainer.config.train import TrainConfig
+from trainer.distributed import Workers
+from trainer.features.info import FeaturesInfo
+from trainer.monitoring.sample_grids import open_vae
+from trainer.training.techniques.dispersive import Dispersive
+from trainer.training.techniques.layersync import LayerSync
+from trainer.training.techniques.repa import Repa, Teacher
+from trainer.training.techniques.sra2 import Sra2
+from trainer.training.techniques.technique import SharedTechnique, Technique, share
+
+Opener = Callable[[TrainConfig, DiTConfig, FeaturesInfo, torch.device], Technique]
+
+
+def _open_repa(config: TrainConfig, network: DiTConfig, info: FeaturesInfo, device: torch.device) -> Technique:
+    assert config.repa.teacher is not None, "it is on"
+    tower = load_vision_tower(
+        VisionTowerConfig(name=config.repa.teacher, revision=config.repa.revision, dtype=config.repa.dtype), device=str(device)
+    )
+    vae = open_vae(config, info, device=str(device))
+    vae.model.disable_slicing()  # the teacher has its own limit of pixels
+    return Repa(config.repa, network, Teacher(tower, vae))
+
+
+OPENERS: dict[str, Opener] = {
+    "repa": _open_repa,
+    "sra2": lambda config, network, _info, _device: Sra2(config.sra2, network),
+    "layersync": lambda config, network, _info, _device: LayerSync(config.layersync, network),
+    "dispersive": lambda config, network, _info, _device: Dispersive(config.dispersive, network),
+}
+"""What opens each technique, by the name of its settings. Their order is that in which losses are added."""
+
+
+def open_techniques(
+    config: TrainConfig, network: DiTConfig, info: FeaturesInfo, workers: Workers
+) -> tuple[SharedTechnique, ...]:
+    """The techniques that are on, with new weights, on this worker's device.
+
+    Raises UserError for blocks that the network lacks, and for a teacher or VAE that is unavailable or another one.
+    """
+    names = [name for name in OPENERS if getattr(config, name).is_on]
+    found = []
+    for index, name in enumerate(names):
+        technique = OPENERS[name](config, network, info, workers.device)
+        if too_high := [block for block in technique.blocks if block > network.depth]:
+            raise UserError(f"{name} reads block {too_high[0]}, and the network has {network.depth}", setting=f"{name}.block")
+        technique.initialise(torch.Generator().manual_seed(config.seed + index))
+        found.append(share(technique, workers=workers, sharding=config.distributed.sharding))
+    return tuple(found)
+
+
+def group_of(techniques: Sequence[SharedTechnique]) -> int:
+    """Samples that all losses together need in one micro-batch: it holds a multiple of them."""
+    return lcm(*(shared.technique.group for shared in techniques))
+
+
+def check_group(config: TrainConfig, num_workers: int) -> None:
+    """Raises UserError where a worker's share of a batch cannot be cut into the groups of the dispersive loss."""
+    group = config.dispersive.group
+    for rung in config.ladder if config.dispersive.is_on else ():
+        own = rung.batch_size // num_workers
+        if own % group:
+            fitting = [number for number in range(2, own + 1) if own % number == 0]
+            advice = f"give one that does, as {min(fitting, key=lambda number: abs(number - group))}" if fitting else ""
+            raise UserError(
+                f"a group of {group} samples does not divide the {own} that each of {num_workers} workers trains in a step: "
+                f"{advice or 'give larger batches'}",
+                setting="dispersive.group",
+            )
