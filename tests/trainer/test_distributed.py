@@ -12,10 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
+from dataset_builder.sql.dataset_files import open_stored
 from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from model.formats.checkpoint import PartConfig
+from tests.dataset_builder.small_run import SmallRun
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
+from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
@@ -78,6 +82,26 @@ def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding,
             assert _rows(mixed, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
         ours, theirs = _weights(mixed), _weights(alone)
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+@pytest.mark.slow
+def test_two_workers_see_and_record_what_one_does(tmp_path: Path) -> None:
+    """Weighed by SQL, which one worker asks for both."""
+    run = SmallRun().write(Folder(str(tmp_path / "run"))).url
+    write_store(tmp_path / "features", source=run)
+    watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, record_losses_every_steps=1)
+    data = DataConfig(loader_threads=1, weights="SELECT 'u0r' || range AS key, range AS weight FROM range(6)")
+    config = tiny_config(tmp_path, images=16, watch=watch, data=data)
+    alone = replace(config, run_dir=str(tmp_path / "alone"))
+    assert main(alone) == 0
+    _train_together(config)
+    assert _rows(config, "train") == pytest.approx(_rows(alone, "train"), rel=1e-4)
+    sql = "SELECT images_seen, key, timestep, round(loss, 3) AS loss FROM losses ORDER BY ALL"
+    recorded = []
+    for one in (config, alone):
+        with open_stored(run, training=one.run_folder) as database:
+            recorded.append(database.fetch(sql).to_pylist())
+    assert recorded[0] == recorded[1] and len(recorded[0]) == 16
 
 
 @pytest.mark.slow

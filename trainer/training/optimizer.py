@@ -69,7 +69,7 @@ def optimizer_record(config: TrainConfig, *, num_workers: int) -> str:
 
 def named_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimiser's tensors of a module's parameters, as a checkpoint has them; after `make_moments`."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state[parameter].items():
             found |= _quantised(f"{name}.{key}", value) or {f"{name}.{key}": value}

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,10 +17,19 @@ from torch.multiprocessing.spawn import start_processes
 from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
 from model.matrices import block_matrices
-from tests.trainer.tiny_training import CAPTION_WIDTH, newest_weights, tiny_config, training_losses, write_store
+from tests.trainer.tiny_training import (
+    CAPTION_WIDTH,
+    newest_weights,
+    tiny_config,
+    train_until_killed,
+    training_losses,
+    write_store,
+)
+from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
+from trainer.config.running import WatchConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.training.optimizer import make_moments, make_optimizer, named_moments
@@ -144,6 +155,22 @@ def test_muon_resumes_bit_for_bit_and_as_nothing_else(features: Path, tmp_path: 
     fused = _config(features, tmp_path / "fused", replace(MUON, muon_split=False), images=12)
     assert main(fused) == 0
     assert training_losses(fused)[12] != training_losses(unbroken)[12]
+
+
+@pytest.mark.slow
+def test_a_killed_training_by_muon_resumes_bit_for_bit(features: Path, tmp_path: Path) -> None:
+    """With weights and recorded losses too: each recorded step is there once."""
+    pq.write_table(pa.table({"key": ["u0r1", "u1r4"], "weight": [3.0, 0.5]}), tmp_path / "weights.parquet")
+    data = DataConfig(loader_threads=1, weights=str(tmp_path / "weights.parquet"))
+    watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, record_losses_every_steps=1)
+    unbroken, killed = (_config(features, tmp_path / name, MUON, data=data, watch=watch) for name in ("unbroken", "killed"))
+    assert main(unbroken) == 0
+    (tmp_path / "killed").mkdir()
+    train_until_killed(killed, "step 8 ")
+    assert main(killed) == 0
+    assert _same(unbroken, killed)
+    tables = [pq.read_table(Path(config.run_folder) / "losses") for config in (unbroken, killed)]
+    assert tables[0].equals(tables[1]) and len(tables[0]) == 40
 
 
 def test_adamw_refuses_checkpoints_of_muon(features: Path, tmp_path: Path) -> None:

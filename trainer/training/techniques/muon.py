@@ -92,6 +92,7 @@ class Muon(torch.optim.AdamW):
         if own is not None:
             found[rank] = self._orthogonal_whole(own, updates[rank]).contiguous()
         for work in [dist.broadcast(tensor, src=source, async_op=True) for source, tensor in enumerate(found)]:
+            assert work is not None, "this process is in the group"
             work.wait()
         return found
 
