@@ -124,8 +124,8 @@ def with_answers(config: TrainConfig, run: RunFolder, features: str, workers: Wo
         for purpose, sql in queries.items():
             write_answer(sql, purpose=purpose, dataset=dataset, training=run.path)
     workers.gather(None)  # the files are there for all
-    files = {str(purpose): str(answer_file(run.path, purpose)) for purpose in queries}
-    return replace(config, data=replace(data, **files))
+    files = {purpose: str(answer_file(run.path, purpose)) for purpose in queries}
+    return replace(config, data=replace(data, skip=files.get("skip", data.skip), weights=files.get("weights", data.weights)))
 
 
 def _say_start(config: TrainConfig, workers: Workers, run: RunFolder, start: Start, *, sizes: str) -> None:

@@ -61,8 +61,11 @@ def train_on_ray(config: TrainConfig) -> bool:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same settings with absolute paths, also of the start, the encoders, and what samples are chosen by."""
     data = config.data
-    chosen = {name: getattr(data, name) for name in ("skip", "weights", "dataset")}
-    paths = {name: absolute(source) for name, source in chosen.items() if source and not is_query(source)}
+
+    def source(name: str | None) -> str | None:
+        """A file's or a folder's absolute path; SQL stays as it is."""
+        return absolute(name) if name and not is_query(name) else name
+
     return replace(
         config,
         features=absolute(config.features),
@@ -70,7 +73,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         init_from=absolute_if_there(config.init_from),
         text_encoder=absolute_if_there(config.text_encoder),
         vae=absolute_if_there(config.vae),
-        data=replace(data, **paths),
+        data=replace(data, skip=source(data.skip), weights=source(data.weights), dataset=source(data.dataset)),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import start_processes
 
@@ -97,7 +98,7 @@ def test_fused_matrices_are_made_orthogonal_one_by_one_each_with_its_own_scale()
         parameter.grad = part.clone()
     optimizer.step()
     other.step()
-    torch.testing.assert_close(split, torch.cat(single))
+    torch.testing.assert_close(split, torch.cat([*single]))
     with torch.no_grad():
         rms = [float(part.square().mean().sqrt()) for part in split.chunk(3)]
         assert all(0.12 < one < 0.25 for one in rms)  # AdamW's is 0.2
@@ -194,7 +195,7 @@ def test_shards_of_unequal_rows_get_the_update_of_the_whole(tmp_path: Path) -> N
 def _step_sharded(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
-    mesh = dist.init_device_mesh("cpu", (3,))
+    mesh = init_device_mesh("cpu", (3,))
     parts = {(7, 5): 1, (9, 4): 3, (1, 6): 1, (4, 4): 2}
     sharded, whole = (
         {nn.Parameter(share(torch.zeros(shape))): number for shape, number in parts.items()}
