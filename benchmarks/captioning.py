@@ -79,6 +79,13 @@ def run_dtype(run: Path) -> str:
     return str(record.settings["generation"]["dtype"])
 
 
+def run_speed(output: str) -> Timing:
+    """What captioner.run printed of its speed."""
+    summary = _SUMMARY.search(output)
+    assert summary is not None, output
+    return Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3]))
+
+
 def _quality(config: CaptioningConfig, directory: Path) -> dict[str, float]:
     from dataset_builder.sql.run_files import open_run
     from examples.openmoji.scene_files import TRUTH_FILE
@@ -116,9 +123,7 @@ def _speed(config: CaptioningConfig, directory: Path) -> dict[str, float]:
         words_per_s.append(words)
         processes.append(_time_loops(config, scenes, num_processes=cores, num_threads=1)[0])
         out = str(directory / _TIMED.format(turn))
-        summary = _SUMMARY.search(run_module("captioner.run", "--images", str(scenes), "--out", out, *_model(config)))
-        assert summary is not None
-        runs.append(Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3])))
+        runs.append(run_speed(run_module("captioner.run", "--images", str(scenes), "--out", out, *_model(config))))
     run, loop_speed, all_processes = (
         statistics.median(side.images_per_s for side in sides) for sides in (runs, loops, processes)
     )

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from foundry.errors import UserError
 
 
-def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+def run_module(module: str, *arguments: str, environment: Mapping[str, str] | None = None, python: str = sys.executable) -> str:
     """`python -m module arguments`; returns its output. Raises UserError, with its last line, where it fails."""
-    command = [sys.executable, "-m", module, *arguments]
+    command = [python, "-m", module, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     if done.returncode:
         raise UserError(f"python -m {module} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")

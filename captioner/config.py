@@ -84,6 +84,11 @@ class CaptionConfig:
                     "left out: the server decides",
                     not is_served or self.generation.dtype == "auto",
                 ),
+                (
+                    "generation.image_side_px",
+                    "left out: endpoint.image_side_px is that of images that are sent",
+                    not is_served or self.generation.image_side_px is None,
+                ),
                 ("limit", "1 or more", self.limit is None or self.limit >= 1),
                 ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
             ]

@@ -57,7 +57,7 @@ def main(config: ServeConfig) -> int:
     limits = ServerLimits(
         max_request_bytes=config.max_request_bytes, max_waiting=config.max_waiting, max_new_tokens=config.max_new_tokens
     )
-    model = resolve_model(config.model, revision=config.revision)
+    model = resolve_model(config.model, revision=config.revision, image_side_px=config.generation.image_side_px)
     serve(model, config.generation, limits=limits, host=config.host, port=config.port, key_variable=config.key_variable)
     return 0
 

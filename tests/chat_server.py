@@ -18,7 +18,10 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def says(text: str | None, *, finish_reason: str = "stop", model: str = "gpt-4o-2024-05-13") -> Reply:
+MODEL = "gpt-4o-2024-05-13"
+
+
+def says(text: str | None, *, finish_reason: str = "stop", model: str = MODEL) -> Reply:
     """A chat completion with this text, by a model of this name."""
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 900, "completion_tokens": 15}
@@ -62,7 +65,9 @@ def judge_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[JudgeServ
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(Reply(body=json.dumps({"data": [{"id": "m"}]})) if self.path == "/v1/models" else fails(404))
+            self._send(
+                Reply(body=json.dumps({"data": [{"id": "m"}, {"id": MODEL}]})) if self.path == "/v1/models" else fails(404)
+            )
 
         def do_POST(self) -> None:
             nonlocal under_way

@@ -2,6 +2,8 @@
 
 The server batches; this engine keeps `concurrency` requests under way. A request that the server refuses fails alone; a server
 that is busy or away is waited for, and ends the run where it stays away.
+
+Images are sent as data URLs of the pixels that were decoded and checked, or, where the settings say so, by their web address.
 """
 
 import json
@@ -17,8 +19,6 @@ from captioner.engines.endpoint_settings import EndpointSettings
 from captioner.engines.generation import Generation, GenerationSettings, sampling_seed
 from foundry.chat_endpoint import Answer, ChatEndpoint, Endpoint, RequestRefused, image_message, image_url
 from foundry.errors import UserError
-
-GREY = np.full((64, 64, 3), 128, np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,11 @@ class ServedModel:
         """Whether the server has the shipped toy, by its name."""
         return self.name == "mini"
 
+    @property
+    def sends_urls(self) -> bool:
+        """Whether images that have a web address are sent by it."""
+        return self.settings.image_urls
+
     def image_fit(self, asked: str) -> str:
         """`processor`: images are sent as they are. Raises UserError for `pad`."""
         if asked == "pad":
@@ -57,6 +62,7 @@ class ServedModel:
             "image_side_px": self.image_side_px,
             "image_format": self.settings.image_format,
             "body": self.settings.body,
+            **({"image_urls": True} if self.sends_urls else {}),
         }
 
     def load(self, generation: GenerationSettings) -> "EndpointEngine":
@@ -65,16 +71,17 @@ class ServedModel:
 
 
 def find_served_model(name: str, settings: EndpointSettings, generation: GenerationSettings) -> ServedModel:
-    """Asks the server for its models and for a word about a grey image.
+    """Asks the server for its models and for a caption of a grey image, as large as they come and asked as all others will be.
 
-    Raises UserError where it does not answer, does not serve this model, or takes no images.
+    Raises UserError where it does not answer, does not serve this model, takes no images, or has too short a context for one.
     """
     endpoint = _endpoint(settings)
     served = endpoint.models()
     if name not in served:
         raise UserError(f"the server at {settings.url} serves {', '.join(served) or 'no model'}, not {name}: give one of them")
-    body = _body(settings, generation, model=name, max_tokens=1)
-    answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(GREY)])]})
+    body = _body(settings, generation, model=name, max_tokens=generation.max_new_tokens)
+    grey = np.full((settings.image_side_px, settings.image_side_px, 3), 128, np.uint8)
+    answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(grey)])]})
     return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name)
 
 
@@ -88,14 +95,14 @@ class EndpointEngine:
 
     def caption(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | str],
         prompts: Sequence[str],
         keys: Sequence[str],
         *,
         one_by_one: bool = False,
         schema: str | None = None,
     ) -> list[Generation]:
-        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+        """Captions for images, uint8 (H, W, 3) or a web address each, with a prompt and a key (for the seed) each, in order.
 
         A JSON schema is sent as `response_format`. Raises UserError: RequestRefused where the server refuses an image.
         """
@@ -119,7 +126,7 @@ class EndpointEngine:
                 setting="endpoint.body",
             ) from None
 
-    def _caption(self, image: np.ndarray, prompt: str, key: str, *, schema: str | None) -> Generation:
+    def _caption(self, image: np.ndarray | str, prompt: str, key: str, *, schema: str | None) -> Generation:
         answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens, schema=schema)
         logprobs = answer.logprobs
         return Generation(
@@ -131,9 +138,10 @@ class EndpointEngine:
             min_logprob=min(logprobs) if logprobs else None,
         )
 
-    def _ask(self, image: np.ndarray, prompt: str, key: str, *, max_tokens: int, schema: str | None = None) -> Answer:
+    def _ask(self, image: np.ndarray | str, prompt: str, key: str, *, max_tokens: int, schema: str | None = None) -> Answer:
         body = _body(self.model.settings, self.generation, model=self.model.name, max_tokens=max_tokens, schema=schema)
-        body["messages"] = [image_message(prompt, [image_url(image, self.model.settings.image_format)])]
+        url = image if isinstance(image, str) else image_url(image, self.model.settings.image_format)
+        body["messages"] = [image_message(prompt, [url])]
         if self.generation.temperature:
             body["seed"] = sampling_seed(self.generation.seed, key, prompt) % (1 << 31)
         answer = self._endpoint.ask(body)

@@ -26,6 +26,9 @@ class EndpointSettings:
     """Maximum length of the shorter side of an image that is sent, in pixels; larger ones are reduced."""
     image_format: Literal["png", "jpeg"] = "png"
     """Format of the images that are sent: png (lossless), or jpeg of quality 95, a fifth of the bytes."""
+    image_urls: bool = False
+    """Send the web address (http, https) of an image that has one, in place of its bytes. The server then fetches the image
+    itself: it may see other bytes than those that were hashed and checked here, and at their full size."""
     logprobs: bool = True
     """Ask for log-probabilities; a server that gives none leaves their columns null."""
     body: dict[str, Any] = field(default_factory=dict)

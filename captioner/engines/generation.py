@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from foundry.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -35,6 +37,9 @@ class GenerationSettings:
     image_fit: str = "auto"
     """Fit of images to the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
     model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
+    image_side_px: int | None = None
+    """Maximum length of the shorter side of an image that the model is shown, in pixels; default: what it can use, and at most
+    1024 for a model that takes images of any size (Qwen-VL), where fewer pixels are fewer tokens."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -45,6 +50,7 @@ class GenerationSettings:
                 ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
                 ("temperature", "0 or more", self.temperature >= 0),
                 ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+                ("image_side_px", "32 or more", self.image_side_px is None or self.image_side_px >= 32),
                 ("image_fit", f"one of {', '.join(IMAGE_FITS)}", self.image_fit in IMAGE_FITS),
             ]
             if not holds
@@ -78,15 +84,16 @@ class Engine(Protocol):
 
     def caption(
         self,
-        images: "Sequence[np.ndarray]",
+        images: "Sequence[Any]",
         prompts: Sequence[str],
         keys: Sequence[str],
         *,
         one_by_one: bool = False,
         schema: str | None = None,
     ) -> list[Generation]:
-        """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
+        """Captions for images, with a prompt and a key (for the seed) each, in order.
 
+        An image is pixels, uint8 (H, W, 3), or its web address where the model says `sends_urls`.
         `one_by_one` asks for the smallest batches. `schema` is a JSON schema, as JSON text: an engine that can constrain its
         answers to it does so, another one ignores it. Raises what the model raises.
         """
@@ -119,6 +126,10 @@ class CaptionModel(Protocol):
         """Whether it runs on a server of the user's, so that number formats and GPUs are that server's."""
 
     @property
+    def sends_urls(self) -> bool:
+        """Whether its engine takes the web address of an image in place of pixels."""
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters in a replica; 0: unknown, or none."""
 
@@ -130,6 +141,17 @@ class CaptionModel(Protocol):
 
     def load(self, generation: GenerationSettings) -> Engine:
         """The engine, on this process's device."""
+
+
+def check_context(said: Generation, settings: GenerationSettings, *, most: int) -> None:
+    """Raises UserError where a request such as this one and its caption take more tokens than the `most` of the context."""
+    needed = said.num_input_tokens + settings.max_new_tokens
+    if needed > most:
+        raise UserError(
+            f"an image and the prompt take {said.num_input_tokens} tokens, and a caption up to {settings.max_new_tokens} more; "
+            f"the context has {most}: lower max_new_tokens or image_side_px, or use a longer context",
+            setting="generation",
+        )
 
 
 def sampling_seed(seed: int, key: str, prompt: str) -> int:

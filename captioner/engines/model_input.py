@@ -24,6 +24,8 @@ def load_processor(source: ModelSource) -> Any:
     options = {"revision": source.revision} if source.on_hub else {}
     try:
         processor = AutoProcessor.from_pretrained(source.path_or_id, **options)
+    except ImportError as error:
+        raise UserError(f"the processor of {source.name} needs a package: {one_line(error, limit=300)}") from error
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = one_line(error, limit=200)
         raise UserError(f"the processor of {source.name} cannot be loaded ({reason}): fetch the model again") from error
@@ -42,6 +44,7 @@ def load_processor(source: ModelSource) -> Any:
 class PromptFormat:
     """What a prompt is put into: the checkpoint's chat template, its processor's or else its tokenizer's, or LLaVA 1.5's.
 
+    A beginning-of-text token of the template is left out where the tokenizer writes one too.
     Raises UserError for a chat template that takes no image.
     """
 
@@ -53,12 +56,14 @@ class PromptFormat:
             raise UserError(f"{source.name} has the chat templates {', '.join(template)}: name the one to use `default`")
         if self._template:
             self._check(f"the chat_template of {source.name} ({source.template_file or 'processor_config.json'})")
+        self._plain = source.prompt_format or LLAVA_PROMPT
+        self._repeated = _written_start(processor.tokenizer)
 
     def __call__(self, prompt: str) -> str:
         """The text that asks a prompt of one image."""
         if not self._template:
-            return LLAVA_PROMPT.format(prompt)
-        return self._rendered([{"type": "image"}, {"type": "text", "text": prompt}])
+            return self._plain.format(prompt)
+        return self._rendered([{"type": "image"}, {"type": "text", "text": prompt}]).removeprefix(self._repeated)
 
     def _rendered(self, content: list[dict[str, str]]) -> str:
         text: str = self._processor.apply_chat_template(
@@ -83,6 +88,12 @@ class PromptFormat:
                 f"{where} is for text alone ({reason}): put one that takes images into chat_template.jinja in the model's "
                 f"folder, such as that of {_LIKE}"
             )
+
+
+def _written_start(tokenizer: Any) -> str:
+    """The beginning-of-text token, where the tokenizer writes it before each text; else ""."""
+    ids = tokenizer("a").input_ids
+    return str(tokenizer.bos_token) if tokenizer.bos_token and ids[:1] == [tokenizer.bos_token_id] else ""
 
 
 class ImageFit:

@@ -7,7 +7,7 @@ worker logs. transformers is not imported.
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,18 @@ LLAVA_PROMPT = "USER: <image>\n{} ASSISTANT:"
 """Prompt that LLaVA 1.5 was trained with. Checkpoints of 2023 come without a chat template."""
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 """Files that may hold the chat template; those of the processor take precedence over the tokenizer's, the last."""
+_WITHOUT_TEMPLATE = {"florence2": "{}"} | dict.fromkeys(
+    ("llava", "vipllava", "llava_next", "llava_onevision", "llava_next_video", "video_llava"), LLAVA_PROMPT
+)
+"""Types of models that can be asked without a chat template, and what their prompts are put into."""
 _TRAINED_WITH_PADDING = ("llava", "vipllava")
 """Types of LLaVA 1.5's classes, whose authors pad images to squares, while transformers' image processor crops them."""
+
+ANY_SIZE_PX = 1024
+"""Shorter side to which images are decoded for a model that takes any size; its tokens grow with the pixels."""
+_LONGEST_SIDE_PX = 16_384  # a larger `longest_edge` counts pixels
+_TOWER_PX = 336
+_SUCH_AS = "a vision-language model, such as LLaVA or Qwen-VL"
 
 MINI = Path(__file__).resolve().parents[1] / "pretrained" / "llava-mini"
 
@@ -31,7 +41,8 @@ class ModelSource:
 
     `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
     many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" where there is none.
-    `is_padded`: it was trained on images padded to squares, and its image processor would crop them.
+    `plain_prompt` is what prompts are put into where there is none. `is_padded`: it was trained on images padded to squares,
+    and its image processor would crop them.
     """
 
     name: str
@@ -41,6 +52,7 @@ class ModelSource:
     image_side_px: int
     num_parameters: int = 0
     template_file: str = _TEMPLATE_FILES[0]
+    plain_prompt: str = LLAVA_PROMPT
     is_padded: bool = False
 
     @property
@@ -48,7 +60,7 @@ class ModelSource:
         """What prompts are put into, where that is not the processor's own chat template ("")."""
         if self.template_file == _TEMPLATE_FILES[-1]:
             return f"chat_template of {self.template_file}"
-        return "" if self.template_file else LLAVA_PROMPT
+        return "" if self.template_file else self.plain_prompt
 
     def image_fit(self, asked: str) -> str:
         """`pad` or `processor`, whichever of them `auto` means for this model."""
@@ -64,6 +76,11 @@ class ModelSource:
     @property
     def is_served(self) -> bool:
         """False: it is loaded by the replicas."""
+        return False
+
+    @property
+    def sends_urls(self) -> bool:
+        """False: it is shown pixels."""
         return False
 
     def describe(self) -> dict[str, Any]:
@@ -87,8 +104,11 @@ def assumed_prompt(name: str, prompt_format: str) -> str:
     )
 
 
-def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
-    """Finds a model by name. Raises UserError where it is unavailable, or is not a model that reads images."""
+def resolve_model(name: str, *, revision: str | None = None, image_side_px: int | None = None) -> ModelSource:
+    """Finds a model by name. `image_side_px` is its own where it is not given.
+
+    Raises UserError where it is unavailable, is not a model that reads images, or cannot be asked without a chat template.
+    """
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -110,14 +130,23 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         location, found = name, cached.name
         num_parameters = _stored_parameters(cached) or hub_parameters(name, revision=found)
         find = _files_on_hub(name, found)
+    model_type = str(config.get("model_type", "nameless"))
     if not isinstance(config.get("vision_config"), dict):
-        raise UserError(
-            f"{name} is a {config.get('model_type', 'nameless')} model, which reads no images: give a LLaVA checkpoint"
-        )
+        raise UserError(f"{name} is a {model_type} model, which reads no images: give {_SUCH_AS}")
+    processor = _image_processor(find)
     try:
-        side_px = _image_side(config)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the config.json of {name} is not that of a LLaVA checkpoint ({error}): fetch it again") from None
+        side_px = image_side_px or _image_side(config, processor)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the config.json of {name} does not say how large its images are ({error}): fetch it again, or give their size",
+            setting="generation.image_side_px",
+        ) from None
+    template_file = next((file for file in _TEMPLATE_FILES if _has_template(find(file))), "")
+    if not template_file and model_type not in _WITHOUT_TEMPLATE:
+        raise UserError(
+            f"{name} is a {model_type} model without a chat template: put one that takes images into chat_template.jinja in "
+            "its folder, as its authors trained it"
+        )
     return ModelSource(
         name=name,
         location=location,
@@ -125,8 +154,9 @@ def resolve_model(name: str, *, revision: str | None = None) -> ModelSource:
         on_hub=not folder.is_dir(),
         image_side_px=side_px,
         num_parameters=num_parameters,
-        template_file=next((file for file in _TEMPLATE_FILES if _has_template(find(file))), ""),
-        is_padded=_is_padded(config, find),
+        template_file=template_file,
+        plain_prompt=_WITHOUT_TEMPLATE.get(model_type, LLAVA_PROMPT),
+        is_padded=_is_padded(config, processor),
     )
 
 
@@ -154,13 +184,18 @@ def _has_template(path: Path | None) -> bool:
     return path is not None and (path.suffix == ".jinja" or bool(_read_config(path).get("chat_template")))
 
 
-def _is_padded(config: dict[str, Any], find: Callable[[str], Path | None]) -> bool:
+def _image_processor(find: Callable[[str], Path | None]) -> dict[str, Any]:
+    """The settings of the image processor, in whichever of the two files they are; {} where there are none."""
+    whole, alone = find("processor_config.json"), find("preprocessor_config.json")
+    settings = (_read_config(whole).get("image_processor") if whole else None) or (_read_config(alone) if alone else {})
+    return dict(settings)
+
+
+def _is_padded(config: dict[str, Any], processor: dict[str, Any]) -> bool:
     """As ModelSource says."""
     vision = config["vision_config"].get("model_type", "clip_vision_model")
     if config.get("model_type") not in _TRAINED_WITH_PADDING or vision != "clip_vision_model":
         return False
-    whole, alone = find("processor_config.json"), find("preprocessor_config.json")
-    processor = (_read_config(whole).get("image_processor") if whole else None) or (_read_config(alone) if alone else {})
     return bool(processor.get("do_center_crop", True)) and not processor.get("do_pad", False)
 
 
@@ -188,16 +223,35 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _image_side(config: dict[str, Any]) -> int:
-    """Useful length of the shorter side of an image, in pixels: that of the largest grid of crops, else of the vision tower.
+def _image_side(config: dict[str, Any], processor: dict[str, Any]) -> int:
+    """Useful length of the shorter side of an image, in pixels. Raises TypeError, ValueError or KeyError for another form.
+
+    It is that of the largest grid of crops (LLaVA-NeXT, OneVision), of as many tiles (InternVL), of the image that is cut into
+    tiles (Idefics3, SmolVLM); of a square of the number of pixels where any size will do (Qwen-VL), but at most
+    ANY_SIZE_PX; else of the vision tower.
+    """
+    size = processor.get("size")
+    size = size if isinstance(size, dict) else {}
+    longest, grid = processor.get("max_pixels") or size.get("longest_edge"), config.get("image_grid_pinpoints")
+    tower = config["vision_config"].get("image_size") or size.get("height") or size.get("shortest_edge") or _TOWER_PX
+    crop_px = int(min(tower) if isinstance(tower, list) else tower)
+    if grid:
+        return _grid_side(config, grid, crop_px)
+    if config.get("model_type") == "internvl":
+        return math.ceil(crop_px * math.sqrt(int(processor.get("max_patches", 12))))
+    if longest and int(longest) > _LONGEST_SIDE_PX:  # a number of pixels, not a side
+        return min(ANY_SIZE_PX, math.isqrt(int(longest)))
+    if longest and processor.get("max_image_size") and processor.get("do_image_splitting", True):
+        return int(longest)
+    return crop_px
+
+
+def _grid_side(config: dict[str, Any], grid: Sequence[Sequence[int]], crop_px: int) -> int:
+    """The shorter side of the largest grid of crops.
 
     OneVision's `anyres_max_9` reduces what it sees of a larger grid to as many tokens as 9 crops give, so that a grid of
-    6 x 6 crops (2304 px) is worth one of 3 x 3. Raises TypeError or ValueError for a config of another form.
+    6 x 6 crops (2304 px) is worth one of 3 x 3.
     """
-    crop_px = int(config["vision_config"].get("image_size", 336))
-    grid = config.get("image_grid_pinpoints")
-    if not grid:
-        return crop_px
     side_px = max(min(int(side) for side in pair) for pair in grid)
     default = "anyres_max_9" if config.get("model_type") == "llava_onevision" else ""
     most = re.fullmatch(r"anyres_max_(\d+)", str(config.get("vision_aspect_ratio") or default))

@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse
 
 from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings
 from captioner.engines.model_source import ModelSource, assumed_prompt
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from captioner.prompts import control_token
 from foundry.chat_endpoint import read_key
 from foundry.errors import UserError, one_line
@@ -78,7 +78,7 @@ class _Waiting:
 class Batcher:
     """Runs the engine in one thread, on batches of the requests that wait and share their settings."""
 
-    def __init__(self, engine: LlavaEngine, *, max_waiting: int) -> None:
+    def __init__(self, engine: TransformersEngine, *, max_waiting: int) -> None:
         self._engine = engine
         self._waiting: queue.Queue[_Waiting | None] = queue.Queue(max_waiting)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -148,7 +148,7 @@ class Batcher:
 
 
 def caption_server(
-    engine: LlavaEngine, *, name: str, limits: ServerLimits, image_side_px: int, key: str | None = None
+    engine: TransformersEngine, *, name: str, limits: ServerLimits, image_side_px: int, key: str | None = None
 ) -> FastAPI:
     """The application. `name` is the model's; `key`, where there is one, must come as a bearer token."""
     batcher = Batcher(engine, max_waiting=limits.max_waiting)
@@ -216,8 +216,8 @@ def serve(
     if line := assumed_prompt(source.name, source.prompt_format):
         print(line)
     with listener:
-        engine = LlavaEngine(source, settings, keep_logprobs=True)
-        engine.check(_GREY, _WORDS)
+        engine = TransformersEngine(source, settings, keep_logprobs=True)
+        engine.check(np.full((source.image_side_px, source.image_side_px, 3), 128, np.uint8), _WORDS)
         app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
         dtype = str(engine.model.dtype).removeprefix("torch.")
         address = f"[{host}]" if ":" in host else host

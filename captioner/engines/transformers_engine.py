@@ -1,9 +1,12 @@
-"""LLaVA engine: images and a prompt in, captions with their log-probabilities out, through transformers.
+"""Transformers engine: images and a prompt in, captions with their log-probabilities out.
 
-Any checkpoint of AutoModelForImageTextToText with a chat template will do: LLaVA 1.5, NeXT, OneVision, llava-mini.
-Rows are padded on the left and masked, so that in float32 a caption does not depend on the other images of its batch;
-in bf16 it may, by rounding, so batches are a fixed function of the unit, until memory runs out: from there on, this engine's
-batches are smaller.
+Any checkpoint of AutoModelForImageTextToText with a chat template will do (LLaVA, Qwen-VL, InternVL, Idefics3, SmolVLM,
+Gemma 3), and Florence-2, which has an encoder and no template. Rows are padded on the left (an encoder's on the right) and
+masked, so that in float32 a caption does not depend on the other images of its batch; in bf16 it may, by rounding, so batches
+are a fixed function of the unit, until memory runs out: from there on, this engine's batches are smaller.
+
+A row whose caption has ended leaves its batch, so that the rest is decoded faster; and batches are made of images and
+prompts of similar size, so that little is padded.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, sampling_seed
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
@@ -22,17 +25,23 @@ from foundry.storage.model_files import load_network
 if TYPE_CHECKING:
     import torch
 
+_LEAVE_TOGETHER = 8
+"""Rows leave a batch once this part of it, an eighth, has ended: each time, the key-value cache of the others is copied."""
+_ROW_DIMS = {"attention_mask": 0, "decoder_attention_mask": 0, "position_ids": -2, "decoder_position_ids": -2}
+_ROW_DIMS |= {"token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+"""What a model carries from step to step, and the dimension of it that counts the rows of the batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersModel(ModelSource):
     """A model that transformers will load."""
 
-    def load(self, generation: GenerationSettings) -> "LlavaEngine":
+    def load(self, generation: GenerationSettings) -> "TransformersEngine":
         """The engine, on this process's device."""
-        return LlavaEngine(self, generation)
+        return TransformersEngine(self, generation)
 
 
-class LlavaEngine:
+class TransformersEngine:
     """A loaded model and its processor. Deterministic: the same images, prompts and keys give the same captions.
 
     `batch_size` is that of the settings, or what memory was found to hold. Nothing but its end tokens is taken from the
@@ -61,7 +70,12 @@ class LlavaEngine:
         self.end_ids = end_ids(source, tokenizer)
         if tokenizer.pad_token_id is None:  # what is padded is masked, so that any token will do
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.end_ids[0])
-        self.model.generation_config = GenerationConfig()  # what `generate` is not told, it takes from here
+        self._has_decoder = bool(self.model.config.is_encoder_decoder)
+        if self._has_decoder:  # an encoder's learned positions count from the left
+            tokenizer.padding_side = "right"
+        start = self.model.generation_config.decoder_start_token_id
+        # What `generate` is not told, it takes from here.
+        self.model.generation_config = GenerationConfig(decoder_start_token_id=start)
 
     def caption(
         self,
@@ -76,63 +90,70 @@ class LlavaEngine:
 
         Raises what the model raises; running out of memory at a batch of one among it.
         """
-        generations: list[Generation] = []
+        order = sorted(range(len(images)), key=lambda row: (images[row].size, len(prompts[row])))
+        generations: dict[int, Generation] = {}
         while len(generations) < len(images):
             size = 1 if one_by_one else self.batch_size
-            batch = slice(len(generations), len(generations) + size)
+            batch = order[len(generations) : len(generations) + size]
             try:
-                generations += self._caption_batch(
-                    images[batch], prompts[batch], keys[batch], max_new_tokens=self.settings.max_new_tokens
+                said = self._caption_batch(
+                    [images[row] for row in batch],
+                    [prompts[row] for row in batch],
+                    [keys[row] for row in batch],
+                    max_new_tokens=self.settings.max_new_tokens,
                 )
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or size == 1:
                     raise
-                self.batch_size = min(size, len(images[batch])) // 2 or 1
+                self.batch_size = len(batch) // 2 or 1
             else:
+                generations |= dict(zip(batch, said, strict=True))
                 continue
             self._free_memory()
-        return generations
+        return [generations[row] for row in range(len(images))]
 
     def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:  # noqa: ARG002 - as above
         """Has the model say one token about an image, uint8 (H, W, 3).
 
-        Raises what the model raises, and UserError where it computes NaN or an infinity.
+        Raises what the model raises, and UserError where it computes NaN or an infinity, or its context is too short.
         """
         (said,) = self._caption_batch([image], [prompt], ["check"], max_new_tokens=1)
         if not said.is_finite:
             raise UserError(
                 f"the model computes NaN or infinity in {str(self.model.dtype).removeprefix('torch.')}: {NOT_FINITE}"
             )
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most and not self._has_decoder:  # an encoder has a context of its own
+            check_context(said, self.settings, most=most)
 
     def _caption_batch(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_new_tokens: int
     ) -> list[Generation]:
         import torch
-        from transformers import LogitsProcessorList
 
         inputs = self._inputs(images, prompts)
         chooser = TokenChooser(
             self.settings, seeds=[sampling_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)]
         )
+        decoding = Decoding(chooser, end_ids=self.end_ids, num_steps=max_new_tokens)
         with torch.inference_mode():
-            output = self.model.generate(
+            self.model.generate(
                 **inputs,
+                custom_generate=decoding.run,
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=max_new_tokens,
-                logits_processor=LogitsProcessorList([chooser]),
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 eos_token_id=self.end_ids,
             )
-        tokens = output[:, inputs["input_ids"].shape[1] :].cpu()  # (B, L)
-        logprobs = torch.stack(chooser.logprobs, dim=1).cpu()  # (B, L)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        return [self._generation(*row) for row in zip(tokens, logprobs, lengths, strict=True)]
+        return [self._generation(*row) for row in zip(decoding.tokens.cpu(), decoding.logprobs.cpu(), lengths, strict=True)]
 
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:
         import torch
 
-        pixels = [torch.tensor(self._fit(image)).permute(2, 0, 1) for image in images]  # (3, H, W)
+        # A list for each text: some processors take a flat one for the images of a single text.
+        pixels = [[torch.tensor(self._fit(image)).permute(2, 0, 1)] for image in images]  # (3, H, W) each
         texts = [self._format(prompt) for prompt in prompts]
         inputs = self.processor(images=pixels, text=texts, padding=True, return_tensors="pt").to(self.device)
         for name, value in inputs.items():
@@ -163,37 +184,92 @@ class LlavaEngine:
             torch.cuda.empty_cache()
 
 
-class TokenChooser:
-    """The last logits processor: chooses each row's next token itself and keeps its log-probability.
+class Decoding:
+    """Loop of `generate` that decodes a batch: rows that have ended leave it, so that none waits for the longest caption.
 
-    Greedy, or by the Gumbel-max trick with a generator per row, which makes a sample independent of its batch. All but the
-    chosen token are set to -inf, so that the argmax of `generate` takes it. The logits of all steps are never held.
+    `tokens` and `logprobs`, (B, L) each, are what was chosen; nothing after a row's end token means anything.
     """
+
+    def __init__(self, chooser: "TokenChooser", *, end_ids: Sequence[int], num_steps: int) -> None:
+        self._chooser = chooser
+        self._end_ids = end_ids
+        self._num_steps = num_steps
+
+    def run(
+        self,
+        model: Any,
+        input_ids: "torch.Tensor",
+        *,
+        generation_config: Any,
+        logits_processor: Any,  # noqa: ARG002 - `generate` gives it to any loop
+        stopping_criteria: Any,  # noqa: ARG002 - likewise
+        **state: Any,
+    ) -> "torch.Tensor":
+        """Decodes; `state` is what the model carries from step to step. Returns `tokens`."""
+        import torch
+
+        rows = torch.arange(len(input_ids), device=input_ids.device)  # of the batch, those that are decoded
+        ends = torch.tensor(self._end_ids, device=input_ids.device)
+        has_ended = torch.zeros_like(rows, dtype=torch.bool)
+        self.tokens = ends[0].repeat(len(rows), self._num_steps)  # (B, L)
+        self.logprobs = torch.zeros(self.tokens.shape, device=input_ids.device)  # (B, L)
+        outputs = model._prefill(input_ids, generation_config, state)
+        with model._optimize_model_for_decode():
+            for step in range(self._num_steps):
+                is_encoder_decoder = model.config.is_encoder_decoder
+                state = model._update_model_kwargs_for_generation(outputs, state, is_encoder_decoder=is_encoder_decoder)
+                chosen, logprobs = self._chooser(outputs.logits[:, -1].float(), rows.tolist())
+                self.tokens[rows, step], self.logprobs[rows, step] = chosen, logprobs
+                has_ended |= torch.isin(chosen, ends)
+                num_ended = int(has_ended.sum())
+                if num_ended == len(rows) or step + 1 == self._num_steps:
+                    break
+                input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
+                if num_ended * _LEAVE_TOGETHER >= len(rows):
+                    kept = (~has_ended).nonzero()[:, 0]
+                    rows, input_ids, has_ended = rows[kept], input_ids[kept], has_ended[kept]
+                    state = _kept_rows(state, kept)
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state)
+                outputs = model(**inputs, return_dict=True)
+        return self.tokens
+
+
+def _kept_rows(state: dict[str, Any], kept: "torch.Tensor") -> dict[str, Any]:
+    """What a model carries from step to step, for these rows of the batch alone. The cache is changed in place."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    state["past_key_values"].reorder_cache(kept)
+    if "encoder_outputs" in state:
+        state["encoder_outputs"] = BaseModelOutput(last_hidden_state=state["encoder_outputs"].last_hidden_state[kept])
+    by_row = {name: dim for name, dim in _ROW_DIMS.items() if torch.is_tensor(state.get(name))}
+    return state | {name: state[name].index_select(dim, kept) for name, dim in by_row.items()}
+
+
+class TokenChooser:
+    """Chooses each row's next token: greedy, or by the Gumbel-max trick with a generator per row, which makes a sample
+    independent of its batch. The logits of all steps are never held."""
 
     def __init__(self, settings: GenerationSettings, *, seeds: Sequence[int]) -> None:
         import torch
 
         self.settings = settings
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.logprobs: list[torch.Tensor] = []
 
-    def __call__(self, _input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-        """Scores (B, V) float32 of the next token; returns them with a single finite entry per row."""
-        import torch
-
+    def __call__(self, scores: "torch.Tensor", rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The chosen tokens, (B,), of scores (B, V) float32, and their log-probabilities, (B,); `rows` of the whole batch."""
         logprobs = scores.log_softmax(dim=-1)  # (B, V)
-        chosen = (self._perturbed(logprobs) if self.settings.temperature else scores).argmax(dim=-1, keepdim=True)  # (B, 1)
-        self.logprobs.append(logprobs.gather(1, chosen)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+        chosen = (self._perturbed(logprobs, rows) if self.settings.temperature else scores).argmax(dim=-1)  # (B,)
+        return chosen, logprobs.gather(1, chosen[:, None])[:, 0]
 
-    def _perturbed(self, logprobs: "torch.Tensor") -> "torch.Tensor":
+    def _perturbed(self, logprobs: "torch.Tensor", rows: Sequence[int]) -> "torch.Tensor":
         import torch
         from transformers import TopPLogitsWarper
 
         scores = (logprobs / self.settings.temperature).log_softmax(dim=-1)
         if self.settings.top_p < 1:
             scores = TopPLogitsWarper(self.settings.top_p)(None, scores)
-        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=one) for one in self.generators])
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=self.generators[row]) for row in rows])
         return scores - noise.log().to(scores.device)
 
 

@@ -6,6 +6,7 @@ without units, so that neither commits nor the bisection of a failing unit would
 Prompts are put into the same chat template, and images are fitted in the same way, as by the transformers engine.
 """
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, sampling_seed
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from captioner.engines.vllm_settings import VllmSettings
@@ -38,6 +39,20 @@ _GRACE_S = 10.0
 _CONSTRAINING = {"backend": "guidance", "disable_any_whitespace": True}
 """How vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space between the keys,
 which weak models never stop writing."""
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM can be set up for."""
+_REAPER = """
+import os, select, sys, psutil
+replica, found = psutil.Process(int(sys.argv[1])), set()
+try:
+    while not select.select([sys.stdin], [], [], 1.0)[0]:
+        found |= set(replica.children(recursive=True))
+except psutil.NoSuchProcess:
+    pass
+for process in found:
+    if process.pid != os.getpid() and process.is_running():
+        process.kill()
+"""
 _NOT_INSTALLED = (
     "the engine `vllm` needs vLLM, which {where} lacks: install it, with this package and the same Ray, into an environment of "
     "its own, and name that environment's interpreter as ray.replica_python"
@@ -55,7 +70,8 @@ class VllmModel(ModelSource):
         """What the model is, by which version of vLLM, quantised how, with which adapter."""
         adapter = {"lora": folder_fingerprint(Path(self.settings.lora))} if self.settings.lora else {}
         quantised = {"quantization": self.settings.quantization} if self.settings.quantization else {}
-        return {**super().describe(), "engine_version": self.version, **quantised, **adapter}
+        args = {"args": self.settings.deciding_args} if self.settings.deciding_args else {}
+        return {**super().describe(), "engine_version": self.version, **quantised, **adapter, **args}
 
     def load(self, generation: GenerationSettings) -> "VllmEngine":
         """The engine, on this process's devices."""
@@ -66,6 +82,8 @@ def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str 
     """The model, with the version of vLLM in the environment of this interpreter. Raises UserError where there is none."""
     if settings.lora and not (Path(settings.lora) / "adapter_config.json").is_file():
         raise UserError(f"vllm.lora {settings.lora}: expected a folder with adapter_config.json, as PEFT writes it")
+    if settings.lora:
+        _lora_rank(Path(settings.lora))
     command = [python or sys.executable, "-c", _VERSION]
     try:
         found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_VERSION_S)
@@ -94,6 +112,7 @@ class VllmEngine:
         self._fit = ImageFit(processor, source, generation.image_fit)
         self._end_ids = end_ids(source, processor.tokenizer)
         self._lora = LoRARequest("adapter", 1, settings.lora) if settings.lora else None
+        self._reaper = _start_reaper()
         try:
             self._llm = LLM(**_arguments(source, generation, settings))
         except (ValueError, RuntimeError, OSError) as error:
@@ -124,7 +143,8 @@ class VllmEngine:
     def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:
         """Has the model say one token about an image, uint8 (H, W, 3).
 
-        Raises what vLLM raises, and UserError where the model computes NaN or an infinity, or vLLM cannot follow the schema.
+        Raises what vLLM raises, and UserError where the model computes NaN or an infinity, its context is too short, or vLLM
+        cannot follow the schema.
         """
         try:
             (said,) = self._generate([image], [prompt], ["check"], max_tokens=1, schema=schema)
@@ -134,6 +154,7 @@ class VllmEngine:
             raise UserError(f"vLLM cannot constrain answers to the prompt's schema: {one_line(error, limit=300)}") from error
         if not said.is_finite:
             raise UserError(f"the model computes NaN or infinity: {NOT_FINITE}")
+        check_context(said, self.generation, most=self._llm.model_config.max_model_len)
 
     def _generate(
         self,
@@ -173,6 +194,15 @@ class VllmEngine:
         )
 
 
+def _start_reaper() -> subprocess.Popen[bytes]:
+    """A process that kills the children of this one after its death, which nothing else does if it is killed.
+
+    vLLM's engine process would wait for ever, with all of its memory, and the next replica would find the GPU full.
+    """
+    command = [sys.executable, "-c", _REAPER, str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
 def _end_with(children: Sequence[multiprocessing.process.BaseProcess]) -> None:
     """Ends this process after any of these, so that the driver starts another replica.
 
@@ -189,21 +219,31 @@ def _arguments(source: ModelSource, generation: GenerationSettings, settings: Vl
     arguments: dict[str, Any] = {
         "model": source.path_or_id,
         "dtype": generation.dtype,
-        "limit_mm_per_prompt": {"image": 1},
+        "limit_mm_per_prompt": {"image": 1, "video": 0},  # else memory is set aside for a video
         "generation_config": "vllm",  # nothing of the checkpoint's, as in the transformers engine
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_num_seqs": settings.max_num_seqs,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "structured_outputs_config": _CONSTRAINING,
-        **settings.args,
     }
     optional = {
         "revision": source.revision if source.on_hub else None,
         "max_model_len": settings.max_model_len,
         "quantization": settings.quantization,
         "enable_lora": True if settings.lora else None,
+        "max_lora_rank": _lora_rank(Path(settings.lora)) if settings.lora else None,
+        "distributed_executor_backend": "mp" if settings.num_gpus > 1 else None,  # all GPUs of a replica are on its node
     }
-    return arguments | {name: value for name, value in optional.items() if value is not None}
+    return arguments | {name: value for name, value in optional.items() if value is not None} | settings.args
+
+
+def _lora_rank(folder: Path) -> int:
+    """The rank to set vLLM up for, of the adapter in a folder. Raises UserError for one that is too large."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    rank = max([int(config.get("r", _RANKS[0])), *(config.get("rank_pattern") or {}).values()])
+    if rank > _RANKS[-1]:
+        raise UserError(f"{folder}: the adapter has rank {rank}, vLLM takes at most {_RANKS[-1]}", setting="vllm.lora")
+    return next(one for one in _RANKS if one >= rank)
 
 
 def _generation(found: Any) -> Generation:

@@ -3,7 +3,39 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-_OWN = ("model", "revision", "dtype", "limit_mm_per_prompt", "generation_config", "tensor_parallel_size", "max_model_len")
+_OWN: tuple[str, ...] = (
+    "model",
+    "revision",
+    "dtype",
+    "limit_mm_per_prompt",
+    "generation_config",
+    "tensor_parallel_size",
+    "max_model_len",
+)
+_OWN += ("max_num_seqs", "gpu_memory_utilization", "quantization", "enable_lora", "data_parallel_size")
+_SPEED_ALONE = {
+    "enforce_eager",
+    "pipeline_parallel_size",
+    "distributed_executor_backend",
+    "max_num_batched_tokens",
+    "max_lora_rank",
+}
+_SPEED_ALONE |= {
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "async_scheduling",
+    "compilation_config",
+    "load_format",
+    "seed",
+}
+_SPEED_ALONE |= {"mm_encoder_tp_mode", "mm_processor_cache_gb", "mm_processor_cache_type", "cpu_offload_gb", "block_size"}
+_SPEED_ALONE |= {
+    "kv_cache_memory_bytes",
+    "download_dir",
+    "disable_log_stats",
+    "disable_custom_all_reduce",
+    "safetensors_load_strategy",
+}
 
 
 @dataclass(frozen=True)
@@ -11,13 +43,13 @@ class VllmSettings:
     """Settings of the engine `vllm`. Those of memory and parallelism change captions by rounding alone."""
 
     tensor_parallel_size: int = 1
-    """Number of GPUs that share a replica of the model."""
+    """Number of GPUs of a node that share a replica of the model."""
     max_model_len: int | None = None
     """Maximum number of tokens of a request and its answer; default: the model's own, which may take much memory."""
     max_num_seqs: int = 256
     """Maximum number of requests that are decoded at one time."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory (0 to 1) that vLLM takes."""
+    """Share of its GPU's memory (0 to 1) that a replica takes; of its part, where ray.gpus_per_replica gives it a part."""
     quantization: str | None = None
     """Quantisation method of the checkpoint, such as awq, gptq or fp8; default: what its config.json says."""
     lora: str | None = None
@@ -32,6 +64,7 @@ class VllmSettings:
                 ("tensor_parallel_size", "1 or more", self.tensor_parallel_size >= 1),
                 ("max_model_len", "1 or more", self.max_model_len is None or self.max_model_len >= 1),
                 ("max_num_seqs", "1 or more", self.max_num_seqs >= 1),
+                ("args", "a whole number of GPUs in pipeline_parallel_size", isinstance(self._num_stages, int)),
                 ("gpu_memory_utilization", "above 0 and at most 1", 0 < self.gpu_memory_utilization <= 1),
                 ("args", f"without {', '.join(_OWN)}", not set(_OWN) & self.args.keys()),
             ]
@@ -39,3 +72,17 @@ class VllmSettings:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def num_gpus(self) -> int:
+        """Number of GPUs of a replica."""
+        return self.tensor_parallel_size * self._num_stages
+
+    @property
+    def deciding_args(self) -> dict[str, Any]:
+        """Those of `args` that decide what a caption is, such as kv_cache_dtype or mm_processor_kwargs."""
+        return {name: value for name, value in self.args.items() if name not in _SPEED_ALONE}
+
+    @property
+    def _num_stages(self) -> int:
+        return self.args.get("pipeline_parallel_size", 1)  # type: ignore[no-any-return]

@@ -17,12 +17,12 @@ ASKED_AGAIN = 2
 """How many times an answer that does not follow its schema is asked for again."""
 
 
-def check_engine(engine: Engine, prompt: Prompt, rendered: str) -> None:
-    """One token about a grey image: a model that cannot say that, or not under this schema, can caption nothing.
+def check_engine(engine: Engine, prompt: Prompt, rendered: str, *, side_px: int) -> None:
+    """One token about a grey square of this side: a model that cannot say that, or not under this schema, can caption nothing.
 
     Raises what the engine's check raises.
     """
-    grey = np.full((64, 64, 3), 128, np.uint8)
+    grey = np.full((side_px, side_px, 3), 128, np.uint8)
     if prompt.schema is None:
         engine.check(grey, rendered)
     else:
@@ -31,7 +31,7 @@ def check_engine(engine: Engine, prompt: Prompt, rendered: str) -> None:
 
 def ask(
     engine: Engine,
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | str],
     rendered: Sequence[str],
     keys: Sequence[str],
     *,

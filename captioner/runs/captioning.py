@@ -133,8 +133,8 @@ def replica_settings(config: CaptionConfig) -> RaySettings:
     ray = config.ray
     if config.engine == "endpoint":
         return replace(ray, gpus_per_replica=0, num_replicas=ray.num_replicas or 1)
-    if config.engine == "vllm" and config.vllm.tensor_parallel_size > 1:
-        return replace(ray, gpus_per_replica=float(config.vllm.tensor_parallel_size))
+    if config.engine == "vllm" and config.vllm.num_gpus > 1:
+        return replace(ray, gpus_per_replica=float(config.vllm.num_gpus))
     return ray
 
 

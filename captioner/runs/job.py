@@ -18,6 +18,7 @@ from captioner.cleaning import CLEANING_VERSION
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
 from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
+from captioner.engines.vllm_settings import VllmSettings
 from captioner.prompt_sets import load_prompts
 from captioner.prompts import PromptSet, render
 from captioner.runs.asking import ask, check_engine
@@ -32,6 +33,7 @@ from dataset_builder.schema import CAPTIONS
 from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
 from foundry.images.loading import all_rejected, read_images, rejected_row
+from foundry.images.reader import reference_of
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord, as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
@@ -45,9 +47,9 @@ _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 @dataclass(frozen=True)
 class Payload:
-    """Input of a replica: pixels, uint8 (H, W, 3) each, keys, and the rendered prompts by name, all in one order."""
+    """Input of a replica: pixels, uint8 (H, W, 3) each, or web addresses; keys; prompts by name; all in one order."""
 
-    pixels: list[np.ndarray]
+    images: list[np.ndarray | str]
     keys: list[str]
     prompts: dict[str, list[str]]
 
@@ -109,9 +111,11 @@ class CaptionJob:
             prompt.name: [questions[image["key"]][number] or "" for image in images]
             for number, prompt in enumerate(self.prompts.prompts)
         }
-        pixels = [one.image.pixels for one in read.images if one.facts["key"] not in lacking]
+        kept = [one for one in read.images if one.facts["key"] not in lacking]
+        urls = [reference_of(one.facts).web_address if self.model.sends_urls else None for one in kept]
+        shown = [url or one.image.pixels for url, one in zip(urls, kept, strict=True)]
         rejected = read.rejected + [rejected_row(image, NO_EARLIER_CAPTION) for image in found if image["key"] in lacking]
-        payload = Payload(pixels=pixels, keys=[image["key"] for image in images], prompts=texts)
+        payload = Payload(images=shown, keys=[image["key"] for image in images], prompts=texts)
         return payload, Facts(images=images, rejected=rejected, seconds=time.perf_counter() - started)
 
     def warm_up(self) -> None:
@@ -124,19 +128,19 @@ class CaptionJob:
         return self.model.load(self.generation)
 
     def check(self, engine: Engine) -> None:
-        """One token about a grey image, for the first prompt and for each with a schema."""
+        """One token about a grey image as large as they come, for the first prompt and for each with a schema."""
         first, *others = self.prompts.prompts
         for prompt in (first, *(prompt for prompt in others if prompt.schema)):
             question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
             assert question is not None
-            check_engine(engine, prompt, question)
+            check_engine(engine, prompt, question, side_px=self.model.image_side_px)
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
         started = time.perf_counter()
         said = {
             prompt.name: ask(
-                engine, payload.pixels, payload.prompts[prompt.name], payload.keys, prompt=prompt, one_by_one=one_by_one
+                engine, payload.images, payload.prompts[prompt.name], payload.keys, prompt=prompt, one_by_one=one_by_one
             )
             for prompt in self.prompts.prompts
         }
@@ -198,7 +202,7 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     """
     prompts = load_prompts(config.prompts)
     check_caption_fields(prompts, source)
-    model = find_model(config)
+    model = find_model(config, before=before)
     config = replace(config, generation=_settled(config.generation, model, before))
     t5 = config.t5.of_model(config.model)
     settings = run_settings(
@@ -234,6 +238,7 @@ def run_settings(
 ) -> dict[str, Any]:
     """All that decides what a caption of this run is; two runs are the same run where this is equal."""
     generation = asdict(config.generation)
+    del generation["image_side_px"]  # it is the model's
     if model.image_fit(generation["image_fit"]) == "processor":  # recorded only where it is not that of runs before it was
         del generation["image_fit"]
     settings = {
@@ -253,20 +258,30 @@ def run_settings(
     return as_stored(settings)
 
 
-def find_model(config: CaptionConfig) -> CaptionModel:
-    """The model for the engine that is asked for. Raises UserError where one of them is unavailable."""
+def find_model(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionModel:
+    """The model for the engine that is asked for. Raises UserError where one of them is unavailable.
+
+    `before`: settings of what the run has committed; images stay as large as they were, unless something else is asked for.
+    """
     if config.engine == "endpoint":
         from captioner.engines.endpoint_engine import find_served_model
 
         return find_served_model(config.model, config.endpoint, config.generation)
-    source = resolve_model(config.model, revision=config.revision)
+    image_side_px = config.generation.image_side_px or (before or {}).get("model", {}).get("image_side_px")
+    source = resolve_model(config.model, revision=config.revision, image_side_px=image_side_px)
     if config.engine == "vllm":
         from captioner.engines.vllm_engine import find_vllm_model
 
-        return find_vllm_model(source, config.vllm, python=config.ray.replica_python)
+        return find_vllm_model(source, vllm_settings(config), python=config.ray.replica_python)
     from captioner.engines.transformers_engine import TransformersModel
 
     return TransformersModel(**vars(source))
+
+
+def vllm_settings(config: CaptionConfig) -> VllmSettings:
+    """Settings of vLLM, of which replicas on one GPU divide the memory."""
+    share = min(1.0, config.ray.gpus_per_replica) or 1.0
+    return replace(config.vllm, gpu_memory_utilization=config.vllm.gpu_memory_utilization * share)
 
 
 def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:

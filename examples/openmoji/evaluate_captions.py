@@ -77,13 +77,13 @@ def caption_scenes(config: EvaluateConfig, scenes: "Sequence[Scene]") -> list[st
 
     from captioner.engines.generation import GenerationSettings
     from captioner.engines.model_source import resolve_model
-    from captioner.engines.transformers_engine import LlavaEngine
+    from captioner.engines.transformers_engine import TransformersEngine
     from examples.openmoji.composition import render
     from examples.openmoji.llava_mini import PROMPTS
     from examples.openmoji.scene_files import jpeg_bytes
 
     settings = GenerationSettings(dtype="float32", batch_size=config.batch_size, max_new_tokens=128)
-    engine = LlavaEngine(resolve_model(config.model), settings)
+    engine = TransformersEngine(resolve_model(config.model), settings)
     images = [np.asarray(Image.open(io.BytesIO(jpeg_bytes(render(scene))))) for scene in scenes]
     keys = [str(scene.index) for scene in scenes]
     return [said.text for said in engine.caption(images, [PROMPTS[config.prompt]] * len(scenes), keys)]

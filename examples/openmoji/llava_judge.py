@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from captioner.engines.generation import GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from examples.openmoji.checks import Reading
 from examples.openmoji.llava_mini import PROMPTS
 from examples.openmoji.truth import read_caption
@@ -18,7 +18,7 @@ MODEL = "mini"
 class LlavaReader:
     """Captions images of the small world, greedily and in float32: a caption does not depend on its batch."""
 
-    def __init__(self, engine: LlavaEngine) -> None:
+    def __init__(self, engine: TransformersEngine) -> None:
         self._engine = engine
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Reading]:
@@ -41,7 +41,7 @@ class LlavaReader:
 
 def load_llava_reader(model: str = MODEL) -> LlavaReader:
     """Raises UserError where the model is not there."""
-    return LlavaReader(LlavaEngine(resolve_model(model), GenerationSettings(dtype="float32", max_new_tokens=128)))
+    return LlavaReader(TransformersEngine(resolve_model(model), GenerationSettings(dtype="float32", max_new_tokens=128)))
 
 
 def llava_version(model: str = MODEL) -> str:

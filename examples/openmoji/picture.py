@@ -71,12 +71,12 @@ def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
     from captioner.cleaning import clean
     from captioner.engines.generation import GenerationSettings
     from captioner.engines.model_source import resolve_model
-    from captioner.engines.transformers_engine import LlavaEngine
+    from captioner.engines.transformers_engine import TransformersEngine
     from captioner.prompt_sets import load_prompts
     from examples.openmoji.composition import draw_scene, render
 
     scenes = [render(draw_scene(seed=config.seed, index=index, split="unseen")) for index in range(config.num_scenes)]
-    engine = LlavaEngine(resolve_model("mini"), GenerationSettings())
+    engine = TransformersEngine(resolve_model("mini"), GenerationSettings())
     prompt = load_prompts("paper").prompts[0].text
     said = engine.caption(scenes, [prompt] * len(scenes), [str(index) for index in range(len(scenes))])
     for scene, one in zip(scenes, said, strict=True):

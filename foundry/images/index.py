@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -177,6 +178,13 @@ class ImageReference:
     byte_offset: int | None = None
     byte_length: int | None = None
     row: int | None = None
+
+    @property
+    def web_address(self) -> str | None:
+        """The address at which anybody can fetch just this image; None where it has none, or one with a password in it."""
+        is_part = any(value is not None for value in (self.member, self.byte_offset, self.row))
+        address = urlsplit(self.uri)
+        return None if is_part or address.scheme not in ("http", "https") or address.username is not None else self.uri
 
 
 def refer_to_embedded(rows: Iterable[dict[str, Any]], *, uri: str, first_row: int) -> list[dict[str, Any]]:

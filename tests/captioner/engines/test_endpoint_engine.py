@@ -1,5 +1,7 @@
 """The engine `endpoint` captions as the engine behind the server does, and names what a server that misbehaves does."""
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -11,17 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from captioner.engines.endpoint_engine import EndpointEngine, ServedModel, find_served_model
 from captioner.engines.endpoint_settings import EndpointSettings
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
 from captioner.engines.server import ServerLimits, caption_server
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from foundry.chat_endpoint import RequestRefused
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import model_without_key
-from tests.chat_server import Reply, fails, judge_server, says, text_of
+from tests.chat_server import MODEL, Reply, fails, judge_server, says, text_of
 
 SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)
 PROMPTS = ["Describe this image.", "What is it?"] * 3
@@ -37,7 +40,7 @@ def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(engine: LlavaEngine) -> Iterator[str]:
+def served(engine: TransformersEngine) -> Iterator[str]:
     app = caption_server(engine, name="tiny", limits=ServerLimits(), image_side_px=1024)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -52,12 +55,12 @@ def served(engine: LlavaEngine) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llava: Path) -> LlavaEngine:
-    return LlavaEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
+def engine(tiny_llava: Path) -> TransformersEngine:
+    return TransformersEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 2.0, "seed": 5}])
-def test_captions_are_those_of_the_engine_behind_the_server(engine: LlavaEngine, sampling: dict[str, Any]) -> None:
+def test_captions_are_those_of_the_engine_behind_the_server(engine: TransformersEngine, sampling: dict[str, Any]) -> None:
     generation = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8, **sampling)
     keys = [f"picture-{number}" for number in range(6)]
     engine.settings = generation
@@ -78,7 +81,7 @@ def test_captions_are_those_of_the_engine_behind_the_server(engine: LlavaEngine,
 
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_path: Path, *, logprobs: bool) -> None:
-    broken = LlavaEngine(resolve_model(str(model_without_key(tmp_path))), SETTINGS, keep_logprobs=True)
+    broken = TransformersEngine(resolve_model(str(model_without_key(tmp_path))), SETTINGS, keep_logprobs=True)
     with served(broken) as url:
         settings = EndpointSettings(url=url, tries=1, body={} if logprobs else {"logprobs": None})
         asking = EndpointEngine(find_served_model("tiny", settings, SETTINGS), SETTINGS)
@@ -87,7 +90,7 @@ def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_p
         assert len(asking.caption(pictures()[:2], ["an owl", "an apple"], ["a", "b"])) == 2
 
 
-def test_the_transformers_engine_behind_a_server_says_that_it_takes_no_schema(engine: LlavaEngine) -> None:
+def test_the_transformers_engine_behind_a_server_says_that_it_takes_no_schema(engine: TransformersEngine) -> None:
     schema = '{"type": "object"}'
     with served(engine) as url:
         settings = EndpointSettings(url=url, tries=1)
@@ -143,6 +146,15 @@ def test_jpegs_are_smaller() -> None:
     assert all("data:image/jpeg;base64,/9j/" in json.dumps(body) for body in server.bodies)
 
 
+def test_an_image_may_be_sent_by_its_address() -> None:
+    with judge_server(lambda body: says("An owl.")) as server:
+        model = model_at(server.url, image_urls=True, concurrency=1)
+        EndpointEngine(model, SETTINGS).caption(["https://photos/a.jpg", pictures()[0]], PROMPTS[:2], ["a", "b"])
+    sent = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.bodies]
+    assert sent[0] == "https://photos/a.jpg" and sent[1].startswith("data:image/png;base64,")
+    assert model.describe() == model_at(server.url).describe() | {"image_urls": True}, "it is another run"
+
+
 def test_a_refused_image_is_told_from_a_server_that_refuses_all() -> None:
     replies = {
         "Describe this image.": says("An owl."),
@@ -171,12 +183,45 @@ def test_a_server_that_misbehaves_ends_in_one_line(reply: Reply, complaint: str)
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        (fails(401), r"refuses \(HTTP 401 .*: see endpoint.url, .* and endpoint.key_variable"),
+        (fails(400, "this model takes no images"), r"refuses \(HTTP 400 .*this model takes no images"),
+        (fails(500), "does not answer"),
+    ],
+)
+def test_a_server_that_cannot_caption_is_named_before_the_work(reply: Reply, complaint: str) -> None:
+    settings = EndpointSettings(tries=1)
+    with judge_server(lambda body: reply) as server, pytest.raises(UserError, match=complaint) as raised:
+        find_served_model(MODEL, replace(settings, url=server.url), SETTINGS)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="does not answer .*ConnectError"):
+        find_served_model(MODEL, replace(settings, url="http://127.0.0.1:9/v1"), SETTINGS)
+
+
+def test_the_first_question_is_asked_as_all_others_will_be() -> None:
+    """So that a server whose context is too short for an image and its caption refuses it."""
+    with judge_server(lambda body: says("Grey.")) as server:
+        find_served_model(MODEL, EndpointSettings(url=server.url, image_side_px=96, body={"top_k": 3}), SETTINGS)
+    (body,) = server.bodies
+    assert (body["max_tokens"], body["top_k"]) == (SETTINGS.max_new_tokens, 3)
+    data = base64.b64decode(body["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (96, 96)
+
+
+def test_a_key_that_is_not_set_is_named() -> None:
+    settings = EndpointSettings(url="http://127.0.0.1:9/v1", key_variable="NO_SUCH_KEY")
+    with pytest.raises(UserError, match="environment variable NO_SUCH_KEY is not set: export it"):
+        find_served_model("m", settings, SETTINGS)
+
+
 def test_an_empty_answer_is_an_empty_caption() -> None:
     with judge_server(lambda body: says(None)) as server:
         assert [one.text for one in ask(server.url)] == ["", ""]
 
 
-def test_a_model_that_is_not_served_is_named(engine: LlavaEngine) -> None:
+def test_a_model_that_is_not_served_is_named(engine: TransformersEngine) -> None:
     with served(engine) as url, pytest.raises(UserError, match="serves tiny, not large"):
         find_served_model("large", EndpointSettings(url=url), SETTINGS)
 

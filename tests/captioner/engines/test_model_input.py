@@ -14,7 +14,7 @@ from transformers import LlavaImageProcessor
 from captioner.engines.generation import GenerationSettings
 from captioner.engines.model_input import padded
 from captioner.engines.model_source import LLAVA_PROMPT, MINI, resolve_model
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import PATCH_PX, SIDE_PX, TEMPLATE, save_tiny_llava, save_tiny_next, save_tiny_onevision
 
@@ -22,8 +22,10 @@ TEXT_ALONE = "{% for message in messages %}{{ message['role'] + ': ' + message['
 BLIND = "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
 
 
-def engine(folder: Path, **settings: Any) -> LlavaEngine:
-    return LlavaEngine(resolve_model(str(folder)), GenerationSettings(**{"dtype": "float32", "max_new_tokens": 6, **settings}))
+def engine(folder: Path, **settings: Any) -> TransformersEngine:
+    return TransformersEngine(
+        resolve_model(str(folder)), GenerationSettings(**{"dtype": "float32", "max_new_tokens": 6, **settings})
+    )
 
 
 def change(file: Path, **values: Any) -> None:

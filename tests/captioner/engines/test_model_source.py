@@ -36,12 +36,14 @@ ONEVISION_GRID = [[384 * high, 384 * wide] for high in range(1, 7) for wide in r
     ],
 )
 def test_the_shorter_side_is_what_the_model_can_use(tmp_path: Path, config: dict[str, Any], side_px: int) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next"} | config))
     assert resolve_model(str(tmp_path)).image_side_px == side_px
 
 
 def test_a_smaller_image_goes_to_the_same_grid_of_crops(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"image_size": 336}, "image_grid_pinpoints": NEXT_GRID}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llava_next", "vision_config": {"image_size": 336}, "image_grid_pinpoints": NEXT_GRID})
+    )
     side_px = resolve_model(str(tmp_path)).image_side_px
     for height, width in [(1500, 2250), (4000, 3000), (2000, 2000), (3000, 1000), (1400, 4200), (900, 1000), (700, 5000)]:
         small = (round(height * side_px / min(height, width)), round(width * side_px / min(height, width)))

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
 from captioner.engines.server import BadRequest, Batcher, Question, ServerLimits, _completion, caption_server, serve
-from captioner.engines.transformers_engine import LlavaEngine
+from captioner.engines.transformers_engine import TransformersEngine
 from foundry.chat_endpoint import image_message, image_url
 from tests.captioner.tiny_llava import save_tiny_llava
 
@@ -30,18 +30,18 @@ def request(seed: int = 0, prompt: str = "Describe this image.", **fields: Any) 
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llava: Path) -> LlavaEngine:
-    return LlavaEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
+def engine(tiny_llava: Path) -> TransformersEngine:
+    return TransformersEngine(resolve_model(str(tiny_llava)), SETTINGS, keep_logprobs=True)
 
 
 @pytest.fixture
-def client(engine: LlavaEngine) -> Iterator[TestClient]:
+def client(engine: TransformersEngine) -> Iterator[TestClient]:
     engine.settings = SETTINGS
     with TestClient(caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56)) as client:
         yield client
 
 
-def test_answers_are_those_of_the_engine(client: TestClient, engine: LlavaEngine) -> None:
+def test_answers_are_those_of_the_engine(client: TestClient, engine: TransformersEngine) -> None:
     (expected,) = engine.caption([picture(3)], ["Describe this image."], [""])
     answer = client.post("/v1/chat/completions", json=request(3, logprobs=True)).json()
     (choice,) = answer["choices"]
@@ -95,7 +95,7 @@ def test_what_is_no_json_object_is_refused(client: TestClient, data: bytes) -> N
     assert client.post("/v1/chat/completions", content=data).status_code == 400
 
 
-def test_a_key_is_asked_for_but_for_health(engine: LlavaEngine) -> None:
+def test_a_key_is_asked_for_but_for_health(engine: TransformersEngine) -> None:
     with TestClient(caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56, key="sk-7")) as client:
         assert client.get("/v1/models").status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer sk-8"}).status_code == 401

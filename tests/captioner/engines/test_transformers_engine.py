@@ -10,7 +10,7 @@ import torch
 
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import MINI, resolve_model
-from captioner.engines.transformers_engine import LlavaEngine, TokenChooser
+from captioner.engines.transformers_engine import TransformersEngine
 from foundry.errors import UserError
 from tests.captioner.tiny_llava import save_tiny_llava, save_tiny_next, save_tiny_onevision
 
@@ -23,8 +23,8 @@ def images(count: int = 6) -> list[np.ndarray]:
     return [rng.integers(0, 255, (32 + 5 * number, 48, 3), dtype=np.uint8) for number in range(count)]
 
 
-def engine(folder: Path, **settings: Any) -> LlavaEngine:
-    return LlavaEngine(
+def engine(folder: Path, **settings: Any) -> TransformersEngine:
+    return TransformersEngine(
         resolve_model(str(folder)),
         GenerationSettings(**{"dtype": "float32", "max_new_tokens": 12, "batch_size": 4, **settings}),
     )
@@ -89,15 +89,15 @@ def test_memory_that_runs_out_halves_the_batch(tiny_llava: Path, monkeypatch: py
     model = engine(tiny_llava)
     expected = model.caption(images(), PROMPTS, KEYS)
     sizes: list[int] = []
-    caption_batch = LlavaEngine._caption_batch
+    caption_batch = TransformersEngine._caption_batch
 
-    def at_most_two(self: LlavaEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
+    def at_most_two(self: TransformersEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return caption_batch(self, batch, prompts, keys, **how)
 
-    monkeypatch.setattr(LlavaEngine, "_caption_batch", at_most_two)
+    monkeypatch.setattr(TransformersEngine, "_caption_batch", at_most_two)
     assert_equal(model.caption(images(), PROMPTS, KEYS), expected)
     assert_equal(model.caption(images(), PROMPTS, KEYS, one_by_one=True), expected)
     assert_equal(model.caption(images(), PROMPTS, KEYS), expected)
@@ -118,26 +118,43 @@ def test_the_end_tokens_of_the_checkpoint_end_a_caption(tmp_path: Path) -> None:
     assert engine(tmp_path).end_ids == [1, 9]
 
 
-def test_a_model_is_tried_out_with_one_token(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, choose, num_steps = engine(tiny_llava), TokenChooser.__call__, 0
-
-    def counted(self: TokenChooser, *scores: torch.Tensor) -> torch.Tensor:
-        nonlocal num_steps
-        num_steps += 1
-        return choose(self, *scores)
-
-    monkeypatch.setattr(TokenChooser, "__call__", counted)
+def test_a_model_is_tried_out_with_one_token_and_computes_no_step_more_than_it_says(tiny_llava: Path) -> None:
+    model, steps = engine(tiny_llava), list[int]()
+    model.model.register_forward_pre_hook(lambda *_: steps.append(1))
     model.check(images(1)[0], "owl")
-    assert num_steps == 1
-    model.caption(images(1), PROMPTS[:1], KEYS[:1])
-    assert num_steps == 1 + 12
+    assert len(steps) == 1
+    (said,) = model.caption(images(1), PROMPTS[:1], KEYS[:1])
+    assert len(steps) == 1 + said.num_tokens == 1 + 12
+
+
+def test_images_and_prompts_of_similar_size_share_a_batch(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = engine(tiny_llava, batch_size=2), list[list[str]]()
+    expected = [model.caption([image], [prompt], [key])[0] for image, prompt, key in zip(images(), PROMPTS, KEYS, strict=True)]
+    caption_batch = TransformersEngine._caption_batch
+
+    def noted(self: TransformersEngine, batch: Any, prompts: Any, keys: Any, **how: Any) -> list[Generation]:
+        batches.append(list(keys))
+        return caption_batch(self, batch, prompts, keys, **how)
+
+    monkeypatch.setattr(TransformersEngine, "_caption_batch", noted)
+    order = [4, 1, 5, 0, 3, 2]
+    prompts, keys = [PROMPTS[index] for index in order], [KEYS[index] for index in order]
+    assert_equal(model.caption([images()[index] for index in order], prompts, keys), [expected[index] for index in order])
+    assert batches == [KEYS[0:2], KEYS[2:4], KEYS[4:6]], "those of one size, whatever their order"
+
+
+def test_a_context_too_short_for_an_image_and_its_caption_is_named(tiny_llava: Path) -> None:
+    image = images(1)[0]
+    engine(tiny_llava).check(image, "owl")
+    with pytest.raises(UserError, match=r"take \d+ tokens, and a caption up to 5000 more; the context has 2048: lower"):
+        engine(tiny_llava, max_new_tokens=5000).check(image, "owl")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> list[Generation]:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr(LlavaEngine, "_caption_batch", broken)
+    monkeypatch.setattr(TransformersEngine, "_caption_batch", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         engine(tiny_llava).caption(images(), PROMPTS, KEYS)
 

@@ -12,15 +12,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
+from captioner.config import CaptionConfig
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.vllm_engine import VllmEngine, _arguments, _generation, find_vllm_model
+from captioner.engines.vllm_engine import VllmEngine, VllmModel, _arguments, _generation, find_vllm_model
 from captioner.engines.vllm_settings import VllmSettings
+from captioner.runs.captioning import replica_settings
+from captioner.runs.job import vllm_settings
 from dataset_builder.sql.run_files import open_run
 from foundry.errors import UserError
+from foundry.units.cluster import RaySettings
 
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON", "")
 """The interpreter of an environment with vLLM and Ray; see docs/captioning.md."""
@@ -54,14 +60,21 @@ def test_settings_are_checked(settings: dict[str, object], complaint: str) -> No
         VllmSettings(**settings)  # type: ignore[arg-type]
 
 
-def test_arguments_are_those_that_are_asked_for() -> None:
-    settings = VllmSettings(tensor_parallel_size=2, quantization="awq", lora="adapter", args={"enforce_eager": True})
+def adapter(folder: Path, **config: object) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_arguments_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    lora = adapter(tmp_path / "adapter", r=20)
+    settings = VllmSettings(tensor_parallel_size=2, quantization="awq", lora=lora, args={"enforce_eager": True})
     found = _arguments(resolve_model("mini"), GenerationSettings(dtype="bfloat16"), settings)
     assert found["model"].endswith("llava-mini")
     del found["model"]
     assert found == {
         "dtype": "bfloat16",
-        "limit_mm_per_prompt": {"image": 1},
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
         "generation_config": "vllm",
         "tensor_parallel_size": 2,
         "max_num_seqs": 256,
@@ -70,7 +83,66 @@ def test_arguments_are_those_that_are_asked_for() -> None:
         "enforce_eager": True,
         "quantization": "awq",
         "enable_lora": True,
+        "max_lora_rank": 32,
+        "distributed_executor_backend": "mp",
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "rank"), [({"r": 16}, 16), ({"r": 17}, 32), ({"r": 8, "rank_pattern": {"q_proj": 64}}, 64), ({}, 1)]
+)
+def test_vllm_is_set_up_for_the_rank_of_the_adapter(tmp_path: Path, config: dict[str, object], rank: int) -> None:
+    settings = VllmSettings(lora=adapter(tmp_path / "adapter", **config))
+    assert _arguments(resolve_model("mini"), GenerationSettings(), settings)["max_lora_rank"] == rank
+
+
+def test_an_adapter_of_too_large_a_rank_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has rank 1024, vLLM takes at most 512"):
+        find_vllm_model(resolve_model("mini"), VllmSettings(lora=adapter(tmp_path / "a", r=1024)), python=sys.executable)
+
+
+def test_a_replica_gets_the_gpus_of_its_model_and_shares_the_memory_of_one() -> None:
+    def config(ray: RaySettings, **vllm: Any) -> CaptionConfig:
+        return CaptionConfig(images=["x"], out="y", model="mini", engine="vllm", vllm=VllmSettings(**vllm), ray=ray)
+
+    assert replica_settings(config(RaySettings(), tensor_parallel_size=4)).gpus_per_replica == 4
+    staged = config(RaySettings(), tensor_parallel_size=2, args={"pipeline_parallel_size": 2})
+    assert replica_settings(staged).gpus_per_replica == 4
+    half = config(RaySettings(gpus_per_replica=0.5), gpu_memory_utilization=0.8)
+    assert replica_settings(half).gpus_per_replica == 0.5
+    assert vllm_settings(half).gpu_memory_utilization == 0.4
+    assert vllm_settings(config(RaySettings(gpus_per_replica=0))).gpu_memory_utilization == 0.9
+
+
+def test_arguments_that_decide_what_a_caption_is_are_part_of_the_run() -> None:
+    def described(**args: Any) -> dict[str, Any]:
+        return VllmModel(**vars(resolve_model("mini")), settings=VllmSettings(args=args), version="0.32.0").describe()
+
+    assert described(enforce_eager=True, max_num_batched_tokens=8192) == described()
+    assert described(kv_cache_dtype="fp8", enforce_eager=True)["args"] == {"kv_cache_dtype": "fp8"}
+
+
+_REPLICA = """
+import subprocess, sys, time
+from captioner.engines.vllm_engine import _start_reaper
+reaper = _start_reaper()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, reaper.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_replica_leaves_behind_is_killed() -> None:
+    """Such as vLLM's engine process, which would hold the memory of the GPU."""
+    replica = subprocess.Popen([sys.executable, "-c", _REPLICA], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert replica.stdout is not None
+    child, reaper = (psutil.Process(int(pid)) for pid in replica.stdout.readline().split())
+    time.sleep(2.5)  # it looks for children once a second
+    assert child.is_running() and reaper.is_running()
+    replica.kill()
+    replica.communicate()
+    _, alive = psutil.wait_procs([child, reaper], timeout=10)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_log_probabilities_are_those_of_the_chosen_tokens() -> None:
@@ -109,7 +181,10 @@ def test_captions_are_those_of_transformers_and_a_kill_loses_nothing(tmp_path: P
     while len(list(by_vllm.glob("commits/*.json"))) < 2:
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    subprocess.run(["pkill", "-9", "-f", "VLLM::EngineCore"], check=True)
+    engines = [one for one in psutil.Process(run.pid).children(recursive=True) if "VLLM::" in " ".join(one.cmdline())]
+    assert engines, "there was nothing to kill"
+    for one in engines:
+        one.kill()
     assert run.wait(300) == 0
     assert _captions(by_vllm) == _captions(by_transformers)
     assert len(_captions(by_vllm)) == 100

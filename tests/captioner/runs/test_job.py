@@ -1,7 +1,11 @@
 """Captions that mean nothing are rejected, and runs that were made before a setting was recorded resume."""
 
 import json
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,11 +16,14 @@ from captioner.run import main
 from captioner.runs.status import read_status
 from dataset_builder.sql.run_files import open_run
 from foundry.command_line import run_command
+from foundry.images.index import ImageReference
+from foundry.images.reader import content_hash
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import committed_units, read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
 from tests.captioner.tiny_llava import model_without_key, save_tiny_llava
+from tests.chat_server import MODEL, judge_server, says
 from tests.foundry.units.plain_loop import run_plainly
 
 
@@ -147,3 +154,60 @@ def test_a_column_of_json_files_has_a_type_that_holds_all_of_them(tmp_path: Path
     with open_run(str(tmp_path / "run")) as database:
         found = database.fetch("SELECT rating FROM images ORDER BY key")["rating"].to_pylist()
     assert found == [*map(str, range(9)), "high"]
+
+
+def test_images_are_as_large_as_they_were_unless_another_size_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run, model = save_pictures(tmp_path / "images", count=8), tmp_path / "run", save_tiny_llava(tmp_path / "model")
+    assert caption(images, run, model, "--generation.image_side_px", "33") == 0
+    record = RunRecord.read(Folder(str(run)))
+    assert record is not None and record.settings["model"]["image_side_px"] == 33
+    assert "image_side_px" not in record.settings["generation"]
+    save_pictures(images, count=1, seed=1)
+    assert caption(images, run, model) == 0, "what a run was begun with stays"
+    assert caption(images, run, model, "--generation.image_side_px", "32") == 2
+    assert "holds a run with another model.image_side_px" in capsys.readouterr().err
+
+
+def test_images_of_the_web_are_read_and_hashed_here_and_sent_by_their_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have one: a local file goes as its bytes, and a broken image is rejected here."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    images = save_pictures(tmp_path / "images", count=2)
+    (images / "broken.jpg").write_bytes(b"no image")
+    folder = partial(SimpleHTTPRequestHandler, directory=str(images))
+    web = ThreadingHTTPServer(("127.0.0.1", 0), folder)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{web.server_port}"
+    local = save_pictures(tmp_path / "local", count=1, seed=1) / "picture-1-0000.jpg"
+    paths = [f"{base}/picture-0-0000.jpg", f"{base}/picture-0-0001.jpg", f"{base}/broken.jpg", str(local)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps({"path": path}) + "\n" for path in paths))
+    with judge_server(lambda body: says("An owl.")) as server:
+        more = ["--engine", "endpoint", "--endpoint.url", server.url, "--endpoint.image_urls", "true"]
+        arguments = run_arguments(tmp_path / "list.jsonl", tmp_path / "run", Path(MODEL), *more)
+        assert run_command(CaptionConfig, main, prog="", example="", argv=arguments) == 0
+    web.shutdown()
+    sent = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.bodies[1:]]  # the first is of a grey image
+    assert [url for url in sent if url.startswith("http")] == paths[:2]
+    assert len([url for url in sent if url.startswith("data:")]) == 1
+    with open_run(str(tmp_path / "run")) as database:
+        rows = database.fetch("SELECT content_hash FROM images ORDER BY uri").to_pylist()
+        assert database.fetch("SELECT reason FROM rejected").to_pylist() == [{"reason": "not_an_image"}]
+    files = [local, images / "picture-0-0000.jpg", images / "picture-0-0001.jpg"]
+    assert [row["content_hash"] for row in rows] == [content_hash(file.read_bytes()) for file in files]
+
+
+def test_only_an_image_of_its_own_has_a_web_address() -> None:
+    whole = ImageReference(uri="https://photos/a.jpg?token=1")
+    assert whole.web_address == whole.uri
+    for other in (
+        {"member": "a.jpg", "byte_offset": 512},
+        {"row": 3},
+        {"uri": "https://me:secret@photos/a.jpg"},
+        {"uri": "s3://photos/a.jpg"},
+        {"uri": "/photos/a.jpg"},
+        {"uri": "data:image/png;base64,aGk="},
+    ):
+        assert replace(whole, **other).web_address is None, other

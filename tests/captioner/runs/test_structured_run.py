@@ -57,9 +57,10 @@ class Captioner:
     tries: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, body: dict[str, Any]) -> Reply:
-        if body["max_tokens"] == 1:
+        pixels = pixels_of(body)
+        if len(set(pixels)) == 1:  # the grey image of a check
             return says("{", model=MODEL)
-        known = self.truths[pixels_of(body)]
+        known = self.truths[pixels]
         self.tries[known.key] += 1
         return self.spoil(known.key, self.tries[known.key], known.text)
 

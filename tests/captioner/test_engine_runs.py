@@ -1,0 +1,165 @@
+"""Engines from the command line, killed and resumed (transformers: test_kills.py), and as a Ray job: captions are the model's.
+
+vLLM needs VLLM_PYTHON, the interpreter of an environment that has it (docs/captioning.md).
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from captioner.engines.generation import GenerationSettings
+from captioner.engines.model_source import resolve_model
+from captioner.engines.transformers_engine import TransformersModel
+from captioner.prompt_sets import PROMPT_SETS
+from captioner.runs.status import read_status
+from dataset_builder.sql.run_files import open_run
+from foundry.storage.folder import Folder
+from foundry.units.commits import committed_units
+from tests.captioner.conftest import caption, run_arguments, start_captioner
+from tests.ray_nodes import RAY, ray_head
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+VLLM_PYTHON = os.environ.get("VLLM_PYTHON", "")
+COUNT = 96
+ENGINES = [
+    "transformers",
+    "endpoint",
+    pytest.param("vllm", marks=pytest.mark.skipif(not VLLM_PYTHON, reason="VLLM_PYTHON names no environment with vLLM")),
+]
+FLOAT32 = ["--generation.dtype", "float32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("no_proxy", "127.0.0.1")
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        environment.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "unseen"
+    options = ["--count", str(COUNT), "--seed", "7", "--split", "unseen", "--out", str(folder)]
+    subprocess.run([sys.executable, "-m", "examples.openmoji.scenes", *options], cwd=ROOT, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(scenes: Path) -> dict[str, str]:
+    """The captions by the engine alone, in this process."""
+    files = sorted(scenes.rglob("*.jpg"))
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    engine = TransformersModel(**vars(resolve_model("mini"))).load(GenerationSettings(dtype="float32", max_new_tokens=12))
+    keys = [file.stem for file in files]
+    said = engine.caption(images, [PROMPT_SETS["paper"].prompts[0].text] * len(files), keys)
+    return {key: one.text for key, one in zip(keys, said, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of captioner.serve."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "captioner.serve", "--model", "mini", "--port", str(port), *FLOAT32]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture
+def options(engine: str, request: pytest.FixtureRequest) -> list[str]:
+    """The options that choose an engine."""
+    if engine == "endpoint":
+        return ["--engine", engine, "--endpoint.url", request.getfixturevalue("server")]
+    if engine == "vllm":
+        vllm = ["--vllm.max_model_len", "512", "--vllm.args", '{"enforce_eager": true}']
+        return ["--engine", engine, "--ray.replica_python", VLLM_PYTHON, *vllm, *FLOAT32]
+    return ["--engine", engine, *FLOAT32]
+
+
+def captions(run: Path) -> dict[str, str]:
+    with open_run(str(run)) as database:
+        return {row["key"]: row["caption_raw"] for row in database.fetch("SELECT key, caption_raw FROM captions").to_pylist()}
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_run_that_was_killed_resumes_to_the_same_captions(
+    tmp_path: Path, scenes: Path, expected: dict[str, str], options: list[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = run_arguments(scenes, run, Path("mini"), *options)
+    process = start_captioner(arguments)
+    deadline = time.monotonic() + 300
+    while len(committed_units(Folder(str(run)))) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    engines = [child for child in psutil.Process(process.pid).children(recursive=True) if "VLLM::" in " ".join(child.cmdline())]
+    assert bool(engines) == ("vllm" in options)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    interrupted = len(committed_units(Folder(str(run))))
+    assert 0 < interrupted < COUNT // 8, "the kill came too late to interrupt anything"
+    _, alive = psutil.wait_procs(engines, timeout=60)
+    assert not alive, "an engine outlives its replica, and holds the memory that the next one needs"
+    code, output = caption(arguments, timeout_s=400)
+    assert code == 0, output
+    assert f"{COUNT} planned = {COUNT} captioned + 0 rejected" in output
+    assert captions(run) == expected
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address for jobs of a Ray head that asks for a token, as `ray.init` does by itself."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        subprocess.run([RAY, "get-auth-token", "--generate"], check=True, capture_output=True)
+        with ray_head(num_cpus=2) as started:
+            yield started.jobs
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_job_on_a_running_ray_gives_the_same_captions(
+    *, head: str, tmp_path: Path, scenes: Path, expected: dict[str, str], options: list[str]
+) -> None:
+    run = tmp_path / "run"
+    submit = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-m", "captioner.run"]
+    done = subprocess.run(
+        [*submit, *run_arguments(scenes, run, Path("mini"), *options)],
+        capture_output=True, text=True, check=False, timeout=500, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = read_status(Folder(str(run)))
+    assert (status.planned, status.captioned, status.remaining) == (COUNT, COUNT, 0)
+    assert captions(run) == expected
