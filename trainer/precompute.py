@@ -35,7 +35,18 @@ def main(config: PrecomputeConfig) -> int:
         return start_and_describe(encoders, config.ray, visible=visible)
 
     with store_errors(Folder(config.out)):
-        return run_tasks(config, prepare(config, describe=describe), started=started)
+        code = run_tasks(config, prepare(config, describe=describe), started=started)
+        return code or (0 if config.teacher.name is None else _see(config))
+
+
+def _see(config: PrecomputeConfig) -> int:
+    """Makes the teacher's features of all stores; returns as main does. Raises UserError."""
+    started = time.perf_counter()
+    from trainer.features.ray_encoders import start_and_describe
+    from trainer.features.teacher.preparation import prepare_teacher, run_teacher
+
+    tasks = prepare_teacher(config, describe=lambda encoders: start_and_describe(encoders, config.ray, visible={}))
+    return run_teacher(config, tasks, started=started)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from foundry.hardware import AutoDtype
 from trainer.config.check import Check
 
+STORED = "stored"
+"""Name of the teacher whose features are stored with the latents."""
 _PAPER_WIDTH = 1152
 _PAPER_HIDDEN = 2048
 
@@ -21,7 +23,7 @@ class RepaConfig:
 
     teacher: str | None = None
     """Name of the teacher that switches REPA on: a hub id or folder of a vision tower (DINOv2, CLIP, SigLIP) or of a
-    vision-language model, whose tower is taken; `mini` is the small world's."""
+    vision-language model, whose tower is taken; `mini` is the small world's; `stored` takes what trainer.precompute stored."""
     revision: str | None = None
     """Commit or tag of a teacher on the hub."""
     weight: float = 0.5

@@ -34,6 +34,8 @@ class MicroBatch:
     """(B, 2) original height and width in pixels, for micro-conditioning."""
     aspect_ratios: Tensor | None = None
     """(B, 1) height / width, likewise."""
+    teacher: Tensor | None = None
+    """(B, N, F) float32, what a teacher sees in the clean image; none where it is not stored."""
     is_last: bool = True
     """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
 
@@ -106,6 +108,7 @@ class Collator:
                 class_labels=self._labels(batch, rows, drawn),
                 sizes=self.sizes(batch, rows),
                 aspect_ratios=self.aspect_ratios(batch, rows),
+                teacher=None if batch.teacher is None else self._move(batch.teacher[rows.start : rows.stop]).float(),
                 is_last=rows.stop == len(positions),
             )
 

@@ -45,8 +45,11 @@ class Loader:
         prefetch: int = 4,
         captions: CaptionChoice | None = None,
         pin: bool = False,
+        teacher_images: int = 0,
     ) -> None:
-        """`num_workers`: threads, 0 reads when asked; `prefetch`: batches ahead. Raises ValueError for what does not divide."""
+        """`num_workers`: threads, 0 reads when asked; `prefetch`: batches ahead; `teacher_images`: images from the start of the
+        order that are read with what the teacher sees. Raises ValueError for what does not divide.
+        """
         if order.batch_size % world_size:
             raise ValueError(f"a batch of {order.batch_size} images cannot be shared by {world_size} workers: give a multiple")
         if start_images_seen % order.batch_size:
@@ -56,6 +59,7 @@ class Loader:
         self.wait_s = 0.0
         self._captions = captions or CaptionChoice()
         self._pin = pin
+        self._teacher_images = teacher_images
         own = order.batch_size // world_size
         self._part = slice(rank * own, (rank + 1) * own)
         self._next = start_images_seen // order.batch_size
@@ -95,7 +99,7 @@ class Loader:
         first = index * self.order.batch_size
         own = range(self.order.batch_size)[self._part]
         requests = [self._request(*batch.samples[index], position=first + index) for index in own]
-        return self.store.read(requests, pin=self._pin)
+        return self.store.read(requests, pin=self._pin, with_teacher=first < self._teacher_images)
 
     def _request(self, unit: int, row: int, *, position: int) -> SampleRequest:
         if self.store.info.class_names:

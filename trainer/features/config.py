@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
@@ -33,6 +34,20 @@ STAGES: Mapping[StageName, StageFeatures] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A vision tower whose features are stored too, for REPA (trainer.fit with `repa.teacher` stored)."""
+
+    name: str | None = None
+    """Name of the tower that switches this on: a hub id or folder (DINOv2, CLIP, SigLIP, a model with a tower), or `mini`."""
+    revision: str | None = None
+    """Commit or tag of a tower on the hub."""
+    dtype: AutoDtype = "auto"
+    """Number format of the tower; auto: bfloat16 where the hardware has it, else float32."""
+    patch_px: int = 16
+    """Pixels of an image along a vector: the VAE's downsampling times the patch_size of the network, 8 x 2 for PixArt."""
+
+
 @dataclass(frozen=True)
 class PrecomputeConfig:
     """All settings of `python -m trainer.precompute`."""
@@ -53,6 +68,8 @@ class PrecomputeConfig:
     """Autoencoder; its name is required."""
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
     """Encoder of captions; its name is required except in the pixel stage, which reads no captions."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Vision tower whose features are stored too, also for features that are there already."""
     batch_px: int = 1 << 22
     """Pixels that the VAE encodes at once; the default is 64 images of 256 x 256."""
     unit_size: int = 0
@@ -82,6 +99,7 @@ class PrecomputeConfig:
                     min(self.resolution, default=0) > 0 and len(set(self.resolution)) == len(self.resolution),
                 ),
                 ("batch_px", "1 or more", self.batch_px >= 1),
+                ("teacher", "a name, and patch_px of 1 or more", self.teacher.name != "" and self.teacher.patch_px >= 1),
                 ("unit_size", "0 or more", self.unit_size >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
                 ("min_validation", "0 or more", self.min_validation >= 0),

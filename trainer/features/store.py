@@ -22,12 +22,15 @@ from torch import Tensor
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, read_commits
+from foundry.wording import counted
 from model.dit import Captions
 from model.encoders.vae import LatentScale
 from trainer.features.buckets import Size
 from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
 from trainer.features.plan import read_feature_plan
 from trainer.features.tables import OpenUnits, UnitViews, damaged_unit, from_int8, read_keys, to_int8
+from trainer.features.teacher.store import FOLDER as TEACHER_FOLDER
+from trainer.features.teacher.store import TeacherStore, read_teacher_info
 
 WEIGHTS = pa.schema([pa.field("key", pa.string()), pa.field("weight", pa.float64())])
 """Weights of samples: see trainer/data/order.py."""
@@ -72,6 +75,8 @@ class FeatureBatch:
     """(B, 2) float32: height and width of the original images in pixels."""
     bucket: Size
     """h, w."""
+    teacher: Tensor | None = None
+    """(B, N, F) float16, what a teacher sees in each of N cells; none unless it is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +119,12 @@ class FeatureStore:
         null_caption: Tensor | None,
         kept_rows: Mapping[int, npt.NDArray[np.int64]] | None = None,
         weights: Mapping[int, npt.NDArray[np.float64]] | None = None,
+        teacher: TeacherStore | None = None,
     ) -> None:
-        """`kept_rows`: the rows that stay in each unit from which samples are left out; `weights`: of the rows that stay."""
+        """`kept_rows`: the rows that stay in each unit from which samples are left out; `weights`: of the rows that stay.
+
+        `teacher`: its features of all units.
+        """
         plan = read_feature_plan(folder)
         self.folder = folder
         self.info = info
@@ -131,15 +140,19 @@ class FeatureStore:
         self._kept_rows = dict(kept_rows or {})
         self.weights = weights
         """Weight of each sample (rows,) by unit, see trainer/data/order.py; none: all have weight 1."""
+        self.teacher = teacher
+        """What a teacher sees; none unless the store was opened with it."""
         self._units = OpenUnits(folder, self._commits, command=info.command)
 
     @classmethod
-    def open(cls, url: str, *, skip: Collection[str] = (), weights: pa.Table | None = None) -> "FeatureStore":
+    def open(
+        cls, url: str, *, skip: Collection[str] = (), weights: pa.Table | None = None, with_teacher: bool = False
+    ) -> "FeatureStore":
         """Opens FEATURES/<stage>/<resolution>. A store that is still being made can be read as far as it goes.
 
         `skip`: keys of samples to leave out; `weights`: a table of WEIGHTS, samples that it does not name have weight 1. For
-        either the keys of all units are read.
-        Raises UserError for one that is missing, foreign, damaged or empty.
+        either the keys of all units are read. `with_teacher`: what a teacher sees too.
+        Raises UserError for one that is missing, foreign, damaged or empty, and where the teacher has not seen all units.
         """
         folder = Folder(url)
         info = read_info(folder)
@@ -158,6 +171,7 @@ class FeatureStore:
             null_caption=_read_null_caption(folder, info),
             kept_rows=kept_rows,
             weights=None if weights is None else _unit_weights(keys, kept_rows, weights),
+            teacher=_open_teacher(url, info, commits) if with_teacher else None,
         )
 
     @property
@@ -215,8 +229,10 @@ class FeatureStore:
         """The names of a sample's caption variants; SampleRequest.caption counts in them."""
         return tuple(name for name, _ in self._units[unit].latents.texts(self._stored_row(unit, row)))
 
-    def read(self, requests: Sequence[SampleRequest], *, pin: bool = False) -> FeatureBatch:
+    def read(self, requests: Sequence[SampleRequest], *, pin: bool = False, with_teacher: bool = False) -> FeatureBatch:
         """The samples, which must be of one bucket; `pin`: in page-locked memory, from which a GPU copies by itself.
+
+        `with_teacher`: with what the teacher sees, for a store that was opened with it.
 
         Raises UserError where a file is missing or damaged.
         """
@@ -234,8 +250,13 @@ class FeatureStore:
             for request in requests
         ]
         mean, log_variance = self._latents(samples, bucket, pin=pin)
+        keys, teacher = [sample.value("key") for sample in samples], None
+        if with_teacher:
+            assert self.teacher is not None, "the store was opened with its teacher"
+            rows = [(request.unit, sample.row) for request, sample in zip(requests, samples, strict=True)]
+            teacher = self.teacher.read(rows, keys, pin=pin)
         return FeatureBatch(
-            keys=[sample.value("key") for sample in samples],
+            keys=keys,
             mean=mean,
             log_variance=log_variance,
             captions=self._captions(samples, pin=pin) if self.info.caption_storage != "none" else None,
@@ -243,6 +264,7 @@ class FeatureStore:
             class_labels=_labels(samples) if has_labels else None,
             sizes=torch.tensor([[sample.value("height"), sample.value("width")] for sample in samples]).float(),
             bucket=bucket,
+            teacher=teacher,
         )
 
     def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> tuple[Tensor, Tensor]:
@@ -326,6 +348,23 @@ def _unit_weights(
         indices = np.asarray(pc.fill_null(pc.index_in(own, value_set=known), len(known)))
         found[unit] = values[indices][kept_rows[unit]] if unit in kept_rows else values[indices]
     return found
+
+
+def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:
+    """What a teacher sees in all units. Raises UserError where it has not seen some, or saw the latents of other features."""
+    found = read_teacher_info(url)
+    command = f"{info.command} --teacher.name NAME"
+    if found is None:
+        raise UserError(f"{url} holds no features of a teacher: make them by {command}", setting="repa.teacher")
+    if found.features not in info.fingerprints:
+        raise UserError(f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it by {command}")
+    store = TeacherStore(url, found)
+    if missing := {commit.unit for commit in commits if "latents" in commit.files} - store.units:
+        raise UserError(
+            f"the teacher {found.name} has not seen {counted(len(missing), 'unit')} of {url}: let {command} finish",
+            setting="repa.teacher",
+        )
+    return store
 
 
 def _labels(samples: Sequence[_Sample]) -> Tensor:

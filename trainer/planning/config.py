@@ -46,6 +46,8 @@ class PlanConfig:
     """Latent channels of the VAE."""
     downsampling: int = 8
     """Downsampling of the VAE: pixels per latent, along a side."""
+    teacher_width: int = 768
+    """Channels of the vision tower whose features are stored for REPA; the default is DINOv2-B's."""
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
     json: bool = False

@@ -76,7 +76,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
     optimizer_flops = optimizer_cost(network, train.optim).step_flops
-    techniques = technique_costs(train, rung, network)
+    techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     work += rung.num_steps * optimizer_flops
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)

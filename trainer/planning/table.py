@@ -26,6 +26,7 @@ _TECHNIQUES = (
     "GB",
     "an image",
     "GB a checkpoint",
+    "GB of features",
 )
 _TEXT_COLUMNS = {"technique", "stage", "sharding", "recompute", "fit at most"}
 
@@ -83,12 +84,13 @@ def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Ite
             _gb(cost.fixed_bytes(shared_by=shared_by[rung.memory_as_set.sharding])),
             f"{cost.activations_per_image / 1e9:.3f}",
             f"{cost.checkpoint_bytes / 1e9:.2f}",
+            _gb(cost.stored_bytes * rung.dataset.num_images) if cost.stored_bytes else "-",
         )
         for rung in rungs
         for cost in rung.techniques
     ]
     yield from _aligned(_TECHNIQUES, rows)
-    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. No technique stores features."
+    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: besides those below."
 
 
 def _what(rung: "RungPlan") -> tuple[object, ...]:

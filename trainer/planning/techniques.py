@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from model.dit_config import DiTConfig
 from trainer.config.ladder import Rung
-from trainer.config.techniques import DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
+from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
 from trainer.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
 _FLOAT_BYTES = 4
+_HALF_BYTES = 2
 _STATES = 4
 """Weights, gradients and two moments of a parameter that is trained; it has no average."""
 _SAVED_STATES = 3
 """Of these, what a checkpoint holds."""
-_DECODED_PX = 1 << 19
-"""Pixels that a teacher's VAE decodes at once, as in trainer/training/techniques/repa.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,8 @@ class TechniqueCost:
     """Weights and largest activations of its frozen models, on each GPU."""
     activations_per_image: float = 0.0
     """Bytes per image of a micro-batch."""
+    stored_bytes: float = 0.0
+    """Bytes of features per image of the data set."""
 
     @property
     def mean_flops(self) -> float:
@@ -59,13 +60,16 @@ class TechniqueCost:
         return _STATES * _FLOAT_BYTES * self.parameters / shared_by + self.frozen_bytes
 
 
-def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig) -> tuple[TechniqueCost, ...]:
-    """The cost of each technique that is on. Raises UserError for a teacher or VAE that is unavailable."""
+def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig, *, stored_width: int = 0) -> tuple[TechniqueCost, ...]:
+    """The cost of each technique that is on; `stored_width`: channels of a teacher whose features are stored.
+
+    Raises UserError for a teacher or VAE that is unavailable.
+    """
     before = sum(other.images_seen for other in train.ladder[: train.ladder.index(rung)])
     return tuple(
         cost
         for cost in (
-            _repa(train, train.repa, network, share=_share(train.repa, rung, before)) if train.repa.is_on else None,
+            _repa(train, rung, network, before=before, stored_width=stored_width) if train.repa.is_on else None,
             _sra2(train.sra2, network) if train.sra2.is_on else None,
             _layersync(train.layersync, network) if train.layersync.is_on else None,
             _dispersive(train.dispersive, network) if train.dispersive.is_on else None,
@@ -80,8 +84,11 @@ def _share(repa: RepaConfig, rung: Rung, before: int) -> float:
     return min(repa.stop_share, left / rung.images_seen)
 
 
-def _repa(train: TrainConfig, repa: RepaConfig, network: DiTConfig, *, share: float) -> TechniqueCost:
-    teacher = _teacher(repa.teacher or "", repa.revision, train.vae, network)
+def _repa(train: TrainConfig, rung: Rung, network: DiTConfig, *, before: int, stored_width: int) -> TechniqueCost:
+    repa, share = train.repa, _share(train.repa, rung, before)
+    teacher = _FrozenCost(width=stored_width, stored_bytes=_HALF_BYTES * _tokens(network) * stored_width)
+    if repa.teacher != STORED:
+        teacher = _teacher(repa.teacher or "", repa.revision, train.vae, network)
     widths = repa.projector_widths(network.width, teacher_width=teacher.width)
     return TechniqueCost(
         name="repa",
@@ -90,6 +97,7 @@ def _repa(train: TrainConfig, repa: RepaConfig, network: DiTConfig, *, share: fl
         parameters=_projector_parameters(widths),
         frozen_bytes=teacher.num_bytes if share else 0.0,
         activations_per_image=_projector_bytes(widths, network),
+        stored_bytes=teacher.stored_bytes,
     )
 
 
@@ -140,28 +148,29 @@ class _FrozenCost:
     """A teacher with its VAE."""
 
     width: int
-    flops_per_image: float
-    num_bytes: float
+    flops_per_image: float = 0.0
+    num_bytes: float = 0.0
+    stored_bytes: float = 0.0
 
 
 @lru_cache
 def _teacher(name: str, revision: str | None, vae_name: str | None, network: DiTConfig) -> _FrozenCost:
     import torch
 
+    from model.encoders.teacher import DECODED_PX
     from model.encoders.vision_tower import VisionTowerConfig, empty_vision_tower
+    from model.generation.memory import peak_bytes
 
     tower = empty_vision_tower(VisionTowerConfig(name=name, revision=revision))
     vae = _empty_vae(vae_name, network)
     downsampling = 2 ** (len(vae.config.block_out_channels) - 1)
     side, grid = network.sample_size, (network.base_grid, network.base_grid)
-    at_once = max(1, _DECODED_PX // (side * downsampling) ** 2)
+    at_once = max(1, DECODED_PX // (side * downsampling) ** 2)
     with torch.no_grad():
         flops = _flops(lambda: vae.decode(torch.empty(1, network.in_channels, side, side, device="meta")))
         flops += _flops(
             lambda: tower.features(torch.empty(1, 3, side * downsampling, side * downsampling, device="meta"), grid)
         )
-    from model.generation.memory import peak_bytes
-
     vae = vae.bfloat16()
     peak = peak_bytes(vae, lambda: vae.decode(torch.empty(at_once, network.in_channels, side, side, dtype=torch.bfloat16)))
     weights = 2 * (_num_parameters(vae) + _num_parameters(tower.model))

@@ -66,7 +66,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     config = with_precision(config, run.path if start.resumes else None, workers)
     chosen = with_answers(config, run, config.features_folder(position.rung), workers)
     store = open_features(chosen, position.rung)
-    state = open_state(config, start, rung=position.rung, info=store.info, workers=workers)
+    state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
     _say_start(config, workers, run, start, sizes=sizes_text(state.network.config))
     if note := cleaning_note(start, config, store.info):

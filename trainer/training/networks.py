@@ -20,6 +20,7 @@ from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
+from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list
 from trainer.data.weights import read_weights
@@ -186,9 +187,11 @@ def sizes_text(config: DiTConfig) -> str:
 
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
+    skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
     try:
-        skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
-        store = FeatureStore.open(config.features_folder(rung), skip=skip, weights=weights)
+        store = FeatureStore.open(
+            config.features_folder(rung), skip=skip, weights=weights, with_teacher=config.repa.teacher == STORED
+        )
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
     info = store.info

@@ -23,6 +23,7 @@ from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
 from trainer.config.data import is_query
+from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
 from trainer.training.start import run_path
@@ -39,7 +40,8 @@ def train_on_ray(config: TrainConfig) -> bool:
     with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
-    paths = (str(run), config.features, *config.data.paths)
+    teacher = config.repa.teacher or ""
+    paths = (str(run), config.features, *config.data.paths, *([teacher] if Path(teacher).is_absolute() else []))
     check_visible({path: "" for path in paths if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     if config.device == "cuda" and not use_gpu:
@@ -73,8 +75,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         init_from=absolute_if_there(config.init_from),
         text_encoder=absolute_if_there(config.text_encoder),
         vae=absolute_if_there(config.vae),
+        repa=replace(config.repa, teacher=_absolute_teacher(config.repa.teacher)),
         data=replace(data, skip=source(data.skip), weights=source(data.weights), dataset=source(data.dataset)),
     )
+
+
+def _absolute_teacher(name: str | None) -> str | None:
+    return name if name == STORED else absolute_if_there(name)
 
 
 def _finished(trainer: TorchTrainer, run: Path, stop: StopSignals) -> Result:

@@ -35,7 +35,7 @@ class RungTraining:
         state, position = self.state, self.parts.position
         end = position.images_before + position.rung.images_seen
         self.timer.begin_rung()
-        with open_loader(self.parts, images_seen=state.images_seen) as loader:
+        with open_loader(self.parts, state) as loader:
             while state.images_seen < end:
                 with self.timer.step():
                     step = self._step(next(loader), wait_s=loader.wait_s)

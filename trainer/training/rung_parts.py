@@ -31,7 +31,7 @@ from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
 from trainer.training.optimizer import learning_rate, optimizer_record
-from trainer.training.techniques.opening import group_of
+from trainer.training.techniques.opening import check_teacher, group_of
 from trainer.training.techniques.technique import technique_records
 from trainer.training.train_step import StepSettings, TrainState
 
@@ -79,6 +79,7 @@ def open_rung(
     check_caption_weights(config.data.caption_weights, store)
     collator = _open_collator(config, network.config, store, workers, group=group_of(state.techniques))
     check_groups_fit(collator, store)
+    check_teacher(state.techniques, network.config, store)
     pipeline = pipeline_config(config, store.info, rung.resolution)
     validation = _open_validation(config, collator, store, workers=workers, run=run)
     grids = None
@@ -98,20 +99,22 @@ def open_rung(
     )
 
 
-def open_loader(parts: RungParts, *, images_seen: int) -> Loader:
-    """The rung's batches, from the one after `images_seen` images of the stage."""
+def open_loader(parts: RungParts, state: TrainState) -> Loader:
+    """The rung's batches, from the one that follows; with what a teacher sees as long as a technique reads it."""
     rung, data, workers = parts.position.rung, parts.config.data, parts.workers
     seed = parts.config.seed + parts.position.index
+    techniques = [shared.technique for shared in state.techniques]
     return Loader(
         parts.store,
         DataOrder(parts.store.samples(TRAIN), seed=seed, batch_size=rung.batch_size, weights=parts.store.weights),
-        start_images_seen=images_seen - parts.position.images_before,
+        start_images_seen=state.images_seen - parts.position.images_before,
         rank=workers.rank,
         world_size=workers.num,
         num_workers=data.loader_threads,
         prefetch=data.prefetch,
         captions=CaptionChoice(dropout=data.caption_dropout, weights=data.caption_weights or None),
         pin=workers.device.type == "cuda",
+        teacher_images=max((one.num_images(parts.position) for one in techniques if one.reads_teacher), default=0),
     )
 
 
@@ -125,7 +128,7 @@ def step_settings(parts: RungParts, state: TrainState) -> StepSettings:
         gradient_clip=config.optim.gradient_clip,
         precision=parts.precision,
         num_samples=rung.batch_size // parts.workers.num,
-        techniques=tuple(shared for shared in state.techniques if shared.technique.acts_at(state.images_seen, parts.position)),
+        techniques=tuple(shared for shared in state.techniques if in_rung < shared.technique.num_images(parts.position)),
     )
 
 

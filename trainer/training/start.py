@@ -13,6 +13,7 @@ from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
+from trainer.features.store import FeatureStore
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
@@ -129,16 +130,17 @@ def check_resume(
         )
 
 
-def open_state(config: TrainConfig, start: Start, *, rung: Rung, info: FeaturesInfo, workers: Workers) -> TrainState:
+def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureStore, workers: Workers) -> TrainState:
     """The state that a training begins with or resumes from. Raises UserError for parts that do not fit together."""
+    info = store.info
     if start.checkpoint is None:
         fresh = new_config(config, rung, info)
-        techniques = open_techniques(config, fresh, info, workers)
+        techniques = open_techniques(config, fresh, store, workers)
         return make_state(new_network(fresh, seed=config.seed), config, workers, techniques)
     check_parts(start.checkpoint, config, rung, info)
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
-    techniques = open_techniques(config, target, info, workers)
+    techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
     check_resume(config, start.checkpoint, info, num_workers=workers.num, techniques=techniques)

@@ -1,6 +1,7 @@
 """The plan of a technique is what it does: operations as torch counts them, its parameters, memory no less than it takes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.dit_config import DiTConfig
+from model.encoders.teacher import Teacher
 from model.encoders.vae import VAEConfig, load_vae
 from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
 from tests.model.real_memory import allocated_peak
@@ -26,7 +28,7 @@ from trainer.planning.table import plan_table
 from trainer.planning.techniques import technique_costs
 from trainer.training.techniques.dispersive import Dispersive
 from trainer.training.techniques.layersync import LayerSync
-from trainer.training.techniques.repa import Repa, Teacher
+from trainer.training.techniques.repa import Repa
 from trainer.training.techniques.sra2 import Sra2
 from trainer.training.techniques.technique import Technique
 
@@ -54,7 +56,8 @@ def _technique(config: TrainConfig, name: str) -> Technique:
     if name == "repa":
         tower = load_vision_tower(VisionTowerConfig(name=config.repa.teacher or "", dtype="float32"))
         vae = load_vae(VAEConfig(name=config.vae or "", dtype="float32", sliced=False))
-        return Repa(config.repa, NETWORK, Teacher(tower, vae))
+        teacher = Teacher(tower, vae)
+        return Repa(config.repa, NETWORK, teacher=teacher, teacher_width=tower.width, fingerprint=tower.fingerprint())
     others: dict[str, Technique] = {
         "sra2": Sra2(config.sra2, NETWORK),
         "layersync": LayerSync(config.layersync, NETWORK),
@@ -96,6 +99,21 @@ def test_repa_costs_nothing_behind_its_stop(root: Path) -> None:
         costs = [technique_costs(config, rung, NETWORK)[0] for rung in ladder]
         assert [cost.share for cost in costs] == pytest.approx(shares)
         assert [cost.mean_flops > 0 and cost.frozen_bytes > 0 for cost in costs] == [share > 0 for share in shares]
+
+
+def test_stored_features_cost_disk_and_the_projector_alone(root: Path, tmp_path: Path) -> None:
+    online = _config(root, "repa")
+    stored = replace(online, repa=replace(online.repa, teacher="stored"))
+    (cost,), (other,) = (technique_costs(one, one.ladder[0], NETWORK, stored_width=16) for one in (stored, online))
+    assert (cost.frozen_bytes, cost.parameters) == (0.0, other.parameters)
+    assert 0 < cost.flops_per_image < other.flops_per_image
+    path = tmp_path / "fit.yaml"
+    path.write_text(json.dumps(SMALL | {"repa": {"teacher": "stored"}}))
+    config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), num_images=1_000_000)
+    (rung,) = plan(config)
+    assert rung.techniques[0].stored_bytes == 2 * 4 * 4 * 768  # float16, 4 x 4 cells, DINOv2-B
+    (row,) = [line for line in plan_table([rung], config).splitlines() if line.split()[2:3] == ["repa"]]
+    assert row.split()[-1] == "24.6"
 
 
 def test_a_plan_has_the_techniques_in_its_days_and_its_memory(root: Path, tmp_path: Path) -> None:

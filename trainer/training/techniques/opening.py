@@ -7,41 +7,47 @@ import torch
 
 from foundry.errors import UserError
 from model.dit_config import DiTConfig
+from model.encoders.teacher import Teacher
 from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
 from trainer.config.train import TrainConfig
 from trainer.distributed import Workers
-from trainer.features.info import FeaturesInfo
+from trainer.features.store import FeatureStore
+from trainer.features.teacher.store import FOLDER
 from trainer.monitoring.sample_grids import open_vae
 from trainer.training.techniques.dispersive import Dispersive
 from trainer.training.techniques.layersync import LayerSync
-from trainer.training.techniques.repa import Repa, Teacher
+from trainer.training.techniques.repa import Repa
 from trainer.training.techniques.sra2 import Sra2
 from trainer.training.techniques.technique import SharedTechnique, Technique, share
 
-Opener = Callable[[TrainConfig, DiTConfig, FeaturesInfo, torch.device], Technique]
+Opener = Callable[[TrainConfig, DiTConfig, FeatureStore, torch.device], Technique]
 
 
-def _open_repa(config: TrainConfig, network: DiTConfig, info: FeaturesInfo, device: torch.device) -> Technique:
+def _open_repa(config: TrainConfig, network: DiTConfig, store: FeatureStore, device: torch.device) -> Technique:
     assert config.repa.teacher is not None, "it is on"
+    if store.teacher is not None:
+        info = store.teacher.info
+        return Repa(config.repa, network, teacher=None, teacher_width=info.width, fingerprint=info.fingerprint)
     tower = load_vision_tower(
         VisionTowerConfig(name=config.repa.teacher, revision=config.repa.revision, dtype=config.repa.dtype), device=str(device)
     )
-    vae = open_vae(config, info, device=str(device))
+    vae = open_vae(config, store.info, device=str(device))
     vae.model.disable_slicing()  # the teacher has its own limit of pixels
-    return Repa(config.repa, network, Teacher(tower, vae))
+    teacher = Teacher(tower, vae)
+    return Repa(config.repa, network, teacher=teacher, teacher_width=tower.width, fingerprint=tower.fingerprint())
 
 
 OPENERS: dict[str, Opener] = {
     "repa": _open_repa,
-    "sra2": lambda config, network, _info, _device: Sra2(config.sra2, network),
-    "layersync": lambda config, network, _info, _device: LayerSync(config.layersync, network),
-    "dispersive": lambda config, network, _info, _device: Dispersive(config.dispersive, network),
+    "sra2": lambda config, network, _store, _device: Sra2(config.sra2, network),
+    "layersync": lambda config, network, _store, _device: LayerSync(config.layersync, network),
+    "dispersive": lambda config, network, _store, _device: Dispersive(config.dispersive, network),
 }
 """What opens each technique, by the name of its settings. Their order is that in which losses are added."""
 
 
 def open_techniques(
-    config: TrainConfig, network: DiTConfig, info: FeaturesInfo, workers: Workers
+    config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers
 ) -> tuple[SharedTechnique, ...]:
     """The techniques that are on, with new weights, on this worker's device.
 
@@ -50,7 +56,7 @@ def open_techniques(
     names = [name for name in OPENERS if getattr(config, name).is_on]
     found = []
     for index, name in enumerate(names):
-        technique = OPENERS[name](config, network, info, workers.device)
+        technique = OPENERS[name](config, network, store, workers.device)
         if too_high := [block for block in technique.blocks if block > network.depth]:
             raise UserError(f"{name} reads block {too_high[0]}, and the network has {network.depth}", setting=f"{name}.block")
         technique.initialise(torch.Generator().manual_seed(config.seed + index))
@@ -72,7 +78,27 @@ def check_group(config: TrainConfig, num_workers: int) -> None:
             fitting = [number for number in range(2, own + 1) if own % number == 0]
             advice = f"give one that does, as {min(fitting, key=lambda number: abs(number - group))}" if fitting else ""
             raise UserError(
-                f"a group of {group} samples does not divide the {own} that each of {num_workers} workers trains in a step: "
+                f"a group of {group} samples does not divide the {own} that a worker trains in a step: "
                 f"{advice or 'give larger batches'}",
                 setting="dispersive.group",
             )
+
+
+def check_teacher(techniques: Sequence[SharedTechnique], network: DiTConfig, store: FeatureStore) -> None:
+    """Raises UserError where the stored features of a rung's teacher are another's, or are not of the network's patches."""
+    if store.teacher is None:
+        return
+    info, patch_px = store.teacher.info, store.info.downsampling * network.patch_size
+    if info.patch_px != patch_px:
+        raise UserError(
+            f"the teacher saw {store.folder.url} in cells of {info.patch_px} px, and a patch of the network is {patch_px} px: "
+            f"remove its folder {FOLDER}, and run trainer.precompute with teacher.patch_px {patch_px}",
+            setting="repa.teacher",
+        )
+    expected = {shared.technique.record["teacher"] for shared in techniques if shared.technique.reads_teacher}
+    if expected - {info.fingerprint}:
+        raise UserError(
+            f"the teacher of {store.folder.url} is {info.name} ({info.fingerprint}), at the resolution before it was another "
+            f"({', '.join(sorted(expected))}): make both with one",
+            setting="repa.teacher",
+        )

@@ -40,9 +40,14 @@ class Technique(nn.Module):
         self.group = group
         """Successive samples that the loss looks at together."""
 
-    def acts_at(self, images_seen: int, position: LadderPosition) -> bool:  # noqa: ARG002
-        """Whether it takes part in the step after so many images of the stage."""
-        return True
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it needs the stored features of a teacher while it acts."""
+        return False
+
+    def num_images(self, position: LadderPosition) -> int:
+        """Images of a resolution step in which it takes part, from the first one on."""
+        return position.rung.images_seen
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draws the weights of what it trains."""

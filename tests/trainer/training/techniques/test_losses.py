@@ -11,6 +11,7 @@ import torch
 
 from foundry.errors import UserError
 from model.dit_config import DiTConfig
+from model.encoders.teacher import Teacher
 from model.encoders.vae import VAEConfig, load_vae
 from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
 from tests.model.tiny_parts import save_tiny_vae
@@ -22,7 +23,7 @@ from trainer.data.batches import MicroBatch
 from trainer.training.techniques.dispersive import Dispersive
 from trainer.training.techniques.layersync import LayerSync
 from trainer.training.techniques.opening import check_group
-from trainer.training.techniques.repa import Repa, Teacher
+from trainer.training.techniques.repa import Repa
 from trainer.training.techniques.sra2 import Sra2
 
 NETWORK = DiTConfig(width=24, depth=4, num_heads=2, sample_size=8)
@@ -52,6 +53,11 @@ def _position(images: int, *, before: int = 0) -> LadderPosition:
     return LadderPosition(index=0, rung=Rung(resolution=16, images=images, batch_size=1), images_before=before)
 
 
+def _repa(config: RepaConfig, teacher: Teacher) -> Repa:
+    fingerprint = teacher.tower.fingerprint()
+    return Repa(config, NETWORK, teacher=teacher, teacher_width=teacher.tower.width, fingerprint=fingerprint)
+
+
 def test_blocks_are_those_of_the_papers_and_fit_small_networks() -> None:
     layersync = LayerSyncConfig()
     assert [RepaConfig().chosen_block(depth) for depth in (28, 12, 8, 2, 1)] == [8, 3, 2, 1, 1]
@@ -66,7 +72,7 @@ def test_blocks_are_those_of_the_papers_and_fit_small_networks() -> None:
 def test_repa_is_minus_the_mean_cosine_with_what_the_teacher_sees(
     batch: MicroBatch, tokens: torch.Tensor, teacher: Teacher
 ) -> None:
-    technique = Repa(RepaConfig(teacher="-", block=3), NETWORK, teacher)
+    technique = _repa(RepaConfig(teacher="-", block=3), teacher)
     technique.initialise(torch.Generator().manual_seed(0))
     found = technique({3: tokens}, batch)
     seen, said = teacher.features(batch.latents, (4, 4)), technique.projector(tokens)
@@ -85,19 +91,17 @@ def test_what_a_teacher_sees_does_not_depend_on_the_batch(teacher: Teacher, monk
     latents = torch.randn(3, 4, 8, 16, generator=torch.Generator().manual_seed(3))
     found = teacher.features(latents, (4, 8))
     assert found.shape == (3, 32, 16) and found.dtype == torch.float32
-    monkeypatch.setattr("trainer.training.techniques.repa._DECODED_PX", 1)  # one image at once
+    monkeypatch.setattr("model.encoders.teacher.DECODED_PX", 1)  # one image at once
     torch.testing.assert_close(teacher.features(latents[1:], (4, 8)), found[1:], atol=1e-4, rtol=1e-4)
 
 
 def test_repa_stops_after_its_share_and_its_images(teacher: Teacher) -> None:
-    always = Repa(RepaConfig(teacher="-"), NETWORK, teacher)
-    third = Repa(RepaConfig(teacher="-", stop_share=0.3), NETWORK, teacher)
-    early = Repa(RepaConfig(teacher="-", stop_images=110), NETWORK, teacher)
+    always = _repa(RepaConfig(teacher="-"), teacher)
+    third = _repa(RepaConfig(teacher="-", stop_share=0.3), teacher)
+    early = _repa(RepaConfig(teacher="-", stop_images=110), teacher)
     position = _position(100, before=100)
-    images = (100, 109, 110, 129, 130, 199)
-    assert [always.acts_at(seen, position) for seen in images] == [True] * 6
-    assert [third.acts_at(seen, position) for seen in images] == [True, True, True, True, False, False]
-    assert [early.acts_at(seen, position) for seen in images] == [True, True, False, False, False, False]
+    assert [one.num_images(position) for one in (always, third, early)] == [100, 30, 10]
+    assert early.num_images(_position(100, before=200)) == 0 and early.num_images(_position(50)) == 50
 
 
 def test_sra2_is_smooth_l1_to_the_patch_of_each_token(batch: MicroBatch, tokens: torch.Tensor) -> None:
@@ -143,7 +147,9 @@ def test_dispersive_is_the_formula_within_each_group(batch: MicroBatch, tokens: 
 
 def test_a_group_that_does_not_divide_a_workers_batch_is_refused_with_one_that_does(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, batch_size=178 * 64, images=178 * 64, dispersive=DispersiveConfig(enabled=True))
-    with pytest.raises(UserError, match=r"group of 64 samples does not divide the 178 that each of 64 workers .* as 89$"):
+    with pytest.raises(
+        UserError, match=r"group of 64 samples does not divide the 178 that a worker trains in a step: .* as 89$"
+    ):
         check_group(config, 64)
     check_group(replace(config, dispersive=replace(config.dispersive, group=89)), 64)
     check_group(replace(config, dispersive=DispersiveConfig()), 64)
@@ -167,7 +173,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, change: dict[st
 
 def test_settings_are_recorded_as_json_reads_them(teacher: Teacher) -> None:
     for technique in (
-        Repa(RepaConfig(teacher="-"), NETWORK, teacher),
+        _repa(RepaConfig(teacher="-"), teacher),
         Sra2(Sra2Config(enabled=True), NETWORK),
         LayerSync(LayerSyncConfig(enabled=True), NETWORK),
         Dispersive(DispersiveConfig(enabled=True), NETWORK),

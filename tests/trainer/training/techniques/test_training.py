@@ -1,5 +1,6 @@
 """Trainings with techniques resume bit for bit, do not depend on how a batch is cut or shared, and export the network alone."""
 
+import math
 import shutil
 import signal
 import subprocess
@@ -55,9 +56,8 @@ def _technique_losses(config: TrainConfig) -> list[dict[str, float]]:
 
 def _state_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
     """All tensors of a run's newest checkpoint."""
-    state = open_state(
-        config, find_start(config), rung=config.ladder[0], info=open_features(config, config.ladder[0]).info, workers=Workers()
-    )
+    store = open_features(config, config.ladder[0])
+    state = open_state(config, find_start(config), rung=config.ladder[0], store=store, workers=Workers())
     return training_tensors(state)
 
 
@@ -89,13 +89,12 @@ def test_a_killed_training_with_all_techniques_resumes_bit_for_bit(root: Path, u
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(_plain(yaml.safe_load((Path(unbroken.run_folder) / CONFIG).read_text()))))
     command = [sys.executable, "-m", "trainer.fit", "--config", str(path), "--run_dir", config.run_dir]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
-            assert "  repa -" in line and "  sra2 " in line
-            process.kill()
-    process.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
+                assert "  repa -" in line and "  sra2 " in line
+                process.kill()
     assert process.returncode == -signal.SIGKILL
     newest = newest_checkpoint(Path(config.run_folder))
     assert newest is not None and 8 <= int(newest.name) < 24
@@ -140,7 +139,7 @@ def test_a_teacher_that_stopped_is_asked_no_more_and_its_projector_stays(
     def asked(*_arguments: object) -> None:
         raise AssertionError("the teacher has stopped")
 
-    monkeypatch.setattr("trainer.training.techniques.repa.Teacher.features", asked)
+    monkeypatch.setattr("model.encoders.teacher.Teacher.features", asked)
     assert main(resumed) == 0
     ours, theirs = _state_tensors(resumed), _state_tensors(config)
     for part in ("network", "repa.weights", "repa.optimizer"):
@@ -181,6 +180,23 @@ def test_what_techniques_cannot_read_is_refused_in_a_line(root: Path, tmp_path: 
         with pytest.raises(UserError, match=rf"^[^\n]*{words}[^\n]*$") as error:
             main(changed)
         assert error.value.setting == setting
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "resolutions"),
+    [("pixel", "float32", (16,)), ("alignment", "bfloat16", (16,)), ("alignment", "float32", (16, 32))],
+)
+def test_techniques_work_in_each_stage_number_format_and_resolution(
+    tmp_path: Path, stage: str, precision: str, resolutions: tuple[int, ...]
+) -> None:
+    for resolution in resolutions:
+        write_features(tmp_path, stage=stage, resolution=resolution)
+    ladder = tuple(Rung(resolution=resolution, images=8, batch_size=4) for resolution in resolutions)
+    config = technique_config(tmp_path, tmp_path, *TECHNIQUES, stage=stage, precision=precision, ladder=ladder)
+    assert main(config) == 0
+    losses = _technique_losses(config)
+    assert len(losses) == 2 * len(ladder) and all(own.keys() == TECHNIQUES.keys() for own in losses)
+    assert all(math.isfinite(loss) for own in losses for loss in own.values())
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Features of a vision tower for REPA, made of stored latents and read with them."""
