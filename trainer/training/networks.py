@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from foundry.errors import UserError
+from foundry.hardware import AUTO, auto_dtype
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
@@ -158,7 +159,7 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: 
         network,
         config.optim,
         projectors=[shared.technique for shared in techniques],
-        dtype=getattr(torch, config.precision),
+        dtype=getattr(torch, auto_dtype(workers.device.type) if config.precision == AUTO else config.precision),
         compiled=compiled,
     )
     return TrainState(network=network, model=model, optimizer=optimizer, ema=Ema(network), images_seen=0, techniques=techniques)

@@ -28,6 +28,7 @@ from trainer.features.store import FeatureStore
 from trainer.fit import main
 from trainer.monitoring.losses import LossRecorder, remove_losses
 from trainer.monitoring.run_folder import LOG, read_metrics
+from trainer.training.ray_workers import with_absolute_paths
 
 HALF = (Rung(resolution=16, images=20, batch_size=4),)
 WATCH = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, record_losses_every_steps=1)
@@ -218,6 +219,13 @@ def test_sql_that_does_not_answer_is_said_in_a_line(features: Path, tmp_path: Pa
     with pytest.raises(UserError, match=message) as error:
         main(_config(features, tmp_path, data=DataConfig(**data)))  # type: ignore[arg-type]
     assert error.value.setting == f"data.{list(data)[-1]}" and "\n" not in str(error.value)
+
+
+def test_workers_elsewhere_get_absolute_paths_and_the_same_sql(features: Path, tmp_path: Path) -> None:
+    data = DataConfig(skip="\n select key from images", weights="weights.parquet", dataset="data")
+    assert data.paths == ["weights.parquet", "data"]
+    found = with_absolute_paths(_config(features, tmp_path, data=data)).data
+    assert found == replace(data, weights=str(Path("weights.parquet").absolute()), dataset=str(Path("data").absolute()))
 
 
 def test_features_that_do_not_know_their_data_set_ask_for_it(tmp_path: Path) -> None:
