@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, RoutedBlocks
 from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.encoders.text_encoder import Cleaning
 
@@ -28,6 +28,8 @@ TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
+_TYPES = {"resolution": int, "objective_settings": dict, "share": float, "before": int, "after": int}
+"""Types of the values in pipeline.json that are no texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class PipelineConfig:
     """Cleaning of captions in training: see TextEncoderConfig."""
     licence: str = ""
     """Licence of the weights and terms of their training data."""
+    routed: RoutedBlocks | None = None
+    """Blocks that training led a part of the tokens past and back (TREAD), as guidance by routing does again; none: no such."""
 
     def __post_init__(self) -> None:
         expected = get_args(Cleaning)
@@ -68,7 +72,10 @@ class PipelineConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same configuration back."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        if self.routed is None:  # so that earlier versions open it
+            del values["routed"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
@@ -76,7 +83,9 @@ class PipelineConfig:
         rest = dict(values)
         if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
-        parts = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        parts: dict[str, Any] = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        if "routed" in rest:
+            parts["routed"] = _strict(RoutedBlocks, rest.pop("routed"))
         config: PipelineConfig = _strict(cls, rest | parts)
         return config
 
@@ -223,8 +232,8 @@ def _strict(dataclass_type: type[Any], values: Any) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1)
             raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        expected = {"resolution": int, "objective_settings": dict}.get(key, str)
-        if not isinstance(value, expected | PartConfig) and not (key == "revision" and value is None):
+        expected = _TYPES.get(key, str)
+        if not isinstance(value, expected | PartConfig | RoutedBlocks) and not (key == "revision" and value is None):
             raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
     required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:

@@ -11,7 +11,7 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
-from model.dit import PRESETS, Captions, DiT, DiTConfig, KVCompression, position_table
+from model.dit import PRESETS, Captions, DiT, DiTConfig, HiddenStates, KVCompression, position_table
 from model.encoders.frozen_parts import PRETRAINED
 from model.formats.state_dicts import to_diffusers
 from tests.model.tiny_networks import (
@@ -362,3 +362,22 @@ def test_captions_can_be_chosen_and_joined() -> None:
     packed = captions()
     again = Captions.cat([packed.select([0]), packed.select([2, 1])]).select([0, 2, 1])
     assert torch.equal(again.tokens, packed.tokens) and torch.equal(again.lengths, packed.lengths)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("config", [TEXT, CLASS])
+def test_hidden_states_are_the_outputs_of_their_blocks_with_gradients(config: DiTConfig, checkpointing: bool) -> None:
+    network = random_network(config)
+    network.gradient_checkpointing = checkpointing
+    text = captions() if config.conditioning == "text" else None
+    plain = network(latents(), TIMESTEPS, captions=text)
+    outputs: list[Tensor] = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _block, _inputs, output: outputs.append(output.detach()))
+    hidden = HiddenStates(frozenset({1, 3}))
+    assert torch.equal(network(latents(), TIMESTEPS, captions=text, hidden=hidden), plain)
+    assert sorted(hidden.outputs) == [1, 3] and hidden.outputs[1].shape == (3, 24, 48)
+    assert torch.equal(hidden.outputs[1], outputs[0]) and torch.equal(hidden.outputs[3], outputs[2])
+    hidden.outputs[1].sum().backward()
+    trained = [any(parameter.grad is not None for parameter in block.parameters()) for block in network.blocks]
+    assert trained == [True, False, False]

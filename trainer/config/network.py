@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.dit_config import DiTConfig, KVCompression
+from trainer.config.check import Check
 
 DIFFUSION: Literal["diffusion"] = "diffusion"
 
@@ -31,6 +32,9 @@ class NetworkConfig:
     """Normalise queries and keys of self-attention (Sigma)."""
     kv_compression: KVCompression = field(default_factory=KVCompression)
     """Compression of the keys and values of self-attention (Sigma)."""
+    text_adapter_blocks: int = 0
+    """Number of transformer blocks on the captions before the network reads them: 0, 1 or 2. A checkpoint with fewer gains the
+    rest, at first without an effect. Source: i1 (arXiv 2606.11289)."""
 
     def dit_config(
         self,
@@ -58,6 +62,7 @@ class NetworkConfig:
             micro_conditioning=text and self.micro_conditioning,
             qk_norm=text and self.qk_norm,
             kv_compression=self.kv_compression if text else KVCompression(),
+            text_adapter_blocks=self.text_adapter_blocks if text else 0,
             conditioning=conditioning,
             sample_size=sample_size,
             in_channels=in_channels,
@@ -77,8 +82,23 @@ class ObjectiveConfig:
     """Objective: diffusion (the paper's) or rectified_flow."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Arguments of the objective's class, by name; empty: its defaults."""
+    shifts: dict[int, float] = field(default_factory=dict)
+    """Shift of rectified_flow's times towards noise, by resolution in pixels, in place of `settings.shift`: more pixels need
+    more noise. 1 to 2 at 256 px, 1 to 3 at 512, 3.3 to 4 at 1024. Empty: the same at all. Source: i1, PRX, Iris."""
 
     @property
     def learned_variance(self) -> bool:
         """True where the network predicts a variance too."""
         return self.name == DIFFUSION and bool(self.settings.get("learned_variance", True))
+
+    def settings_at(self, resolution: int) -> dict[str, Any]:
+        """Arguments of the objective's class at a resolution in pixels."""
+        shift = self.shifts.get(resolution)
+        return self.settings if shift is None else self.settings | {"shift": shift}
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("shifts", "empty for the objective diffusion", self.name != DIFFUSION or not self.shifts),
+            ("shifts", "above 0", all(shift > 0 for shift in self.shifts.values())),
+        ]

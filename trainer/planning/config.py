@@ -146,6 +146,12 @@ class RungPlan:
     images_per_s: float
     """Images per second, of all GPUs together."""
     reading: ReadingPlan
+    routed: float = 0.0
+    """Share of the images that are trained with token routing; `flops_per_image` is the mean of all."""
+    routing_warning: str = ""
+    """A warning where routing does not pay; empty: it does, or is off."""
+    unrouted: str = ""
+    """Why this resolution is trained without routing, though that is on."""
 
     @property
     def passes(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, RoutedBlocks
 from model.flops import dit_flops, total
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
@@ -70,12 +70,11 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     network = _network(train, rung, config)
-    grid = (network.base_grid, network.base_grid)
-    layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
-    flops = total(layers).training
-    again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
     optimizer_flops = optimizer_cost(network, train.optim).step_flops
+    routing, index, num_tokens = train.routing, train.ladder.index(rung), network.base_grid**2
+    share = routing.routed_images(train.ladder, index, num_tokens=num_tokens) / rung.images_seen
+    flops, again = _flops(network, config, routing.blocks, share=share)
     techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     work += rung.num_steps * optimizer_flops
@@ -93,13 +92,29 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         optimizer_flops=optimizer_flops,
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
-        patches=grid[0] * grid[1],
+        patches=num_tokens,
         techniques=techniques,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
+        routed=share,
+        routing_warning=routing.does_not_pay(num_tokens) if share else "",
+        unrouted=routing.off_reason(train.ladder, index, num_tokens=num_tokens) if routing.is_on else "",
     )
+
+
+def _flops(network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, *, share: float) -> tuple[float, float]:
+    """FLOPs of an image's training, and those that recomputing its blocks adds; `share` of the images are routed."""
+
+    def of(blocks: RoutedBlocks | None) -> tuple[float, float]:
+        grid = (network.base_grid, network.base_grid)
+        layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens, routed=blocks)
+        again = sum(layers[name].forward for name in ("text-adapter", "self-attention", "cross-attention", "mlp"))
+        return total(layers).training, again
+
+    whole, few = of(None), of(routed)
+    return whole[0] + share * (few[0] - whole[0]), whole[1] + share * (few[1] - whole[1])
 
 
 def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
@@ -113,15 +128,18 @@ def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> Dataset
 
 def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
     try:
-        return train.network.dit_config(
+        network = train.network.dit_config(
             conditioning=train.conditioning,
             sample_size=rung.resolution // config.downsampling,
             in_channels=config.latent_channels,
             learned_variance=train.objective.learned_variance,
             caption_width=config.caption_width,
         )
+        if train.routing.blocks is not None:
+            network.check_routed(train.routing.blocks)
     except ValueError as error:
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
+    return network
 
 
 def _memory_plans(

@@ -8,6 +8,7 @@ from typing import Any
 from foundry.errors import UserError
 from foundry.storage.locations import is_local_path
 from model.dit import DiT
+from model.dit_config import DiTConfig
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
 from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
@@ -108,13 +109,13 @@ def check_resume(
         for name, old, new in [
             ("seed", position.seed, config.seed),
             ("objective", pipeline.objective, config.objective.name),
-            ("settings of the objective", pipeline.objective_settings, config.objective.settings),
+            ("settings of the objective", pipeline.objective_settings, config.objective.settings_at(was.rung.resolution)),
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
             ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
-            *_technique_settings(position.techniques, technique_records(techniques)),
+            *_technique_settings(position.techniques, technique_records(techniques) | config.routing.record()),
         ]
         if old != new
     ]
@@ -135,11 +136,13 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     info = store.info
     if start.checkpoint is None:
         fresh = new_config(config, rung, info)
+        check_routing(config, fresh)
         techniques = open_techniques(config, fresh, store, workers)
         return make_state(new_network(fresh, seed=config.seed), config, workers, techniques)
     check_parts(start.checkpoint, config, rung, info)
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
+    check_routing(config, target)
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
@@ -153,6 +156,24 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers, techniques)
     load_training(start.checkpoint, state, workers)
     return state
+
+
+def check_routing(config: TrainConfig, network: DiTConfig) -> None:
+    """Raises UserError for blocks that the network cannot route, and for a loss that needs the same tokens of all samples."""
+    blocks = config.routing.blocks
+    if blocks is None:
+        return
+    try:
+        network.check_routed(blocks)
+    except ValueError as error:
+        raise UserError(str(error), setting="routing") from error
+    compared = config.dispersive.chosen_block(network.depth)
+    if config.dispersive.is_on and blocks.before < compared <= network.depth - blocks.after:
+        raise UserError(
+            f"the dispersive loss compares the same tokens of different samples, and block {compared} sees others of each, "
+            f"since routing acts from block {blocks.before + 1} on: give it a block up to {blocks.before}",
+            setting="dispersive.block",
+        )
 
 
 def _technique_settings(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[tuple[str, object, object]]:

@@ -77,6 +77,33 @@ def test_days_and_money_scale_as_they_should(tmp_path: Path) -> None:
     assert unpriced.cost is None
 
 
+def test_an_adapter_and_routing_cost_what_they_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"width": 48, "depth": 5, "num_heads": 4}
+
+    def planned(**settings: object) -> PlanConfig:
+        path = _small(tmp_path, **{"network": sizes, **settings})
+        return PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), caption_width=32)
+
+    (deep,), (adapted,) = (plan(planned(network=sizes | more)) for more in ({}, {"text_adapter_blocks": 2}))
+    assert deep.flops_per_image < adapted.flops_per_image < 3 * deep.flops_per_image
+    few, many = deep.memory_as_set.memory, adapted.memory_as_set.memory
+    assert many.weights > few.weights and many.activations_per_image > few.activations_per_image
+    routed = planned(routing={"kind": "tread", "min_tokens": 1})
+    (found,) = plan(routed)
+    assert found.flops_per_image < deep.flops_per_image and found.routed == 0.85
+    assert found.memory == deep.memory  # that of the last steps, without routing
+    assert main(routed) == 0
+    told = capsys.readouterr().out
+    assert "alignment 64 px: 85% of the images with token routing" in told
+    assert "warning: alignment 64 px: tread at 16 tokens an image does not pay: leave routing.min_tokens at 1024" in told
+    usual = planned(routing={"kind": "tread"})
+    assert plan(usual)[0].flops_per_image == deep.flops_per_image
+    assert main(usual) == 0
+    assert "alignment 64 px: no token routing at 16 tokens an image, where it does not pay" in capsys.readouterr().out
+    with pytest.raises(UserError, match="found a depth of 2"):
+        plan(planned(network=sizes | {"depth": 2}, routing={"kind": "tread"}))
+
+
 def test_disk_is_what_a_store_writes(tmp_path: Path) -> None:
     config = dataclasses.replace(_config(tmp_path), num_images=1000, caption_tokens=80, caption_variants=2)
     disk = plan(config)[0].disk

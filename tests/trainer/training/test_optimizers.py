@@ -120,6 +120,10 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_all_else() -> None:
     )
     assert "blocks.0.scale_shift_table" in plain and "blocks.0.attn.qkv.bias" in plain
     assert sorted(decayed + plain + muon) == sorted(names.values())
+    adapted = set(block_matrices(DiT(replace(NETWORK, text_adapter_blocks=1)))) - set(matrices)
+    assert adapted == {
+        f"text_adapter.0.{name}.weight" for name in ("attn.qkv", "attn.proj", "mlp.gate", "mlp.value", "mlp.proj")
+    }
     classes = DiT(DiTConfig(width=24, depth=1, num_heads=2, conditioning="class", num_classes=3, sample_size=8))
     assert not any("adaLN" in name for name in block_matrices(classes))
 

@@ -16,6 +16,8 @@ import yaml
 from torch._dynamo.utils import counters
 
 from foundry.errors import UserError
+from model.diffusion import Diffusion
+from model.dit import HiddenStates
 from tests.trainer.test_distributed import _rows, _train_together
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
 from tests.trainer.tiny_training import ROOT, _plain, newest_weights, training_losses
@@ -24,12 +26,15 @@ from trainer.config.ladder import Rung
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding
 from trainer.config.techniques import DispersiveConfig, Sra2Config
 from trainer.config.train import TrainConfig
+from trainer.data.batches import MicroBatch
 from trainer.distributed import Workers
+from trainer.features.store import SampleRequest
 from trainer.fit import main
 from trainer.monitoring.run_folder import CONFIG, newest_checkpoint, read_metrics
 from trainer.training.checkpoints import Position, training_tensors
 from trainer.training.networks import open_features
 from trainer.training.start import find_start, open_state
+from trainer.training.train_step import StepSettings, train_step
 
 KEEP = CheckpointConfig(every_images=8, keep_last=9)
 EACH = pytest.mark.parametrize("name", TECHNIQUES)
@@ -114,6 +119,41 @@ def test_techniques_change_the_training_and_not_what_is_exported(root: Path, unb
     assert set(average) <= set(state) and set(average) <= set(ours)
     checkpoint = newest_checkpoint(Path(unbroken.run_folder))
     assert checkpoint is not None and set(Position.read(checkpoint).techniques) == set(TECHNIQUES)
+
+
+def test_a_step_follows_the_gradient_of_the_weighted_sum_of_losses(root: Path, tmp_path: Path) -> None:
+    config = technique_config(root, tmp_path, "sra2", "layersync", sra2=Sra2Config(enabled=True, weight=3.0))
+    store = open_features(config, config.ladder[0])
+    state = open_state(config, find_start(config), rung=config.ladder[0], store=store, workers=Workers())
+    names = [f"{number}" for number in range(len(state.parameters()))]
+    before = {name: parameter.detach().clone() for name, parameter in zip(names, state.parameters(), strict=True)}
+    latents, noise = (torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    batch = store.read([SampleRequest(unit=0, row=row, caption=0) for row in range(4)])
+    part = MicroBatch(latents=latents, noise=noise, timesteps=torch.tensor([9.0, 300.0, 600.0, 990.0]), captions=batch.captions)
+    hidden = HiddenStates(frozenset({1, 2}))
+    losses = Diffusion().loss(part.predict(state.network, torch.float32, hidden), latents, noise, part.timesteps).total
+    sra2, layersync = (shared.loss(hidden.outputs, part, torch.float32) for shared in state.techniques)
+    gradients = torch.autograd.grad((losses + 3.0 * sra2 + 0.2 * layersync).mean(), state.parameters(), allow_unused=True)
+    state.optimizer = torch.optim.SGD(state.parameters(), lr=0.1)
+    settings = StepSettings(
+        lr=0.1, ema_decay=0.5, gradient_clip=1e9, precision=torch.float32, num_samples=4, techniques=state.techniques
+    )
+    result = train_step(state, Diffusion(), [part], settings)
+    for name, parameter, gradient in zip(names, state.parameters(), gradients, strict=True):
+        expected = before[name] - 0.1 * (0.0 if gradient is None else gradient)
+        torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-5)
+    assert any(float(gradient.abs().max()) > 0 for gradient in gradients[-10:] if gradient is not None)  # the projector's
+    torch.testing.assert_close(result.losses, losses.detach())
+    assert torch.equal(result.technique_losses["sra2"], sra2.detach())
+
+
+def test_projectors_learn_and_have_moments(unbroken: TrainConfig) -> None:
+    tensors = _state_tensors(unbroken)
+    fresh = _state_tensors(replace(unbroken, run_dir=f"{unbroken.run_dir}/none"))
+    for name in ("repa", "sra2"):
+        before, after = fresh[f"{name}.weights"], tensors[f"{name}.weights"]
+        assert before.keys() == after.keys() and not any(torch.equal(before[key], after[key]) for key in before)
+        assert all(float(tensor.abs().max()) > 0 for tensor in tensors[f"{name}.optimizer"].values())
 
 
 @pytest.mark.parametrize("change", [{"device_tokens": 2 * 16}, {"gradient_checkpointing": True}])
