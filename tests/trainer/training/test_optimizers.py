@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import start_processes
@@ -31,8 +32,10 @@ from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import WatchConfig
+from trainer.config.techniques import Sra2Config
 from trainer.config.train import TrainConfig
 from trainer.fit import main
+from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.optimizer import make_moments, make_optimizer, named_moments
 from trainer.training.techniques.muon import Muon, MuonSettings, newton_schulz
 
@@ -176,6 +179,23 @@ def test_a_killed_training_by_muon_resumes_bit_for_bit(features: Path, tmp_path:
     assert _same(unbroken, killed)
     tables = [pq.read_table(Path(config.run_folder) / "losses") for config in (unbroken, killed)]
     assert tables[0].equals(tables[1]) and len(tables[0]) == 40
+
+
+def test_muon_goes_with_the_techniques(features: Path, tmp_path: Path) -> None:
+    """The projector of SRA 2 has AdamW's moments, the text adapter's matrices have momentum; both are resumed."""
+    changes: dict[str, Any] = {
+        "network": NetworkConfig(width=24, depth=4, num_heads=2, text_adapter_blocks=1),
+        "sra2": Sra2Config(enabled=True),
+    }
+    unbroken, broken = (_config(features, tmp_path / name, MUON, **changes) for name in ("unbroken", "broken"))
+    assert main(unbroken) == main(replace(broken, ladder=HALF)) == main(broken) == 0
+    assert _same(unbroken, broken)
+    newest = newest_checkpoint(Path(broken.run_folder))
+    assert newest is not None
+    stored = FileSystemReader(newest / "training").read_metadata().state_dict_metadata
+    assert "optimizer.text_adapter.0.attn.qkv.weight.momentum" in stored
+    assert any(name.startswith("sra2.optimizer.") and name.endswith("exp_avg_sq") for name in stored)
+    assert not any("sra2" in name and "momentum" in name for name in stored)
 
 
 def test_adamw_refuses_checkpoints_of_muon(features: Path, tmp_path: Path) -> None:
