@@ -19,6 +19,8 @@ class QueryConfig:
     """Folder or URL of a captioning run or a data set."""
     sql: str = ""
     """SQL query, or several with ; between them; default: an interactive prompt."""
+    training: str | None = None
+    """Folder of a training, RUN_DIR/<stage>, whose recorded losses are the view `losses`."""
     format: AnswerFormat = "table"
     """Format of the answers: a box, CSV with a header, or a JSON array with one row per line."""
     max_rows: int = 40
@@ -33,12 +35,12 @@ def main(config: QueryConfig) -> int:
     """Prints the answers and returns 0."""
     from dataset_builder.sql.dataset_files import open_stored
 
-    with open_stored(config.run) as database:
+    with open_stored(config.run, training=config.training) as database:
         if config.sql.strip():
             for statement in database.statements(config.sql):
                 print_answer(database, statement, answer_format=config.format, max_rows=config.max_rows)
             return 0
-    converse(config.run, answer_format=config.format, max_rows=config.max_rows)
+    converse(config.run, training=config.training, answer_format=config.format, max_rows=config.max_rows)
     return 0
 
 

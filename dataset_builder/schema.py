@@ -194,3 +194,14 @@ NOUN_INDEX = pa.schema(
         pa.field("keys", pa.list_(pa.string()), nullable=False),
     ]
 )
+
+# Losses that a training recorded; `images_seen` is that of its stage after the step.
+LOSSES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("images_seen", pa.int64(), nullable=False),
+        pa.field("resolution", pa.int32(), nullable=False),
+        pa.field("timestep", pa.float32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+    ]
+)

@@ -20,7 +20,7 @@ def main(config: TrainConfig) -> int:
     """Trains one stage here or on Ray; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
     from trainer.training.start import check_start, check_workers
 
-    check_paths([config.features, config.run_dir, *([config.data.skip] if config.data.skip else [])])
+    check_paths([config.features, config.run_dir, *config.data.paths])
     check_workers(config, config.num_workers)
     check_start(config)
     if config.num_workers > 1:

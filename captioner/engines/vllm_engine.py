@@ -117,7 +117,7 @@ class VllmEngine:
             self._llm = LLM(**_arguments(source, generation, settings))
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(
-                f"vLLM cannot load {source.name}: {one_line(error, limit=300)} What its own process printed is in the replica's "
+                f"vLLM cannot load {source.name}: {one_line(error, limit=300)} What its process printed is in the replica's "
                 "log, in session_latest/logs of Ray's folder on its node"
             ) from error
         threading.Thread(target=_end_with, args=(multiprocessing.active_children(),), daemon=True).start()

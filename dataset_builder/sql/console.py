@@ -47,7 +47,7 @@ def print_answer(database: "Database", statement: str, *, answer_format: AnswerF
         _print_json(database, statement)
 
 
-def converse(run: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
+def converse(run: str, *, training: str | None, answer_format: AnswerFormat, max_rows: int) -> None:
     """Asks for SQL on standard input until \\q or its end; errors are printed, and the conversation continues."""
     from dataset_builder.sql.dataset_files import open_stored
 
@@ -56,11 +56,11 @@ def converse(run: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
         import readline  # noqa: F401 - gives input() its history and editing
 
         print(f"{run}: {_HELP}")
-    database = open_stored(run)
+    database = open_stored(run, training=training)
     for text in _questions(is_terminal):
         try:
             if text == "\\r":
-                reopened = open_stored(run)
+                reopened = open_stored(run, training=training)
                 database.close()
                 database = reopened
             elif text.startswith(("\\", ".")):

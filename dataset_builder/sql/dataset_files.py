@@ -20,6 +20,7 @@ from dataset_builder.schema import (
     SPLIT_NOUN_COUNTS,
     TALLIES,
 )
+from dataset_builder.sql.losses import with_losses
 from dataset_builder.sql.run_files import find_run
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
 from dataset_builder.sql.views import (
@@ -184,8 +185,11 @@ def find_dataset(url: str) -> DatasetFiles | None:
     return DatasetFiles(folder, record, newest_scores(folder))
 
 
-def open_stored(url: str) -> "Database":
-    """The run or the data set at `url` as it is now. Raises UserError where there is neither."""
+def open_stored(url: str, *, training: str | None = None) -> "Database":
+    """The run or the data set at `url` as it is now, with the losses that the training of a folder recorded.
+
+    Raises UserError where there is neither, or no such folder.
+    """
     from dataset_builder.sql.database import open_files
 
     stored = find_dataset(url) or find_run(url)
@@ -194,4 +198,4 @@ def open_stored(url: str) -> "Database":
             f"{url} is no run and no data set, it has no run.json and no dataset.json: "
             "give a folder that captioner.run or dataset_builder.build wrote"
         )
-    return open_files(stored)
+    return open_files(with_losses(stored, training))

@@ -45,9 +45,9 @@ def columns_sql(schema: pa.Schema) -> str:
 
 
 def stored_urls(folder: Folder, paths: Iterable[str]) -> list[str]:
-    """Files of a run or a data set as duckdb opens them."""
+    """Files of a run or a data set as duckdb opens them; an absolute path, of a file elsewhere, stays as it is."""
     root = folder.location().rstrip("/")  # not worked out again for each of thousands
-    return [f"{root}/{path}" for path in paths]
+    return [path if path.startswith("/") else f"{root}/{path}" for path in paths]
 
 
 def distinct_names(names: Iterable[str]) -> dict[str, str]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from foundry.hardware import auto_dtype
+from trainer.training.techniques.muon import newton_schulz
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _UPDATE_RMS = 0.2
 
@@ -40,12 +40,6 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix with singular values near 1 instead of its own, in float32, by Newton-Schulz iterations in bf16."""
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = (matrix.T if is_tall else matrix).to(getattr(torch, auto_dtype(matrix.device.type)))
-    x = x / (x.norm() + 1e-7)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).float()
+    """The matrix with singular values near 1 instead of its own, in float32; iterations in bf16 where the hardware has it."""
+    dtype = getattr(torch, auto_dtype(matrix.device.type))
+    return newton_schulz(matrix[None], num_iterations=_ITERATIONS, dtype=dtype)[0].float()

@@ -12,10 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
+from dataset_builder.sql.dataset_files import open_stored
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from model.formats.checkpoint import PartConfig
+from tests.dataset_builder.small_run import SmallRun
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
+from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
+from trainer.config.network import NetworkConfig
+from trainer.config.optim import OptimConfig
 from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
@@ -50,13 +57,18 @@ def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
+MUON = OptimConfig(name="muon", lr=1e-3, warmup_steps=2)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("optim", [OptimConfig(lr=1e-3, warmup_steps=2), MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding) -> None:
+def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding, optim: OptimConfig) -> None:
     """The first half by two, the second half by one that reads the checkpoint of two; then the other way round."""
     write_store(tmp_path / "features")
     watch = WatchConfig(every_steps=1, validate_every_images=8, validation_images=7, sample_every_images=0)
-    config = tiny_config(tmp_path, images=16, watch=watch, distributed=DistributedConfig(sharding=sharding))
+    distributed = DistributedConfig(sharding=sharding)
+    config = tiny_config(tmp_path, images=16, watch=watch, distributed=distributed, optim=optim)
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
     half = (Rung(resolution=16, images=8, batch_size=4),)
@@ -70,6 +82,44 @@ def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding)
             assert _rows(mixed, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
         ours, theirs = _weights(mixed), _weights(alone)
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+@pytest.mark.slow
+def test_two_workers_see_and_record_what_one_does(tmp_path: Path) -> None:
+    """Weighed by SQL, which one worker asks for both."""
+    run = SmallRun().write(Folder(str(tmp_path / "run"))).url
+    write_store(tmp_path / "features", source=run)
+    watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, record_losses_every_steps=1)
+    data = DataConfig(loader_threads=1, weights="SELECT 'u0r' || range AS key, range AS weight FROM range(6)")
+    config = tiny_config(tmp_path, images=16, watch=watch, data=data)
+    alone = replace(config, run_dir=str(tmp_path / "alone"))
+    assert main(alone) == 0
+    _train_together(config)
+    assert _rows(config, "train") == pytest.approx(_rows(alone, "train"), rel=1e-4)
+    sql = "SELECT images_seen, key, timestep, round(loss, 3) AS loss FROM losses ORDER BY ALL"
+    recorded = []
+    for one in (config, alone):
+        with open_stored(run, training=one.run_folder) as database:
+            recorded.append(database.fetch(sql).to_pylist())
+    assert recorded[0] == recorded[1] and len(recorded[0]) == 16
+
+
+@pytest.mark.slow
+def test_shards_of_eight_bits_resume_bit_for_bit_on_as_many_workers(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    write_store(tmp_path / "features")
+    optim, network = OptimConfig(name="adamw8bit", lr=1e-3, warmup_steps=2), NetworkConfig(width=96, depth=1, num_heads=2)
+    distributed = DistributedConfig(sharding="fsdp")
+    unbroken = tiny_config(tmp_path, images=16, distributed=distributed, optim=optim, network=network)
+    broken = replace(unbroken, run_dir=str(tmp_path / "broken"))
+    _train_together(unbroken)
+    _train_together(replace(broken, ladder=(Rung(resolution=16, images=8, batch_size=4),)))
+    with pytest.raises(UserError, match="optimiser adamw8bit sharded among 2 workers then, adamw8bit now"):
+        main(broken)
+    _train_together(broken)
+    assert _rows(broken, "train") == _rows(unbroken, "train")
+    ours, theirs = _weights(broken), _weights(unbroken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def _watched(tmp_path: Path, stage: str, **info: Any) -> TrainConfig:

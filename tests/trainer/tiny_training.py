@@ -1,12 +1,16 @@
 """Feature stores and settings that train in a second: random latents and captions, a DiT of a few thousand parameters."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from foundry.storage.folder import Folder
@@ -26,6 +30,7 @@ from trainer.features.plan import PlannedUnit
 from trainer.features.tables import SampleFacts, captions_table, latents_table
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 
+ROOT = Path(__file__).resolve().parents[2]
 CAPTION_WIDTH = 16
 DOWNSAMPLING = 2
 SHAPES = ((16, 16), (24, 8))
@@ -144,3 +149,22 @@ def newest_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     checkpoint = newest_checkpoint(Path(config.run_folder))
     assert checkpoint is not None
     return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def train_until_killed(config: TrainConfig, words: str) -> None:
+    """Trains by the command in another process, and kills it by SIGKILL when its output has a line with these words."""
+    path = Path(config.run_dir).parent / "config.yaml"
+    path.write_text(yaml.safe_dump(_plain(asdict(config))))
+    command = [sys.executable, "-m", "trainer.fit", "--stage", config.stage, "--config", str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if words in line:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,11 +1,19 @@
 """Data: choice of samples and captions, and loading."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.config.check import Check
 
+_QUERY = re.compile(r"\s*(SELECT|WITH|FROM)\s", re.IGNORECASE)
+
 AspectRatio = Literal["bucket", "image"]
+
+
+def is_query(source: str | None) -> bool:
+    """Whether a source of samples is SQL, not a file."""
+    return source is not None and _QUERY.match(source) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +33,18 @@ class DataConfig:
     """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in generation, or the original
     image's. Source: the authors' code."""
     skip: str | None = None
-    """List of samples to leave out: a text file with a key on each line, or Parquet with a column `key`. The order of the other
-    samples is then another one."""
+    """Samples to leave out: a text file with a key on each line, Parquet with a column `key`, or SQL over the data set that
+    answers with a column `key`. The order of the other samples is then another one."""
+    weights: str | None = None
+    """Weights of samples, how often each is seen in a pass: Parquet with columns `key` and `weight`, or SQL over the data set
+    that answers with them. 0 is never, 2.5 two or three times in turn; samples that are not named have weight 1."""
+    dataset: str | None = None
+    """Data set or captioning run that the SQL of `skip` and `weights` asks; default: the one that the features were made of."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The files and folders that are named."""
+        return [source for source in (self.skip, self.weights, self.dataset) if source and not is_query(source)]
 
     def checks(self) -> list[Check]:
         """What its values must be."""

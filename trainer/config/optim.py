@@ -6,12 +6,15 @@ from typing import Literal
 from trainer.config.check import Check
 
 Schedule = Literal["constant", "cosine"]
+OptimizerName = Literal["adamw", "muon", "adamw8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Settings of AdamW."""
+    """Settings of the optimiser."""
 
+    name: OptimizerName = "adamw"
+    """Optimiser: adamw; muon (for the matrices of blocks, adamw for the rest); adamw8bit (moments in 8 bits, by torchao)."""
     lr: float = 2e-5
     """Learning rate after the warm-up. Source: PixArt-alpha, Table 4."""
     schedule: Schedule = "constant"
@@ -19,17 +22,27 @@ class OptimConfig:
     warmup_steps: int = 1000
     """Steps of linear warm-up at the start of each rung. Source: the authors' code."""
     weight_decay: float = 0.03
-    """Weight decay of matrices; norms, biases, embeddings and tables have none. Source: the authors' code (there: of all)."""
+    """Weight decay of matrices that AdamW trains; norms, biases, embeddings and tables have none, nor have Muon's matrices.
+    Source: the authors' code (there: of all)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the first and second moment, per step."""
+    """Decay rates of AdamW's first and second moment, per step."""
     eps: float = 1e-10
     """Term added to the denominator of the update. Source: the authors' code."""
     gradient_clip: float = 0.01
     """Maximum norm of the whole gradient; larger ones are scaled down to it. Source: the authors' code."""
 
+    muon_split: bool = True
+    """Make each matrix of a fused weight orthogonal by itself (query, key and value); false: the weight as one matrix."""
+    momentum: float = 0.95
+    """Decay rate of Muon's momentum, per step. Source: Jordan et al. 2024."""
+    newton_schulz_steps: int = 5
+    """Newton-Schulz iterations that make Muon's update orthogonal. Source: Jordan et al. 2024."""
+
     def checks(self) -> list[Check]:
         """What its values must be."""
         return [
+            ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
+            ("newton_schulz_steps", "1 to 20", 1 <= self.newton_schulz_steps <= 20),
             ("lr", "above 0", self.lr > 0),
             ("warmup_steps", "0 or more", self.warmup_steps >= 0),
             ("weight_decay", "0 or more", self.weight_decay >= 0),

@@ -52,6 +52,8 @@ class WatchConfig:
     """Guidance scale of the sample grids; 1 or less: no guidance."""
     spike_factor: float = 3.0
     """Log the samples of a step whose loss exceeds this many times the median of the last 100 steps."""
+    record_losses_every_steps: int = 0
+    """Steps between two whose losses are recorded by sample, for the view `losses` of dataset_builder.query; 0: none."""
     peak_tflops: float | None = None
     """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
 
@@ -64,6 +66,7 @@ class WatchConfig:
             ("num_samples", "1 or more", self.num_samples >= 1),
             ("sample_steps", "1 to 1000", 1 <= self.sample_steps <= 1000),
             ("guidance_scale", "0 or more", self.guidance_scale >= 0),
+            ("record_losses_every_steps", "0 or more", self.record_losses_every_steps >= 0),
             ("spike_factor", "above 1", self.spike_factor > 1),
             ("peak_tflops", "above 0", self.peak_tflops is None or self.peak_tflops > 0),
         ]

@@ -5,12 +5,16 @@ floor((e + 1) n / B) - floor(e n / B) batches of B, and the batches of all bucke
 epoch within the rounding of a batch, a bucket smaller than a batch gets its share, and nothing is ever dropped. Units are
 shuffled whole and rows within a few units, so that files are read in long runs.
 
+With weights, a sample of weight w is seen w times a permutation on average: between its permutations a and b exactly
+floor(b w + o) - floor(a w + o) times, where o in [0, 1) is drawn once for the sample. So w = 1 is once each time, w = 2.5 twice
+or three times in turn, w = 0 never; n is then the number of images of a permutation, which changes from one to the next.
+
 A worker takes its part of the global batch, which does not depend on the number of workers.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -25,11 +29,14 @@ WINDOW_UNITS = 4
 """Units whose rows are shuffled together."""
 _CACHED_EPOCHS = 4
 _CACHED_WINDOWS = 512
+_CACHED_LENGTHS = 128
 
 SampleIndex = tuple[int, int]
 """Unit and row."""
 UnitSize = tuple[int, int]
 """Unit and how many samples it has."""
+Weights = npt.NDArray[np.float64]
+"""Weights of a unit's samples."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +50,35 @@ class OrderedBatch:
 class DataOrder:
     """The order of the samples of a split. Cheap to make; permutations are drawn when they are needed."""
 
-    def __init__(self, bucket_units: Mapping[Size, Sequence[UnitSize]], *, seed: int, batch_size: int) -> None:
-        """`bucket_units`: units and how many samples each has, by bucket, as FeatureStore.samples gives them."""
+    def __init__(
+        self,
+        bucket_units: Mapping[Size, Sequence[UnitSize]],
+        *,
+        seed: int,
+        batch_size: int,
+        weights: Mapping[int, Weights] | None = None,
+    ) -> None:
+        """`bucket_units`: units and how many samples each has, by bucket, as FeatureStore.samples gives them.
+
+        `weights`: of each unit's samples (rows,), 0 or more; none: 1 for all. Raises ValueError where there is no sample.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         self.batch_size = batch_size
         self.seed = seed
-        self.buckets = tuple(bucket for bucket, units in sorted(bucket_units.items()) if sum(rows for _, rows in units))
+        streams = {
+            bucket: _Stream(tuple(units), seed=seed, bucket=bucket, weights=weights)
+            for bucket, units in sorted(bucket_units.items())
+        }
+        self.buckets = tuple(bucket for bucket, stream in streams.items() if stream.mean_length)
         if not self.buckets:
             raise ValueError("there is no sample to order")
-        self._streams = [_Stream(tuple(bucket_units[bucket]), seed=seed, bucket=bucket) for bucket in self.buckets]
+        self._streams = [streams[bucket] for bucket in self.buckets]
         self._epoch = lru_cache(maxsize=_CACHED_EPOCHS)(self._draw_epoch)
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch."""
+        """Samples that there are, whatever their weights."""
         return sum(stream.num_samples for stream in self._streams)
 
     def batch(self, index: int) -> OrderedBatch:
@@ -73,16 +94,14 @@ class DataOrder:
 
     def _bucket_batches(self, epoch: int) -> list[int]:
         """Number of batches that each bucket has given before an epoch."""
-        return [epoch * stream.num_samples // self.batch_size for stream in self._streams]
+        return [stream.length_before(epoch) // self.batch_size for stream in self._streams]
 
     def _epoch_of(self, index: int) -> int:
         """The last epoch that begins at or before a batch; epochs can be empty where there are few samples."""
-        guess = (index + len(self._streams) + 1) * self.batch_size // self.num_samples + 1
-        low, high = 0, guess + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._batches_before(middle) <= index else (low, middle)
-        return low
+        images = (index + len(self._streams) + 1) * self.batch_size
+        # Rounding keeps back less than an image of each sample that has a weight.
+        most = (images + self.num_samples) / sum(stream.mean_length for stream in self._streams)
+        return _last(lambda epoch: self._batches_before(epoch) <= index, below=int(most) + 2)
 
     def _draw_epoch(self, epoch: int) -> list[tuple[int, int]]:
         """The batches of an epoch in order: which stream, and which batch of that stream."""
@@ -98,35 +117,87 @@ class DataOrder:
 class _Stream:
     """The endless stream of one bucket's samples."""
 
-    def __init__(self, units: tuple[UnitSize, ...], *, seed: int, bucket: Size) -> None:
+    def __init__(
+        self, units: tuple[UnitSize, ...], *, seed: int, bucket: Size, weights: Mapping[int, Weights] | None = None
+    ) -> None:
         self.units = units
         self.num_samples = sum(rows for _, rows in units)
         self._key = (seed, "bucket", *bucket)
+        self._weighted = None if weights is None else _Weighted(units, weights, key=self._key)
+        self.mean_length = float(self.num_samples) if self._weighted is None else self._weighted.mean_length
+        """Images of a permutation, on average."""
+        self._current = (0, 0, 0)  # a permutation, its first position and that after its last
         self._windows = lru_cache(maxsize=2)(self._draw_windows)
         self._window = lru_cache(maxsize=_CACHED_WINDOWS)(self._draw_window)
 
     def sample(self, position: int) -> SampleIndex:
         """Unit and row at a position of the stream."""
-        permutation, within = divmod(position, self.num_samples)
+        permutation, within = self._find(position)
         ends, _ = self._windows(permutation)
         window = bisect_right(ends, within)
         start = ends[window - 1] if window else 0
         unit, row = self._window(permutation, window)[within - start]
         return int(unit), int(row)
 
+    def length_before(self, permutation: int) -> int:
+        """Images of all permutations before one."""
+        return permutation * self.num_samples if self._weighted is None else self._weighted.length_before(permutation)
+
+    def _find(self, position: int) -> tuple[int, int]:
+        """The permutation of a position, and the position in it."""
+        if self._weighted is None:
+            return divmod(position, self.num_samples)
+        permutation, first, end = self._current
+        if not first <= position < end:
+            most = int((position + self.num_samples) / self.mean_length) + 2
+            permutation = _last(lambda number: self.length_before(number) <= position, below=most)
+            first, end = self.length_before(permutation), self.length_before(permutation + 1)
+            self._current = permutation, first, end
+        return permutation, position - first
+
     def _draw_windows(self, permutation: int) -> tuple[list[int], list[tuple[UnitSize, ...]]]:
         """The shuffled units in groups, and the position in the permutation at which each group ends."""
+        lengths = dict(self.units) if self._weighted is None else self._weighted.unit_lengths(permutation)
         order = _generator(*self._key, permutation).permutation(len(self.units))
         shuffled = [self.units[index] for index in order]
         groups = [tuple(shuffled[start : start + WINDOW_UNITS]) for start in range(0, len(shuffled), WINDOW_UNITS)]
-        return list(accumulate(sum(rows for _, rows in group) for group in groups)), groups
+        return list(accumulate(sum(lengths[unit] for unit, _ in group) for group in groups)), groups
 
     def _draw_window(self, permutation: int, window: int) -> npt.NDArray[np.int64]:
         """The samples of a group of units, shuffled: (rows, 2)."""
         group = self._windows(permutation)[1][window]
         samples = np.concatenate([np.stack([np.full(rows, unit), np.arange(rows)], axis=1) for unit, rows in group])
+        if self._weighted is not None:
+            samples = np.repeat(samples, np.concatenate([self._weighted.times(unit, permutation) for unit, _ in group]), axis=0)
         shuffled: npt.NDArray[np.int64] = _generator(*self._key, permutation, window).permutation(samples)
         return shuffled
+
+
+class _Weighted:
+    """How often each sample of a stream is in each of its permutations."""
+
+    def __init__(self, units: Sequence[UnitSize], weights: Mapping[int, Weights], *, key: tuple[int | str, ...]) -> None:
+        assert all(len(weights[unit]) == rows for unit, rows in units)
+        self._weights = {unit: weights[unit] for unit, _ in units}
+        self._offsets = {unit: _generator(*key, "weights", unit).random(rows) for unit, rows in units}
+        self.mean_length = float(sum(values.sum() for values in self._weights.values()))
+        self.length_before = lru_cache(maxsize=_CACHED_LENGTHS)(self._length_before)
+
+    def times(self, unit: int, permutation: int) -> npt.NDArray[np.int64]:
+        """How often each row of a unit is in a permutation (rows,)."""
+        return self._times_before(unit, permutation + 1) - self._times_before(unit, permutation)
+
+    def unit_lengths(self, permutation: int) -> dict[int, int]:
+        """Images of a permutation by unit."""
+        return {unit: int(self.times(unit, permutation).sum()) for unit in self._weights}
+
+    def _length_before(self, permutation: int) -> int:
+        return sum(int(self._times_before(unit, permutation).sum()) for unit in self._weights)
+
+    def _times_before(self, unit: int, permutation: int) -> npt.NDArray[np.int64]:
+        """How often each row is in all permutations before one; multiplied and added as float64, the same on every machine."""
+        found: npt.NDArray[np.int64] = np.floor(permutation * self._weights[unit] + self._offsets[unit]).astype(np.int64)
+        return found
 
 
 def in_order(bucket_units: Mapping[Size, Sequence[UnitSize]], *, batch_size: int) -> Iterator[OrderedBatch]:
@@ -154,6 +225,11 @@ def choose_caption(
         return None
     ends = list(accumulate(shares))
     return min(bisect_right(ends, second * ends[-1]), len(names) - 1)
+
+
+def _last(holds: Callable[[int], bool], *, below: int) -> int:
+    """The last number from 0 to before `below` for which a condition holds that holds for 0 and, once not, never again."""
+    return bisect_right(range(below), 0, key=lambda number: not holds(number)) - 1
 
 
 def _generator(*key: int | str) -> np.random.Generator:

@@ -38,12 +38,18 @@ def write_skip_list(path: Path, keys: Iterable[str]) -> None:
         partial.write_text("".join(f"{key}\n" for key in sorted(set(keys))), encoding="utf-8")
 
 
+def check_keys(table: pa.Table, *, where: str, expected: str = _EXPECTED) -> pa.ChunkedArray:
+    """The column `key` of a table. Raises UserError where it is missing, no text, or has empty rows."""
+    if "key" not in table.schema.names:
+        raise UserError(f"{where} has no column key, found {', '.join(table.schema.names)}: {expected}")
+    column = table["key"]
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
+        raise UserError(f"{where}: the column key is {column.type} with {column.null_count} empty rows: {expected}")
+    return column.cast(pa.string())
+
+
 def _parquet_keys(data: bytes, location: str) -> list[str]:
     file = pq.ParquetFile(pa.BufferReader(data))
-    if "key" not in file.schema_arrow.names:
-        raise UserError(f"{location} has no column key, found {', '.join(file.schema_arrow.names)}: {_EXPECTED}")
-    column = file.read(columns=["key"])["key"]
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
-        raise UserError(f"{location}: the column key is {column.type} with {column.null_count} empty rows: {_EXPECTED}")
-    keys: list[str] = column.to_pylist()
+    names = [name for name in file.schema_arrow.names if name == "key"] or None  # all of them, to name them in the error
+    keys: list[str] = check_keys(file.read(columns=names), where=location).to_pylist()
     return keys

@@ -8,7 +8,7 @@ Shapes: B samples, C latent channels, h x w the sides of the latents, F channels
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ from trainer.features.teacher.store import TeacherStore, read_teacher_info
 
 _MEASURED_UNITS = 32
 _LEAST_DEVIATION = 1e-6
+WEIGHTS = pa.schema([pa.field("key", pa.string()), pa.field("weight", pa.float64())])
+"""Weights of samples: see trainer/data/order.py."""
+
 CaptionChooser = Callable[[Sequence[str]], int | None]
 """Chooses among a sample's caption variants by their names: an index, or none for the null caption."""
 
@@ -117,9 +120,13 @@ class FeatureStore:
         commits: Sequence[Commit],
         null_caption: Tensor | None,
         kept_rows: Mapping[int, npt.NDArray[np.int64]] | None = None,
+        weights: Mapping[int, npt.NDArray[np.float64]] | None = None,
         teacher: TeacherStore | None = None,
     ) -> None:
-        """`kept_rows`: of each unit in which samples are left out, the rows that stay. `teacher`: its features of all units."""
+        """`kept_rows`: the rows that stay in each unit from which samples are left out; `weights`: of the rows that stay.
+
+        `teacher`: its features of all units.
+        """
         plan = read_feature_plan(folder)
         self.folder = folder
         self.info = info
@@ -133,15 +140,20 @@ class FeatureStore:
         self._commits = {commit.unit: commit for commit in commits if "latents" in commit.files}
         self._null_int8 = None if null_caption is None or info.caption_storage != "int8" else to_int8(null_caption)
         self._kept_rows = dict(kept_rows or {})
+        self.weights = weights
+        """Weight of each sample (rows,) by unit, see trainer/data/order.py; none: all have weight 1."""
         self.teacher = teacher
         """What a teacher sees; none unless the store was opened with it."""
         self._units = OpenUnits(folder, self._commits, command=info.command)
 
     @classmethod
-    def open(cls, url: str, *, skip: Collection[str] = (), with_teacher: bool = False) -> "FeatureStore":
+    def open(
+        cls, url: str, *, skip: Collection[str] = (), weights: pa.Table | None = None, with_teacher: bool = False
+    ) -> "FeatureStore":
         """Opens FEATURES/<stage>/<resolution>. A store that is still being made can be read as far as it goes.
 
-        `skip`: keys of samples to leave out, for which the keys of all units are read. `with_teacher`: what a teacher sees too.
+        `skip`: keys of samples to leave out; `weights`: a table of WEIGHTS, samples that it does not name have weight 1. For
+        either the keys of all units are read. `with_teacher`: what a teacher sees too.
         Raises UserError for one that is missing, foreign, damaged or empty, and where the teacher has not seen all units.
         """
         folder = Folder(url)
@@ -152,10 +164,17 @@ class FeatureStore:
             raise UserError(f"{url}: {error}: make the features again by {info.command}") from None
         if not any(commit.completed for commit in commits):
             raise UserError(f"{url} has no sample yet: let {info.command} finish")
-        kept_rows = _kept_rows(folder, info, commits, skip) if skip else None
-        teacher = _open_teacher(url, info, commits) if with_teacher else None
-        null_caption = _read_null_caption(folder, info)
-        return cls(folder, info=info, commits=commits, null_caption=null_caption, kept_rows=kept_rows, teacher=teacher)
+        keys = dict(_unit_keys(folder, info, commits)) if skip or weights is not None else {}
+        kept_rows = _kept_rows(keys, skip)
+        return cls(
+            folder,
+            info=info,
+            commits=commits,
+            null_caption=_read_null_caption(folder, info),
+            kept_rows=kept_rows,
+            weights=None if weights is None else _unit_weights(keys, kept_rows, weights),
+            teacher=_open_teacher(url, info, commits) if with_teacher else None,
+        )
 
     @property
     def scale(self) -> LatentScale:
@@ -182,9 +201,11 @@ class FeatureStore:
 
     @property
     def content(self) -> str:
-        """16 hexadecimal digits over the units and the samples left out: an order of samples holds for one content."""
+        """16 hexadecimal digits over units, samples left out and weights: an order of samples holds for one content."""
         parts = [f"{unit} {commit.attempt}" for unit, commit in sorted(self._commits.items())]
         parts += [f"{unit} keeps {rows.tolist()}" for unit, rows in sorted(self._kept_rows.items())]
+        weights = sorted((self.weights or {}).items())
+        parts += [f"{unit} weighs {hashlib.sha256(values.tobytes()).hexdigest()}" for unit, values in weights]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def samples(self, split: str) -> dict[Size, tuple[UnitRows, ...]]:
@@ -207,6 +228,12 @@ class FeatureStore:
     def num_samples(self, split: str) -> int:
         """Samples of a split. Raises UserError for a split without samples."""
         return sum(self.bucket_sizes(split).values())
+
+    def images_per_pass(self, split: str) -> float:
+        """Images in which each sample of a split is seen as often as its weight says: their sum."""
+        if self.weights is None:
+            return float(self.num_samples(split))
+        return float(sum(self.weights[unit.unit].sum() for units in self.samples(split).values() for unit in units))
 
     def caption_names(self, unit: int, row: int) -> tuple[str, ...]:
         """The names of a sample's caption variants; SampleRequest.caption counts in them."""
@@ -302,21 +329,36 @@ class FeatureStore:
         return height // self.info.downsampling, width // self.info.downsampling
 
 
-def _kept_rows(
-    folder: Folder, info: FeaturesInfo, commits: Sequence[Commit], skip: Collection[str]
-) -> dict[int, npt.NDArray[np.int64]]:
-    """The rows that stay in each unit that has a sample of these keys. Raises UserError where a file is missing or damaged."""
-    keys, kept = pa.array(sorted(skip), pa.string()), {}
+def _unit_keys(folder: Folder, info: FeaturesInfo, commits: Sequence[Commit]) -> Iterator[tuple[int, pa.ChunkedArray]]:
+    """The keys of each unit's samples. Raises UserError where a file is missing or damaged."""
     for commit in [one for one in commits if "latents" in one.files]:
         path = commit.files["latents"].path
         try:
             with pa.memory_map(folder.path(path)) if folder.is_local else folder.open(path) as file:
-                found = np.asarray(pc.is_in(read_keys(file, where=path), value_set=keys))
+                yield commit.unit, read_keys(file, where=path)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged_unit(folder, commit.unit, error, command=info.command) from error
-        if found.any():
-            kept[commit.unit] = np.flatnonzero(~found)
-    return kept
+
+
+def _kept_rows(keys: Mapping[int, pa.ChunkedArray], skip: Collection[str]) -> dict[int, npt.NDArray[np.int64]]:
+    """The rows that stay in each unit that has a sample to skip."""
+    if not skip:
+        return {}
+    skipped = pa.array(sorted(skip), pa.string())
+    found = {unit: np.asarray(pc.is_in(own, value_set=skipped)) for unit, own in keys.items()}
+    return {unit: np.flatnonzero(~rows) for unit, rows in found.items() if rows.any()}
+
+
+def _unit_weights(
+    keys: Mapping[int, pa.ChunkedArray], kept_rows: Mapping[int, npt.NDArray[np.int64]], weights: pa.Table
+) -> dict[int, npt.NDArray[np.float64]]:
+    """The weights of the rows that stay in each unit."""
+    known, values = weights["key"].combine_chunks(), np.append(weights["weight"].to_numpy(), 1.0)
+    found = {}
+    for unit, own in keys.items():
+        indices = np.asarray(pc.fill_null(pc.index_in(own, value_set=known), len(known)))
+        found[unit] = values[indices][kept_rows[unit]] if unit in kept_rows else values[indices]
+    return found
 
 
 def measure_scale(folder: Folder) -> str:

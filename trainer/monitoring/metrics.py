@@ -21,6 +21,7 @@ from torch import Tensor
 from foundry.errors import NotFinite
 from trainer.config.running import WatchConfig
 from trainer.distributed import Workers
+from trainer.monitoring.losses import LossRecorder
 from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_checkpoint
 
 _REMEMBERED = 100
@@ -114,6 +115,7 @@ class MetricsReporter:
         self._config = config
         self._workers = workers
         self._peak_flops = peak_flops
+        self._losses = LossRecorder(run.path, rank=workers.rank, every_steps=config.record_losses_every_steps)
         self._now = _Interval()
         self._before: _Interval | None = None
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
@@ -124,11 +126,13 @@ class MetricsReporter:
         *,
         losses: Tensor,
         gradient_norm: Tensor,
+        timesteps: Tensor | None = None,
         technique_losses: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Adds a step: the losses (B,) of this worker's samples, those of techniques by name, and the norm () before clipping.
 
-        All are on the device. The techniques of a step are the same on all workers.
+        All are on the device. The techniques of a step are the same on all workers. With the `timesteps` (B,) its losses are
+        recorded by sample, where the settings say so.
 
         Raises NotFinite where a loss of an earlier interval was not finite.
         """
@@ -136,6 +140,15 @@ class MetricsReporter:
         self._now.losses.append(losses)
         self._now.norms.append(gradient_norm)
         self._now.technique_losses.append(technique_losses or {})
+        if timesteps is not None:
+            self._losses.add(
+                step=record.step,
+                images_seen=record.images_seen,
+                resolution=record.resolution,
+                keys=record.keys,
+                timesteps=timesteps,
+                losses=losses,
+            )
         if record.step % self._config.every_steps == 0:
             self._rotate()
 
@@ -144,6 +157,7 @@ class MetricsReporter:
         if self._now.steps:
             self._rotate()
         self._report()
+        self._losses.flush()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

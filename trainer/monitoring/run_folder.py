@@ -4,6 +4,8 @@ config.yaml     all settings, as they were resolved at the last start
 starts.jsonl    a line for each start: time, command, versions, device, where from
 log.txt         the lines that the training prints
 metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
+losses/         losses of samples, where they are recorded: the view `losses` of dataset_builder.query
+skip.parquet, weights.parquet   the answers of the SQL of --data.skip and --data.weights, asked once
 not_finite.txt  keys of samples whose loss was not finite, for --data.skip
 samples/        grids of samples
 checkpoints/    see trainer/training/checkpoints.py
@@ -39,6 +41,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
+from trainer.monitoring.losses import remove_losses
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -101,6 +104,7 @@ class RunFolder:
         }
         rows = [row for row in read_metrics(self.path) if row["images_seen"] <= images_seen]
         with self.writing():
+            remove_losses(self.path, after=images_seen)
             (self.path / STOP).unlink(missing_ok=True)
             _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
             _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))

@@ -134,6 +134,8 @@ class RungPlan:
     dataset: DatasetSize
     flops_per_image: float
     """FLOPs of the network per image, forward and backward, without recomputation."""
+    optimizer_flops: float
+    """FLOPs of the optimiser per step, over all GPUs: Muon's matrix products."""
     gpu_days: float
     cost: float | None
     """In dollars; none where no price is known."""
@@ -165,5 +167,6 @@ class RungPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of all images seen, with those of techniques."""
-        return self.images_seen * (self.flops_per_image + sum(cost.mean_flops for cost in self.techniques))
+        """FLOPs of all images seen, with those of techniques, and of all steps of the optimiser."""
+        per_image = self.flops_per_image + sum(cost.mean_flops for cost in self.techniques)
+        return self.images_seen * per_image + self.num_steps * self.optimizer_flops

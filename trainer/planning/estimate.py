@@ -16,6 +16,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.passes import count_training_samples
 from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.memory import Activations, measure_activations, training_memory
+from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.paper import PAPER_DATASET_IMAGES
 from trainer.planning.techniques import TechniqueCost, technique_costs
 from trainer.stages import STAGES, choose_stage, stage_named_by
@@ -70,11 +71,13 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     network = _network(train, rung, config)
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
+    optimizer_flops = optimizer_cost(network, train.optim).step_flops
     routing, index, num_tokens = train.routing, train.ladder.index(rung), network.base_grid**2
     share = routing.routed_images(train.ladder, index, num_tokens=num_tokens) / rung.images_seen
     flops, again = _flops(network, config, routing.blocks, share=share)
     techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
+    work += rung.num_steps * optimizer_flops
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
     dataset = _dataset_size(train, rung, config)
     images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
@@ -86,6 +89,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         images_seen=rung.images_seen,
         dataset=dataset,
         flops_per_image=flops,
+        optimizer_flops=optimizer_flops,
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=num_tokens,
@@ -158,6 +162,7 @@ def _memory_plans(
                 num_gpus=num_gpus,
                 sharding=sharding,
                 precision=precision,
+                optim=train.optim,
                 techniques=techniques,
             )
             plan = MemoryPlan(

@@ -1,6 +1,6 @@
 """Memory of a GPU in training, from the configuration alone: nothing is loaded or run.
 
-Weights, gradients, AdamW's two moments and the EMA are float32 and counted. Activations are those of the real network and its
+Weights, gradients, EMA (float32) and the optimiser's moments are counted. Activations are those of the real network and its
 loss, run forward and backward on tensors without data (torch's fake tensors) with one and two blocks; the rest of the depth is
 linear.
 Assumptions, on the safe side:
@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
+from trainer.config.optim import OptimConfig
 from trainer.config.running import Sharding
+from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.techniques import TechniqueCost
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class TrainingMemory:
     gradients: float
     """Gradients, float32."""
     optimiser: float
-    """AdamW's moments, float32."""
+    """The optimiser's moments."""
     ema: float
     """Moving average of the weights, float32."""
     gathered: float
@@ -93,6 +95,7 @@ def training_memory(
     num_gpus: int,
     sharding: Sharding,
     precision: str = "bfloat16",
+    optim: OptimConfig,
     techniques: Sequence[TechniqueCost] = (),
 ) -> TrainingMemory:
     """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
@@ -108,7 +111,7 @@ def training_memory(
     return TrainingMemory(
         weights=state,
         gradients=state,
-        optimiser=2 * state,
+        optimiser=optimizer_cost(config, optim).num_bytes / shared_by,
         ema=state,
         gathered=gathered + copies,
         activations_per_image=max(activations.forward, activations.backward)

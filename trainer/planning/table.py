@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from trainer.planning.config import MemoryPlan, PlanConfig, RungPlan
 
 _COST = ("stage", "px", "images", "passes", "steps", "batch", "TFLOP/image", "FLOP", "GPU-days", "days", "dollars")
-_SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "AdamW", "EMA", "copies", "an image", "images", "total")
+_SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "optim", "EMA", "copies", "an image", "images", "total")
 _DISK = ("stage", "px", "images", "latents", "captions bf16", "captions int8", "--online")
 _READING = ("stage", "px", "images/s", "bf16", "int8", "--online")
 _PAPER = ("stage", "px", "images", "V100-days", "FLOP", "used")

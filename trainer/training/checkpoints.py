@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -34,6 +33,7 @@ from trainer.config.running import CheckpointConfig
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
+from trainer.training.optimizer import make_moments, named_moments
 from trainer.training.train_step import TrainState
 
 TRAINING = "training"
@@ -58,6 +58,8 @@ class Position:
     """Digest of the units that they had; see FeatureStore.content."""
     aspect_ratio: AspectRatio = "image"
     """DataConfig.aspect_ratio; the default is that of checkpoints that do not record it."""
+    optimizer: str = "adamw"
+    """See optimizer_record; likewise."""
     techniques: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of the techniques that were on, by name; checkpoints that do not record them had none."""
 
@@ -195,29 +197,18 @@ def load_training(checkpoint: Path, state: TrainState, workers: Workers) -> None
 
 def training_tensors(state: TrainState) -> dict[str, Any]:
     """All tensors of a state by name; those of the optimiser are made where it has not stepped yet."""
-    network = _detached(state.network)
-    found = {"network": network, "ema": dict(state.ema.weights), "optimizer": _moments(state.network, state.optimizer)}
+    make_moments(state.optimizer)
+    moments = named_moments(state.optimizer, state.network)
+    found = {"network": _detached(state.network), "ema": dict(state.ema.weights), "optimizer": moments}
     for shared in state.techniques:
         name, technique = shared.technique.name, shared.technique
         if weights := _detached(technique):
-            found |= {f"{name}.weights": weights, f"{name}.optimizer": _moments(technique, state.optimizer)}
+            found |= {f"{name}.weights": weights, f"{name}.optimizer": named_moments(state.optimizer, technique)}
     return found
 
 
 def _detached(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in module.state_dict().items()}
-
-
-def _moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors of a module's parameters, which are made where it has not stepped yet."""
-    moments: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        known = optimizer.state[parameter]
-        if not known:
-            known["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            known["exp_avg"], known["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
-        moments |= {f"{name}.{key}": value for key, value in known.items()}
-    return moments
 
 
 def kept_checkpoints(images_seen: Iterable[int], config: CheckpointConfig) -> set[int]:

@@ -4,6 +4,7 @@ All that is random or ordered follows from the seed and the images seen, so that
 last checkpoint bit for bit as if it had not been interrupted (on CPUs; on as many workers).
 """
 
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
+from foundry.storage.folder import Folder
 from foundry.wording import counted
+from trainer.config.data import is_query
 from trainer.config.ladder import LadderPosition, ladder_position
 from trainer.config.train import TrainConfig
+from trainer.data.queries import PURPOSES, Purpose, answer_file, write_answer
 from trainer.distributed import Workers, join_workers
+from trainer.features.info import read_info
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
@@ -59,7 +64,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     check_workers(config, workers.num)
     keep_freed_memory()
     config = with_precision(config, run.path if start.resumes else None, workers)
-    store = open_features(config, position.rung)
+    chosen = with_answers(config, run, config.features_folder(position.rung), workers)
+    store = open_features(chosen, position.rung)
     scale_line = keep_scale(start, store)
     state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
@@ -71,12 +77,12 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     within = start.images_seen > position.images_before
     if within and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
-            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another data.skip): "
-            "from here on their order is another one"
+            f"the samples of {store.folder.url} are not those of the checkpoint (more features, or another data.skip "
+            "or data.weights): from here on their order is another one"
         )
     if workers.is_first:
-        run.warn_once(stage_passes_warning(config, position.rung, num_samples=store.num_samples(TRAIN)))
-    stopped_in = _train_rungs(config, workers, run, position=position, state=state, store=store)
+        run.warn_once(stage_passes_warning(config, position.rung, num_samples=math.ceil(store.images_per_pass(TRAIN))))
+    stopped_in = _train_rungs(chosen, workers, run, position=position, state=state, store=store)
     ending = "done" if stopped_in is None else "stopped; the same command resumes it"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {run.path / CHECKPOINTS}")
     return stopped_in is None
@@ -106,6 +112,24 @@ def _train_rungs(
     finally:
         checkpoints.close()
     return now
+
+
+def with_answers(config: TrainConfig, run: RunFolder, features: str, workers: Workers) -> TrainConfig:
+    """The settings with a file of the run's folder for each SQL that chooses or weighs samples; it is asked once a start.
+
+    Raises UserError where the data set does not answer, or is not known.
+    """
+    data = config.data
+    queries: dict[Purpose, str] = {purpose: sql for purpose in PURPOSES if (sql := getattr(data, purpose)) and is_query(sql)}
+    if queries and workers.is_first:
+        dataset = data.dataset or read_info(Folder(features)).source
+        if not dataset:
+            raise UserError(f"{features} does not tell the data set that it was made of: name it", setting="data.dataset")
+        for purpose, sql in queries.items():
+            write_answer(sql, purpose=purpose, dataset=dataset, training=run.path)
+    workers.gather(None)  # the files are there for all
+    files = {purpose: str(answer_file(run.path, purpose)) for purpose in queries}
+    return replace(config, data=replace(data, skip=files.get("skip", data.skip), weights=files.get("weights", data.weights)))
 
 
 def _say_start(config: TrainConfig, workers: Workers, run: RunFolder, start: Start, *, sizes: str) -> None:

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from foundry.errors import UserError
+from foundry.hardware import AUTO, auto_dtype
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
@@ -24,8 +25,10 @@ from trainer.config.network import NetworkConfig
 from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.data.skip_list import read_skip_list
+from trainer.data.weights import read_weights
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo, precompute_command
+from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
@@ -168,19 +171,18 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: 
     elif workers.num > 1:
         # The one buffer never changes; gradients live in the buckets in which they travel, and not twice.
         model = DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
-    if config.compile and can_compile(workers):
+    if compiled := config.compile and can_compile(workers):
         # Captions make shapes that differ from step to step: were the first one compiled for itself, as torch does by default,
         # a resumed training, which begins with another, would round otherwise.
         network.compile_blocks(dynamic=True if config.conditioning == "text" else None)
-    projectors = [shared.technique for shared in techniques]
-    return TrainState(
-        network=network,
-        model=model,
-        optimizer=make_optimizer(network, config.optim, projectors=projectors),
-        ema=Ema(network),
-        images_seen=0,
-        techniques=techniques,
+    optimizer = make_optimizer(
+        network,
+        config.optim,
+        projectors=[shared.technique for shared in techniques],
+        dtype=getattr(torch, auto_dtype(workers.device.type) if config.precision == AUTO else config.precision),
+        compiled=compiled,
     )
+    return TrainState(network=network, model=model, optimizer=optimizer, ema=Ema(network), images_seen=0, techniques=techniques)
 
 
 def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:
@@ -206,9 +208,11 @@ def sizes_text(config: DiTConfig) -> str:
 
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
+    skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
     try:
-        stored = config.repa.teacher == STORED
-        store = FeatureStore.open(config.features_folder(rung), skip=read_skip_list(config.data.skip), with_teacher=stored)
+        store = FeatureStore.open(
+            config.features_folder(rung), skip=skip, weights=weights, with_teacher=config.repa.teacher == STORED
+        )
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
     info = store.info
@@ -223,6 +227,8 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     if found := [text for text, holds in problems.items() if holds]:
         command = features_command(config, rung, vae=info.vae, text_encoder=info.text_encoder)
         raise UserError(f"{config.features_folder(rung)} holds {'; '.join(found)}: {command}")
+    if TRAIN in store.splits and not store.images_per_pass(TRAIN):
+        raise UserError(f"all training samples of {store.folder.url} have the weight 0", setting="data.weights")
     return store
 
 

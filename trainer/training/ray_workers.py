@@ -22,6 +22,7 @@ from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
 from foundry.units.ray_session import check_visible, start_ray
+from trainer.config.data import is_query
 from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.monitoring.run_folder import STOP, StopSignals, printed_log
@@ -40,7 +41,7 @@ def train_on_ray(config: TrainConfig) -> bool:
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
     teacher = config.repa.teacher or ""
-    paths = (str(run), config.features, *(path for path in (config.data.skip, teacher) if path and Path(path).is_absolute()))
+    paths = (str(run), config.features, *config.data.paths, *([teacher] if Path(teacher).is_absolute() else []))
     check_visible({path: "" for path in paths if is_local_path(path)})
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.device in ("auto", "cuda")
     if config.device == "cuda" and not use_gpu:
@@ -60,7 +61,13 @@ def train_on_ray(config: TrainConfig) -> bool:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same settings with absolute paths, also of the start, the encoders and the list of samples to leave out."""
+    """The same settings with absolute paths, also of the start, the encoders, and what samples are chosen by."""
+    data = config.data
+
+    def source(name: str | None) -> str | None:
+        """A file's or a folder's absolute path; SQL stays as it is."""
+        return absolute(name) if name and not is_query(name) else name
+
     return replace(
         config,
         features=absolute(config.features),
@@ -69,7 +76,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         text_encoder=absolute_if_there(config.text_encoder),
         vae=absolute_if_there(config.vae),
         repa=replace(config.repa, teacher=_absolute_teacher(config.repa.teacher)),
-        data=replace(config.data, skip=absolute(config.data.skip) if config.data.skip else None),
+        data=replace(data, skip=source(data.skip), weights=source(data.weights), dataset=source(data.dataset)),
     )
 
 

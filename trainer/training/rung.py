@@ -60,6 +60,7 @@ class RungTraining:
             record,
             losses=result.losses,
             gradient_norm=result.gradient_norm,
+            timesteps=result.timesteps,
             technique_losses=result.technique_losses,
         )
         return record.step

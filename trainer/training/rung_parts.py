@@ -16,7 +16,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.batches import Collator
 from trainer.data.loader import CaptionChoice, Loader
 from trainer.data.order import DataOrder
-from trainer.data.passes import TrainingWarning, count_passes, passes_text
+from trainer.data.passes import TrainingWarning, passes_text
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
@@ -31,7 +31,7 @@ from trainer.monitoring.validation import ValidationSet, measure
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
-from trainer.training.optimizer import learning_rate
+from trainer.training.optimizer import learning_rate, optimizer_record
 from trainer.training.techniques.opening import check_teacher, group_of
 from trainer.training.techniques.technique import technique_records
 from trainer.training.train_step import StepSettings, TrainState
@@ -108,7 +108,7 @@ def open_loader(parts: RungParts, state: TrainState) -> Loader:
     techniques = [shared.technique for shared in state.techniques]
     return Loader(
         parts.store,
-        DataOrder(parts.store.samples(TRAIN), seed=seed, batch_size=rung.batch_size),
+        DataOrder(parts.store.samples(TRAIN), seed=seed, batch_size=rung.batch_size, weights=parts.store.weights),
         start_images_seen=state.images_seen - parts.position.images_before,
         rank=workers.rank,
         world_size=workers.num,
@@ -207,6 +207,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         features=parts.store.info.fingerprint,
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
+        optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
         techniques=technique_records(state.techniques) | parts.config.routing.record(),
     )
     checkpoints.save(state, parts.pipeline, position)
@@ -356,13 +357,16 @@ def _say_what_is_read(config: TrainConfig, rung: Rung, store: FeatureStore, run:
     if config.data.skip:
         keys = len(read_skip_list(config.data.skip))
         run.say(f"{config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
+    if config.data.weights:
+        run.say(f"{config.data.weights} weighs samples: a pass has {store.images_per_pass(TRAIN):,.0f} images")
     shift = config.objective.shifts.get(rung.resolution)
     shifted = "" if shift is None else f"; times are shifted by {shift:g}"
     missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
+    seen = "each is seen" if store.weights is None else "one of weight 1 is seen"
     run.say(
         f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
         f"{rung.batch_size}, from {counted(num, 'sample')} in {counted(len(sizes), 'bucket')} of "
-        f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times{shifted}"
+        f"{store.folder.url}{missing}: {seen} {passes_text(rung.images_seen / store.images_per_pass(TRAIN))} times{shifted}"
     )
 
 

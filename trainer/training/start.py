@@ -18,6 +18,7 @@ from trainer.features.store import FeatureStore
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
+from trainer.training.optimizer import optimizer_record
 from trainer.training.techniques.opening import check_group, open_techniques
 from trainer.training.techniques.technique import SharedTechnique, technique_records
 from trainer.training.train_step import TrainState
@@ -89,7 +90,14 @@ def check_workers(config: TrainConfig, num_workers: int) -> None:
     check_group(config, num_workers)
 
 
-def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, techniques: Sequence[SharedTechnique] = ()) -> None:
+def check_resume(
+    config: TrainConfig,
+    checkpoint: Path,
+    info: FeaturesInfo,
+    *,
+    num_workers: int,
+    techniques: Sequence[SharedTechnique] = (),
+) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
     reads_ratios = read_transformer_config(checkpoint).micro_conditioning
@@ -105,6 +113,7 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, tech
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
+            ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
             *_technique_settings(position.techniques, technique_records(techniques) | config.routing.record()),
         ]
@@ -137,7 +146,7 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
-    check_resume(config, start.checkpoint, info, techniques)
+    check_resume(config, start.checkpoint, info, num_workers=workers.num, techniques=techniques)
     if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
         source, max_caption_tokens=target.max_caption_tokens
     ):

@@ -13,6 +13,7 @@ from model.diffusion import Objective
 from model.dit import DiT, HiddenStates
 from trainer.data.batches import MicroBatch
 from trainer.training.ema import Ema, whole
+from trainer.training.optimizer import set_learning_rate
 from trainer.training.techniques.technique import SharedTechnique, synchronised
 
 
@@ -45,6 +46,8 @@ class StepResult:
     """(B,) of the objective, of this worker's samples, in order."""
     gradient_norm: Tensor
     """() before clipping."""
+    timesteps: Tensor
+    """(B,) of the samples' noise."""
     technique_losses: Mapping[str, Tensor] = field(default_factory=dict)
     """(B,) of each technique that acted, by its name, before its weight."""
 
@@ -70,6 +73,7 @@ class StepSettings:
 def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroBatch], settings: StepSettings) -> StepResult:
     """One step of the optimiser over all micro-batches; the state is changed in place. Deterministic on a CPU."""
     losses: list[Tensor] = []
+    timesteps: list[Tensor] = []
     added: dict[str, list[Tensor]] = {shared.technique.name: [] for shared in settings.techniques}
     modules = [state.model, *(shared.module for shared in settings.techniques)]
     for batch in batches:
@@ -79,19 +83,20 @@ def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroB
             found = objective.loss(predict, batch.latents, batch.noise, batch.timesteps, mask=batch.loss_mask)
             loss = found.total  # samples of the micro-batch
             losses.append(loss.detach())
+            timesteps.append(batch.timesteps)
             for shared in settings.techniques:
                 own = shared.loss(hidden.outputs, batch, settings.precision)  # samples of the micro-batch
                 loss = loss + shared.technique.weight * own
                 added[shared.technique.name].append(own.detach())
             (loss.sum() / settings.num_samples).backward()
     norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), settings.gradient_clip))
-    for group in state.optimizer.param_groups:
-        group["lr"] = settings.lr
+    set_learning_rate(state.optimizer, settings.lr)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(settings.ema_decay)
     return StepResult(
         losses=torch.cat(losses),
         gradient_norm=norm.detach(),
+        timesteps=torch.cat(timesteps),
         technique_losses={name: torch.cat(parts) for name, parts in added.items()},
     )

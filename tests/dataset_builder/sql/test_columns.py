@@ -20,7 +20,7 @@ def _unexplained(database: Database) -> set[str]:
 def test_each_column_is_explained_and_nothing_else_is(tmp_path: Path) -> None:
     run = SmallRun().write(Folder(str(tmp_path / "owls"))).url
     config = BuildConfig(captions=(run,), out=str(tmp_path / "dataset"), splits={"train": 1.0})
-    with open_stored(run) as of_run, built(config) as of_dataset:
+    with open_stored(run, training=str(tmp_path)) as of_run, built(config) as of_dataset:
         assert _unexplained(of_run) == _unexplained(of_dataset) == SOURCE_COLUMNS
         views = {**of_run.views, **{f"{name} of a data set": names for name, names in of_dataset.views.items()}}
         known = {f"{view.removesuffix(' of a data set')}.{name}" for view, names in views.items() for name in names}

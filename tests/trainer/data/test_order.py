@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.order import DataOrder, choose_caption, in_order
@@ -48,6 +49,54 @@ def test_one_goes_on_from_anywhere(units: Buckets, batch_size: int, start: int) 
     resumed = DataOrder(units, seed=0, batch_size=batch_size)
     assert [resumed.batch(index) for index in range(start, start + 3)] == expected[start:]
     assert [resumed.batch(index) for index in range(start)] == expected[:start]
+
+
+@given(units=buckets(), seed=st.integers(0, 3), batch_size=st.integers(1, 12), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_sample_is_seen_as_often_as_its_weight_says(units: Buckets, seed: int, batch_size: int, data: st.DataObject) -> None:
+    sizes = {unit: rows for group in units.values() for unit, rows in group}
+    one = st.sampled_from([0.0, 0.3, 0.5, 1.0, 2.0, 3.25])
+    weights = {unit: np.array(data.draw(st.lists(one, min_size=rows, max_size=rows))) for unit, rows in sizes.items()}
+    assume(sum(values.sum() for values in weights.values()) > 0)
+    order = DataOrder(units, seed=seed, batch_size=batch_size, weights=weights)
+    seen: Counter[tuple[int, int]] = Counter()
+    by_bucket: Counter[tuple[int, int]] = Counter()
+    for index in range(4 * order.num_samples // batch_size + 2):
+        batch = order.batch(index)
+        assert len(batch.samples) == batch_size
+        seen.update(batch.samples)
+        by_bucket[batch.bucket] += batch_size
+    for bucket, group in units.items():
+        in_all = sum(weights[unit].sum() for unit, _ in group)
+        if not in_all:
+            assert bucket not in order.buckets and not by_bucket[bucket]
+            continue
+        for unit, rows in group:
+            for row in range(rows):
+                # Whole permutations give the weight within 1; all of them together round by less than an image a sample.
+                often, weight = by_bucket[bucket] / in_all, weights[unit][row]
+                slack = 2 + weight * (2 + sum(rows for _, rows in group) / in_all)
+                assert abs(seen[unit, row] - often * weight) <= slack and (weight or not seen[unit, row])
+    resumed = DataOrder(units, seed=seed, batch_size=batch_size, weights=weights)
+    assert resumed.batch(7) == order.batch(7)
+
+
+def test_permutations_give_exactly_the_weight() -> None:
+    """144 images of a permutation: weights 1 and 2 each time, 0.5 every other time, 0 never."""
+    weights = {0: np.repeat([1.0, 2.0, 0.5, 0.0], [40, 48, 16, 24])}
+    order = DataOrder({(4, 4): [(0, 128)]}, seed=0, batch_size=144, weights=weights)
+    batches = [Counter(row for _, row in order.batch(index).samples) for index in range(6)]
+    seen = sum(batches, Counter())
+    assert all(6 * weight - 2 <= seen[row] <= 6 * weight + 2 for row, weight in enumerate(weights[0]))
+    assert sum(seen.values()) == 6 * 144
+
+
+@given(units=buckets(), batch_size=st.integers(1, 12), start=st.integers(0, 200))
+@settings(max_examples=30)
+def test_weights_of_one_change_nothing(units: Buckets, batch_size: int, start: int) -> None:
+    weights = {unit: np.ones(rows) for group in units.values() for unit, rows in group}
+    plain, weighted = (DataOrder(units, seed=1, batch_size=batch_size, weights=each) for each in (None, weights))
+    assert [weighted.batch(index) for index in range(start, start + 3)] == [plain.batch(i) for i in range(start, start + 3)]
 
 
 def test_files_are_read_in_long_runs() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.diffusion import Diffusion
 from model.dit import Captions, DiT
@@ -13,19 +14,21 @@ from tests.model.real_memory import allocated_peak, saved_bytes
 from trainer.config.optim import OptimConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.memory import TrainingMemory, count_parameters, measure_activations, training_memory
+from trainer.planning.optimizer import optimizer_cost
 from trainer.training.ema import Ema
-from trainer.training.optimizer import make_optimizer
+from trainer.training.optimizer import make_moments, make_optimizer, named_moments
 from trainer.training.train_step import StepSettings, TrainState, train_step
 
 BATCH, GRID = 6, (16, 12)
 TEXT = DiTConfig(sample_size=32, width=48, depth=5, num_heads=4, caption_width=32, max_caption_tokens=20)
+ADAMW = OptimConfig()
 CLASS = dataclasses.replace(TEXT, conditioning="class", num_classes=5)
 
 
-def _state(config: DiTConfig, *, gradient_checkpointing: bool) -> TrainState:
+def _state(config: DiTConfig, *, gradient_checkpointing: bool, optim: OptimConfig = ADAMW) -> TrainState:
     network = DiT(config).initialise(torch.Generator().manual_seed(0))
     network.gradient_checkpointing = gradient_checkpointing
-    optimizer = make_optimizer(network, OptimConfig())
+    optimizer = make_optimizer(network, optim)
     return TrainState(network=network, model=network, optimizer=optimizer, ema=Ema(network), images_seen=0)
 
 
@@ -63,7 +66,7 @@ def _saved(state: TrainState, precision: torch.dtype) -> int:
 
 def _computed(config: DiTConfig, *, checkpointing: bool, precision: str) -> TrainingMemory:
     activations = measure_activations(config, grid=GRID, gradient_checkpointing=checkpointing, precision=precision)
-    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision)
+    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision, optim=ADAMW)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,36 @@ def test_the_computed_memory_is_that_of_a_real_step(config: DiTConfig, checkpoin
     assert memory.total(BATCH) == computed + 4 * weights + OVERHEAD_BYTES
 
 
+@pytest.mark.parametrize("optim", [OptimConfig(name="muon"), OptimConfig(name="muon", muon_split=False)])
+def test_the_cost_of_muon_is_that_of_its_step(optim: OptimConfig) -> None:
+    state = _state(TEXT, gradient_checkpointing=False, optim=optim)
+    settings = StepSettings(lr=1e-5, ema_decay=0.9, gradient_clip=1.0, precision=torch.float32, num_samples=BATCH)
+    train_step(state, Diffusion(), [_part(TEXT)], settings)
+    cost = optimizer_cost(TEXT, optim)
+    assert cost.num_bytes == sum(tensor.nbytes for name, tensor in _moments(state).items() if not name.endswith(".step"))
+    for parameter in state.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        state.optimizer.step()
+    assert cost.step_flops == counter.get_total_flops() > 0
+    adamw = _computed(TEXT, checkpointing=False, precision="float32")
+    assert cost.num_bytes < 0.8 * adamw.optimiser and optimizer_cost(TEXT, ADAMW).step_flops == 0
+
+
+def test_eight_bits_cost_what_torchao_keeps() -> None:
+    pytest.importorskip("torchao")
+    optim = OptimConfig(name="adamw8bit")
+    network = DiT(TEXT)
+    optimizer = make_optimizer(network, optim, compiled=False)
+    make_moments(optimizer)
+    kept = {name: tensor.nbytes for name, tensor in named_moments(optimizer, network).items() if not name.endswith(".step")}
+    assert optimizer_cost(TEXT, optim).num_bytes == sum(kept.values())
+
+
+def _moments(state: TrainState) -> dict[str, torch.Tensor]:
+    return named_moments(state.optimizer, state.network)
+
+
 def test_what_fits_fits_and_one_more_does_not() -> None:
     memory = _computed(TEXT, checkpointing=False, precision="bfloat16")
     most = memory.most_images(2_000_000_000)
@@ -97,7 +130,9 @@ def test_fsdp_shares_the_states_and_holds_two_blocks() -> None:
     counted = count_parameters(xl)
     assert counted.all == 610_856_096
     activations = measure_activations(TEXT, grid=GRID, gradient_checkpointing=False)
-    alone, shared = (training_memory(xl, activations, num_gpus=64, sharding=sharding) for sharding in ("ddp", "fsdp"))
+    alone, shared = (
+        training_memory(xl, activations, num_gpus=64, sharding=sharding, optim=ADAMW) for sharding in ("ddp", "fsdp")
+    )
     for name in ("weights", "gradients", "optimiser", "ema"):
         assert getattr(shared, name) == getattr(alone, name) / 64
     assert shared.fixed < alone.fixed / 5

@@ -4,21 +4,18 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from foundry.errors import UserError
-from tests.trainer.tiny_training import newest_weights, tiny_config, training_losses, write_store
+from tests.trainer.tiny_training import newest_weights, tiny_config, train_until_killed, training_losses, write_store
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import ObjectiveConfig
@@ -32,7 +29,6 @@ from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints
 from trainer.training.checkpoints import kept_checkpoints
 from trainer.training.rung_parts import check_caption_weights
 
-ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
 
 
@@ -67,16 +63,7 @@ def test_losses_are_those_of_the_first_day(unbroken: TrainConfig) -> None:
 
 def test_a_killed_training_goes_on_bit_for_bit(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(_plain(asdict(config))))
-    command = [sys.executable, "-m", "trainer.fit", "--stage", "alignment", "--config", str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:  # two steps after the second checkpoint, or while that is being written
-        if "step 8 " in line:
-            process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    train_until_killed(config, "step 8 ")  # two steps after the second checkpoint, or while that is being written
     newest = newest_checkpoint(tmp_path / "runs" / "alignment")
     assert newest is not None and 12 <= int(newest.name) <= 36
     assert main(config) == 0
@@ -209,7 +196,7 @@ def test_features_that_grew_are_said_to_change_the_order(tmp_path: Path, capsys:
     write_store(tmp_path / "features", num_units=6)
     assert main(config) == 0
     assert (
-        "are not those of the checkpoint (more features, or another data.skip): from here on their order is another"
+        "are not those of the checkpoint (more features, or another data.skip or data.weights): from here on their order is"
         in capsys.readouterr().out
     )
 
@@ -261,9 +248,3 @@ def _largest_file(num_bytes: int) -> Iterator[None]:
 def _same_weights_as(first: TrainConfig, second: TrainConfig) -> None:
     ours, theirs = newest_weights(first), newest_weights(second)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -20,8 +20,8 @@ from model.formats.checkpoint import PipelineConfig, load_checkpoint, read_trans
 from model.layers.text_adapter import AdapterBlock
 from tests.model.tiny_networks import random_network
 from tests.trainer.test_distributed import _rows, _train_together
-from tests.trainer.tiny_training import CAPTION_WIDTH, newest_weights, tiny_config, training_losses, write_store
-from tests.trainer.training.test_loop import ROOT, _same
+from tests.trainer.tiny_training import CAPTION_WIDTH, ROOT, newest_weights, tiny_config, training_losses, write_store
+from tests.trainer.training.test_loop import _same
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.routing import RoutingConfig

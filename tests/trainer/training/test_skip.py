@@ -70,7 +70,7 @@ def test_the_command_that_the_error_names_trains_to_the_end(tmp_path: Path) -> N
     )
     log = (Path(config.run_folder) / LOG).read_text()
     assert f"{path} leaves out 2 samples, by 2 keys" in log
-    assert "are not those of the checkpoint (more features, or another data.skip)" in log
+    assert "are not those of the checkpoint (more features, or another data.skip or data.weights)" in log
 
 
 def _raise(argv: list[str]) -> None:

@@ -20,8 +20,8 @@ from model.diffusion import Diffusion
 from model.dit import HiddenStates
 from tests.trainer.test_distributed import _rows, _train_together
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
-from tests.trainer.tiny_training import newest_weights, training_losses
-from tests.trainer.training.test_loop import ROOT, _plain, _same
+from tests.trainer.tiny_training import ROOT, _plain, newest_weights, training_losses
+from tests.trainer.training.test_loop import _same
 from trainer.config.ladder import Rung
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding
 from trainer.config.techniques import DispersiveConfig, Sra2Config
