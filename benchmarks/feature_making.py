@@ -170,7 +170,10 @@ def _original_scheme(pixels: "Pixels", texts: list[str], vae: "VAE", encoder: "T
 
     for number, (image, text) in enumerate(zip(pixels, texts, strict=True)):
         found = vae.encode(to_signed(torch.from_numpy(image[None])))
-        np.save(out / f"{number}.npy", torch.cat([found.mean, found.log_variance], dim=1)[0].numpy())
+        np.save(
+            out / f"{number}.npy",
+            torch.cat([part for part in (found.mean, found.log_variance) if part is not None], dim=1)[0].numpy(),
+        )
         asked = encoder.tokenizer(text.lower(), padding="max_length", max_length=LIMIT, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             tokens = encoder.model(input_ids=asked.input_ids, attention_mask=asked.attention_mask).last_hidden_state

@@ -37,6 +37,8 @@ _FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
 _REFUSES_THE_IMAGE = ("content_policy_violation", "content_filter", "moderation_blocked")
 _OWN_FAULT = {400, 413, 415, 422}
 _HIDDEN = "[key]"
+_PASSING = {"created", "permission"}
+"""Fields of a server's list of models that say nothing of a model."""
 
 
 class RequestRefused(UserError):
@@ -104,27 +106,29 @@ class ChatEndpoint:
         `body` holds model, messages and what else the request has, as OpenAI's chat completions take it.
         """
         data = json.dumps(body).encode()
-        return self._patiently(lambda: self._answer(self._call("POST", self.address, data)))
+        advice = "the same command resumes where this one ended"
+        return self._patiently(lambda: self._answer(self._call("POST", self.address, data)), at=self.address, advice=advice)
 
-    def models(self) -> list[str]:
-        """The names of the models that the endpoint serves. Raises UserError as `ask`."""
+    def models(self) -> dict[str, dict[str, Any]]:
+        """What the endpoint says of each model that it serves, by name; without times and rights. Raises UserError as `ask`."""
 
-        def read() -> list[str]:
+        def read() -> dict[str, dict[str, Any]]:
             data = self._call("GET", self._models, None)
             try:
-                return [str(one["id"]) for one in json.loads(data)["data"]]
-            except (ValueError, KeyError, TypeError):
+                found = {str(one["id"]): one for one in json.loads(data)["data"]}
+                return {name: {key: one[key] for key in one if key not in _PASSING} for name, one in found.items()}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise _Outage(f"no list of models: {self._shown(data[:2000].decode(errors='replace'))}") from None
 
-        return self._patiently(read)
+        return self._patiently(read, at=self._models, advice="start it, or give its address")
 
     def stop(self) -> None:
         """Asks nothing more, and ends the pauses of requests that are tried again."""
         self._stopped.set()
 
-    def _patiently(self, request: Callable[[], T]) -> T:
-        """What a request returns, tried again after each outage."""
-        name = f"{self._endpoint.name} at {self.address}"
+    def _patiently(self, request: Callable[[], T], *, at: str, advice: str) -> T:
+        """What a request to an address returns, tried again after each outage; `advice`: what to do where it stays out."""
+        name = f"{self._endpoint.name} at {at}"
         if self._stopped.is_set():
             raise UserError(f"{name} is not asked any more")
         pause_s = 1.0
@@ -136,7 +140,7 @@ class ChatEndpoint:
                 if not tries_left or wait_s > _LONGEST_WAIT_S or self._stopped.wait(wait_s):
                     asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
                     raise UserError(
-                        f"{name} does not answer{asked_to_wait} ({outage}); the same command resumes where this one ended"
+                        f"{name} does not answer{asked_to_wait} ({outage}); {advice}", setting=f"{self._endpoint.section}.url"
                     ) from None
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise AssertionError("the last try returns or raises")
@@ -163,7 +167,11 @@ class ChatEndpoint:
         if response.status_code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
             raise _Outage(message, retry_after_s=_retry_after_s(response.headers))
         kind = RequestRefused if response.status_code in _OWN_FAULT else UserError
-        raise kind(f"{self._endpoint.name} at {self.address} refuses ({message}): see {self._settings()}")
+        raise kind(
+            f"{self._endpoint.name} at {self.address} refuses ({message}): check the address, the model's name, the fields of "
+            "the request and the key",
+            setting=f"{self._endpoint.section}.url",
+        )
 
     def _answer(self, data: bytes) -> Answer:
         """Reads an answer's JSON. One with neither choices nor a known refusal comes from a gateway, and is retried."""
@@ -187,10 +195,6 @@ class ChatEndpoint:
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise _Outage(f"no chat completion: {self._shown(data[:2000].decode(errors='replace'))}") from None
-
-    def _settings(self) -> str:
-        *others, last = (f"{self._endpoint.section}.{name}" for name in ("url", "model", "body", "key_variable"))
-        return f"{', '.join(others)} and {last}"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, _HIDDEN) if self._key else text

@@ -47,8 +47,13 @@ class Objective(Protocol):
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents (B, C, H, W), float32."""
 
-    def loss(self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Losses:
-        """The loss of a network on latents (B, C, H, W) made noisy at timesteps (B,)."""
+    def loss(
+        self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor, *, mask: Tensor | None = None
+    ) -> Losses:
+        """The loss of a network on latents (B, C, H, W) made noisy at timesteps (B,).
+
+        mask (B, 1, H, W): 1 at the latent pixels that count, 0 elsewhere; None: all count.
+        """
 
     def scheduler_config(self, sampler: str) -> dict[str, Any]:
         """Settings of diffusers' scheduler for a sampler. Raises ValueError for one that cannot sample this objective."""
@@ -84,7 +89,9 @@ class Diffusion:
         at = self._at(timesteps)
         return at.signal * latents.float() + at.noise * noise.float()  # (B, C, H, W)
 
-    def loss(self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Losses:
+    def loss(
+        self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor, *, mask: Tensor | None = None
+    ) -> Losses:
         """Squared error of the noise, plus the variational bound in bits per dimension, which trains the variance alone.
 
         Raises ValueError where the network has not the channels that the objective needs.
@@ -93,14 +100,25 @@ class Diffusion:
         prediction = model_fn(noisy, timesteps).float()
         _check_channels(prediction, latents, factor=2 if self.learned_variance else 1)
         epsilon = prediction[:, : latents.shape[1]]  # (B, C, H, W)
-        error = (epsilon - noise.float()).square().flatten(1).mean(1)  # (B,)
+        error = _mean((epsilon - noise.float()).square(), mask)  # (B,)
         if not self.learned_variance:
             return Losses(total=error, parts={"mse": error})
         variance = prediction[:, latents.shape[1] :]  # (B, C, H, W)
-        bound = self.bound(epsilon.detach(), variance, latents=latents.float(), noisy=noisy, timesteps=timesteps)  # (B,)
+        bound = self.bound(
+            epsilon.detach(), variance, latents=latents.float(), noisy=noisy, timesteps=timesteps, mask=mask
+        )  # (B,)
         return Losses(total=error + bound, parts={"mse": error, "bound": bound})
 
-    def bound(self, epsilon: Tensor, variance: Tensor, *, latents: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def bound(
+        self,
+        epsilon: Tensor,
+        variance: Tensor,
+        *,
+        latents: Tensor,
+        noisy: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """One term of the variational bound (B,), in bits per dimension.
 
         KL of the true posterior q(x_{t-1} | x_t, x_0) from the network's step; at t = 0 the negative log-likelihood of the
@@ -121,7 +139,7 @@ class Diffusion:
         )
         likelihood = _binned_log_likelihood(latents, mean=mean, log_std=0.5 * log_variance)
         nats = torch.where((timesteps == 0).view(-1, 1, 1, 1), -likelihood, divergence)  # (B, C, H, W)
-        return nats.flatten(1).mean(1) / math.log(2)
+        return _mean(nats, mask) / math.log(2)
 
     def scheduler_config(self, sampler: str) -> dict[str, Any]:
         """dpm-solver++ or ddim; the settings of the published PixArt pipelines."""
@@ -175,11 +193,13 @@ class RectifiedFlow:
         times = (timesteps.float() / self.num_train_timesteps).view(-1, 1, 1, 1)
         return torch.lerp(latents.float(), noise.float(), times)  # (B, C, H, W)
 
-    def loss(self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Losses:
+    def loss(
+        self, model_fn: ModelFn, latents: Tensor, noise: Tensor, timesteps: Tensor, *, mask: Tensor | None = None
+    ) -> Losses:
         """Squared error of the velocity, noise - latents. Raises ValueError for a network with a learned variance."""
         prediction = model_fn(self.add_noise(latents, noise, timesteps), timesteps).float()
         _check_channels(prediction, latents, factor=1)
-        error = (prediction - (noise.float() - latents.float())).square().flatten(1).mean(1)  # (B,)
+        error = _mean((prediction - (noise.float() - latents.float())).square(), mask)  # (B,)
         return Losses(total=error, parts={"mse": error})
 
     def scheduler_config(self, sampler: str) -> dict[str, Any]:
@@ -274,6 +294,13 @@ def _binned_log_likelihood(values: Tensor, *, mean: Tensor, log_std: Tensor) -> 
     below = torch.where(values < -0.999, 0.0, torch.special.ndtr((centred - _BIN) * scale))
     above = torch.where(values > 0.999, 1.0, torch.special.ndtr((centred + _BIN) * scale))
     return (above - below).clamp(min=1e-12).log()
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of each sample (B,) over all of its values (B, C, H, W), or over those where the mask (B, 1, H, W) is 1."""
+    if mask is None:
+        return values.flatten(1).mean(1)
+    return (values * mask).flatten(1).sum(1) / (mask.flatten(1).sum(1) * values.shape[1])
 
 
 def _check_channels(prediction: Tensor, latents: Tensor, *, factor: int) -> None:

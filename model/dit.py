@@ -2,7 +2,7 @@
 
     latents ─► patches + positions ─► blocks (self-attention, cross-attention, MLP) ─► final layer ─► prediction
     timesteps (, sizes) ─► t ─► one MLP for all blocks ─► S;  block i is modulated by S + E(i)        (adaLN-single)
-    captions ─► projected once per forward ─► keys and values of every block
+    captions ─► projected once per forward (─► text adapter) ─► keys and values of every block
 
 The class-conditional DiT, from which the text-conditional one starts, is the same without captions; each of its blocks has
 the MLP of its modulation to itself. Parameters bear the names of the official checkpoints.
@@ -24,83 +24,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.dit_config import PRESETS, DiTConfig, KVCompression
+from model.layers.captions import Captions, CaptionTokens, side_by_side
+from model.layers.primitives import Linear, RmsNorm, attend
+from model.layers.text_adapter import AdapterBlock
+from model.layers.token_routing import TokenRoute
 
-__all__ = ["PRESETS", "Captions", "DiT", "DiTConfig", "HiddenStates", "KVCompression", "PreparedCaptions", "position_table"]
+__all__ = [
+    "PRESETS",
+    "CaptionTokens",
+    "Captions",
+    "DiT",
+    "DiTConfig",
+    "HiddenStates",
+    "KVCompression",
+    "Linear",
+    "PreparedCaptions",
+    "position_table",
+]
 
 FREQUENCIES = 256
 NORM_EPS = 1e-6
 
 
 # ------------------------------------------------------------------------------------------------------------- captions
-
-
-@dataclass(frozen=True, eq=False)
-class Captions:
-    """The tokens of a batch of captions, one caption after the other and no padding between them."""
-
-    tokens: Tensor
-    """(T, F), any float dtype, on any device."""
-    lengths: Tensor
-    """(B,) int64, on the CPU: shapes follow from it, and a device need not be asked. Sums to T; none is 0."""
-
-    def __post_init__(self) -> None:
-        if self.tokens.ndim != 2 or self.lengths.ndim != 1:
-            found = f"{list(self.tokens.shape)} and {list(self.lengths.shape)}"
-            raise ValueError(f"captions: expected tokens (T, F) and lengths (B,), found {found}")
-        if self.lengths.device.type != "cpu":
-            object.__setattr__(self, "lengths", self.lengths.cpu())
-        total, shortest = int(self.lengths.sum()), int(self.lengths.min()) if len(self.lengths) else 1
-        if total != len(self.tokens) or shortest < 1:
-            raise ValueError(
-                f"captions: expected lengths of 1 and more that sum to the {len(self.tokens)} tokens, "
-                f"found a sum of {total} and a shortest of {shortest}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @classmethod
-    def from_padded(cls, embeddings: Tensor, mask: Tensor) -> "Captions":
-        """Packs embeddings (B, L, F) where mask (B, L) is true or not 0. Raises ValueError for a mask that does not fit."""
-        if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2]:
-            found = f"mask {list(mask.shape)} and embeddings {list(embeddings.shape)}"
-            raise ValueError(f"caption mask: expected a mask (B, L) for embeddings (B, L, F), found {found}")
-        valid = mask != 0
-        lengths = valid.sum(1).cpu()
-        if empty := (lengths == 0).nonzero().flatten().tolist():
-            raise ValueError(f"caption mask: expected a token in each row, found none in rows {empty}")
-        return cls(tokens=embeddings[valid], lengths=lengths)
-
-    @classmethod
-    def cat(cls, batches: Sequence["Captions"]) -> "Captions":
-        """The captions of all batches, in order."""
-        return cls(
-            tokens=torch.cat([batch.tokens for batch in batches]), lengths=torch.cat([batch.lengths for batch in batches])
-        )
-
-    def select(self, indices: Sequence[int]) -> "Captions":
-        """Captions at these indices, in this order; an index may occur several times."""
-        parts = self.tokens.split(self.lengths.tolist())
-        return Captions(tokens=torch.cat([parts[index] for index in indices]), lengths=self.lengths[list(indices)])
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Captions":
-        """Copy with the tokens on another device or in another dtype."""
-        return Captions(tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=True), lengths=self.lengths)
-
-
-class CaptionTokens(NamedTuple):
-    """Projected captions as the blocks read them: computed once per forward."""
-
-    tokens: Tensor
-    """(T, D)"""
-    num: int
-    """B"""
-    longest: int
-    """L, a multiple of 8 where there is a mask: what GPU kernels ask of one."""
-    slots: Tensor | None
-    """(T,) the row of (B L) of each token; None where all captions are equally long: the tokens are (B, L) as they are."""
-    bias: Tensor | None
-    """(B, 1, 1, L) 0 at tokens and -inf behind them."""
 
 
 class KeysValues(NamedTuple):
@@ -146,16 +92,6 @@ def _frequencies(values: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------- embedders
-
-
-class Linear(nn.Linear):
-    """A linear layer that starts at zero: `DiT.initialise` draws the weights, no constructor does."""
-
-    def reset_parameters(self) -> None:
-        """Zeros."""
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
 
 class PatchEmbedder(nn.Module):
@@ -253,14 +189,6 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of (B, N, heads, d) over (B, M, heads, d) to (B, N, D)."""
-    attended = F.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=bias
-    )  # (B, heads, N, d)
-    return attended.transpose(1, 2).flatten(2)  # (B, N, D)
-
-
 class SelfAttention(nn.Module):
     """Every patch looks at every patch, or in Sigma's late blocks at every square of patches."""
 
@@ -289,7 +217,7 @@ class SelfAttention(nn.Module):
         if self.factor > 1:
             keys, values = self._compress(keys, grid), self._compress(values, grid)  # (B, N / factor^2, D)
         heads = [part.unflatten(2, (self.heads, -1)) for part in (queries, keys, values)]  # (B, N, heads, d)
-        return self.proj(_attend(heads[0], heads[1], heads[2], None))  # type: ignore[no-any-return]
+        return self.proj(attend(heads[0], heads[1], heads[2], None))  # type: ignore[no-any-return]
 
     def average_squares(self) -> None:
         """Sets the compression to the mean of each square: how it starts."""
@@ -316,14 +244,12 @@ class CrossAttention(nn.Module):
         """(B, N, D) to (B, N, D)."""
         keys, values, bias = captions if isinstance(captions, KeysValues) else self.keys_values(captions)
         queries = self.q_linear(x).unflatten(2, (self.heads, -1))  # (B, N, heads, d)
-        return self.proj(_attend(queries, keys, values, bias))  # type: ignore[no-any-return]
+        return self.proj(attend(queries, keys, values, bias))  # type: ignore[no-any-return]
 
     def keys_values(self, captions: CaptionTokens) -> KeysValues:
         """Projects the tokens and nothing else; shorter captions are filled up behind the projection."""
         both = self.kv_linear(captions.tokens)  # (T, 2 D)
-        if captions.slots is not None:
-            filled = both.new_zeros(captions.num * captions.longest, both.shape[1])
-            both = filled.index_copy(0, captions.slots, both)  # (B L, 2 D)
+        both = side_by_side(both, captions)  # (B L, 2 D)
         keys, values = both.view(captions.num, captions.longest, 2, self.heads, -1).unbind(2)  # 2 x (B, L, heads, d)
         return KeysValues(keys, values, captions.bias)
 
@@ -403,7 +329,7 @@ class HiddenStates:
     blocks: frozenset[int]
     """Numbers of the blocks to keep, from 1."""
     outputs: dict[int, Tensor] = field(default_factory=dict)
-    """Tokens (B, N, D) behind each of these blocks, attached to the graph."""
+    """Tokens (B, N, D) behind each of these blocks, attached to the graph; of routed blocks those that they saw, (B, K, D)."""
 
 
 class DiT(nn.Module):
@@ -426,6 +352,7 @@ class DiT(nn.Module):
         blocks = [TextBlock(config, index=index) if text else ClassBlock(config) for index in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
         self.final_layer = FinalLayer(config)
+        self.text_adapter = nn.ModuleList([AdapterBlock(config) for _ in range(config.text_adapter_blocks)])
         self._positions: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
 
     def forward(
@@ -438,31 +365,35 @@ class DiT(nn.Module):
         sizes: Tensor | None = None,
         aspect_ratios: Tensor | None = None,
         hidden: HiddenStates | None = None,
+        route: TokenRoute | None = None,
     ) -> Tensor:
         """The prediction (B, C_out, H, W) for noisy latents; with learned_variance its second half is the variance's.
 
         latents (B, C, H, W), sides multiples of the patch size; timesteps (B,) in 0..1000, whole or not; captions of B (text);
         class_labels (B,) int64, None for no class (class); sizes (B, 2) the original height and width in pixels and
-        aspect_ratios (B, 1) height / width (micro_conditioning); hidden is filled with the outputs of the blocks that it names.
-        Raises ValueError for what does not fit.
+        aspect_ratios (B, 1) height / width (micro_conditioning); hidden is filled with the outputs of the blocks that it names;
+        route: tokens that its blocks see alone. Raises ValueError for what does not fit.
         """
         grid = self._check_latents(latents)
         self._check_conditions(len(latents), timesteps=timesteps, labels=class_labels, sizes=sizes, ratios=aspect_ratios)
         self._check_captions(captions, batch=len(latents))
+        self._check_route(route, batch=len(latents))
         x = self.x_embedder(latents)  # (B, N, D)
         x = x + self._position(grid, x.device)  # (B, N, D)
         with torch.autocast(x.device.type, enabled=False):  # in the weights' own precision
             condition = self._condition(timesteps, class_labels, sizes, aspect_ratios)  # (B, D)
             shared = self.t_block(condition).unflatten(1, (6, -1)) if captions is not None else condition  # (B, 6, D)
-        texts = self._texts(captions)
-        for number, (block, text) in enumerate(zip(self.blocks, texts, strict=True), start=1):
+        everything: Tensor | None = None  # (B, N, D) where blocks are routed; else nothing is kept longer than it is needed
+        first, last = (route.blocks.before, self.config.depth - route.blocks.after) if route is not None else (0, 0)
+        for number, (block, text) in enumerate(zip(self.blocks, self._texts(captions), strict=True), start=1):
+            if route is not None and number == first + 1:
+                everything, x = x, route.take(x)  # (B, K, D)
             inputs = (x, shared, grid) if text is None else (x, shared, text, grid)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *inputs, use_reentrant=False)  # (B, N, D)
-            else:
-                x = block(*inputs)  # (B, N, D)
+            x = self._run(block, *inputs)  # (B, N or K, D)
             if hidden is not None and number in hidden.blocks:
                 hidden.outputs[number] = x
+            if route is not None and everything is not None and number == last:
+                x, everything = route.put_back(everything, x), None  # (B, N, D)
         return self._unpatchify(self.final_layer(x, condition), grid)  # (B, C_out, H, W)
 
     @torch.no_grad()
@@ -479,7 +410,7 @@ class DiT(nn.Module):
         dynamic: as torch.compile has it; True compiles for all shapes at once, so that none depends on which came first.
         With FSDP2, shard first: docs/network.md.
         """
-        for block in self.blocks:
+        for block in (*self.text_adapter, *self.blocks):
             block.compile(dynamic=dynamic)
 
     def rebase(self, config: DiTConfig) -> None:
@@ -495,7 +426,10 @@ class DiT(nn.Module):
         to the residual stream at first. Deviation: a network narrower than the paper's, or with a narrower text encoder, embeds
         captions at the scale that the paper's has; else it learns to read them late.
         """
+        of_adapter = {f"text_adapter.{name}": module for name, module in self.text_adapter.named_modules()}
         for name, module in self.named_modules():
+            if name in of_adapter:
+                continue
             if isinstance(module, Linear):
                 self._draw_linear(name, module, generator)
             elif isinstance(module, nn.LayerNorm):
@@ -511,6 +445,11 @@ class DiT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("scale_shift_table"):
                 nn.init.normal_(parameter, std=self.config.width**-0.5, generator=generator)
+        for name, module in of_adapter.items():  # last: all other weights are those of a network without it
+            if isinstance(module, Linear):
+                self._draw_linear(name, module, generator)
+            elif isinstance(module, RmsNorm):
+                module.reset_parameters()
         return self
 
     @staticmethod
@@ -518,11 +457,17 @@ class DiT(nn.Module):
         nn.init.zeros_(module.bias)
         if name == "final_layer.linear" or name.endswith(("cross_attn.proj", "adaLN_modulation.1")):
             nn.init.zeros_(module.weight)
-        elif name.startswith("blocks."):
+        elif name.startswith(("blocks.", "text_adapter.")):
             nn.init.xavier_uniform_(module.weight, generator=generator)
         else:  # the embedders and t_block
             papers_inputs = _PAPERS_INPUTS.get(name, module.in_features)
             nn.init.normal_(module.weight, std=0.02 * (papers_inputs / module.in_features) ** 0.5, generator=generator)
+
+    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+        """A block's output, of which the backward pass finds either all or the inputs alone."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(*inputs)  # type: ignore[no-any-return]
 
     def _condition(
         self, timesteps: Tensor, class_labels: Tensor | None, sizes: Tensor | None, aspect_ratios: Tensor | None
@@ -546,8 +491,15 @@ class DiT(nn.Module):
 
     def _project(self, captions: Captions) -> CaptionTokens:
         """The captions' tokens at the network's width, and where they go when attention wants them side by side."""
-        tokens = self.y_embedder(captions.tokens)  # (T, D)
-        lengths, num, longest = captions.lengths, len(captions), int(captions.lengths.max())
+        projected = self._place(self.y_embedder(captions.tokens), captions.lengths)  # (T, D)
+        for block in self.text_adapter:
+            projected = projected._replace(tokens=self._run(block, projected.tokens, projected))  # (T, D)
+        return projected
+
+    @staticmethod
+    def _place(tokens: Tensor, lengths: Tensor) -> CaptionTokens:
+        """Packed tokens (T, D) of captions of these lengths (B,) with their places."""
+        num, longest = len(lengths), int(lengths.max())
         if int(lengths.min()) == longest:
             return CaptionTokens(tokens, num, longest, slots=None, bias=None)
         longest = -(-longest // 8) * 8
@@ -606,6 +558,14 @@ class DiT(nn.Module):
                 )
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name}: expected {list(shape)}, found {list(value.shape)}")
+
+    def _check_route(self, route: TokenRoute | None, *, batch: int) -> None:
+        """Raises ValueError for a route of another batch, or of blocks that this network lacks or compresses."""
+        if route is None:
+            return
+        if len(route.kept) != batch:
+            raise ValueError(f"route: expected tokens of {batch} samples, found {len(route.kept)}")
+        self.config.check_routed(route.blocks)
 
     def _check_captions(self, captions: Captions | PreparedCaptions | None, *, batch: int) -> None:
         """Raises ValueError for captions of another number, width or length, and where there should be none."""

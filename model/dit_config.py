@@ -24,6 +24,26 @@ class KVCompression:
             raise ValueError(f"kv_compression.factor: expected 2 or more, found {self.factor}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoutedBlocks:
+    """Blocks that see a part of an image's tokens in a forward pass: see model/layers/token_routing.py."""
+
+    share: float = 0.5
+    """Share of the tokens that pass these blocks by."""
+    before: int = 2
+    """Blocks before them, which see all tokens."""
+    after: int = 2
+    """Blocks behind them, which see all tokens; 0: masking."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.share < 1 and self.before >= 0 and self.after >= 0):
+            raise ValueError(f"routing: expected a share between 0 and 1, and 0 or more blocks before and after, found {self}")
+
+    def num_kept(self, num_tokens: int) -> int:
+        """Tokens that the blocks see, of so many; at least one."""
+        return max(1, round((1 - self.share) * num_tokens))
+
+
 @dataclass(frozen=True)
 class DiTConfig:
     """Sizes of a DiT. The defaults are PixArt-alpha XL/2 at 256 pixels."""
@@ -62,6 +82,8 @@ class DiTConfig:
     """Normalise queries and keys of self-attention over the whole width (Sigma)."""
     kv_compression: KVCompression = KVCompression()
     """Self-attention over fewer keys and values (Sigma)."""
+    text_adapter_blocks: int = 0
+    """Transformer blocks on the captions before the network reads them: 0, 1 or 2. Source: i1 (arXiv 2606.11289)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.kv_compression, Mapping):
@@ -69,7 +91,7 @@ class DiTConfig:
         problems = [
             f"{name}: expected a positive number, found {value}"
             for name, value in asdict(self).items()
-            if not isinstance(value, str | bool | dict) and not value > 0
+            if not isinstance(value, str | bool | dict) and not value > 0 and name != "text_adapter_blocks"
         ]
         if self.conditioning not in get_args(Conditioning):
             problems.append(f"conditioning: expected text or class, found {self.conditioning!r}")
@@ -90,14 +112,26 @@ class DiTConfig:
             f"width: expected a multiple of 3 for micro_conditioning, found {self.width}": (
                 self.micro_conditioning and self.width % 3
             ),
-            "micro_conditioning, qk_norm and kv_compression: expected with conditioning=text only": (
-                not text and (self.micro_conditioning or self.qk_norm or compressed)
+            f"text_adapter_blocks: expected 0, 1 or 2, found {self.text_adapter_blocks}": self.text_adapter_blocks
+            not in (0, 1, 2),
+            "micro_conditioning, qk_norm, kv_compression and text_adapter_blocks: expected with conditioning=text only": (
+                not text and (self.micro_conditioning or self.qk_norm or compressed or self.text_adapter_blocks)
             ),
             f"kv_compression.layers: expected indices below depth {self.depth}, found {list(compressed)}": (
                 compressed and not 0 <= min(compressed) <= max(compressed) < self.depth
             ),
         }
         return [message for message, failed in checks.items() if failed]
+
+    def check_routed(self, blocks: RoutedBlocks) -> None:
+        """Raises ValueError where this network cannot route tokens past these blocks."""
+        if blocks.before + blocks.after >= self.depth:
+            raise ValueError(
+                f"routing: expected blocks between the first {blocks.before} and the last {blocks.after}, "
+                f"found a depth of {self.depth}"
+            )
+        if self.kv_compression.layers:
+            raise ValueError("routing: expected a network without kv_compression, which reads squares of tokens")
 
     @property
     def out_channels(self) -> int:
@@ -115,6 +149,11 @@ class DiTConfig:
         return math.floor(self.width * self.mlp_ratio + 1e-6)  # a ratio that was read off shapes gives these back
 
     @property
+    def adapter_hidden(self) -> int:
+        """Hidden channels of the text adapter's SwiGLU: two thirds of four widths, rounded up to a multiple of 8."""
+        return -(-8 * self.width // 24) * 8
+
+    @property
     def base_grid(self) -> int:
         """Patches per side of the square that the positions are based on."""
         return self.sample_size // self.patch_size
@@ -122,6 +161,8 @@ class DiTConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives the same configuration back."""
         values = asdict(self)
+        if not self.text_adapter_blocks:  # so that earlier versions open what they can hold
+            del values["text_adapter_blocks"]
         values["kv_compression"]["layers"] = list(self.kv_compression.layers)
         return values
 
@@ -150,6 +191,11 @@ PRESETS: dict[str, DiTConfig] = {
     "L/2": DiTConfig(width=1024, depth=24, num_heads=16),
     "XL/2": DiTConfig(),
 }
+
+
+def default_patch_size(downsampling: int) -> int:
+    """Side of a patch in latent pixels, by the VAE's pixels per latent: 1 from 32 on, where a patch of 2 would span 64 px."""
+    return 1 if downsampling >= 32 else 2
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ D width, N patches, M keys of self-attention, L caption tokens, F channels of th
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, RoutedBlocks
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,31 @@ class Flops:
         return Flops(forward=self.forward * factor, backward=self.backward * factor)
 
 
-def dit_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0) -> dict[str, Flops]:
-    """Operations of an image of a grid (h, w) of patches with so many caption tokens, by layer; blocks are summed up."""
+def dit_flops(
+    config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0, routed: RoutedBlocks | None = None
+) -> dict[str, Flops]:
+    """Operations of an image of a grid (h, w) of patches with so many caption tokens, by layer; blocks are summed up.
+
+    `routed`: blocks that see a part of the tokens.
+    """
     num, width = grid[0] * grid[1], config.width
     patch_values = config.patch_size**2 * config.in_channels
     layers = {
         "patches": _linear(num, patch_values, width, reads_data=True),
         "conditions": _conditions(config),
         "captions": Flops(),
-        "self-attention": _self_attention(config, num),
-        "cross-attention": Flops(),
-        "mlp": (_linear(num, width, config.mlp_width) + _linear(num, config.mlp_width, width)) * config.depth,
+        "text-adapter": Flops(),
+        **_blocks(config, num, caption_tokens),
         "final": _linear(num, width, config.patch_size**2 * config.out_channels),
     }
+    if routed is not None:
+        share = (config.depth - routed.before - routed.after) / config.depth
+        few = _blocks(config, routed.num_kept(num), caption_tokens)
+        layers |= {name: layers[name] * (1 - share) + few[name] * share for name in few}
     if config.conditioning == "text":
-        projections = _linear(num, width, width) * 2 + _linear(caption_tokens, width, 2 * width)
-        layers["cross-attention"] = (projections + _attention(num, caption_tokens, width)) * config.depth
         layers["captions"] = _linear(caption_tokens, config.caption_width, width, reads_data=True)
         layers["captions"] += _linear(caption_tokens, width, width)
+        layers["text-adapter"] = _adapter_block(config, caption_tokens) * config.text_adapter_blocks
     return layers
 
 
@@ -61,9 +68,25 @@ def total(layers: Mapping[str, Flops]) -> Flops:
     return sum(layers.values(), start=Flops())
 
 
-def training_flops(config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0) -> float:
+def training_flops(
+    config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0, routed: RoutedBlocks | None = None
+) -> float:
     """Operations that training on one image takes, forward and backward."""
-    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens)).training
+    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens, routed=routed)).training
+
+
+def _blocks(config: DiTConfig, num: int, caption_tokens: float) -> dict[str, Flops]:
+    """The layers of all blocks on so many tokens."""
+    width = config.width
+    cross = Flops()
+    if config.conditioning == "text":
+        projections = _linear(num, width, width) * 2 + _linear(caption_tokens, width, 2 * width)
+        cross = (projections + _attention(num, caption_tokens, width)) * config.depth
+    return {
+        "self-attention": _self_attention(config, num),
+        "cross-attention": cross,
+        "mlp": (_linear(num, width, config.mlp_width) + _linear(num, config.mlp_width, width)) * config.depth,
+    }
 
 
 def _linear(rows: float, width_in: int, width_out: int, *, reads_data: bool = False) -> Flops:
@@ -87,6 +110,13 @@ def _self_attention(config: DiTConfig, num: int) -> Flops:
     compressed = _attention(num, num / compression.factor**2, width) + convolutions
     num_compressed = len(compression.layers)
     return projections * config.depth + full * (config.depth - num_compressed) + compressed * num_compressed
+
+
+def _adapter_block(config: DiTConfig, num: float) -> Flops:
+    """A block of the text adapter on a caption of so many tokens."""
+    width, hidden = config.width, config.adapter_hidden
+    attention = _linear(num, width, 3 * width) + _attention(num, num, width) + _linear(num, width, width)
+    return attention + _linear(num, width, hidden) * 2 + _linear(num, hidden, width)
 
 
 def _conditions(config: DiTConfig) -> Flops:

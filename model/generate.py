@@ -16,7 +16,7 @@ from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
-from model.sampling import SamplingConfig
+from model.sampling import GuidanceBy, SamplingConfig
 
 GRID = "grid.png"
 _OWN = "your own network (a training's folder or a checkpoint)"
@@ -46,10 +46,15 @@ class GenerateConfig:
     """Number of steps of the sampler."""
     guidance_scale: float = 4.5
     """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
+    guidance_by: GuidanceBy = "prompt"
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
+    tokens (routing), for networks that TREAD trained."""
     sampler: str = "dpm-solver++"
     """Sampler: dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
     eta: float = 0.0
     """Noise of ddim: 0 none, 1 as the forward process."""
+    shift: float | None = None
+    """Shift of rectified flow's times towards noise, for a size other than that of the last training; default: as trained."""
     height: int | None = None
     """Height in pixels; default: the checkpoint's resolution."""
     width: int | None = None
@@ -94,6 +99,8 @@ class GenerateConfig:
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             eta=self.eta,
+            shift=self.shift,
+            guidance_by=self.guidance_by,
         )
 
     def runtime(self) -> RuntimeConfig:

@@ -1,6 +1,7 @@
 """Sampling of latents: guidance and schedulers of diffusers take the network from noise to latents, step by step.
 
-Classifier-free guidance acts on all latent channels. (The authors' code guides three of four.)
+Classifier-free guidance acts on all latent channels. (The authors' code guides three of four.) Guidance by routing leads away
+from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step and image with tokens of its own.
 Each image has its own seed: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
 batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
 
@@ -9,8 +10,8 @@ Shapes: B images, C latent channels, h x w the sides of the latents.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundry.errors import UserError
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 
     from model.diffusion import Objective
     from model.dit import Captions, DiT
+    from model.dit_config import RoutedBlocks
 
 OnStep = Callable[[int, float, "torch.Tensor"], None]
 """Called after each step with its index from 0, its timestep in 0..1000 and the latents (B, C, h, w), which it may read."""
 
+GuidanceBy = Literal["prompt", "routing"]
+_ADDED = ("shift", "guidance_by")
+"""Settings that earlier versions did not have."""
 SCHEDULERS = {
     "dpm-solver++": "DPMSolverMultistepScheduler",
     "ddim": "DDIMScheduler",
@@ -48,6 +53,11 @@ class SamplingConfig:
     sigmas: tuple[float, ...] | None = None
     """Noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
     timesteps, num_inference_steps is then not read."""
+    shift: float | None = None
+    """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
+    guidance_by: GuidanceBy = "prompt"
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
+    tokens (routing), for networks that TREAD trained."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -60,12 +70,19 @@ class SamplingConfig:
                 ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler == "dpm-solver++"),
                 ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),
                 ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
+                ("guidance_by", f"one of {', '.join(get_args(GuidanceBy))}", self.guidance_by in get_args(GuidanceBy)),
+                ("shift", "above 0", self.shift is None or self.shift > 0),
                 ("sigmas", "falling, in 0..1", self.sigmas is None or _are_falling(self.sigmas, largest=1)),
             ]
             if not holds
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+    def record(self) -> dict[str, Any]:
+        """All settings as JSON holds them; without `shift` and `guidance_by` where they are not set, as earlier versions."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if key not in _ADDED or value != getattr(SamplingConfig, key)}
 
     @property
     def num_steps(self) -> int:
@@ -76,7 +93,12 @@ class SamplingConfig:
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is read at all."""
-        return self.guidance_scale > 1
+        return self.guidance_scale > 1 and self.guidance_by == "prompt"
+
+    @property
+    def routed(self) -> bool:
+        """Whether guidance leads away from a pass whose middle blocks see a part of the tokens."""
+        return self.guidance_scale > 1 and self.guidance_by == "routing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +106,8 @@ class Conditioning:
     """Conditioning of a batch of images. `negative_captions` are read with guidance only."""
 
     captions: "Captions"
+    routed: "RoutedBlocks | None" = None
+    """Blocks that see a part of the tokens in the pass that guidance by routing leads away from."""
     negative_captions: "Captions | None" = None
     sizes: "torch.Tensor | None" = None
     """(B, 2) height and width in pixels, for a network with micro-conditioning."""
@@ -117,13 +141,18 @@ def sample_latents(
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on the network's device.
 
-    `generators` are read with eta only. Raises UserError for a sampler that the objective does not know.
+    `generators` are read with eta and with guidance by routing only. Raises UserError for a sampler that the objective does not
+    know.
     """
     import torch
 
     device = next(transformer.parameters()).device
     with torch.no_grad():
-        predict = _predictor(transformer, conditioning, config)
+        predict = (
+            _routed_predictor(transformer, conditioning, config, generators or ())
+            if config.routed
+            else _predictor(transformer, conditioning, config)
+        )
     return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, on_step=on_step)
 
 
@@ -159,6 +188,14 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
     """A scheduler of diffusers for an objective, with its timesteps set. Raises UserError for what the two cannot do."""
     import diffusers
 
+    from model.diffusion import RectifiedFlow
+
+    if config.shift is not None:
+        if not isinstance(objective, RectifiedFlow):
+            raise UserError(
+                "a shift of times is for the objective rectified_flow, found diffusion: leave it out", setting="shift"
+            )
+        objective = replace(objective, shift=config.shift)
     try:
         settings = objective.scheduler_config(config.sampler)
     except ValueError as error:
@@ -206,5 +243,41 @@ def _predictor(
             return prediction
         negative, positive = prediction.chunk(2)  # 2 x (B, C, h, w)
         return negative + config.guidance_scale * (positive - negative)
+
+    return predict
+
+
+def _routed_predictor(
+    transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, generators: "Sequence[torch.Generator]"
+) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
+    """As `_predictor`, guided away from a pass whose middle blocks see a part of the tokens, drawn anew at each step."""
+    import torch
+
+    from model.layers.token_routing import TokenRoute
+
+    device, patch_size = next(transformer.parameters()).device, transformer.config.patch_size
+    prepared = transformer.prepare(conditioning.captions.to(device))  # keys and values, once for all steps
+    blocks = conditioning.routed
+    assert blocks is not None, "guidance by routing needs a network that was trained with it"
+    assert generators, "guidance by routing draws tokens from each image's generator"
+
+    def predict(latents: "torch.Tensor", timestep: "torch.Tensor") -> "torch.Tensor":
+        num = latents.shape[2] * latents.shape[3] // patch_size**2
+        ranks = torch.stack([torch.rand(num, generator=generator) for generator in generators])  # (B, N)
+        timesteps = timestep.to(latents.device, torch.float32).expand(len(latents))  # (B,)
+
+        def run(route: TokenRoute | None) -> "torch.Tensor":
+            output: torch.Tensor = transformer(
+                latents,
+                timesteps,
+                captions=prepared,
+                sizes=conditioning.sizes,
+                aspect_ratios=conditioning.aspect_ratios,
+                route=route,
+            )
+            return output[:, : latents.shape[1]].float()  # without the variance: (B, C, h, w)
+
+        weak, full = run(TokenRoute.by_rank(ranks.to(device), blocks)), run(None)
+        return weak + config.guidance_scale * (full - weak)
 
     return predict

@@ -28,6 +28,8 @@ class ServedModel:
     name: str
     settings: EndpointSettings
     answered_by: str
+    listed: dict[str, Any]
+    """What /v1/models says of it: vLLM's `root`, for example, is what was loaded under the name."""
 
     prompt_format = ""
     is_served = True
@@ -59,6 +61,7 @@ class ServedModel:
         return {
             "name": self.name,
             "revision": self.answered_by,
+            "listed": self.listed,
             "image_side_px": self.image_side_px,
             "image_format": self.settings.image_format,
             "body": self.settings.body,
@@ -78,11 +81,14 @@ def find_served_model(name: str, settings: EndpointSettings, generation: Generat
     endpoint = _endpoint(settings)
     served = endpoint.models()
     if name not in served:
-        raise UserError(f"the server at {settings.url} serves {', '.join(served) or 'no model'}, not {name}: give one of them")
+        raise UserError(
+            f"the server at {settings.url} serves {', '.join(served) or 'no model'}, not {name}: give one of them",
+            setting="model",
+        )
     body = _body(settings, generation, model=name, max_tokens=generation.max_new_tokens)
     grey = np.full((settings.image_side_px, settings.image_side_px, 3), 128, np.uint8)
     answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(grey)])]})
-    return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name)
+    return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name, listed=served[name])
 
 
 class EndpointEngine:
@@ -155,7 +161,7 @@ class EndpointEngine:
 
 def _endpoint(settings: EndpointSettings) -> ChatEndpoint:
     if settings.url is None:
-        raise UserError("the engine `endpoint` needs endpoint.url, the address of an OpenAI-compatible server")
+        raise UserError("the engine `endpoint` needs the address of an OpenAI-compatible server", setting="endpoint.url")
     return ChatEndpoint(
         Endpoint(
             url=settings.url,

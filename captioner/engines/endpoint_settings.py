@@ -38,7 +38,8 @@ class EndpointSettings:
     output_price: float = 0.0
     """Price of a million output tokens, in the same currency."""
     max_cost: float | None = None
-    """Price of all tokens at which the run stops with exit code 1; default: no limit."""
+    """Price of all tokens at which the run stops with exit code 1; units that are under way then are not committed, but paid;
+    default: no limit."""
 
     def __post_init__(self) -> None:
         problems = [] if self.url is None else url_problems(self.url, setting="endpoint.url")

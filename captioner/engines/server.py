@@ -151,6 +151,7 @@ def caption_server(
     engine: TransformersEngine, *, name: str, limits: ServerLimits, image_side_px: int, key: str | None = None
 ) -> FastAPI:
     """The application. `name` is the model's; `key`, where there is one, must come as a bearer token."""
+    defaults = engine.settings  # the batcher sets those of each request
     batcher = Batcher(engine, max_waiting=limits.max_waiting)
     app = FastAPI(title=f"T2I Foundry: {name}", on_shutdown=[batcher.close])
 
@@ -182,7 +183,7 @@ def caption_server(
     async def completions(request: Request) -> Any:
         body = await _body(request, limits)
         question = await asyncio.to_thread(
-            read_question, body, name=name, defaults=engine.settings, limits=limits, image_side_px=image_side_px
+            read_question, body, name=name, defaults=defaults, limits=limits, image_side_px=image_side_px
         )
         try:
             generation = await asyncio.wrap_future(batcher.submit(question))

@@ -11,6 +11,7 @@ prompts of similar size, so that little is padded.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,10 @@ _ROW_DIMS |= {"token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_id
 @dataclass(frozen=True, kw_only=True)
 class TransformersModel(ModelSource):
     """A model that transformers will load."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is, and by which version of transformers it runs."""
+        return {**super().describe(), "engine_version": version("transformers")}
 
     def load(self, generation: GenerationSettings) -> "TransformersEngine":
         """The engine, on this process's device."""

@@ -55,7 +55,7 @@ for process in found:
 """
 _NOT_INSTALLED = (
     "the engine `vllm` needs vLLM, which {where} lacks: install it, with this package and the same Ray, into an environment of "
-    "its own, and name that environment's interpreter as ray.replica_python"
+    "its own, and name that environment's interpreter"
 )
 
 
@@ -89,10 +89,10 @@ def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str 
         found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_VERSION_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(
-            f"ray.replica_python {python} cannot be run ({error}): name the interpreter of an environment"
+            f"{python} cannot be run ({error}): name the interpreter of an environment", setting="ray.replica_python"
         ) from None
     if found.returncode:
-        raise UserError(_NOT_INSTALLED.format(where=python or "this environment"))
+        raise UserError(_NOT_INSTALLED.format(where=python or "this environment"), setting="ray.replica_python")
     return VllmModel(**vars(source), settings=settings, version=found.stdout.strip())
 
 
@@ -116,7 +116,10 @@ class VllmEngine:
         try:
             self._llm = LLM(**_arguments(source, generation, settings))
         except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"vLLM cannot load {source.name}: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(
+                f"vLLM cannot load {source.name}: {one_line(error, limit=300)} What its own process printed is in the log of the "
+                "replica, in session_latest/logs of Ray's folder on its node"
+            ) from error
         threading.Thread(target=_end_with, args=(multiprocessing.active_children(),), daemon=True).start()
 
     def caption(

@@ -70,6 +70,9 @@ def caption_images(config: CaptionConfig) -> int:
         commits = read_commits(run)
     allowed = _allowed(config, wanted, commits)
     spending = Spending(config.endpoint, commits)
+    if (units or retried) and (excess := spending.excess()):
+        print(f"error: {excess}", file=sys.stderr)
+        return 1
     if units or retried:
         # An image that is tried again counts once it is rejected again.
         rejected = sum(commit.num_rejected for commit in commits) - sum(unit.num_images for unit in retried)
@@ -249,12 +252,13 @@ def _with_absolute_paths(config: CaptionConfig) -> CaptionConfig:
         model=absolute(config.model),
         tagger=replace(config.tagger, spacy_model=absolute(config.tagger.spacy_model)),
         t5=replace(config.t5, tokenizer=absolute(config.t5.tokenizer)),
+        vllm=replace(config.vllm, lora=config.vllm.lora and absolute(config.vllm.lora)),
     )
 
 
 def _visible(config: CaptionConfig, job: CaptionJob, *, images: Sequence[str]) -> dict[str, str]:
     """The local paths that every node must see, and the text that must be in them."""
-    read_by_workers = (config.model, config.tagger.spacy_model, config.t5.tokenizer)
+    read_by_workers = (config.model, config.tagger.spacy_model, config.t5.tokenizer, config.vllm.lora)
     paths = {path: "" for path in (*images, config.captions_from or "") if path and is_local_path(path)}
     paths |= {path: "" for path in _path_settings(config) if path in read_by_workers}
     return paths | ({f"{config.out}/run.json": job.run_id} if is_local_path(config.out) else {})

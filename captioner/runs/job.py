@@ -210,6 +210,9 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     )
     if before is not None and model.prompt_format == LLAVA_PROMPT and "prompt_format" not in before.get("model", {}):
         del settings["model"]["prompt_format"]  # runs before it was recorded assumed the same prompt
+    for name in ("engine_version", "listed"):
+        if before is not None and name not in before.get("model", {}):
+            settings["model"].pop(name, None)  # runs before it was recorded
     earlier = None
     if source is not None and config.captions_from is not None:
         settings["captions_from"] = {"run_id": source.run_id, "only": query_of(config)}

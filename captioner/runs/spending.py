@@ -3,25 +3,31 @@
 from collections.abc import Sequence
 
 from captioner.engines.endpoint_settings import EndpointSettings
-from foundry.errors import UserError
 from foundry.units.commits import Commit
+from foundry.units.run import BudgetExceeded
 
 
 class Spending:
     """Counts the tokens of all committed units, of earlier starts too, and checks their price against the limit."""
 
     def __init__(self, settings: EndpointSettings, commits: Sequence[Commit]) -> None:
-        """Raises UserError where the limit is reached already."""
         self._settings = settings
         self._input_tokens = self._output_tokens = 0
         for commit in commits:
             self._count(commit)
-        self._check()
 
     def add(self, commit: Commit) -> None:
-        """Counts a unit. Raises UserError where the limit is reached."""
+        """Counts a unit. Raises BudgetExceeded where the limit is reached."""
         self._count(commit)
-        self._check()
+        if said := self.excess():
+            raise BudgetExceeded(said)
+
+    def excess(self) -> str:
+        """What to say where the limit is reached; "" elsewhere."""
+        limit = self._settings.max_cost
+        if limit is None or self._cost < limit:
+            return ""
+        return f"{self.line()}, endpoint.max_cost is {limit:g}: raise it, and the same command resumes"
 
     def line(self) -> str:
         """What was spent, in one line; "" without prices."""
@@ -36,8 +42,3 @@ class Spending:
     def _count(self, commit: Commit) -> None:
         self._input_tokens += commit.num_input_tokens
         self._output_tokens += commit.num_tokens
-
-    def _check(self) -> None:
-        limit = self._settings.max_cost
-        if limit is not None and self._cost >= limit:
-            raise UserError(f"{self.line()}, endpoint.max_cost is {limit:g}: raise it, and the same command resumes")

@@ -77,7 +77,7 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
     noise = draw_noise(image_generators(noise_seeds), (sizes.in_channels, sizes.sample_size, sizes.sample_size))
     objective = make_objective(pipeline.objective, pipeline.objective_settings)
     latents = denoise(predict, objective, noise=noise, config=sampling)  # (B, C, h, w)
-    vae = load_vae(VAEConfig(name=pipeline.vae.name, dtype="float32"))
+    vae = load_vae(VAEConfig(name=pipeline.vae.name, dtype="float32"), scale=pipeline.latent_scale)
     images = [to_output(to_pixels(vae.decode(own[None])), "pil") for own in latents]
     return [image for image in images if isinstance(image, Image.Image)]
 

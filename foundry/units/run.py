@@ -18,7 +18,7 @@ _SOON_S = 2.0
 
 
 class BudgetExceeded(Exception):
-    """More images were rejected than is allowed."""
+    """More images were rejected, or more was spent, than is allowed."""
 
 
 class Progress:
@@ -64,7 +64,7 @@ class Progress:
         if rejected > self.budget:
             raise BudgetExceeded(
                 f"{rejected} of the {self.images + num_uncommitted} images done just now are rejected, "
-                f"{self.budget} more were allowed"
+                f"{self.budget} more were allowed: see the reasons in rejected, or raise max_rejected"
             )
 
     def summary(self) -> str:
@@ -145,7 +145,7 @@ def within_budget(
         with progress:
             work()
     except BudgetExceeded as error:
-        print(f"error: {error}: see the reasons in rejected, or raise max_rejected", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return False
     return True
 

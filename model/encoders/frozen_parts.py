@@ -24,7 +24,17 @@ UNNAMED = ""
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 _MINI: dict[Kind, str] = {"text_encoder": "t5-mini", "vae": "vae-mini"}
 _HUB_FILES: dict[Kind, list[str]] = {
-    "text_encoder": ["config.json", "model*.safetensors*", "*token*.json", "spiece.model", "text_encoder/*", "tokenizer/*"],
+    "text_encoder": [
+        "config.json",
+        "model*.safetensors*",
+        "*token*.json",
+        "spiece.model",
+        "vocab.json",
+        "merges.txt",
+        "chat_template*",
+        "text_encoder/*",
+        "tokenizer/*",
+    ],
     "vae": ["config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"],
 }
 _VARIANTS = ["*.fp16*", "*.bf16*"]
@@ -98,9 +108,11 @@ def stored_tensors(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, "t
     wanted = set(names)
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            for name in sorted(wanted & set(file.keys())):
-                yield name, file.get_tensor(name)
-                wanted.remove(name)
+            for key in sorted(file.keys()):  # files of a whole model name its parts below `model.`
+                name = key if key in wanted else key.removeprefix("model.")
+                if name in wanted:
+                    yield name, file.get_tensor(key)
+                    wanted.remove(name)
     if wanted:
         raise UserError(f"{folder} holds no tensor {min(wanted)} ({len(wanted)} are missing): the download may be incomplete")
 

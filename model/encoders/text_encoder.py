@@ -1,10 +1,12 @@
-"""Frozen T5 that reads captions: text in, packed token features out. The only home of the null caption, T5("").
+"""Frozen encoder that reads captions: text in, packed token features out. The only home of the null caption, T5("").
 
+T5, the encoder of T5Gemma, or a decoder-only language model (Gemma, Gemma 2 and 3, Qwen3), whose tokens see those before them.
 Source: Raffel et al. 2020 (T5); PixArt-alpha, section 2.3 (T5-XXL, 120 tokens).
 Shapes: B captions, L tokens of the longest in a batch, T tokens of all captions, D width of the encoder.
 """
 
 import importlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -13,11 +15,12 @@ from foundry.errors import UserError
 from foundry.hardware import AutoDtype, resolve_dtype
 from foundry.storage.model_files import load_network
 from foundry.wording import CHOICE, ModelChoice
+from model.encoders.caption_template import PLACE, CaptionTemplate, CaptionTokens, render_chat
 from model.encoders.frozen_parts import PUBLISHED, FrozenPart, find_part, fingerprint, stored_tensors
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase, T5EncoderModel
+    from transformers import PreTrainedTokenizerBase
 
     from model.dit import Captions
 
@@ -25,12 +28,24 @@ Quantisation = Literal["none", "bitsandbytes", "torchao", "bitsandbytes_4bit"]
 Cleaning = Literal["none", "lower", "thorough"]
 
 NULL_CAPTION = ""
-_VOCABULARIES = ("tokenizer.json", "spiece.model")
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
+_T5 = "t5"
+_CLASSES = {
+    _T5: "T5EncoderModel",
+    "t5gemma": "T5GemmaEncoderModel",
+    "gemma": "GemmaModel",
+    "gemma2": "Gemma2Model",
+    "gemma3_text": "Gemma3TextModel",
+    "qwen3": "Qwen3Model",
+}
+"""Classes of transformers by the model_type of config.json."""
+_SOFTCAPPED = ("t5gemma", "gemma2")
+"""Models that cap the logits of attention, which transformers does in its plain attention alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Settings of the T5 encoder."""
+    """Settings of the text encoder."""
 
     name: str = field(metadata={CHOICE: ModelChoice(real=PUBLISHED[120])})
     """Hub id or folder, also of a whole diffusers pipeline, or `mini`: the small world's toy. There is no default."""
@@ -45,6 +60,12 @@ class TextEncoderConfig:
     """Cleaning of captions: none; lower: lower case, no outer blanks; thorough: PixArtAlphaPipeline's, for web captions."""
     max_caption_tokens: int = 120
     """Number of tokens, </s> included, at which captions are cut. PixArt-alpha: 120, Sigma: 300."""
+    template: str = PLACE
+    """Text around a caption, which takes the place of {caption}: an instruction, as "Describe the image: {caption}"."""
+    chat: bool = False
+    """Put the template into the tokenizer's chat template, as the user's message."""
+    hidden_state: int = -1
+    """Hidden state that is read, counted from the end: -1 is the last one, after the final norm; -2 the one before it."""
     max_batch_tokens: int = 8192
     """Number of tokens, padding included, that are encoded together at most."""
 
@@ -56,6 +77,8 @@ class TextEncoderConfig:
                 ("quantisation", f"one of {', '.join(get_args(Quantisation))}", self.quantisation in get_args(Quantisation)),
                 ("cleaning", f"one of {', '.join(get_args(Cleaning))}", self.cleaning in get_args(Cleaning)),
                 ("max_caption_tokens", "1 or more", self.max_caption_tokens >= 1),
+                ("template", f"a text that has {PLACE} once, as the place of the caption", self.template.count(PLACE) == 1),
+                ("hidden_state", "-1 or less", self.hidden_state <= -1),
                 ("max_batch_tokens", "max_caption_tokens or more", self.max_batch_tokens >= self.max_caption_tokens),
             ]
             if not holds
@@ -65,11 +88,11 @@ class TextEncoderConfig:
 
 
 class TextEncoder:
-    """T5 with its tokenizer. Deterministic; a caption's features do not depend on its batch beyond rounding."""
+    """Encoder with its tokenizer. Deterministic; a caption's features do not depend on its batch beyond rounding."""
 
     def __init__(
         self,
-        model: "T5EncoderModel",
+        model: Any,
         tokenizer: "PreTrainedTokenizerBase",
         *,
         config: TextEncoderConfig,
@@ -77,13 +100,20 @@ class TextEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.config = config  # with the dtype that `auto` means here
         self.part = part
+        if config.chat:
+            template = render_chat(config.template, tokenizer, name=config.name)
+            config = replace(config, template=template, chat=False)
+        self.config = config  # with the dtype that `auto` means here, and the whole template
+        self._template: CaptionTemplate | None = None
+        if model.config.model_type != _T5 or config.template != PLACE:  # T5 alone reads a caption as its tokenizer cuts it
+            self._template = CaptionTemplate(config.template, tokenizer, max_caption_tokens=config.max_caption_tokens)
+        self._check_limits()
 
     @property
     def width(self) -> int:
         """Width D of the encoder."""
-        return int(self.model.config.d_model)
+        return int(self.model.get_input_embeddings().embedding_dim)
 
     def encode(self, captions: Sequence[str], *, one_by_one: bool = False) -> "Captions":
         """Features of captions, in order, without padding: tokens (T, D) of the encoder's dtype, on its device.
@@ -98,11 +128,11 @@ class TextEncoder:
         features: list[torch.Tensor] = [torch.empty(0)] * len(ids)
         with torch.inference_mode():
             max_tokens = 1 if one_by_one else self.config.max_batch_tokens
-            for batch in batches_by_length([len(row) for row in ids], max_tokens=max_tokens):
-                for index, tokens in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
-                    features[index] = tokens
+            for batch in batches_by_length([len(row.ids) for row in ids], max_tokens=max_tokens):
+                for index, tokens in zip(batch, self._forward([ids[index].ids for index in batch]), strict=True):
+                    features[index] = tokens[ids[index].num_left_out :]
         empty = torch.empty(0, self.width, dtype=self.model.dtype, device=self.model.device)
-        lengths = torch.tensor([len(row) for row in ids], dtype=torch.long)
+        lengths = torch.tensor([row.num_kept for row in ids], dtype=torch.long)
         # A copy outside inference mode, so that a trainer may use the features under autograd.
         return Captions(tokens=torch.cat([empty, *features]).clone(), lengths=lengths)  # (T, D), (B,)
 
@@ -113,6 +143,8 @@ class TextEncoder:
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, </s> included, if none were cut."""
         texts = clean_captions(captions, self.config.cleaning)
+        if self._template is not None:
+            return self._template.count(texts)
         return [len(row) for row in self.tokenizer(texts, verbose=False).input_ids] if texts else []
 
     def count_cut_tokens(self, captions: Sequence[str]) -> list[int]:
@@ -127,11 +159,38 @@ class TextEncoder:
         assert self.part is not None
         return fingerprint(stored_tensors(self.part.folder, _parameter_names(self.part)), also=vocabulary)
 
-    def _tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+    def _check_limits(self) -> None:
+        """Raises UserError for more tokens than the model has positions, and for a hidden state that it has not."""
+        config = self._sizes
+        limit = getattr(config, "max_position_embeddings", None)
+        before = self._template.num_left_out if self._template else 0
+        if limit and self.config.max_caption_tokens + before > limit:
+            and_template = f" and {before} of the template" if before else ""
+            raise UserError(
+                f"{self.config.name} reads at most {limit} tokens, found max_caption_tokens {self.config.max_caption_tokens}"
+                f"{and_template}: give fewer",
+                setting="text_encoder.max_caption_tokens",
+            )
+        if -self.config.hidden_state > config.num_hidden_layers + 1:
+            raise UserError(
+                f"{self.config.name} has {config.num_hidden_layers} layers, found hidden_state {self.config.hidden_state}: "
+                f"give one from -1 to {-config.num_hidden_layers - 1}",
+                setting="text_encoder.hidden_state",
+            )
+
+    @property
+    def _sizes(self) -> Any:
+        """The configuration of the encoder itself: T5Gemma's has one for each half."""
+        return getattr(self.model.config, "encoder", None) or self.model.config
+
+    def _tokenize(self, captions: Sequence[str]) -> list[CaptionTokens]:
         texts = clean_captions(captions, self.config.cleaning)
         if not texts:
             return []
-        return list(self.tokenizer(texts, truncation=True, max_length=self.config.max_caption_tokens).input_ids)
+        if self._template is not None:
+            return self._template.tokenize(texts)
+        found = self.tokenizer(texts, truncation=True, max_length=self.config.max_caption_tokens).input_ids
+        return [CaptionTokens(list(ids), 0) for ids in found]
 
     def _forward(self, ids: Sequence[Sequence[int]]) -> list["torch.Tensor"]:
         """The features (length, D) of each of the captions of a batch."""
@@ -139,36 +198,57 @@ class TextEncoder:
 
         device = self.model.device
         lengths = torch.tensor([len(row) for row in ids], device=device)
-        padding = int(self.model.config.pad_token_id or 0)
+        padding = int(self._sizes.pad_token_id or 0)  # on the right, so that no token of a causal model sees it
         longest = max(len(row) for row in ids)
         padded = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in ids], device=device)  # (B, L)
         mask = (torch.arange(longest, device=device) < lengths[:, None]).long()  # (B, L)
-        hidden = self.model(input_ids=padded, attention_mask=mask).last_hidden_state  # (B, L, D)
+        options: dict[str, bool] = {} if self.model.config.model_type == _T5 else {"use_cache": False}
+        if self.config.hidden_state == -1:
+            hidden = self.model(input_ids=padded, attention_mask=mask, **options).last_hidden_state  # (B, L, D)
+        else:
+            output = self.model(input_ids=padded, attention_mask=mask, output_hidden_states=True, **options)
+            hidden = output.hidden_states[self.config.hidden_state]  # (B, L, D)
         return [row[: len(tokens)] for row, tokens in zip(hidden, ids, strict=True)]
 
 
 def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> TextEncoder:
-    """Loads T5 and its tokenizer. Raises UserError for a name that leads nowhere and for a library that is not installed."""
+    """Loads the encoder and its tokenizer.
+
+    Raises UserError for a name that leads nowhere, a model of another class, and a library that is not installed.
+    """
     import torch
-    from transformers import AutoTokenizer, T5EncoderModel
+    import transformers
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     config = replace(config, dtype=resolve_dtype(config.dtype, device))
     part = find_part(config.name, "text_encoder", revision=config.revision)
+    kind = _model_type(part)
     if not any((part.tokenizer_folder / name).is_file() for name in _VOCABULARIES):  # transformers would make one up
         raise UserError(f"{part.tokenizer_folder} holds no tokenizer: expected {' or '.join(_VOCABULARIES)}")
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    if kind in _SOFTCAPPED:
+        options["attn_implementation"] = "eager"
+    if kind == "t5gemma":
+        options["is_encoder_decoder"] = False
     if config.quantisation != "none":
         options |= {"quantization_config": _quantisation(config), "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(part.tokenizer_folder)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{part.tokenizer_folder} cannot be read as a tokenizer ({error!r}): fetch it again") from error
-    model = load_network(T5EncoderModel.from_pretrained, part.folder, what="a T5 encoder", **options)
-    if len(tokenizer) * 2 < model.config.vocab_size:
+    what = "a T5 encoder" if kind == _T5 else f"a {_CLASSES[kind]}"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it reports the head and the decoder, which are left out on purpose
+    try:
+        model = load_network(getattr(transformers, _CLASSES[kind]).from_pretrained, part.folder, what=what, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) * 2 < vocabulary:
         raise UserError(
-            f"{part.tokenizer_folder} has a vocabulary of {len(tokenizer)}, the encoder one of {model.config.vocab_size}: "
+            f"{part.tokenizer_folder} has a vocabulary of {len(tokenizer)}, the encoder one of {vocabulary}: "
             "give a folder whose tokenizer.json or spiece.model belongs to it"
         )
     return TextEncoder(
@@ -225,7 +305,23 @@ def _quantisation(config: TextEncoderConfig) -> Any:
 def _parameter_names(part: FrozenPart) -> list[str]:
     """Names of the encoder's parameters, tied ones once, without loading it."""
     import torch
-    from transformers import T5Config, T5EncoderModel
+    import transformers
 
+    kind = _model_type(part)
+    config = transformers.AutoConfig.from_pretrained(part.folder)
+    if kind == "t5gemma":
+        config.is_encoder_decoder = False
     with torch.device("meta"):
-        return [name for name, _ in T5EncoderModel(T5Config.from_pretrained(part.folder)).named_parameters()]
+        return [name for name, _ in getattr(transformers, _CLASSES[kind])(config).named_parameters()]
+
+
+def _model_type(part: FrozenPart) -> str:
+    """The model_type of config.json. Raises UserError for one that is no text encoder."""
+    path = part.folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type", _T5)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): fetch it again") from error
+    if found not in _CLASSES:
+        raise UserError(f"{path}: expected a text encoder of type {', '.join(_CLASSES)}, found {found}: give another model")
+    return str(found)

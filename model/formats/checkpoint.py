@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, RoutedBlocks
+from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.encoders.text_encoder import Cleaning
+from model.encoders.vae import LatentScale
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,19 @@ TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
+_TYPES = {
+    "resolution": int,
+    "objective_settings": dict,
+    "latent_scaling": list,
+    "latent_shift": list,
+    "caption_hidden_state": int,
+    "share": float,
+    "before": int,
+    "after": int,
+}
+"""Types of fields in JSON that are no text."""
+_ADDED_LATER = ("latent_scaling", "latent_shift", "caption_template", "caption_hidden_state", "routed")
+"""Fields of pipeline.json that earlier versions do not know: without them, they read what is written here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +71,42 @@ class PipelineConfig:
     """Text encoder of the captions."""
     vae: PartConfig = field(default_factory=PartConfig)
     """VAE between images and latents."""
+    latent_scaling: tuple[float, ...] = ()
+    """Scaling factor of each latent channel, measured on the features of the training; empty: as the VAE's config says."""
+    latent_shift: tuple[float, ...] = ()
+    """Shift of each latent channel likewise."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions in training: see TextEncoderConfig."""
+    caption_template: str = PLACE
+    """Text around a caption in training, that of a chat template included: see TextEncoderConfig."""
+    caption_hidden_state: int = -1
+    """Hidden state of the text encoder that training read, counted from the end."""
     licence: str = ""
     """Licence of the weights and terms of their training data."""
+    routed: RoutedBlocks | None = None
+    """Blocks that training led a part of the tokens past and back (TREAD), as guidance by routing does again; none: no such."""
 
     def __post_init__(self) -> None:
+        for name in ("latent_scaling", "latent_shift"):  # JSON has lists
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if len(self.latent_scaling) != len(self.latent_shift):
+            raise ValueError("latent_scaling and latent_shift: expected as many values of one as of the other")
+        if self.caption_template.count(PLACE) != 1:
+            raise ValueError(f"caption_template: expected a text that has {PLACE} once, found {self.caption_template!r}")
         expected = get_args(Cleaning)
         if self.caption_cleaning not in expected:
             raise ValueError(f"caption_cleaning: expected one of {', '.join(expected)}, found {self.caption_cleaning!r}")
 
+    @property
+    def latent_scale(self) -> LatentScale | None:
+        """The measured scale of the latents; none: the VAE's own."""
+        return LatentScale(self.latent_scaling, self.latent_shift) if self.latent_scaling else None
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` gives the same configuration back."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        """Plain JSON values; `from_dict` gives the same configuration back. What was added later is left out at its default."""
+        later = {one.name: one.default for one in dataclasses.fields(self) if one.name in _ADDED_LATER}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if later.get(name, ...) != value}
+        return {"format_version": FORMAT_VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PipelineConfig":
@@ -76,7 +114,9 @@ class PipelineConfig:
         rest = dict(values)
         if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
-        parts = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        parts: dict[str, Any] = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae")}
+        if "routed" in rest:
+            parts["routed"] = _strict(RoutedBlocks, rest.pop("routed"))
         config: PipelineConfig = _strict(cls, rest | parts)
         return config
 
@@ -223,8 +263,8 @@ def _strict(dataclass_type: type[Any], values: Any) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1)
             raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        expected = {"resolution": int, "objective_settings": dict}.get(key, str)
-        if not isinstance(value, expected | PartConfig) and not (key == "revision" and value is None):
+        expected = _TYPES.get(key, str)
+        if not isinstance(value, expected | PartConfig | RoutedBlocks) and not (key == "revision" and value is None):
             raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
     required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:

@@ -15,7 +15,8 @@ from foundry.errors import UserError
 from foundry.storage.model_files import in_place_of_weights
 from model.diffusion import make_objective
 from model.dit_config import DiTConfig, UnstatedConfig
-from model.encoders.frozen_parts import PUBLISHED, find_part
+from model.encoders.caption_template import PLACE
+from model.encoders.frozen_parts import PUBLISHED, UNNAMED, find_part
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import downsampling_of
 from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
@@ -30,6 +31,9 @@ _SCHEDULER = "scheduler/scheduler_config.json"
 _ADAPTERS = [f"{name}.{suffix}" for name in ("adapter_model", "pytorch_lora_weights") for suffix in ("safetensors", "bin")]
 _MICRO = "adaln_single.emb.resolution_embedder"
 _SIGMA_TOKENS = 300
+_KL_ALONE = "decode by an AutoencoderKL alone: keep the native format"
+_T5_ALONE = "pipelines for this network read the last layer of a T5, without a template: keep the native format"
+_ONE_FACTOR = "divide them by one factor alone: keep the native format, or train with the VAE's own scale"
 _SAMPLER = "dpm-solver++"
 # What our network does and diffusers makes a setting of: another value is another network.
 _FIXED = {
@@ -90,10 +94,12 @@ def write_folder(
 ) -> None:
     """Writes a pipeline that diffusers' from_pretrained opens as it is; without copied parts these are given to it.
 
-    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found.
+    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found, and where
+    diffusers' pipelines cannot compute what this one does.
     """
     from safetensors.torch import save_file
 
+    _check_pipeline(pipeline, text=config.conditioning == "text", copy_parts=copy_parts)
     text = config.conditioning == "text"
     parts = _copy_parts(folder, pipeline, text=text) if copy_parts else {name: [None, None] for name in _part_names(text=text)}
     (folder / TRANSFORMER).mkdir()
@@ -111,6 +117,38 @@ def write_folder(
     kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
     index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
     write_json(folder / _INDEX, index | ({_CLEANING: pipeline.caption_cleaning} if text else {}) | parts)
+
+
+def _check_pipeline(pipeline: PipelineConfig, *, text: bool, copy_parts: bool) -> None:
+    """Raises UserError for what diffusers' pipelines cannot hold. Parts on the hub are read only where they are copied."""
+    if pipeline.latent_scaling:
+        raise UserError(f"the latents are scaled by channel, and diffusers' pipelines {_ONE_FACTOR}", setting="target")
+    if (pipeline.caption_template, pipeline.caption_hidden_state) != (PLACE, -1):
+        raise UserError(
+            f"the text encoder reads captions in a template or another layer, and diffusers' {_T5_ALONE}", setting="target"
+        )
+    encoder = pipeline.text_encoder
+    if text and (copy_parts or _is_folder(encoder.name)):
+        kind = _read_json(find_part(encoder.name, "text_encoder", revision=encoder.revision).folder / "config.json")
+        if kind.get("model_type", "t5") != "t5":
+            raise UserError(f"the text encoder is a {kind['model_type']}, and diffusers' {_T5_ALONE}", setting="target")
+    if copy_parts or _is_folder(pipeline.vae.name):
+        _check_vae(find_part(pipeline.vae.name, "vae", revision=pipeline.vae.revision).folder / "config.json")
+
+
+def _is_folder(name: str) -> bool:
+    return name != UNNAMED and Path(name).expanduser().is_dir()
+
+
+def _check_vae(config: Path) -> None:
+    """Raises UserError for a VAE that diffusers' PixArt and DiT pipelines would run otherwise than it was trained with."""
+    values = _read_json(config)
+    if (kind := values.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise UserError(f"the VAE is an {kind}, and diffusers' pipelines for this network {_KL_ALONE}", setting="target")
+    if values.get("shift_factor") or values.get("latents_std"):
+        raise UserError(
+            f"{config} shifts its latents or scales them by channel, and diffusers' pipelines {_ONE_FACTOR}", setting="target"
+        )
 
 
 def _part_names(*, text: bool) -> list[str]:

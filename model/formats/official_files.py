@@ -125,6 +125,7 @@ def infer_config(state: Mapping[str, Tensor], unstated: UnstatedConfig, *, sourc
             "micro_conditioning": "csize_embedder.mlp.0.weight" in state,
             "qk_norm": "blocks.0.attn.q_norm.weight" in state,
             "kv_compression": KVCompression(layers=tuple(compressed), factor=factor),
+            "text_adapter_blocks": len({name.split(".")[1] for name in state if name.startswith("text_adapter.")}),
         }
     )
 

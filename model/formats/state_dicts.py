@@ -63,8 +63,12 @@ class Names:
 
 def diffusers_names(config: DiTConfig) -> dict[str, Names]:
     """Our name of each parameter that diffusers has, and its name there. Raises UserError for what diffusers cannot hold."""
-    if config.qk_norm or config.kv_compression.layers:
-        found = "qk_norm" if config.qk_norm else "kv_compression"
+    foreign = {
+        "qk_norm": config.qk_norm,
+        "kv_compression": config.kv_compression.layers,
+        "text adapter": config.text_adapter_blocks,
+    }
+    if found := next((name for name, is_there in foreign.items() if is_there), ""):
         raise UserError(
             f"diffusers' PixArtTransformer2DModel has no {found}: expected a network without; write an official file",
             setting="target",

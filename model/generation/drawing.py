@@ -68,6 +68,7 @@ def image_values(checkpoint: str, request: GenerationRequest, runtime: RuntimeCo
         "num_inference_steps": sampling.num_inference_steps,
         "guidance_scale": sampling.guidance_scale,
         "eta": sampling.eta,
+        **{key: value for key, value in sampling.record().items() if key in ("shift", "guidance_by")},
         "height": request.height,
         "width": request.width,
         "resolution_binning": request.resolution_binning,

@@ -80,6 +80,7 @@ class Pipeline:
         from tqdm import tqdm
 
         size = self._size(request)
+        self._check_guidance(request)
         make_scheduler(self.objective, request.sampling)  # refuses what does not go together before anything is loaded
         wanted = list(range(request.num_images) if images is None else images)
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
@@ -127,6 +128,15 @@ class Pipeline:
                 f"noise: expected {expected} for {size.height} x {size.width} px, found {tuple(request.noise.shape)}"
             )
         return size
+
+    def _check_guidance(self, request: GenerationRequest) -> None:
+        """Raises UserError for guidance by routing where the network was not trained with it."""
+        if request.sampling.routed and self.config.routed is None:
+            raise UserError(
+                "guidance by routing is for networks that TREAD trained, and this checkpoint's pipeline.json names no routed "
+                "blocks: take guidance by prompt",
+                setting="guidance_by",
+            )
 
     def _latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
         return (self.transformer_config.in_channels, size.height // self.downsampling, size.width // self.downsampling)
@@ -217,6 +227,7 @@ class Pipeline:
             ratios = sizes[:, :1] / sizes[:, 1:]
         return Conditioning(
             captions=encoded.captions.select(positions),
+            routed=self.config.routed,
             negative_captions=negatives.select(positions if len(negatives) > 1 else [0] * len(positions))
             if negatives
             else None,

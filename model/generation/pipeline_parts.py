@@ -14,6 +14,7 @@ from model.encoders.text_encoder import Quantisation, TextEncoder, TextEncoderCo
 from model.encoders.vae import VAE, VAEConfig, load_vae, read_downsampling
 from model.formats.checkpoint import (
     PartConfig,
+    PipelineConfig,
     check_fingerprint,
     load_checkpoint,
     read_pipeline_config,
@@ -111,6 +112,8 @@ def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | 
         dtype=runtime.text_encoder_dtype or runtime.dtype,
         quantisation=runtime.quantisation,
         cleaning=config.caption_cleaning,
+        template=config.caption_template,
+        hidden_state=config.caption_hidden_state,
         max_caption_tokens=transformer_config.max_caption_tokens,
         max_batch_tokens=max(GENERATION_BATCH_TOKENS, transformer_config.max_caption_tokens),
     )
@@ -124,7 +127,7 @@ def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | 
     return Parts(
         transformer=Part(lambda: _load_transformer(root, runtime), keep=keep),
         text_encoder=Part(lambda: _load_text_encoder(text_encoder_config, config.text_encoder, runtime), keep=keep),
-        vae=Part(lambda: _load_vae(vae_config, config.vae, runtime), keep=keep),
+        vae=Part(lambda: _load_vae(vae_config, config, runtime), keep=keep),
         downsampling=read_downsampling(vae_config),
     )
 
@@ -141,7 +144,7 @@ def _load_text_encoder(config: TextEncoderConfig, expected: PartConfig, runtime:
     return encoder
 
 
-def _load_vae(config: VAEConfig, expected: PartConfig, runtime: RuntimeConfig) -> VAE:
-    vae = load_vae(config, device=runtime.device)
-    check_fingerprint("vae", expected, name=config.name, found=vae.fingerprint())
+def _load_vae(config: VAEConfig, pipeline: PipelineConfig, runtime: RuntimeConfig) -> VAE:
+    vae = load_vae(config, device=runtime.device, scale=pipeline.latent_scale)
+    check_fingerprint("vae", pipeline.vae, name=config.name, found=vae.fingerprint())
     return vae

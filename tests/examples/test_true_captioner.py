@@ -27,7 +27,7 @@ def test_scenes_are_known_by_their_pixels(tmp_path: Path, monkeypatch: pytest.Mo
     write_scenes(wanted, tmp_path / "scenes")
     truths = true_captions(tmp_path / "scenes")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, truths)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         settings = EndpointSettings(url=f"http://127.0.0.1:{server.server_port}/v1", tries=1)
         engine = EndpointEngine(find_served_model(NAME, settings, GenerationSettings()), GenerationSettings())
@@ -35,7 +35,7 @@ def test_scenes_are_known_by_their_pixels(tmp_path: Path, monkeypatch: pytest.Mo
         images = [decode_image(path.read_bytes(), limits=DecodeLimits()).pixels for path in files]
         said = engine.caption(images, ["What?"] * 3, ["a", "b", "c"])
         with pytest.raises(RequestRefused, match="none of the scenes"):
-            engine.caption([np.zeros((64, 64, 3), np.uint8)], ["What?"], ["d"])
+            engine.caption([np.eye(64, dtype=np.uint8)[:, :, None].repeat(3, axis=2)], ["What?"], ["d"])
         server.shutdown()
         thread.join()
     expected = [structured_caption(draw_scene(seed=4, index=index), seed=4) for index in range(3)]

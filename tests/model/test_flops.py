@@ -15,6 +15,7 @@ from trainer.monitoring.gpus import GPUS, gpu_of_device
 TEXT = DiTConfig(sample_size=16, width=48, depth=3, num_heads=4, caption_width=32, max_caption_tokens=20)
 CLASS = dataclasses.replace(TEXT, conditioning="class", num_classes=5)
 SIGMA = dataclasses.replace(TEXT, micro_conditioning=True, qk_norm=True, kv_compression=KVCompression(layers=(1, 2)))
+ADAPTED = dataclasses.replace(TEXT, text_adapter_blocks=2)
 BATCH, TOKENS = 2, 12
 
 
@@ -37,14 +38,14 @@ def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool) -> int
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("config", [TEXT, CLASS, SIGMA], ids=["text", "class", "sigma"])
+@pytest.mark.parametrize("config", [TEXT, CLASS, SIGMA, ADAPTED], ids=["text", "class", "sigma", "adapter"])
 @pytest.mark.parametrize("grid", [(8, 8), (4, 12)])
 def test_the_forward_formula_counts_what_torch_counts(config: DiTConfig, grid: tuple[int, int]) -> None:
     computed = total(dit_flops(config, grid=grid, caption_tokens=TOKENS)).forward
     assert BATCH * computed == _counted(config, grid, backward=False)
 
 
-@pytest.mark.parametrize("config", [TEXT, CLASS, dataclasses.replace(SIGMA, kv_compression=KVCompression())])
+@pytest.mark.parametrize("config", [TEXT, CLASS, ADAPTED, dataclasses.replace(SIGMA, kv_compression=KVCompression())])
 def test_the_training_formula_counts_what_torch_counts(config: DiTConfig) -> None:
     """Without compression: torch counts the backward pass of a depthwise convolution as if it were a dense one."""
     assert BATCH * training_flops(config, grid=(8, 6), caption_tokens=TOKENS) == _counted(config, (8, 6), backward=True)

@@ -1,6 +1,7 @@
 """The command: files where they are expected, PNGs that say what they are, nothing drawn twice, one line for what is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from foundry.command_line import run_command
 from foundry.errors import NotFiniteOutput, UserError
-from model.formats.checkpoint import save_checkpoint
+from model.dit_config import RoutedBlocks
+from model.formats.checkpoint import read_pipeline_config, save_checkpoint
 from model.generate import GenerateConfig, main
 from model.generation.image_files import image_names, is_drawn, save_png
 from model.generation.pipeline import open_pipeline
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig
+from tests.model.tiny_networks import random_network
 from tests.model.tiny_parts import (
     SIDE_PX,
     pipeline_config,
@@ -64,6 +67,34 @@ def test_one_image_is_that_of_the_pipeline_and_says_what_it_is(checkpoint: str, 
     config = GenerateConfig(out="", checkpoint="mini", prompt="Ä red owl 鳥", seed=3, num_inference_steps=4)
     expected = open_pipeline(checkpoint)(config.request())[0].image
     assert np.array_equal(pixels(out), np.asarray(expected))
+
+
+def test_a_network_with_an_adapter_draws_with_another_shift_and_with_guidance_by_routing(tmp_path: Path) -> None:
+    t5, vae = save_tiny_t5(tmp_path / "t5"), save_tiny_vae(tmp_path / "vae")
+    pipeline = pipeline_config(objective="rectified_flow", text_encoder=t5, vae=vae)
+    network = random_network(tiny_dit(learned_variance=False).config, depth=5, text_adapter_blocks=1)
+    routed = RoutedBlocks(share=0.25, before=1, after=3)
+    checkpoints = [
+        str(save_checkpoint(tmp_path / name, network, replace(pipeline, routed=blocks)))
+        for name, blocks in (("plain", None), ("routed", routed))
+    ]
+    assert "routed" not in (tmp_path / "plain" / "pipeline.json").read_text()
+    assert read_pipeline_config(tmp_path / "routed").routed == routed
+    basic = ["--prompt", "key", "--num_inference_steps", "2", "--dtype", "float32", "--out"]
+    shown = {}
+    for name, options in {"plain": [], "shift": ["--shift", "4"], "routing": ["--guidance_by", "routing"]}.items():
+        out = tmp_path / f"{name}.png"
+        assert run(*basic, str(out), *options, checkpoint=checkpoints[1]) == 0
+        with Image.open(out) as image:
+            image.load()
+            settings = json.loads(image.text["settings"])  # type: ignore[attr-defined]
+        shown[name] = {key: settings[key] for key in ("shift", "guidance_by") if key in settings}
+    assert shown == {"plain": {}, "shift": {"shift": 4.0}, "routing": {"guidance_by": "routing"}}
+    drawn = [pixels(tmp_path / f"{name}.png") for name in shown]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    with pytest.raises(UserError, match="guidance by routing is for networks that TREAD trained") as error:
+        open_pipeline(checkpoints[0])(GenerationRequest(prompts=("key",), sampling=SamplingConfig(guidance_by="routing")))
+    assert error.value.setting == "guidance_by"
 
 
 def test_a_file_of_prompts_fills_a_folder_and_a_grid_once(

@@ -1,5 +1,6 @@
 """Sampling, from noise to latents: a network that knows the answer is led to it, by every sampler; guidance; seeds."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from foundry.errors import UserError
 from model.diffusion import Diffusion, Objective, RectifiedFlow
 from model.dit import Captions
+from model.dit_config import RoutedBlocks
+from model.layers.token_routing import TokenRoute
 from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, make_scheduler, sample_latents
+from tests.model.tiny_networks import TEXT, captions, latents, random_network
 
 PAIRS = [("dpm-solver++", Diffusion()), ("ddim", Diffusion()), ("dpm-solver++", RectifiedFlow()), ("euler", RectifiedFlow()),
          ("dpm-solver++", RectifiedFlow(shift=3.0)), ("euler", RectifiedFlow(shift=3.0))]  # fmt: skip
@@ -130,11 +134,53 @@ def test_the_noise_of_ddim_follows_the_seeds_and_given_steps_are_taken() -> None
         ({"sampler": "ddim", "timesteps": (2, 1)}, r"timesteps must be given with dpm-solver\+\+ only"),
         ({"sampler": "euler", "sigmas": (1.0, 1.0)}, "sigmas must be falling, in 0..1"),
         ({"sigmas": (1.0, 0.5)}, "sigmas must be given with euler only"),
+        ({"shift": 0.0}, "shift must be above 0"),
+        ({"guidance_by": "route"}, "guidance_by must be one of prompt, routing"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**options)
+
+
+@pytest.mark.parametrize("sampler", ["dpm-solver++", "euler"])
+def test_a_shift_takes_the_place_of_the_trainings(sampler: str) -> None:
+    trained, other = RectifiedFlow(shift=1.5), SamplingConfig(sampler=sampler, shift=4.0)
+    expected = make_scheduler(RectifiedFlow(shift=4.0), SamplingConfig(sampler=sampler))
+    assert make_scheduler(trained, other).timesteps.tolist() == expected.timesteps.tolist()
+    assert make_scheduler(trained, SamplingConfig(sampler=sampler)).timesteps.tolist() != expected.timesteps.tolist()
+    with pytest.raises(UserError, match="for the objective rectified_flow, found diffusion") as error:
+        make_scheduler(Diffusion(), SamplingConfig(shift=2.0))
+    assert error.value.setting == "shift"
+
+
+def test_guidance_by_routing_leads_from_a_routed_pass_past_the_whole_one_of_the_same_prompt() -> None:
+    network = random_network(replace(TEXT, depth=5, learned_variance=False)).double()
+    read, blocks = captions(2).to(dtype=torch.float64), RoutedBlocks()
+    noise, seeds = latents(2, height=8, width=8).double(), (4, 9)
+    config = SamplingConfig(sampler="euler", num_inference_steps=1, guidance_scale=3.0, guidance_by="routing")
+
+    def sampled(rows: list[int]) -> torch.Tensor:
+        conditioning = Conditioning(captions=read.select(rows), routed=blocks)
+        generators = image_generators([seeds[row] for row in rows])
+        return sample_latents(network, RectifiedFlow(), conditioning, noise=noise[rows], config=config, generators=generators)
+
+    ranks = torch.stack([torch.rand(16, generator=generator) for generator in image_generators(seeds)])
+    times = torch.full((2,), 1000.0)
+    with torch.no_grad():
+        start = noise.float().double()
+        full = network(start, times, captions=read)
+        weak = network(start, times, captions=read, route=TokenRoute.by_rank(ranks, blocks))
+    expected = start - (weak + 3.0 * (full - weak))  # one step from pure noise to the latents
+    together = sampled([0, 1])
+    torch.testing.assert_close(together.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sampled([1]), together[1:], rtol=1e-4, atol=1e-4)  # an image's tokens come from its seed
+    assert not config.guided and not torch.allclose(full, weak)
+
+
+def test_what_is_not_set_is_not_recorded_so_that_older_evaluations_go_on() -> None:
+    assert not {"shift", "guidance_by"} & SamplingConfig().record().keys()
+    assert SamplingConfig(shift=2.0, guidance_by="routing").record().items() >= {"shift": 2.0, "guidance_by": "routing"}.items()
 
 
 def test_a_sampler_of_the_other_objective_is_refused() -> None:

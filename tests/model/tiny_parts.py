@@ -3,10 +3,11 @@
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -45,8 +46,8 @@ def save_tiny_t5(folder: Path, *, seed: int = 0, width: int = CAPTION_WIDTH) -> 
     return folder
 
 
-def save_tiny_vae(folder: Path, *, seed: int = 0, scaling_factor: float = 0.7) -> Path:
-    """An AutoencoderKL that makes 4 channels at half the side."""
+def save_tiny_vae(folder: Path, *, seed: int = 0, scaling_factor: float = 0.7, channels: int = 4, **settings: Any) -> Path:
+    """An AutoencoderKL that makes 4 channels, or more, at half the side."""
     torch.manual_seed(seed)
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -56,6 +57,26 @@ def save_tiny_vae(folder: Path, *, seed: int = 0, scaling_factor: float = 0.7) -
         layers_per_block=1,
         sample_size=SIDE_PX,
         scaling_factor=scaling_factor,
+        latent_channels=channels,
+        **settings,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_dc(folder: Path, *, seed: int = 0) -> Path:
+    """An AutoencoderDC that makes 32 channels at a 32nd of the side, with attention as the published ones."""
+    torch.manual_seed(seed)
+    blocks, widths, layers = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3, (8, 8, 8, 32, 32, 32), (1,) * 6
+    AutoencoderDC(
+        attention_head_dim=8,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=layers,
+        decoder_layers_per_block=layers,
+        decoder_act_fns="silu",
+        scaling_factor=0.4,
     ).save_pretrained(folder)
     return folder
 

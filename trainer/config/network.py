@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from model.dit_config import DiTConfig, KVCompression
+from model.dit_config import DiTConfig, KVCompression, default_patch_size
+from trainer.config.check import Check
 
 DIFFUSION: Literal["diffusion"] = "diffusion"
 
@@ -21,8 +22,8 @@ class NetworkConfig:
     """Number of transformer blocks."""
     num_heads: int = 16
     """Attention heads per block."""
-    patch_size: int = 2
-    """Side of a patch, in latent pixels."""
+    patch_size: int = 0
+    """Side of a patch, in latent pixels; 0: 1 where the VAE has 32 pixels per latent or more, else 2."""
     mlp_ratio: float = 4.0
     """Hidden channels of a block's MLP, as a multiple of the width."""
     micro_conditioning: bool = False
@@ -31,6 +32,9 @@ class NetworkConfig:
     """Normalise queries and keys of self-attention (Sigma)."""
     kv_compression: KVCompression = field(default_factory=KVCompression)
     """Compression of the keys and values of self-attention (Sigma)."""
+    text_adapter_blocks: int = 0
+    """Number of transformer blocks on the captions before the network reads them: 0, 1 or 2. A checkpoint with fewer gains the
+    rest, at first without an effect. Source: i1 (arXiv 2606.11289)."""
 
     def dit_config(
         self,
@@ -39,6 +43,7 @@ class NetworkConfig:
         sample_size: int,
         in_channels: int,
         learned_variance: bool,
+        downsampling: int = 8,
         caption_width: int = 4096,
         max_caption_tokens: int = 120,
         num_classes: int = 1000,
@@ -53,11 +58,12 @@ class NetworkConfig:
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
-            patch_size=self.patch_size,
+            patch_size=self.patch_size or default_patch_size(downsampling),
             mlp_ratio=self.mlp_ratio,
             micro_conditioning=text and self.micro_conditioning,
             qk_norm=text and self.qk_norm,
             kv_compression=self.kv_compression if text else KVCompression(),
+            text_adapter_blocks=self.text_adapter_blocks if text else 0,
             conditioning=conditioning,
             sample_size=sample_size,
             in_channels=in_channels,
@@ -77,8 +83,23 @@ class ObjectiveConfig:
     """Objective: diffusion (the paper's) or rectified_flow."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Arguments of the objective's class, by name; empty: its defaults."""
+    shifts: dict[int, float] = field(default_factory=dict)
+    """Shift of rectified_flow's times towards noise, by resolution in pixels, in place of `settings.shift`: more pixels need
+    more noise. 1 to 2 at 256 px, 1 to 3 at 512, 3.3 to 4 at 1024. Empty: the same at all. Source: i1, PRX, Iris."""
 
     @property
     def learned_variance(self) -> bool:
         """True where the network predicts a variance too."""
         return self.name == DIFFUSION and bool(self.settings.get("learned_variance", True))
+
+    def settings_at(self, resolution: int) -> dict[str, Any]:
+        """Arguments of the objective's class at a resolution in pixels."""
+        shift = self.shifts.get(resolution)
+        return self.settings if shift is None else self.settings | {"shift": shift}
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("shifts", "empty for the objective diffusion", self.name != DIFFUSION or not self.shifts),
+            ("shifts", "above 0", all(shift > 0 for shift in self.shifts.values())),
+        ]

@@ -9,6 +9,7 @@ from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig, ObjectiveConfig
 from trainer.config.optim import EmaConfig, OptimConfig
+from trainer.config.routing import RoutingConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, WatchConfig
 from trainer.config.techniques import DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
 
@@ -77,6 +78,8 @@ class TrainConfig:
     """LayerSync: alignment with a later block."""
     dispersive: DispersiveConfig = field(default_factory=DispersiveConfig)
     """Dispersive loss: samples driven apart."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """Token routing: TREAD or masking."""
     data: DataConfig = field(default_factory=DataConfig)
     """Choice of captions, and loading."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -95,12 +98,14 @@ class TrainConfig:
 
     def _checks(self) -> list[Check]:
         parts: dict[str, Checked] = {
+            "objective": self.objective,
             "optim": self.optim,
             "ema": self.ema,
             "repa": self.repa,
             "sra2": self.sra2,
             "layersync": self.layersync,
             "dispersive": self.dispersive,
+            "routing": self.routing,
             "data": self.data,
             "checkpoint": self.checkpoint,
             "watch": self.watch,

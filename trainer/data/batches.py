@@ -4,16 +4,18 @@ Shapes: B samples, C latent channels, h x w the sides of the latents.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from model.diffusion import Objective
 from model.dit import Captions, DiTConfig, HiddenStates
+from model.dit_config import RoutedBlocks
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import LatentDistribution, LatentScale
-from trainer.data.noise import SampleNoise, sample_noise
+from model.layers.token_routing import TokenRoute
+from trainer.data.noise import SampleNoise, sample_noise, token_ranks
 from trainer.features.store import FeatureBatch
 
 
@@ -34,6 +36,10 @@ class MicroBatch:
     """(B, 2) original height and width in pixels, for micro-conditioning."""
     aspect_ratios: Tensor | None = None
     """(B, 1) height / width, likewise."""
+    route: TokenRoute | None = None
+    """Tokens that the routed blocks see; none: all blocks see all tokens."""
+    loss_mask: Tensor | None = None
+    """(B, 1, h, w) 1 at the latent pixels that the loss counts; none: it counts all."""
     teacher: Tensor | None = None
     """(B, N, F) float32, what a teacher sees in the clean image; none where it is not stored."""
     is_last: bool = True
@@ -42,6 +48,10 @@ class MicroBatch:
     def predict(self, model: nn.Module, precision: torch.dtype, hidden: HiddenStates | None = None) -> "Prediction":
         """The network with these conditions bound; its forward pass fills `hidden`."""
         return Prediction(model, self, precision, hidden)
+
+    def seen(self, values: Tensor, *, like: Tensor) -> Tensor:
+        """Values (B, N, C) of all tokens, or of those alone that `like` (B, K, D) is of, where it is behind a routed block."""
+        return self.route.take(values) if self.route is not None and values.shape[1] > like.shape[1] else values
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +74,7 @@ class Prediction:
                 sizes=self.batch.sizes,
                 aspect_ratios=self.batch.aspect_ratios,
                 hidden=self.hidden,
+                route=self.batch.route,
             )
 
 
@@ -86,10 +97,15 @@ class Collator:
     """Whether micro-conditioning reads the aspect ratio of the original image; else that of its bucket."""
     group: int = 1
     """Samples that a loss looks at together: a micro-batch has a multiple of them."""
+    routed: RoutedBlocks | None = None
+    """Blocks that see a part of the tokens; behind them the loss counts these alone if no block follows (masking)."""
+    routed_until: int = 0
+    """Images of the stage after which all blocks see all tokens."""
 
     def micro_batch_size(self, bucket: tuple[int, int]) -> int:
         """Samples of a micro-batch, of latents with these sides: at most what fits device_tokens, and one group at least."""
-        tokens = (bucket[0] // self.network.patch_size) * (bucket[1] // self.network.patch_size)
+        height, width = self._grid(bucket)
+        tokens = height * width
         return max(1, self.device_tokens // tokens // self.group) * self.group
 
     def micro_batches(self, batch: FeatureBatch, positions: Sequence[int]) -> Iterator[MicroBatch]:
@@ -108,6 +124,8 @@ class Collator:
                 class_labels=self._labels(batch, rows, drawn),
                 sizes=self.sizes(batch, rows),
                 aspect_ratios=self.aspect_ratios(batch, rows),
+                route=(route := self.route(batch.bucket, positions[rows.start : rows.stop])),
+                loss_mask=self._loss_mask(route, batch.bucket),
                 teacher=None if batch.teacher is None else self._move(batch.teacher[rows.start : rows.stop]).float(),
                 is_last=rows.stop == len(positions),
             )
@@ -127,6 +145,15 @@ class Collator:
             aspect_ratios=self.aspect_ratios(batch, rows),
         )
 
+    def route(self, bucket: tuple[int, int], positions: Sequence[int]) -> TokenRoute | None:
+        """Tokens that the routed blocks see of samples at these positions; none where all blocks see all."""
+        if self.routed is None or positions[0] >= self.routed_until:  # a whole number of steps: all samples of one agree
+            return None
+        height, width = self._grid(bucket)
+        ranks = token_ranks(height * width, seed=self.seed, positions=positions)
+        found = TokenRoute.by_rank(ranks, self.routed)
+        return replace(found, kept=self._move(found.kept))
+
     def captions(self, batch: FeatureBatch) -> Captions | None:
         """Stored, or encoded now; none where the network reads classes."""
         if self.network.conditioning == "class":
@@ -138,7 +165,8 @@ class Collator:
 
     def latents(self, batch: FeatureBatch, rows: range, noise: Tensor) -> Tensor:
         """Drawn from the VAE's distribution with this noise, and scaled: (B, C, h, w) float32 on the device."""
-        mean, log_variance = (self._move(values[rows.start : rows.stop]) for values in (batch.mean, batch.log_variance))
+        mean = self._move(batch.mean[rows.start : rows.stop])
+        log_variance = None if batch.log_variance is None else self._move(batch.log_variance[rows.start : rows.stop])
         return LatentDistribution(mean, log_variance).draw(self.scale, self._move(noise))
 
     def sizes(self, batch: FeatureBatch, rows: range) -> Tensor | None:
@@ -153,6 +181,14 @@ class Collator:
         if self.original_aspect_ratio:
             return sizes[:, :1] / sizes[:, 1:]
         return torch.full_like(sizes[:, :1], batch.bucket[0] / batch.bucket[1])
+
+    def _grid(self, bucket: tuple[int, int]) -> tuple[int, int]:
+        return bucket[0] // self.network.patch_size, bucket[1] // self.network.patch_size
+
+    def _loss_mask(self, route: TokenRoute | None, bucket: tuple[int, int]) -> Tensor | None:
+        if route is None or route.blocks.after:
+            return None
+        return route.loss_mask(self._grid(bucket), self.network.patch_size)
 
     def _labels(self, batch: FeatureBatch, rows: range, drawn: SampleNoise) -> Tensor | None:
         if self.network.conditioning != "class":

@@ -1,9 +1,9 @@
-"""Noise of samples, with the quantile of their timestep and their class dropout: counter-based random numbers.
+"""Noise of samples, with the quantile of their timestep, class dropout and token routes: counter-based random numbers.
 
 The numbers of sample i depend on (seed, i) alone, so that there is no state to save, a sample gets the same ones on any number
 of workers, and a resumed training continues as if unbroken.
 Philox is keyed by (seed, i): no two samples share their numbers. Source: Salmon et al. 2011.
-Shapes: B samples, C latent channels, h x w the sides of the latents.
+Shapes: B samples, C latent channels, h x w the sides of the latents, N tokens.
 """
 
 from collections.abc import Sequence
@@ -38,3 +38,12 @@ def sample_noise(shape: tuple[int, int, int], *, seed: int, positions: Sequence[
         source.standard_normal(out=normals[row], dtype=np.float32)
     both, pair = torch.from_numpy(normals), torch.from_numpy(uniforms)
     return SampleNoise(noise=both[:, 0], latent_noise=both[:, 1], quantiles=pair[:, 0], dropout=pair[:, 1])
+
+
+def token_ranks(num_tokens: int, *, seed: int, positions: Sequence[int]) -> Tensor:
+    """A random number in 0..1 for each token of each sample (B, N), float64 on the CPU, from a stream apart from the noise."""
+    rows = []
+    for position in positions:
+        key, apart = np.array([seed, position], dtype=np.uint64), np.array([0, 0, 0, 1], dtype=np.uint64)
+        rows.append(np.random.Generator(np.random.Philox(key=key, counter=apart)).random(num_tokens))
+    return torch.from_numpy(np.stack(rows))

@@ -79,7 +79,7 @@ def drawing_settings(config: EvaluateConfig) -> dict[str, Any] | None:
         return None
     return {
         "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
-        "sampling": dataclasses.asdict(config.sampling),
+        "sampling": config.sampling.record(),
         "dtype": config.runtime.dtype,
         "quantisation": config.runtime.quantisation,
     }

@@ -1,7 +1,7 @@
 """Settings of trainer.precompute, and those among them that identify a store."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
@@ -68,6 +68,11 @@ class PrecomputeConfig:
     """Autoencoder; its name is required."""
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
     """Encoder of captions; its name is required except in the pixel stage, which reads no captions."""
+    latent_scale: Literal["auto", "vae", "measured"] = "auto"
+    """Scale of the latents: vae, of its config; measured, from mean and standard deviation of each channel of these features;
+    auto: vae where its config states one, else measured. A network that starts from a checkpoint keeps that checkpoint's."""
+    patch_size: int = 0
+    """Side of the network's patches, in latents: buckets are multiples of it. 0: 1 at 32 pixels per latent or more, else 2."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """Vision tower whose features are stored too, also for features that are there already."""
     batch_px: int = 1 << 22
@@ -98,6 +103,7 @@ class PrecomputeConfig:
                     "different numbers above 0",
                     min(self.resolution, default=0) > 0 and len(set(self.resolution)) == len(self.resolution),
                 ),
+                ("patch_size", "0 or more", self.patch_size >= 0),
                 ("batch_px", "1 or more", self.batch_px >= 1),
                 ("teacher", "a name, and patch_px of 1 or more", self.teacher.name != "" and self.teacher.patch_px >= 1),
                 ("unit_size", "0 or more", self.unit_size >= 0),
@@ -133,10 +139,14 @@ class PrecomputeConfig:
         kept = ["dataset", "stage", "square", "captions", "vae", "seed", "limits", "validation_share", "min_validation"]
         kept += [] if self.features.labels else ["text_encoder"]
         values = {name: value for name, value in asdict(self).items() if name in kept}
+        values |= {"patch_size": self.patch_size} if self.patch_size else {}
         return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
 
 
 def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded settings that identify a store: all but the encoders' number formats, which only round."""
     parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
-    return {**recorded, **{name: {**part, "dtype": None} for name, part in parts.items()}}
+    configs = {"vae": VAEConfig, "text_encoder": TextEncoderConfig}
+    # Settings that were added since a store was begun had their defaults then.
+    added = {name: {one.name: one.default for one in fields(config)} for name, config in configs.items()}
+    return {**recorded, **{name: {**added[name], **part, "dtype": None} for name, part in parts.items()}}

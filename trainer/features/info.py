@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
+from model.encoders.caption_template import PLACE
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import LatentScale
-from model.formats.checkpoint import PartConfig
+from model.formats.checkpoint import PartConfig, PipelineConfig
 from trainer.features.buckets import Size
 
 FEATURES_VERSION = 2
@@ -26,6 +27,10 @@ _DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first store
 
 LatentDtype = Literal["bfloat16", "float16"]
 """Number format of stored latents: two bytes either way, but float16 rounds latents of unit variance eight times less."""
+LatentScaling = Literal["vae", "measured"]
+"""Where the scale of latents comes from: the VAE's config, or mean and deviation of each channel of the stored latents."""
+_ADDED_LATER = ("latent_variance", "caption_template", "caption_hidden_state")
+"""Fields that a fingerprint covers where they differ from their defaults: stores of before keep their fingerprints."""
 Storage = Literal["none", "bfloat16", "int8"]
 """Storage of the features of captions; none: only the texts are stored, for training that encodes them itself."""
 
@@ -44,10 +49,10 @@ class FeaturesInfo:
     """Latent channels of the VAE."""
     downsampling: int
     """Pixels per latent, along a side."""
-    scaling_factor: float
-    """Scaling factor of the VAE; stored latents are not scaled."""
-    shift_factor: float
-    """Shift factor of the VAE."""
+    scaling_factor: float | tuple[float, ...]
+    """Scaling factor of the VAE's config, for all channels or for each; stored latents are not scaled."""
+    shift_factor: float | tuple[float, ...]
+    """Shift factor of the VAE's config likewise."""
     vae: PartConfig
     """The VAE, with its fingerprint."""
     text_encoder: PartConfig | None = None
@@ -58,10 +63,22 @@ class FeaturesInfo:
     """Number format that the VAE computed in; empty: not recorded."""
     latent_dtype: LatentDtype = "float16"
     """Number format of the stored latents."""
+    latent_variance: bool = True
+    """Whether the log-variance of the latents is stored next to their mean; false for a deterministic VAE."""
+    latent_scale: LatentScaling = "vae"
+    """Where the scale of the latents comes from."""
+    latent_scaling: tuple[float, ...] = ()
+    """Scaling factor of each channel, measured once all units were made; empty: not measured."""
+    latent_shift: tuple[float, ...] = ()
+    """Shift of each channel likewise."""
     caption_storage: Storage = "none"
     """Storage of the features of captions."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions before T5 read them."""
+    caption_template: str = PLACE
+    """Text around a caption when the text encoder read it, that of a chat template included."""
+    caption_hidden_state: int = -1
+    """Hidden state of the text encoder, counted from the end."""
     caption_width: int = 0
     """Channels of a token's features."""
     max_caption_tokens: int = 0
@@ -80,9 +97,19 @@ class FeaturesInfo:
     """All settings of the command, for reference."""
 
     @property
-    def scale(self) -> LatentScale:
-        """From the VAE's samples to the network's latents."""
+    def own_scale(self) -> LatentScale:
+        """From the VAE's samples to the network's latents, by the VAE's config."""
         return LatentScale(self.scaling_factor, self.shift_factor)
+
+    @property
+    def measured_scale(self) -> LatentScale | None:
+        """The same as measured on these features; none where it was not."""
+        return LatentScale(self.latent_scaling, self.latent_shift) if self.latent_scaling else None
+
+    @property
+    def scale(self) -> LatentScale:
+        """The scale of a network that starts from scratch."""
+        return self.measured_scale or self.own_scale
 
     @property
     def fingerprint(self) -> str:
@@ -111,9 +138,17 @@ class FeaturesInfo:
         return json.dumps(record, indent=1).encode()
 
 
+_DEFAULTS = {one.name: one.default for one in fields(FeaturesInfo)}
+
+
 def _fingerprint(values: dict[str, Any]) -> str:
-    for name in ("source", "licence", "settings", "vae_dtype", "latent_dtype"):
+    # The scale is applied when latents are read, so that it can be measured after they were stored.
+    scales = ("latent_scale", "latent_scaling", "latent_shift")
+    for name in ("source", "licence", "settings", "vae_dtype", "latent_dtype", *scales):
         del values[name]
+    for name in _ADDED_LATER:
+        if values[name] == _DEFAULTS[name]:
+            del values[name]
     for part in ("vae", "text_encoder"):  # the same weights by another name are the same
         values[part] = values[part] and values[part]["fingerprint"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,6 +163,18 @@ def precompute_command(
         words.append(f"--{kind}.name {(part and part.name) or kind.upper()}")
         words += [f"--{kind}.revision {part.revision}"] if part and part.revision else []
     return " ".join([*words, *([more] if more else [])])
+
+
+def check_reading(pipeline: PipelineConfig, info: FeaturesInfo, *, where: str, trained: str) -> None:
+    """Raises UserError where captions were read otherwise than those that a checkpoint learned from: no other network's."""
+    for name in ("caption_template", "caption_hidden_state"):
+        then, now = getattr(pipeline, name), getattr(info, name)
+        if then != now:
+            setting = f"text_encoder.{name.removeprefix('caption_')}"
+            raise UserError(
+                f"{trained} learned from captions with {setting} {then!r}, the features in {where} have {now!r}: make them in "
+                "another folder with that of the checkpoint"
+            )
 
 
 def read_info(folder: Folder) -> FeaturesInfo:
@@ -147,7 +194,8 @@ def read_info(folder: Folder) -> FeaturesInfo:
         readable = " and ".join(map(str, _READABLE_VERSIONS))
         raise UserError(f"{folder.url} has features of version {version}, this program reads {readable}: {make}")
     names = {one.name for one in fields(FeaturesInfo)}
-    record = {"vae_dtype": "", "latent_dtype": "bfloat16", **record}  # stores of before do not tell
+    later = ("latent_scale", "latent_scaling", "latent_shift", *_ADDED_LATER)
+    record = {**{name: _DEFAULTS[name] for name in later}, "vae_dtype": "", "latent_dtype": "bfloat16", **record}
     if missing := sorted(names - record.keys()):
         raise UserError(f"{folder.url}/{FEATURES_FILE} says nothing of {', '.join(missing)}: {make}")
     if record["latent_dtype"] not in get_args(LatentDtype):
@@ -155,7 +203,8 @@ def read_info(folder: Folder) -> FeaturesInfo:
         raise UserError(f"{folder.url} has latents in {record['latent_dtype']}, this program reads {readable}: {make}")
     values = {name: record[name] for name in names}
     values["buckets"] = tuple((height, width) for height, width in values["buckets"])
-    values["class_names"] = tuple(values["class_names"])
+    for name in ("class_names", "latent_scaling", "latent_shift", "scaling_factor", "shift_factor"):
+        values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
     for part in ("vae", "text_encoder"):
         values[part] = values[part] and PartConfig(**values[part])
     info = FeaturesInfo(**values)

@@ -22,9 +22,10 @@ from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
+from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import FrozenPart
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
-from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae
+from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, states_scale
 from model.formats.checkpoint import PartConfig
 from trainer.features.buckets import Pixels, Size, decoding_side_px, fit, to_signed
 from trainer.features.info import FeaturesInfo
@@ -87,6 +88,11 @@ class EncoderFacts:
 
     vae: PartConfig
     scale: LatentScale
+    """The VAE's own."""
+    states_scale: bool
+    """Whether the VAE's config states it."""
+    has_variance: bool
+    """Whether the VAE's latents have a variance."""
     latent_channels: int
     downsampling: int
     num_bytes: int
@@ -96,6 +102,8 @@ class EncoderFacts:
     text_encoder: PartConfig | None = None
     text_encoder_dtype: str = ""
     """Number format that it computes in; empty where there is none."""
+    caption_template: str = PLACE
+    """The whole text around a caption."""
     caption_width: int = 0
     null_caption: "torch.Tensor | None" = None
     """T5("") (L, F) bf16."""
@@ -132,7 +140,9 @@ class Encoders:
         vae = self.load_vae()
         facts = EncoderFacts(
             vae=_part_config(self.vae.name, vae.part, vae.fingerprint()),
-            scale=vae.scale,
+            scale=vae.own_scale,
+            states_scale=vae.part is None or states_scale(vae.part.folder),
+            has_variance=vae.has_variance,
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             num_bytes=_num_bytes(vae.model),
@@ -146,6 +156,7 @@ class Encoders:
             text_encoder=_part_config(self.text_encoder.name, encoder.part, encoder.fingerprint()),
             num_bytes=facts.num_bytes + _num_bytes(encoder.model),
             text_encoder_dtype=encoder.config.dtype,
+            caption_template=encoder.config.template,
             caption_width=encoder.width,
             null_caption=_null_caption(encoder),
         )
@@ -254,8 +265,9 @@ class PrecomputeJob:
         # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
         batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
         found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
-        parts = ([one.mean for one in found], [one.log_variance for one in found])
-        return LatentDistribution(*(torch.cat(part).to("cpu") for part in parts))
+        mean = torch.cat([one.mean for one in found]).to("cpu")
+        variances = [one.log_variance for one in found if one.log_variance is not None]
+        return LatentDistribution(mean, torch.cat(variances).to("cpu") if variances else None)
 
     def _tables(self, resolution: int, facts: Facts, output: Output, *, with_captions: bool) -> "dict[str, pa.Table]":
         tables = {}
@@ -300,8 +312,8 @@ def _failures(samples: Sequence[SampleFacts], output: Output, infos: Mapping[int
     failures: dict[int, Failure] = {}
     for resolution, latents in output.latents.items():
         half = resolution not in infos or infos[resolution].latent_dtype == "float16"
-        for index, values in enumerate(zip(latents.mean, latents.log_variance, strict=True)):
-            both = torch.stack(values)  # (2, C, h, w)
+        parts = [latents.mean] if latents.log_variance is None else [latents.mean, latents.log_variance]
+        for index, both in enumerate(torch.stack(parts, dim=1)):  # (2, C, h, w), or (1, C, h, w) without a variance
             if not bool(both.isfinite().all()):
                 failures[index] = Failure(
                     reason="not_finite", message=f"the VAE's latents at {resolution} px are NaN or infinite"
@@ -325,7 +337,8 @@ def _without(facts: Facts, output: Output, left_out: Collection[int]) -> tuple[F
     owners = [index for index, one in enumerate(facts.samples) for _ in one.captions]
     numbers = [number for number, index in enumerate(owners) if index not in left_out]
     latents = {
-        resolution: LatentDistribution(one.mean[kept], one.log_variance[kept]) for resolution, one in output.latents.items()
+        resolution: LatentDistribution(one.mean[kept], None if one.log_variance is None else one.log_variance[kept])
+        for resolution, one in output.latents.items()
     }
     captions = output.captions.select(numbers) if output.captions is not None and numbers else None
     return replace(facts, samples=[facts.samples[index] for index in kept]), replace(output, latents=latents, captions=captions)

@@ -15,6 +15,7 @@ from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
 from foundry.wording import counted
+from model.dit_config import default_patch_size
 from model.encoders.frozen_parts import PUBLISHED, Kind, is_mini
 from trainer.features.buckets import bucket_table
 from trainer.features.config import PrecomputeConfig, identity
@@ -22,10 +23,9 @@ from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION
 from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
 from trainer.features.plan import FeaturePlan, PlanSettings, extend_feature_plan
 from trainer.features.sources import FeatureSource, class_names, open_source
+from trainer.features.store import measure_scale
 
 _TAKEN = 1.3  # of the weights' size: with activations
-PATCH_SIZE = 2
-"""Latents along a patch of the network: sides of buckets are multiples of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,19 @@ def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) 
             what="samples",
         )
     if done:
+        for folder in stores_of(config).values():
+            _settle_scale(config, folder)
         _report(stores_of(config))
     return 0 if done else 1
+
+
+def _settle_scale(config: PrecomputeConfig, folder: Folder) -> None:
+    """Measures the scale of the latents of a finished store where that is asked for; one measured before keeps its scale."""
+    info = read_info(folder)
+    if config.latent_scale == "vae" and info.latent_scale == "measured":  # asked for before, and not measured yet
+        folder.write(FEATURES_FILE, replace(info, latent_scale="vae").to_json())
+    elif "measured" in (config.latent_scale, info.latent_scale):
+        print(measure_scale(folder))
 
 
 def toy_warning(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
@@ -178,6 +189,7 @@ def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> d
         before = identity(info.settings)
         different = [name for name in settings if before.get(name) != settings[name]]
         different += _other_dtypes(config, info)
+        different += ["latent_scale"] if config.latent_scale == "vae" and info.measured_scale else []
         if different:
             raise UserError(
                 f"{stores[resolution].url} was made with another {', '.join(different)}: give the settings in its "
@@ -210,10 +222,12 @@ def _info(
     text = config.text_encoder
     quantised = "" if text.quantisation == "none" else f"/{text.quantisation}"
     square = config.features.square
+    measured = config.latent_scale == "measured" or (config.latent_scale == "auto" and not facts.states_scale)
+    multiple = facts.downsampling * (config.patch_size or default_patch_size(facts.downsampling))
     return FeaturesInfo(
         stage=config.stage,
         resolution=resolution,
-        buckets=bucket_table(resolution, multiple=facts.downsampling * PATCH_SIZE, square=square),
+        buckets=bucket_table(resolution, multiple=multiple, square=square),
         latent_channels=facts.latent_channels,
         downsampling=facts.downsampling,
         scaling_factor=facts.scale.scaling_factor,
@@ -222,8 +236,12 @@ def _info(
         text_encoder=facts.text_encoder,
         text_encoder_dtype=f"{facts.text_encoder_dtype}{quantised}" if facts.text_encoder else "",
         vae_dtype=facts.vae_dtype,
+        latent_variance=facts.has_variance,
+        latent_scale="measured" if measured else "vae",
         caption_storage=config.storage,
         caption_cleaning=text.cleaning,
+        caption_template=facts.caption_template,
+        caption_hidden_state=text.hidden_state if facts.text_encoder else FeaturesInfo.caption_hidden_state,
         caption_width=facts.caption_width,
         max_caption_tokens=text.max_caption_tokens if facts.text_encoder else 0,
         class_names=class_names,
@@ -263,7 +281,9 @@ def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: EncoderFacts)
 def _headline(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
     sizes = ", ".join(f"{resolution} px" for resolution in sorted(config.resolution))
     encoders, plan = tasks.job.encoders, tasks.plan
-    dtypes = f"VAE in {encoders.vae.dtype}" + (f", T5 in {encoders.text_encoder.dtype}" if encoders.text_encoder else "")
+    dtypes = f"VAE in {encoders.vae.dtype}" + (
+        f", text encoder in {encoders.text_encoder.dtype}" if encoders.text_encoder else ""
+    )
     return (
         f"features of {config.dataset} at {sizes}: {counted(plan.num_samples, 'sample')} in "
         f"{counted(len(plan.units), 'unit')}; {counted(len(tasks.units), 'unit')} to do; {dtypes}"

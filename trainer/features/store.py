@@ -9,7 +9,7 @@ Shapes: B samples, C latent channels, h x w the sides of the latents, F channels
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,14 @@ from foundry.wording import counted
 from model.dit import Captions
 from model.encoders.vae import LatentScale
 from trainer.features.buckets import Size
-from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
-from trainer.features.plan import read_feature_plan
+from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, LatentScaling, read_info
+from trainer.features.plan import TRAIN, read_feature_plan
 from trainer.features.tables import OpenUnits, UnitViews, damaged_unit, from_int8, read_keys, to_int8
 from trainer.features.teacher.store import FOLDER as TEACHER_FOLDER
 from trainer.features.teacher.store import TeacherStore, read_teacher_info
 
+_MEASURED_UNITS = 32
+_LEAST_DEVIATION = 1e-6
 CaptionChooser = Callable[[Sequence[str]], int | None]
 """Chooses among a sample's caption variants by their names: an index, or none for the null caption."""
 
@@ -60,8 +62,8 @@ class FeatureBatch:
     keys: list[str]
     mean: Tensor
     """(B, C, h, w) in the number format of the store, as the VAE gives it, not scaled."""
-    log_variance: Tensor
-    """(B, C, h, w) likewise."""
+    log_variance: Tensor | None
+    """(B, C, h, w) likewise; none where the VAE is deterministic."""
     captions: Captions | None
     """Packed bf16 tokens; none where the store has none: class labels, or training encodes the texts."""
     texts: list[str] | None
@@ -157,8 +159,16 @@ class FeatureStore:
 
     @property
     def scale(self) -> LatentScale:
-        """From the VAE's samples to the network's latents."""
+        """From the VAE's samples to the network's latents, as the features say."""
         return self.info.scale
+
+    def scaled(self, scale: LatentScale | None) -> "FeatureStore":
+        """This store, whose latents are from now on scaled as another training measured it; None: as the VAE's config says."""
+        by_channel = (scale.scaling_factor, scale.shift_factor) if scale else ((), ())
+        assert isinstance(by_channel[0], tuple) and isinstance(by_channel[1], tuple), "what is measured is measured by channel"
+        kind: LatentScaling = "measured" if scale else "vae"
+        self.info = replace(self.info, latent_scale=kind, latent_scaling=by_channel[0], latent_shift=by_channel[1])
+        return self
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -222,7 +232,7 @@ class FeatureStore:
             )
             for request in requests
         ]
-        mean, log_variance = self._latents(samples, bucket, pin=pin)
+        mean, *log_variance = self._latents(samples, bucket, pin=pin)
         keys, teacher = [sample.value("key") for sample in samples], None
         if with_teacher:
             assert self.teacher is not None, "the store was opened with its teacher"
@@ -231,7 +241,7 @@ class FeatureStore:
         return FeatureBatch(
             keys=keys,
             mean=mean,
-            log_variance=log_variance,
+            log_variance=log_variance[0] if log_variance else None,
             captions=self._captions(samples, pin=pin) if self.info.caption_storage != "none" else None,
             texts=None if has_labels else [sample.text for sample in samples],
             class_labels=_labels(samples) if has_labels else None,
@@ -240,16 +250,17 @@ class FeatureStore:
             teacher=teacher,
         )
 
-    def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (B, C, h, w), each copied once from where it lies."""
+    def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> list[Tensor]:
+        """Mean and, where there is one, log-variance (B, C, h, w), each copied once from where it lies."""
         shape = (len(samples), self.info.latent_channels, *bucket)
         dtype = getattr(torch, self.info.latent_dtype)
-        mean, log_variance = (torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(2))
-        bits = [tensor.view(torch.int16).numpy().reshape(len(samples), -1) for tensor in (mean, log_variance)]
+        found = [torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(2 if self.info.latent_variance else 1)]
+        bits = [tensor.view(torch.int16).numpy().reshape(len(samples), -1) for tensor in found]
         for index, sample in enumerate(samples):
-            row = sample.unit.latents.latents[sample.row]
-            bits[0][index], bits[1][index] = row[0], row[1]
-        return mean, log_variance
+            row = sample.unit.latents.latents[sample.row].reshape(len(bits), -1)
+            for part, values in zip(bits, row, strict=True):
+                part[index] = values
+        return found
 
     def _captions(self, samples: Sequence[_Sample], *, pin: bool) -> Captions:
         """The chosen captions, each copied once from where it lies."""
@@ -306,6 +317,40 @@ def _kept_rows(
         if found.any():
             kept[commit.unit] = np.flatnonzero(~found)
     return kept
+
+
+def measure_scale(folder: Folder) -> str:
+    """Measures mean and deviation of each channel over at most 32 training units, and keeps them in features.json: a line.
+
+    What is measured once stays. The same units give the same figures, so that two writers agree. Raises UserError for a channel
+    that is constant, whose scale would be infinite.
+    """
+    store = FeatureStore.open(folder.url)
+    info = store.info
+    if info.measured_scale is None:
+        units = [unit for some in store.samples(TRAIN if TRAIN in store.splits else store.splits[0]).values() for unit in some]
+        sums = torch.zeros(3, info.latent_channels, dtype=torch.float64)  # values, their sums, sums of their squares
+        for unit in sorted(units)[:: -(-len(units) // _MEASURED_UNITS)]:
+            batch = store.read([SampleRequest(unit=unit.unit, row=row) for row in range(unit.rows)])
+            mean = batch.mean.double()
+            square = mean.square() if batch.log_variance is None else mean.square() + batch.log_variance.double().exp()
+            sums += torch.stack([part.sum(dim=(0, 2, 3)) for part in (torch.ones_like(mean), mean, square)])
+        means = sums[1] / sums[0]
+        deviations = (sums[2] / sums[0] - means.square()).clamp(min=0).sqrt()
+        if constant := [channel for channel, value in enumerate(deviations.tolist()) if value < _LEAST_DEVIATION]:
+            raise UserError(
+                f"{folder.url}: channel {constant[0]} of the latents is constant and cannot be scaled to unit variance: give "
+                "vae, the scale of the VAE's config, or a VAE that uses all of its channels",
+                setting="latent_scale",
+            )
+        info = replace(
+            info, latent_scale="measured", latent_scaling=tuple((1 / deviations).tolist()), latent_shift=tuple(means.tolist())
+        )
+        folder.write(FEATURES_FILE, info.to_json())
+    return (
+        f"{folder.url}: channels of the latents have means from {min(info.latent_shift):.4g} to {max(info.latent_shift):.4g}, "
+        f"standard deviations from {1 / max(info.latent_scaling):.4g} to {1 / min(info.latent_scaling):.4g}"
+    )
 
 
 def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:

@@ -1,7 +1,7 @@
 """The two files of a unit of features as Arrow tables, views of them without a copy, and the cache of open units.
 
-`latents` has one row per sample; its latents are the mean and then the log-variance as the VAE gives them, little-endian and
-float16; bf16 in stores that an earlier version began.
+`latents` has one row per sample; its latents are the mean and then, where the VAE has one, the log-variance as the VAE gives
+them, little-endian and float16; bf16 in stores that an earlier version began.
 `captions` has the T5 tokens of the same samples in the same order, without padding: bf16, or int8 with a float32 scale each.
 Both are uncompressed Arrow files of one record batch, so that a local file is memory-mapped and read by plain copies.
 
@@ -68,7 +68,7 @@ class CaptionViews:
 class LatentViews:
     """The latents of a unit as views into its file."""
 
-    latents: npt.NDArray[np.int16]  # (n, 2, C h w), the bits of FeaturesInfo.latent_dtype
+    latents: npt.NDArray[np.int16]  # (n, 2 C h w) or (n, C h w), the bits of FeaturesInfo.latent_dtype
     table: pa.Table
 
     def texts(self, row: int) -> list[tuple[str, str]]:
@@ -136,7 +136,8 @@ def latents_table(facts: Sequence[SampleFacts], latents: "LatentDistribution", d
     """The file `latents`: facts of n samples and their distributions (n, C, h, w), in the number format of their store."""
     import torch
 
-    stacked = torch.stack([latents.mean, latents.log_variance], dim=1).to(getattr(torch, dtype))  # (n, 2, C, h, w)
+    parts = [latents.mean] if latents.log_variance is None else [latents.mean, latents.log_variance]
+    stacked = torch.stack(parts, dim=1).to(getattr(torch, dtype))  # (n, 2, C, h, w), or (n, 1, C, h, w) without a variance
     num_bytes = stacked[0].numel() * 2
     data = pa.py_buffer(_bits(stacked.contiguous()))
     captions = [[{"name": name, "text": text} for name, text in one.captions] for one in facts]
@@ -197,7 +198,7 @@ def open_latents(source: Any, *, where: str) -> LatentViews:
     table = _open(source, where=where)
     column = table["latents"].chunk(0)
     data = np.frombuffer(column.buffers()[1], dtype=np.int16)
-    return LatentViews(data.reshape(len(column), 2, -1), table)
+    return LatentViews(data.reshape(len(column), -1), table)
 
 
 def read_keys(source: Any, *, where: str) -> pa.ChunkedArray:

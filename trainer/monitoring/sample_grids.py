@@ -144,6 +144,8 @@ def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = 
             dtype=info.settings.get("text_encoder", {}).get("dtype", AUTO),  # as asked for: this may be another machine
             quantisation=quantisation or "none",  # type: ignore[arg-type]
             cleaning=info.caption_cleaning,
+            template=info.caption_template,
+            hidden_state=info.caption_hidden_state,
             max_caption_tokens=info.max_caption_tokens,
             max_batch_tokens=max(info.max_caption_tokens, TextEncoderConfig.max_batch_tokens),
         ),
@@ -156,7 +158,9 @@ def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = 
 def open_vae(config: TrainConfig, info: FeaturesInfo, *, device: str) -> VAE:
     """The features' VAE. Raises UserError for another one."""
     vae = load_vae(
-        VAEConfig(name=config.vae or info.vae.name, revision=None if config.vae else info.vae.revision), device=device
+        VAEConfig(name=config.vae or info.vae.name, revision=None if config.vae else info.vae.revision),
+        device=device,
+        scale=info.measured_scale,
     )
     check_fingerprint("vae", info.vae, name=config.vae or info.vae.name, found=vae.fingerprint())
     return vae

@@ -15,6 +15,7 @@ from trainer.config.running import WatchConfig
 from trainer.data.batches import Collator
 from trainer.data.order import OrderedBatch, in_order
 from trainer.distributed import Workers
+from trainer.features.info import check_reading
 from trainer.features.plan import VALIDATION
 from trainer.features.store import FeatureStore, SampleRequest
 
@@ -116,12 +117,13 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
             found=found.fingerprint,
             advice="give features that were made with that one",
         )
+    check_reading(config, store.info, where=features, trained=checkpoint)
     workers = Workers(device=torch.device(runtime.resolved().device))
     network = network.to(workers.device)
     collator = Collator(
         network=network.config,
         objective=make_objective(config.objective, config.objective_settings),
-        scale=store.scale,
+        scale=config.latent_scale or store.info.own_scale,
         device=workers.device,
         seed=0,
         class_dropout=0.0,

@@ -44,6 +44,8 @@ class PlanConfig:
     """Number of captions stored per image."""
     latent_channels: int = 4
     """Latent channels of the VAE."""
+    latent_variance: bool = True
+    """Count a log-variance for each latent, as AutoencoderKL gives; false for AutoencoderDC, which gives means alone."""
     downsampling: int = 8
     """Downsampling of the VAE: pixels per latent, along a side."""
     teacher_width: int = 768
@@ -144,6 +146,12 @@ class RungPlan:
     images_per_s: float
     """Images per second, of all GPUs together."""
     reading: ReadingPlan
+    routed: float = 0.0
+    """Share of the images that are trained with token routing; `flops_per_image` is the mean of all."""
+    routing_warning: str = ""
+    """A warning where routing does not pay; empty: it does, or is off."""
+    unrouted: str = ""
+    """Why this resolution is trained without routing, though that is on."""
 
     @property
     def passes(self) -> float:

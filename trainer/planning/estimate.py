@@ -2,13 +2,13 @@
 
 from dataclasses import asdict
 from functools import lru_cache
-from math import gcd
+from math import ceil, gcd
 from typing import Any
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, RoutedBlocks
 from model.flops import dit_flops, total
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
@@ -69,11 +69,10 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     network = _network(train, rung, config)
-    grid = (network.base_grid, network.base_grid)
-    layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens)
-    flops = total(layers).training
-    again = sum(layers[name].forward for name in ("self-attention", "cross-attention", "mlp"))
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
+    routing, index, num_tokens = train.routing, train.ladder.index(rung), network.base_grid**2
+    share = routing.routed_images(train.ladder, index, num_tokens=num_tokens) / rung.images_seen
+    flops, again = _flops(network, config, routing.blocks, share=share)
     techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
@@ -89,13 +88,29 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         flops_per_image=flops,
         gpu_days=gpu_days,
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
-        patches=grid[0] * grid[1],
+        patches=num_tokens,
         techniques=techniques,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
+        routed=share,
+        routing_warning=routing.does_not_pay(num_tokens) if share else "",
+        unrouted=routing.off_reason(train.ladder, index, num_tokens=num_tokens) if routing.is_on else "",
     )
+
+
+def _flops(network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, *, share: float) -> tuple[float, float]:
+    """FLOPs of an image's training, and those that recomputing its blocks adds; `share` of the images are routed."""
+
+    def of(blocks: RoutedBlocks | None) -> tuple[float, float]:
+        grid = (network.base_grid, network.base_grid)
+        layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens, routed=blocks)
+        again = sum(layers[name].forward for name in ("text-adapter", "self-attention", "cross-attention", "mlp"))
+        return total(layers).training, again
+
+    whole, few = of(None), of(routed)
+    return whole[0] + share * (few[0] - whole[0]), whole[1] + share * (few[1] - whole[1])
 
 
 def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
@@ -109,15 +124,20 @@ def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> Dataset
 
 def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:
     try:
-        return train.network.dit_config(
+        network = train.network.dit_config(
             conditioning=train.conditioning,
             sample_size=rung.resolution // config.downsampling,
             in_channels=config.latent_channels,
+            downsampling=config.downsampling,
             learned_variance=train.objective.learned_variance,
             caption_width=config.caption_width,
+            max_caption_tokens=max(DiTConfig.max_caption_tokens, ceil(config.caption_tokens)),
         )
+        if train.routing.blocks is not None:
+            network.check_routed(train.routing.blocks)
     except ValueError as error:
         raise UserError(f"{config.fit_config}: {train.stage} at {rung.resolution} px: {error}") from error
+    return network
 
 
 def _memory_plans(
@@ -162,7 +182,7 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
     captions = num_images * config.caption_variants * has_captions
     bf16, int8, text = _caption_bytes(config)
     return DiskPlan(
-        latents=num_images * _latents_bytes(network),
+        latents=num_images * _latents_bytes(network, config),
         captions_bf16=captions * bf16,
         captions_int8=captions * int8,
         texts=captions * text,
@@ -171,16 +191,17 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
 
 def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
     """An image is read with one of its captions."""
-    latents = _latents_bytes(network)
+    latents = _latents_bytes(network, config)
     bf16, int8, text = _caption_bytes(config) if train.conditioning == "text" else (0.0, 0.0, 0.0)
     return ReadingPlan(
         bf16=images_per_s * (latents + bf16), int8=images_per_s * (latents + int8), online=images_per_s * (latents + text)
     )
 
 
-def _latents_bytes(network: DiTConfig) -> int:
-    """Bytes of an image's mean and log-variance in float16."""
-    return 2 * 2 * network.in_channels * network.sample_size**2 + _KEY_BYTES
+def _latents_bytes(network: DiTConfig, config: PlanConfig) -> int:
+    """Bytes of an image's mean and, unless the VAE is deterministic, log-variance in float16."""
+    parts = 2 if config.latent_variance else 1
+    return 2 * parts * network.in_channels * network.sample_size**2 + _KEY_BYTES
 
 
 def _caption_bytes(config: PlanConfig) -> tuple[float, float, float]:

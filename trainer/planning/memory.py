@@ -83,7 +83,7 @@ class NetworkParameters:
     block: int
     """Parameters of the largest block."""
     block_matrices: int
-    """Parameters of the linear layers of all blocks, which autocast copies."""
+    """Parameters of the linear layers of all blocks and of the text adapter, which autocast copies."""
 
 
 def training_memory(
@@ -152,7 +152,8 @@ def measure_activations(
 def _matrix_parts(dit: "DiT") -> "list[torch.nn.Module]":
     """The parts of the blocks that run in low precision: attention and MLPs, but not the modulation."""
     names = ("attn", "cross_attn", "mlp")
-    return [getattr(block, name) for block in dit.blocks for name in names if hasattr(block, name)]
+    blocks = (*dit.text_adapter, *dit.blocks)
+    return [getattr(block, name) for block in blocks for name in names if hasattr(block, name)]
 
 
 def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: bool, precision: str) -> Activations:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from trainer.config.routing import ADVICE
 from trainer.data.passes import count_passes, passes_text, passes_warning
 from trainer.monitoring.gpus import PAPER_A100_PER_V100
 from trainer.planning.paper import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
@@ -66,6 +67,14 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     rows.append(("in all", "", _count(images), "", f"{steps:,}", "", "", *_work(flops, days, num), _money(cost)))
     yield from _aligned(_COST, rows)
     yield f"passes: how often each image is seen. Data sets: {_datasets(rungs)}"
+    for rung in rungs:
+        if rung.routed:
+            yield (
+                f"{rung.stage} {rung.resolution} px: {rung.routed:.0%} of the images with token routing, in the means above; "
+                "memory is that of the rest"
+            )
+        if rung.unrouted:
+            yield f"{rung.stage} {rung.resolution} px: no token routing at {rung.unrouted}"
     yield "Not in it: captioning, features, validation, samples. Gradient checkpointing takes up to a third more."
 
 
@@ -191,6 +200,9 @@ def _summary(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]
     for stage, times in passes.items():
         if warning := passes_warning(stage, times, num_images=stages[stage][0].dataset.num_images):
             yield f"warning: {warning.fact}: {warning.advice}"
+    for rung in rungs:
+        if rung.routing_warning:
+            yield f"warning: {rung.stage} {rung.resolution} px: {rung.routing_warning}: {ADVICE}"
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

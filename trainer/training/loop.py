@@ -25,7 +25,7 @@ from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, open_features, sizes_text
 from trainer.training.rung import RungTraining
 from trainer.training.rung_parts import open_rung, peak_flops
-from trainer.training.start import Start, check_workers, cleaning_note, find_start, open_state, run_path
+from trainer.training.start import Start, check_workers, cleaning_note, find_start, keep_scale, open_state, run_path
 from trainer.training.train_step import TrainState
 
 _WAIT_FOR_RUN_S = 60.0
@@ -60,11 +60,14 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     keep_freed_memory()
     config = with_precision(config, run.path if start.resumes else None, workers)
     store = open_features(config, position.rung)
+    scale_line = keep_scale(start, store)
     state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
     _say_start(config, workers, run, start, sizes=sizes_text(state.network.config))
     if note := cleaning_note(start, config, store.info):
         run.say(note)
+    if scale_line:
+        run.say(scale_line)
     within = start.images_seen > position.images_before
     if within and start.checkpoint and Position.read(start.checkpoint).content != store.content:
         run.say(
@@ -97,7 +100,8 @@ def _train_rungs(
         with attention_kernel(config.attention), StopSignal(run, workers) as stop:
             while now is not None and open_training(now, store).run(stop):  # which frees one rung's parts before the next
                 now = ladder_position(config.ladder, state.images_seen)
-                store = open_features(config, now.rung) if now is not None else store
+                if now is not None:
+                    store = open_features(config, now.rung).scaled(store.info.measured_scale)
         checkpoints.wait()
     finally:
         checkpoints.close()

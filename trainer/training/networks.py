@@ -18,6 +18,7 @@ from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
+from model.layers.text_adapter import AdapterBlock
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.techniques import STORED
@@ -44,6 +45,7 @@ def new_config(config: TrainConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig
             conditioning=config.conditioning,
             sample_size=rung.resolution // info.downsampling,
             in_channels=info.latent_channels,
+            downsampling=info.downsampling,
             learned_variance=config.objective.learned_variance,
             caption_width=info.caption_width if text else DiTConfig.caption_width,
             max_caption_tokens=info.max_caption_tokens if text else DiTConfig.max_caption_tokens,
@@ -70,7 +72,8 @@ def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: Featur
         )
     sizes = {name: getattr(source, name) for name in kept}
     micro = config.network.micro_conditioning or source.micro_conditioning
-    network = replace(config.network, **sizes, micro_conditioning=micro)
+    adapter = _adapter_blocks(source, config)
+    network = replace(config.network, **sizes, micro_conditioning=micro, text_adapter_blocks=adapter)
     target = replace(new_config(replace(config, network=network), rung, info), null_class=source.null_class)
     names = ["in_channels"]
     if source.conditioning == target.conditioning:
@@ -85,6 +88,18 @@ def config_from(source: DiTConfig, config: TrainConfig, rung: Rung, info: Featur
             f"{', '.join(differing)}; make features for it: {features_command(config, rung)}"
         )
     return with_positions(replace(target, sample_size=source.sample_size, position_scale=source.position_scale), rung, info)
+
+
+def _adapter_blocks(source: DiTConfig, config: TrainConfig) -> int:
+    """The text adapter's blocks: those that the settings ask for, else the source's. Raises UserError where it has more."""
+    asked = config.network.text_adapter_blocks
+    if 0 < asked < source.text_adapter_blocks:
+        raise UserError(
+            f"the checkpoint to start from has a text adapter of {source.text_adapter_blocks} blocks, the settings ask for "
+            f"{asked}: leave it out, or give as many",
+            setting="network.text_adapter_blocks",
+        )
+    return asked or source.text_adapter_blocks
 
 
 def with_positions(network: DiTConfig, rung: Rung, info: FeaturesInfo) -> DiTConfig:
@@ -102,7 +117,8 @@ def new_network(config: DiTConfig, *, seed: int) -> DiT:
 def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
     """The EMA weights of a checkpoint; by re-parameterisation where it is class-conditional and the target is not.
 
-    Embedders of sizes that it lacks start without an effect. Raises UserError where the target cannot come from it.
+    Embedders of sizes and blocks of the text adapter that it lacks start without an effect. Raises UserError where the target
+    cannot come from it.
     """
     source = load_checkpoint(checkpoint, dtype=torch.float32)[0]
     if source.config.conditioning == "class" and config.conditioning == "text":
@@ -120,11 +136,15 @@ def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
     if config.max_caption_tokens != source.config.max_caption_tokens and config.conditioning == "text":
         del state["y_embedder.y_embedding"]  # a buffer that is never read, of another length
     missing = network.load_state_dict(state, strict=False).missing_keys
-    assert all(name.startswith(("csize_embedder", "ar_embedder", "y_embedder.y_embedding")) for name in missing), missing
-    for embedder in {name.split(".")[0] for name in missing} - {"y_embedder"}:
+    gained = ("csize_embedder", "ar_embedder", "y_embedder.y_embedding", "text_adapter")
+    assert all(name.startswith(gained) for name in missing), missing
+    for embedder in {name.split(".")[0] for name in missing} & {"csize_embedder", "ar_embedder"}:
         last = getattr(network, embedder).mlp[2]
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.zeros_(last.bias)
+    for block in list(network.text_adapter)[source.config.text_adapter_blocks :]:
+        assert isinstance(block, AdapterBlock)
+        block.start_as_identity()
     return network
 
 
@@ -142,7 +162,7 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: 
     network.gradient_checkpointing = config.gradient_checkpointing
     model: torch.nn.Module = network
     if workers.num > 1 and config.distributed.sharding == "fsdp":
-        for block in network.blocks:
+        for block in (*network.text_adapter, *network.blocks):
             fully_shard(block, mp_policy=_gathered(config))
         fully_shard(network)
     elif workers.num > 1:
@@ -179,9 +199,9 @@ def can_compile(workers: Workers) -> bool:
 def sizes_text(config: DiTConfig) -> str:
     """The main sizes in a line, for the log."""
     values = asdict(config)
-    return ", ".join(
-        f"{name} {values[name]}" for name in ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
-    )
+    names = ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
+    adapter = ("text_adapter_blocks",) if config.text_adapter_blocks else ()
+    return ", ".join(f"{name} {values[name]}" for name in (*names, *adapter))
 
 
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:

@@ -11,11 +11,12 @@ from model.dit import DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig
 from trainer.config.ladder import LadderPosition, Rung
+from trainer.config.routing import ADVICE
 from trainer.config.train import TrainConfig
 from trainer.data.batches import Collator
 from trainer.data.loader import CaptionChoice, Loader
 from trainer.data.order import DataOrder
-from trainer.data.passes import count_passes, passes_text
+from trainer.data.passes import TrainingWarning, count_passes, passes_text
 from trainer.data.skip_list import read_skip_list
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
@@ -77,7 +78,7 @@ def open_rung(
     network.rebase(with_positions(network.config, rung, store.info))
     check_buckets(network.config, store.info, where=store.folder.url)
     check_caption_weights(config.data.caption_weights, store)
-    collator = _open_collator(config, network.config, store, workers, group=group_of(state.techniques))
+    collator = _open_collator(config, network.config, store, workers, position=position, group=group_of(state.techniques))
     check_groups_fit(collator, store)
     check_teacher(state.techniques, network.config, store)
     pipeline = pipeline_config(config, store.info, rung.resolution)
@@ -86,6 +87,7 @@ def open_rung(
     if config.watch.sample_every_images and workers.is_first:
         grids = _open_grids(config, collator, store, validation=validation, pipeline=pipeline, run=run)
     _say_what_is_read(config, rung, store, run)
+    _say_routing(collator, config, position, run)
     return RungParts(
         config=config,
         position=position,
@@ -144,7 +146,7 @@ def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: 
         images_left=rung.images_seen - in_rung,
         lr=lr,
         keys=batch.keys,
-        flops=_batch_flops(parts.network, batch) * rung.batch_size,
+        flops=_batch_flops(parts.collator, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size,
         batch_size=rung.batch_size,
         wait_s=wait_s,
     )
@@ -153,10 +155,15 @@ def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: 
 def warn_of_duration(parts: RungParts, *, images_seen: int, step_s: float) -> None:
     """Warns of a stage that takes too long at this time of a step."""
 
+    routing, ladder = parts.config.routing, parts.config.ladder
+
     def flops(rung: Rung) -> float:
-        """FLOPs of a square image of a rung, forward and backward, with the longest caption."""
+        """FLOPs of a square image of a rung, forward and backward, with the longest caption; the first steps' where routed."""
         side = rung.resolution // parts.store.info.downsampling // parts.network.patch_size
-        return training_flops(parts.network, grid=(side, side), caption_tokens=parts.network.max_caption_tokens)
+        is_routed = routing.routed_images(ladder, ladder.index(rung), num_tokens=side**2) > 0
+        routed = routing.blocks if is_routed else None
+        tokens = parts.network.max_caption_tokens
+        return training_flops(parts.network, grid=(side, side), caption_tokens=tokens, routed=routed)
 
     warning = duration_warning(
         parts.config,
@@ -200,7 +207,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         features=parts.store.info.fingerprint,
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
-        techniques=technique_records(state.techniques),
+        techniques=technique_records(state.techniques) | parts.config.routing.record(),
     )
     checkpoints.save(state, parts.pipeline, position)
 
@@ -210,20 +217,29 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
     terms = [part for part in (config.licence, info.licence) if part]
     common = PipelineConfig(
         objective=config.objective.name,
-        objective_settings=config.objective.settings,
+        objective_settings=config.objective.settings_at(resolution),
         resolution=resolution,
         vae=info.vae,
+        latent_scaling=info.latent_scaling,
+        latent_shift=info.latent_shift,
         licence="; ".join(terms),
+        routed=config.routing.blocks if config.routing.kind == "tread" else None,
     )
     if info.text_encoder is None:
         return common
-    return replace(common, text_encoder=info.text_encoder, caption_cleaning=info.caption_cleaning)
+    return replace(
+        common,
+        text_encoder=info.text_encoder,
+        caption_cleaning=info.caption_cleaning,
+        caption_template=info.caption_template,
+        caption_hidden_state=info.caption_hidden_state,
+    )
 
 
-def open_objective(config: TrainConfig) -> Objective:
-    """Raises UserError for settings that the objective has not."""
+def open_objective(config: TrainConfig, resolution: int) -> Objective:
+    """The objective at a resolution in pixels. Raises UserError for settings that the objective has not."""
     try:
-        return make_objective(config.objective.name, config.objective.settings)
+        return make_objective(config.objective.name, config.objective.settings_at(resolution))
     except ValueError as error:
         raise UserError(str(error), setting="objective.settings") from error
 
@@ -233,7 +249,11 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
     factor = network.kv_compression.factor if network.kv_compression.layers else 1
     step = info.downsampling * network.patch_size * factor
     if wrong := [f"{height} x {width}" for height, width in info.buckets if height % step or width % step]:
-        raise UserError(f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}")
+        raise UserError(
+            f"{where} has buckets whose sides are no multiples of {step} px, which this network needs: {wrong[0]}: train with "
+            "smaller patches, or make features with the patch_size of the network in another folder",
+            setting="network.patch_size",
+        )
 
 
 def check_groups_fit(collator: Collator, store: FeatureStore) -> None:
@@ -269,15 +289,20 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float | None:
     return gpu.peak_flops if gpu is not None else None
 
 
-def _batch_flops(network: DiTConfig, batch: FeatureBatch) -> float:
-    """FLOPs of an image of the batch, forward and backward."""
+def _batch_flops(collator: Collator, batch: FeatureBatch, *, images_seen: int) -> float:
+    """FLOPs of an image of the batch that follows `images_seen` images, forward and backward."""
+    network = collator.network
     tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
     grid = (batch.bucket[0] // network.patch_size, batch.bucket[1] // network.patch_size)
-    return training_flops(network, grid=grid, caption_tokens=tokens)
+    routed = collator.routed if images_seen < collator.routed_until else None
+    return training_flops(network, grid=grid, caption_tokens=tokens, routed=routed)
 
 
-def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers, *, group: int) -> Collator:
-    objective, info = open_objective(config), store.info
+def _open_collator(
+    config: TrainConfig, network: DiTConfig, store: FeatureStore, workers: Workers, *, position: LadderPosition, group: int
+) -> Collator:
+    objective, info = open_objective(config, store.info.resolution), store.info
+    routed = config.routing.routed_images(config.ladder, position.index, num_tokens=network.base_grid**2)
     encodes = config.online and info.text_encoder is not None and info.caption_storage == "none"
     return Collator(
         network=network,
@@ -290,6 +315,8 @@ def _open_collator(config: TrainConfig, network: DiTConfig, store: FeatureStore,
         text_encoder=open_text_encoder(config, info, device=str(workers.device)) if encodes else None,
         original_aspect_ratio=config.data.aspect_ratio == "image",
         group=group,
+        routed=config.routing.blocks,
+        routed_until=position.images_before + routed,
     )
 
 
@@ -329,9 +356,29 @@ def _say_what_is_read(config: TrainConfig, rung: Rung, store: FeatureStore, run:
     if config.data.skip:
         keys = len(read_skip_list(config.data.skip))
         run.say(f"{config.data.skip} leaves out {counted(store.num_skipped, 'sample')}, by {counted(keys, 'key')}")
+    shift = config.objective.shifts.get(rung.resolution)
+    shifted = "" if shift is None else f"; times are shifted by {shift:g}"
     missing = f"; not made yet: {counted(store.missing_units, 'unit')}" if store.missing_units else ""
     run.say(
         f"{rung.resolution} px: {counted(rung.images_seen, 'image')} in {counted(rung.num_steps, 'step')} of "
         f"{rung.batch_size}, from {counted(num, 'sample')} in {counted(len(sizes), 'bucket')} of "
-        f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times"
+        f"{store.folder.url}{missing}: each is seen {passes_text(count_passes([(rung.images_seen, num)]))} times{shifted}"
     )
+
+
+def _say_routing(collator: Collator, config: TrainConfig, position: LadderPosition, run: RunFolder) -> None:
+    """Says how long this resolution is trained with routing, and warns where that does not pay."""
+    routing, rung, num_tokens = config.routing, position.rung, collator.network.base_grid**2
+    if routing.blocks is None:
+        return
+    if reason := routing.off_reason(config.ladder, position.index, num_tokens=num_tokens):
+        run.say(f"{rung.resolution} px: no {routing.kind} at {reason}")
+        return
+    steps = routing.routed_images(config.ladder, position.index, num_tokens=num_tokens) // rung.batch_size
+    numbers = f"{routing.blocks.before + 1} to {collator.network.depth - routing.blocks.after}"
+    run.say(
+        f"{rung.resolution} px: {routing.kind} of {routing.share:.0%} of the tokens in blocks {numbers} for {steps} of "
+        f"{counted(rung.num_steps, 'step')}"
+    )
+    if fact := routing.does_not_pay(num_tokens):
+        run.warn_once(TrainingWarning(fact, ADVICE))

@@ -8,11 +8,12 @@ from typing import Any
 from foundry.errors import UserError
 from foundry.storage.locations import is_local_path
 from model.dit import DiT
+from model.dit_config import DiTConfig
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
 from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
-from trainer.features.info import FeaturesInfo
+from trainer.features.info import FeaturesInfo, check_reading
 from trainer.features.store import FeatureStore
 from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
@@ -100,12 +101,12 @@ def check_resume(config: TrainConfig, checkpoint: Path, info: FeaturesInfo, tech
         for name, old, new in [
             ("seed", position.seed, config.seed),
             ("objective", pipeline.objective, config.objective.name),
-            ("settings of the objective", pipeline.objective_settings, config.objective.settings),
+            ("settings of the objective", pipeline.objective_settings, config.objective.settings_at(was.rung.resolution)),
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
-            *_technique_settings(position.techniques, technique_records(techniques)),
+            *_technique_settings(position.techniques, technique_records(techniques) | config.routing.record()),
         ]
         if old != new
     ]
@@ -126,11 +127,13 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     info = store.info
     if start.checkpoint is None:
         fresh = new_config(config, rung, info)
+        check_routing(config, fresh)
         techniques = open_techniques(config, fresh, store, workers)
         return make_state(new_network(fresh, seed=config.seed), config, workers, techniques)
     check_parts(start.checkpoint, config, rung, info)
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
+    check_routing(config, target)
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
@@ -144,6 +147,24 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers, techniques)
     load_training(start.checkpoint, state, workers)
     return state
+
+
+def check_routing(config: TrainConfig, network: DiTConfig) -> None:
+    """Raises UserError for blocks that the network cannot route, and for a loss that needs the same tokens of all samples."""
+    blocks = config.routing.blocks
+    if blocks is None:
+        return
+    try:
+        network.check_routed(blocks)
+    except ValueError as error:
+        raise UserError(str(error), setting="routing") from error
+    compared = config.dispersive.chosen_block(network.depth)
+    if config.dispersive.is_on and blocks.before < compared <= network.depth - blocks.after:
+        raise UserError(
+            f"the dispersive loss compares the same tokens of different samples, and block {compared} sees others of each, "
+            f"since routing acts from block {blocks.before + 1} on: give it a block up to {blocks.before}",
+            setting="dispersive.block",
+        )
 
 
 def _technique_settings(was: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[tuple[str, object, object]]:
@@ -172,6 +193,28 @@ def check_parts(checkpoint: Path, config: TrainConfig, rung: Rung, info: Feature
                 f"{config.features_folder(rung)} come from {found.name} ({found.fingerprint}): make them again with that one: "
                 f"{features_command(config, rung, vae=pipeline.vae, text_encoder=text_encoder)}"
             )
+
+    if info.text_encoder is not None and pipeline.text_encoder.name:
+        check_reading(pipeline, info, where=config.features_folder(rung), trained=str(checkpoint))
+
+
+def keep_scale(start: Start, store: FeatureStore) -> str:
+    """Scales the latents of the features as those that a checkpoint learned from; returns a line where that is another scale.
+
+    Raises UserError where a network starts from scratch and the scale is not measured yet.
+    """
+    if start.checkpoint is None:
+        if store.info.latent_scale == "measured" and store.info.measured_scale is None:
+            raise UserError(
+                f"{store.folder.url}: the scale of the latents is measured once all units are made: let "
+                f"{store.info.command} finish"
+            )
+        return ""
+    before = store.info.measured_scale
+    store.scaled(read_pipeline_config(start.checkpoint).latent_scale)
+    if before == store.info.measured_scale or start.resumes:
+        return ""
+    return f"the latents are scaled as those that {start.checkpoint} learned from, not as the features say"
 
 
 def cleaning_note(start: Start, config: TrainConfig, info: FeaturesInfo) -> str:

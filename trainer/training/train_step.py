@@ -76,7 +76,8 @@ def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroB
         with synchronised(modules, now=batch.is_last):
             hidden = HiddenStates(frozenset(block for shared in settings.techniques for block in shared.technique.blocks))
             predict = batch.predict(state.model, settings.precision, hidden)
-            loss = objective.loss(predict, batch.latents, batch.noise, batch.timesteps).total  # samples of the micro-batch
+            found = objective.loss(predict, batch.latents, batch.noise, batch.timesteps, mask=batch.loss_mask)
+            loss = found.total  # samples of the micro-batch
             losses.append(loss.detach())
             for shared in settings.techniques:
                 own = shared.loss(hidden.outputs, batch, settings.precision)  # samples of the micro-batch

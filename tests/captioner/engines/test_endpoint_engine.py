@@ -110,7 +110,9 @@ def test_a_logprob_that_json_cannot_hold_is_not_finite() -> None:
 
 
 def model_at(url: str, **settings: Any) -> ServedModel:
-    return ServedModel(name="m", settings=EndpointSettings(url=url, tries=1, **settings), answered_by="gpt-4o-2024-05-13")
+    return ServedModel(
+        name="m", settings=EndpointSettings(url=url, tries=1, **settings), answered_by="gpt-4o-2024-05-13", listed={"id": "m"}
+    )
 
 
 def ask(url: str, *, generation: GenerationSettings = SETTINGS, **settings: Any) -> list[Generation]:
@@ -186,7 +188,7 @@ def test_a_server_that_misbehaves_ends_in_one_line(reply: Reply, complaint: str)
 @pytest.mark.parametrize(
     ("reply", "complaint"),
     [
-        (fails(401), r"refuses \(HTTP 401 .*: see endpoint.url, .* and endpoint.key_variable"),
+        (fails(401), r"refuses \(HTTP 401 .*: check the address, the model's name, .* and the key"),
         (fails(400, "this model takes no images"), r"refuses \(HTTP 400 .*this model takes no images"),
         (fails(500), "does not answer"),
     ],

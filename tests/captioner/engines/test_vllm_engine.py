@@ -172,7 +172,7 @@ def _captions(run: Path) -> Sequence[tuple[str, str]]:
 @pytest.mark.skipif(not VLLM_PYTHON, reason="VLLM_PYTHON names no environment with vLLM")
 def test_captions_are_those_of_transformers_and_a_kill_loses_nothing(tmp_path: Path) -> None:
     scenes, by_vllm, by_transformers = tmp_path / "scenes", tmp_path / "vllm", tmp_path / "transformers"
-    command = ["-m", "examples.openmoji.scenes", "--count", "100", "--seed", "7", "--split", "unseen", "--out", str(scenes)]
+    command = ["-m", "examples.openmoji.scenes", "--count", "200", "--seed", "7", "--split", "unseen", "--out", str(scenes)]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
     assert _start(scenes, by_transformers).wait(300) == 0
     vllm = ("--engine", "vllm", "--ray.replica_python", VLLM_PYTHON, "--vllm.max_model_len", "512")
@@ -187,7 +187,7 @@ def test_captions_are_those_of_transformers_and_a_kill_loses_nothing(tmp_path: P
         one.kill()
     assert run.wait(300) == 0
     assert _captions(by_vllm) == _captions(by_transformers)
-    assert len(_captions(by_vllm)) == 100
+    assert len(_captions(by_vllm)) == 200
 
 
 SCHEMA = {

@@ -1,18 +1,28 @@
 """Images to latents and back: what diffusers gives, with the scale in one place, for any dtype and in tiles."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from foundry.errors import NotFiniteOutput, UserError
 from model.encoders.frozen_parts import stored_tensors
 from model.encoders.text_encoder import TextEncoder
-from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, read_downsampling, to_pixels
-from tests.model.tiny_parts import poison_vae, save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
+from model.encoders.vae import (
+    VAE,
+    LatentDistribution,
+    LatentScale,
+    VAEConfig,
+    load_vae,
+    read_downsampling,
+    states_scale,
+    to_pixels,
+)
+from tests.model.tiny_parts import poison_vae, save_tiny_dc, save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +45,7 @@ def test_latents_and_images_are_those_of_diffusers(folder: Path, vae: VAE) -> No
         posterior = theirs.encode(images()).latent_dist
         decoded = theirs.decode(posterior.mean).sample
     found = vae.encode(images())
+    assert found.log_variance is not None
     assert found.mean.shape == (2, 4, 16, 20) == found.log_variance.shape
     torch.testing.assert_close(found.mean, posterior.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.log_variance, posterior.logvar, rtol=1e-4, atol=1e-5)
@@ -51,7 +62,7 @@ def test_samples_have_the_stated_mean_and_variance_and_follow_the_generator() ->
     assert abs(drawn.var().item() - 2 * 0.5**2) < 0.03
     assert torch.equal(drawn, distribution.sample(scale, generator=torch.Generator().manual_seed(1)))
     assert not torch.equal(drawn, distribution.sample(scale, generator=torch.Generator().manual_seed(2)))
-    rounded = LatentDistribution(distribution.mean.bfloat16(), distribution.log_variance.bfloat16())
+    rounded = LatentDistribution(distribution.mean.bfloat16(), torch.full((1, 4, 64, 64), 2.0).log().bfloat16())
     assert rounded.sample(scale, generator=torch.Generator().manual_seed(1)).dtype == torch.float32
     torch.testing.assert_close(scale.from_latents(scale.to_latents(drawn)), drawn)
 
@@ -62,6 +73,74 @@ def test_samples_have_the_stated_mean_and_variance_and_follow_the_generator() ->
 def test_the_scale_is_the_configs(settings: dict[str, float], scale: float) -> None:
     model = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, **settings)
     assert VAE(model).scale == LatentScale(scale, settings.get("shift_factor", 0.0))
+
+
+def test_mean_and_deviation_of_channels_are_read_from_the_config() -> None:
+    """FLUX.2's and Playground's configs have them; diffusers' pipelines compute z * std / factor + mean before they decode."""
+    means, deviations = [0.5, -1.0, 0.0, 2.0], [0.5, 1.0, 2.0, 4.0]
+    settings = {"scaling_factor": 0.5, "latents_mean": means, "latents_std": deviations}
+    vae = VAE(AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, **settings))
+    latents = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    by_channel = [torch.tensor(values).view(1, 4, 1, 1) for values in (means, deviations)]
+    samples = vae.scale.from_latents(latents)
+    torch.testing.assert_close(samples, latents * by_channel[1] / 0.5 + by_channel[0])
+    torch.testing.assert_close(vae.scale.to_latents(samples), latents)
+
+
+def test_an_autoencoder_without_variance_is_that_of_diffusers(tmp_path: Path) -> None:
+    theirs = AutoencoderDC.from_pretrained(save_tiny_dc(tmp_path))
+    ours = tiny_vae(tmp_path)
+    assert (ours.downsampling, ours.latent_channels, ours.has_variance) == (32, 32, False) and not ours.model.training
+    assert read_downsampling(VAEConfig(name=str(tmp_path))) == 32
+    pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = theirs.encode(pixels).latent
+        decoded = theirs.decode(expected).sample
+    found = ours.encode(pixels)
+    assert found.log_variance is None and found.mean.shape == (2, 32, 2, 3)
+    torch.testing.assert_close(found.mean, expected, rtol=1e-4, atol=1e-4)
+    latents = found.sample(ours.scale, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(latents, expected * 0.4, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.decode(latents), decoded, rtol=1e-3, atol=1e-3)
+    tiled = tiny_vae(tmp_path, tiled=True)
+    tiled.tile(128)
+    assert tiled.decode(torch.zeros(1, 32, 8, 5)).shape == (1, 3, 256, 160)
+
+
+def test_a_measured_scale_takes_the_place_of_the_configs_and_not_of_the_fingerprint(folder: Path, vae: VAE) -> None:
+    scale = LatentScale((1.0, 2.0, 3.0, 4.0), (0.0, 1.0, 2.0, 3.0))
+    measured = load_vae(VAEConfig(name=str(folder), dtype="float32"), scale=scale)
+    found = measured.encode(images())
+    latents = found.sample(measured.scale, generator=None)
+    torch.testing.assert_close(latents[:, 2], (found.mean[:, 2] - 2) * 3)
+    torch.testing.assert_close(
+        measured.decode(latents), vae.decode(found.sample(vae.scale, generator=None)), rtol=1e-3, atol=1e-3
+    )
+    assert measured.fingerprint() == vae.fingerprint()
+    with pytest.raises(UserError, match="of 2 channels, the VAE .* has 4"):
+        load_vae(VAEConfig(name=str(folder)), scale=LatentScale((1.0, 2.0), (0.0, 0.0)))
+
+
+def test_another_class_of_autoencoder_is_one_line(tmp_path: Path) -> None:
+    path = save_tiny_vae(tmp_path) / "config.json"
+    path.write_text(path.read_text().replace("AutoencoderKL", "AutoencoderTiny"))
+    with pytest.raises(UserError, match="expected one of AutoencoderKL, AutoencoderDC, found the class AutoencoderTiny"):
+        tiny_vae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "stated"),
+    [
+        ({"latent_channels": 4}, True),
+        ({"latent_channels": 16}, False),
+        ({"latent_channels": 16, "scaling_factor": 0.36}, True),
+        ({"_class_name": "AutoencoderDC"}, False),
+        ({"_class_name": "AutoencoderDC", "scaling_factor": 0.41}, True),
+    ],
+)
+def test_a_config_without_a_scale_is_known(tmp_path: Path, values: dict[str, object], stated: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert states_scale(tmp_path) == stated
 
 
 def test_bfloat16_computes_in_it_and_hands_over_float32(folder: Path, vae: VAE) -> None:

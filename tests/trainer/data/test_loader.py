@@ -37,6 +37,7 @@ def assert_same(one: list[FeatureBatch], other: list[FeatureBatch]) -> None:
     assert [batch.keys for batch in one] == [batch.keys for batch in other]
     for first, second in zip(one, other, strict=True):
         assert first.captions is not None and second.captions is not None
+        assert first.log_variance is not None and second.log_variance is not None
         assert torch.equal(first.mean, second.mean) and torch.equal(first.log_variance, second.log_variance)
         assert torch.equal(first.captions.tokens, second.captions.tokens)
         assert torch.equal(first.captions.lengths, second.captions.lengths)

@@ -68,6 +68,7 @@ def test_what_is_stored_is_what_encoding_on_the_fly_gives(tmp_path: Path, embed:
         assert (image.height, image.width) == (height, width)
         expected = vae.encode(to_signed(torch.from_numpy(fit(image.pixels, size))[None]))
         torch.testing.assert_close(batch.mean, expected.mean.half(), rtol=0.002, atol=1e-3)
+        assert batch.log_variance is not None and expected.log_variance is not None
         torch.testing.assert_close(batch.log_variance, expected.log_variance.half(), rtol=0.002, atol=1e-3)
         assert batch.texts is not None and batch.captions is not None
         assert batch.texts[0] == f"a large owl number {int(key[-3:])} on the left"

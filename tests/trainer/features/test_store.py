@@ -34,6 +34,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     mean = torch.randn(6, 4, 8, 8, generator=generator)
     log_variance = torch.randn(6, 4, 8, 8, generator=generator) - 3
     batch = store.read([SampleRequest(unit=0, row=row, caption=None) for row in (4, 1)])
+    assert batch.log_variance is not None
     assert torch.equal(batch.mean, mean[[4, 1]].half()) and torch.equal(batch.log_variance, log_variance[[4, 1]].half())
     assert (batch.mean.float() - mean[[4, 1]]).square().mean().sqrt() < 3e-4 * mean.square().mean().sqrt()
     assert batch.keys == ["u0r4", "u0r1"] and batch.bucket == (8, 8)

@@ -77,6 +77,33 @@ def test_days_and_money_scale_as_they_should(tmp_path: Path) -> None:
     assert unpriced.cost is None
 
 
+def test_an_adapter_and_routing_cost_what_they_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"width": 48, "depth": 5, "num_heads": 4}
+
+    def planned(**settings: object) -> PlanConfig:
+        path = _small(tmp_path, **{"network": sizes, **settings})
+        return PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), caption_width=32)
+
+    (deep,), (adapted,) = (plan(planned(network=sizes | more)) for more in ({}, {"text_adapter_blocks": 2}))
+    assert deep.flops_per_image < adapted.flops_per_image < 3 * deep.flops_per_image
+    few, many = deep.memory_as_set.memory, adapted.memory_as_set.memory
+    assert many.weights > few.weights and many.activations_per_image > few.activations_per_image
+    routed = planned(routing={"kind": "tread", "min_tokens": 1})
+    (found,) = plan(routed)
+    assert found.flops_per_image < deep.flops_per_image and found.routed == 0.85
+    assert found.memory == deep.memory  # that of the last steps, without routing
+    assert main(routed) == 0
+    told = capsys.readouterr().out
+    assert "alignment 64 px: 85% of the images with token routing" in told
+    assert "warning: alignment 64 px: tread at 16 tokens an image does not pay: leave routing.min_tokens at 1024" in told
+    usual = planned(routing={"kind": "tread"})
+    assert plan(usual)[0].flops_per_image == deep.flops_per_image
+    assert main(usual) == 0
+    assert "alignment 64 px: no token routing at 16 tokens an image, where it does not pay" in capsys.readouterr().out
+    with pytest.raises(UserError, match="found a depth of 2"):
+        plan(planned(network=sizes | {"depth": 2}, routing={"kind": "tread"}))
+
+
 def test_disk_is_what_a_store_writes(tmp_path: Path) -> None:
     config = dataclasses.replace(_config(tmp_path), num_images=1000, caption_tokens=80, caption_variants=2)
     disk = plan(config)[0].disk
@@ -201,3 +228,16 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     assert run_command(PlanConfig, main, prog="plan", example="plan", argv=arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_disk_follows_the_latents_and_the_captions() -> None:
+    """AutoencoderDC at 512 px: 16 x 16 means of 32 channels, no log-variance; 300 tokens of Qwen3-0.6B."""
+    settings = {"latent_channels": 32, "downsampling": 32, "caption_tokens": 300, "caption_width": 1024, "num_images": 1000}
+    deterministic, with_variance = (
+        plan(PlanConfig(stage="aesthetic", latent_variance=variance, **settings))  # type: ignore[arg-type]
+        for variance in (False, True)
+    )
+    rung, other = (next(one for one in rungs if one.resolution == 512) for rungs in (deterministic, with_variance))
+    assert rung.patches == 256  # patches of one latent
+    assert rung.disk.latents == 1000 * (2 * 32 * 16 * 16 + 100) and other.disk.latents == 1000 * (4 * 32 * 16 * 16 + 100)
+    assert deterministic[0].disk.captions_bf16 == 1000 * (2 * 300 * 1024 + 64)

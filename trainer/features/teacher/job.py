@@ -114,7 +114,9 @@ class TeacherJob:
         views = open_latents(
             pa.memory_map(folder.path(path)) if folder.is_local else pa.BufferReader(folder.read(path)), where=path
         )
-        bits = torch.from_numpy(views.latents[list(positions), 0].copy())  # (n, C h w)
+        parts = 2 if self.features.latent_variance else 1
+        rows = views.latents[list(positions)].reshape(len(positions), parts, -1)
+        bits = torch.from_numpy(rows[:, 0].copy())  # (n, C h w): the means
         mean = bits.view(getattr(torch, self.features.latent_dtype)).float()
         shape = (len(positions), self.features.latent_channels, *unit.bucket)
         keys = UnitKeys(keys=views.table["key"].to_pylist(), positions=list(positions))
@@ -140,7 +142,7 @@ class TeacherJob:
 
         cell = self.info.patch_px // self.features.downsampling
         grid = (payload.mean.shape[2] // cell, payload.mean.shape[3] // cell)
-        latents = self.features.scale.to_latents(torch.from_numpy(payload.mean.copy())).to(engine.vae.model.device)
+        latents = engine.vae.scale.to_latents(torch.from_numpy(payload.mean.copy())).to(engine.vae.model.device)
         found = [
             F.normalize(engine.features(part, grid), dim=2).half().cpu()
             for part in latents.split(1 if one_by_one else len(latents))

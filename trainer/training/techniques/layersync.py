@@ -25,8 +25,9 @@ class LayerSync(Technique):
         record = asdict(config) | {"block": block, "target": target}
         super().__init__("layersync", weight=config.weight, blocks=(block, target), record=record)
 
-    def forward(self, outputs: Mapping[int, Tensor], batch: MicroBatch) -> Tensor:  # noqa: ARG002
+    def forward(self, outputs: Mapping[int, Tensor], batch: MicroBatch) -> Tensor:
         """(B,) in -1..1 from the tokens (B, N, D) of both blocks."""
         follower, target = (outputs[number] for number in self.blocks)
+        follower, target = batch.seen(follower, like=target), batch.seen(target, like=follower)  # of tokens that both saw
         with torch.autocast(follower.device.type, enabled=False):
             return -F.cosine_similarity(follower.float(), target.detach().float(), dim=2).mean(1)  # (B,)

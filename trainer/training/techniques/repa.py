@@ -61,4 +61,5 @@ class Repa(Technique):
         assert target is not None, "it is stored, and was read"
         predicted = self.projector(tokens)  # (B, N, F)
         with torch.autocast(tokens.device.type, enabled=False):
+            target = batch.seen(target, like=tokens)  # (B, K, F)
             return -F.cosine_similarity(predicted.float(), target, dim=2).mean(1)  # (B,)

@@ -35,5 +35,6 @@ class Sra2(Technique):
         predicted = self.projector(tokens)  # (B, N, C p p)
         with torch.autocast(tokens.device.type, enabled=False):
             target = F.pixel_unshuffle(batch.latents, self._patch_size).flatten(2).transpose(1, 2)  # (B, N, C p p)
+            target = batch.seen(target, like=tokens)  # (B, K, C p p)
             error = F.smooth_l1_loss(predicted.float(), target, beta=self._beta, reduction="none")  # (B, N, C p p)
         return error.flatten(1).mean(1)
