@@ -1,5 +1,6 @@
 """Configuration of a captioning run."""
 
+import shlex
 from dataclasses import dataclass, field
 
 from captioner.engines.endpoint_settings import EndpointSettings
@@ -9,12 +10,18 @@ from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
-from foundry.units.rejection import max_rejected_problems, retry_problems
+from foundry.units.rejection import REJECTION_REASONS, max_rejected_problems, retry_problems
 from foundry.wording import CHOICE, ModelChoice
 
 ENGINES = ("transformers", "vllm", "endpoint")
 REAL_MODEL = "llava-hf/llava-1.5-7b-hf"
 """Model that errors and warnings recommend for real images."""
+REJECTED_FOR = tuple(
+    reason for reason in REJECTION_REASONS if reason not in ("changed", "no_caption", "no_class_label", "out_of_range")
+)
+"""Reasons for which captioning rejects an image; the others are those of what is done with captions later."""
+ASKED_ANEW = ("invalid_json", "refusal")
+"""Statuses of captions whose images are captioned again in a run of their own, since greedy decoding repeats an answer."""
 UNIT_SIZE = 512
 UNIT_BYTES = 1 << 30
 """Maximum size of the decoded images of a unit, since a few units per replica are in memory at one time."""
@@ -94,9 +101,24 @@ class CaptionConfig:
             ]
             if not holds
         ]
-        problems += max_rejected_problems(self.max_rejected) + retry_problems(self.retry_rejected)
+        asked = set(self.retry_rejected or ())
+        problems += max_rejected_problems(self.max_rejected)
+        problems += [
+            f"retry_rejected: {status} is a status of captions, not of images: {caption_anew(status, run=self.out)}"
+            for status in sorted(asked.intersection(ASKED_ANEW))
+        ]
+        problems += retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
         if problems:
             raise ValueError("; ".join(problems))
+
+
+def caption_anew(status: str, *, run: str) -> str:
+    """What to do about the captions of a run that have this status, as part of a sentence."""
+    return (
+        "caption these images again with other settings, in a run of their own, by python -m captioner.run "
+        f"--captions_from {shlex.quote(run)} --only \"SELECT key FROM captions WHERE status = '{status}'\" --out NEW "
+        "with the prompts, model and engine to use"
+    )
 
 
 def default_unit_size(image_side_px: int) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 
 from captioner.prompts import Prompt, PromptSet
 from captioner.structured.scene_schema import SCENE_SCHEMA
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 
 # Source: PixArt-alpha (arXiv 2310.00426), section 2.4: the prompt given to LLaVA.
 _DENSE = Prompt(name="dense", text="Describe this image and its style in a very detailed manner")
@@ -150,7 +150,7 @@ def _read_yaml(path: Path) -> PromptSet:
     except OSError as error:
         raise UserError(f"the prompts {path} cannot be read ({error.strerror}): check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompts {path} are not valid YAML ({' '.join(str(error).split())}): correct the file") from None
+        raise UserError(f"the prompts {path} are not valid YAML ({one_line(error)}): correct the file") from None
     _check_keys(content, where=str(path), required={"name", "version", "prompts"}, optional=set())
     if not isinstance(content["prompts"], list):
         raise UserError(f"{path}: prompts must be a list, see the example in captioner/prompt_sets.py")

@@ -56,6 +56,6 @@ class NotFiniteOutput(UserError):
     """What a model computed is NaN or infinite; the message names the model and its number format."""
 
 
-def one_line(error: BaseException, *, limit: int | None = None) -> str:
-    """An error as one line, never empty; `limit` cuts it to that many characters."""
+def one_line(error: BaseException | str, *, limit: int | None = None) -> str:
+    """An error, or the message of one, as one line, never empty; `limit` cuts it to that many characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]

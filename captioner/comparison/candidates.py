@@ -1,10 +1,12 @@
 """Candidates of a comparison: a run and one of its prompts each, and what was recorded of them."""
 
+import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataset_builder.json_text import words_of_json
 from dataset_builder.sql.run_files import RunFiles, read_plans, read_run
 from dataset_builder.sql.views import literal
 from foundry.errors import UserError
@@ -29,6 +31,19 @@ class Candidate:
     def captions(self) -> str:
         """SQL of its rows in the run's captions, as one of open_workbench's relations."""
         return f"(SELECT * FROM run_{self.run}.captions WHERE prompt = {literal(self.prompt)})"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether its captions are JSON of a schema."""
+        return self.prompt in self.files.record.structured_prompts
+
+    def words(self, caption: str) -> str:
+        """A caption of it with all but its words blanked out, character by character: of JSON its values, of prose all."""
+        return words_of_json(caption) if self.is_json else caption
+
+    def readable(self, caption: str) -> str:
+        """A caption of it for people: JSON with a space after each comma and colon, prose as it is."""
+        return json.dumps(json.loads(caption), ensure_ascii=False) if self.is_json else caption
 
     @property
     def model(self) -> str:

@@ -111,7 +111,7 @@ def _add_clip(
     if clip and all(one == stored[0] for one in stored) and (source is None or source.fingerprint == clip["fingerprint"]):
         keep_stored_clip(bench, candidates)
     elif source is not None:
-        extra.notes += keep_clip(bench, sample, source)
+        extra.notes += keep_clip(bench, candidates, sample, source)
     else:
         if any(one for one, _ in stored):
             extra.notes.append("CLIP scores are left out, since not all runs were scored, or by different CLIPs: name a CLIP.")

@@ -1,7 +1,7 @@
 """Differences between captions of one image, marked in HTML: words that no rival has there, and nouns that no rival names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from difflib import SequenceMatcher
 from html import escape
@@ -13,43 +13,49 @@ _OTHER = "other"
 _ALONE = "alone"
 
 
-def marked(texts: Sequence[str], nouns: Sequence[Sequence[Noun]], rivals: Sequence[Sequence[int]]) -> list[str]:
-    """The texts as HTML, escaped. `nouns`: those of each text. `rivals`: the texts that each is compared with, by index.
+def marked(
+    texts: Sequence[str], words: Sequence[str], nouns: Sequence[Sequence[Noun]], rivals: Sequence[Sequence[int]]
+) -> list[str]:
+    """The texts as HTML, escaped. `words`: each text with all that is no word blanked out, such as keys of JSON, which are not
+    compared. `nouns`: those of each text. `rivals`: the texts that each is compared with, by index.
 
     `<mark>` is around words that the longest common sequences with the rivals do not hold, `<mark class="alone">` around
     words with a noun that no rival names. META_NOUNS name nothing that is shown, so they are not looked at.
     """
-    words = [_normalised(text) for text in texts]
+    spoken = [_spoken(text, own) for text, own in zip(texts, words, strict=True)]
     concepts = [{noun.lemma for noun in found} - META_NOUNS for found in nouns]
     html = []
     for index, text in enumerate(texts):
         shared: set[int] = set()
         named: set[str] = set()
         for other in rivals[index]:
-            shared |= _shared(words[index], words[other])
+            shared |= _shared(spoken[index], spoken[other])
             named |= concepts[other]
         alone = [noun for noun in nouns[index] if noun.lemma in concepts[index] - named]
-        html.append(_html(text, shared, alone))
+        html.append(_html(text, spoken[index], shared, alone))
     return html
 
 
-def _normalised(text: str) -> list[str]:
-    """The words, without case and the signs around them."""
-    return [word.lower().strip(".,;:!?\"'()[]") for word in text.split()]
+def _spoken(text: str, words: str) -> dict[int, str]:
+    """The words of a text by where they begin in it, without case and the signs around them."""
+    found = ((one.start(), words[one.start() : one.end()]) for one in _WORD.finditer(text))
+    return {start: word.strip().lower().strip(".,;:!?\"'()[]") for start, word in found if not word.isspace()}
 
 
-def _shared(own: Sequence[str], other: Sequence[str]) -> AbstractSet[int]:
-    """The indices of the words in `own` that the common sequences with `other` hold."""
-    blocks = SequenceMatcher(a=own, b=other, autojunk=False).get_matching_blocks()
-    return {index for block in blocks for index in range(block.a, block.a + block.size)}
+def _shared(own: Mapping[int, str], other: Mapping[int, str]) -> AbstractSet[int]:
+    """Where the words of `own` begin that the common sequences with `other` hold."""
+    starts = list(own)
+    blocks = SequenceMatcher(a=list(own.values()), b=list(other.values()), autojunk=False).get_matching_blocks()
+    return {starts[index] for block in blocks for index in range(block.a, block.a + block.size)}
 
 
-def _html(text: str, shared: AbstractSet[int], alone: Sequence[Noun]) -> str:
+def _html(text: str, spoken: Mapping[int, str], shared: AbstractSet[int], alone: Sequence[Noun]) -> str:
     """Neighbouring words that are marked alike are marked together."""
     parts: list[tuple[str, int, int]] = []
-    for index, found in enumerate(_WORD.finditer(text)):
+    for found in _WORD.finditer(text):
         has_noun = any(noun.start_char < found.end() and found.start() < noun.end_char for noun in alone)
-        kind = _ALONE if has_noun else "" if index in shared else _OTHER
+        is_known = found.start() in shared or found.start() not in spoken
+        kind = _ALONE if has_noun else "" if is_known else _OTHER
         if parts and parts[-1][0] == kind:
             parts[-1] = (kind, parts[-1][1], found.end())
         else:

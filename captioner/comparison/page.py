@@ -103,8 +103,9 @@ def _pairs(candidates: Sequence[Candidate], images: Sequence[ShownImage], tagger
     others = rivals(candidates)
     cards = []
     for image in images:
-        texts = image.sampled.captions
-        captions = marked(texts, load_tagger(tagger).tag(texts), others)
+        texts = [one.readable(caption) for one, caption in zip(candidates, image.sampled.captions, strict=True)]
+        words = [one.words(text) for one, text in zip(candidates, texts, strict=True)]
+        captions = marked(texts, words, load_tagger(tagger).tag(words), others)
         said = "".join(_said(one, caption, image) for one, caption in zip(candidates, captions, strict=True))
         cards.append(_card(image, thumbnails.by_key.get(image.sampled.row["key"]), said))
     return _MARKS + note + "".join(cards)

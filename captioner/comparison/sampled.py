@@ -82,7 +82,8 @@ def keep_recounted(
     tables = []
     for one in candidates:
         texts = [image.captions[one.index] for image in sample]
-        columns, _ = count_captions(texts, prompt=one.prompt, tagger=tagger, t5=t5)
+        words = [one.words(text) for text in texts]
+        columns, _ = count_captions(texts, words=words, prompt=one.prompt, tagger=tagger, t5=t5)
         rows = [{"image": image.image, "candidate": one.index, **row} for image, row in zip(sample, columns, strict=True)]
         tables.append(pa.Table.from_pylist(rows, schema=_RECOUNTED))
     bench.keep_table("recounted", pa.concat_tables(tables))
@@ -98,7 +99,9 @@ def keep_stored_clip(bench: Workbench, candidates: Sequence[Candidate]) -> None:
     bench.keep("clip", " UNION ALL ".join(parts))
 
 
-def keep_clip(bench: Workbench, sample: Sequence[SampledImage], source: ClipSource) -> list[str]:
+def keep_clip(
+    bench: Workbench, candidates: Sequence[Candidate], sample: Sequence[SampledImage], source: ClipSource
+) -> list[str]:
     """Makes the table `clip`: for each caption the mean and the least of its sentences' cosines; returns notes.
 
     As `dataset_builder.score` computes them. Raises UserError where CLIP computes NaN or infinity.
@@ -110,7 +113,8 @@ def keep_clip(bench: Workbench, sample: Sequence[SampledImage], source: ClipSour
         pixels = np.stack([image_pixels(one.pixels, source) for one in chunk])
         images = encoder.embed_images(pixels).cpu().numpy()  # (N, D)
         for one, embedding in zip(chunk, images, strict=True):
-            sentences = [split_sentences(caption, source) for caption in one.sampled.captions]
+            said = zip(candidates, one.sampled.captions, strict=True)
+            sentences = [split_sentences(candidate.words(caption), source) for candidate, caption in said]
             tokens = sentence_tokens([sentence for parts in sentences for sentence in parts], source)
             cosines = encoder.embed_texts(tokens).cpu().numpy() @ embedding  # (T,)
             if not np.isfinite(cosines).all():

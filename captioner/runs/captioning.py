@@ -5,11 +5,12 @@ All state is in the run's folder, so that the same command resumes where the com
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from captioner.config import ENGINES, CaptionConfig
+from captioner.config import ASKED_ANEW, ENGINES, CaptionConfig, caption_anew
 from captioner.engines.model_source import assumed_prompt
 from captioner.prompt_sets import PROMPT_SETS
 from captioner.runs.asking import invalid_line
@@ -186,10 +187,23 @@ def _start_retry(run: Folder, plan: Plan, *, reasons: Sequence[str]) -> tuple[Un
     why = f" for {', '.join(sorted(set(reasons)))}" if reasons else ""
     if retry is None:
         print(f"nothing to retry: no image is rejected{why}")
+        for line in _not_ok(run):
+            print(line)
         return ()
     images, units = counted(retry.num_images, "rejected image"), counted(len(retry.units), "unit")
     print(f"retry {retry.number}: {images}{why} in {units} to try again")
     return retry.units
+
+
+def _not_ok(run: Folder) -> list[str]:
+    """A line for each status of which captions can be asked for anew, with the number of answers that have it."""
+    found = sum((Counter(commit.statuses) for commit in read_commits(run)), Counter[str]())
+    return [
+        f"{counted(found[status], 'caption')} with the status {status}, whose images are not rejected: "
+        f"{caption_anew(status, run=run.url)}"
+        for status in ASKED_ANEW
+        if found[status]
+    ]
 
 
 def _settled(config: CaptionConfig, run: Folder, job: CaptionJob, record: RunRecord) -> tuple[CaptionJob, RunRecord]:

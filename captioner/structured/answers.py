@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from foundry.errors import one_line
+
 STRUCTURED_VERSION = 1
 """Changes whenever a question about a schema, the reading of its answers or their rendering does: part of what a run is."""
 INVALID_JSON = "invalid_json"
@@ -46,7 +48,7 @@ def schema_problem(schema: str) -> str:
     try:
         kind.check_schema(found, format_checker=kind.FORMAT_CHECKER)
     except SchemaError as error:
-        return f"the schema is no JSON schema: {error.json_path}: {_short(error.message)}"
+        return f"the schema is no JSON schema: {error.json_path}: {one_line(error.message, limit=_LONGEST_FAULT)}"
     lost = [reference for reference in _references(found) if _at(found, reference) is None]
     if lost:
         return f"the schema refers to {lost[0]}, which is not in it: only references inside of the schema (#/…) work"
@@ -79,7 +81,7 @@ def read_answer(text: str, schema: str) -> StructuredAnswer:
     except UnicodeEncodeError:
         return StructuredAnswer(fault="it has characters that are no Unicode text")
     except ValueError as error:
-        return StructuredAnswer(fault=f"it is not JSON ({_short(str(error))})")
+        return StructuredAnswer(fault=f"it is not JSON ({one_line(error, limit=_LONGEST_FAULT)})")
     return StructuredAnswer(value=value, caption=caption)
 
 
@@ -87,7 +89,7 @@ def _fault(value: Any, schema: str) -> str:
     from jsonschema.exceptions import best_match
 
     error = best_match(_validator(schema).iter_errors(value))
-    return "" if error is None else f"{error.json_path}: {_short(error.message)}"
+    return "" if error is None else f"{error.json_path}: {one_line(error.message, limit=_LONGEST_FAULT)}"
 
 
 @lru_cache(maxsize=16)
@@ -98,10 +100,6 @@ def _validator(schema: str) -> Any:
 
     found = json.loads(schema)
     return validator_for(found)(found, registry=Registry())
-
-
-def _short(message: str) -> str:
-    return " ".join(message.split())[:_LONGEST_FAULT]
 
 
 def _refuse(constant: str) -> None:

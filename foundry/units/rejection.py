@@ -57,10 +57,10 @@ def max_rejected_problems(share: float | None) -> list[str]:
     return [] if share is None or 0 <= share <= 1 else [f"max_rejected must be between 0 and 1, found {share}"]
 
 
-def retry_problems(reasons: Collection[str] | None) -> list[str]:
-    """What is wrong with the setting retry_rejected of a command."""
-    unknown = ", ".join(sorted(set(reasons or ()) - REJECTION_REASONS.keys()))
-    return [f"retry_rejected: there is no reason {unknown}, there are {', '.join(REJECTION_REASONS)}"] if unknown else []
+def retry_problems(asked: Collection[str] | None, *, reasons: Collection[str]) -> list[str]:
+    """What is wrong with the setting retry_rejected of a command that rejects for these reasons."""
+    unknown = ", ".join(sorted(set(asked or ()) - set(reasons)))
+    return [f"retry_rejected: no image is rejected for {unknown}, the reasons are {', '.join(reasons)}"] if unknown else []
 
 
 def allowed_rejections(share: float | None, num_images: int) -> int:

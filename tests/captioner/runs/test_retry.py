@@ -181,4 +181,5 @@ def test_what_a_stopped_retry_left_is_in_the_status_and_reasons_have_to_be_known
     assert "retry 1 of all reasons is not finished, 1 image still to try" in capsys.readouterr().err
     assert caption(images, run, tiny_llava, "--retry_rejected", "brocken") == 2
     error = capsys.readouterr().err
-    assert "retry_rejected: there is no reason brocken, there are unreadable, empty," in error
+    assert "retry_rejected: no image is rejected for brocken, the reasons are unreadable, empty," in error
+    assert "no_class_label" not in error, "captioning never gives it"

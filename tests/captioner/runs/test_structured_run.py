@@ -2,10 +2,7 @@
 
 import json
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,91 +18,27 @@ from dataset_builder.reports.sections import gallery, statuses
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import open_stored, read_dataset
 from dataset_builder.sql.run_files import open_run
-from examples.openmoji.composition import Scene
 from examples.openmoji.kinds import KIND_BY_NAME
-from examples.openmoji.scene_files import SceneSet, sample, write_scenes
 from examples.openmoji.structured import structured_caption
-from examples.openmoji.true_captioner import TrueCaption, pixels_of, true_captions
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
-from tests.chat_server import JudgeServer, Reply, fails, judge_server, says, text_of
+from tests.captioner.structured_scenes import MODEL, NUM_SCENES, SCENES, captioned, drawn, run, scenes, truthful
+from tests.chat_server import Reply, fails, judge_server, says
 from tests.foundry.units.plain_loop import run_plainly
 from tests.trainer.tiny_sources import make_features, tiny_precompute
 from trainer.features.store import FeatureStore, SampleRequest
 
-NUM_SCENES = 24
-SCENES = SceneSet(count=NUM_SCENES, seed=5, split="train", single_objects=False, num_kinds=None, format="jpeg")
-MODEL = "gpt-4o-2024-05-13"
+__all__ = ["run", "scenes"]  # fixtures
 
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foundry.units.run.run_job", run_plainly)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@dataclass
-class Captioner:
-    """Answers of the truth, as JSON; `spoil` may make something else of them, by the key and the number of the try."""
-
-    truths: dict[bytes, TrueCaption]
-    spoil: Callable[[str, int, str], Reply] = lambda key, number, truth: says(truth, model=MODEL)
-    tries: Counter[str] = field(default_factory=Counter)
-
-    def __call__(self, body: dict[str, Any]) -> Reply:
-        pixels = pixels_of(body)
-        if len(set(pixels)) == 1:  # the grey image of a check
-            return says("{", model=MODEL)
-        known = self.truths[pixels]
-        self.tries[known.key] += 1
-        return self.spoil(known.key, self.tries[known.key], known.text)
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes") / "scenes"
-    write_scenes(SCENES, folder)
-    return folder
-
-
-def drawn() -> dict[str, Scene]:
-    return {one.key: one.scene for one in (sample(SCENES, index) for index in range(NUM_SCENES))}
-
-
-def truthful(scenes: Path) -> Captioner:
-    truths = true_captions(scenes)
-    assert len(truths) == NUM_SCENES
-    return Captioner(truths)
-
-
-@contextmanager
-def captioned(scenes: Path, out: Path, captioner: Captioner, *more: str) -> Iterator[JudgeServer]:
-    """A finished run of the set `structured`, and the server that was asked."""
-    with judge_server(captioner) as server:
-        arguments = ["--images", str(scenes), "--out", str(out), "--model", "m", "--engine", "endpoint"]
-        arguments += ["--endpoint.url", server.url, "--endpoint.tries", "1", "--t5.tokenizer", "mini", "--unit_size", "10"]
-        arguments += ["--prompts", "structured", *more]
-        assert run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments) == 0
-        yield server
-
-
-@pytest.fixture(scope="module")
-def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("run") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foundry.units.run.run_job", run_plainly)
-        patch.setenv("no_proxy", "127.0.0.1")
-        with captioned(scenes, out, truthful(scenes)) as server:
-            assert len(server.bodies) == NUM_SCENES + 1, "once for each image, and to find the model"
-            asked = server.bodies[-1]
-    assert asked["response_format"]["json_schema"]["strict"] is True
-    assert next(iter(asked["response_format"]["json_schema"]["schema"]["properties"])) == "high_level_description"
-    assert "follows this JSON schema" in text_of(asked)
-    return str(out)
 
 
 def rows(database: Database, sql: str) -> list[tuple[Any, ...]]:
@@ -265,6 +198,49 @@ def test_what_is_invalid_is_asked_for_again_twice_and_then_kept_raw(
     with open_stored(str(tmp_path / "dataset")) as database:
         assert rows(database, "SELECT count(*) FROM samples") == [(NUM_SCENES - 2,)]
         assert rows(database, "SELECT count(*) FROM captions WHERE caption = ''") == [(0,)]
+
+
+def test_images_of_invalid_json_are_captioned_in_a_run_of_their_own_and_joined(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A retry names the way, by a command whose query works; a data set of both runs has one name for the one prompt."""
+    bad = sorted(drawn())[:2]
+    captioner, first, second = truthful(scenes), tmp_path / "run", tmp_path / "again"
+    captioner.spoil = lambda key, number, truth: says("{" if key in bad else truth, model=MODEL)
+    with captioned(scenes, first, captioner):
+        pass
+    with captioned(scenes, first, captioner, "--retry_rejected"):
+        pass
+    said = capsys.readouterr().out
+    assert "nothing to retry: no image is rejected\n2 captions with the status invalid_json, whose images are not" in said
+    only = "SELECT key FROM captions WHERE status = 'invalid_json'"
+    assert f'--captions_from {first} --only "{only}" --out NEW' in said
+    with pytest.raises(ValueError, match="retry_rejected: invalid_json is a status of captions") as raised:
+        CaptionConfig(images=["i"], out=str(first), model="m", retry_rejected=["invalid_json"])
+    assert f'--captions_from {first} --only "{only}" --out NEW' in str(raised.value)
+    captioner.spoil = lambda key, number, truth: says(truth, model=MODEL)
+    with judge_server(captioner) as server:
+        arguments = [
+            "--captions_from",
+            str(first),
+            "--only",
+            only,
+            "--out",
+            str(second),
+            "--model",
+            "m",
+            "--engine",
+            "endpoint",
+        ]
+        arguments += ["--endpoint.url", server.url, "--t5.tokenizer", "mini", "--prompts", "structured"]
+        assert run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments) == 0
+    assert "2 planned = 2 captioned + 0 rejected" in capsys.readouterr().out
+    for runs in ([first, second], [second, first]):
+        out = tmp_path / f"dataset-of-{runs[0].name}"
+        build_dataset(BuildConfig(captions=tuple(map(str, runs)), out=str(out)))
+        with open_stored(str(out)) as database:
+            found = rows(database, "SELECT prompt, count(*), count(DISTINCT key) FROM captions GROUP BY ALL ORDER BY ALL")
+            assert found == [(name, NUM_SCENES, NUM_SCENES) for name in ("structured", "structured_prose")]
 
 
 def test_a_model_that_never_follows_the_schema_is_said_after_the_first_unit(
