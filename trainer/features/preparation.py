@@ -21,11 +21,14 @@ from trainer.features.buckets import bucket_table
 from trainer.features.config import PrecomputeConfig, identity
 from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, read_info
 from trainer.features.job import EncoderFacts, Encoders, FeatureUnit, PrecomputeJob
-from trainer.features.plan import FeaturePlan, PlanSettings, extend_feature_plan
+from trainer.features.plan import TRAIN, FeaturePlan, PlanSettings, extend_feature_plan
 from trainer.features.sources import FeatureSource, class_names, open_source
-from trainer.features.store import measure_scale
+from trainer.features.store import FeatureStore, SampleRequest
 
 _TAKEN = 1.3  # of the weights' size: with activations
+
+_MEASURED_UNITS = 32
+_LEAST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,3 +302,39 @@ def _report(stores: Mapping[int, Folder]) -> None:
         reasons = "".join(f", {count} rejected as {reason}" for reason, count in sorted(rejected.items()))
         samples, num_bytes = sum(commit.completed for commit in commits), sum(file.num_bytes for file in files)
         print(f"{folder.url}: {counted(samples, 'sample')} at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
+
+
+def measure_scale(folder: Folder) -> str:
+    """Measures mean and deviation of each channel over at most 32 training units, and keeps them in features.json: a line.
+
+    What is measured once stays. The same units give the same figures, so that two writers agree. Raises UserError for a channel
+    that is constant, whose scale would be infinite.
+    """
+    import torch
+
+    store = FeatureStore.open(folder.url)
+    info = store.info
+    if info.measured_scale is None:
+        units = [unit for some in store.samples(TRAIN if TRAIN in store.splits else store.splits[0]).values() for unit in some]
+        sums = torch.zeros(3, info.latent_channels, dtype=torch.float64)  # values, their sums, sums of their squares
+        for unit in sorted(units)[:: -(-len(units) // _MEASURED_UNITS)]:
+            batch = store.read([SampleRequest(unit=unit.unit, row=row) for row in range(unit.rows)])
+            mean = batch.mean.double()
+            square = mean.square() if batch.log_variance is None else mean.square() + batch.log_variance.double().exp()
+            sums += torch.stack([part.sum(dim=(0, 2, 3)) for part in (torch.ones_like(mean), mean, square)])
+        means = sums[1] / sums[0]
+        deviations = (sums[2] / sums[0] - means.square()).clamp(min=0).sqrt()
+        if constant := [channel for channel, value in enumerate(deviations.tolist()) if value < _LEAST_DEVIATION]:
+            raise UserError(
+                f"{folder.url}: channel {constant[0]} of the latents is constant and cannot be scaled to unit variance: give "
+                "vae, the scale of the VAE's config, or a VAE that uses all of its channels",
+                setting="latent_scale",
+            )
+        info = replace(
+            info, latent_scale="measured", latent_scaling=tuple((1 / deviations).tolist()), latent_shift=tuple(means.tolist())
+        )
+        folder.write(FEATURES_FILE, info.to_json())
+    return (
+        f"{folder.url}: channels of the latents have means from {min(info.latent_shift):.4g} to {max(info.latent_shift):.4g}, "
+        f"standard deviations from {1 / max(info.latent_scaling):.4g} to {1 / min(info.latent_scaling):.4g}"
+    )

@@ -26,14 +26,12 @@ from foundry.wording import counted
 from model.dit import Captions
 from model.encoders.vae import LatentScale
 from trainer.features.buckets import Size
-from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, LatentScaling, read_info
-from trainer.features.plan import TRAIN, read_feature_plan
+from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, LatentScaling, read_info
+from trainer.features.plan import read_feature_plan
 from trainer.features.tables import OpenUnits, UnitViews, damaged_unit, from_int8, read_keys, to_int8
 from trainer.features.teacher.store import FOLDER as TEACHER_FOLDER
 from trainer.features.teacher.store import TeacherStore, read_teacher_info
 
-_MEASURED_UNITS = 32
-_LEAST_DEVIATION = 1e-6
 WEIGHTS = pa.schema([pa.field("key", pa.string()), pa.field("weight", pa.float64())])
 """Weights of samples: see trainer/data/order.py."""
 
@@ -359,40 +357,6 @@ def _unit_weights(
         indices = np.asarray(pc.fill_null(pc.index_in(own, value_set=known), len(known)))
         found[unit] = values[indices][kept_rows[unit]] if unit in kept_rows else values[indices]
     return found
-
-
-def measure_scale(folder: Folder) -> str:
-    """Measures mean and deviation of each channel over at most 32 training units, and keeps them in features.json: a line.
-
-    What is measured once stays. The same units give the same figures, so that two writers agree. Raises UserError for a channel
-    that is constant, whose scale would be infinite.
-    """
-    store = FeatureStore.open(folder.url)
-    info = store.info
-    if info.measured_scale is None:
-        units = [unit for some in store.samples(TRAIN if TRAIN in store.splits else store.splits[0]).values() for unit in some]
-        sums = torch.zeros(3, info.latent_channels, dtype=torch.float64)  # values, their sums, sums of their squares
-        for unit in sorted(units)[:: -(-len(units) // _MEASURED_UNITS)]:
-            batch = store.read([SampleRequest(unit=unit.unit, row=row) for row in range(unit.rows)])
-            mean = batch.mean.double()
-            square = mean.square() if batch.log_variance is None else mean.square() + batch.log_variance.double().exp()
-            sums += torch.stack([part.sum(dim=(0, 2, 3)) for part in (torch.ones_like(mean), mean, square)])
-        means = sums[1] / sums[0]
-        deviations = (sums[2] / sums[0] - means.square()).clamp(min=0).sqrt()
-        if constant := [channel for channel, value in enumerate(deviations.tolist()) if value < _LEAST_DEVIATION]:
-            raise UserError(
-                f"{folder.url}: channel {constant[0]} of the latents is constant and cannot be scaled to unit variance: give "
-                "vae, the scale of the VAE's config, or a VAE that uses all of its channels",
-                setting="latent_scale",
-            )
-        info = replace(
-            info, latent_scale="measured", latent_scaling=tuple((1 / deviations).tolist()), latent_shift=tuple(means.tolist())
-        )
-        folder.write(FEATURES_FILE, info.to_json())
-    return (
-        f"{folder.url}: channels of the latents have means from {min(info.latent_shift):.4g} to {max(info.latent_shift):.4g}, "
-        f"standard deviations from {1 / max(info.latent_scaling):.4g} to {1 / min(info.latent_scaling):.4g}"
-    )
 
 
 def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:

@@ -99,7 +99,7 @@ def test_captions_are_cut_and_templates_are_not(folders: dict[str, Path]) -> Non
 def test_a_load_reports_no_tensors_that_are_left_out(folders: dict[str, Path]) -> None:
     reported: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = reported.append  # type: ignore[method-assign]
+    handler.emit = reported.append  # type: ignore[assignment,method-assign]
     library = logging.getLogger("transformers")
     library.addHandler(handler)
     try:
