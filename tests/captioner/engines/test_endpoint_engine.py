@@ -249,5 +249,5 @@ def test_cost_is_that_of_a_million_tokens() -> None:
 
 
 def test_without_an_address_there_is_nothing_to_ask() -> None:
-    with pytest.raises(UserError, match="needs endpoint.url"):
+    with pytest.raises(UserError, match="needs the address of an OpenAI-compatible server"):
         find_served_model("m", EndpointSettings(), SETTINGS)

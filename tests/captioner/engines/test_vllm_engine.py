@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_without_vllm_one_line_says_what_to_do() -> None:
     with pytest.raises(UserError, match="needs vLLM, which .*python.* lacks: install it"):
         find_vllm_model(resolve_model("mini"), VllmSettings(), python=sys.executable)
-    with pytest.raises(UserError, match="ray.replica_python /nowhere/python cannot be run"):
+    with pytest.raises(UserError, match="/nowhere/python cannot be run"):
         find_vllm_model(resolve_model("mini"), VllmSettings(), python="/nowhere/python")
     with pytest.raises(UserError, match="needs vLLM"):
         VllmEngine(resolve_model("mini"), GenerationSettings(), VllmSettings())
