@@ -1,11 +1,12 @@
 """Feature stores and settings that train in a second: random latents and captions, a DiT of a few thousand parameters."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,14 @@ def newest_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     checkpoint = newest_checkpoint(Path(config.run_folder))
     assert checkpoint is not None
     return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def continued_from(config: TrainConfig, run_dir: Path, *, images_seen: int) -> TrainConfig:
+    """The same training in another folder that holds one of its checkpoints."""
+    resumed = replace(config, run_dir=str(run_dir))
+    name = f"checkpoints/{images_seen:012d}"
+    shutil.copytree(Path(config.run_folder) / name, Path(resumed.run_folder) / name)
+    return resumed
 
 
 def train_until_killed(config: TrainConfig, words: str) -> None:

@@ -1,6 +1,5 @@
 """Text adapter, TREAD and masking in training: exact resume, no trace of cuts and workers, refusals; off, they leave none."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,15 @@ from model.formats.checkpoint import PipelineConfig, load_checkpoint, read_trans
 from model.layers.text_adapter import AdapterBlock
 from tests.model.tiny_networks import random_network
 from tests.trainer.test_distributed import _rows, _train_together
-from tests.trainer.tiny_training import CAPTION_WIDTH, ROOT, newest_weights, tiny_config, training_losses, write_store
+from tests.trainer.tiny_training import (
+    CAPTION_WIDTH,
+    ROOT,
+    continued_from,
+    newest_weights,
+    tiny_config,
+    training_losses,
+    write_store,
+)
 from tests.trainer.training.test_loop import _same
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
@@ -65,19 +72,11 @@ def _config(features: Path, run_dir: Path, **changes: Any) -> TrainConfig:
     return tiny_config(run_dir, features=str(features), **settings)
 
 
-def _continued(config: TrainConfig, run_dir: Path, *, images_seen: int) -> TrainConfig:
-    """The same training in another folder that holds one of its checkpoints."""
-    resumed = replace(config, run_dir=str(run_dir))
-    name = f"checkpoints/{images_seen:012d}"
-    shutil.copytree(Path(config.run_folder) / name, Path(resumed.run_folder) / name)
-    return resumed
-
-
 @EACH
 @pytest.mark.parametrize("images_seen", [8, 16])  # with routing on and, of six steps, behind the last routed one
 def test_a_training_resumes_bit_for_bit(unbroken: dict[str, TrainConfig], tmp_path: Path, name: str, images_seen: int) -> None:
     config = unbroken[name]
-    resumed = _continued(config, tmp_path, images_seen=images_seen)
+    resumed = continued_from(config, tmp_path, images_seen=images_seen)
     assert main(resumed) == 0
     after = {seen: loss for seen, loss in training_losses(config).items() if seen > images_seen}
     assert training_losses(resumed) == after and len(after) >= 2
@@ -185,9 +184,9 @@ def test_losses_of_techniques_read_the_tokens_that_the_blocks_saw(features: Path
 
 
 def test_a_checkpoint_is_not_resumed_with_other_settings(unbroken: dict[str, TrainConfig], tmp_path: Path) -> None:
-    adapted = _continued(unbroken["adapter"], tmp_path / "adapter", images_seen=8)
-    routed = _continued(unbroken["tread"], tmp_path / "tread", images_seen=8)
-    plain = _continued(unbroken["none"], tmp_path / "none", images_seen=8)
+    adapted = continued_from(unbroken["adapter"], tmp_path / "adapter", images_seen=8)
+    routed = continued_from(unbroken["tread"], tmp_path / "tread", images_seen=8)
+    plain = continued_from(unbroken["none"], tmp_path / "none", images_seen=8)
     for config, words in [
         (
             replace(adapted, network=replace(NETWORK, text_adapter_blocks=1)),
@@ -267,7 +266,7 @@ def test_compiled_blocks_do_the_same_with_few_graphs(unbroken: dict[str, TrainCo
     assert not counters["recompile_limit"], counters
     assert training_losses(config) == pytest.approx(training_losses(unbroken[name]), rel=1e-3)
     torch.compiler.reset()
-    resumed = _continued(config, tmp_path / "resumed", images_seen=8)
+    resumed = continued_from(config, tmp_path / "resumed", images_seen=8)
     assert main(resumed) == 0
     assert training_losses(resumed) == {seen: loss for seen, loss in training_losses(config).items() if seen > 8}
 

@@ -20,7 +20,7 @@ from model.diffusion import Diffusion
 from model.dit import HiddenStates
 from tests.trainer.test_distributed import _rows, _train_together
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
-from tests.trainer.tiny_training import ROOT, _plain, newest_weights, training_losses
+from tests.trainer.tiny_training import ROOT, _plain, continued_from, newest_weights, training_losses
 from tests.trainer.training.test_loop import _same
 from trainer.config.ladder import Rung
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding
@@ -66,19 +66,11 @@ def _state_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
     return training_tensors(state)
 
 
-def _continued(config: TrainConfig, run_dir: Path, *, images_seen: int) -> TrainConfig:
-    """The same training in another folder that holds one of its checkpoints."""
-    resumed = replace(config, run_dir=str(run_dir))
-    name = f"checkpoints/{images_seen:012d}"
-    shutil.copytree(Path(config.run_folder) / name, Path(resumed.run_folder) / name)
-    return resumed
-
-
 @EACH
 def test_a_training_resumes_bit_for_bit(root: Path, tmp_path: Path, name: str) -> None:
     config = technique_config(root, tmp_path / "whole", name, images=16, checkpoint=KEEP)
     assert main(config) == 0
-    resumed = _continued(config, tmp_path / "resumed", images_seen=8)
+    resumed = continued_from(config, tmp_path / "resumed", images_seen=8)
     assert main(resumed) == 0
     after = {seen: loss for seen, loss in training_losses(config).items() if seen > 8}
     assert training_losses(resumed) == after and len(after) == 2
@@ -174,7 +166,7 @@ def test_a_teacher_that_stopped_is_asked_no_more_and_its_projector_stays(
     config = replace(config, repa=replace(config.repa, stop_share=0.5))
     assert main(config) == 0
     assert [sorted(own) for own in _technique_losses(config)] == [["repa"], ["repa"], [], []]
-    resumed = _continued(config, tmp_path / "resumed", images_seen=8)
+    resumed = continued_from(config, tmp_path / "resumed", images_seen=8)
 
     def asked(*_arguments: object) -> None:
         raise AssertionError("the teacher has stopped")
@@ -188,7 +180,7 @@ def test_a_teacher_that_stopped_is_asked_no_more_and_its_projector_stays(
 
 def test_a_checkpoint_is_not_resumed_with_other_techniques(root: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     other = save_tiny_teacher(tmp_path / "other", seed=1)
-    config = _continued(unbroken, tmp_path / "runs", images_seen=8)
+    config = continued_from(unbroken, tmp_path / "runs", images_seen=8)
     for changed, words in [
         (replace(config, sra2=Sra2Config()), "sra2 on then, off now"),
         (replace(config, dispersive=DispersiveConfig(enabled=True, group=4)), "dispersive.group 2 then, 4 now"),
