@@ -1,15 +1,16 @@
-"""Engines from the command line, killed and resumed (transformers: test_kills.py), and as a Ray job: captions are the model's.
+"""Engines from the command line, killed (transformers: test_kills.py), and as a Ray job, stopped: resumed, they caption alike.
 
 vLLM needs VLLM_PYTHON, the interpreter of an environment that has it (docs/captioning.md).
 """
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from captioner.engines.generation import GenerationSettings
 from captioner.engines.model_source import resolve_model
@@ -150,16 +152,33 @@ def head() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_job_on_a_running_ray_gives_the_same_captions(
+def test_a_job_that_was_stopped_resumes_to_the_same_captions(
     *, head: str, tmp_path: Path, scenes: Path, expected: dict[str, str], options: list[str]
 ) -> None:
     run = tmp_path / "run"
-    submit = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-m", "captioner.run"]
-    done = subprocess.run(
-        [*submit, *run_arguments(scenes, run, Path("mini"), *options)],
-        capture_output=True, text=True, check=False, timeout=500, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    entry_point = shlex.join(["python", "-m", "captioner.run", *run_arguments(scenes, run, Path("mini"), *options)])
+    client = JobSubmissionClient(head)
+
+    def submit() -> str:
+        job: str = client.submit_job(entrypoint=entry_point, runtime_env={"working_dir": str(ROOT)})
+        return job
+
+    job = submit()
+    wait_until(lambda: len(committed_units(Folder(str(run)))) >= 2, client, job)
+    client.stop_job(job)
+    wait_until(lambda: client.get_job_status(job).is_terminal(), client, job)
+    assert 0 < len(committed_units(Folder(str(run)))) < COUNT // 8, "the job was stopped too late to interrupt anything"
+    job = submit()
+    wait_until(lambda: client.get_job_status(job).is_terminal(), client, job)
+    assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     status = read_status(Folder(str(run)))
     assert (status.planned, status.captioned, status.remaining) == (COUNT, COUNT, 0)
     assert captions(run) == expected
+
+
+def wait_until(is_so: Callable[[], bool], client: JobSubmissionClient, job: str) -> None:
+    deadline = time.monotonic() + 400
+    while not is_so():
+        assert client.get_job_status(job) != JobStatus.FAILED, client.get_job_logs(job)
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(0.02)
