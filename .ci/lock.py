@@ -54,6 +54,8 @@ def _package(item: dict[str, Any]) -> Package | None:
     if archive is None:
         return None
     metadata = item["metadata"]
+    if not item["download_info"]["url"].endswith(".whl"):
+        print(f"warning: {metadata['name']} has no wheel and is built where it is installed", file=sys.stderr)
     return Package(canonicalize_name(metadata["name"]), metadata["version"], archive["hashes"]["sha256"])
 
 
