@@ -1,7 +1,6 @@
 """Extras of the distribution: which one installs a library that is missing. What they hold is in pyproject.toml alone."""
 
 import re
-from importlib.metadata import PackageNotFoundError, requires
 
 from foundry.errors import UserError
 
@@ -40,6 +39,8 @@ def distribution_of(module: str) -> str:
 
 def extra_distributions() -> dict[str, set[str]]:
     """The distributions that each extra installs, with those of the extras that it names; none in a bare checkout."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     try:
         lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:

@@ -17,7 +17,9 @@ from packaging.utils import canonicalize_name
 
 from foundry.command_line import run_command
 from foundry.commands import COMMANDS
+from foundry.errors import UserError
 from foundry.extras import DISTRIBUTION, distribution_of, extra_distributions, missing_library
+from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import write_run_with_images
 from tests.foundry.test_command_line import Config
 
@@ -99,6 +101,13 @@ def test_a_command_without_its_extra_says_one_line(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == 'error: this needs torch, which is not installed: pip install "t2i-foundry[train]"\n'
     with pytest.raises(ModuleNotFoundError):  # of this program itself: a bug
         run("foundry.absent")
+
+
+def test_a_store_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # if another test has opened one
+    with pytest.raises(UserError, match=r'cannot open s3://a/b: this needs s3fs, .*"t2i-foundry\[s3\]"'):
+        Folder("s3://a/b").exists()
 
 
 _RUN = """
