@@ -85,9 +85,8 @@ def test_losses_and_seconds_are_those_of_the_runs(compared: Compared, config: Co
     metrics = read_metrics(_folder(config, "muon", 1))
     validation = [row for row in metrics if row["kind"] == "validation"]
     seconds = sum(4 / row["images_per_s"] for row in metrics if row["kind"] == "train")
-    answer = duckdb.sql(
-        f"SELECT band, loss, seconds FROM '{compared.results}' WHERE arm = 'muon' AND seed = 1 AND is_last ORDER BY band"
-    ).fetchall()
+    sql = f"SELECT band, loss, seconds FROM '{compared.results}' WHERE arm = 'muon' AND seed = 1 AND is_last ORDER BY band"
+    answer = duckdb.execute(sql).fetchall()
     bands = {band: loss for band, loss, _ in answer}
     assert bands.pop("all") == validation[-1]["loss"]
     assert list(bands.values()) == [loss for loss in validation[-1]["bands"] if loss is not None]
