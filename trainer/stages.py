@@ -184,10 +184,11 @@ def named_by(arguments: Sequence[str], name: str) -> str | None:
     return found.value or next((str(value) for value in values if value is not None), None)
 
 
-def choose_stage(arguments: Sequence[str], stages: Collection[str]) -> list[str]:
+def choose_stage(arguments: Sequence[str], stages: Collection[str], *, default: str | None = None) -> list[str]:
     """The arguments with each file that has a `stages` section replaced by what it says of the stage that they name.
 
-    Flags still go over files. Raises UserError for a section that names no stage.
+    Flags still go over files; `default` is the stage where neither names one. Raises UserError for a section that names no
+    stage.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--stage", nargs="?")
@@ -197,7 +198,7 @@ def choose_stage(arguments: Sequence[str], stages: Collection[str]) -> list[str]
         is_file = bool(words) and words[-1] == "--config"
         prefix, path = ("", word) if is_file else ("--config=", word.removeprefix("--config="))
         sections = _sections(path) if is_file or word.startswith("--config=") else None
-        words.append(word if sections is None else prefix + _of_stage(path, sections, chosen, stages))
+        words.append(word if sections is None else prefix + _of_stage(path, sections, chosen, stages, default=default))
     return words
 
 
@@ -216,12 +217,14 @@ def _content(path: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _of_stage(path: str, content: Mapping[str, Any], chosen: str | None, stages: Collection[str]) -> str:
+def _of_stage(
+    path: str, content: Mapping[str, Any], chosen: str | None, stages: Collection[str], *, default: str | None
+) -> str:
     sections = content[SECTION]
     if unknown := sorted(set(sections) - set(stages)):
         raise UserError(f"{path}: {SECTION}: expected {', '.join(stages)}, found {', '.join(map(str, unknown))}")
     common = {name: value for name, value in content.items() if name != SECTION}
-    return yaml.safe_dump(_merge(common, sections.get(chosen or common.get("stage")) or {}))
+    return yaml.safe_dump(_merge(common, sections.get(chosen or common.get("stage") or default) or {}))
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

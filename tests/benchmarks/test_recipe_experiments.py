@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 import ray
-from trainer.comparison.arms import make_arms
 
 from benchmarks import recipe_experiments, staged_world
 from benchmarks.recipe_experiments import RecipeExperimentsConfig
@@ -21,6 +20,7 @@ from benchmarks.staged_world import features_folder
 from examples.openmoji.scene_files import SceneSet, write_scenes
 from tests.benchmarks.test_staged_training import run_here
 from tests.trainer.tiny_training import write_store
+from trainer.comparison.arms import make_arms
 from trainer.features.store import FeatureStore
 
 

@@ -99,7 +99,7 @@ def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Ite
         for cost in rung.techniques
     ]
     yield from _aligned(_TECHNIQUES, rows)
-    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: besides those below."
+    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: in the sums below."
 
 
 def _what(rung: "RungPlan") -> tuple[object, ...]:
@@ -156,8 +156,12 @@ def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     ]
     yield from _aligned(_DISK, rows)
     latents, *ways = (sum(column) for column in zip(*sizes, strict=True))
-    answers = (f"{_gb(latents + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True))
-    yield f"In all {', '.join(answers)}. Resolutions of a stage share their captions."
+    teacher = sum(cost.stored_bytes * rung.dataset.num_images for rung in rungs for cost in rung.techniques)
+    answers = (
+        f"{_gb(latents + teacher + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True)
+    )
+    stored = f", {_gb(teacher)} of a teacher among them" if teacher else ""
+    yield f"In all {', '.join(answers)}{stored}. Resolutions of a stage share their captions."
 
 
 def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
 from trainer.config.ladder import Rung
@@ -19,6 +19,8 @@ from trainer.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from model.encoders.vae import VAE
 
 _FLOAT_BYTES = 4
 _HALF_BYTES = 2
@@ -176,33 +178,30 @@ def _teacher(name: str, revision: str | None, vae_name: str | None, network: DiT
 
     tower = empty_vision_tower(VisionTowerConfig(name=name, revision=revision))
     vae = _empty_vae(vae_name, network)
-    downsampling = 2 ** (len(vae.config.block_out_channels) - 1)
-    side, grid = network.sample_size, (network.base_grid, network.base_grid)
-    at_once = max(1, DECODED_PX // (side * downsampling) ** 2)
+    side, side_px, grid = network.sample_size, network.sample_size * vae.downsampling, (network.base_grid, network.base_grid)
+    at_once = max(1, DECODED_PX // side_px**2)
     with torch.no_grad():
-        flops = _flops(lambda: vae.decode(torch.empty(1, network.in_channels, side, side, device="meta")))
-        flops += _flops(
-            lambda: tower.features(torch.empty(1, 3, side * downsampling, side * downsampling, device="meta"), grid)
-        )
-    vae = vae.bfloat16()
-    peak = peak_bytes(vae, lambda: vae.decode(torch.empty(at_once, network.in_channels, side, side, dtype=torch.bfloat16)))
-    weights = 2 * (_num_parameters(vae) + _num_parameters(tower.model))
+        flops = _flops(lambda: vae.model.decode(torch.empty(1, network.in_channels, side, side, device="meta")))
+        flops += _flops(lambda: tower.features(torch.empty(1, 3, side_px, side_px, device="meta"), grid))
+    decoder = vae.model.bfloat16()
+    shape = (at_once, network.in_channels, side, side)
+    peak = peak_bytes(decoder, lambda: decoder.decode(torch.empty(shape, dtype=torch.bfloat16)))
+    weights = 2 * (_num_parameters(decoder) + _num_parameters(tower.model))
     return _FrozenCost(width=tower.width, flops_per_image=flops, num_bytes=weights + peak)
 
 
-def _empty_vae(name: str | None, network: DiTConfig) -> Any:
-    """The VAE of this name, or of Stable Diffusion's sizes, as PixArt's is, without weights."""
+def _empty_vae(name: str | None, network: DiTConfig) -> "VAE":
+    """The VAE of this name, or one of Stable Diffusion's sizes, as PixArt's is, without weights."""
     import torch
     from diffusers import AutoencoderKL
 
-    from model.encoders.frozen_parts import find_part
+    from model.encoders.vae import VAE, VAEConfig, empty_vae
     from model.generation.memory import STABLE_DIFFUSION_VAE
 
-    settings: dict[str, Any] = {**STABLE_DIFFUSION_VAE, "latent_channels": network.in_channels}
     if name is not None:
-        settings = dict(AutoencoderKL.load_config(find_part(name, "vae").folder))
+        return empty_vae(VAEConfig(name=name))
     with torch.device("meta"):
-        return AutoencoderKL.from_config(settings).eval()
+        return VAE(AutoencoderKL.from_config({**STABLE_DIFFUSION_VAE, "latent_channels": network.in_channels}).eval())
 
 
 def _num_parameters(module: "nn.Module") -> int:
