@@ -116,8 +116,8 @@ def cheap_aesthetic() -> TrainConfig:
     """The best images at 512 and 1024 px. TREAD (arXiv 2501.04765) at 1024 tokens, off for the last steps and at the last rung.
 
     Source: PRX, part 3, trains 512 and then 1024 px alike; at 256 tokens TREAD loses (part 2), so that 256 px is without it.
-    Deviation: a shorter warm-up, for a network that is trained and a last rung of 10K steps; where 1024 px is left out, 512 px is
-    the only rung and has TREAD too.
+    Deviation: a shorter warm-up, for a network that is trained and a last rung of 10K steps; where 1024 px is left out, 512 px
+    has TREAD all the same, as the only rung.
     """
     return TrainConfig(
         stage="aesthetic",

@@ -17,9 +17,9 @@ from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.features.teacher.store import read_teacher_info
 from trainer.monitoring.run_folder import newest_checkpoint
-from trainer.planning.config import PlanConfig, RungPlan
-from trainer.planning.estimate import plan, stage_configs
-from trainer.planning.techniques import technique_costs
+from trainer.planning.config import PlanConfig
+from trainer.planning.estimate import stage_configs
+from trainer.planning.work import TrainingWork, training_work
 
 _COUNTED_CAPTIONS = 256
 
@@ -31,42 +31,24 @@ def training_flops(runs: Mapping[Path, int]) -> float:
 
 @cache
 def _stage_flops(run: Path, images: int) -> float:
-    settings = PlanConfig(fit_config=str(run / CONFIG_FILE))
-    (train,) = stage_configs(settings)
-    (rung,) = train.ladder
-    store = FeatureStore.open(train.features_folder(rung))
-    has_captions = not store.info.class_names
-    config = replace(
-        settings,
-        num_gpus=1,
-        caption_tokens=mean_caption_tokens(store, train.data.caption_weights) if has_captions else 1.0,
-        caption_width=store.info.caption_width if has_captions else 1,
-        latent_channels=store.info.latent_channels,
-        downsampling=store.info.downsampling,
-    )
-    (planned,) = plan(config)
-    return flops_until(planned, images) + _stored_teacher_flops(train, store, run)
+    (train,) = stage_configs(PlanConfig(fit_config=str(run / CONFIG_FILE)))
+    (rung,), checkpoint = train.ladder, newest_checkpoint(run)
+    assert checkpoint is not None, "it was trained"
+    network, store = read_transformer_config(checkpoint), FeatureStore.open(train.features_folder(rung))
+    tokens = 0.0 if store.info.class_names else mean_caption_tokens(store, train.data.caption_weights)
+    teacher = read_teacher_info(store.folder.url)
 
+    def work(config: TrainConfig) -> TrainingWork:
+        width = teacher.width if teacher is not None else 0
+        return training_work(config, rung, network, caption_tokens=tokens, teacher_width=width)
 
-def _stored_teacher_flops(train: TrainConfig, store: FeatureStore, run: Path) -> float:
-    """Operations of the teacher, and of the VAE that decodes for it, over all samples whose features are stored."""
-    if train.repa.teacher != STORED:
-        return 0.0
-    found, checkpoint = read_teacher_info(store.folder.url), newest_checkpoint(run)
-    assert found is not None and checkpoint is not None, "it was trained with what the teacher saw"
-    network, (rung,) = read_transformer_config(checkpoint), train.ladder
-    online = replace(train, vae=train.vae or store.info.vae.name, repa=replace(train.repa, teacher=found.name))
-    stored_cost, online_cost = (
-        next(cost for cost in technique_costs(one, rung, network, stored_width=found.width) if cost.name == "repa")
-        for one in (train, online)
-    )
-    return store.num_samples(TRAIN) * (online_cost.flops_per_image - stored_cost.flops_per_image)
-
-
-def flops_until(rung: RungPlan, images: int) -> float:
-    """Operations of a rung's first images: techniques act from the first one on, until they stop."""
-    techniques = sum(min(images, cost.share * rung.images_seen) * cost.flops_per_image for cost in rung.techniques)
-    return images * rung.flops_per_image + techniques + images / rung.batch_size * rung.optimizer_flops
+    found = work(train).flops(images)
+    if train.repa.teacher != STORED or teacher is None:
+        return found
+    seen = replace(train, vae=train.vae or store.info.vae.name, repa=replace(train.repa, teacher=teacher.name, stop_share=1.0))
+    of_all = replace(train, repa=replace(train.repa, stop_share=1.0))
+    once = (work(seen).flops() - work(of_all).flops()) / rung.images_seen  # of teacher and decoder, for an image
+    return found + store.num_samples(TRAIN) * once
 
 
 def mean_caption_tokens(store: FeatureStore, weights: Mapping[str, float]) -> float:

@@ -13,21 +13,27 @@ import ray
 import yaml
 
 from benchmarks import cheap_recipe, staged_judgement, staged_world
-from benchmarks.recipes import trainings
-from benchmarks.recipes.compute import flops_until, mean_caption_tokens, training_flops
+from benchmarks.recipes import compute, trainings
+from benchmarks.recipes.compute import mean_caption_tokens, training_flops
 from benchmarks.recipes.config import CheapRecipeConfig
 from benchmarks.recipes.measures import held_out_scores
 from benchmarks.recipes.outcome import LOSS, METRICS, Measured, compute_to_reach, outcome, ratios, worst
 from benchmarks.recipes.trainings import train_cheap, train_paper
 from benchmarks.staged_world import features_folder
 from foundry.errors import UserError
-from model.formats.checkpoint import load_checkpoint
+from model.formats.checkpoint import PartConfig, load_checkpoint, read_transformer_config
 from tests.benchmarks.test_staged_training import run_here
-from tests.trainer.tiny_training import write_store
+from tests.model.tiny_parts import save_tiny_vae
+from tests.trainer.tiny_techniques import save_tiny_teacher
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer import fit
+from trainer.config.techniques import RepaConfig
 from trainer.features.store import FeatureStore, SampleRequest
+from trainer.features.teacher.store import TeacherInfo
 from trainer.monitoring.run_folder import list_checkpoints
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan
+from trainer.planning.techniques import technique_costs
 
 
 def test_a_curve_reaches_a_target_between_two_points_on_the_logarithm_of_compute() -> None:
@@ -182,18 +188,31 @@ def _all_captions(store: FeatureStore) -> list[SampleRequest]:
     ]
 
 
-def test_a_technique_counts_until_it_stops(tmp_path: Path) -> None:
-    settings = {
-        "ladder": [{"resolution": 64, "images": 6400, "batch_size": 64}],
-        "network": {"width": 48, "depth": 4, "num_heads": 4},
-        "repa": {"teacher": "stored", "stop_share": 0.25},
-    }
-    (tmp_path / "fit.yaml").write_text(json.dumps(settings))
-    (rung,) = plan(PlanConfig(stage="alignment", num_gpus=1, fit_config=str(tmp_path / "fit.yaml")))
-    (repa,) = rung.techniques
-    assert flops_until(rung, 6400) == pytest.approx(rung.flops)
-    assert flops_until(rung, 1600) == pytest.approx(1600 * (rung.flops_per_image + repa.flops_per_image))
-    assert flops_until(rung, 3200) - flops_until(rung, 1600) == pytest.approx(1600 * rung.flops_per_image)
+def test_what_a_teacher_saw_before_is_counted_once_for_each_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 12 samples: what the planner counts for an image in training by a teacher, less what it counts for stored features."""
+    save_tiny_vae(tmp_path / "vae")
+    save_tiny_teacher(tmp_path / "teacher")
+    write_store(tmp_path / "features", vae=PartConfig(name=str(tmp_path / "vae"), fingerprint="v"))
+    config = tiny_config(tmp_path, images=8)
+    assert fit.main(config) == 0
+    run = Path(config.run_folder)
+    plain = training_flops({run: 8})
+    where = str(tmp_path / "teacher")
+    seen = TeacherInfo(name=where, revision=None, fingerprint="f", width=16, patch_px=4, features="x")
+    monkeypatch.setattr("benchmarks.recipes.compute.read_teacher_info", lambda _: seen)
+    costs = {}
+    for teacher in ("stored", seen.name):
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(
+            yaml.safe_dump(settings | {"repa": {"teacher": teacher}, "vae": str(tmp_path / "vae")})
+        )
+        compute._stage_flops.cache_clear()
+        costs[teacher] = training_flops({run: 8})
+    network = read_transformer_config(list_checkpoints(run)[-1])
+    stored = replace(config, repa=RepaConfig(teacher="stored"))
+    (cost,) = technique_costs(stored, config.ladder[0], network, stored_width=16)
+    once = (costs[seen.name] - plain) / 8 - cost.flops_per_image
+    assert once > 0 and costs["stored"] == pytest.approx(plain + 8 * cost.flops_per_image + 12 * once)
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
