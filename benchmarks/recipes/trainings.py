@@ -91,7 +91,7 @@ def fit_arguments(
         "checkpoint.every_images": max(config.batch_size, images // 4),
         "checkpoint.keep_last": 1,
     }
-    return [f"--{name}={value}" for name, value in (settings | more).items()]
+    return [f"--{name}={value}" for name, value in {**settings, **more}.items()]
 
 
 def _checkpoint(run: Path, images: int) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from benchmarks.recipes.config import CheapRecipeConfig
 from benchmarks.recipes.measures import held_out_scores
 from benchmarks.recipes.outcome import LOSS, METRICS, Measured, compute_to_reach, outcome, ratios, worst
 from benchmarks.recipes.trainings import train_cheap, train_paper
+from benchmarks.results_folder import claim
 from benchmarks.staged_world import features_folder
 from foundry.errors import UserError
 from model.formats.checkpoint import PartConfig, load_checkpoint, read_transformer_config
@@ -76,8 +77,8 @@ def test_the_headline_is_the_worst_ratio_of_means_over_seeds() -> None:
 def test_the_table_and_the_figures_say_what_was_found() -> None:
     markdown, figures = outcome(PAPER, CURVES)
     assert figures["compute_ratio"] == pytest.approx(0.252, abs=0.001) and figures["seeds"] == 2
-    assert (figures["loss_paper"], figures["loss_cheap"]) == (pytest.approx(0.25), pytest.approx(0.15))
-    assert (figures["object_paper"], figures["object_cheap"]) == (pytest.approx(0.85), pytest.approx(0.95))
+    expected = {"loss_paper": 0.25, "loss_cheap": 0.15, "object_paper": 0.85, "object_cheap": 0.95}
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
     assert figures["object_sprites_paper"] == pytest.approx(0.8) and figures["flops_cheap"] == 40
     rows = markdown.splitlines()
     assert rows[0].startswith("| measure | paper | cheap at 0.10 of its compute | cheap at 0.40 of its compute |")
@@ -157,7 +158,7 @@ def test_both_recipes_are_trained_to_whole_trainings_and_once(tmp_path: Path, ca
     _check_compute(paper.runs, cheap[0].runs, cheap[1].runs)
 
 
-def _check_compute(paper: dict[Path, int], half: dict[Path, int], whole: dict[Path, int]) -> None:
+def _check_compute(paper: Mapping[Path, int], half: Mapping[Path, int], whole: Mapping[Path, int]) -> None:
     """Of the tiny trainings: the planner's sum at the end, half of it in the middle, and Muon's steps in it."""
     store = FeatureStore.open(str(next(iter(whole)).parents[3] / "world" / "features" / "alignment" / "64"))
     tokens = mean_caption_tokens(store, {})
@@ -221,10 +222,10 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_seeds must be 1 or more"):
         _config(tmp_path, num_seeds=0)
     config = _config(tmp_path)
-    cheap_recipe.claim(config.folder, config.identity())
-    cheap_recipe.claim(config.folder, replace(config, num_seeds=9).identity())
+    claim(config.folder, config.identity())
+    claim(config.folder, replace(config, num_seeds=9).identity())
     with pytest.raises(UserError, match="was begun with another images"):
-        cheap_recipe.claim(config.folder, replace(config, images=64).identity())
+        claim(config.folder, replace(config, images=64).identity())
 
 
 @pytest.mark.slow

@@ -72,8 +72,9 @@ def test_few_samples_cover_all_levels() -> None:
 def test_the_loss_of_a_checkpoint_is_the_mean_over_the_validation_split(tmp_path: Path, objective: str) -> None:
     features = write_store(tmp_path / "features")
     network = random_network(TEXT, caption_width=CAPTION_WIDTH, sample_size=8, learned_variance=objective == "diffusion")
-    parts = {"vae": PartConfig(name="nowhere", fingerprint="v"), "text_encoder": PartConfig(name="nowhere", fingerprint="t")}
-    save_checkpoint(tmp_path / "network", network, PipelineConfig(objective=objective, resolution=16, **parts))
+    vae, text_encoder = (PartConfig(name="nowhere", fingerprint=fingerprint) for fingerprint in "vt")
+    pipeline = PipelineConfig(objective=objective, resolution=16, vae=vae, text_encoder=text_encoder)
+    save_checkpoint(tmp_path / "network", network, pipeline)
     found = denoising_loss(str(tmp_path / "network"), str(features), num_images=12, caption="dense")
     assert len(found.bands) == BANDS and all(math.isfinite(band) for band in found.bands)
     assert found.loss == pytest.approx(sum(found.bands) / BANDS, rel=0.2) and found.loss > 0.1
