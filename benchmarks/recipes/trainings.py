@@ -6,13 +6,17 @@ training. Trainings of one seed see the same images in the same order.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.commands import run_module
 from benchmarks.recipes.config import RESOLUTION_PX, CheapRecipeConfig
 from benchmarks.staged_world import features_folder
+from foundry.errors import UserError
+from trainer import fit
+
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +74,13 @@ def _train(
     """Trains a stage where it is not trained yet; returns the images seen, a whole number of steps."""
     whole = -(-images // config.batch_size) * config.batch_size
     if not _checkpoint(folder / stage, whole).is_dir():
-        print(f"training {folder / stage}: {whole} images; its log: {folder / stage / 'log.txt'}", flush=True)
-        run_module("trainer.fit", *fit_arguments(recipe, stage, seed, config, folder=folder, images=whole, more=more or {}))
+        print(f"training {folder / stage}: {whole} images", flush=True)
+        arguments = fit_arguments(recipe, stage, seed, config, folder=folder, images=whole, more=more or {})
+        code = fit.run(arguments)  # in this process, so that what stops the benchmark stops the training
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise UserError(f"python -m trainer.fit {shlex.join(arguments)} ended with exit code {code}")
     return whole
 
 

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +16,7 @@ import ray
 import yaml
 
 from benchmarks import cheap_recipe, staged_judgement, staged_world
-from benchmarks.recipes import compute, trainings
+from benchmarks.recipes import compute
 from benchmarks.recipes.compute import mean_caption_tokens, training_flops
 from benchmarks.recipes.config import CheapRecipeConfig
 from benchmarks.recipes.measures import held_out_scores
@@ -35,6 +38,7 @@ from trainer.monitoring.run_folder import list_checkpoints
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan
 from trainer.planning.techniques import technique_costs
+from trainer.training.rung import RungTraining
 
 
 def test_a_curve_reaches_a_target_between_two_points_on_the_logarithm_of_compute() -> None:
@@ -129,13 +133,12 @@ def _config(tmp_path: Path, **settings: object) -> CheapRecipeConfig:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All commands, and one Ray for all of them, without the seconds that each takes to start in its own process."""
-    for module in (staged_judgement, staged_world, trainings):
+    for module in (staged_judgement, staged_world):
         monkeypatch.setattr(module, "run_module", run_here)
     yield
     ray.shutdown()
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_both_recipes_are_trained_to_whole_trainings_and_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _config(tmp_path)
     for stage in ("pixel", "alignment", "aesthetic"):
@@ -226,6 +229,30 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     claim(config.folder, replace(config, num_seeds=9).identity())
     with pytest.raises(UserError, match="was begun with another images"):
         claim(config.folder, replace(config, images=64).identity())
+
+
+def test_a_training_that_is_stopped_stops_the_sum_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path)
+    for stage in ("pixel", "alignment", "aesthetic"):
+        write_store(features_folder(config), stage=stage, resolution=64, shapes=((16, 16),))
+    steps = RungTraining._step
+
+    def stopped(training: RungTraining, *arguments: Any, **more: Any) -> int:
+        step = steps(training, *arguments, **more)
+        if training.parts.config.stage == "alignment" and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RungTraining, "_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_paper(0, config)
+    trained = train_paper(0, config)
+    assert trained.checkpoint.is_dir()
+    log = (config.folder / "trainings" / "paper" / "0" / "alignment" / "log.txt").read_text()
+    assert "alignment: stopped" in log and "alignment: resumes" in log
+    with pytest.raises(UserError, match="ended with exit code 2"):
+        train_paper(0, replace(config, out=str(tmp_path / "without features")))
 
 
 @pytest.mark.slow
