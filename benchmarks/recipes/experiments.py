@@ -117,7 +117,7 @@ COMPARISONS: Mapping[Name, Experiment] = {
 """All but T5, whose networks are trained already."""
 QUICK: Settings = {
     "network": {"width": 64, "depth": 5, "num_heads": 2},
-    "ladder": [{"resolution": 64, "images": 256, "batch_size": 64}],
+    "ladder": [{"resolution": 64, "images": 128, "batch_size": 64}],
     "watch": {"every_steps": 1, "validation_images": 16, "sample_every_images": 0},
     "validations": 2,
     "evaluation": {"openmoji": {"num_kinds": 16, "single_objects": True, "prompts_per_category": 1}},
