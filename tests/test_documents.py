@@ -17,6 +17,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MODEL_COMMAND = re.compile(r"python3? -m ((?:captioner\.run|trainer\.precompute|model\.generate) [^`\n]*)")
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+ANCHOR = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 QUOTED_PATH = re.compile(rf"`((?:{'|'.join(OURS)}|docs|tests|notebooks)/[\w./*-]*)`")
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│|] {2,3}| {3,4})*)[├└][─-]+ (?P<name>\S+)")
 
@@ -97,6 +99,19 @@ def test_files_that_are_named_exist(path: Path) -> None:
     missing = [target for target in LINK.findall(text) if not (path.parent / target).exists()]
     missing += [target for target in QUOTED_PATH.findall(text) if not list(ROOT.glob(target))]
     assert not missing
+
+
+def _anchors(path: Path) -> set[str]:
+    """What a link may name after #: the headings in lower case, without marks, spaces as hyphens."""
+    headings = HEADING.findall(FENCE.sub("", path.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_headings_that_are_linked_exist(path: Path) -> None:
+    links = ANCHOR.findall(FENCE.sub("", path.read_text(encoding="utf-8")))
+    named = [(path.parent / target if target else path, anchor) for target, anchor in links]
+    assert [f"{target}#{anchor}" for target, anchor in named if anchor not in _anchors(target)] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

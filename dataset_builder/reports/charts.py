@@ -68,14 +68,15 @@ def histogram_svg(histogram: Histogram) -> str:
 
 def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log: bool = False, from_zero: bool = True) -> str:
     """Lines with their points, each of which says its values on hovering; beyond six, lines are dashed. `is_log` is for
-    positive x. Unless `from_zero`, the values' own range is shown.
+    positive x. Unless `from_zero`, the values' own range is shown, with the names to its right.
     """
     points = [point for line in series for point in line.points]
     if not points:
         return ""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     floor = 0.0 if from_zero else min(ys) - 0.05 * (max(ys) - min(ys))
-    frame = _Frame(low=min(xs), high=max(xs), floor=floor, top=max([*ys, floor + 1e-9]), is_log=is_log)
+    right = _RIGHT if from_zero else _NAMES
+    frame = _Frame(low=min(xs), high=max(xs), floor=floor, top=max([*ys, floor + 1e-9]), right=right, is_log=is_log)
     drawn = []
     for number, line in enumerate(series):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
@@ -85,10 +86,11 @@ def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log:
             hover = f"<title>{escape(line.name)}: {short_number(x)}, {short_number(y)}</title>"
             drawn.append(f'<circle class="c{number % 6}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3">{hover}</circle>')
         if len(series) > 1:
-            y = frame.bottom - 8 - 13 * number
-            drawn.append(f'<text class="legend c{number % 6}" x="{_LEFT + 8}" y="{y}">{escape(line.name)}</text>')
+            y = frame.bottom - 8 - 13 * number if from_zero else _TOP + 4 + 12 * number
+            x = _LEFT + 8 if from_zero else WIDTH - right + 8
+            drawn.append(f'<text class="legend c{number % 6}" x="{x}" y="{y}">{escape(_short_name(line.name))}</text>')
     if x_name:
-        drawn.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>')
+        drawn.append(f'<text class="axis" x="{WIDTH - right}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>')
     return _svg(title, frame, drawn)
 
 
@@ -114,14 +116,17 @@ def intervals_svg(title: str, intervals: Sequence[Interval]) -> str:
 def _interval(one: Interval, frame: "_Frame", *, y: float) -> list[str]:
     half, colour = one.half_width, f"c{one.colour % 6}"
     said = f"{one.name}: {short_number(one.value)}" + ("" if half is None else f" ± {short_number(half)}")
-    name = one.name if len(one.name) <= _NAME_LETTERS else f"{one.name[: _NAME_LETTERS - 1]}…"
-    drawn = [f'<text class="axis" x="8" y="{y + 4:.1f}">{escape(name)}<title>{escape(said)}</title></text>']
+    drawn = [f'<text class="axis" x="8" y="{y + 4:.1f}">{escape(_short_name(one.name))}<title>{escape(said)}</title></text>']
     if half is not None:
         low, high = frame.x(one.value - half), frame.x(one.value + half)
         drawn.append(f'<line class="line {colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
     drawn += [f'<circle class="{colour}" fill-opacity="0.35" cx="{frame.x(x):.1f}" cy="{y:.1f}" r="2.5"/>' for x in one.points]
     hover = f"<title>{escape(said)}</title>"
     return [*drawn, f'<circle class="{colour}" cx="{frame.x(one.value):.1f}" cy="{y:.1f}" r="4">{hover}</circle>']
+
+
+def _short_name(name: str) -> str:
+    return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 1]}…"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,7 @@ class _Frame:
     top: float
     floor: float = 0.0
     left: float = _LEFT
+    right: float = _RIGHT
     is_log: bool = False
 
     @property
@@ -148,7 +154,7 @@ class _Frame:
     def x(self, value: float) -> float:
         low, high, position = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
         share = (position - low) / (high - low) if high > low else 0.5
-        return self.left + share * (WIDTH - self.left - _RIGHT)
+        return self.left + share * (WIDTH - self.left - self.right)
 
     def y(self, value: float) -> float:
         return self.bottom - (value - self.floor) / (self.top - self.floor) * (self.bottom - _TOP)
@@ -158,7 +164,7 @@ def _svg(title: str, frame: _Frame, drawn: Sequence[str]) -> str:
     axes = []
     for value in _round_numbers(frame.floor, frame.top):
         y = frame.y(value)
-        axes.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        axes.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         axes.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
     for value in frame.x_ticks:
         x = min(frame.x(value), WIDTH - 16)  # so that the label stays inside

@@ -333,11 +333,12 @@ def test_settings_that_are_read_from_a_mapping_are_checked_as_a_file_is() -> Non
     changed = read(optimiser={"betas": [0.5, 0.6]}, bounds={"height": [1, 2]}, sizes_px=[64])
     assert changed.optimiser == Optimiser(lr=0.5, betas=(0.5, 0.6)), "the rest of a group stays"
     assert changed.bounds == {"height": (1.0, 2.0)} and changed.sizes_px == (64,), "a mapping is one value"
-    for settings, message in [
+    cases: list[tuple[dict[str, object], str]] = [
         ({"optimiser": {"rl": 1.0}}, "unknown option optimiser.rl; did you mean --optimiser.lr?"),
         ({"limit": "many"}, "--limit: expected .*, found many"),
         ({"limit": -1}, "limit must be 0 or more"),
-    ]:
+    ]
+    for settings, message in cases:
         with pytest.raises(UserError, match=message):
             read(**settings)
 

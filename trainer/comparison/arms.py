@@ -78,8 +78,11 @@ def make_arms(config: CompareConfig, rung: Rung) -> list[Arm]:
     for word in config.arms:
         name, settings = _read_arm(word, config)
         changed = base
-        for part in settings:
-            changed = read_settings(TrainConfig, part, defaults=changed, prog="python -m trainer.fit")
+        try:
+            for part in settings:
+                changed = read_settings(TrainConfig, part, defaults=changed, prog="python -m trainer.fit")
+        except UserError as error:
+            raise UserError(f"{word}: {error}", setting="arms") from None
         arm = Arm(name=name, config=changed, changes=dict(differences(base, changed)))
         if known := [one.name for one in arms if one.name == name]:
             raise UserError(f"two arms are named {known[0]}: leave one out, or name its file otherwise", setting="arms")

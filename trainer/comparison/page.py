@@ -12,6 +12,7 @@ from trainer.comparison.table import Cells, band_rows, cost_rows, headline, loss
 
 PAGE, SUMMARY_MD = "page.html", "summary.md"
 _AXES = {"flops": "FLOPs", "seconds": "seconds of training", "images": "images seen"}
+_STYLE = ".charts { margin-bottom: 14px }"
 _MANY = 4
 _SHOWN_SCORES = 12
 """Charts of scores, at most; the table has all."""
@@ -34,7 +35,7 @@ def comparison_page(compared: Compared) -> str:
     sections = [
         Section(
             title="Validation loss",
-            lead="Means over seeds, of the average of the weights. Lower is better.",
+            lead="Means over seeds; lower is better. Curves of more than three validations begin at the second.",
             body=charts_html([*curves, *differences]) + _table(loss_rows(compared)),
         ),
         Section(
@@ -49,7 +50,7 @@ def comparison_page(compared: Compared) -> str:
         Section(title="Arms", lead="What each changes in the settings of base.", body=_arms(compared)),
         Section(title="Notes", lead="", body="".join(f"<p>{escape(note)}</p>" for note in notes(compared))),
     ]
-    return page(title="Comparison of techniques", subtitle=headline(compared), sections=sections)
+    return page(title="Comparison of techniques", subtitle=headline(compared), sections=sections, style=_STYLE)
 
 
 def _score_sections(compared: Compared, figures: Sequence[Figure]) -> Iterator[Section]:
@@ -62,16 +63,14 @@ def _score_sections(compared: Compared, figures: Sequence[Figure]) -> Iterator[S
 
 def _curves(band: str, compared: Compared, *, title: str) -> str:
     """The mean loss of each arm over its compute. Of many validations the first is left out, which is far above the rest."""
-    series, hides = [], False
+    series = []
     for plan in compared.plans:
         rows = [row for row in compared.rows if row["arm"] == plan.arm.name and row["band"] == band]
         at = {images: [row for row in rows if row["images"] == images] for images in sorted({row["images"] for row in rows})}
         points = [(fmean(row[compared.equal] for row in same), fmean(row["loss"] for row in same)) for same in at.values()]
-        hides = hides or len(points) >= _MANY
         if loss_is_comparable(plan.arm, compared.plans[0].arm, band=band):
             series.append(Series(name=plan.arm.name, points=points[1:] if len(points) >= _MANY else points))
-    shown = f"{title}, from the second validation on" if hides else title
-    return lines_svg(shown, series, x_name=_AXES[compared.equal], from_zero=False)
+    return lines_svg(title, series, x_name=_AXES[compared.equal], from_zero=False)
 
 
 def _intervals(figure: Figure, compared: Compared, *, title: str) -> str:

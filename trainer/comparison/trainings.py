@@ -152,7 +152,7 @@ def row_seconds(row: Mapping[str, Any], *, batch_size: int) -> float:
 
 
 def _run(config: TrainConfig) -> bool:
-    _begin_anew()
+    _begin_anew(compiled=config.compile)
     with redirect_stdout(StringIO()):  # log.txt has it all
         if config.num_workers == 1:
             return train_here(config, device=config.device)
@@ -161,9 +161,10 @@ def _run(config: TrainConfig) -> bool:
         return train_on_ray(config)
 
 
-def _begin_anew() -> None:
+def _begin_anew(*, compiled: bool) -> None:
     """Forgets what was compiled, frees memory, and has the peak of memory counted from here."""
-    torch.compiler.reset()
+    if compiled:
+        torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
