@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trainer.comparison.config import CompareConfig
 
 from benchmarks.recipes.experiments import QUICK, Experiment, Settings
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.storage.folder import new_file
+from trainer.comparison.config import CompareConfig
 
 BASE_FILE = "benchmarks/recipes/experiments.yaml"
 
