@@ -7,6 +7,7 @@ A field `name: str` becomes `--name`, a field that is a dataclass its own `--nam
 several values, and where it may be None also none, which is an empty list; a bool needs none. The string under a field is its
 help. A positional value is the same field unnamed.
 A field without a default that names a model says in its metadata what to type where it is missing: see wording.ModelChoice.
+A field whose option has a name that Python forbids says so in its metadata: `arms: … = field(metadata={OPTION: "try"})`.
 """
 
 import argparse
@@ -37,7 +38,9 @@ from foundry.wording import model_choices, say_missing
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["UserError", "run_command"]
+__all__ = ["OPTION", "UserError", "read_settings", "run_command"]
+OPTION = "option"
+"""The key of a field's metadata under which the name of its option is, where that is not the field's."""
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
 _MISSING = re.compile(r"the following arguments are required: (.+)")
@@ -76,10 +79,11 @@ def run_command(
     """
     hints = _flat_hints(config_class)
     if (described := _DESCRIBED.get()) is not None:
-        described.append(Options(hints=hints, positional=positional))
+        renamed = _renamed(config_class)
+        described.append(Options(hints={renamed.get(name, name): hint for name, hint in hints.items()}, positional=positional))
         return 0
     set_up_threads()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_field_names(sys.argv[1:] if argv is None else argv, config_class)
     extra, prog, example = extra_of(prog.removeprefix("python -m ")), as_typed(prog), as_typed(example)
     parser = _build_parser(config_class, prog=prog, example=example, positional=positional)
     parser.description = as_typed((sys.modules[main.__module__].__doc__ or "").split("\n\n")[0])
@@ -114,10 +118,30 @@ def options_of(module: str) -> Options:
     raise AssertionError(f"{module} is no command")
 
 
+def read_settings(config_class: type[ConfigT], settings: Mapping[str, Any], *, defaults: ConfigT, prog: str) -> ConfigT:
+    """The configuration `defaults` with nested `settings` in its place, checked as a file of --config of the command `prog` is.
+
+    Raises UserError for names and values that the command would refuse.
+    """
+    parser = _build_parser(config_class, prog=prog, example="", positional=())
+    parser.set_defaults(asdict(defaults))
+    try:
+        return _configuration(parser, config_class, parser.parse_object(dict(settings)))
+    except argparse.ArgumentError as error:
+        raise UserError(_explain(str(error), config_class, prog=prog)) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _configuration(parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> ConfigT:
+    """Raises ValueError for values that the configuration refuses."""
+    nested = parser.instantiate(values)
+    return config_class(**{field.name: nested[field.name] for field in fields(config_class)})
+
+
 def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> int:
     try:
-        nested = parser.instantiate(values)
-        config = config_class(**{field.name: nested[field.name] for field in fields(config_class)})
+        config = _configuration(parser, config_class, values)
     except ValueError as error:
         return _fail(str(error))
     try:
@@ -138,7 +162,23 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
 def _option(setting: str, config_class: type["DataclassInstance"]) -> str:
     """The option of a setting, or of a group of them, in brackets; "" where this command has none."""
     known = any(name == setting or name.startswith(f"{setting}.") for name in _flat_hints(config_class)) if setting else False
-    return f" (--{setting})" if known else ""
+    return f" (--{_option_name(setting, config_class)})" if known else ""
+
+
+def _option_name(field_name: str, config_class: type["DataclassInstance"]) -> str:
+    """The name of a field's option, which is the field's unless its metadata say otherwise."""
+    return _renamed(config_class).get(field_name, field_name)
+
+
+def _renamed(config_class: type["DataclassInstance"]) -> dict[str, str]:
+    return {field.name: field.metadata[OPTION] for field in fields(config_class) if OPTION in field.metadata}
+
+
+def _with_field_names(arguments: Sequence[str], config_class: type["DataclassInstance"]) -> list[str]:
+    """The arguments with each option named as its field."""
+    options = {f"--{option}": f"--{name}" for name, option in _renamed(config_class).items()}
+    words = (word.partition("=") for word in arguments)
+    return ["".join((options.get(name, name), equals, value)) for name, equals, value in words]
 
 
 def _fail(message: str, *, code: int = 2) -> int:
@@ -161,7 +201,7 @@ def _build_parser(
     metavars = {name: name.rpartition(".")[2].upper() + (" ..." if _is_list(hint) else "") for name, hint in hints.items()}
     required = _required(config_class)
     words = [metavars[name] if name in required else f"[{metavars[name]}]" for name in positional]
-    words += [f"--{name} {metavars[name]}" for name in required if name not in positional]
+    words += [f"--{_option_name(name, config_class)} {metavars[name]}" for name in required if name not in positional]
     parser = ArgumentParser(
         prog=prog,
         usage=" ".join([prog, *words, "[options]"]),
@@ -178,7 +218,7 @@ def _build_parser(
             action.metavar = "[true|false]"
         elif _is_list(hint):
             action.metavar = metavars[action.dest]
-            action.option_strings = [f"--{action.dest}"]  # without jsonargparse's `--name+`
+            action.option_strings = [f"--{_option_name(action.dest, config_class)}"]  # without jsonargparse's `--name+`
     return parser
 
 
@@ -292,7 +332,7 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
     text = " ".join(message.split())
     hints = _flat_hints(config_class)
     if missing := _MISSING.search(text):
-        names = missing[1].split(", ")
+        names = [_option_name(name, config_class) for name in missing[1].split(", ")]
         said = say_missing(config_class, names)
         return said if set(names) <= model_choices(config_class).keys() else f"{said}; see {prog} --help"
     if (wrong := _WRONG_VALUE.search(text)) and wrong["key"] in hints:
