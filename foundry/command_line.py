@@ -16,10 +16,12 @@ import difflib
 import json
 import os
 import re
+import runpy
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from contextvars import ContextVar
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,7 +29,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from foundry.commands import as_typed, extra_of
 from foundry.errors import UserError
+from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
 from foundry.wording import model_choices, say_missing
 
@@ -42,7 +46,16 @@ Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
+_DESCRIBED: ContextVar["list[Options] | None"] = ContextVar("described", default=None)
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given value): (?P<value>.*)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a command takes: the type of each option by its dotted name, and the options that may be given by position."""
+
+    hints: Mapping[str, Any]
+    positional: Sequence[str]
 
 
 def run_command(
@@ -60,15 +73,20 @@ def run_command(
     `positional` names the fields that need no option; a list among them, the last, takes all that is left. `presets`
     maps a field to the functions that make the configuration for its values: {"stage": {"pixel": pixel_stage}}.
     A command with required fields prints its usage and the example when called without arguments, and returns 2.
-    A wrong argument, a ValueError from `__post_init__` and a UserError from `main`, with the option of its setting, become
-    one line on stderr and 2;
+    A wrong argument, a ValueError from `__post_init__`, a UserError from `main`, with the option of its setting, and a library
+    that an extra of the distribution installs and that is missing become one line on stderr and 2;
     Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
     """
+    hints = _flat_hints(config_class)
+    if (described := _DESCRIBED.get()) is not None:
+        renamed = _renamed(config_class)
+        described.append(Options(hints={renamed.get(name, name): hint for name, hint in hints.items()}, positional=positional))
+        return 0
     set_up_threads()
     arguments = _with_field_names(sys.argv[1:] if argv is None else argv, config_class)
-    hints = _flat_hints(config_class)
+    extra, prog, example = extra_of(prog.removeprefix("python -m ")), as_typed(prog), as_typed(example)
     parser = _build_parser(config_class, prog=prog, example=example, positional=positional)
-    parser.description = (sys.modules[main.__module__].__doc__ or "").split("\n\n")[0]
+    parser.description = as_typed((sys.modules[main.__module__].__doc__ or "").split("\n\n")[0])
     if not arguments and _required(config_class):
         print(f"{parser.format_usage()}{parser.epilog}\n{prog} --help explains the options", file=sys.stderr)
         return 2
@@ -79,7 +97,25 @@ def run_command(
         return _fail(_explain(str(error), config_class, prog=prog))
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
-    return _call(main, parser, config_class, values)
+    try:
+        return _call(main, parser, config_class, values)
+    except ModuleNotFoundError as error:
+        if (missing := missing_library(error, preferred=extra)) is None:
+            raise
+        return _fail(str(missing))
+
+
+def options_of(module: str) -> Options:
+    """The options of the command that a module is, which is not started."""
+    described: list[Options] = []
+    token = _DESCRIBED.set(described)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit:
+        return described[0]
+    finally:
+        _DESCRIBED.reset(token)
+    raise AssertionError(f"{module} is no command")
 
 
 def read_settings(config_class: type[ConfigT], settings: Mapping[str, Any], *, defaults: ConfigT, prog: str) -> ConfigT:
@@ -146,7 +182,7 @@ def _with_field_names(arguments: Sequence[str], config_class: type["DataclassIns
 
 
 def _fail(message: str, *, code: int = 2) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", as_typed(" ".join(message.split())), file=sys.stderr)
     return code
 
 
@@ -176,6 +212,7 @@ def _build_parser(
     parser.add_argument("--config", action="config", help="YAML file with any of the options; may be given several times.")
     parser.add_class_arguments(config_class, as_group=False)
     for action in parser._actions:
+        action.help = as_typed(action.help) if action.help else action.help
         hint = hints.get(action.dest)
         if hint is bool:
             action.metavar = "[true|false]"

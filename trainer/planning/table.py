@@ -112,7 +112,8 @@ def _datasets(rungs: "Sequence[RungPlan]") -> str:
     sizes: dict[str, list[str]] = {}
     for rung in rungs:
         named = sizes.setdefault(rung.dataset.source, [])
-        if (size := f"{rung.stage} {_count(rung.dataset.num_images)}") not in named:
+        weighed = "" if rung.dataset.weighed is None else f" (chosen and weighed: {_count(round(rung.dataset.weighed))} a pass)"
+        if (size := f"{rung.stage} {_count(rung.dataset.num_images)}{weighed}") not in named:
             named.append(size)
     return "; ".join(f"{', '.join(named)} images ({source})" for source, named in sizes.items())
 
@@ -194,7 +195,8 @@ def _summary(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]
     needed = max(rung.memory_as_set.memory.total(rung.memory_as_set.num_images) for rung in rungs)
     stages = {stage: [rung for rung in rungs if rung.stage == stage] for stage in dict.fromkeys(rung.stage for rung in rungs)}
     passes = {
-        name: count_passes([(rung.images_seen, rung.dataset.num_images) for rung in stage]) for name, stage in stages.items()
+        name: count_passes([(rung.images_seen, rung.dataset.images_per_pass) for rung in stage])
+        for name, stage in stages.items()
     }
     often = ", ".join(f"{passes_text(times)} in {stage}" for stage, times in passes.items()).replace(" in", " times in", 1)
     yield (

@@ -3,6 +3,7 @@
 Counted as in model/flops.py: matrix products, attention and convolutions. A projector is trained, so that its backward pass
 makes two products for each; a teacher, and the VAE that decodes latents for it, run forward only. Memory assumes that each
 technique keeps float32 copies of what its loss reads, and that the teacher's largest activations come on top of the network's.
+Projectors see the tokens that their block sees where routing leads others past it; memory is that of images without routing.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
 from trainer.config.ladder import Rung
-from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
+from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig
 from trainer.config.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig, *, store
         cost
         for cost in (
             _repa(train, rung, network, before=before, stored_width=stored_width) if train.repa.is_on else None,
-            _sra2(train.sra2, network) if train.sra2.is_on else None,
+            _sra2(train, rung, network) if train.sra2.is_on else None,
             _layersync(train.layersync, network) if train.layersync.is_on else None,
             _dispersive(train.dispersive, network) if train.dispersive.is_on else None,
         )
@@ -92,10 +93,11 @@ def _repa(train: TrainConfig, rung: Rung, network: DiTConfig, *, before: int, st
     if repa.teacher != STORED:
         teacher = _teacher(repa.teacher or "", repa.revision, train.vae, network)
     widths = repa.projector_widths(network.width, teacher_width=teacher.width)
+    seen = _seen_tokens(train, rung, network, block=repa.chosen_block(network.depth), share=share)
     return TechniqueCost(
         name="repa",
         share=share,
-        flops_per_image=teacher.flops_per_image + _projector_flops(widths, network),
+        flops_per_image=teacher.flops_per_image + _projector_flops(widths, seen),
         parameters=_projector_parameters(widths),
         frozen_bytes=teacher.num_bytes if share else 0.0,
         activations_per_image=_projector_bytes(widths, network),
@@ -103,11 +105,12 @@ def _repa(train: TrainConfig, rung: Rung, network: DiTConfig, *, before: int, st
     )
 
 
-def _sra2(sra2: Sra2Config, network: DiTConfig) -> TechniqueCost:
-    widths = sra2.projector_widths(network.width, patch_values=network.in_channels * network.patch_size**2)
+def _sra2(train: TrainConfig, rung: Rung, network: DiTConfig) -> TechniqueCost:
+    widths = train.sra2.projector_widths(network.width, patch_values=network.in_channels * network.patch_size**2)
+    seen = _seen_tokens(train, rung, network, block=train.sra2.chosen_block(network.depth), share=1.0)
     return TechniqueCost(
         name="sra2",
-        flops_per_image=_projector_flops(widths, network),
+        flops_per_image=_projector_flops(widths, seen),
         parameters=_projector_parameters(widths),
         activations_per_image=_projector_bytes(widths, network),
     )
@@ -132,8 +135,18 @@ def _tokens(network: DiTConfig) -> int:
     return network.base_grid**2
 
 
-def _projector_flops(widths: Sequence[int], network: DiTConfig) -> float:
-    return sum(3 * 2.0 * _tokens(network) * width_in * width_out for width_in, width_out in pairwise(widths))
+def _seen_tokens(train: TrainConfig, rung: Rung, network: DiTConfig, *, block: int, share: float) -> float:
+    """Tokens that a block sees, on average over a rung's first images, a `share` of them above 0; the first ones are routed."""
+    tokens, blocks = _tokens(network), train.routing.blocks
+    if blocks is None or not share or not blocks.before < block <= network.depth - blocks.after:
+        return tokens
+    num_routed = train.routing.routed_images(train.ladder, train.ladder.index(rung), num_tokens=tokens)
+    routed = min(1.0, num_routed / (share * rung.images_seen))
+    return tokens - routed * (tokens - blocks.num_kept(tokens))
+
+
+def _projector_flops(widths: Sequence[int], num_tokens: float) -> float:
+    return sum(3 * 2.0 * num_tokens * width_in * width_out for width_in, width_out in pairwise(widths))
 
 
 def _projector_parameters(widths: Sequence[int]) -> int:

@@ -19,7 +19,8 @@ from tests.model.tiny_parts import save_tiny_dc, save_tiny_vae
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config
 from trainer.config.ladder import Rung
-from trainer.config.techniques import RepaConfig
+from trainer.config.routing import RoutingConfig
+from trainer.config.techniques import RepaConfig, Sra2Config
 from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.config import PlanConfig
@@ -189,3 +190,24 @@ def test_a_plan_has_the_techniques_in_its_days_and_its_memory(root: Path, tmp_pa
         assert ours.memory.total(2) - theirs.memory.total(2) == pytest.approx(fixed + 2 * images)
     table = plan_table([rung], config)
     assert [line.split()[2] for line in table.splitlines() if line.startswith("alignment")][1:3] == ["repa", "sra2"]
+
+
+def test_projectors_are_counted_on_the_tokens_that_their_block_sees() -> None:
+    """16 tokens, 8 of them routed past blocks 2 and 3 of 4 for the first 32 of 40 images; the others see all."""
+    config = tiny_config(
+        Path(), routing=RoutingConfig(kind="tread", blocks_before=1, blocks_after=1, min_tokens=1, stop_share=0.8)
+    )
+    network = replace(NETWORK, sample_size=8)
+
+    def tokens(**settings: Any) -> float:
+        """Of the mean image, in units of the operations that one token takes."""
+        routed, plain = (replace(one, **settings) for one in (config, tiny_config(Path())))
+        (found,), (whole,) = (technique_costs(one, one.ladder[0], network, stored_width=24) for one in (routed, plain))
+        return 16 * found.mean_flops / whole.mean_flops
+
+    assert tokens(sra2=Sra2Config(enabled=True, block=1)) == 16
+    assert tokens(sra2=Sra2Config(enabled=True, block=2)) == pytest.approx(0.8 * 8 + 0.2 * 16)
+    assert tokens(sra2=Sra2Config(enabled=True, block=3)) == pytest.approx(0.8 * 8 + 0.2 * 16)
+    assert tokens(sra2=Sra2Config(enabled=True, block=4)) == 16
+    assert tokens(repa=RepaConfig(teacher="stored", block=2, stop_share=0.5)) == pytest.approx(8)
+    assert tokens(repa=RepaConfig(teacher="stored", block=2)) == pytest.approx(0.8 * 8 + 0.2 * 16)
