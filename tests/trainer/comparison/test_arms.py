@@ -1,9 +1,11 @@
 """Arms are what their names say, differ from each other, and are refused in a line where they do not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from foundry.errors import UserError
 from tests.trainer.comparison.tiny_comparison import tiny_comparison
@@ -91,3 +93,22 @@ def test_budgets_and_options_that_contradict_each_other_are_refused(tmp_path: Pa
     for changes, message in cases:
         with pytest.raises(ValueError, match=message):
             tiny_comparison(tmp_path, tmp_path, "muon", **changes)
+
+
+def test_the_command_reads_the_section_of_its_stage_and_names_its_own_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fit.yaml"
+    path.write_text(
+        "network: {width: 32}\nstages:\n  alignment:\n    ladder: [{resolution: 64, images: 640, batch_size: 64}]\n"
+    )
+    assert run(["--config", str(path), "--try", "muon", "adapter1", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["ladder"][0]["images"] == 640 and printed["network"]["width"] == 32
+    assert (printed["arms"], printed["stage"], printed["network"]["depth"]) == (["muon", "adapter1"], "alignment", 12)
+    assert run(["--config", str(path), "--try", "moun"]) == 2
+    assert re.search(r"^error: 'moun': expected a technique .*did you mean muon\? \(--try\)$", capsys.readouterr().err)
+    assert run(["--features", str(tmp_path), "--images", "640", "--try", "muon"]) == 2
+    assert "holds no features: make them by trainer.precompute" in capsys.readouterr().err
+    assert run(["--features", str(tmp_path), "--images", "640"]) == 2
+    assert "error: --try is missing" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 
 from foundry.errors import UserError
 from tests.trainer.comparison.tiny_comparison import tiny_comparison
+from tests.trainer.tiny_techniques import write_features
 from tests.trainer.tiny_training import write_store
 from trainer.comparison.arms import make_arms
 from trainer.comparison.config import CompareConfig
@@ -76,6 +77,21 @@ def test_budgets_are_in_operations_in_images_or_in_minutes(opened: list[OpenedAr
     seconds = images(budget=1.0, equal="seconds")
     assert (seconds["base"], seconds["muon"], seconds["sra2"]) == (2400, 1200, 2400)
     assert plan_images(config, opened, kept={"muon": 16}, step_s={})[1].images == 16, "what the folder has, it keeps"
+
+
+def test_a_teacher_that_sees_decoded_latents_is_counted_with_its_autoencoder(tmp_path: Path) -> None:
+    write_features(tmp_path)
+    config = tiny_comparison(tmp_path / "features", tmp_path / "runs", "repa", "repa_stop", teacher=str(tmp_path / "teacher"))
+    base, repa, stopped = _opened(config)
+    (cost,) = repa.work(40).techniques
+    image = base.work(40).image
+    assert cost.flops_per_image > 2 * image, "the decoder"
+    assert repa.work(40).flops() == pytest.approx(base.work(40).flops() + 40 * cost.flops_per_image)
+    assert repa.num_parameters == stopped.num_parameters > base.num_parameters and repa.same_start == 1
+    whole = base.work(4000).flops()
+    plans = plan_images(replace(config, flops=whole), [base, repa, stopped], kept={}, step_s={})
+    shares = [1 + cost.flops_per_image * share / image for share in (0, 1, 0.3)]
+    assert [plan.images for plan in plans] == pytest.approx([4000 / share for share in shares], abs=4)
 
 
 def test_a_budget_too_small_for_its_validations_is_refused(opened: list[OpenedArm], features: Path) -> None:
