@@ -53,7 +53,7 @@ SWITCHES: Mapping[str, Switch] = {
 
 _ALIASES = {"adapter": "adapter1", "sra": "sra2"}
 _SHARED = (
-    *("stage", "conditioning", "follows", "ladder", "features", "run_dir", "num_workers", "device", "seed"),
+    *("stage", "recipe", "conditioning", "follows", "ladder", "features", "run_dir", "num_workers", "device", "seed"),
     *("data.loader_threads", "data.prefetch", "checkpoint", "watch", "distributed"),
 )
 """Settings that all arms share."""

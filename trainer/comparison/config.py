@@ -9,7 +9,7 @@ from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.techniques import STORED
-from trainer.config.train import SCRATCH, StageName, TrainConfig
+from trainer.config.train import PAPER, SCRATCH, StageName, TrainConfig
 
 Equal = Literal["flops", "seconds", "images"]
 BATCH_SIZE = 64
@@ -69,6 +69,7 @@ class CompareConfig(TrainConfig):
         return [
             *(check for check in super()._checks() if check[0] != "ladder"),
             ("stage", "pixel, alignment or aesthetic", self.stage != "all"),
+            ("recipe", "paper: parts of another one are arms, such as repa_stop+muon+adapter1+flow", self.recipe == PAPER),
             ("ladder", "one resolution at most", len(self.ladder) <= 1),
             ("arms", "one or more", bool(self.arms)),
             ("seeds", "1 or more", self.seeds >= 1),
