@@ -1,6 +1,6 @@
 # Everything runs in .venv, which the first target that needs it sets up. Needs make and Python 3.11, 3.12 or 3.13 with venv.
 # The newest that runs here; another is chosen by make PYTHON=/path/to/python3.11. An environment of another version is made anew.
-PYTHON ?= $(or $(firstword $(foreach p,python3.13 python3.12 python3.11,$(shell $(p) -c 'print("$(p)")' 2>/dev/null))),python3)
+PYTHON ?= $(or $(firstword $(foreach p,python3.13 python3.12 python3.11,$(shell $(p) -c 'import ensurepip, venv; print("$(p)")' 2>/dev/null))),python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed

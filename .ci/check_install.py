@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS = ("captioner", "dataset_builder", "foundry", "model", "trainer")
 CORE = "core"
 CORE_BYTES = 400_000_000
 """What the core may take, without pip and setuptools, which an environment has anyway."""
@@ -66,6 +67,8 @@ def _check_core(env: Environment, work: Path) -> None:
     print(f"  the core takes {size / 1e6:.0f} MB")
     if size > CORE_BYTES:
         raise SystemExit(f"error: the core takes {size:,} bytes, more than {CORE_BYTES:,}: see which package has grown")
+    if untyped := [name for name in OURS if not (env.packages / name / "py.typed").is_file()]:
+        raise SystemExit(f"error: the wheel has no py.typed in {', '.join(untyped)}: see package-data in pyproject.toml")
     env.run("t2i", "query", "nowhere", "SELECT 1", cwd=work, expected=2, said="no run and no data set")
     for name, *rest in (
         ["caption", "--images", "images", "--out", "run", "--model", "mini"],

@@ -31,6 +31,15 @@ def test_each_command_has_a_name() -> None:
     assert sorted(command.module for command in COMMANDS.values()) == sorted(commands)
 
 
+def test_the_page_on_installing_says_what_each_command_needs() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = {
+        line.partition("[")[2].partition("]")[0]: line for line in page.splitlines() if "t2i-foundry" in line and "|" in line
+    }
+    for name, command in COMMANDS.items():
+        assert f"`{name}`" in rows[command.extra], f"{name} is not in the row of the extra {command.extra or 'core'}"
+
+
 def _imported(*arguments: str) -> tuple[str, set[str]]:
     """What a Python that is started so prints, and the top-level modules that it imports, those that exist."""
     command = [sys.executable, "-X", "importtime", *arguments]

@@ -9,7 +9,7 @@ import yaml
 from model.flops import dit_flops, total
 from model.formats.checkpoint import load_checkpoint
 from tests.trainer.tiny_training import write_store
-from trainer import fit
+from trainer import compare, fit
 from trainer.config.train import TrainConfig
 from trainer.stages import RECIPES, STAGES, stages_of
 
@@ -114,6 +114,12 @@ def test_what_names_no_stage_is_refused_in_one_line(
     assert fit.run(arguments) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_comparison_refuses_a_recipe_whose_settings_it_would_not_take(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--features", "features", "--try", "muon", "--images", "64", "--run_dir", "nowhere"]
+    assert compare.run([*arguments, "--recipe", "cheap"]) == 2
+    assert "recipe must be paper, since arms start from the defaults here" in capsys.readouterr().err
 
 
 def test_the_stages_of_the_recipe_cheap_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
