@@ -72,6 +72,21 @@ class Generation:
     """Tokens of the request, the image's among them; 0 where the engine does not count them."""
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token; empty where the engine was not told to keep them."""
+    failure: str = ""
+    """Why there is no answer about this image alone, for a person: then the text means nothing; "" where there is one."""
+
+    @classmethod
+    def failed(cls, failure: str, *, num_input_tokens: int = 0) -> "Generation":
+        """No answer about an image, and why."""
+        return cls(
+            text="",
+            finish_reason="",
+            num_tokens=0,
+            mean_logprob=None,
+            min_logprob=None,
+            num_input_tokens=num_input_tokens,
+            failure=failure,
+        )
 
     @property
     def is_finite(self) -> bool:
