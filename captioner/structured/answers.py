@@ -12,7 +12,7 @@ from typing import Any
 
 from foundry.errors import one_line
 
-STRUCTURED_VERSION = 1
+STRUCTURED_VERSION = 2
 """Changes whenever a question about a schema, the reading of its answers or their rendering does: part of what a run is."""
 INVALID_JSON = "invalid_json"
 """The status of an answer that is no JSON of the schema."""

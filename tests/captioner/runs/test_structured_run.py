@@ -70,6 +70,20 @@ def test_sql_counts_red_objects_left_of_the_centre(run: str) -> None:
         assert (path, kind, text, value) == ("$.compositional_deconstruction.elements[0]", "object", None, True)
 
 
+def test_objects_of_other_schemas_have_boxes_and_descriptions(scenes: Path, tmp_path: Path) -> None:
+    """Qwen3-VL's own boxes begin with the left edge; an object may have a label or a name."""
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("name: p\nversion: 1\nprompts: [{name: q, text: Q, schema: {type: object}}]")
+    pan, cup = {"bbox_2d": [700, 0, 900, 200], "label": "a pan"}, {"bbox": [0, 700, 200, 900], "name": "a cup"}
+    captioner = truthful(scenes)
+    captioner.spoil = lambda key, number, truth: says(json.dumps({"all": [pan, cup, {"name": "no box"}]}), model=MODEL)
+    with captioned(scenes, tmp_path / "run", captioner, "--prompts", str(prompts), "--limit", "1", "--unit_size", "1"):
+        pass
+    with open_run(str(tmp_path / "run")) as database:
+        found = rows(database, "SELECT description, y0, x0, y1, x1, center_x FROM caption_objects ORDER BY object")
+    assert found == [("a pan", 0, 700, 200, 900, 800), ("a cup", 0, 700, 200, 900, 800)]
+
+
 def test_the_value_is_a_column_and_prose_has_none(run: str) -> None:
     truths = {key: structured_caption(scene, seed=SCENES.seed) for key, scene in drawn().items()}
     with open_run(run) as database:
@@ -102,7 +116,7 @@ def test_the_run_says_what_its_captions_depend_on(run: str) -> None:
     assert record is not None
     assert record.structured_prompts == ["structured"]
     assert record.prompt_names == ["structured", "structured_prose"]
-    assert record.settings["structured_version"] == 1
+    assert record.settings["structured_version"] == 2
     assert "high_level_description" in record.settings["prompts"]["prompts"][0]["schema"]
 
 
