@@ -84,7 +84,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
         nested = parser.instantiate(values)
         config = config_class(**{field.name: nested[field.name] for field in fields(config_class)})
     except ValueError as error:
-        return _fail(str(error))
+        return _fail(f"{error}{_option(getattr(error, 'setting', ''), config_class)}")
     try:
         code = main(config)
         sys.stdout.flush()

@@ -98,6 +98,18 @@ def test_the_value_is_a_column_and_prose_has_none(run: str) -> None:
         assert len(prose) == NUM_SCENES and not any("{" in row[4] for row in prose)
 
 
+def test_a_structured_caption_is_merged_and_refined_as_prose(run: str, tmp_path: Path) -> None:
+    with open_run(run) as database:
+        ((key, prose),) = rows(database, "SELECT key, caption FROM captions WHERE value IS NULL ORDER BY key LIMIT 1")
+    more = ["--captions_from", run, "--only", f"SELECT '{key}' AS key", "--model", "m", "--t5.tokenizer", "mini"]
+    for prompts, quoted in (("merge", f'describe this image: "{prose}" Write'), ("refine", f'is "{prose}" Compare')):
+        with judge_server(lambda body: says("An owl.", model=MODEL)) as server:
+            arguments = [*more, "--out", str(tmp_path / prompts), "--prompts", prompts, "--engine", "endpoint"]
+            arguments += ["--endpoint.url", server.url]
+            assert run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments) == 0
+            assert quoted in server.texts()[-1]
+
+
 def test_density_is_counted_over_values_and_prose(run: str) -> None:
     with open_run(run) as database:
         nouns = {noun for (noun,) in rows(database, "SELECT DISTINCT noun FROM nouns WHERE prompt = 'structured'")}
@@ -186,7 +198,7 @@ def test_what_is_invalid_is_asked_for_again_twice_and_then_kept_raw(
     captioner.spoil = spoil
     with captioned(scenes, tmp_path / "run", captioner) as server:
         assert captioner.tries == {key: 3 if key in (late, never, cut) else 1 for key in keys}
-        again = [text for text in server.texts() if "An earlier answer was of no use" in text]
+        again = [text for text in server.texts() if "An earlier answer could not be used" in text]
     assert len(again) == 6
     assert sum("$: 'style_description' is a required property" in text for text in again) == 4
     assert sum("it was cut after 15 tokens; be shorter" in text for text in again) == 1
@@ -266,7 +278,7 @@ def test_a_model_that_never_follows_the_schema_is_said_after_the_first_unit(
         pass
     said = capsys.readouterr()
     assert "10 captioned" in said.out and "captions: 10 invalid_json" in said.out
-    assert "none of the 10 structured captions of unit 0 is JSON of its schema" in said.err
+    assert "none of the 10 structured captions of unit 0 follows its schema" in said.err
 
 
 def test_an_engine_without_constraints_is_asked_three_times(tmp_path: Path, tiny_llava: Path) -> None:
