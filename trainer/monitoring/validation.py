@@ -9,8 +9,10 @@ from torch import nn
 
 from foundry.errors import UserError
 from model.diffusion import make_objective, validation_noise
+from model.formats.adapters import open_adapters
 from model.formats.checkpoint import check_fingerprint, load_checkpoint
 from model.generation.pipeline_parts import RuntimeConfig
+from model.lora.settings import LoraChoice
 from trainer.config.running import WatchConfig
 from trainer.data.batches import Collator
 from trainer.data.order import OrderedBatch, in_order
@@ -98,9 +100,14 @@ def measure(
     return ValidationLoss(loss=float(sums[:, 0].sum() / sums[:, 1].sum()), bands=tuple(means))
 
 
-def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime: RuntimeConfig) -> ValidationLoss:
-    """Over at most `num_images` of the features' validation split. Raises UserError for features that do not fit."""
-    network, config = load_checkpoint(checkpoint, dtype=torch.float32)
+def validation_loss(
+    checkpoint: str, features: str, *, num_images: int, runtime: RuntimeConfig, lora: Sequence[LoraChoice] = ()
+) -> ValidationLoss:
+    """Over at most `num_images` of the features' validation split, of a checkpoint with the adapters `lora` added.
+
+    Raises UserError for features that do not fit.
+    """
+    network, config = load_checkpoint(checkpoint, dtype=torch.float32, adapters=open_adapters(lora, checkpoint))
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
         raise UserError(f"{features} holds no features of captions: make them by {store.info.command}", setting="features")
