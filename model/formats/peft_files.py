@@ -177,7 +177,7 @@ def _layer(name: str, parts: Mapping[str, Tensor], settings: _Settings, file: Pa
 def _alpha(name: str, settings: _Settings, *, default: float) -> float:
     """As peft looks it up."""
     if settings.alphas:
-        from peft.utils import get_pattern_key
+        from peft.utils.other import get_pattern_key
 
         pattern = get_pattern_key(list(settings.alphas), name)
         if pattern in settings.alphas:
