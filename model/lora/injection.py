@@ -31,6 +31,7 @@ def inject(network: DiT, injection: Injection, *, seed: int) -> None:
     Raises UserError for targets that it has not.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     layers = target_layers(network, injection.targets)
     if injection.base == "int8":
@@ -46,6 +47,9 @@ def inject(network: DiT, injection: Injection, *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         torch.manual_seed(seed)
         inject_adapter_in_model(config, network, adapter_name=_NAME)
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False  # autocast does it, without a copy in float32
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.endswith((_DOWN, _UP, _MAGNITUDE)))
 

@@ -87,6 +87,10 @@ class NetworkParameters:
     """Parameters of the largest block."""
     block_matrices: int
     """Parameters of the linear layers of all blocks and of the text adapter, which autocast copies."""
+    matrices: int
+    """Values of their matrices alone, without biases and norms."""
+    saved_by_int8: int
+    """Bytes that these take less in 8 bits, with a scale for each row, than in float32."""
 
 
 def training_memory(
@@ -114,8 +118,8 @@ def training_memory(
     copies = 2 * counted.block_matrices if low and not (shared_by > 1 and travels_low) else 0
     weights = _FLOAT_BYTES * counted.all / shared_by + (trained if adapter is not None else 0)
     if lora is not None and lora.base == "int8":  # whole on every GPU, and no copies of them
-        rest = counted.all - counted.block_matrices
-        weights, copies = counted.block_matrices + _FLOAT_BYTES * rest / shared_by + trained, 0
+        frozen = _FLOAT_BYTES * (counted.all - counted.matrices) / shared_by
+        weights, copies = frozen + _FLOAT_BYTES * counted.matrices - counted.saved_by_int8 + trained, 0
     gathered = 0
     if shared_by > 1:  # two blocks' weights, their gradients before and after the cast; all else whole, and its gradients
         rest = counted.all - config.depth * counted.block
@@ -137,13 +141,19 @@ def count_parameters(config: DiTConfig) -> NetworkParameters:
     import torch
 
     from model.dit import DiT
+    from model.matrices import block_matrices
 
     with torch.device("meta"):
         dit = DiT(config)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in dit.blocks]
     matrices = sum(parameter.numel() for part in _matrix_parts(dit) for parameter in part.parameters())
+    weights = [dit.get_parameter(name) for name in block_matrices(dit)]
     return NetworkParameters(
-        all=sum(parameter.numel() for parameter in dit.parameters()), block=max(sizes), block_matrices=matrices
+        all=sum(parameter.numel() for parameter in dit.parameters()),
+        block=max(sizes),
+        block_matrices=matrices,
+        matrices=sum(weight.numel() for weight in weights),
+        saved_by_int8=sum((_FLOAT_BYTES - 1) * weight.numel() - _FLOAT_BYTES * len(weight) for weight in weights),
     )
 
 
@@ -200,6 +210,9 @@ def _peaks(
     if low:
         for module in _matrix_parts(dit):
             module.to(torch.bfloat16)
+    if lora is not None:
+        for name in trained:  # in float32, as they are trained
+            dit.get_parameter(name).data = dit.get_parameter(name).data.float()
     dit.gradient_checkpointing = gradient_checkpointing
     with FakeTensorMode(allow_non_fake_inputs=True) as without_data:
         replace_tensors(dit, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
