@@ -59,7 +59,7 @@ def main(config: NewObjectConfig) -> int:
 def steps(config: NewObjectConfig) -> Iterator[Step]:
     """All steps, in order."""
     out = Path(config.out)
-    dataset, features, runs = out / "dataset", out / "features", out / "runs"
+    captions, features, runs = out / "captions", out / "features", out / "runs"
     yield Step(
         title="Prepare: ten pictures, and what dit-mini draws of the kinds that it knows",
         module="trainer.dreambooth",
@@ -71,19 +71,19 @@ def steps(config: NewObjectConfig) -> Iterator[Step]:
         output=out / "subject",
     )
     yield Step(
-        title="One data set of both",
+        title="Import both with their captions",
         module="dataset_builder.convert",
         arguments=(
-            *("--source", "image-txt", "--target", "dataset", str(out / "subject" / "images"), str(dataset)),
+            *("--source", "image-txt", "--target", "run", str(out / "subject" / "images"), str(captions)),
             *("--t5.tokenizer", MINI),
         ),
-        output=dataset,
+        output=captions,
     )
     yield Step(
         title="Features: latents and captions",
         module="trainer.precompute",
         arguments=(
-            *("--dataset", str(dataset), "--out", str(features), "--stage", "aesthetic", "--resolution", _RESOLUTION),
+            *("--dataset", str(captions), "--out", str(features), "--stage", "aesthetic", "--resolution", _RESOLUTION),
             *("--vae.name", MINI, "--text_encoder.name", MINI, "--validation_share", "0", "--min_validation", "0"),
         ),
         output=features,

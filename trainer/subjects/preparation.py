@@ -73,14 +73,14 @@ def next_commands(config: SubjectConfig) -> list[str]:
     reading = f"--text_encoder.cleaning {pipeline.caption_cleaning} --validation_share 0 --min_validation 0"
     features = precompute_command(
         {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder},
-        dataset=f"{out}/dataset",
+        dataset=f"{out}/captions",
         out=f"{out}/features",
         stage="aesthetic",
         resolution=str(pipeline.resolution),
         more=reading,
     )
     return [
-        f"python -m dataset_builder.convert --source image-txt --target dataset {out}/images {out}/dataset",
+        f"python -m dataset_builder.convert --source image-txt --target run {out}/images {out}/captions",
         features,
         " ".join(
             [
@@ -104,6 +104,7 @@ def _copy_images(config: SubjectConfig, folder: Path) -> list[Path]:
         raise UserError(f"{source} holds no images: give a folder of {FEW} to {MANY}", setting="images")
     if not FEW <= len(files) <= MANY:
         print(f"{source} holds {len(files)} images; DreamBooth is meant for {FEW} to {MANY}", flush=True)
+    _check_stems(files)
     captions = {path: _caption(path, config) for path in files}
     for path in files:
         try:

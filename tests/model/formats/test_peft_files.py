@@ -9,8 +9,10 @@ import pytest
 import torch
 from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from foundry.command_line import run_command
 from foundry.errors import UserError
 from model.convert import ConvertConfig, main
 from model.dit import Captions, DiT
@@ -23,6 +25,8 @@ from model.formats.checkpoint import (
     save_adapter_checkpoint,
 )
 from model.formats.peft_files import read_foreign, write_peft_folder
+from model.generate import GenerateConfig
+from model.generate import main as generate
 from model.generation.pipeline import open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
@@ -31,6 +35,8 @@ from model.lora.injection import lora_sizes
 from model.lora.settings import Injection, LoraChoice
 from model.sampling import SamplingConfig
 from tests.model.tiny_parts import CAPTION_WIDTH, save_tiny_checkpoint
+from trainer.evaluate import main as evaluate
+from trainer.evaluation.config import EvaluateConfig
 
 KINDS = [
     Injection(rank=4, alpha=6.0),
@@ -239,6 +245,33 @@ def test_a_checkpoint_of_a_lora_opens_with_its_base_and_no_other(checkpoint: Pat
     second = adapted_checkpoint(adapted, tmp_path / "second", KINDS[2], seed=4)  # a LoRA of a LoRA
     assert find_checkpoint(second) == second
     assert float((_ours(load_checkpoint(second)[0]) - _ours(network)).abs().max()) > 0.01
+
+
+def test_the_commands_add_adapters_and_images_say_which(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapted = adapted_checkpoint(checkpoint, tmp_path / "adapted", KINDS[0])
+    basic = [f"--checkpoint={checkpoint}", "--prompt=a red owl", "--num_inference_steps=2", "--dtype=float32"]
+
+    def drawn(name: str, *arguments: str, expected: int = 0) -> bytes:
+        argv = [*basic, f"--out={tmp_path / name}.png", *arguments]
+        assert run_command(GenerateConfig, generate, prog="python -m model.generate", example="", argv=argv) == expected
+        return (tmp_path / f"{name}.png").read_bytes() if not expected else b""
+
+    plain, half = drawn("plain"), drawn("half", "--lora", f"{adapted}:0.5")
+    assert plain != half and f" + 0.5 x {adapted} on cpu" in capsys.readouterr().out
+    with Image.open(tmp_path / "half.png") as image:
+        image.load()
+        (record,) = json.loads(image.text["settings"])["lora"]  # type: ignore[attr-defined]
+    assert record["scale"] == 0.5 and record["trigger_word"] == "sks" and len(record["fingerprint"]) == 16
+    assert drawn("half", "--lora", f"{adapted}:0.5") == half and "0 images drawn" in capsys.readouterr().out
+    drawn("no", "--lora", f"{adapted}:much", expected=2)
+    assert "much is no number" in capsys.readouterr().err
+    toy = ["--benchmark=tests.trainer.toy_benchmark", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'evaluation'}"]
+    toy += ["--sampling.num_inference_steps=1", "--runtime.dtype=float32"]
+    for arguments, code in [(["--lora", str(adapted)], 0), (["--lora", f"{adapted}:0.5"], 2), ([], 2)]:
+        assert run_command(EvaluateConfig, evaluate, prog="", example="", argv=[*toy, *arguments]) == code
+    assert capsys.readouterr().err.count("holds another evaluation (lora differ)") == 2
 
 
 def test_merged_weights_are_a_network_like_any(checkpoint: Path, tmp_path: Path) -> None:
