@@ -10,6 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from foundry.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks")
@@ -17,6 +21,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MODEL_COMMAND = re.compile(r"python3? -m ((?:captioner\.run|trainer\.precompute|model\.generate) [^`\n]*)")
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+ANCHOR = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 QUOTED_PATH = re.compile(rf"`((?:{'|'.join(OURS)}|docs|tests|notebooks)/[\w./*-]*)`")
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│|] {2,3}| {3,4})*)[├└][─-]+ (?P<name>\S+)")
 
@@ -33,11 +39,19 @@ def _help(module: str) -> str:
 
 
 def _commands(path: Path) -> list[tuple[str, list[str]]]:
-    """(module, words after it) for each `python -m` of ours in the code blocks; a line that ends in \\ goes on."""
+    """(module, words after it) for each `python -m` of ours and each `t2i NAME` in the code blocks; a \\ continues a line.
+
+    Raises KeyError for a name that t2i does not have.
+    """
     lines = [line.strip() for block in _blocks(path) for line in block.replace("\\\n", " ").splitlines()]
     commands = []
     for line in lines:
-        for module, rest in re.findall(r"python3? -m ([\w.]+)([^|;&\n]*)", line):
+        named = re.findall(r"(?:^|[$|;&] *)t2i ([a-z][a-z-]*)([^|;&\n]*)", line)
+        given = [
+            *re.findall(r"python3? -m ([\w.]+)([^|;&\n]*)", line),
+            *((COMMANDS[name].module, rest) for name, rest in named),
+        ]
+        for module, rest in given:
             if module.split(".")[0] in OURS:
                 commands.append((module, shlex.split(rest.replace("…", "").replace("'", "’"), comments=True)))
     return commands
@@ -99,6 +113,19 @@ def test_files_that_are_named_exist(path: Path) -> None:
     assert not missing
 
 
+def _anchors(path: Path) -> set[str]:
+    """What a link may name after #: the headings in lower case, without marks, spaces as hyphens."""
+    headings = HEADING.findall(FENCE.sub("", path.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_headings_that_are_linked_exist(path: Path) -> None:
+    links = ANCHOR.findall(FENCE.sub("", path.read_text(encoding="utf-8")))
+    named = [(path.parent / target if target else path, anchor) for target, anchor in links]
+    assert [f"{target}#{anchor}" for target, anchor in named if anchor not in _anchors(target)] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -131,10 +158,17 @@ def test_the_test_command_is_the_one_that_ci_runs() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_lock_holds_every_dependency_by_hash() -> None:
+def test_the_lock_holds_every_dependency_by_hash_for_each_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    lines = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    wanted = {canonicalize_name(Requirement(line).name) for line in lines} - {project["name"]}
     lock = (ROOT / "requirements.lock").read_text()
-    locked = re.findall(r"^([a-z0-9-]+)==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
-    assert {re.match(r"[\w-]+", name)[0].lower() for name in wanted} <= set(locked)  # type: ignore[index]
-    assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
+    entries = re.findall(r"^(\S+==[^\\\n]+?) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.MULTILINE)
+    assert len(entries) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
+    locked = [Requirement(entry) for entry, _ in entries]
+    for python in ("3.11", "3.12", "3.13"):
+        assert f"Python :: {python}" in str(project["classifiers"])
+        marked = {"python_version": python, "python_full_version": f"{python}.0"}
+        names = [one.name for one in locked if one.marker is None or one.marker.evaluate(marked)]
+        assert wanted <= set(names)
+        assert len(names) == len(set(names))

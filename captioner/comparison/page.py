@@ -45,8 +45,13 @@ def comparison_page(
         Section(title="Captioners", lead="Each letter is a run and one of its prompts.", body=table_html(_candidates(found))),
         Section(
             title="Figures",
-            lead="Means over the images that all have captioned, with standard errors; differences are paired.",
+            lead="Means over the images that all have captioned, with standard errors.",
             body=table_html(_figures(found)),
+        ),
+        Section(
+            title="Differences from A",
+            lead="Paired: the mean of the differences image by image, with its standard error.",
+            body=table_html(_differences(found)),
         ),
         Section(
             title="Cost and speed",
@@ -77,17 +82,31 @@ def _candidates(found: Comparison) -> Table:
 
 
 def _figures(found: Comparison) -> Table:
-    letters = [one.letter for one in found.candidates]
-    columns = ["figure", *letters, *(f"{letter} - A" for letter in letters[1:]), "images"]
-    rows: list[list[str | int]] = []
-    for figure in found.figures:
-        cells = [shown(value, is_share=figure.is_share) for value in figure.values]
-        cells += [
-            shown(figure.differences.get((0, other)), is_share=figure.is_share, is_difference=True)
-            for other in range(1, len(letters))
+    rows = [
+        [figure.title, *(_unbroken(shown(value, is_share=figure.is_share)) for value in figure.values), figure.num_images]
+        for figure in found.figures
+    ]
+    return Table(columns=("figure", *(one.letter for one in found.candidates), "images"), rows=rows)
+
+
+def _differences(found: Comparison) -> Table:
+    others = range(1, len(found.candidates))
+    rows = [
+        [
+            figure.title,
+            *(
+                _unbroken(shown(figure.differences.get((0, other)), is_share=figure.is_share, is_difference=True))
+                for other in others
+            ),
         ]
-        rows.append([figure.title, *(cell.replace(" ", "\u00a0") for cell in cells), figure.num_images])
+        for figure in found.figures
+    ]
+    columns = ("figure", *(f"{found.candidates[other].letter} - A" for other in others))
     return Table(columns=columns, rows=rows, note="* more than two standard errors")
+
+
+def _unbroken(cell: str) -> str:
+    return cell.replace(" ", "\u00a0")
 
 
 def _pairs(candidates: Sequence[Candidate], images: Sequence[ShownImage], tagger: TaggerConfig) -> str:

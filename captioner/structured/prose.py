@@ -1,8 +1,8 @@
 """Prose of a structured caption, for training that reads sentences: templates, and keys that a seed drops or shuffles.
 
-An object with a `bbox` is told with its place, by the centre of the box: [y0, x0, y1, x1] in 0..1000. Of the other members a
-text that ends as a sentence is taken as it is, and a shorter one gets a template with its key. Boxes, colours as hex codes and
-labels (`type`) are left out: nobody writes them.
+An object with a `bbox` is told with its place, by the centre of the box: [y0, x0, y1, x1] in 0..1000, or in 0..1 where no
+number is above 1. Of the other members a text that ends as a sentence is taken as it is, and a shorter one gets a template with
+its key. Boxes, colours as hex codes and labels (`type`) are left out: nobody writes them.
 """
 
 import random
@@ -15,7 +15,7 @@ from dataset_builder.json_text import BOX, DESCRIPTIONS, HEX_COLOR, LABELS
 
 _WHOLE_SHARE, _DROPPED_SHARE, _SHUFFLED_SHARE = 0.5, 0.25, 0.5
 """Share of the captions that keep all keys; share of the keys that the others drop; share whose keys are shuffled."""
-_MEMBERS = ("{name}: {value}.", "The {name}: {value}.", "{value}, as the {name}.")
+_MEMBERS = ("{name}: {value}.", "The {name}: {value}.", "{value} ({name}).")
 _PLACED = ("{thing} is {place}.", "{place} is {thing}.", "{place}: {thing}.")
 _WRITTEN = (' It says "{text}".', ' The words on it: "{text}".', ' The text "{text}" is written there.')
 _PLACES = (
@@ -87,7 +87,7 @@ def _thing(value: Mapping[str, Any], style: _Style) -> str:
 def _place(box: Any) -> str:
     if not isinstance(box, list) or len(box) != 4 or any(isinstance(n, bool) or not isinstance(n, int | float) for n in box):
         return ""
-    y0, x0, y1, x1 = box
+    y0, x0, y1, x1 = (n * 1000 for n in box) if max(box) <= 1 else box
     if y1 - y0 > _FULL and x1 - x0 > _FULL:
         return ""
     row, column = (sum((low + high) / 2 > third for third in _THIRDS) for low, high in ((y0, y1), (x0, x1)))

@@ -130,6 +130,10 @@ class RaySettings:
         rounds = range(max(held.values(), default=0))
         return [node_id for turn in rounds for node_id, number in held.items() if turn < number]
 
+    def num_tasks(self, nodes: Sequence[Node], *, most: int) -> int:
+        """Number of tasks that decode or commit at one time: as many as the nodes' CPUs hold, from 1 to `most`."""
+        return max(1, min(most, sum(int(node.cpus / self.cpus_per_task) for node in nodes)))
+
     def threads_per_replica(self, nodes: Sequence[Node], *, replica_bytes: float = 0) -> int:
         """Threads of a replica on a CPU: `cpus_per_replica`, or what the cores of a node give to each that it holds."""
         if self.cpus_per_replica:

@@ -66,21 +66,23 @@ def _work_off(
     on_gpus = replicas_use_gpus(settings)
     settings.check(nodes, on_gpus=on_gpus)
     shared = ray.put(job)
-    warming = ray.remote(**_task(settings))(warm_up).remote(shared, limit_s=settings.load_timeout_s)
     replicas = Replicas(shared, settings=settings, on_gpus=on_gpus, replica_bytes=replica_bytes, on_first_load=on_start)
     watch = _Watch(settings)
     try:
         replicas.start(nodes, most=len(queue.pending))
+        num_workers = settings.num_tasks(nodes, most=min(len(queue.pending), len(replicas.handles) * settings.units_in_flight))
+        warm = ray.remote(**_task(settings))(warm_up)
+        warming = [warm.remote(shared, limit_s=settings.load_timeout_s) for _ in range(num_workers)]
         while queue.pending or queue.calls:
             watch.look()
-            if warming is None:
+            if not warming:
                 queue.dispatch(shared, replicas.handles)
-            waiting = [*([] if warming is None else [warming]), *replicas.loading, *(call.last for call in queue.calls)]
+            waiting = [*warming, *replicas.loading, *(call.last for call in queue.calls)]
             done, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S, fetch_local=False)
             watch.check_moving(moved=bool(done))
-            if warming is not None and is_done(warming):
-                _check_warmed_up(warming, settings)
-                warming = None
+            if warmed := [one for one in warming if is_done(one)]:
+                _check_warmed_up(warmed[0], settings)
+                warming = []  # one worker is enough to begin with: the others may wait for CPUs that other jobs hold
             replicas.collect()
             queue.collect(replicas)
     finally:

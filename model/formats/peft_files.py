@@ -55,7 +55,7 @@ _UNSUPPORTED = {
 _METADATA = "lora_adapter_metadata"
 
 
-class _Settings(NamedTuple):
+class _Stated(NamedTuple):
     """What a file says besides its tensors."""
 
     alpha: float | None
@@ -164,7 +164,7 @@ def _layers(tensors: Mapping[str, Tensor], file: Path) -> dict[str, dict[str, Te
     return found
 
 
-def _layer(name: str, parts: Mapping[str, Tensor], settings: _Settings, file: Path) -> LayerAdapter:
+def _layer(name: str, parts: Mapping[str, Tensor], settings: _Stated, file: Path) -> LayerAdapter:
     if missing := [part for part in (_DOWN, _UP) if part not in parts]:
         raise UserError(f"{file} lacks {name}.{missing[0]}")
     down, up = parts[_DOWN], parts[_UP]
@@ -174,7 +174,7 @@ def _layer(name: str, parts: Mapping[str, Tensor], settings: _Settings, file: Pa
     return LayerAdapter(down=down, up=up, alpha=alpha, magnitude=parts.get(_MAGNITUDE))
 
 
-def _alpha(name: str, settings: _Settings, *, default: float) -> float:
+def _alpha(name: str, settings: _Stated, *, default: float) -> float:
     """As peft looks it up."""
     if settings.alphas:
         from peft.utils.other import get_pattern_key
@@ -211,7 +211,7 @@ def _fused(parts: Sequence[LayerAdapter | None], *, rslora: bool, name: str, fil
     return LayerAdapter(down=down, up=torch.block_diag(*ups), alpha=scaling * root(len(down)), magnitude=magnitude)
 
 
-def _peft_settings(path: Path, header: Mapping[str, str]) -> _Settings:
+def _peft_settings(path: Path, header: Mapping[str, str]) -> _Stated:
     values = read_json(path, missing=f"expected a folder of peft, found no {path}")
     for name, allowed in _UNSUPPORTED.items():
         if name in values and values[name] not in allowed:
@@ -219,7 +219,7 @@ def _peft_settings(path: Path, header: Mapping[str, str]) -> _Settings:
     return _settings(values, base=str(values.get("base_model_name_or_path") or ""), word=header.get("trigger_word", ""))
 
 
-def _file_settings(header: Mapping[str, str], file: Path) -> _Settings:
+def _file_settings(header: Mapping[str, str], file: Path) -> _Stated:
     try:
         values = json.loads(header.get(_METADATA, "{}"))
     except json.JSONDecodeError as error:
@@ -228,9 +228,9 @@ def _file_settings(header: Mapping[str, str], file: Path) -> _Settings:
     return _settings(own, base="", word=header.get("trigger_word", ""))
 
 
-def _settings(values: Mapping[str, Any], *, base: str, word: str) -> _Settings:
+def _settings(values: Mapping[str, Any], *, base: str, word: str) -> _Stated:
     alpha = values.get("lora_alpha")
-    return _Settings(
+    return _Stated(
         alpha=None if alpha is None else float(alpha),
         alphas=values.get("alpha_pattern") or {},
         rslora=bool(values.get("use_rslora")),

@@ -1,4 +1,4 @@
-"""Engines from the command line, killed and resumed (transformers: test_kills.py), and as a Ray job: captions are the model's.
+"""Engines from the command line, killed (transformers: test_kills.py), and as a Ray job, stopped: resumed, they caption alike.
 
 vLLM needs VLLM_PYTHON, the interpreter of an environment that has it (docs/captioning.md).
 """
@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -138,28 +139,73 @@ def test_a_run_that_was_killed_resumes_to_the_same_captions(
     assert captions(run) == expected
 
 
+class Jobs:
+    """Jobs of a Ray head, by its HTTP interface, which is quick enough to stop a job in the middle."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def submit(self, *command: str) -> str:
+        """The id of the job; the code is shipped along."""
+        submit = [RAY, "job", "submit", "--address", str(self._http.base_url), "--working-dir", ".", "--no-wait"]
+        job = f"job-{uuid.uuid4().hex}"
+        done = subprocess.run(
+            [*submit, "--submission-id", job, "--", *command],
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return job
+
+    def stop(self, job: str) -> None:
+        self._http.post(f"/api/jobs/{job}/stop").raise_for_status()
+
+    def status(self, job: str) -> str:
+        return str(self._http.get(f"/api/jobs/{job}").raise_for_status().json()["status"])
+
+    def wait_until(self, is_so: Callable[[], bool], job: str) -> None:
+        deadline = time.monotonic() + 400
+        while not is_so():
+            assert self.status(job) != "FAILED" and time.monotonic() < deadline, self.logs(job)
+            time.sleep(0.02)
+
+    def logs(self, job: str) -> str:
+        return str(self._http.get(f"/api/jobs/{job}/logs").raise_for_status().json()["logs"])
+
+
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """The address for jobs of a Ray head that asks for a token, as `ray.init` does by itself."""
+def jobs() -> Iterator[Jobs]:
+    """Jobs of a Ray head that asks for a token, as `ray.init` does by itself."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_AUTH_MODE", "token")
         environment.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        subprocess.run([RAY, "get-auth-token", "--generate"], check=True, capture_output=True)
+        command = [RAY, "get-auth-token", "--generate"]
+        token = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
         with ray_head(num_cpus=2) as started:
-            yield started.jobs
+            jobs = Jobs(started.jobs, token)
+            yield jobs
+            jobs.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_job_on_a_running_ray_gives_the_same_captions(
-    *, head: str, tmp_path: Path, scenes: Path, expected: dict[str, str], options: list[str]
+def test_a_job_that_was_stopped_resumes_to_the_same_captions(
+    *, jobs: Jobs, tmp_path: Path, scenes: Path, expected: dict[str, str], options: list[str]
 ) -> None:
     run = tmp_path / "run"
-    submit = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "-m", "captioner.run"]
-    done = subprocess.run(
-        [*submit, *run_arguments(scenes, run, Path("mini"), *options)],
-        capture_output=True, text=True, check=False, timeout=500, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["python", "-m", "captioner.run", *run_arguments(scenes, run, Path("mini"), *options)]
+    job = jobs.submit(*command)
+    jobs.wait_until(lambda: len(committed_units(Folder(str(run)))) >= 2, job)
+    jobs.stop(job)
+    jobs.wait_until(lambda: jobs.status(job) == "STOPPED", job)
+    assert 0 < len(committed_units(Folder(str(run)))) < COUNT // 8, "the job was stopped too late to interrupt anything"
+    job = jobs.submit(*command)
+    jobs.wait_until(lambda: jobs.status(job) == "SUCCEEDED", job)
     status = read_status(Folder(str(run)))
     assert (status.planned, status.captioned, status.remaining) == (COUNT, COUNT, 0)
     assert captions(run) == expected

@@ -1,4 +1,4 @@
-"""The same command as a job on a running Ray, with the code shipped along and with the package installed."""
+"""The same command as a job on a running Ray with the package installed; test_engine_runs.py ships the code along."""
 
 import os
 import subprocess
@@ -33,11 +33,9 @@ def head() -> Iterator[str]:
             yield started.jobs
 
 
-@pytest.mark.parametrize("ships_code", [True, False])
-def test_a_job_captions(head: str, tmp_path: Path, tiny_llava: Path, ships_code: bool) -> None:
+def test_a_job_captions(head: str, tmp_path: Path, tiny_llava: Path) -> None:
     images, run = save_pictures(tmp_path / "images", count=12), tmp_path / "run"
-    working_dir = ["--working-dir", "."] if ships_code else []
-    submit = [RAY, "job", "submit", "--address", head, *working_dir, "--", "python", "-m", "captioner.run"]
+    submit = [RAY, "job", "submit", "--address", head, "--", "python", "-m", "captioner.run"]
     done = call([*submit, *run_arguments(images, run, tiny_llava)])
     assert done.returncode == 0, done.stdout + done.stderr
     status = read_status(Folder(str(run)))

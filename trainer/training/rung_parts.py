@@ -29,12 +29,13 @@ from trainer.monitoring.metrics import StepRecord
 from trainer.monitoring.run_folder import RunFolder
 from trainer.monitoring.sample_grids import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.monitoring.validation import ValidationSet, measure
+from trainer.planning.work import AddedWork
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
 from trainer.training.optimizer import learning_rate, optimizer_record
 from trainer.training.techniques.lora import averaged_network
-from trainer.training.techniques.opening import check_teacher, group_of
+from trainer.training.techniques.opening import check_groups_fit, check_teacher, group_of, open_work
 from trainer.training.techniques.technique import technique_records
 from trainer.training.train_step import StepSettings, TrainState
 
@@ -55,6 +56,8 @@ class RungParts:
     """None: no validation loss is measured."""
     grids: SampleGrids | None
     """On the first worker only; None: no samples are drawn."""
+    added_work: AddedWork
+    """Operations of techniques and optimiser, for MFU; none are counted where the device's peak is not known."""
 
     @property
     def network(self) -> DiTConfig:
@@ -106,6 +109,7 @@ def open_rung(
         pipeline=pipeline,
         validation=validation,
         grids=grids,
+        added_work=open_work(config, rung, network.config, store) if peak_flops(config, workers.device) else AddedWork(),
     )
 
 
@@ -142,8 +146,12 @@ def step_settings(parts: RungParts, state: TrainState) -> StepSettings:
     )
 
 
-def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: float, wait_s: float) -> StepRecord:
-    """The record of the step after which the stage has seen `images_seen` images."""
+def step_record(
+    parts: RungParts, batch: FeatureBatch, settings: StepSettings, *, images_seen: int, wait_s: float
+) -> StepRecord:
+    """The record of the step with these settings after which the stage has seen `images_seen` images."""
+    acting = [shared.technique.name for shared in settings.techniques]
+    added = parts.added_work.flops(acting, num_images=parts.position.rung.batch_size)
     position, rung = parts.position, parts.position.rung
     in_rung = images_seen - position.images_before
     steps_before = sum(before.num_steps for before in parts.config.ladder[: position.index])
@@ -152,9 +160,9 @@ def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: 
         images_seen=images_seen,
         resolution=rung.resolution,
         images_left=rung.images_seen - in_rung,
-        lr=lr,
+        lr=settings.lr,
         keys=batch.keys,
-        flops=_batch_flops(parts, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size,
+        flops=_batch_flops(parts, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size + added,
         batch_size=rung.batch_size,
         wait_s=wait_s,
     )
@@ -266,18 +274,6 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
         )
 
 
-def check_groups_fit(collator: Collator, store: FeatureStore) -> None:
-    """Raises UserError where samples that a loss compares do not fit on a device at once."""
-    side_px = store.info.downsampling * collator.network.patch_size
-    tokens = max((height // side_px) * (width // side_px) for height, width in store.info.buckets)
-    if collator.group > 1 and collator.group * tokens > collator.device_tokens:
-        raise UserError(
-            f"a group of {collator.group} samples of {tokens} patches is compared at once, which is more than the "
-            f"{collator.device_tokens} patches of device_tokens: give {collator.group * tokens} or more, or a smaller group",
-            setting="dispersive.group",
-        )
-
-
 def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> None:
     """Raises UserError where they name no caption variant that is there: all samples would be trained with the null caption."""
     if not weights or store.info.class_names:
@@ -300,7 +296,7 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float | None:
 
 
 def _batch_flops(parts: RungParts, batch: FeatureBatch, *, images_seen: int) -> float:
-    """FLOPs of an image of the batch that follows `images_seen` images, forward and backward."""
+    """FLOPs of the network on an image of the batch that follows `images_seen` images, forward and backward."""
     collator, network = parts.collator, parts.network
     tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
     grid = (batch.bucket[0] // network.patch_size, batch.bucket[1] // network.patch_size)

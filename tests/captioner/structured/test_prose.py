@@ -51,6 +51,13 @@ def test_codes_boxes_labels_and_nulls_are_not_told(seed: int) -> None:
         assert "STOP here" in said and "top right" in said.lower()
 
 
+def test_boxes_in_fractions_tell_the_same_place() -> None:
+    sign = SIGN["parts"][0]  # type: ignore[index]
+    fractions = {**SIGN, "parts": [{**sign, "bbox": [n / 1000 for n in sign["bbox"]]}]}  # type: ignore[dict-item]
+    for seed in range(12):
+        assert prose(fractions, seed=seed) == prose(SIGN, seed=seed)
+
+
 def test_keys_are_dropped_and_shuffled_by_seed() -> None:
     said = [prose(SIGN, seed=seed) for seed in range(200)]
     assert sum("sign" not in text for text in said) > 10

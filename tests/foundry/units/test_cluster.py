@@ -133,3 +133,12 @@ def test_a_head_that_comes_back_is_waited_for_and_one_that_does_not_is_lost(monk
     monkeypatch.setattr(cluster, "LOST_S", 0.0)
     with pytest.raises(RayLost, match="does not answer"):
         wait_for_head(address)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cpus_per_task", "most", "num_tasks"),
+    [([2], 1, 6, 2), ([2], 1, 1, 1), ([8, 8], 2, 30, 8), ([8, 8], 2, 3, 3), ([0.5], 1, 4, 1), ([3], 2, 4, 1), ([0], 1, 4, 1)],
+)
+def test_as_many_tasks_as_the_cpus_hold(*, cpus: list[float], cpus_per_task: float, most: int, num_tasks: int) -> None:
+    nodes = [node(str(index), cpus=number) for index, number in enumerate(cpus)]
+    assert RaySettings(cpus_per_task=cpus_per_task).num_tasks(nodes, most=most) == num_tasks
