@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype
-from model.formats.adapters import adapter_records, open_adapters
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
 from model.generation.pipeline_parts import RuntimeConfig
@@ -94,6 +93,8 @@ def image_values(
         "tiled_vae": runtime.tiled_vae,
     }
     if lora:
+        from model.formats.adapters import adapter_records, open_adapters
+
         settings["lora"] = adapter_records(open_adapters(lora, root))
     if rewriting is not None:
         settings |= {"rewriter": rewriting.rewriter, "rewriter_identity": rewriting.identity}

@@ -12,7 +12,6 @@ from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype, resolve_dtype
 from model.encoders.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, VAEConfig, load_vae, read_downsampling
-from model.formats.adapters import open_adapters
 from model.formats.checkpoint import (
     PartConfig,
     PipelineConfig,
@@ -137,13 +136,19 @@ def checkpoint_parts(
         tiled=runtime.tiled_vae,
     )
     keep = not runtime.staged
-    adapters = open_adapters(lora, root)
+    adapters = _open_adapters(lora, root)
     return Parts(
         transformer=Part(lambda: _load_transformer(root, runtime, adapters), keep=keep),
         text_encoder=Part(lambda: _load_text_encoder(text_encoder_config, config.text_encoder, runtime), keep=keep),
         vae=Part(lambda: _load_vae(vae_config, config, runtime), keep=keep),
         downsampling=read_downsampling(vae_config),
     )
+
+
+def _open_adapters(lora: "Sequence[LoraChoice]", root: Path) -> "Sequence[ScaledAdapter]":
+    from model.formats.adapters import open_adapters
+
+    return open_adapters(lora, root)
 
 
 def _load_transformer(root: Path, runtime: RuntimeConfig, adapters: "Sequence[ScaledAdapter]") -> "DiT":
