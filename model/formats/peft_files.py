@@ -90,7 +90,7 @@ def write_peft_folder(folder: Path, adapter: Adapter, config: DiTConfig) -> None
     first = next(iter(layers.values()))
     settings = LoraConfig(
         r=first.rank,
-        lora_alpha=first.alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
+        lora_alpha=first.alpha,  # peft divides it, and takes any number
         target_modules=sorted(layers),
         rank_pattern={name: layer.rank for name, layer in layers.items() if layer.rank != first.rank},
         alpha_pattern={name: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha},

@@ -85,11 +85,12 @@ class Adapter:
         """(O, I) what it adds to a layer's weight (O, I), in float32 or the weight's dtype if that is wider."""
         layer, dtype = self.layers[name], torch.promote_types(weight.dtype, torch.float32)
         down, up = (part.to(weight.device, dtype) for part in (layer.down, layer.up))
-        change = self.scaling(name) * (up @ down)  # (O, I)
+        change: Tensor = self.scaling(name) * (up @ down)  # (O, I)
         if layer.magnitude is None:
             return change
         whole = weight.to(dtype) + change
-        return (layer.magnitude.to(whole) / whole.norm(dim=1))[:, None] * whole - weight.to(dtype)
+        factor: Tensor = layer.magnitude.to(whole) / whole.norm(dim=1)  # (O,)
+        return factor[:, None] * whole - weight.to(dtype)
 
     def fingerprint(self) -> str:
         """Tells it from other adapters, and from the same one on another base."""

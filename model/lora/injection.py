@@ -38,7 +38,7 @@ def inject(network: DiT, injection: Injection, *, seed: int) -> None:
         quantise(network)
     config = LoraConfig(
         r=injection.rank,
-        lora_alpha=injection.alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
+        lora_alpha=injection.alpha,  # peft divides it, and takes any number
         target_modules=list(layers),
         lora_dropout=injection.dropout,
         use_dora=injection.dora,

@@ -218,7 +218,8 @@ def _peaks(
         replace_tensors(dit, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         for name, parameter in dit.named_parameters():
             if name in trained:
-                parameter.requires_grad_(requires_grad=True).grad = torch.empty_like(parameter)
+                parameter.requires_grad_()
+                parameter.grad = torch.empty_like(parameter)
     part, num_bytes = _part(config, grid, without_data)
     state = [*dit.state_dict().values(), *(parameter.grad for parameter in dit.parameters() if parameter.grad is not None)]
     counter = storage_counter({tensor.untyped_storage()._cdata for tensor in state})

@@ -158,7 +158,12 @@ def test_a_layer_in_eight_bits_has_the_gradient_of_its_weight_and_keeps_no_copy_
     assert float((small.weight - linear.weight).detach().abs().max()) <= float(small.scale.max()) / 2 + 1e-7
     x, weight = torch.randn(5, 48, dtype=dtype, requires_grad=True), torch.randn(5, 32, dtype=dtype)
     saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel() * t.element_size()) or t, lambda t: t):
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = small(x)
     assert sum(size for size in saved if size > 32 * 4) <= 48 * 32 + 5 * 32 * 4  # the codes, and what the scale multiplies
     (output * weight).sum().backward()
