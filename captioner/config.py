@@ -8,6 +8,7 @@ from captioner.engines.generation import GenerationSettings
 from captioner.engines.vllm_settings import VllmSettings
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
+from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import REJECTION_REASONS, max_rejected_problems, retry_problems
@@ -79,37 +80,38 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         is_served = self.engine == "endpoint"
-        problems = [
-            f"{name} must be {bound}"
-            for name, bound, holds in [
-                ("images", "one source or more, or captions_from a run", bool(self.images) or self.captions_from is not None),
-                ("images", "left out with captions_from: that run has them", not self.images or self.captions_from is None),
-                ("only", "left out without captions_from, the run that it queries", not self.only or bool(self.captions_from)),
-                ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
+        found = [
+            (name, f"{name} {fault}")
+            for name, fault, holds in [
+                ("images", "must be one source or more, or captions_from a run", self.images or self.captions_from is not None),
+                ("images", "must be left out with captions_from: that run has them", not self.images or not self.captions_from),
+                ("only", "needs captions_from, the run that it queries", not self.only or self.captions_from),
+                ("engine", f"must be one of {', '.join(ENGINES)}, not {self.engine!r}", self.engine in ENGINES),
                 (
                     "generation.dtype",
-                    "left out: the server decides",
+                    "must be left out: the server decides",
                     not is_served or self.generation.dtype == "auto",
                 ),
                 (
                     "generation.image_side_px",
-                    "left out: endpoint.image_side_px is that of images that are sent",
+                    "must be left out: endpoint.image_side_px is that of images that are sent",
                     not is_served or self.generation.image_side_px is None,
                 ),
-                ("limit", "1 or more", self.limit is None or self.limit >= 1),
-                ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
+                ("limit", f"must be 1 or more, not {self.limit}", self.limit is None or self.limit >= 1),
+                ("unit_size", f"must be 1 or more, not {self.unit_size}", self.unit_size is None or self.unit_size >= 1),
             ]
             if not holds
         ]
         asked = set(self.retry_rejected or ())
-        problems += max_rejected_problems(self.max_rejected)
-        problems += [
+        found += [("max_rejected", problem) for problem in max_rejected_problems(self.max_rejected)]
+        retry = [
             f"retry_rejected: {status} is a status of captions, not of images: {caption_anew(status, run=self.out)}"
             for status in sorted(asked.intersection(ASKED_ANEW))
         ]
-        problems += retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
-        if problems:
-            raise ValueError("; ".join(problems))
+        retry += retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
+        found += [("", problem) for problem in retry]  # they begin with the setting's name, and end in a command
+        if found:
+            raise UserError("; ".join(problem for _, problem in found), setting=found[0][0] if len(found) == 1 else "")
 
 
 def caption_anew(status: str, *, run: str) -> str:

@@ -143,7 +143,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
     try:
         config = _configuration(parser, config_class, values)
     except ValueError as error:
-        return _fail(str(error))
+        return _fail(f"{error}{_option(getattr(error, 'setting', ''), config_class)}")
     try:
         code = main(config)
         sys.stdout.flush()

@@ -59,7 +59,7 @@ def ask(
             schema=schema,
         )
         for index, one in zip(faults, again, strict=True):
-            said[index] = _with_tokens_of(one, said[index])
+            said[index] = _with_tokens_of(said[index] if one.failure else one, said[index])
     return said
 
 
@@ -69,15 +69,15 @@ def invalid_line(commit: Commit, prompts: Sequence[Prompt]) -> str:
     if not asked or commit.statuses.get(INVALID_JSON) != asked:
         return ""
     return (
-        f"warning: none of the {asked} structured captions of unit {commit.unit} is JSON of its schema ({INVALID_JSON}): "
+        f"warning: none of the {asked} structured captions of unit {commit.unit} follows its schema ({INVALID_JSON}): "
         "look at caption_raw and finish_reason by SQL; where that is length, raise generation.max_new_tokens, else take a "
         "stronger model"
     )
 
 
 def _fault(said: Generation, schema: str) -> str:
-    """What is wrong with an answer; "" for one that follows the schema, and for one that is not finite, which is rejected."""
-    if not said.is_finite:
+    """What is wrong with an answer; "" for one that follows the schema, and where there is none, or NaN: that is rejected."""
+    if said.failure or not said.is_finite:
         return ""
     fault = read_answer(said.text, schema).fault
     if fault and said.finish_reason == "length":

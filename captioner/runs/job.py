@@ -150,11 +150,12 @@ class CaptionJob:
         """Cleans, counts and commits."""
         started = time.perf_counter()
         folder = Folder(self.run)
-        not_finite = self._not_finite(facts, output)
-        check_not_all(folder, num_not_finite=len(not_finite), num_images=len(facts.images), advice=NOT_FINITE)
-        failed = {facts.images[index]["key"]: failure for index, failure in not_finite.items()}
+        unanswered = self._unanswered(facts, output)
+        num_not_finite = sum(failure.reason == "not_finite" for failure in unanswered.values())
+        check_not_all(folder, num_not_finite=num_not_finite, num_images=len(facts.images), advice=NOT_FINITE)
+        failed = {facts.images[index]["key"]: failure for index, failure in unanswered.items()}
         rejected = all_rejected(facts.rejected, partial(read_unit, folder, unit), failed=failed, excluded=excluded)
-        facts, output = _without(facts, output, not_finite)
+        facts, output = _without(facts, output, unanswered)
         tables = self.tables(facts, output)
         return commit_unit(
             folder,
@@ -167,12 +168,14 @@ class CaptionJob:
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
         )
 
-    def _not_finite(self, facts: Facts, output: Output) -> dict[int, Failure]:
-        """The images, by their index, for which the model computed NaN or infinity under a prompt."""
+    def _unanswered(self, facts: Facts, output: Output) -> dict[int, Failure]:
+        """The images, by their index, that a prompt has no answer about, or for which the model computed NaN or infinity."""
         found: dict[int, Failure] = {}
         for prompt, generations in output.generations.items():
             for index, _ in enumerate(facts.images):
-                if not generations[index].is_finite:
+                if generations[index].failure:
+                    found.setdefault(index, Failure(reason="model_error", message=generations[index].failure))
+                elif not generations[index].is_finite:
                     message = f"NaN or infinity in {self.generation.dtype} under the prompt {prompt}: {NOT_FINITE}"
                     found.setdefault(index, Failure(reason="not_finite", message=message))
         return found
@@ -216,7 +219,8 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     earlier = None
     if source is not None and config.captions_from is not None:
         settings["captions_from"] = {"run_id": source.run_id, "only": query_of(config)}
-        earlier = EarlierCaptions(url=config.captions_from, prompts=tuple(source.prompt_names))
+        structured = tuple(source.structured_prompts)
+        earlier = EarlierCaptions(url=config.captions_from, prompts=tuple(source.prompt_names), structured=structured)
     return CaptionJob(
         run=config.out,
         run_id=run_id(settings),

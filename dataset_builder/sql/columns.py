@@ -35,7 +35,7 @@ COLUMNS = {
     "caption_objects.object": "number of the object in its caption, from 1",
     "caption_objects.path": "where the object is in the caption's JSON",
     "caption_objects.type": "the object's type: object or text in the shipped schema",
-    "caption_objects.description": "what the object is: its desc or description",
+    "caption_objects.description": "what the object is: its desc, description, label or name",
     "caption_objects.text": "words that are written on the object",
     "caption_objects.y0": "top edge of the box, 0 (top of the image) to 1000",
     "caption_objects.x0": "left edge of the box, 0 (left of the image) to 1000",

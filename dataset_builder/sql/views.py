@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
-from dataset_builder.json_text import BOX, DESCRIPTIONS
+from dataset_builder.json_text import BOXES, DESCRIPTIONS
 from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, SAMPLE_CAPTION, SAMPLES, SCORES
 from dataset_builder.sql.columns import column_meaning
 from dataset_builder.sql.macros import MACROS, SCALAR_MACROS
@@ -111,7 +111,8 @@ def value_sql(structured: Collection[str], *, prompt: str = "prompt", caption: s
 
 def objects_sql() -> str:
     """The view `caption_objects` on the column `value` of the view `captions`: objects with a box, wherever they are in it."""
-    y0, x0, y1, x1 = (f"TRY_CAST(o.value->>'$.{BOX}[{index}]' AS DOUBLE)" for index in range(4))
+    y0, x0, y1, x1 = (_edge_sql(edge) for edge in range(4))
+    has_box = " OR ".join(f"json_array_length(o.value, '$.{key}') = 4" for key in BOXES)
     description = ", ".join(f"o.value->>{literal(key)}" for key in DESCRIPTIONS)
     return (
         "CREATE VIEW caption_objects AS SELECT c.key, c.prompt, "
@@ -120,8 +121,14 @@ def objects_sql() -> str:
         f"{y0} AS y0, {x0} AS x0, {y1} AS y1, {x1} AS x1, ({y0} + {y1}) / 2 AS center_y, ({x0} + {x1}) / 2 AS center_x, "
         "TRY_CAST(o.value->'color_palette' AS VARCHAR[]) AS colors, o.value "
         "FROM captions c, json_tree(c.value) o "
-        f"WHERE o.type = 'OBJECT' AND json_array_length(o.value, '$.{BOX}') = 4"
+        f"WHERE o.type = 'OBJECT' AND ({has_box})"
     )
+
+
+def _edge_sql(edge: int) -> str:
+    """The top (0), left, bottom or right edge of an object's box, by whichever key it has one."""
+    found = (f"TRY_CAST(o.value->>'$.{key}[{places[edge]}]' AS DOUBLE)" for key, places in BOXES.items())
+    return f"coalesce({', '.join(found)})"
 
 
 def nouns_sql() -> str:

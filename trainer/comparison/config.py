@@ -69,11 +69,7 @@ class CompareConfig(TrainConfig):
         return [
             *(check for check in super()._checks() if check[0] != "ladder"),
             ("stage", "pixel, alignment or aesthetic", self.stage != "all"),
-            (
-                "recipe",
-                "paper, since arms start from the defaults here: give single settings",
-                self.recipe == PAPER,
-            ),
+            ("recipe", "paper, since arms start from the defaults here: give single settings", self.recipe == PAPER),
             ("ladder", "one resolution at most", len(self.ladder) <= 1),
             ("arms", "one or more", bool(self.arms)),
             ("seeds", "1 or more", self.seeds >= 1),

@@ -136,7 +136,7 @@ def test_the_same_command_resumes_and_another_query_is_another_run(
     assert caption(ladder, tmp_path / "b", tiny_llava, "--only", only, "--unit_size", "2") == 0
     assert "5 planned = 5 captioned + 0 rejected; 3 of 3 units" in capsys.readouterr().out
     assert caption(ladder, tmp_path / "b", tiny_llava, "--unit_size", "2") == 2
-    assert "holds a run with another captions_from.only" in capsys.readouterr().err
+    assert "holds a run with another only: give" in capsys.readouterr().err
 
 
 def test_a_query_is_changed_while_nothing_is_committed(
@@ -147,7 +147,7 @@ def test_a_query_is_changed_while_nothing_is_committed(
         assert caption(ladder, tmp_path / "run", tiny_llava, "--only", "SELECT key FROM rejected") == 1
     assert caption(ladder, tmp_path / "run", tiny_llava, "--only", "SELECT key FROM images LIMIT 2") == 0
     said = capsys.readouterr().out
-    assert "begun again with other captions_from.only" in said and "2 planned = 2 captioned" in said
+    assert "begun again with other only\n" in said and "2 planned = 2 captioned" in said
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,13 @@ def test_a_query_is_changed_while_nothing_is_committed(
         (["--prompts", "PROMPTS"], "use {caption.brief}, but the prompts of that run are dense, medium, short"),
         (["--captions_from", "OUT/"], "the run that captions are taken from is that of this command, "),
         (["--captions_from", "/nowhere"], "/nowhere is no captioning run"),
-        (["--only", "SELECT key FROM samples"], "there is no table samples"),
+        (
+            ["--only", "SELECT key FROM caption"],
+            "there is no table caption: did you mean captions or caption_scores or caption_objects? (--only)",
+        ),
+        (["--only", "SELECT key FROM"], "(--only)"),
+        (["--only", "SELECT caption FROM captions"], "the query must return a column key, it returns caption"),
+        (["--only", "SELECT 'nobody' AS key"], "the query names 1 keys that are no images"),
     ],
 )
 def test_mistakes_are_one_line_before_work_begins(
@@ -174,7 +180,7 @@ def test_mistakes_are_one_line_before_work_begins(
         code = caption(ladder, tmp_path / "run", tiny_llava, *given)
     said = capsys.readouterr().err
     assert code == 2 and message in said and len(said.splitlines()) == 1, said
-    assert not (tmp_path / "run" / "plans").exists()
+    assert not (tmp_path / "run").exists(), "the corrected command begins a new run"
 
 
 def test_prompts_with_captions_need_a_run_and_columns_need_to_be_there(
@@ -189,7 +195,16 @@ def test_prompts_with_captions_need_a_run_and_columns_need_to_be_there(
         return run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
 
     assert run("a", "paper", str(images), "--only", "SELECT key FROM images") == 2
-    assert "only must be left out without captions_from, the run that it queries" in capsys.readouterr().err
+    assert "only needs captions_from, the run that it queries (--only)" in capsys.readouterr().err
+    assert run("a", "paper", str(images), "--engine", "vlm") == 2
+    assert "engine must be one of transformers, vllm, endpoint, not 'vlm' (--engine)" in capsys.readouterr().err
+    assert run("a", "papers") == 2
+    assert "there is no prompt set papers: did you mean paper? (--prompts)" in capsys.readouterr().err
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("{name: bad, version: 1, prompts: [{name: goods, text: 'What?', schema: {type: array}}]}")
+    assert run("a", str(bad)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {bad}: prompt goods: the schema must be") and said.endswith("(--prompts)\n")
     assert run("a", "refine") == 2
     assert "the prompts refine use {caption}: name the run that has the captions (--captions_from)" in capsys.readouterr().err
     mine = tmp_path / "mine.yaml"

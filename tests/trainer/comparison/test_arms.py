@@ -88,6 +88,7 @@ def test_budgets_and_options_that_contradict_each_other_are_refused(tmp_path: Pa
         ({"flops": -1.0}, "flops must be above 0"),
         ({"seeds": 0, "validations": 0}, "seeds must be 1 or more; validations must be 1 or more"),
         ({"evaluation": {"seed": 1}}, "evaluation must be left out without benchmark"),
+        ({"recipe": "cheap"}, "recipe must be paper, since arms start from the defaults here"),
         ({"stage": "all"}, "stage must be pixel, alignment or aesthetic"),
     ]
     for changes, message in cases:

@@ -220,7 +220,7 @@ def test_equal_seconds_are_timed_in_turn_and_the_timed_trainings_are_removed(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.comparison.trainings.TIMED_STEPS", 8)
-    config = tiny_comparison(features, tmp_path / "out", "layersync", seeds=1, equal="seconds", budget=0.005)
+    config = tiny_comparison(features, tmp_path / "out", "layersync", seeds=1, equal="seconds", budget=0.005, validations=1)
     found = compare(config)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("timing")]
     assert [line.split(" of ")[1].split(",")[0] for line in lines] == ["base", "layersync"] * 2
