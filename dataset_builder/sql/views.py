@@ -3,13 +3,15 @@
 The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
 from dataset_builder.json_text import BOXES, DESCRIPTIONS
 from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, SAMPLE_CAPTION, SAMPLES, SCORES
+from dataset_builder.sql.columns import column_meaning
+from dataset_builder.sql.macros import MACROS, SCALAR_MACROS
 from foundry.errors import UserError
 from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
@@ -86,6 +88,17 @@ def carried_sql(carried: dict[str, tuple[str, str]]) -> list[str]:
 def scores_sql() -> list[str]:
     """The views on the newest scoring."""
     return [f"CREATE VIEW {name} AS SELECT {columns_sql(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
+
+
+def comment_sql(views: Mapping[str, str], columns: Mapping[str, Sequence[str]], *, tables: Collection[str]) -> Iterator[str]:
+    """The statements that comment on views (name → what it is), which are tables where listed, their columns and MACROS."""
+    for view, what in views.items():
+        yield f"COMMENT ON {'TABLE' if view in tables else 'VIEW'} {view} IS {literal(what)}"
+        for column in columns[view]:
+            yield f"COMMENT ON COLUMN {view}.{quoted(column)} IS {literal(column_meaning(view, column))}"
+    for macro, what in MACROS.items():
+        kind = "MACRO" if macro in SCALAR_MACROS else "MACRO TABLE"
+        yield f"COMMENT ON {kind} {macro.partition('(')[0]} IS {literal(f'{macro}: {what}')}"
 
 
 def value_sql(structured: Collection[str], *, prompt: str = "prompt", caption: str = "caption") -> str:
