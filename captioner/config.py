@@ -8,6 +8,7 @@ from captioner.engines.generation import GenerationSettings
 from captioner.engines.vllm_settings import VllmSettings
 from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
+from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import REJECTION_REASONS, max_rejected_problems, retry_problems
@@ -80,36 +81,57 @@ class CaptionConfig:
     def __post_init__(self) -> None:
         is_served = self.engine == "endpoint"
         problems = [
-            f"{name} must be {bound}"
-            for name, bound, holds in [
-                ("images", "one source or more, or captions_from a run", bool(self.images) or self.captions_from is not None),
-                ("images", "left out with captions_from: that run has them", not self.images or self.captions_from is None),
-                ("only", "left out without captions_from, the run that it queries", not self.only or bool(self.captions_from)),
-                ("engine", f"one of {', '.join(ENGINES)}", self.engine in ENGINES),
+            (name, message)
+            for name, message, holds in [
+                (
+                    "images",
+                    "images are missing: name a source, or a run in captions_from",
+                    bool(self.images or self.captions_from),
+                ),
+                (
+                    "images",
+                    f"images must be left out with captions_from: the run {self.captions_from} has them",
+                    not (self.images and self.captions_from),
+                ),
+                (
+                    "captions_from",
+                    "only needs captions_from, the run that it queries",
+                    not self.only or bool(self.captions_from),
+                ),
+                ("engine", f"engine must be one of {', '.join(ENGINES)}, not {self.engine}", self.engine in ENGINES),
                 (
                     "generation.dtype",
-                    "left out: the server decides",
+                    f"generation.dtype must be left out, not {self.generation.dtype}: the server decides",
                     not is_served or self.generation.dtype == "auto",
                 ),
                 (
                     "generation.image_side_px",
-                    "left out: endpoint.image_side_px is that of images that are sent",
+                    "generation.image_side_px must be left out: endpoint.image_side_px is that of images that are sent",
                     not is_served or self.generation.image_side_px is None,
                 ),
-                ("limit", "1 or more", self.limit is None or self.limit >= 1),
-                ("unit_size", "1 or more", self.unit_size is None or self.unit_size >= 1),
+                ("limit", f"limit must be 1 or more, not {self.limit}", self.limit is None or self.limit >= 1),
+                (
+                    "unit_size",
+                    f"unit_size must be 1 or more, not {self.unit_size}",
+                    self.unit_size is None or self.unit_size >= 1,
+                ),
             ]
             if not holds
         ]
+        problems += [("max_rejected", problem) for problem in max_rejected_problems(self.max_rejected)]
+        problems += [("retry_rejected", problem) for problem in self._retry_problems()]
+        if problems:
+            # Each of several names its setting; the option of one is added to it.
+            setting = problems[0][0] if len(problems) == 1 else ""
+            raise UserError("; ".join(message for _, message in problems), setting=setting)
+
+    def _retry_problems(self) -> list[str]:
         asked = set(self.retry_rejected or ())
-        problems += max_rejected_problems(self.max_rejected)
-        problems += [
+        problems = [
             f"retry_rejected: {status} is a status of captions, not of images: {caption_anew(status, run=self.out)}"
             for status in sorted(asked.intersection(ASKED_ANEW))
         ]
-        problems += retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
-        if problems:
-            raise ValueError("; ".join(problems))
+        return problems + retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
 
 
 def caption_anew(status: str, *, run: str) -> str:

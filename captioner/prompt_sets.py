@@ -136,10 +136,14 @@ def load_prompts(name_or_path: str) -> PromptSet:
         return PROMPT_SETS[name_or_path]
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _read_yaml(path)
+        try:
+            return _read_yaml(path)
+        except UserError as error:
+            where = "" if str(path) in str(error) else f"{path}: "
+            raise UserError(f"{where}{error}", setting="prompts") from None
     near = difflib.get_close_matches(name_or_path, PROMPT_SETS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(PROMPT_SETS)} or a YAML file"
-    raise UserError(f"there is no prompt set {name_or_path}: {hint}")
+    raise UserError(f"there is no prompt set {name_or_path}: {hint}", setting="prompts")
 
 
 def _read_yaml(path: Path) -> PromptSet:

@@ -57,8 +57,8 @@ def run_command(
     `positional` names the fields that need no option; a list among them, the last, takes all that is left. `presets`
     maps a field to the functions that make the configuration for its values: {"stage": {"pixel": pixel_stage}}.
     A command with required fields prints its usage and the example when called without arguments, and returns 2.
-    A wrong argument, a ValueError from `__post_init__` and a UserError from `main`, with the option of its setting, become
-    one line on stderr and 2;
+    A wrong argument, a ValueError from `__post_init__` and a UserError from there or from `main`, with the option of its
+    setting, become one line on stderr and 2;
     Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
     """
     set_up_threads()
@@ -84,7 +84,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
         nested = parser.instantiate(values)
         config = config_class(**{field.name: nested[field.name] for field in fields(config_class)})
     except ValueError as error:
-        return _fail(str(error))
+        return _fail(f"{error}{_option(error.setting, config_class) if isinstance(error, UserError) else ''}")
     try:
         code = main(config)
         sys.stdout.flush()

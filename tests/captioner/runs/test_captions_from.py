@@ -1,6 +1,7 @@
 """A run on the images of another run: with its captions in the prompts, or on what a query names, merged with the first."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,18 @@ def test_prompts_with_captions_need_a_run_and_columns_need_to_be_there(
         return run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
 
     assert run("a", "paper", str(images), "--only", "SELECT key FROM images") == 2
-    assert "only must be left out without captions_from, the run that it queries" in capsys.readouterr().err
+    assert "only needs captions_from, the run that it queries (--captions_from)" in capsys.readouterr().err
+    (tmp_path / "bad.yaml").write_text(
+        "{name: bad, version: 1, prompts: [{name: goods, text: 'What?', schema: {type: array}}]}"
+    )
+    assert run("a", str(tmp_path / "bad.yaml")) == 2
+    assert re.search(r"bad.yaml: prompt goods: the schema must be .* \(--prompts\)$", capsys.readouterr().err.strip())
+    assert run("a", "nosuch") == 2
+    assert capsys.readouterr().err.strip().endswith("or a YAML file (--prompts)")
+    assert run("a", "paper", str(images), "--engine", "gpu") == 2
+    assert "engine must be one of transformers, vllm, endpoint, not gpu (--engine)" in capsys.readouterr().err
+    assert run("a", "paper", str(images), "--engine", "gpu", "--limit", "0") == 2
+    assert capsys.readouterr().err.strip().endswith("not gpu; limit must be 1 or more, not 0"), "each names its setting"
     assert run("a", "refine") == 2
     assert "the prompts refine use {caption}: name the run that has the captions (--captions_from)" in capsys.readouterr().err
     mine = tmp_path / "mine.yaml"
