@@ -4,21 +4,31 @@ import json
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from foundry.hardware import cpu_name
 
 
-def print_report(title: str, figures: Mapping[str, float], *, dtype: str | None = None) -> None:
-    """Prints the figures; floats with four significant digits. `dtype`: the number format that networks computed in."""
+def print_report(title: str, figures: Mapping[str, float | None], *, dtype: str | None = None) -> None:
+    """Prints the figures; floats with four significant digits, None as – and null.
+
+    `dtype`: the number format that networks computed in.
+    """
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
     print(f"{title}, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, {_hardware()}{f', {dtype}' if dtype else ''}")
     width = max(len(name) for name in rounded)
     for name, value in rounded.items():
-        print(f"  {name:<{width}}  {value:g}")
+        print(f"  {name:<{width}}  {'–' if value is None else f'{value:g}'}")
     print(json.dumps({**rounded, **({"dtype": dtype} if dtype else {}), "commit": _commit(), "hardware": _hardware()}))
+
+
+def recorded_dtypes(runs: Iterable[Path]) -> str | None:
+    """The number formats that trainings computed in, as their folders record them; None where there is no training."""
+    from trainer.monitoring.run_folder import recorded_precision
+
+    return ", ".join(sorted({found for run in runs if (found := recorded_precision(run)) is not None})) or None
 
 
 def _commit() -> str:

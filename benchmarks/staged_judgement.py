@@ -6,7 +6,7 @@ It is called every time: it finds what it has done, and refuses a folder that ho
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from benchmarks.commands import run_module
 from benchmarks.staged_config import StagedTrainingConfig
@@ -23,6 +23,18 @@ WORLD_METRICS = ("object", "size", "place", "background", "relation", "count", "
 _ALL_PROMPTS = "all prompts"
 _SEEDS_APART = 1_000_000
 """Between the first images of two seeds: each image takes the next seed, so that no noise is that of another image."""
+
+
+class JudgementConfig(Protocol):
+    """What decides a judgement."""
+
+    @property
+    def prompts_per_category(self) -> int:
+        """Prompts of each category and split."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the images."""
 
 
 def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, float]:
@@ -44,7 +56,7 @@ def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, fl
 def judge_checkpoint(
     checkpoint: str,
     out: Path,
-    config: StagedTrainingConfig,
+    config: JudgementConfig,
     *,
     style: Style,
     arguments: list[str],
@@ -77,7 +89,7 @@ def style_share(checkpoint: str, out: Path, config: StagedTrainingConfig) -> dic
     return {f"{config.style}, {judge}": sum(found) / len(found) for judge, found in seen.items()}
 
 
-def _command(style: Style, config: StagedTrainingConfig) -> list[str]:
+def _command(style: Style, config: JudgementConfig) -> list[str]:
     common = [
         f"--openmoji.prompts_per_category={config.prompts_per_category}",
         f"--sampling.guidance_scale={config.guidance_scale}",

@@ -18,9 +18,9 @@ def table(values: Values, *, against: str, head: str) -> str:
     lines = [f"| {head} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for measure in values[against]:
         digits = 4 if "loss" in measure else 3
-        cells = [_shown(values[arm].get(measure, ()), digits=digits) for arm in values]
+        cells = [shown(values[arm].get(measure, ()), digits=digits) for arm in values]
         pairs = [differences(values, arm, against, measure) if measure in values[arm] else () for arm in others]
-        cells += [_shown(found, digits=digits, sign="+") for found in pairs]
+        cells += [shown(found, digits=digits, sign="+") for found in pairs]
         lines.append(f"| {measure} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -30,7 +30,7 @@ def figures(values: Values, *, against: str, prefix: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for arm, measures in values.items():
         for measure, seeds in measures.items():
-            name = "_".join([prefix, arm, *measure.replace(",", "").replace("-", "_").split()])
+            name = "_".join([prefix, arm, *measure.replace(",", "").replace(":", "").replace("-", "_").split()])
             found |= _mean_and_spread(name, seeds)
             if arm != against:
                 found |= _mean_and_spread(f"{name}_minus_{against}", differences(values, arm, against, measure))
@@ -48,7 +48,8 @@ def _mean_and_spread(name: str, seeds: Sequence[float]) -> dict[str, float]:
     return {name: statistics.fmean(seeds)} | spread
 
 
-def _shown(seeds: Sequence[float], *, digits: int, sign: str = "") -> str:
+def shown(seeds: Sequence[float], *, digits: int, sign: str = "") -> str:
+    """Mean and, of several, ± standard deviation; – of none."""
     if not seeds:
         return "–"
     mean = f"{statistics.fmean(seeds):{sign}.{digits}f}"

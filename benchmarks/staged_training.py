@@ -11,15 +11,13 @@ aesthetic        the aesthetic stage, by the shipped checkpoints
 resumes. The table of each experiment is kept in OUT/<experiment>.md.
 """
 
-import json
 import time
 
-from benchmarks.report import print_report
+from benchmarks.report import print_report, recorded_dtypes
+from benchmarks.results_folder import claim
 from benchmarks.staged_config import StagedTrainingConfig
 from foundry.command_line import run_command
-from foundry.errors import UserError
-
-_SETTINGS = "settings.json"
+from trainer.config.train import CONFIG_FILE
 
 
 def main(config: StagedTrainingConfig) -> int:
@@ -27,7 +25,7 @@ def main(config: StagedTrainingConfig) -> int:
     from benchmarks.staged_experiments import EXPERIMENTS
     from benchmarks.staged_world import make_world
 
-    _claim(config)
+    claim(config.folder, config.identity())
     started = time.monotonic()
     if set(config.experiments) - {"aesthetic"}:
         make_world(config)
@@ -43,23 +41,7 @@ def main(config: StagedTrainingConfig) -> int:
 
 def trained_dtypes(config: StagedTrainingConfig) -> str | None:
     """The number formats that the trainings computed in, as their folders record them; None where there is no training."""
-    from trainer.monitoring.run_folder import CONFIG, recorded_precision
-
-    runs = [path.parent for path in config.folder.glob(f"trainings/*/*/*/{CONFIG}")]
-    return ", ".join(sorted({found for run in runs if (found := recorded_precision(run)) is not None})) or None
-
-
-def _claim(config: StagedTrainingConfig) -> None:
-    """Writes the settings into the folder. Raises UserError where it holds the results of others."""
-    path, settings = config.folder / _SETTINGS, config.identity()
-    if not path.exists():
-        config.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    plain = json.loads(json.dumps(settings))
-    if differing := [name for name, value in plain.items() if found.get(name) != value]:
-        raise UserError(f"{config.out} was begun with another {', '.join(differing)}: give another --out, or those of {path}")
+    return recorded_dtypes(path.parent for path in config.folder.glob(f"trainings/*/*/*/{CONFIG_FILE}"))
 
 
 if __name__ == "__main__":

@@ -80,58 +80,38 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         is_served = self.engine == "endpoint"
-        problems = [
-            (name, message)
-            for name, message, holds in [
-                (
-                    "images",
-                    "images are missing: name a source, or a run in captions_from",
-                    bool(self.images or self.captions_from),
-                ),
-                (
-                    "images",
-                    f"images must be left out with captions_from: the run {self.captions_from} has them",
-                    not (self.images and self.captions_from),
-                ),
-                (
-                    "captions_from",
-                    "only needs captions_from, the run that it queries",
-                    not self.only or bool(self.captions_from),
-                ),
-                ("engine", f"engine must be one of {', '.join(ENGINES)}, not {self.engine}", self.engine in ENGINES),
+        found = [
+            (name, f"{name} {fault}")
+            for name, fault, holds in [
+                ("images", "must be one source or more, or captions_from a run", self.images or self.captions_from is not None),
+                ("images", "must be left out with captions_from: that run has them", not self.images or not self.captions_from),
+                ("only", "needs captions_from, the run that it queries", not self.only or self.captions_from),
+                ("engine", f"must be one of {', '.join(ENGINES)}, not {self.engine!r}", self.engine in ENGINES),
                 (
                     "generation.dtype",
-                    f"generation.dtype must be left out, not {self.generation.dtype}: the server decides",
+                    "must be left out: the server decides",
                     not is_served or self.generation.dtype == "auto",
                 ),
                 (
                     "generation.image_side_px",
-                    "generation.image_side_px must be left out: endpoint.image_side_px is that of images that are sent",
+                    "must be left out: endpoint.image_side_px is that of images that are sent",
                     not is_served or self.generation.image_side_px is None,
                 ),
-                ("limit", f"limit must be 1 or more, not {self.limit}", self.limit is None or self.limit >= 1),
-                (
-                    "unit_size",
-                    f"unit_size must be 1 or more, not {self.unit_size}",
-                    self.unit_size is None or self.unit_size >= 1,
-                ),
+                ("limit", f"must be 1 or more, not {self.limit}", self.limit is None or self.limit >= 1),
+                ("unit_size", f"must be 1 or more, not {self.unit_size}", self.unit_size is None or self.unit_size >= 1),
             ]
             if not holds
         ]
-        problems += [("max_rejected", problem) for problem in max_rejected_problems(self.max_rejected)]
-        problems += [("retry_rejected", problem) for problem in self._retry_problems()]
-        if problems:
-            # Each of several names its setting; the option of one is added to it.
-            setting = problems[0][0] if len(problems) == 1 else ""
-            raise UserError("; ".join(message for _, message in problems), setting=setting)
-
-    def _retry_problems(self) -> list[str]:
         asked = set(self.retry_rejected or ())
-        problems = [
+        found += [("max_rejected", problem) for problem in max_rejected_problems(self.max_rejected)]
+        retry = [
             f"retry_rejected: {status} is a status of captions, not of images: {caption_anew(status, run=self.out)}"
             for status in sorted(asked.intersection(ASKED_ANEW))
         ]
-        return problems + retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
+        retry += retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
+        found += [("", problem) for problem in retry]  # they begin with the setting's name, and end in a command
+        if found:
+            raise UserError("; ".join(problem for _, problem in found), setting=found[0][0] if len(found) == 1 else "")
 
 
 def caption_anew(status: str, *, run: str) -> str:

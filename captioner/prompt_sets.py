@@ -167,14 +167,14 @@ def _read_yaml(path: Path) -> PromptSet:
 
 
 def _schema(given: Any, path: Path, *, number: int) -> str:
-    """The JSON schema that a prompt names or holds, as JSON text. Raises UserError where it cannot be read or is no JSON."""
+    """The JSON schema that a prompt names or holds, as JSON text. Raises UserError for one that is unreadable or not JSON."""
     where = f"{path}, prompt {number}"
     if not isinstance(given, str):
         try:
             return json.dumps(given, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{where}: the schema holds what JSON has not ({error}): put texts that look like dates into quotes"
+                f"{where}: the schema holds what JSON does not have ({error}): put texts that look like dates into quotes"
             ) from None
     file = path.parent / given
     try:
@@ -182,7 +182,7 @@ def _schema(given: Any, path: Path, *, number: int) -> str:
     except OSError as error:
         raise UserError(f"{where}: the schema {file} cannot be read ({error.strerror}): check the path") from None
     except ValueError as error:
-        raise UserError(f"{where}: the schema {file} is no JSON ({error}): correct the file") from None
+        raise UserError(f"{where}: the schema {file} is not valid JSON ({error}): correct the file") from None
 
 
 def _check_keys(entry: Any, *, where: str, required: set[str], optional: set[str]) -> None:

@@ -18,7 +18,8 @@ OWN_FIELDS = ("alt_text", "class_label", "num_masks", "mask_area_px", "width", "
 METADATA = "metadata."
 """Beginning of a placeholder for another column or JSON field that the source carried: {metadata.tags}."""
 CAPTION, CAPTIONS, CAPTION_OF = "caption", "captions", "caption."
-"""Placeholders for captions of another run: of its first prompt, of all its prompts, and of one prompt: {caption.dense}."""
+"""Placeholders for captions of another run: of its first prompt, of all its prompts (of a structured one the prose), and of
+one prompt: {caption.dense}."""
 _KNOWN = ", ".join(f"{{{name}}}" for name in (*OWN_FIELDS, f"{METADATA}NAME", CAPTION, f"{CAPTION_OF}PROMPT", CAPTIONS))
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # What a chat template or a tokenizer would read as control: <image>, </s>, <|im_end|>, [INST].
@@ -176,12 +177,18 @@ def image_values(image: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in found.items() if value is not None}
 
 
-def caption_values(captions: Mapping[str, str], *, prompts: tuple[str, ...]) -> dict[str, str]:
-    """The values of placeholders that an image's captions of another run tell; `prompts` are that run's, in order."""
+def caption_values(
+    captions: Mapping[str, str], *, prompts: tuple[str, ...], structured: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """The values of placeholders that an image's captions of another run tell; `prompts` are that run's, in order.
+
+    Those of the prompts `structured` are JSON, and the prose of each is a prompt too: only its name stands for the JSON.
+    """
     said = {name: " ".join(captions.get(name, "").split()) for name in prompts}
     found = {f"{CAPTION_OF}{name}": text for name, text in said.items()}
-    together = " ".join(f'"{text}"' for text in said.values() if text)
-    return found | {CAPTION: said[prompts[0]] if prompts else "", CAPTIONS: together}
+    prose = [text for name, text in said.items() if name not in structured]
+    together = " ".join(f'"{text}"' for text in prose if text)
+    return found | {CAPTION: prose[0] if prose else "", CAPTIONS: together}
 
 
 def _described(prompt: Prompt) -> dict[str, Any]:

@@ -6,10 +6,11 @@ punctuation of JSON are no words; neither are boxes, colours as hex codes and la
 
 import re
 
-BOX = "bbox"
-"""The key of an object's box: [y0, x0, y1, x1] in 0..1000."""
-DESCRIPTIONS = ("desc", "description")
-"""Keys of an object's description."""
+BOXES = {"bbox": (0, 1, 2, 3), "bbox_2d": (1, 0, 3, 2)}
+"""Keys of an object's box, four numbers in 0..1000, and where in it are top, left, bottom and right: `bbox_2d`, as Qwen3-VL
+writes it, begins with the left edge."""
+DESCRIPTIONS = ("desc", "description", "label", "name")
+"""Keys of an object's description; the first that is there counts."""
 LABELS = frozenset(["type"])
 """Keys whose values are labels of a list, and no words of the model's."""
 HEX_COLOR = re.compile(r"#(?:[0-9A-Fa-f]{3,4}|[0-9A-Fa-f]{6}|[0-9A-Fa-f]{8})")

@@ -7,6 +7,7 @@ A field `name: str` becomes `--name`, a field that is a dataclass its own `--nam
 several values, and where it may be None also none, which is an empty list; a bool needs none. The string under a field is its
 help. A positional value is the same field unnamed.
 A field without a default that names a model says in its metadata what to type where it is missing: see wording.ModelChoice.
+A field whose option has a name that Python forbids says so in its metadata: `arms: … = field(metadata={OPTION: "try"})`.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import difflib
 import json
 import os
 import re
+import runpy
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from contextvars import ContextVar
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,20 +29,33 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from foundry.commands import as_typed, extra_of
 from foundry.errors import UserError
+from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
 from foundry.wording import model_choices, say_missing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["UserError", "run_command"]
+__all__ = ["OPTION", "UserError", "read_settings", "run_command"]
+OPTION = "option"
+"""The key of a field's metadata under which the name of its option is, where that is not the field's."""
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _UNKNOWN_ARGUMENT = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>.+?)' does not accept o|O)ption '(?P<key>.+?)'")
+_DESCRIBED: ContextVar["list[Options] | None"] = ContextVar("described", default=None)
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given value): (?P<value>.*)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a command takes: the type of each option by its dotted name, and the options that may be given by position."""
+
+    hints: Mapping[str, Any]
+    positional: Sequence[str]
 
 
 def run_command(
@@ -57,15 +73,20 @@ def run_command(
     `positional` names the fields that need no option; a list among them, the last, takes all that is left. `presets`
     maps a field to the functions that make the configuration for its values: {"stage": {"pixel": pixel_stage}}.
     A command with required fields prints its usage and the example when called without arguments, and returns 2.
-    A wrong argument, a ValueError from `__post_init__` and a UserError from there or from `main`, with the option of its
-    setting, become one line on stderr and 2;
+    A wrong argument, a ValueError from `__post_init__`, a UserError from `main`, with the option of its setting, and a library
+    that an extra of the distribution installs and that is missing become one line on stderr and 2;
     Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
     """
-    set_up_threads()
-    arguments = list(sys.argv[1:] if argv is None else argv)
     hints = _flat_hints(config_class)
+    if (described := _DESCRIBED.get()) is not None:
+        renamed = _renamed(config_class)
+        described.append(Options(hints={renamed.get(name, name): hint for name, hint in hints.items()}, positional=positional))
+        return 0
+    set_up_threads()
+    arguments = _with_field_names(sys.argv[1:] if argv is None else argv, config_class)
+    extra, prog, example = extra_of(prog.removeprefix("python -m ")), as_typed(prog), as_typed(example)
     parser = _build_parser(config_class, prog=prog, example=example, positional=positional)
-    parser.description = (sys.modules[main.__module__].__doc__ or "").split("\n\n")[0]
+    parser.description = as_typed((sys.modules[main.__module__].__doc__ or "").split("\n\n")[0])
     if not arguments and _required(config_class):
         print(f"{parser.format_usage()}{parser.epilog}\n{prog} --help explains the options", file=sys.stderr)
         return 2
@@ -76,15 +97,53 @@ def run_command(
         return _fail(_explain(str(error), config_class, prog=prog))
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
-    return _call(main, parser, config_class, values)
+    try:
+        return _call(main, parser, config_class, values)
+    except ModuleNotFoundError as error:
+        if (missing := missing_library(error, preferred=extra)) is None:
+            raise
+        return _fail(str(missing))
+
+
+def options_of(module: str) -> Options:
+    """The options of the command that a module is, which is not started."""
+    described: list[Options] = []
+    token = _DESCRIBED.set(described)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit:
+        return described[0]
+    finally:
+        _DESCRIBED.reset(token)
+    raise AssertionError(f"{module} is no command")
+
+
+def read_settings(config_class: type[ConfigT], settings: Mapping[str, Any], *, defaults: ConfigT, prog: str) -> ConfigT:
+    """The configuration `defaults` with nested `settings` in its place, checked as a file of --config of the command `prog` is.
+
+    Raises UserError for names and values that the command would refuse.
+    """
+    parser = _build_parser(config_class, prog=prog, example="", positional=())
+    parser.set_defaults(asdict(defaults))
+    try:
+        return _configuration(parser, config_class, parser.parse_object(dict(settings)))
+    except argparse.ArgumentError as error:
+        raise UserError(_explain(str(error), config_class, prog=prog)) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _configuration(parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> ConfigT:
+    """Raises ValueError for values that the configuration refuses."""
+    nested = parser.instantiate(values)
+    return config_class(**{field.name: nested[field.name] for field in fields(config_class)})
 
 
 def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> int:
     try:
-        nested = parser.instantiate(values)
-        config = config_class(**{field.name: nested[field.name] for field in fields(config_class)})
+        config = _configuration(parser, config_class, values)
     except ValueError as error:
-        return _fail(f"{error}{_option(error.setting, config_class) if isinstance(error, UserError) else ''}")
+        return _fail(f"{error}{_option(getattr(error, 'setting', ''), config_class)}")
     try:
         code = main(config)
         sys.stdout.flush()
@@ -103,11 +162,27 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
 def _option(setting: str, config_class: type["DataclassInstance"]) -> str:
     """The option of a setting, or of a group of them, in brackets; "" where this command has none."""
     known = any(name == setting or name.startswith(f"{setting}.") for name in _flat_hints(config_class)) if setting else False
-    return f" (--{setting})" if known else ""
+    return f" (--{_option_name(setting, config_class)})" if known else ""
+
+
+def _option_name(field_name: str, config_class: type["DataclassInstance"]) -> str:
+    """The name of a field's option, which is the field's unless its metadata say otherwise."""
+    return _renamed(config_class).get(field_name, field_name)
+
+
+def _renamed(config_class: type["DataclassInstance"]) -> dict[str, str]:
+    return {field.name: field.metadata[OPTION] for field in fields(config_class) if OPTION in field.metadata}
+
+
+def _with_field_names(arguments: Sequence[str], config_class: type["DataclassInstance"]) -> list[str]:
+    """The arguments with each option named as its field."""
+    options = {f"--{option}": f"--{name}" for name, option in _renamed(config_class).items()}
+    words = (word.partition("=") for word in arguments)
+    return ["".join((options.get(name, name), equals, value)) for name, equals, value in words]
 
 
 def _fail(message: str, *, code: int = 2) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", as_typed(" ".join(message.split())), file=sys.stderr)
     return code
 
 
@@ -126,7 +201,7 @@ def _build_parser(
     metavars = {name: name.rpartition(".")[2].upper() + (" ..." if _is_list(hint) else "") for name, hint in hints.items()}
     required = _required(config_class)
     words = [metavars[name] if name in required else f"[{metavars[name]}]" for name in positional]
-    words += [f"--{name} {metavars[name]}" for name in required if name not in positional]
+    words += [f"--{_option_name(name, config_class)} {metavars[name]}" for name in required if name not in positional]
     parser = ArgumentParser(
         prog=prog,
         usage=" ".join([prog, *words, "[options]"]),
@@ -137,12 +212,13 @@ def _build_parser(
     parser.add_argument("--config", action="config", help="YAML file with any of the options; may be given several times.")
     parser.add_class_arguments(config_class, as_group=False)
     for action in parser._actions:
+        action.help = as_typed(action.help) if action.help else action.help
         hint = hints.get(action.dest)
         if hint is bool:
             action.metavar = "[true|false]"
         elif _is_list(hint):
             action.metavar = metavars[action.dest]
-            action.option_strings = [f"--{action.dest}"]  # without jsonargparse's `--name+`
+            action.option_strings = [f"--{_option_name(action.dest, config_class)}"]  # without jsonargparse's `--name+`
     return parser
 
 
@@ -256,7 +332,7 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
     text = " ".join(message.split())
     hints = _flat_hints(config_class)
     if missing := _MISSING.search(text):
-        names = missing[1].split(", ")
+        names = [_option_name(name, config_class) for name in missing[1].split(", ")]
         said = say_missing(config_class, names)
         return said if set(names) <= model_choices(config_class).keys() else f"{said}; see {prog} --help"
     if (wrong := _WRONG_VALUE.search(text)) and wrong["key"] in hints:

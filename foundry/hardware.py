@@ -148,6 +148,11 @@ def set_up_threads(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.setdefault("OMP_NUM_THREADS", str(limit))
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to, where the system tells (macOS does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Cores that a container's limit on CPU time amounts to, rounded up; None where there is no limit."""
     try:  # version 2 of control groups, then version 1

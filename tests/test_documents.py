@@ -10,6 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from foundry.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks")
@@ -35,11 +39,19 @@ def _help(module: str) -> str:
 
 
 def _commands(path: Path) -> list[tuple[str, list[str]]]:
-    """(module, words after it) for each `python -m` of ours in the code blocks; a line that ends in \\ goes on."""
+    """(module, words after it) for each `python -m` of ours and each `t2i NAME` in the code blocks; a \\ continues a line.
+
+    Raises KeyError for a name that t2i does not have.
+    """
     lines = [line.strip() for block in _blocks(path) for line in block.replace("\\\n", " ").splitlines()]
     commands = []
     for line in lines:
-        for module, rest in re.findall(r"python3? -m ([\w.]+)([^|;&\n]*)", line):
+        named = re.findall(r"(?:^|[$|;&] *)t2i ([a-z][a-z-]*)([^|;&\n]*)", line)
+        given = [
+            *re.findall(r"python3? -m ([\w.]+)([^|;&\n]*)", line),
+            *((COMMANDS[name].module, rest) for name, rest in named),
+        ]
+        for module, rest in given:
             if module.split(".")[0] in OURS:
                 commands.append((module, shlex.split(rest.replace("…", "").replace("'", "’"), comments=True)))
     return commands
@@ -146,10 +158,17 @@ def test_the_test_command_is_the_one_that_ci_runs() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_lock_holds_every_dependency_by_hash() -> None:
+def test_the_lock_holds_every_dependency_by_hash_for_each_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    lines = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    wanted = {canonicalize_name(Requirement(line).name) for line in lines} - {project["name"]}
     lock = (ROOT / "requirements.lock").read_text()
-    locked = re.findall(r"^([a-z0-9-]+)==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.MULTILINE)
-    assert {re.match(r"[\w-]+", name)[0].lower() for name in wanted} <= set(locked)  # type: ignore[index]
-    assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
+    entries = re.findall(r"^(\S+==[^\\\n]+?) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.MULTILINE)
+    assert len(entries) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
+    locked = [Requirement(entry) for entry, _ in entries]
+    for python in ("3.11", "3.12", "3.13"):
+        assert f"Python :: {python}" in str(project["classifiers"])
+        marked = {"python_version": python, "python_full_version": f"{python}.0"}
+        names = [one.name for one in locked if one.marker is None or one.marker.evaluate(marked)]
+        assert wanted <= set(names)
+        assert len(names) == len(set(names))

@@ -1,5 +1,7 @@
 """Command that trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, here or by --num_workers N on Ray Train.
 
+`--recipe cheap` has the stages alignment and aesthetic, with what trains for less than the paper's recipe.
+
 A stage starts from the newest checkpoint of the stage before, and the same command again resumes it. SIGTERM,
 Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with exit code 130.
 """
@@ -11,7 +13,7 @@ from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.units.cluster import check_paths
 from trainer.config.train import TrainConfig
-from trainer.stages import STAGES, choose_stage
+from trainer.stages import Stages, choose_stage, recorded_recipe, stages_of
 
 _INTERRUPTED = 130
 
@@ -21,6 +23,7 @@ def main(config: TrainConfig) -> int:
     from trainer.training.start import check_start, check_workers
 
     check_paths([config.features, config.run_dir, *config.data.paths])
+    _check_recipe(config)
     check_workers(config, config.num_workers)
     check_start(config)
     if config.num_workers > 1:
@@ -34,9 +37,31 @@ def main(config: TrainConfig) -> int:
     return 0 if done else _INTERRUPTED
 
 
+def _check_recipe(config: TrainConfig) -> None:
+    """Raises UserError where the run was begun by another recipe."""
+    begun_by = recorded_recipe(config.run_folder)
+    if begun_by not in (None, config.recipe):
+        raise UserError(
+            f"{config.run_folder} was begun by the recipe {begun_by}, and {config.recipe} is asked for: give that one, or "
+            "another run_dir",
+            setting="recipe",
+        )
+
+
 def run(argv: Sequence[str] | None = None) -> int:
-    """The command; `--stage all` is three of them, and ends with the first that does not get to its end."""
+    """The command; `--stage all` is one for each stage of the recipe, and ends with the first that does not get to its end."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        stages = stages_of(arguments)
+        chosen = choose_stage(arguments, stages)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _run(arguments, chosen, stages)
+
+
+def _run(arguments: list[str], chosen: list[str], stages: Stages) -> int:
+    """The command with these arguments; `chosen` are the same, with what files say of the chosen stage."""
 
     def start(config: TrainConfig) -> int:
         """Trains one stage, or all of them in order. Raises UserError where all would begin at one and the same checkpoint."""
@@ -45,22 +70,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         if config.init_from is not None:
             raise UserError(
                 f"--stage all --init_from {config.init_from}: no stage would follow the one before; give it to the first one, "
-                "by `stages: {pixel: {init_from: …}}` in the file of --config, or train from --stage alignment on"
+                f"by `stages: {{{next(iter(stages))}: {{init_from: …}}}}` in the file of --config, or train stage by stage"
             )
-        codes = (run([*arguments, "--stage", stage]) for stage in STAGES)
+        codes = (run([*arguments, "--stage", stage]) for stage in stages)
         return next((code for code in codes if code), 0)
 
-    try:
-        chosen = choose_stage(arguments, STAGES)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return run_command(
         TrainConfig,
         start,
         prog="python -m trainer.fit",
         example="python -m trainer.fit --stage aesthetic",
-        presets={"stage": STAGES},
+        presets={"stage": stages},
         argv=chosen,
     )
 

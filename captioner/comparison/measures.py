@@ -107,7 +107,7 @@ def num_captions(bench: Workbench, candidates: Sequence[Candidate]) -> list[int]
 
 
 def num_without_text(bench: Workbench, candidates: Sequence[Candidate]) -> list[int]:
-    """The captions of each candidate that have no text: refused, empty, or no JSON of their schema."""
+    """The captions of each candidate that have no text: refused, empty, or against their schema."""
     return [_count(bench, one, "num_words = 0") for one in candidates]
 
 

@@ -167,13 +167,24 @@ class CaptionModel(Protocol):
 
 def check_context(said: Generation, settings: GenerationSettings, *, most: int) -> None:
     """Raises UserError where a request such as this one and its caption take more tokens than the `most` of the context."""
-    needed = said.num_input_tokens + settings.max_new_tokens
-    if needed > most:
-        raise UserError(
-            f"an image and the prompt take {said.num_input_tokens} tokens, and a caption up to {settings.max_new_tokens} more; "
-            f"the context has {most}: lower max_new_tokens or image_side_px, or use a longer context",
-            setting="generation",
-        )
+    if not (problem := too_long(said.num_input_tokens, settings.max_new_tokens, most=most)):
+        return
+    shorter = "take a shorter prompt (a JSON schema is part of it), lower generation.image_side_px"
+    advice = shorter if said.num_input_tokens >= most else f"lower generation.max_new_tokens, {shorter}"
+    raise UserError(f"{problem}: {advice}, or use a model with a longer context")
+
+
+def too_long(num_input_tokens: int, max_new_tokens: int, *, most: int) -> str:
+    """Why a request has no answer: it and its caption may take more tokens than the `most` of the context; "" where they fit.
+
+    What a model says beyond its context means nothing, so it is not asked.
+    """
+    if num_input_tokens + max_new_tokens <= most:
+        return ""
+    return (
+        f"the image and the question take {num_input_tokens} tokens, and a caption up to {max_new_tokens} more; "
+        f"the context has {most}"
+    )
 
 
 def sampling_seed(seed: int, key: str, prompt: str) -> int:

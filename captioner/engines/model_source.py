@@ -224,7 +224,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): fetch the model again") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object: fetch the model again")
+        raise UserError(f"{path} does not hold a JSON object: fetch the model again")
     return config
 
 

@@ -311,14 +311,16 @@ async def _body(request: Request, limits: ServerLimits) -> Mapping[str, Any]:
     try:
         body = json.loads(data)
     except ValueError as error:
-        raise BadRequest(f"the request is no JSON: {error}") from None
+        raise BadRequest(f"the request is not valid JSON: {error}") from None
     if not isinstance(body, dict):
-        raise BadRequest("the request is no JSON object")
+        raise BadRequest("the request is not a JSON object")
     return body
 
 
 def _completion(generation: Generation, *, name: str, with_logprobs: bool) -> dict[str, Any]:
-    """The answer as JSON. Raises BadRequest (422) where the model computed NaN or infinity: then there is none."""
+    """The answer as JSON. Raises BadRequest (422) where there is none, or the model computed NaN or infinity."""
+    if generation.failure:
+        raise BadRequest(generation.failure, status=422)
     if not generation.is_finite:
         raise BadRequest(f"the model computes NaN or infinity for this image: {NOT_FINITE}", status=422)
     logprobs = {"content": [{"token": "", "logprob": value, "top_logprobs": []} for value in generation.logprobs]}

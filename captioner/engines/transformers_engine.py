@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed, too_long
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
@@ -78,6 +78,8 @@ class TransformersEngine:
         self._has_decoder = bool(self.model.config.is_encoder_decoder)
         if self._has_decoder:  # an encoder's learned positions count from the left
             tokenizer.padding_side = "right"
+        text_config = self.model.config.get_text_config()
+        self._context = None if self._has_decoder else getattr(text_config, "max_position_embeddings", None)
         start = self.model.generation_config.decoder_start_token_id
         # What `generate` is not told, it takes from here.
         self.model.generation_config = GenerationConfig(decoder_start_token_id=start)
@@ -93,7 +95,8 @@ class TransformersEngine:
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
-        Raises what the model raises; running out of memory at a batch of one among it.
+        An image whose question and caption exceed the model's context has a `failure` in place of a caption. Raises what the
+        model raises; running out of memory at a batch of one among it.
         """
         order = sorted(range(len(images)), key=lambda row: (images[row].size, len(prompts[row])))
         generations: dict[int, Generation] = {}
@@ -123,20 +126,37 @@ class TransformersEngine:
         Raises what the model raises, and UserError where it computes NaN or an infinity, or its context is too short.
         """
         (said,) = self._caption_batch([image], [prompt], ["check"], max_new_tokens=1)
+        if self._context:
+            check_context(said, self.settings, most=self._context)
         if not said.is_finite:
             raise UserError(
                 f"the model computes NaN or infinity in {str(self.model.dtype).removeprefix('torch.')}: {NOT_FINITE}"
             )
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if most and not self._has_decoder:  # an encoder has a context of its own
-            check_context(said, self.settings, most=most)
 
     def _caption_batch(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], keys: Sequence[str], *, max_new_tokens: int
     ) -> list[Generation]:
+        inputs = self._inputs(images, prompts)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        failures = {
+            row: Generation.failed(problem, num_input_tokens=length)
+            for row, length in enumerate(lengths)
+            if self._context and (problem := too_long(length, max_new_tokens, most=self._context))
+        }
+        if not failures:
+            return self._decoded(inputs, prompts, keys, lengths=lengths, max_new_tokens=max_new_tokens)
+        rows = [row for row in range(len(images)) if row not in failures]
+        chosen = [[given[row] for row in rows] for given in (images, prompts, keys)]
+        said = self._caption_batch(*chosen, max_new_tokens=max_new_tokens) if rows else []
+        found = failures | dict(zip(rows, said, strict=True))
+        return [found[row] for row in range(len(images))]
+
+    def _decoded(
+        self, inputs: Any, prompts: Sequence[str], keys: Sequence[str], *, lengths: Sequence[int], max_new_tokens: int
+    ) -> list[Generation]:
+        """The answers to these inputs of a batch, (B, L), of which so many tokens are no padding."""
         import torch
 
-        inputs = self._inputs(images, prompts)
         chooser = TokenChooser(
             self.settings, seeds=[sampling_seed(self.settings.seed, *pair) for pair in zip(keys, prompts, strict=True)]
         )
@@ -151,7 +171,6 @@ class TransformersEngine:
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 eos_token_id=self.end_ids,
             )
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
         return [self._generation(*row) for row in zip(decoding.tokens.cpu(), decoding.logprobs.cpu(), lengths, strict=True)]
 
     def _inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed
+from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings, check_context, sampling_seed, too_long
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from captioner.engines.vllm_settings import VllmSettings
@@ -134,7 +134,8 @@ class VllmEngine:
         """Captions for images, uint8 (H, W, 3) each, with a prompt and a key (for the seed) each, in order.
 
         All are submitted at once; `one_by_one` submits each after the answer to the one before. With a JSON schema, vLLM lets
-        the model choose only tokens that continue JSON of the schema. Raises what vLLM raises.
+        the model choose only tokens that continue JSON of the schema. An image that vLLM refuses, or whose question and
+        caption exceed the context, has a `failure` in place of a caption. Raises what vLLM raises.
         """
         if not one_by_one:
             return self._generate(images, prompts, keys, max_tokens=self.generation.max_new_tokens, schema=schema)
@@ -149,15 +150,13 @@ class VllmEngine:
         Raises what vLLM raises, and UserError where the model computes NaN or an infinity, its context is too short, or vLLM
         cannot follow the schema.
         """
-        try:
-            (said,) = self._generate([image], [prompt], ["check"], max_tokens=1, schema=schema)
-        except ValueError as error:
-            if schema is None:
-                raise
-            raise UserError(f"vLLM cannot constrain answers to the prompt's schema: {one_line(error, limit=300)}") from error
+        (said,) = self._generate([image], [prompt], ["check"], max_tokens=1, schema=schema)
+        if said.failure:
+            asked = "a question that constrains the answer to the prompt's schema" if schema else "a question about an image"
+            raise UserError(f"vLLM refuses {asked}: {said.failure}")
+        check_context(said, self.generation, most=self._llm.model_config.max_model_len)
         if not said.is_finite:
             raise UserError(f"the model computes NaN or infinity: {NOT_FINITE}")
-        check_context(said, self.generation, most=self._llm.model_config.max_model_len)
 
     def _generate(
         self,
@@ -178,8 +177,34 @@ class VllmEngine:
             self._parameters(key, prompt, max_tokens=max_tokens, schema=schema)
             for key, prompt in zip(keys, prompts, strict=True)
         ]
-        found = self._llm.generate(inputs, parameters, use_tqdm=False, lora_request=self._lora)
-        return [_generation(one) for one in found]
+        refused = self._enqueue(inputs, parameters)
+        answers = iter(self._llm.wait_for_completion(use_tqdm=False))  # in the order of the requests
+        return [
+            refused[row] if row in refused else self._fitting(_generation(next(answers)), max_tokens=max_tokens)
+            for row in range(len(images))
+        ]
+
+    def _enqueue(self, inputs: Sequence[Any], parameters: Sequence[Any]) -> dict[int, Generation]:
+        """Submits requests; returns, by their index, those that vLLM refuses by themselves, such as one beyond its context."""
+        from vllm.exceptions import VLLMClientError
+
+        refused: dict[int, Generation] = {}
+        submitted: list[str] = []
+        try:
+            for row, (one, how) in enumerate(zip(inputs, parameters, strict=True)):
+                try:
+                    submitted += self._llm.enqueue([one], [how], use_tqdm=False, lora_request=self._lora)
+                except (ValueError, VLLMClientError) as error:
+                    refused[row] = Generation.failed(one_line(error, limit=300))
+        except Exception:  # the unit is tried again: what was submitted must not answer in its place
+            self._llm.llm_engine.abort_request(submitted, internal=True)
+            raise
+        return refused
+
+    def _fitting(self, said: Generation, *, max_tokens: int) -> Generation:
+        """The answer; a failure where a caption might have exceeded the context, which vLLM cuts there."""
+        problem = too_long(said.num_input_tokens, max_tokens, most=self._llm.model_config.max_model_len)
+        return Generation.failed(problem, num_input_tokens=said.num_input_tokens) if problem else said
 
     def _parameters(self, key: str, prompt: str, *, max_tokens: int, schema: str | None) -> Any:
         from vllm import SamplingParams

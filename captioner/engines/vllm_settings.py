@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-_OWN: tuple[str, ...] = (
+_OWN = (
     "model",
     "revision",
     "dtype",
@@ -11,31 +11,39 @@ _OWN: tuple[str, ...] = (
     "generation_config",
     "tensor_parallel_size",
     "max_model_len",
+    "max_num_seqs",
+    "gpu_memory_utilization",
+    "quantization",
+    "enable_lora",
+    "data_parallel_size",
 )
-_OWN += ("max_num_seqs", "gpu_memory_utilization", "quantization", "enable_lora", "data_parallel_size")
-_SPEED_ALONE = {
-    "enforce_eager",
-    "pipeline_parallel_size",
-    "distributed_executor_backend",
-    "max_num_batched_tokens",
-    "max_lora_rank",
-}
-_SPEED_ALONE |= {
-    "enable_prefix_caching",
-    "enable_chunked_prefill",
-    "async_scheduling",
-    "compilation_config",
-    "load_format",
-    "seed",
-}
-_SPEED_ALONE |= {"mm_encoder_tp_mode", "mm_processor_cache_gb", "mm_processor_cache_type", "cpu_offload_gb", "block_size"}
-_SPEED_ALONE |= {
-    "kv_cache_memory_bytes",
-    "download_dir",
-    "disable_log_stats",
-    "disable_custom_all_reduce",
-    "safetensors_load_strategy",
-}
+"""Arguments of vLLM that other settings decide, or that this engine does not work with."""
+_SPEED_ALONE = frozenset(
+    [
+        "enforce_eager",
+        "pipeline_parallel_size",
+        "distributed_executor_backend",
+        "max_num_batched_tokens",
+        "max_lora_rank",
+        "enable_prefix_caching",
+        "enable_chunked_prefill",
+        "async_scheduling",
+        "compilation_config",
+        "load_format",
+        "seed",
+        "mm_encoder_tp_mode",
+        "mm_processor_cache_gb",
+        "mm_processor_cache_type",
+        "cpu_offload_gb",
+        "block_size",
+        "kv_cache_memory_bytes",
+        "download_dir",
+        "disable_log_stats",
+        "disable_custom_all_reduce",
+        "safetensors_load_strategy",
+    ]
+)
+"""Arguments that change captions by rounding alone."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def ask(
             schema=schema,
         )
         for index, one in zip(faults, again, strict=True):
-            said[index] = _with_tokens_of(one, said[index])
+            said[index] = _with_tokens_of(said[index] if one.failure else one, said[index])
     return said
 
 
@@ -69,7 +69,7 @@ def invalid_line(commit: Commit, prompts: Sequence[Prompt]) -> str:
     if not asked or commit.statuses.get(INVALID_JSON) != asked:
         return ""
     return (
-        f"warning: none of the {asked} structured captions of unit {commit.unit} is JSON of its schema ({INVALID_JSON}): "
+        f"warning: none of the {asked} structured captions of unit {commit.unit} follows its schema ({INVALID_JSON}): "
         "look at caption_raw and finish_reason by SQL; where that is length, raise generation.max_new_tokens, else take a "
         "stronger model"
     )

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from captioner.runs.asking import invalid_line
 from captioner.runs.job import CaptionJob, caption_job, query_of
 from captioner.runs.questions import check_metadata_names
 from captioner.runs.spending import Spending
-from captioner.runs.start import begin, check_commits, check_folder, committed_settings, record_start, settle_dtype
+from captioner.runs.start import begin, check_commits, check_folder, committed_settings, keeps_plan, record_start, settle_dtype
 from captioner.runs.status import RunStatus, status_of
 from captioner.runs.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.carried_types import record_types
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
-from dataset_builder.runs.source_run import plan_from_run, read_source_record
+from dataset_builder.runs.source_run import chosen_images, plan_from_run, read_source_record
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
 from foundry.errors import UserError
@@ -172,12 +173,23 @@ def plan_run(
 
     `source` is the record of the run that captions_from names: then the images are that run's, and `sources` are none.
     """
-    record = begin(config, run, job.settings, before=before, source=source)
     if config.captions_from is None:
+        record = begin(config, run, job.settings, before=before, source=source)
         plan = extend_plan(run, sources, unit_size=record.unit_size)
-    else:
-        plan = plan_from_run(run, config.captions_from, only=query_of(config), unit_size=record.unit_size)
+        return record_carried(run, record, plan.carried), plan
+    stays = _plan_stays(run, job, before=before)
+    with nullcontext() if stays else chosen_images(config.captions_from, only=query_of(config)) as chosen:
+        record = begin(config, run, job.settings, before=before, source=source)  # a wrong query leaves no run.json
+        plan = plan_from_run(run, chosen, unit_size=record.unit_size)
     return record_carried(run, record, plan.carried), plan
+
+
+def _plan_stays(run: Folder, job: CaptionJob, *, before: RunRecord | None) -> bool:
+    """Whether the run has a plan already that holds for this work, so that its query is not asked again."""
+    if before is None or not keeps_plan(before.settings, job.settings):
+        return False
+    with store_errors(run):
+        return bool(read_plan(run, unit_size=before.unit_size).num_plans)
 
 
 def _start_retry(run: Folder, plan: Plan, *, reasons: Sequence[str]) -> tuple[Unit, ...]:

@@ -225,7 +225,8 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     earlier = None
     if source is not None and config.captions_from is not None:
         settings["captions_from"] = {"run_id": source.run_id, "only": query_of(config)}
-        earlier = EarlierCaptions(url=config.captions_from, prompts=tuple(source.prompt_names))
+        structured = tuple(source.structured_prompts)
+        earlier = EarlierCaptions(url=config.captions_from, prompts=tuple(source.prompt_names), structured=structured)
     return CaptionJob(
         run=config.out,
         run_id=run_id(settings),

@@ -26,6 +26,8 @@ class EarlierCaptions:
     url: str
     prompts: tuple[str, ...]
     """Its prompts, in order."""
+    structured: tuple[str, ...] = ()
+    """Those of them whose captions are JSON."""
 
 
 def questions_about(
@@ -46,7 +48,7 @@ def questions_about(
     for image in images:
         values = image_values(image)
         if earlier is not None:
-            values |= caption_values(captions.get(image["key"], {}), prompts=earlier.prompts)
+            values |= caption_values(captions.get(image["key"], {}), prompts=earlier.prompts, structured=earlier.structured)
         found[image["key"]] = [render(prompt, values) for prompt in prompts.prompts]
     return found
 

@@ -125,14 +125,23 @@ def _begin_again(run: Folder, record: RunRecord) -> RunRecord:
     different, missing = _different(before.settings, record.settings), _missing(before, record)
     if _has_commits(run):
         _refuse(run, different, missing)
-    if missing or any(name == "unit_size" or name.startswith("captions_from.") for name in different):
+    if missing or not keeps_plan(before.settings, record.settings):
         discard_plan(run)
     begun = replace(record, carried={} if missing else before.carried)
     begun.write(run)
-    print(
-        f"nothing was committed in {run.url} yet: begun again with other {', '.join([*different, *['images'] * bool(missing)])}"
-    )
+    others = [*map(_asked_by, different), *["images"] * bool(missing)]
+    print(f"nothing was committed in {run.url} yet: begun again with other {', '.join(others)}")
     return begun
+
+
+def keeps_plan(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a plan that was made under the settings `before` holds under those of `now`, if the sources are the same."""
+    return all(before.get(name) == now.get(name) for name in ("unit_size", "captions_from"))
+
+
+def _asked_by(name: str) -> str:
+    """The setting of the command that a setting of run.json comes from."""
+    return {"captions_from.only": "only", "captions_from.run_id": "captions_from"}.get(name, name)
 
 
 def _changes(before: RunRecord, record: RunRecord) -> bool:
@@ -149,7 +158,8 @@ def _refuse(run: Folder, different: Sequence[str], missing: Sequence[str]) -> No
     """A run may get more sources, never others: what was planned stays planned."""
     if different:
         raise UserError(
-            f"{run.url} holds a run with another {', '.join(different)}: give the settings in its run.json, or another folder",
+            f"{run.url} holds a run with another {', '.join(map(_asked_by, different))}: give the settings in its run.json, or "
+            "another folder",
             setting="out",
         )
     raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another folder", setting="out")

@@ -12,10 +12,10 @@ from typing import Any
 
 from foundry.errors import one_line
 
-STRUCTURED_VERSION = 1
+STRUCTURED_VERSION = 2
 """Changes whenever a question about a schema, the reading of its answers or their rendering does: part of what a run is."""
 INVALID_JSON = "invalid_json"
-"""The status of an answer that is no JSON of the schema."""
+"""The status of an answer that is not JSON that follows the schema."""
 
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL | re.IGNORECASE)
 _LONGEST_FAULT = 200
@@ -41,14 +41,15 @@ def schema_problem(schema: str) -> str:
     try:
         found = json.loads(schema)
     except ValueError as error:
-        return f"the schema is no JSON ({error})"
+        return f"the schema is not valid JSON ({error})"
     if not isinstance(found, dict) or found.get("type") != "object":
         return 'the schema must be a JSON schema of an object: it needs "type": "object"'
     kind = validator_for(found)
     try:
         kind.check_schema(found, format_checker=kind.FORMAT_CHECKER)
     except SchemaError as error:
-        return f"the schema is no JSON schema: {error.json_path}: {one_line(error.message, limit=_LONGEST_FAULT)}"
+        hint = "; patterns are regular expressions of Python" if error.validator == "format" else ""
+        return f"the schema is not a JSON schema: {error.json_path}: {one_line(error.message, limit=_LONGEST_FAULT)}{hint}"
     lost = [reference for reference in _references(found) if _at(found, reference) is None]
     if lost:
         return f"the schema refers to {lost[0]}, which is not in it: only references inside of the schema (#/…) work"
@@ -62,7 +63,7 @@ def question(text: str, schema: str) -> str:
 
 def question_again(asked: str, fault: str) -> str:
     """The question after an answer with this fault: other words, so that a greedy answer can be another one."""
-    return f"{asked}\nAn earlier answer was of no use: {fault}. Answer again, with the JSON object alone."
+    return f"{asked}\nAn earlier answer could not be used: {fault}. Answer again, with the JSON object alone."
 
 
 def read_answer(text: str, schema: str) -> StructuredAnswer:
@@ -79,7 +80,7 @@ def read_answer(text: str, schema: str) -> StructuredAnswer:
     except RecursionError:
         return StructuredAnswer(fault="it is nested too deeply")
     except UnicodeEncodeError:
-        return StructuredAnswer(fault="it has characters that are no Unicode text")
+        return StructuredAnswer(fault="it has a lone surrogate, which is not valid Unicode")
     except ValueError as error:
         return StructuredAnswer(fault=f"it is not JSON ({one_line(error, limit=_LONGEST_FAULT)})")
     return StructuredAnswer(value=value, caption=caption)
@@ -103,7 +104,7 @@ def _validator(schema: str) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid in JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dataset_builder.concepts.noun_counts import caption_nouns, count_nouns, load_t5_view, load_tagger, merge_counts
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
+from foundry.hardware import usable_cores
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +95,7 @@ def tagged_texts(
         num_chars += sum(len(text or "") for text in task[1])
         if num_chars > _SMALL_CHARS:
             break
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     counted = _Counted()
     if num_chars <= _SMALL_CHARS or num_workers == 1:
         for prompts, batch in chain(first, tasks):

@@ -32,6 +32,7 @@ from dataset_builder.sql.database import open_workbench
 from dataset_builder.sql.dataset_files import DATASET_RECORD, STORED, DatasetFiles, is_dataset, read_dataset
 from dataset_builder.sql.run_files import RunFiles, read_run
 from dataset_builder.sql.views import SCORED
+from foundry.commands import as_typed
 from foundry.errors import UserError
 from foundry.images.metadata import merge_types
 from foundry.storage.folder import Folder, store_errors
@@ -59,7 +60,7 @@ def build_and_report(config: BuildConfig) -> int:
         print("a dry run: nothing is written")
     else:
         splits = ", ".join(f"{name} {number:,}" for name, number in built.dataset.splits.items())
-        print(f"{config.out}: {splits}; look around with python -m dataset_builder.query {config.out}")
+        print(f"{config.out}: {splits}; look around with {as_typed('python -m dataset_builder.query')} {config.out}")
     return 0
 
 

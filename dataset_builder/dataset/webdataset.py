@@ -9,7 +9,6 @@ what the shards are, so that no other command does.
 
 import io
 import json
-import os
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from PIL import Image
 from dataset_builder.sql.dataset_files import DatasetFiles
 from dataset_builder.sql.views import distinct_names
 from foundry.errors import UserError
+from foundry.hardware import usable_cores
 from foundry.images.decoding import DecodeLimits, decode_image, image_suffix, is_plain
 from foundry.images.index import REFERENCE_NAMES
 from foundry.images.loading import Refusals
@@ -88,7 +88,7 @@ def export_shards(
     print(f"{out}: {len(shards):,} shards, {len(left):,} to write")
     images = 0
     failed: dict[str, str] = {}
-    for written in _write_all(left, num_workers or len(os.sched_getaffinity(0))):
+    for written in _write_all(left, num_workers or usable_cores()):
         images += written.images
         failed |= written.failed
     for key, reason in list(failed.items())[:20]:

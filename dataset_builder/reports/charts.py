@@ -10,6 +10,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 26, 34
 _MOST_TICKS = 6
 _LABEL = 70
 """Room that a mark's text wants."""
+_NAMES, _NAME_LETTERS, _ROW = 120, 18, 22
+"""Room for names before intervals, letters that fit, and the height of a row."""
+_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+"""Lines beyond six repeat the colours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,19 @@ class Series:
 
     name: str
     points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A value with the interval around it, and the single values that it is the mean of."""
+
+    name: str
+    value: float
+    half_width: float | None
+    """Half of the interval; none where there is none."""
+    points: Sequence[float] = ()
+    colour: int = 0
+    """Number of its colour, as that of a line among others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +66,67 @@ def histogram_svg(histogram: Histogram) -> str:
     return _svg(histogram.title, frame, bars)
 
 
-def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log: bool = False) -> str:
-    """Lines with their points, from zero upwards; each point says its values on hovering. `is_log` is for positive x."""
+def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log: bool = False, from_zero: bool = True) -> str:
+    """Lines with their points, each of which says its values on hovering; beyond six, lines are dashed. `is_log` is for
+    positive x. Unless `from_zero`, the values' own range is shown, with the names to its right.
+    """
     points = [point for line in series for point in line.points]
     if not points:
         return ""
-    xs = [x for x, _ in points]
-    frame = _Frame(low=min(xs), high=max(xs), top=max([*(y for _, y in points), 1e-9]), is_log=is_log)
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    floor = 0.0 if from_zero else min(ys) - 0.05 * (max(ys) - min(ys))
+    right = _RIGHT if from_zero else _NAMES
+    frame = _Frame(low=min(xs), high=max(xs), floor=floor, top=max([*ys, floor + 1e-9]), right=right, is_log=is_log)
     drawn = []
     for number, line in enumerate(series):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
-        drawn.append(f'<polyline class="line c{number % 6}" points="{path}"/>')
+        dashes = f' stroke-dasharray="{_DASHES[number // 6 % len(_DASHES)]}"' if number >= 6 else ""
+        drawn.append(f'<polyline class="line c{number % 6}"{dashes} points="{path}"/>')
         for x, y in line.points:
             hover = f"<title>{escape(line.name)}: {short_number(x)}, {short_number(y)}</title>"
             drawn.append(f'<circle class="c{number % 6}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3">{hover}</circle>')
         if len(series) > 1:
-            y = frame.bottom - 8 - 13 * number
-            drawn.append(f'<text class="legend c{number % 6}" x="{_LEFT + 8}" y="{y}">{escape(line.name)}</text>')
+            y = frame.bottom - 8 - 13 * number if from_zero else _TOP + 4 + 12 * number
+            x = _LEFT + 8 if from_zero else WIDTH - right + 8
+            drawn.append(f'<text class="legend c{number % 6}" x="{x}" y="{y}">{escape(_short_name(line.name))}</text>')
     if x_name:
-        drawn.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>')
+        drawn.append(f'<text class="axis" x="{WIDTH - right}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>')
     return _svg(title, frame, drawn)
+
+
+def intervals_svg(title: str, intervals: Sequence[Interval]) -> str:
+    """A row for each interval around its value, with the single values as dots, over a line at zero."""
+    ends = [one.value + sign * (one.half_width or 0) for one in intervals for sign in (-1, 1)]
+    ends += [0.0, *(point for one in intervals for point in one.points)]
+    frame = _Frame(low=min(ends), high=max(ends) if max(ends) > min(ends) else 1.0, top=1.0, left=_NAMES)
+    bottom = _TOP + _ROW * len(intervals)
+    drawn = [f'<text class="title" x="8" y="14">{escape(title)}</text>']
+    for value in frame.x_ticks:
+        x = frame.x(value)
+        drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        drawn.append(f'<text class="axis" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{short_number(value)}</text>')
+    zero = frame.x(0.0)
+    drawn.append(f'<line class="mark" x1="{zero:.1f}" x2="{zero:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+    for number, one in enumerate(intervals):
+        drawn += _interval(one, frame, y=_TOP + _ROW * (number + 0.5))
+    height = bottom + 22
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
+
+
+def _interval(one: Interval, frame: "_Frame", *, y: float) -> list[str]:
+    half, colour = one.half_width, f"c{one.colour % 6}"
+    said = f"{one.name}: {short_number(one.value)}" + ("" if half is None else f" ± {short_number(half)}")
+    drawn = [f'<text class="axis" x="8" y="{y + 4:.1f}">{escape(_short_name(one.name))}<title>{escape(said)}</title></text>']
+    if half is not None:
+        low, high = frame.x(one.value - half), frame.x(one.value + half)
+        drawn.append(f'<line class="line {colour}" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    drawn += [f'<circle class="{colour}" fill-opacity="0.35" cx="{frame.x(x):.1f}" cy="{y:.1f}" r="2.5"/>' for x in one.points]
+    hover = f"<title>{escape(said)}</title>"
+    return [*drawn, f'<circle class="{colour}" cx="{frame.x(one.value):.1f}" cy="{y:.1f}" r="4">{hover}</circle>']
+
+
+def _short_name(name: str) -> str:
+    return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 1]}…"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +136,9 @@ class _Frame:
     low: float
     high: float
     top: float
+    floor: float = 0.0
+    left: float = _LEFT
+    right: float = _RIGHT
     is_log: bool = False
 
     @property
@@ -93,17 +154,17 @@ class _Frame:
     def x(self, value: float) -> float:
         low, high, position = (math.log(x) if self.is_log else x for x in (self.low, self.high, value))
         share = (position - low) / (high - low) if high > low else 0.5
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+        return self.left + share * (WIDTH - self.left - self.right)
 
     def y(self, value: float) -> float:
-        return self.bottom - value / self.top * (self.bottom - _TOP)
+        return self.bottom - (value - self.floor) / (self.top - self.floor) * (self.bottom - _TOP)
 
 
 def _svg(title: str, frame: _Frame, drawn: Sequence[str]) -> str:
     axes = []
-    for value in _round_numbers(0, frame.top):
+    for value in _round_numbers(frame.floor, frame.top):
         y = frame.y(value)
-        axes.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        axes.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         axes.append(f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
     for value in frame.x_ticks:
         x = min(frame.x(value), WIDTH - 16)  # so that the label stays inside

@@ -6,18 +6,22 @@ the image's captions then. Files of commits never change, so whatever becomes of
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_builder.runs.plan import Plan, publish_plan, read_plan, write_parts
 from dataset_builder.sql.run_files import RunFiles, read_plans, read_run
-from foundry.errors import UserError
+from foundry.errors import StoreError, UserError
 from foundry.images.index import INDEX
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from dataset_builder.sql.database import Database
 
 ALL_CAPTIONED = "SELECT DISTINCT key FROM captions"
 """The images of a source run, where nothing else is asked for: those that have captions."""
@@ -37,22 +41,45 @@ def read_source_record(url: str) -> RunRecord:
     return record
 
 
-def plan_from_run(run: Folder, url: str, *, only: str, unit_size: int) -> Plan:
-    """The plan of `run` over the images of the run at `url` that the query `only` names by the column `key`.
+@dataclass(frozen=True)
+class ChosenImages:
+    """Images of a source run that a query names: the table `wanted` of the database has their keys."""
 
-    A plan that is there stays; of a new one, the numbers of images are printed. Raises UserError for a query that is wrong,
-    names no image, or names keys that are none.
+    files: RunFiles
+    database: Any
+
+
+@contextmanager
+def chosen_images(url: str, *, only: str) -> Iterator[ChosenImages]:
+    """The images of the run at `url` that the query `only` names by the column `key`; it runs once, and is judged at once.
+
+    Raises UserError for a query that is wrong, names no image, or names keys that are none.
+    """
+    from dataset_builder.sql.database import scratch_database
+
+    files = read_run(url)
+    with tempfile.TemporaryDirectory() as directory, scratch_database(directory) as database:
+        with store_errors(files.folder):
+            _stage_keys(database, files, only=only)
+            _check_keys(database, files)
+        yield ChosenImages(files, database)
+
+
+def plan_from_run(run: Folder, chosen: ChosenImages | None, *, unit_size: int) -> Plan:
+    """The plan of `run` over these images of a source run; None where the plan that is there is known to stay.
+
+    A plan that is there stays in any case; of a new one, the numbers of images are printed.
     """
     with store_errors(run):
         plan = read_plan(run, unit_size=unit_size)
     if plan.num_plans:
         return plan
-    files = read_run(url)
-    with tempfile.TemporaryDirectory() as directory, store_errors(files.folder):
-        record = _index(run, files, plan, only=only, directory=directory)
+    assert chosen is not None
+    with store_errors(chosen.files.folder):
+        record = _index(run, chosen, plan)
+        total = sum(part.rows for record in read_plans(chosen.files.folder) for part in record.parts)
     plan = publish_plan(run, plan, record)
-    total = sum(part.rows for record in read_plans(files.folder) for part in record.parts)
-    print(f"{plan.num_images:,} of the {total:,} images of {url}")
+    print(f"{plan.num_images:,} of the {total:,} images of {chosen.files.folder.url}")
     return plan
 
 
@@ -71,18 +98,14 @@ def read_captions(source: Folder, rows: Sequence[Mapping[str, Any]]) -> dict[str
     return found
 
 
-def _index(run: Folder, files: RunFiles, plan: Plan, *, only: str, directory: str) -> dict[str, Any]:
+def _index(run: Folder, chosen: ChosenImages, plan: Plan) -> dict[str, Any]:
     """Writes the index files; returns what the plan's record says of them."""
-    from dataset_builder.sql.database import scratch_database
-
+    files, database = chosen.files, chosen.database
     plans = read_plans(files.folder)
-    with scratch_database(directory) as database:
-        _stage_keys(database, files, only=only)
-        _check_keys(database, files)
-        database.register("planned", pa.RecordBatchReader.from_batches(_positioned(_ROWS), _index_batches(files, _ROWS)))
-        chosen = "SELECT * EXCLUDE (position) FROM planned SEMI JOIN wanted USING (key) ORDER BY position"
-        reader = database.sql(chosen).to_arrow_reader(plan.unit_size * 16)
-        parts = [asdict(part) for part in write_parts(run, reader, plan, schema=_ROWS)]
+    database.register("planned", pa.RecordBatchReader.from_batches(_positioned(_ROWS), _index_batches(files, _ROWS)))
+    wanted = "SELECT * EXCLUDE (position) FROM planned SEMI JOIN wanted USING (key) ORDER BY position"
+    reader = database.sql(wanted).to_arrow_reader(plan.unit_size * 16)
+    parts = [asdict(part) for part in write_parts(run, reader, plan, schema=_ROWS)]
     return {
         "sources": [source for record in plans for source in record.sources],
         "carried": files.record.carried,
@@ -99,7 +122,7 @@ def _stage_keys(database: Any, files: RunFiles, *, only: str) -> None:
     database.execute("CREATE TABLE answered (key VARCHAR)")
     columns: list[str] = []
     with open_files(files) as views:
-        for batch in views.batches(only):  # to the end, since an open result blocks the connection
+        for batch in _answers(views, only):  # to the end, since an open result blocks the connection
             columns = batch.schema.names
             if "key" in columns:
                 database.register("batch", batch)
@@ -109,6 +132,16 @@ def _stage_keys(database: Any, files: RunFiles, *, only: str) -> None:
         found = ", ".join(columns)
         raise UserError(f"the query must return a column key, it returns {found}: SELECT key FROM …", setting="only")
     database.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM answered WHERE key IS NOT NULL")
+
+
+def _answers(views: "Database", only: str) -> Iterator[pa.RecordBatch]:
+    """The answer to the query. Raises UserError with its setting where DuckDB refuses it."""
+    try:
+        yield from views.batches(only)
+    except StoreError:
+        raise
+    except UserError as error:
+        raise UserError(str(error), setting=error.setting or "only") from None
 
 
 def _check_keys(database: Any, files: RunFiles) -> None:

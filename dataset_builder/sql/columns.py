@@ -1,4 +1,8 @@
-"""Data dictionary: the meaning and unit of each column that SQL can ask for. `\\d TABLE` of the console prints it."""
+"""Meaning, unit and values of each column that SQL can ask for: `\\d TABLE` of the console, the comments of an exported
+database and docs/reference/data_dictionary.md show these texts.
+"""
+
+from foundry.units.rejection import REJECTION_REASONS
 
 COLUMNS = {
     "key": "name of the image, unique in a run; the same in all views",
@@ -31,7 +35,7 @@ COLUMNS = {
     "caption_objects.object": "number of the object in its caption, from 1",
     "caption_objects.path": "where the object is in the caption's JSON",
     "caption_objects.type": "the object's type: object or text in the shipped schema",
-    "caption_objects.description": "what the object is: its desc or description",
+    "caption_objects.description": "what the object is: its desc, description, label or name",
     "caption_objects.text": "words that are written on the object",
     "caption_objects.y0": "top edge of the box, 0 (top of the image) to 1000",
     "caption_objects.x0": "left edge of the box, 0 (left of the image) to 1000",
@@ -40,7 +44,8 @@ COLUMNS = {
     "caption_objects.center_y": "middle of the box between top and bottom, 0 to 1000",
     "caption_objects.center_x": "middle of the box between left and right, 0 to 1000; below 500 is left of the centre",
     "caption_objects.colors": "colours of the object, as hex codes",
-    "status": "ok, or what is wrong with the caption (docs/captioning.md lists the statuses)",
+    "status": "ok, or why the caption is empty: empty (no word was written), refusal (the model declined), "
+    "invalid_json (the answer does not follow the schema of its prompt)",
     "flags": "rules of cleaning that changed the caption",
     "finish_reason": "stop: the model ended the caption; length: --generation.max_new_tokens cut it; rendered: prose of a "
     "JSON; else the code of a server's content filter",
@@ -65,7 +70,7 @@ COLUMNS = {
     "count_t5": "number of occurrences within the tokens that the text encoder reads",
     "num_captions": "number of captions that hold the noun",
     "commits.num_captions": "number of captions of the unit",
-    "reason": "why the image is not used (docs/captioning.md lists the reasons)",
+    "reason": f"why the image is not used: {', '.join(REJECTION_REASONS)}",
     "dropped.reason": "why the step dropped the image",
     "dropped_captions.reason": "why the step dropped the caption",
     "funnel.reason": "why the step dropped these images; empty for the input",

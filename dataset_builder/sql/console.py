@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dataset_builder.sql.columns import column_meaning
 from dataset_builder.sql.macros import MACROS
+from foundry.commands import as_typed
 from foundry.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def print_answer(database: "Database", statement: str, *, answer_format: AnswerF
     Raises UserError for a question that has no answer.
     """
     for hint in database.hints(statement):
-        print(hint, file=sys.stderr)
+        print(as_typed(hint), file=sys.stderr)
     if answer_format == "table":
         database.show(statement, max_rows=max_rows, max_width=shutil.get_terminal_size((110, 40)).columns)
     elif answer_format == "csv":
@@ -69,7 +70,7 @@ def converse(run: str, *, training: str | None, answer_format: AnswerFormat, max
                 for statement in database.statements(text):
                     print_answer(database, statement, answer_format=answer_format, max_rows=max_rows)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(as_typed(f"error: {error}"), file=sys.stderr)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
     database.close()

@@ -2,29 +2,32 @@
 
 `open_files` opens a run or a data set as it is at that moment, also while the job writes (open_run of run_files.py, open_stored
 of dataset_files.py). The SQL reads the views of those two files and the macros of macros.py, and nothing else: no other file,
-no setting, no environment, and it writes nowhere. `open_workbench` opens several runs at once and can keep tables.
+no setting, no environment, and it writes nowhere. `open_workbench` opens several runs at once and can keep tables;
+`write_database` writes a file with the views for other programs.
 """
 
 import difflib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import duckdb
 
-from dataset_builder.sql.macros import EXPECTED_NOUNS_TYPES, HOLDS_ALL, MACROS, expected_nouns, macro_sql
-from dataset_builder.sql.views import literal, quoted, stored_urls
-from foundry.errors import UserError
+from dataset_builder.sql.macros import HOLDS_ALL, MACROS, macro_sql
+from dataset_builder.sql.views import columns_sql, comment_sql, literal, stored_urls
+from foundry.errors import UserError, one_line
 from foundry.storage.folder import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 4096
+_OLDEST_READER = "v1.3.0"  # the first DuckDB that knows the lambdas of the macros
 # What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.
 _MEMORY_LIMIT = "3GB"
 # The unit of a file of a run, or the block of its sums: its name begins with it.
@@ -283,8 +286,6 @@ def open_files(stored: Stored) -> Database:
     with ExitStack() as stack:
         connection = stack.enter_context(_scratch())
         _create_views(connection, stored)
-        parameters, result = EXPECTED_NOUNS_TYPES
-        connection.create_function("expected_nouns", expected_nouns, list(parameters), result)
         for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
             connection.execute(statement)
         _set_files(connection, [stored])
@@ -292,6 +293,35 @@ def open_files(stored: Stored) -> Database:
         return Database(
             connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all(), empty_views=stored.empty_views
         )
+
+
+def write_database(
+    path: Path, stored: Stored, *, urls: Callable[[list[str]], list[str]], folder: str, tables: "Mapping[str, pa.Table]"
+) -> None:
+    """Writes a new database with the views, the macros and these tables, and a comment on each view, macro and column.
+
+    It reads the committed files by the names that `urls` makes of their paths; relative ones are looked up in `folder` while
+    it is written. Raises UserError where the files cannot be read.
+    """
+    try:
+        with duckdb.connect(path, config={"storage_compatibility_version": _OLDEST_READER}) as connection:
+            connection.execute(f"SET file_search_path = {literal(folder)}")
+            _create_views(connection, stored)
+            for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
+                connection.execute(statement)
+            for name, table in tables.items():
+                _create_table(connection, name, table)
+            for kind in stored.schemas:
+                if paths := stored.paths(kind):
+                    files = f"[{', '.join(map(literal, urls(paths)))}]"
+                    connection.execute(_stored_view(stored, kind, files, replaces=True))
+            columns = {name: _columns(connection, name) for name in stored.views}
+            for statement in comment_sql(stored.views, columns, tables=stored.tables()):
+                connection.execute(statement)
+    except duckdb.Error as error:
+        raise UserError(
+            f"the database cannot be written ({one_line(error)}): check its folder and the files it reads"
+        ) from None
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, number: int = 0) -> None:
@@ -310,10 +340,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, numb
         for kind, schema in stored.schemas.items():
             if paths := stored.paths(kind):
                 connection.execute(f"SET VARIABLE {kind}_{number} = ?", [stored_urls(folder, paths[:1])])
-                connection.execute(
-                    f"CREATE VIEW stored.{kind} AS SELECT {', '.join(map(quoted, schema.names))}, {_UNIT} AS unit "
-                    f"FROM read_parquet(getvariable('{kind}_{number}'), hive_partitioning = false)"
-                )
+                connection.execute(_stored_view(stored, kind, f"getvariable('{kind}_{number}')"))
             else:
                 _create_table(connection, f"stored.{kind}", schema.empty_table())
                 connection.execute(f"ALTER TABLE stored.{kind} ADD COLUMN unit INTEGER")
@@ -325,6 +352,13 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, numb
         raise UserError(
             f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files are there"
         ) from None
+
+
+def _stored_view(stored: Stored, kind: str, files: str, *, replaces: bool = False) -> str:
+    """The statement that creates the relation of a kind on `files`, SQL for a list of names."""
+    create = "CREATE OR REPLACE VIEW" if replaces else "CREATE VIEW"
+    columns = columns_sql(stored.schemas[kind])
+    return f"{create} stored.{kind} AS SELECT {columns}, {_UNIT} AS unit FROM read_parquet({files}, hive_partitioning = false)"
 
 
 def _set_files(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) -> None:

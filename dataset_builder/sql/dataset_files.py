@@ -40,7 +40,7 @@ from foundry.storage.folder import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataset_builder.sql.database import Database
+    from dataset_builder.sql.database import Database, Stored
 
 DATASET_RECORD = "dataset.json"
 
@@ -186,16 +186,21 @@ def find_dataset(url: str) -> DatasetFiles | None:
 
 
 def open_stored(url: str, *, training: str | None = None) -> "Database":
+    """The database of read_stored. Raises UserError as it does."""
+    from dataset_builder.sql.database import open_files
+
+    return open_files(read_stored(url, training=training))
+
+
+def read_stored(url: str, *, training: str | None = None) -> "Stored":
     """The run or the data set at `url` as it is now, with the losses that the training of a folder recorded.
 
     Raises UserError where there is neither, or no such folder.
     """
-    from dataset_builder.sql.database import open_files
-
     stored = find_dataset(url) or find_run(url)
     if stored is None:
         raise UserError(
             f"{url} is no run and no data set, it has no run.json and no dataset.json: "
             "give a folder that captioner.run or dataset_builder.build wrote"
         )
-    return open_files(with_losses(stored, training))
+    return with_losses(stored, training)

@@ -4,9 +4,6 @@ They read the views, and on two relations of `stored`: `tallies` (prompt, num_ca
 empty, `bodies` (body, noun, count) has the nouns of each prompt and of each split.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 MACROS = {
     "density()": "the paper's Table 1: a row to each prompt and way of counting",
     "valid_nouns(least)": "nouns that appear at least so often, the most frequent first; the paper's are valid_nouns(11)",
@@ -16,6 +13,8 @@ MACROS = {
     "with_all(['owl', 'tree'])": "a table: key and prompt of the captions that hold all of these",
 }
 """The macros, and what each is for."""
+SCALAR_MACROS = {"with_all(nouns, ['owl', 'tree'])"}
+"""Those that give a value; the others give a table."""
 
 _DENSITY = """
 CREATE MACRO density() AS TABLE
@@ -27,8 +26,8 @@ FROM (
         count(*) FILTER (number > 0) AS distinct_nouns, sum(number)::BIGINT AS total_nouns
     FROM (
         SELECT prompt, unnest([1, 2, 3, 4]) AS way,
-            unnest([count, if(is_meta, 0, count), count_t5, if(is_meta, 0, count_t5)]) AS number
-        FROM noun_counts
+            unnest([count, count * not_meta, count_t5, count_t5 * not_meta]) AS number
+        FROM (SELECT *, (NOT is_meta)::BIGINT AS not_meta FROM noun_counts)
     ) GROUP BY ALL
 ) JOIN stored.tallies USING (prompt) ORDER BY prompt, position
 """
@@ -38,15 +37,44 @@ CREATE MACRO valid_nouns(least) AS TABLE
 SELECT prompt, noun, count, num_captions, is_meta FROM noun_counts WHERE count >= least ORDER BY count DESC, noun, prompt
 """
 
+# log(n over k), by the formula of concepts/density.py, which says why it is no difference of log-gammas.
+_STIRLING_ERROR = """
+CREATE MACRO stored.stirling_error(x) AS
+CASE WHEN x < 16 THEN lgamma(x + 1) - (x + 5e-1) * ln(x) + x - 5e-1 * ln(2 * pi())
+    ELSE (1 / 12 - (1 / 360 - 1 / (1260 * x * x)) / (x * x)) / x END
+"""
+_LOG_CHOOSE = """
+CREATE MACRO stored.log_choose(n, k) AS
+CASE WHEN k <= 0 OR k >= n THEN 0
+    ELSE k * ln(n / k) + (n - k) * ln(n / (n - k)) + 5e-1 * ln(n / (2 * pi() * k * (n - k)))
+        + stored.stirling_error(n) - stored.stirling_error(k) - stored.stirling_error(n - k) END
+"""
+
 _RAREFIED = """
 CREATE MACRO rarefied(n) AS TABLE
-SELECT prompt, num_captions, round(figures.valid_nouns, 1) AS valid_nouns, round(figures.distinct_nouns, 1) AS distinct_nouns,
-    round(figures.valid_nouns / nullif(figures.distinct_nouns, 0), 4) AS ratio
-FROM (
-    SELECT prompt, least(n, num_captions) AS num_captions,
-        expected_nouns(counts, num_captions, least(n, num_captions)) AS figures
-    FROM (SELECT prompt, list(count) AS counts FROM noun_counts GROUP BY prompt) JOIN stored.tallies USING (prompt)
-) ORDER BY prompt
+WITH bodies AS (
+    SELECT prompt, total::DOUBLE AS total, sample AS num_captions,
+        coalesce(round_even(total * sample / nullif(num_captions, 0), 0), 0)::DOUBLE AS drawn
+    FROM (SELECT prompt, sum(count) AS total FROM noun_counts GROUP BY prompt) JOIN (
+        SELECT prompt, num_captions, CASE WHEN n < 0 THEN error('a sample holds 0 captions or more, not ' || n)
+            ELSE least(n, num_captions) END AS sample FROM stored.tallies
+    ) USING (prompt)
+), sizes AS (
+    SELECT prompt, count::DOUBLE AS size, count(*) AS times FROM noun_counts WHERE count > 0 GROUP BY ALL
+), chances AS (
+    SELECT prompt, num_captions, size, times, k,
+        CASE WHEN k <= size AND k <= drawn AND size - k <= total - drawn THEN exp(least(0,
+            stored.log_choose(drawn, k) + stored.log_choose(total - drawn, size - k) - stored.log_choose(total, size)
+        )) ELSE 0 END AS chance
+    FROM sizes JOIN bodies USING (prompt) CROSS JOIN (SELECT range::DOUBLE AS k FROM range({valid_above} + 1))
+), nouns AS (
+    SELECT prompt, num_captions, times, greatest(0, 1 - sum(chance)) AS is_valid,
+        greatest(0, 1 - sum(chance) FILTER (k = 0)) AS is_drawn
+    FROM chances GROUP BY prompt, num_captions, times, size
+)
+SELECT prompt, num_captions, round(sum(times * is_valid), 1) AS valid_nouns, round(sum(times * is_drawn), 1) AS distinct_nouns,
+    round(sum(times * is_valid) / nullif(sum(times * is_drawn), 0), 4) AS ratio
+FROM nouns GROUP BY prompt, num_captions ORDER BY prompt
 """
 
 _BODY = """
@@ -80,29 +108,17 @@ SELECT key, prompt FROM (
 
 
 def macro_sql(*, has_noun_index: bool) -> list[str]:
-    """The statements that create MACROS; the function `expected_nouns` must be there."""
+    """The statements that create MACROS."""
     from dataset_builder.concepts.density import VALID_ABOVE, VIEWS
 
     ways = ", ".join(f"'{name}'" for name in VIEWS)
     return [
         _DENSITY.format(ways=ways, valid_above=VALID_ABOVE),
         _VALID_NOUNS,
-        _RAREFIED,
+        _STIRLING_ERROR,
+        _LOG_CHOOSE,
+        _RAREFIED.format(valid_above=VALID_ABOVE),
         _COMPARE,
         HOLDS_ALL,
         _ALL_BY_INDEX if has_noun_index else _ALL_BY_SCAN,
     ]
-
-
-def expected_nouns(counts: Sequence[int], num_captions: int, sample_size: int) -> dict[str, Any]:
-    """concept_density.rarefied as SQL calls it."""
-    import numpy as np
-
-    from dataset_builder.concepts.density import rarefied
-
-    density = rarefied(np.array(counts, dtype=np.int64), num_captions=num_captions, sample_size=sample_size)
-    return {"valid_nouns": float(density.valid_nouns), "distinct_nouns": float(density.distinct_nouns)}
-
-
-EXPECTED_NOUNS_TYPES = (["BIGINT[]", "BIGINT", "BIGINT"], "STRUCT(valid_nouns DOUBLE, distinct_nouns DOUBLE)")
-"""The SQL types that `expected_nouns` takes and gives."""

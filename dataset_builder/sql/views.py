@@ -3,13 +3,15 @@
 The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from dataset_builder.concepts.tagger import META_NOUNS
-from dataset_builder.json_text import BOX, DESCRIPTIONS
+from dataset_builder.json_text import BOXES, DESCRIPTIONS
 from dataset_builder.schema import CAPTION_SCORES, CAPTIONS, EMBEDDINGS, SAMPLE_CAPTION, SAMPLES, SCORES
+from dataset_builder.sql.columns import column_meaning
+from dataset_builder.sql.macros import MACROS, SCALAR_MACROS
 from foundry.errors import UserError
 from foundry.images.index import IMAGES
 from foundry.storage.folder import Folder
@@ -88,6 +90,17 @@ def scores_sql() -> list[str]:
     return [f"CREATE VIEW {name} AS SELECT {columns_sql(schema)} FROM stored.{name}" for name, schema in SCORED.items()]
 
 
+def comment_sql(views: Mapping[str, str], columns: Mapping[str, Sequence[str]], *, tables: Collection[str]) -> Iterator[str]:
+    """The statements that comment on views (name → what it is), which are tables where listed, their columns and MACROS."""
+    for view, what in views.items():
+        yield f"COMMENT ON {'TABLE' if view in tables else 'VIEW'} {view} IS {literal(what)}"
+        for column in columns[view]:
+            yield f"COMMENT ON COLUMN {view}.{quoted(column)} IS {literal(column_meaning(view, column))}"
+    for macro, what in MACROS.items():
+        kind = "MACRO" if macro in SCALAR_MACROS else "MACRO TABLE"
+        yield f"COMMENT ON {kind} {macro.partition('(')[0]} IS {literal(f'{macro}: {what}')}"
+
+
 def value_sql(structured: Collection[str], *, prompt: str = "prompt", caption: str = "caption") -> str:
     """The column `value`: the caption as JSON where its prompt is one of these, and null elsewhere."""
     if not structured:
@@ -98,7 +111,8 @@ def value_sql(structured: Collection[str], *, prompt: str = "prompt", caption: s
 
 def objects_sql() -> str:
     """The view `caption_objects` on the column `value` of the view `captions`: objects with a box, wherever they are in it."""
-    y0, x0, y1, x1 = (f"TRY_CAST(o.value->>'$.{BOX}[{index}]' AS DOUBLE)" for index in range(4))
+    y0, x0, y1, x1 = (_edge_sql(edge) for edge in range(4))
+    has_box = " OR ".join(f"json_array_length(o.value, '$.{key}') = 4" for key in BOXES)
     description = ", ".join(f"o.value->>{literal(key)}" for key in DESCRIPTIONS)
     return (
         "CREATE VIEW caption_objects AS SELECT c.key, c.prompt, "
@@ -107,8 +121,14 @@ def objects_sql() -> str:
         f"{y0} AS y0, {x0} AS x0, {y1} AS y1, {x1} AS x1, ({y0} + {y1}) / 2 AS center_y, ({x0} + {x1}) / 2 AS center_x, "
         "TRY_CAST(o.value->'color_palette' AS VARCHAR[]) AS colors, o.value "
         "FROM captions c, json_tree(c.value) o "
-        f"WHERE o.type = 'OBJECT' AND json_array_length(o.value, '$.{BOX}') = 4"
+        f"WHERE o.type = 'OBJECT' AND ({has_box})"
     )
+
+
+def _edge_sql(edge: int) -> str:
+    """The top (0), left, bottom or right edge of an object's box, by whichever key it has one."""
+    found = (f"TRY_CAST(o.value->>'$.{key}[{places[edge]}]' AS DOUBLE)" for key, places in BOXES.items())
+    return f"coalesce({', '.join(found)})"
 
 
 def nouns_sql() -> str:

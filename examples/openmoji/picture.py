@@ -1,12 +1,15 @@
-"""The README's pictures: unseen scenes and what llava-mini says of them, or held-out prompts and what a network draws.
+"""The documents' pictures: unseen scenes as llava-mini describes them, held-out prompts as a network draws them, or the same
+prompts as the networks of a finished demo draw them.
 
 python -m examples.openmoji.picture --out docs/small_world.png
 python -m examples.openmoji.picture --checkpoint mini --out docs/dit_mini.png
+python -m examples.openmoji.picture --demo demo --out docs/stages.png
 """
 
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.command_line import run_command
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SCALE, GAP_PX, TEXT_PX, FONT_PX, LETTERS = 3, 14, 330, 14, 44
+STAGE_PROMPTS, STAGE_LETTERS = 5, 26
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class PictureConfig:
     """Seed of the scenes."""
     checkpoint: str = ""
     """A network, which draws what prompts as a person writes them ask for; empty: llava-mini describes scenes."""
+    demo: str = ""
+    """Folder of a finished demo: its networks side by side, with prompts of different categories."""
 
     def __post_init__(self) -> None:
         if self.num_scenes < 1 or self.columns < 1:
@@ -44,6 +50,9 @@ class PictureConfig:
 
 def main(config: PictureConfig) -> int:
     """Writes the picture; returns 0."""
+    if config.demo:
+        _stages(config)
+        return 0
     from PIL import Image, ImageDraw, ImageFont
 
     cells = list(_drawn(config) if config.checkpoint else _described(config))
@@ -62,6 +71,35 @@ def main(config: PictureConfig) -> int:
     drawn = f"{config.num_scenes} prompts of held-out combinations as {config.checkpoint} draws them"
     print(f"{config.out}: {drawn if config.checkpoint else seen}")
     return 0
+
+
+def _stages(config: PictureConfig) -> None:
+    """A column to each prompt: the prompt, and what each network draws of it below."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from examples.openmoji.demo_commands import DemoFolder
+    from examples.openmoji.demo_grid import HEADINGS
+    from examples.openmoji.demo_results import read_drawn
+
+    networks = read_drawn(DemoFolder(Path(config.demo)))
+    names = list(dict.fromkeys(prompt for prompt in networks[0].images if all(prompt in one.images for one in networks)))
+    prompts = names[:: max(1, len(names) // STAGE_PROMPTS)][:STAGE_PROMPTS]
+    side, left, top = 2 * 64, 150, 5 * (FONT_PX + 3) + GAP_PX
+    size = (left + len(prompts) * (side + GAP_PX), top + len(networks) * (side + GAP_PX))
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_PX)
+    small = ImageFont.load_default(FONT_PX - 2)
+    for row, network in enumerate(networks):
+        y = top + row * (side + GAP_PX)
+        draw.text((GAP_PX, y + side // 2 - FONT_PX), HEADINGS[network.name][0], fill="black", font=font)
+        for column, prompt in enumerate(prompts):
+            image = Image.open(network.images[prompt]).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            picture.paste(image, (left + column * (side + GAP_PX), y))
+    for column, prompt in enumerate(prompts):
+        text = textwrap.fill(prompt, width=STAGE_LETTERS - 4)
+        draw.multiline_text((left + column * (side + GAP_PX), GAP_PX // 2), text, fill="black", font=small)
+    picture.save(config.out, optimize=True)
+    print(f"{config.out}: {len(prompts)} prompts as {', '.join(one.name for one in networks)} draw them")
 
 
 def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":

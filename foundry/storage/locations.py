@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import fsspec
 
 from foundry.errors import SourceError, UserError, one_line
+from foundry.extras import missing_library
 from foundry.storage.file_kinds import (
     SIDECAR_SUFFIXES,
     PassedOver,
@@ -123,8 +124,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
+        cause = error.__cause__
+        missing = missing_library(cause) if isinstance(cause, ModuleNotFoundError) else None
         advice = "install what it names or copy the files to a local folder"
-        raise UserError(f"cannot open {url}: {one_line(error)}; {advice}") from error
+        raise UserError(f"cannot open {url}: {missing or f'{one_line(error)}; {advice}'}") from error
     return filesystem, cast(str, path)
 
 

@@ -191,9 +191,10 @@ def load_vae(config: VAEConfig, *, device: str = "cpu", scale: LatentScale | Non
     logging.disable_progress_bar()
     dtype = resolve_dtype(config.dtype, device)
     part = find_part(config.name, "vae", revision=config.revision)
-    kind = str(_read_config(part.folder / "config.json").get("_class_name", _AUTOENCODER_KL))
-    load = getattr(diffusers, _known(kind, part.folder / "config.json")).from_pretrained
-    model = load_network(load, part.folder, what=f"an {kind}", torch_dtype=getattr(torch, dtype))
+    kind = _class_in(part.folder)
+    model = load_network(
+        getattr(diffusers, kind).from_pretrained, part.folder, what=f"an {kind}", torch_dtype=getattr(torch, dtype)
+    )
     model = model.to(device, memory_format=torch.channels_last).eval()  # bf16 needs channels_last to be quick
     vae = VAE(model, part=part, scale=scale)
     factor = vae.scale.scaling_factor
@@ -207,6 +208,16 @@ def load_vae(config: VAEConfig, *, device: str = "cpu", scale: LatentScale | Non
     if config.tiled:
         vae.tile(config.tile_px)
     return vae
+
+
+def empty_vae(config: VAEConfig) -> VAE:
+    """The autoencoder of a name without weights, on torch's meta device: to count what it takes. Raises as load_vae."""
+    import diffusers
+    import torch
+
+    folder = find_part(config.name, "vae", revision=config.revision).folder
+    with torch.device("meta"):
+        return VAE(getattr(diffusers, _class_in(folder)).from_config(_read_config(folder / "config.json")).eval())
 
 
 def read_downsampling(config: VAEConfig) -> int:
@@ -240,6 +251,12 @@ def _own_scale(config: Any) -> LatentScale:
     if means is None or deviations is None:
         return LatentScale(factor, float(shift or 0.0))
     return LatentScale(tuple(factor / float(one) for one in deviations), tuple(float(one) for one in means))
+
+
+def _class_in(folder: Path) -> str:
+    """The class of the autoencoder in a folder. Raises UserError for one that cannot be read."""
+    path = folder / "config.json"
+    return _known(str(_read_config(path).get("_class_name", _AUTOENCODER_KL)), path)
 
 
 def _known(kind: str, path: Path) -> str:

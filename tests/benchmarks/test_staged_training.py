@@ -229,12 +229,12 @@ def write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_los
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All commands, and one Ray for all of them, without the seconds that each takes to start in its own process."""
     for module in (staged_judgement, staged_trainings, staged_world):
-        monkeypatch.setattr(module, "run_module", _run_here)
+        monkeypatch.setattr(module, "run_module", run_here)
     yield
     ray.shutdown()
 
 
-def _run_here(module: str, *arguments: str) -> str:
+def run_here(module: str, *arguments: str) -> str:
     """As `python -m module arguments`; returns its output."""
     said = io.StringIO()
     with patch("sys.argv", [module, *arguments]), redirect_stdout(said), pytest.raises(SystemExit) as end:

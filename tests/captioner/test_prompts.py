@@ -61,6 +61,13 @@ def test_captions_of_another_run_are_named_by_their_prompts() -> None:
     assert render(Prompt(name="a", text="{caption}"), caption_values({}, prompts=())) is None
 
 
+def test_of_a_structured_caption_only_its_name_means_the_json() -> None:
+    said = {"s": '{"a":1}', "s_prose": "A: 1.", "dense": "An owl."}
+    values = caption_values(said, prompts=("s", "s_prose", "dense"), structured=("s",))
+    assert (values["caption"], values["captions"]) == ("A: 1.", '"A: 1." "An owl."')
+    assert (values["caption.s"], values["caption.s_prose"]) == ('{"a":1}', "A: 1.")
+
+
 def test_sets_for_captions_ask_with_them_or_say_that_they_cannot() -> None:
     values = caption_values({"dense": "Une chouette.", "short": "Chouette"}, prompts=("dense", "short"))
     for name, lacking in {"refine": ALT_TEXT.fallback, "merge": ALT_TEXT.fallback, "translate": None, "shorten": None}.items():

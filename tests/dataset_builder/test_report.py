@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dataset_builder.report import ReportConfig, main
-from dataset_builder.reports.charts import Histogram, Series, histogram_svg, lines_svg, short_number
+from dataset_builder.reports.charts import Histogram, Interval, Series, histogram_svg, intervals_svg, lines_svg, short_number
 from dataset_builder.reports.page import Gallery, Picture, Section, gallery_html, page
 from dataset_builder.reports.sections import funnel_table, noun_tables, rarefaction
 from dataset_builder.sql.dataset_files import open_stored
@@ -102,6 +102,35 @@ def test_charts_stay_inside_their_frame_and_hold_every_count() -> None:
     for number in re.findall(r'c[xy]="([-\d.]+)"', lines):
         assert 0 <= float(number) <= 420
     assert lines_svg("x", [Series(name="empty", points=[])]) == ""
+
+
+def test_lines_show_their_own_range_and_more_than_six_differ_by_their_dashes() -> None:
+    losses = [(0.0, 0.51), (1.0, 0.50)]
+    (high, low), (zero_high, zero_low) = (
+        [float(y) for y in re.findall(r'cy="([-\d.]+)"', lines_svg("x", [Series(name="a", points=losses)], from_zero=wide))]
+        for wide in (False, True)
+    )
+    assert low - high > 100, "one hundredth fills the picture"
+    assert zero_low - zero_high < 10, "or is next to nothing of it"
+    assert 0 < high < low < 200
+    many = lines_svg("x", [Series(name=str(number), points=losses) for number in range(13)])
+    looks = re.findall(r'<polyline class="([^"]+)"( stroke-dasharray="[^"]+")?', many)
+    assert len(looks) == len(set(looks)) == 13
+
+
+def test_intervals_are_drawn_around_their_values_over_a_line_at_zero() -> None:
+    intervals = [
+        Interval(name="a < b", value=-0.2, half_width=0.1, points=[-0.25, -0.15], colour=1),
+        Interval(name="a name that is far too long to be shown", value=0.1, half_width=None),
+    ]
+    drawn = intervals_svg("x & y", intervals)
+    ends = re.search(r'<line class="line c1" x1="([\d.]+)" x2="([\d.]+)"', drawn)
+    zero = re.search(r'<line class="mark" x1="([\d.]+)"', drawn)
+    circles = [float(x) for x in re.findall(r'<circle[^>]* cx="([\d.]+)"', drawn)]
+    assert ends is not None and zero is not None and len(circles) == 4
+    assert float(ends[1]) < circles[0] < circles[2] < circles[1] < float(ends[2]) < float(zero[1]) < circles[3] < 420
+    assert "a &lt; b: -0.2 ± 0.1" in drawn and "x &amp; y" in drawn and "…" in drawn
+    assert 'viewBox="0 0 420' in intervals_svg("none", [Interval(name="same", value=0.0, half_width=0.0)])
 
 
 def _axis(svg: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from foundry.command_line import run_command
+from foundry.command_line import OPTION, read_settings, run_command
 from foundry.errors import UserError
 from foundry.wording import CHOICE, ModelChoice, say_missing
 
@@ -48,6 +48,8 @@ class Config:
     """Which ones; without a value: all."""
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     """From where to where, by name."""
+    classes: tuple[str, ...] = field(default=(), metadata={OPTION: "class"})
+    """Names of classes."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     """Optimiser"""
 
@@ -306,6 +308,39 @@ def test_a_command_names_its_own_option_for_the_setting_at_fault(
 
     assert _run("run", "--images", "a", main=refuse)[0] == 2
     assert capsys.readouterr().err == f"error: out of range: give another{ending}\n"
+
+
+def test_an_option_may_have_a_name_that_python_forbids(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(config: Config) -> int:
+        raise UserError("there is no such class", setting="classes")
+
+    assert _parsed("run", "--images", "a", "--class", "owl", "key").classes == ("owl", "key")
+    assert _parsed("run", "--images", "a", "--class=owl").classes == ("owl",)
+    assert _run("--help")[0] == 0
+    said = capsys.readouterr().out
+    assert "--class CLASSES ..." in said and "--classes" not in said
+    assert _run("run", "--images", "a", main=refuse)[0] == 2
+    assert capsys.readouterr().err == "error: there is no such class (--class)\n"
+
+
+def test_settings_that_are_read_from_a_mapping_are_checked_as_a_file_is() -> None:
+    defaults = Config(run="r", images=["a"], bounds={"width": (0.0, 1.0)}, optimiser=Optimiser(lr=0.5))
+
+    def read(**settings: object) -> Config:
+        return read_settings(Config, settings, defaults=defaults, prog="python -m command")
+
+    assert read() == defaults
+    changed = read(optimiser={"betas": [0.5, 0.6]}, bounds={"height": [1, 2]}, sizes_px=[64])
+    assert changed.optimiser == Optimiser(lr=0.5, betas=(0.5, 0.6)), "the rest of a group stays"
+    assert changed.bounds == {"height": (1.0, 2.0)} and changed.sizes_px == (64,), "a mapping is one value"
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"optimiser": {"rl": 1.0}}, "unknown option optimiser.rl; did you mean --optimiser.lr?"),
+        ({"limit": "many"}, "--limit: expected .*, found many"),
+        ({"limit": -1}, "limit must be 0 or more"),
+    ]
+    for settings, message in cases:
+        with pytest.raises(UserError, match=message):
+            read(**settings)
 
 
 def test_a_closed_pipe_is_no_error() -> None:

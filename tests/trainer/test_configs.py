@@ -78,7 +78,7 @@ def _stages(path: Path) -> list[TrainConfig]:
 
 
 def test_there_is_a_file_for_each_scale() -> None:
-    assert len(PATHS) == 4
+    assert len(PATHS) == 6
     assert {_plan_config(path).fit_config for path in PATHS} == {str(path.relative_to(ROOT)) for path in PATHS}
     assert {(_plan_config(path).gpu, _plan_config(path).num_gpus) for path in PATHS} == {
         ("a100", 8),

@@ -14,7 +14,11 @@ from trainer.config.running import CheckpointConfig, DistributedConfig, WatchCon
 from trainer.config.techniques import DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
 
 StageName = Literal["pixel", "alignment", "aesthetic", "all"]
+RecipeName = Literal["paper", "cheap"]
 SCRATCH = "scratch"
+PAPER: RecipeName = "paper"
+CONFIG_FILE = "config.yaml"
+"""The file in a run's folder that holds all settings of its last start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,9 @@ class TrainConfig:
 
     stage: StageName
     """Stage to train: pixel, alignment, aesthetic, or all (one after the other)."""
+    recipe: RecipeName = PAPER
+    """Recipe that the settings of the stage start from: paper (PixArt-alpha's) or cheap (what trains for less since then: see
+    trainer/stages.py); default: that of the runs in run_dir, else paper."""
     conditioning: Literal["text", "class"] = "text"
     """Conditioning of the network: text (captions) or class."""
     follows: str | None = None

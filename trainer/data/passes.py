@@ -1,7 +1,11 @@
 """Passes over a data set: how often a stage sees each image, and a warning where that is too often. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MOST_PASSES = 50
 """Passes over a stage's images above which training warns: the network may memorise them."""
@@ -17,9 +21,9 @@ class TrainingWarning:
     """The measurement or count, and the setting to change."""
 
 
-def count_passes(rungs: Sequence[tuple[int, int]]) -> float:
-    """Counts how often a stage sees each image, from the images seen and the images of the data set at each resolution."""
-    return sum(images_seen / num_images for images_seen, num_images in rungs)
+def count_passes(rungs: Sequence[tuple[int, float]]) -> float:
+    """Counts how often a stage sees each image, from the images seen and the images of a pass at each resolution."""
+    return sum(images_seen / images_per_pass for images_seen, images_per_pass in rungs)
 
 
 def passes_text(passes: float) -> str:
@@ -38,7 +42,17 @@ def passes_warning(stage: str, passes: float, *, num_images: int) -> TrainingWar
     )
 
 
-def count_training_samples(url: str) -> int | None:
+@dataclass(frozen=True)
+class TrainingSamples:
+    """Number of training samples of a feature store."""
+
+    stored: int
+    """All that are stored, those that are left out too."""
+    per_pass: float
+    """Images of a pass, in which each sample is seen as often as its weight says."""
+
+
+def training_samples(url: str, *, skip: Collection[str] = (), weights: "pa.Table | None" = None) -> TrainingSamples | None:
     """Training samples of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
     from foundry.errors import UserError
     from foundry.storage.folder import Folder, store_errors
@@ -47,6 +61,8 @@ def count_training_samples(url: str) -> int | None:
 
     try:
         with store_errors(Folder(url)):
-            return FeatureStore.open(url).num_samples(TRAIN)
+            stored = FeatureStore.open(url).num_samples(TRAIN)
+            chosen = FeatureStore.open(url, skip=skip, weights=weights)  # the same where neither is given
+            return TrainingSamples(stored=stored, per_pass=chosen.images_per_pass(TRAIN))
     except UserError:
         return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from foundry.errors import UserError
+from foundry.extras import missing_library
 from foundry.hardware import keep_freed_memory
 from model.generation.pipeline_parts import RuntimeConfig
 from trainer.evaluation.benchmark import Benchmark
@@ -82,9 +83,9 @@ def _module_of(name: str) -> BenchmarkModule:
     try:
         module = import_module(BENCHMARKS.get(name, name))
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"the benchmark {name} needs {error.name}, which is not here: run this from a checkout of the repository after "
-            "`make setup`"
+        raise missing_library(error, preferred="evaluate") or UserError(
+            f"the benchmark {name} needs {error.name}, which is not here: modules of examples/ are in the repository, not in "
+            "the installed package, so run this in a checkout, after `make setup`; one of your own, in its folder"
         ) from error
     if not hasattr(module, "open_benchmark"):
         raise UserError(

@@ -364,7 +364,11 @@ def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> Te
     found = read_teacher_info(url)
     command = f"{info.command} --teacher.name NAME"
     if found is None:
-        raise UserError(f"{url} holds no features of a teacher: make them by {command}", setting="repa.teacher")
+        raise UserError(
+            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them by {command}, name a teacher "
+            "that sees the images in training, or give null to train without REPA",
+            setting="repa.teacher",
+        )
     if found.features not in info.fingerprints:
         raise UserError(f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it by {command}")
     store = TeacherStore(url, found)

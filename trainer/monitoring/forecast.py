@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from foundry.wording import counted
 from trainer.config.ladder import LadderPosition, Rung
 from trainer.config.train import TrainConfig
-from trainer.data.passes import TrainingWarning, count_passes, count_training_samples, passes_warning
+from trainer.data.passes import TrainingWarning, count_passes, passes_warning, training_samples
+from trainer.data.skip_list import read_skip_list
+from trainer.data.weights import read_weights
 
 LONGEST_S = 7 * 86_400.0
 """Seconds of training above which training warns: a week."""
@@ -23,14 +25,19 @@ FIRST_STEPS = 50
 """Steps after a start by which the speed is known; WARM_UP_STEPS are among them."""
 
 
-def stage_passes_warning(config: TrainConfig, present: Rung, *, num_samples: int) -> TrainingWarning | None:
-    """Counts all resolutions of a stage. `present` has `num_samples` samples; one without features counts as having as many."""
-    counts = [
-        num_samples if rung == present else count_training_samples(config.features_folder(rung)) or num_samples
-        for rung in config.ladder
-    ]
-    passes = count_passes([(rung.images_seen, count) for rung, count in zip(config.ladder, counts, strict=True)])
-    return passes_warning(config.stage, passes, num_images=counts[0])
+def stage_passes_warning(config: TrainConfig, present: Rung, *, images_per_pass: float) -> TrainingWarning | None:
+    """Counts all resolutions of a stage; samples are chosen and weighed by files, whose SQL was asked.
+
+    A pass at `present` has `images_per_pass`; one at a resolution without features counts as having as many.
+    """
+    skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
+
+    def of(rung: Rung) -> float:
+        found = None if rung == present else training_samples(config.features_folder(rung), skip=skip, weights=weights)
+        return images_per_pass if found is None else found.per_pass
+
+    counts = [(rung.images_seen, of(rung)) for rung in config.ladder]
+    return passes_warning(config.stage, count_passes(counts), num_images=round(counts[0][1]))
 
 
 def duration_warning(

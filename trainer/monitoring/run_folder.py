@@ -37,7 +37,7 @@ from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
-from trainer.config.train import TrainConfig
+from trainer.config.train import CONFIG_FILE, TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
@@ -45,7 +45,7 @@ from trainer.monitoring.losses import remove_losses
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-CONFIG = "config.yaml"
+CONFIG = CONFIG_FILE
 LOG = "log.txt"
 NOT_FINITE = "not_finite.txt"
 STOP = "STOP"

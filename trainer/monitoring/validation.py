@@ -98,8 +98,35 @@ def measure(
     return ValidationLoss(loss=float(sums[:, 0].sum() / sums[:, 1].sum()), bands=tuple(means))
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CheckpointValidation:
+    """A checkpoint, and the samples that its loss is measured on."""
+
+    network: nn.Module
+    samples: ValidationSet
+    collator: Collator
+    workers: Workers
+
+
 def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime: RuntimeConfig) -> ValidationLoss:
     """Over at most `num_images` of the features' validation split. Raises UserError for features that do not fit."""
+    opened = open_validation(checkpoint, features, num_images=num_images, runtime=runtime)
+    bands = WatchConfig.timestep_bands
+    return measure(opened.samples, opened.network, opened.collator, opened.workers, bands=bands, precision=torch.float32)
+
+
+def open_validation(
+    checkpoint: str,
+    features: str,
+    *,
+    num_images: int,
+    runtime: RuntimeConfig | None = None,
+    weights: dict[str, float] | None = None,
+) -> CheckpointValidation:
+    """At most `num_images` of the features' validation split; `weights` choose their captions, by name.
+
+    Raises UserError for features that do not fit the checkpoint.
+    """
     network, config = load_checkpoint(checkpoint, dtype=torch.float32)
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
@@ -118,7 +145,7 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
             advice="give features that were made with that one",
         )
     check_reading(config, store.info, where=features, trained=checkpoint)
-    workers = Workers(device=torch.device(runtime.resolved().device))
+    workers = Workers(device=torch.device((runtime or RuntimeConfig()).resolved().device))
     network = network.to(workers.device)
     collator = Collator(
         network=network.config,
@@ -129,5 +156,5 @@ def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime:
         class_dropout=0.0,
         device_tokens=_DEVICE_TOKENS,
     )
-    samples = ValidationSet.of(store, collator, num_images=num_images, weights={}, workers=workers)
-    return measure(samples, network, collator, workers, bands=WatchConfig.timestep_bands, precision=torch.float32)
+    samples = ValidationSet.of(store, collator, num_images=num_images, weights=weights or {}, workers=workers)
+    return CheckpointValidation(network=network, samples=samples, collator=collator, workers=workers)

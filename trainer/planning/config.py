@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from trainer.config.running import Sharding
-from trainer.config.train import StageName
+from trainer.config.train import RecipeName, StageName
 from trainer.data.passes import count_passes
 from trainer.monitoring.gpus import GPUS, Gpu
 
@@ -19,6 +19,8 @@ class PlanConfig:
 
     stage: StageName | None = None
     """Stage to plan: pixel, alignment, aesthetic, or all; default: the one that the file of --fit_config names, else all."""
+    recipe: RecipeName | None = None
+    """Recipe of the stages, as in trainer.fit; default: the one that the file of --fit_config names, else paper."""
     fit_config: str | None = None
     """YAML file that trainer.fit will be given by --config; default: the stages' own settings."""
     gpu: str = "h100"
@@ -36,8 +38,8 @@ class PlanConfig:
     gradient_checkpointing: bool = False
     """Count GPU-days with gradient checkpointing, as is done anyway if the file sets it; memory is shown with and without."""
     num_images: int | None = None
-    """Number of images in a stage's data set, for passes and disk; default: the samples of its features if they exist, else the
-    paper's 1M, 10M and 14M."""
+    """Number of images in a stage's data set, for passes and disk, each seen once a pass; default: the samples of its features
+    if they exist, as `data.skip` and `data.weights` choose them, else the paper's 1M, 10M and 14M."""
     caption_tokens: float = 120
     """Mean length of the captions in T5 tokens; the default, the longest that are read, is the upper bound."""
     caption_variants: int = 1
@@ -86,6 +88,13 @@ class DatasetSize:
     num_images: int
     source: str
     """The option, the features or the paper that gives the number."""
+    weighed: float | None = None
+    """Images of a pass, in which each sample is seen as often as its weight says; none: each is seen once."""
+
+    @property
+    def images_per_pass(self) -> float:
+        """Images of a pass."""
+        return self.num_images if self.weighed is None else self.weighed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +167,7 @@ class RungPlan:
     @property
     def passes(self) -> float:
         """Number of times that each image is seen."""
-        return count_passes([(self.images_seen, self.dataset.num_images)])
+        return count_passes([(self.images_seen, self.dataset.images_per_pass)])
 
     @property
     def memory_as_set(self) -> MemoryPlan:

@@ -12,14 +12,13 @@ from model.dit_config import DiTConfig, RoutedBlocks
 from model.flops import dit_flops, total
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
-from trainer.config.train import TrainConfig
-from trainer.data.passes import count_training_samples
-from trainer.planning.config import DatasetSize, DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.config.train import PAPER, TrainConfig
+from trainer.planning.config import DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.planning.dataset import dataset_size
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
-from trainer.planning.paper import PAPER_DATASET_IMAGES
 from trainer.planning.techniques import TechniqueCost, technique_costs
-from trainer.stages import STAGES, choose_stage, stage_named_by
+from trainer.stages import choose_stage, named_by, stages_of
 
 _KEY_BYTES = 100
 """A row of a feature store without latents and captions: key, sizes, names of the captions."""
@@ -45,10 +44,14 @@ def plan(config: PlanConfig) -> list[RungPlan]:
 
 def stage_configs(config: PlanConfig) -> list[TrainConfig]:
     """The settings that trainer.fit would use. Raises UserError for a file of settings that it would refuse."""
-    chosen = config.stage or stage_named_by(config.fit_config) or "all"
-    names = [name for name in STAGES if chosen in (name, "all")]
+    recipe = config.recipe or (PAPER if config.fit_config is None else None)
+    given = {"config": config.fit_config, "stage": config.stage, "recipe": recipe}
+    arguments = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+    stages = stages_of(arguments)
+    chosen = named_by(arguments, "stage") or "all"
+    names = [name for name in stages if chosen in (name, "all")]
     if config.fit_config is None:
-        return [STAGES[name]() for name in names]
+        return [stages[name]() for name in names]
     found: list[TrainConfig] = []
 
     def keep(train: TrainConfig) -> int:
@@ -56,8 +59,8 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
         return 0
 
     for name in names:
-        arguments = choose_stage(["--config", config.fit_config, "--stage", name], STAGES)
-        if run_command(TrainConfig, keep, prog="python -m trainer.fit", example="", presets={"stage": STAGES}, argv=arguments):
+        words = choose_stage([*arguments, "--stage", name], stages)
+        if run_command(TrainConfig, keep, prog="python -m trainer.fit", example="", presets={"stage": stages}, argv=words):
             raise UserError(f"trainer.fit would not start with {config.fit_config}", setting="fit_config")
     return found
 
@@ -79,7 +82,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     work += rung.num_steps * optimizer_flops
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)
-    dataset = _dataset_size(train, rung, config)
+    dataset = dataset_size(train, rung, num_images=config.num_images)
     images_per_s = rung.images_seen / (gpu_days * 86_400 / config.num_gpus)
     return RungPlan(
         stage=train.stage,
@@ -115,15 +118,6 @@ def _flops(network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, 
 
     whole, few = of(None), of(routed)
     return whole[0] + share * (few[0] - whole[0]), whole[1] + share * (few[1] - whole[1])
-
-
-def _dataset_size(train: TrainConfig, rung: Rung, config: PlanConfig) -> DatasetSize:
-    if config.num_images is not None:
-        return DatasetSize(config.num_images, "--num_images")
-    folder = train.features_folder(rung)
-    if num_samples := count_training_samples(folder):
-        return DatasetSize(num_samples, folder)
-    return DatasetSize(PAPER_DATASET_IMAGES[train.stage], "as in the paper")
 
 
 def _network(train: TrainConfig, rung: Rung, config: PlanConfig) -> DiTConfig:

@@ -1,6 +1,7 @@
 """Cost of an optimiser: bytes of its moments, and the operations of a step besides those of the network."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
@@ -25,6 +26,7 @@ class OptimizerCost:
     """Operations of a step, which workers share: Muon's matrix products; what is done value by value is not counted."""
 
 
+@lru_cache
 def optimizer_cost(config: DiTConfig, optim: OptimConfig) -> OptimizerCost:
     """The cost for the network of a configuration."""
     import torch

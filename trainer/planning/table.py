@@ -99,7 +99,7 @@ def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Ite
         for cost in rung.techniques
     ]
     yield from _aligned(_TECHNIQUES, rows)
-    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: besides those below."
+    yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: in the sums below."
 
 
 def _what(rung: "RungPlan") -> tuple[object, ...]:
@@ -112,7 +112,8 @@ def _datasets(rungs: "Sequence[RungPlan]") -> str:
     sizes: dict[str, list[str]] = {}
     for rung in rungs:
         named = sizes.setdefault(rung.dataset.source, [])
-        if (size := f"{rung.stage} {_count(rung.dataset.num_images)}") not in named:
+        weighed = "" if rung.dataset.weighed is None else f" (chosen and weighed: {_count(round(rung.dataset.weighed))} a pass)"
+        if (size := f"{rung.stage} {_count(rung.dataset.num_images)}{weighed}") not in named:
             named.append(size)
     return "; ".join(f"{', '.join(named)} images ({source})" for source, named in sizes.items())
 
@@ -155,8 +156,12 @@ def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     ]
     yield from _aligned(_DISK, rows)
     latents, *ways = (sum(column) for column in zip(*sizes, strict=True))
-    answers = (f"{_gb(latents + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True))
-    yield f"In all {', '.join(answers)}. Resolutions of a stage share their captions."
+    teacher = sum(cost.stored_bytes * rung.dataset.num_images for rung in rungs for cost in rung.techniques)
+    answers = (
+        f"{_gb(latents + teacher + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True)
+    )
+    stored = f", {_gb(teacher)} of a teacher among them" if teacher else ""
+    yield f"In all {', '.join(answers)}{stored}. Resolutions of a stage share their captions."
 
 
 def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
@@ -190,7 +195,8 @@ def _summary(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]
     needed = max(rung.memory_as_set.memory.total(rung.memory_as_set.num_images) for rung in rungs)
     stages = {stage: [rung for rung in rungs if rung.stage == stage] for stage in dict.fromkeys(rung.stage for rung in rungs)}
     passes = {
-        name: count_passes([(rung.images_seen, rung.dataset.num_images) for rung in stage]) for name, stage in stages.items()
+        name: count_passes([(rung.images_seen, rung.dataset.images_per_pass) for rung in stage])
+        for name, stage in stages.items()
     }
     often = ", ".join(f"{passes_text(times)} in {stage}" for stage, times in passes.items()).replace(" in", " times in", 1)
     yield (

@@ -3,21 +3,24 @@
 Counted as in model/flops.py: matrix products, attention and convolutions. A projector is trained, so that its backward pass
 makes two products for each; a teacher, and the VAE that decodes latents for it, run forward only. Memory assumes that each
 technique keeps float32 copies of what its loss reads, and that the teacher's largest activations come on top of the network's.
+Projectors see the tokens that their block sees where routing leads others past it; memory is that of images without routing.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
 from trainer.config.ladder import Rung
-from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
+from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig
 from trainer.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from model.encoders.vae import VAE
 
 _FLOAT_BYTES = 4
 _HALF_BYTES = 2
@@ -70,7 +73,7 @@ def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig, *, store
         cost
         for cost in (
             _repa(train, rung, network, before=before, stored_width=stored_width) if train.repa.is_on else None,
-            _sra2(train.sra2, network) if train.sra2.is_on else None,
+            _sra2(train, rung, network) if train.sra2.is_on else None,
             _layersync(train.layersync, network) if train.layersync.is_on else None,
             _dispersive(train.dispersive, network) if train.dispersive.is_on else None,
         )
@@ -90,10 +93,11 @@ def _repa(train: TrainConfig, rung: Rung, network: DiTConfig, *, before: int, st
     if repa.teacher != STORED:
         teacher = _teacher(repa.teacher or "", repa.revision, train.vae, network)
     widths = repa.projector_widths(network.width, teacher_width=teacher.width)
+    seen = _seen_tokens(train, rung, network, block=repa.chosen_block(network.depth), share=share)
     return TechniqueCost(
         name="repa",
         share=share,
-        flops_per_image=teacher.flops_per_image + _projector_flops(widths, network),
+        flops_per_image=teacher.flops_per_image + _projector_flops(widths, seen),
         parameters=_projector_parameters(widths),
         frozen_bytes=teacher.num_bytes if share else 0.0,
         activations_per_image=_projector_bytes(widths, network),
@@ -101,11 +105,12 @@ def _repa(train: TrainConfig, rung: Rung, network: DiTConfig, *, before: int, st
     )
 
 
-def _sra2(sra2: Sra2Config, network: DiTConfig) -> TechniqueCost:
-    widths = sra2.projector_widths(network.width, patch_values=network.in_channels * network.patch_size**2)
+def _sra2(train: TrainConfig, rung: Rung, network: DiTConfig) -> TechniqueCost:
+    widths = train.sra2.projector_widths(network.width, patch_values=network.in_channels * network.patch_size**2)
+    seen = _seen_tokens(train, rung, network, block=train.sra2.chosen_block(network.depth), share=1.0)
     return TechniqueCost(
         name="sra2",
-        flops_per_image=_projector_flops(widths, network),
+        flops_per_image=_projector_flops(widths, seen),
         parameters=_projector_parameters(widths),
         activations_per_image=_projector_bytes(widths, network),
     )
@@ -130,8 +135,18 @@ def _tokens(network: DiTConfig) -> int:
     return network.base_grid**2
 
 
-def _projector_flops(widths: Sequence[int], network: DiTConfig) -> float:
-    return sum(3 * 2.0 * _tokens(network) * width_in * width_out for width_in, width_out in pairwise(widths))
+def _seen_tokens(train: TrainConfig, rung: Rung, network: DiTConfig, *, block: int, share: float) -> float:
+    """Tokens that a block sees, on average over a rung's first images, a `share` of them above 0; the first ones are routed."""
+    tokens, blocks = _tokens(network), train.routing.blocks
+    if blocks is None or not share or not blocks.before < block <= network.depth - blocks.after:
+        return tokens
+    num_routed = train.routing.routed_images(train.ladder, train.ladder.index(rung), num_tokens=tokens)
+    routed = min(1.0, num_routed / (share * rung.images_seen))
+    return tokens - routed * (tokens - blocks.num_kept(tokens))
+
+
+def _projector_flops(widths: Sequence[int], num_tokens: float) -> float:
+    return sum(3 * 2.0 * num_tokens * width_in * width_out for width_in, width_out in pairwise(widths))
 
 
 def _projector_parameters(widths: Sequence[int]) -> int:
@@ -163,33 +178,30 @@ def _teacher(name: str, revision: str | None, vae_name: str | None, network: DiT
 
     tower = empty_vision_tower(VisionTowerConfig(name=name, revision=revision))
     vae = _empty_vae(vae_name, network)
-    downsampling = 2 ** (len(vae.config.block_out_channels) - 1)
-    side, grid = network.sample_size, (network.base_grid, network.base_grid)
-    at_once = max(1, DECODED_PX // (side * downsampling) ** 2)
+    side, side_px, grid = network.sample_size, network.sample_size * vae.downsampling, (network.base_grid, network.base_grid)
+    at_once = max(1, DECODED_PX // side_px**2)
     with torch.no_grad():
-        flops = _flops(lambda: vae.decode(torch.empty(1, network.in_channels, side, side, device="meta")))
-        flops += _flops(
-            lambda: tower.features(torch.empty(1, 3, side * downsampling, side * downsampling, device="meta"), grid)
-        )
-    vae = vae.bfloat16()
-    peak = peak_bytes(vae, lambda: vae.decode(torch.empty(at_once, network.in_channels, side, side, dtype=torch.bfloat16)))
-    weights = 2 * (_num_parameters(vae) + _num_parameters(tower.model))
+        flops = _flops(lambda: vae.model.decode(torch.empty(1, network.in_channels, side, side, device="meta")))
+        flops += _flops(lambda: tower.features(torch.empty(1, 3, side_px, side_px, device="meta"), grid))
+    decoder = vae.model.bfloat16()
+    shape = (at_once, network.in_channels, side, side)
+    peak = peak_bytes(decoder, lambda: decoder.decode(torch.empty(shape, dtype=torch.bfloat16)))
+    weights = 2 * (_num_parameters(decoder) + _num_parameters(tower.model))
     return _FrozenCost(width=tower.width, flops_per_image=flops, num_bytes=weights + peak)
 
 
-def _empty_vae(name: str | None, network: DiTConfig) -> Any:
-    """The VAE of this name, or of Stable Diffusion's sizes, as PixArt's is, without weights."""
+def _empty_vae(name: str | None, network: DiTConfig) -> "VAE":
+    """The VAE of this name, or one of Stable Diffusion's sizes, as PixArt's is, without weights."""
     import torch
     from diffusers import AutoencoderKL
 
-    from model.encoders.frozen_parts import find_part
+    from model.encoders.vae import VAE, VAEConfig, empty_vae
     from model.generation.memory import STABLE_DIFFUSION_VAE
 
-    settings: dict[str, Any] = {**STABLE_DIFFUSION_VAE, "latent_channels": network.in_channels}
     if name is not None:
-        settings = dict(AutoencoderKL.load_config(find_part(name, "vae").folder))
+        return empty_vae(VAEConfig(name=name))
     with torch.device("meta"):
-        return AutoencoderKL.from_config(settings).eval()
+        return VAE(AutoencoderKL.from_config({**STABLE_DIFFUSION_VAE, "latent_channels": network.in_channels}).eval())
 
 
 def _num_parameters(module: "nn.Module") -> int:

@@ -4,7 +4,6 @@ All that is random or ordered follows from the seed and the images seen, so that
 last checkpoint bit for bit as if it had not been interrupted (on CPUs; on as many workers).
 """
 
-import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,12 @@ import torch
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
-from foundry.storage.folder import Folder
 from foundry.wording import counted
 from trainer.config.data import is_query
 from trainer.config.ladder import LadderPosition, ladder_position
 from trainer.config.train import TrainConfig
-from trainer.data.queries import PURPOSES, Purpose, answer_file, write_answer
+from trainer.data.queries import PURPOSES, Purpose, answer_file, asked_dataset, write_answer
 from trainer.distributed import Workers, join_workers
-from trainer.features.info import read_info
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
@@ -81,7 +78,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
             "or data.weights): from here on their order is another one"
         )
     if workers.is_first:
-        run.warn_once(stage_passes_warning(config, position.rung, num_samples=math.ceil(store.images_per_pass(TRAIN))))
+        run.warn_once(stage_passes_warning(chosen, position.rung, images_per_pass=store.images_per_pass(TRAIN)))
     stopped_in = _train_rungs(chosen, workers, run, position=position, state=state, store=store)
     ending = "done" if stopped_in is None else "stopped; the same command resumes it"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {run.path / CHECKPOINTS}")
@@ -122,9 +119,7 @@ def with_answers(config: TrainConfig, run: RunFolder, features: str, workers: Wo
     data = config.data
     queries: dict[Purpose, str] = {purpose: sql for purpose in PURPOSES if (sql := getattr(data, purpose)) and is_query(sql)}
     if queries and workers.is_first:
-        dataset = data.dataset or read_info(Folder(features)).source
-        if not dataset:
-            raise UserError(f"{features} does not tell the data set that it was made of: name it", setting="data.dataset")
+        dataset = data.dataset or asked_dataset(features)
         for purpose, sql in queries.items():
             write_answer(sql, purpose=purpose, dataset=dataset, training=run.path)
     workers.gather(None)  # the files are there for all

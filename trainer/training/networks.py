@@ -214,7 +214,7 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
             config.features_folder(rung), skip=skip, weights=weights, with_teacher=config.repa.teacher == STORED
         )
     except UserError as error:
-        raise UserError(f"{error} (for this stage: {features_command(config, rung)})") from None
+        raise UserError(f"{error} (for this stage: {features_command(config, rung)})", setting=error.setting) from None
     info = store.info
     problems = {
         f"resolution {info.resolution}, expected {rung.resolution}": info.resolution != rung.resolution,

@@ -55,7 +55,7 @@ class RungTraining:
         batch = replace(batch, captions=collator.captions(batch))  # encoded here where they are not stored
         result = train_step(state, collator.objective, collator.micro_batches(batch, positions), settings)
         state.images_seen += size
-        record = step_record(self.parts, batch, images_seen=state.images_seen, lr=settings.lr, wait_s=wait_s)
+        record = step_record(self.parts, batch, settings, images_seen=state.images_seen, wait_s=wait_s)
         self.reporter.add(
             record,
             losses=result.losses,

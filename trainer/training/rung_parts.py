@@ -28,11 +28,12 @@ from trainer.monitoring.metrics import StepRecord
 from trainer.monitoring.run_folder import RunFolder
 from trainer.monitoring.sample_grids import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.monitoring.validation import ValidationSet, measure
+from trainer.planning.work import AddedWork
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
 from trainer.training.optimizer import learning_rate, optimizer_record
-from trainer.training.techniques.opening import check_teacher, group_of
+from trainer.training.techniques.opening import check_teacher, group_of, open_work
 from trainer.training.techniques.technique import technique_records
 from trainer.training.train_step import StepSettings, TrainState
 
@@ -53,6 +54,8 @@ class RungParts:
     """None: no validation loss is measured."""
     grids: SampleGrids | None
     """On the first worker only; None: no samples are drawn."""
+    added_work: AddedWork
+    """Operations of techniques and optimiser, for MFU; none are counted where the device's peak is not known."""
 
     @property
     def network(self) -> DiTConfig:
@@ -98,6 +101,7 @@ def open_rung(
         pipeline=pipeline,
         validation=validation,
         grids=grids,
+        added_work=open_work(config, rung, network.config, store) if peak_flops(config, workers.device) else AddedWork(),
     )
 
 
@@ -134,8 +138,12 @@ def step_settings(parts: RungParts, state: TrainState) -> StepSettings:
     )
 
 
-def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: float, wait_s: float) -> StepRecord:
-    """The record of the step after which the stage has seen `images_seen` images."""
+def step_record(
+    parts: RungParts, batch: FeatureBatch, settings: StepSettings, *, images_seen: int, wait_s: float
+) -> StepRecord:
+    """The record of the step with these settings after which the stage has seen `images_seen` images."""
+    acting = [shared.technique.name for shared in settings.techniques]
+    added = parts.added_work.flops(acting, num_images=parts.position.rung.batch_size)
     position, rung = parts.position, parts.position.rung
     in_rung = images_seen - position.images_before
     steps_before = sum(before.num_steps for before in parts.config.ladder[: position.index])
@@ -144,9 +152,9 @@ def step_record(parts: RungParts, batch: FeatureBatch, *, images_seen: int, lr: 
         images_seen=images_seen,
         resolution=rung.resolution,
         images_left=rung.images_seen - in_rung,
-        lr=lr,
+        lr=settings.lr,
         keys=batch.keys,
-        flops=_batch_flops(parts.collator, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size,
+        flops=_batch_flops(parts.collator, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size + added,
         batch_size=rung.batch_size,
         wait_s=wait_s,
     )
@@ -291,7 +299,7 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float | None:
 
 
 def _batch_flops(collator: Collator, batch: FeatureBatch, *, images_seen: int) -> float:
-    """FLOPs of an image of the batch that follows `images_seen` images, forward and backward."""
+    """FLOPs of the network on an image of the batch that follows `images_seen` images, forward and backward."""
     network = collator.network
     tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
     grid = (batch.bucket[0] // network.patch_size, batch.bucket[1] // network.patch_size)

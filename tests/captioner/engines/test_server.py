@@ -53,6 +53,12 @@ def test_answers_are_those_of_the_engine(client: TestClient, engine: Transformer
     assert client.post("/v1/chat/completions", json=request(3)).json()["choices"][0]["logprobs"] is None
 
 
+def test_a_question_that_exceeds_the_context_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/chat/completions", json=request(prompt="owl " * 2048))
+    assert answer.status_code == 422
+    assert "and a caption up to 8 more; the context has 2048" in answer.json()["error"]["message"]
+
+
 def test_a_request_sets_its_own_decoding(client: TestClient) -> None:
     answer = client.post("/v1/chat/completions", json=request(max_tokens=2)).json()
     assert answer["usage"]["completion_tokens"] == 2

@@ -146,8 +146,27 @@ def test_images_and_prompts_of_similar_size_share_a_batch(tiny_llava: Path, monk
 def test_a_context_too_short_for_an_image_and_its_caption_is_named(tiny_llava: Path) -> None:
     image = images(1)[0]
     engine(tiny_llava).check(image, "owl")
-    with pytest.raises(UserError, match=r"take \d+ tokens, and a caption up to 5000 more; the context has 2048: lower"):
+    lower = r"take \d+ tokens, and a caption up to 5000 more; the context has 2048: lower generation\.max_new_tokens"
+    with pytest.raises(UserError, match=lower):
         engine(tiny_llava, max_new_tokens=5000).check(image, "owl")
+    with pytest.raises(UserError, match=r"the context has 2048: take a shorter prompt \(a JSON schema is part of it\)"):
+        engine(tiny_llava).check(image, "owl " * 2048)
+
+
+def test_a_question_that_exceeds_the_context_fails_alone(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, long = engine(tiny_llava, batch_size=6), "owl " * 2048
+    kept = [0, 2, 3, 5]
+    prompts = [prompt if row in kept else long for row, prompt in enumerate(PROMPTS)]
+    said = model.caption(images(), prompts, KEYS)
+    assert [bool(one.failure) for one in said] == [row not in kept for row in range(6)]
+    assert "tokens, and a caption up to 12 more; the context has 2048" in said[1].failure and not said[1].text
+    expected = [model.caption([images()[row]], [PROMPTS[row]], [KEYS[row]])[0] for row in kept]
+    assert_equal([said[row] for row in kept], expected)
+    fits = said[0].num_input_tokens + 12
+    monkeypatch.setattr(model, "_context", fits)
+    assert not model.caption(images(1), PROMPTS[:1], KEYS[:1])[0].failure
+    monkeypatch.setattr(model, "_context", fits - 1)
+    assert model.caption(images(1), PROMPTS[:1], KEYS[:1])[0].failure
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:

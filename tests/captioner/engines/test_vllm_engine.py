@@ -190,6 +190,44 @@ def test_captions_are_those_of_transformers_and_a_kill_loses_nothing(tmp_path: P
     assert len(_captions(by_vllm)) == 200
 
 
+_LONG_QUESTIONS = """
+import json
+from pathlib import Path
+import numpy as np
+from captioner.engines.generation import GenerationSettings
+from captioner.engines.model_source import resolve_model
+from captioner.engines.vllm_engine import VllmEngine
+from captioner.engines.vllm_settings import VllmSettings
+
+if __name__ == "__main__":
+    settings = VllmSettings(max_model_len=256, gpu_memory_utilization=0.3, args={"enforce_eager": True})
+    engine = VllmEngine(resolve_model("mini"), GenerationSettings(dtype="float32", max_new_tokens=20), settings)
+    pixels = list(np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8))
+    prompts = ["an owl", "owl " * 400, "a key", "owl " * 0, "owl"]
+    (alone,) = engine.caption(pixels[:1], prompts[:1], ["a"])
+    prompts[3] = "owl " * (256 - alone.num_input_tokens - 10)
+    said = engine.caption(pixels, prompts, list("abcde"))
+    same = [engine.caption([pixels[row]], [prompts[row]], ["k"])[0].text == said[row].text for row in (0, 2, 4)]
+    found = {"failures": [one.failure for one in said], "same": same, "texts": [one.text for one in said]}
+    Path("found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM_PYTHON, reason="VLLM_PYTHON names no environment with vLLM")
+def test_a_question_that_exceeds_the_context_fails_alone(tmp_path: Path) -> None:
+    """One that vLLM refuses, and one after which it would cut the caption; the others of the unit are answered."""
+    script = tmp_path / "questions.py"
+    script.write_text(_LONG_QUESTIONS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    subprocess.run([VLLM_PYTHON, str(script)], cwd=tmp_path, env=environment, check=True, timeout=300)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [bool(failure) for failure in found["failures"]] == [False, True, False, True, False]
+    assert "maximum context length is 256 tokens" in found["failures"][1]
+    assert "and a caption up to 20 more; the context has 256" in found["failures"][3]
+    assert found["same"] == [True] * 3 and all(found["texts"][row] for row in (0, 2, 4))
+
+
 SCHEMA = {
     "type": "object",
     "properties": {

@@ -70,6 +70,20 @@ def test_sql_counts_red_objects_left_of_the_centre(run: str) -> None:
         assert (path, kind, text, value) == ("$.compositional_deconstruction.elements[0]", "object", None, True)
 
 
+def test_objects_of_other_schemas_have_boxes_and_descriptions(scenes: Path, tmp_path: Path) -> None:
+    """Qwen3-VL's own boxes begin with the left edge; an object may have a label or a name."""
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("name: p\nversion: 1\nprompts: [{name: q, text: Q, schema: {type: object}}]")
+    pan, cup = {"bbox_2d": [700, 0, 900, 200], "label": "a pan"}, {"bbox": [0, 700, 200, 900], "name": "a cup"}
+    captioner = truthful(scenes)
+    captioner.spoil = lambda key, number, truth: says(json.dumps({"all": [pan, cup, {"name": "no box"}]}), model=MODEL)
+    with captioned(scenes, tmp_path / "run", captioner, "--prompts", str(prompts), "--limit", "1", "--unit_size", "1"):
+        pass
+    with open_run(str(tmp_path / "run")) as database:
+        found = rows(database, "SELECT description, y0, x0, y1, x1, center_x FROM caption_objects ORDER BY object")
+    assert found == [("a pan", 0, 700, 200, 900, 800), ("a cup", 0, 700, 200, 900, 800)]
+
+
 def test_the_value_is_a_column_and_prose_has_none(run: str) -> None:
     truths = {key: structured_caption(scene, seed=SCENES.seed) for key, scene in drawn().items()}
     with open_run(run) as database:
@@ -82,6 +96,18 @@ def test_the_value_is_a_column_and_prose_has_none(run: str) -> None:
         prose = rows(database, "SELECT status, finish_reason, num_tokens, value, caption FROM captions WHERE value IS NULL")
         assert {row[:4] for row in prose} == {("ok", "rendered", 0, None)}
         assert len(prose) == NUM_SCENES and not any("{" in row[4] for row in prose)
+
+
+def test_a_structured_caption_is_merged_and_refined_as_prose(run: str, tmp_path: Path) -> None:
+    with open_run(run) as database:
+        ((key, prose),) = rows(database, "SELECT key, caption FROM captions WHERE value IS NULL ORDER BY key LIMIT 1")
+    more = ["--captions_from", run, "--only", f"SELECT '{key}' AS key", "--model", "m", "--t5.tokenizer", "mini"]
+    for prompts, quoted in (("merge", f'describe this image: "{prose}" Write'), ("refine", f'is "{prose}" Compare')):
+        with judge_server(lambda body: says("An owl.", model=MODEL)) as server:
+            arguments = [*more, "--out", str(tmp_path / prompts), "--prompts", prompts, "--engine", "endpoint"]
+            arguments += ["--endpoint.url", server.url]
+            assert run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments) == 0
+            assert quoted in server.texts()[-1]
 
 
 def test_density_is_counted_over_values_and_prose(run: str) -> None:
@@ -102,7 +128,7 @@ def test_the_run_says_what_its_captions_depend_on(run: str) -> None:
     assert record is not None
     assert record.structured_prompts == ["structured"]
     assert record.prompt_names == ["structured", "structured_prose"]
-    assert record.settings["structured_version"] == 1
+    assert record.settings["structured_version"] == 2
     assert "high_level_description" in record.settings["prompts"]["prompts"][0]["schema"]
 
 
@@ -172,7 +198,7 @@ def test_what_is_invalid_is_asked_for_again_twice_and_then_kept_raw(
     captioner.spoil = spoil
     with captioned(scenes, tmp_path / "run", captioner) as server:
         assert captioner.tries == {key: 3 if key in (late, never, cut) else 1 for key in keys}
-        again = [text for text in server.texts() if "An earlier answer was of no use" in text]
+        again = [text for text in server.texts() if "An earlier answer could not be used" in text]
     assert len(again) == 6
     assert sum("$: 'style_description' is a required property" in text for text in again) == 4
     assert sum("it was cut after 15 tokens; be shorter" in text for text in again) == 1
@@ -252,7 +278,7 @@ def test_a_model_that_never_follows_the_schema_is_said_after_the_first_unit(
         pass
     said = capsys.readouterr()
     assert "10 captioned" in said.out and "captions: 10 invalid_json" in said.out
-    assert "none of the 10 structured captions of unit 0 is JSON of its schema" in said.err
+    assert "none of the 10 structured captions of unit 0 follows its schema" in said.err
 
 
 def test_an_engine_without_constraints_is_asked_three_times(tmp_path: Path, tiny_llava: Path) -> None:

@@ -28,11 +28,12 @@ OBJECTS = json.dumps(
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
-        ("{", "the schema is no JSON"),
+        ("{", "the schema is not valid JSON"),
         ("[]", 'it needs "type": "object"'),
         ('{"type": "string"}', 'it needs "type": "object"'),
-        ('{"type": "object", "properties": {"a": {"type": "strin"}}}', r"no JSON schema: \$.properties.a.type: 'strin'"),
-        ('{"type": "object", "properties": {"a": {"pattern": "("}}}', "is not a 'regex'"),
+        ('{"type": "object", "properties": {"a": {"type": "strin"}}}', r"not a JSON schema: \$.properties.a.type: 'strin'"),
+        ('{"type": "object", "properties": {"a": {"pattern": "("}}}', "is not a 'regex'; patterns are regular"),
+        (r'{"type": "object", "properties": {"a": {"pattern": "\\p{L}"}}}', "patterns are regular expressions of Python"),
         ('{"type": "object", "properties": {"a": {"$ref": "http://there/a"}}}', "refers to http://there/a, which is not in it"),
         ('{"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}}', "refers to #/.defs/a, which is not in it"),
     ],
@@ -90,10 +91,10 @@ def test_keys_stand_in_the_order_of_the_schema() -> None:
         ('{"parts": []}', "'what' is a required property"),
         ('{"what": "owl", "parts": [{"a": "one"}]}', r"$.parts[0].a: 'one' is not of type 'integer'"),
         ('["an owl"]', "is not of type 'object'"),
-        ('{"what": "a", "n": NaN}', "NaN is no JSON"),
+        ('{"what": "a", "n": NaN}', "NaN is not valid in JSON"),
         ('{"what": "a", "n": 1e999}', "it is not JSON"),
         ('{"what": "a", "what": "b"}', "the key what is there twice"),
-        (r'{"what": "\ud800"}', "no Unicode text"),
+        (r'{"what": "\ud800"}', "not valid Unicode"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
@@ -131,8 +132,8 @@ def test_a_schema_comes_from_a_file_next_to_the_prompts_or_stands_in_them(tmp_pa
     ("schema", "complaint"),
     [
         ("absent.json", "absent.json cannot be read"),
-        ("broken.json", "broken.json is no JSON"),
-        ("{type: object, default: 2024-01-01}", "the schema holds what JSON has not"),
+        ("broken.json", "broken.json is not valid JSON"),
+        ("{type: object, default: 2024-01-01}", "the schema holds what JSON does not have"),
         ("{type: array}", 'it needs "type": "object"'),
     ],
 )

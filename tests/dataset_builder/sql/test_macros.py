@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from dataset_builder.concepts.density import rarefied
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.dataset.samples import ASPECT_RATIOS, nearest_ratios
 from dataset_builder.reports.density_rows import counted_captions, density_row
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import open_stored
+from dataset_builder.sql.macros import macro_sql
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from tests.dataset_builder.small_run import SmallRun
@@ -44,6 +48,26 @@ def test_density_and_rarefaction_are_those_of_the_density_command(database: Data
     assert {line["num_captions"] for line in database.fetch("FROM rarefied(1000)").to_pylist()} == {
         30
     }  # no more than there are
+
+
+@pytest.mark.parametrize("num_nouns", [200, 124_000])
+def test_rarefaction_in_sql_is_that_of_python_at_any_size(num_nouns: int) -> None:
+    """Up to the paper's 327.9M nouns, where differences of log-gammas would keep no digits."""
+    counts = np.maximum(3e7 / np.arange(1, num_nouns + 1) ** 1.1, 1).astype(np.int64)
+    with duckdb.connect() as connection:
+        connection.execute("CREATE SCHEMA stored")
+        connection.execute("CREATE TABLE stored.tallies AS SELECT 'dense' AS prompt, 11_200_000 AS num_captions")
+        connection.register("counted", pa.table({"count": counts}))
+        connection.execute("CREATE TABLE noun_counts AS SELECT 'dense' AS prompt, count FROM counted")
+        for statement in macro_sql(has_noun_index=False):
+            if "stored." in statement and ("choose" in statement or "stirling" in statement):
+                connection.execute(statement)
+        for size in (0, 1, 1_000, 112_000, 11_200_000, 20_000_000):
+            wanted = rarefied(counts, num_captions=11_200_000, sample_size=min(size, 11_200_000))
+            (found,) = connection.execute(f"SELECT valid_nouns, distinct_nouns FROM rarefied({size})").fetchall()
+            assert found == pytest.approx((wanted.valid_nouns, wanted.distinct_nouns), abs=0.051)
+        with pytest.raises(duckdb.Error, match="a sample holds 0 captions or more, not -1"):
+            connection.execute("FROM rarefied(-1)").fetchall()
 
 
 def test_valid_nouns_appear_so_often(database: Database) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from foundry.command_line import run_command
@@ -12,7 +14,7 @@ from tests.trainer.tiny_training import write_store
 from trainer.config.train import StageName
 from trainer.monitoring.gpus import GPUS, PAPER_A100_PRICE
 from trainer.plan import main
-from trainer.planning.config import PlanConfig
+from trainer.planning.config import DatasetSize, PlanConfig
 from trainer.planning.estimate import plan, stage_configs
 from trainer.planning.paper import (
     PAPER_A100_DAYS,
@@ -135,7 +137,7 @@ def test_the_settings_of_a_fit_are_planned(tmp_path: Path, capsys: pytest.Captur
     assert main(config) == 0
     (rung,) = json.loads(capsys.readouterr().out)["rungs"]
     assert (rung["resolution"], rung["images_seen"], rung["num_steps"], rung["patches"]) == (64, 6400, 100, 16)
-    assert (rung["passes"], rung["dataset"]) == (4.0, {"num_images": 1600, "source": "--num_images"})
+    assert (rung["passes"], rung["dataset"]) == (4.0, {"num_images": 1600, "source": "--num_images", "weighed": None})
     assert {part["num_images"] for part in rung["memory"]} == {4}  # 64 tokens: 4 images, not a quarter of 64
     path.write_text("batch: 3")
     with pytest.raises(UserError, match=r"would not start"):
@@ -241,3 +243,58 @@ def test_disk_follows_the_latents_and_the_captions() -> None:
     assert rung.patches == 256  # patches of one latent
     assert rung.disk.latents == 1000 * (2 * 32 * 16 * 16 + 100) and other.disk.latents == 1000 * (4 * 32 * 16 * 16 + 100)
     assert deterministic[0].disk.captions_bf16 == 1000 * (2 * 300 * 1024 + 64)
+
+
+def test_passes_are_those_of_training_with_weights_and_a_skip_list(tmp_path: Path) -> None:
+    """12 samples; one is left out, one weighs 3, one nothing: a pass has 12 images."""
+    write_store(tmp_path / "features", resolution=64, num_units=4, rows=6)
+    skip, weights = tmp_path / "skip.txt", tmp_path / "weights.parquet"
+    skip.write_text("u0r0\n")
+    pq.write_table(pa.table({"key": ["u0r1", "u0r2"], "weight": [3.0, 0.0]}), weights)
+    places = {"features": str(tmp_path / "features"), "run_dir": str(tmp_path / "runs")}
+
+    def found(**data: str) -> DatasetSize:
+        config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(_small(tmp_path, **places, data=data)))
+        (rung,) = plan(config)
+        assert rung.passes == pytest.approx(rung.images_seen / rung.dataset.images_per_pass)
+        return rung.dataset
+
+    assert (found().num_images, found().images_per_pass) == (12, 12)
+    assert (found(skip=str(skip)).num_images, found(skip=str(skip)).images_per_pass) == (12, 11)
+    assert found(weights=str(weights)).images_per_pass == 13
+    assert found(weights=str(weights), skip=str(skip)).images_per_pass == 12
+    pq.write_table(pa.table({"key": [f"u{unit}r{row}" for unit in (0, 1) for row in range(6)], "weight": [0.0] * 12}), weights)
+    with pytest.raises(UserError, match="data.skip and data.weights leave no training sample of"):
+        found(weights=str(weights))
+
+
+def test_a_plan_reads_the_answer_that_a_training_was_given(tmp_path: Path) -> None:
+    """The data set is gone: the answer in the run's folder is read, and another question is refused."""
+    write_store(tmp_path / "features", resolution=64, source=str(tmp_path / "dataset"))
+    run = tmp_path / "runs" / "alignment"
+    run.mkdir(parents=True)
+    asked = {"sql": "SELECT key FROM samples", "dataset": str(tmp_path / "dataset")}
+    pq.write_table(pa.table({"key": ["u0r0", "u0r1"]}).replace_schema_metadata(asked), run / "skip.parquet")
+    places = {"features": str(tmp_path / "features"), "run_dir": str(tmp_path / "runs")}
+
+    def images_per_pass(sql: str) -> float:
+        fit = str(_small(tmp_path, **places, data={"skip": sql}))
+        return plan(PlanConfig(stage="alignment", num_gpus=4, fit_config=fit))[0].dataset.images_per_pass
+
+    assert images_per_pass(asked["sql"]) == 10
+    with pytest.raises(UserError, match=r"for the SQL of data\.skip"):
+        images_per_pass("SELECT key FROM captions")
+
+
+def test_recipes_have_plans_of_their_own(tmp_path: Path) -> None:
+    stages = {train.stage: train for train in stage_configs(PlanConfig(recipe="cheap"))}
+    assert list(stages) == ["alignment", "aesthetic"] and {train.recipe for train in stages.values()} == {"cheap"}
+    with pytest.raises(UserError, match="the recipe cheap has no stage pixel, only alignment, aesthetic"):
+        stage_configs(PlanConfig(recipe="cheap", stage="pixel"))
+    file = str(_small(tmp_path, recipe="cheap", features=str(tmp_path), run_dir=str(tmp_path)))
+    assert {train.recipe for train in stage_configs(PlanConfig(fit_config=file))} == {"cheap"}
+    assert [train.stage for train in stage_configs(PlanConfig(fit_config=file, recipe="paper"))] == [
+        "pixel",
+        "alignment",
+        "aesthetic",
+    ]

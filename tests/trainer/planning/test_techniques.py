@@ -15,17 +15,19 @@ from model.encoders.teacher import Teacher
 from model.encoders.vae import VAEConfig, load_vae
 from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
 from tests.model.real_memory import allocated_peak
-from tests.model.tiny_parts import save_tiny_vae
+from tests.model.tiny_parts import save_tiny_dc, save_tiny_vae
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config
 from trainer.config.ladder import Rung
-from trainer.config.techniques import RepaConfig
+from trainer.config.routing import RoutingConfig
+from trainer.config.techniques import RepaConfig, Sra2Config
 from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.config import PlanConfig
-from trainer.planning.estimate import plan
+from trainer.planning.estimate import plan, stage_configs
 from trainer.planning.table import plan_table
 from trainer.planning.techniques import technique_costs
+from trainer.planning.work import added_work, training_work
 from trainer.training.techniques.dispersive import Dispersive
 from trainer.training.techniques.layersync import LayerSync
 from trainer.training.techniques.repa import Repa
@@ -112,8 +114,60 @@ def test_stored_features_cost_disk_and_the_projector_alone(root: Path, tmp_path:
     config = PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path), num_images=1_000_000)
     (rung,) = plan(config)
     assert rung.techniques[0].stored_bytes == 2 * 4 * 4 * 768  # float16, 4 x 4 cells, DINOv2-B
-    (row,) = [line for line in plan_table([rung], config).splitlines() if line.split()[2:3] == ["repa"]]
+    table = plan_table([rung], config)
+    (row,) = [line for line in table.splitlines() if line.split()[2:3] == ["repa"]]
     assert row.split()[-1] == "24.6"
+    stored_bytes = rung.disk.latents + 1_000_000 * rung.techniques[0].stored_bytes
+    whole = (stored_bytes + rung.disk.captions_bf16) / 1e9
+    assert f"In all {whole:,.0f} with bf16" in table and ", 24.6 of a teacher among them" in table
+
+
+def test_a_teacher_reads_what_any_of_the_autoencoders_decodes(root: Path, tmp_path: Path) -> None:
+    """AutoencoderDC names its blocks otherwise than AutoencoderKL."""
+    path = save_tiny_dc(tmp_path / "dc")
+    vae = load_vae(VAEConfig(name=str(path), dtype="float32"))
+    network = replace(NETWORK, in_channels=vae.latent_channels, sample_size=4, patch_size=1)
+    config = tiny_config(root, repa=RepaConfig(teacher=str(root / "teacher"), dtype="float32"), vae=str(path))
+    (cost,) = technique_costs(config, config.ladder[0], network)
+    tower = load_vision_tower(VisionTowerConfig(name=str(root / "teacher"), dtype="float32"))
+    technique = Repa(
+        config.repa, network, teacher=Teacher(tower, vae), teacher_width=tower.width, fingerprint=tower.fingerprint()
+    )
+    latents = torch.randn(1, vae.latent_channels, 4, 4)
+    batch = MicroBatch(latents=latents, noise=latents, timesteps=torch.zeros(1))
+    outputs = {block: torch.randn(1, 16, 48).requires_grad_() for block in technique.blocks}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        technique(outputs, batch).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(cost.flops_per_image, rel=1e-6)
+
+
+def test_the_work_of_a_training_is_the_plans(root: Path, tmp_path: Path) -> None:
+    settings = {
+        "network": {"width": 48, "depth": 5, "num_heads": 4},
+        "repa": {"teacher": str(root / "teacher"), "stop_share": 0.3},
+        "vae": str(root / "vae"),
+        "sra2": {"enabled": True},
+        "optim": {"name": "muon"},
+        "routing": {"kind": "tread", "min_tokens": 1},
+    }
+    path = tmp_path / "fit.yaml"
+    path.write_text(json.dumps(SMALL | settings))
+    config = PlanConfig(stage="alignment", num_gpus=1, fit_config=str(path), caption_width=32, caption_tokens=20)
+    (rung,) = plan(config)
+    (train,) = stage_configs(config)
+    network = train.network.dit_config(
+        conditioning="text", sample_size=8, in_channels=4, learned_variance=True, caption_width=32
+    )
+    work = training_work(train, train.ladder[0], network, caption_tokens=20)
+    assert work.flops() == pytest.approx(rung.flops)
+    added = added_work(train, train.ladder[0], network)
+    plain = added.flops([], num_images=64)
+    assert added.flops(["repa", "sra2"], num_images=64) - plain == pytest.approx(
+        64 * sum(cost.flops_per_image for cost in rung.techniques)
+    )
+    assert plain == rung.optimizer_flops > 0
+    early, late = work.flops(640) / 640, (work.flops() - work.flops(5760)) / 640  # with the teacher, routed; with neither
+    assert early - late == pytest.approx(work.techniques[0].flops_per_image - (work.image - work.routed_image))
 
 
 def test_a_plan_has_the_techniques_in_its_days_and_its_memory(root: Path, tmp_path: Path) -> None:
@@ -136,3 +190,24 @@ def test_a_plan_has_the_techniques_in_its_days_and_its_memory(root: Path, tmp_pa
         assert ours.memory.total(2) - theirs.memory.total(2) == pytest.approx(fixed + 2 * images)
     table = plan_table([rung], config)
     assert [line.split()[2] for line in table.splitlines() if line.startswith("alignment")][1:3] == ["repa", "sra2"]
+
+
+def test_projectors_are_counted_on_the_tokens_that_their_block_sees() -> None:
+    """16 tokens, 8 of them routed past blocks 2 and 3 of 4 for the first 32 of 40 images; the others see all."""
+    config = tiny_config(
+        Path(), routing=RoutingConfig(kind="tread", blocks_before=1, blocks_after=1, min_tokens=1, stop_share=0.8)
+    )
+    network = replace(NETWORK, sample_size=8)
+
+    def tokens(**settings: Any) -> float:
+        """Of the mean image, in units of the operations that one token takes."""
+        routed, plain = (replace(one, **settings) for one in (config, tiny_config(Path())))
+        (found,), (whole,) = (technique_costs(one, one.ladder[0], network, stored_width=24) for one in (routed, plain))
+        return 16 * found.mean_flops / whole.mean_flops
+
+    assert tokens(sra2=Sra2Config(enabled=True, block=1)) == 16
+    assert tokens(sra2=Sra2Config(enabled=True, block=2)) == pytest.approx(0.8 * 8 + 0.2 * 16)
+    assert tokens(sra2=Sra2Config(enabled=True, block=3)) == pytest.approx(0.8 * 8 + 0.2 * 16)
+    assert tokens(sra2=Sra2Config(enabled=True, block=4)) == 16
+    assert tokens(repa=RepaConfig(teacher="stored", block=2, stop_share=0.5)) == pytest.approx(8)
+    assert tokens(repa=RepaConfig(teacher="stored", block=2)) == pytest.approx(0.8 * 8 + 0.2 * 16)

@@ -1,19 +1,25 @@
 """Techniques that the settings switch on, opened, in one list."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import lcm
 
 import torch
 
 from foundry.errors import UserError
 from model.dit_config import DiTConfig
+from model.encoders.frozen_parts import find_part
 from model.encoders.teacher import Teacher
 from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
+from trainer.config.ladder import Rung
+from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
 from trainer.distributed import Workers
+from trainer.features.info import FeaturesInfo
 from trainer.features.store import FeatureStore
 from trainer.features.teacher.store import FOLDER
 from trainer.monitoring.sample_grids import open_vae
+from trainer.planning.work import AddedWork, added_work
 from trainer.training.techniques.dispersive import Dispersive
 from trainer.training.techniques.layersync import LayerSync
 from trainer.training.techniques.repa import Repa
@@ -62,6 +68,19 @@ def open_techniques(
         technique.initialise(torch.Generator().manual_seed(config.seed + index))
         found.append(share(technique, workers=workers, sharding=config.distributed.sharding))
     return tuple(found)
+
+
+def open_work(config: TrainConfig, rung: Rung, network: DiTConfig, store: FeatureStore) -> AddedWork:
+    """What techniques and optimiser add to the operations of a rung's steps. Raises UserError as `open_techniques`."""
+    width = 0 if store.teacher is None else store.teacher.info.width
+    return added_work(with_features_vae(config, store.info), rung, network, teacher_width=width)
+
+
+def with_features_vae(config: TrainConfig, info: FeaturesInfo) -> TrainConfig:
+    """The settings with the folder of the features' VAE, where a teacher needs it and they name none: the planner counts it."""
+    if config.repa.teacher in (None, STORED) or config.vae is not None:
+        return config
+    return replace(config, vae=str(find_part(info.vae.name, "vae", revision=info.vae.revision).folder))
 
 
 def group_of(techniques: Sequence[SharedTechnique]) -> int:

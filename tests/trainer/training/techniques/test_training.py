@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from torch._dynamo.utils import counters
 from foundry.errors import UserError
 from model.diffusion import Diffusion
 from model.dit import HiddenStates
+from model.formats.checkpoint import read_transformer_config
 from tests.trainer.test_distributed import _rows, _train_together
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
 from tests.trainer.tiny_training import ROOT, _plain, continued_from, newest_weights, training_losses
 from tests.trainer.training.test_loop import _same
 from trainer.config.ladder import Rung
-from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding
+from trainer.config.optim import OptimConfig
+from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding, WatchConfig
 from trainer.config.techniques import DispersiveConfig, Sra2Config
 from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch
@@ -31,6 +34,8 @@ from trainer.distributed import Workers
 from trainer.features.store import SampleRequest
 from trainer.fit import main
 from trainer.monitoring.run_folder import CONFIG, newest_checkpoint, read_metrics
+from trainer.planning.optimizer import optimizer_cost
+from trainer.planning.techniques import technique_costs
 from trainer.training.checkpoints import Position, training_tensors
 from trainer.training.networks import open_features
 from trainer.training.start import find_start, open_state
@@ -270,3 +275,29 @@ def test_two_workers_are_one_within_rounding(root: Path, tmp_path: Path, shardin
     found, expected = _state_tensors(config), _state_tensors(alone)
     for part, tensors in expected.items():
         assert all(torch.allclose(found[part][key], tensor, atol=1e-4) for key, tensor in tensors.items()), part
+
+
+def test_the_utilisation_in_the_log_counts_techniques_and_the_optimiser(root: Path, tmp_path: Path) -> None:
+    watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, peak_tflops=1e-3)
+    optim = OptimConfig(name="muon", warmup_steps=2)
+    plain, with_muon, with_all = (
+        technique_config(root, tmp_path / folder, *names, images=8, watch=watch, optim=settings)
+        for folder, names, settings in (
+            ("plain", (), OptimConfig(warmup_steps=2)),
+            ("muon", (), optim),
+            ("all", ("repa", "sra2"), optim),
+        )
+    )
+    flops = []
+    for config in (plain, with_muon, with_all):
+        assert main(config) == 0
+        rows = read_metrics(Path(config.run_folder))
+        flops.append([1e9 * row["mfu"] / row["images_per_s"] for row in rows if row["kind"] == "train"])  # of an image
+    checkpoint = newest_checkpoint(Path(plain.run_folder))
+    assert checkpoint is not None
+    network = read_transformer_config(checkpoint)
+    costs = technique_costs(replace(with_all, vae=str(root / "vae")), plain.ladder[0], network)
+    expected = [optimizer_cost(network, optim).step_flops / 4, sum(cost.flops_per_image for cost in costs)]
+    for more, (without, included) in zip(expected, pairwise(flops), strict=True):
+        assert more > 0
+        assert [after - before for before, after in zip(without, included, strict=True)] == pytest.approx([more, more])

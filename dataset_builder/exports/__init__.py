@@ -1,0 +1,1 @@
+"""Databases that DuckDB's own program opens, and the data dictionary."""

@@ -1,0 +1,45 @@
+"""Command that measures what techniques are worth on your data: `python -m trainer.compare --features F --try repa muon …`.
+
+Trains a small network as it is, and once with each technique, with paired seeds and equal compute; compares validation losses,
+scores and costs. The same command again resumes it. What a comparison leaves: trainer/comparison/comparing.py.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from foundry.command_line import run_command
+from foundry.errors import UserError
+from foundry.units.cluster import check_paths
+from trainer.comparison.config import CompareConfig
+from trainer.stages import STAGES, choose_stage
+
+_INTERRUPTED = 130
+
+
+def main(config: CompareConfig) -> int:
+    """Trains, prints the tables and writes the page; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
+    from trainer.comparison.comparing import compare
+
+    files = [word for word in config.arms if word.endswith((".yaml", ".yml"))]
+    check_paths([config.features, config.run_dir, *config.data.paths, *files])
+    return 0 if compare(config).is_done else _INTERRUPTED
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    try:
+        chosen = choose_stage(sys.argv[1:] if argv is None else argv, STAGES, default=CompareConfig.stage)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run_command(
+        CompareConfig,
+        main,
+        prog="python -m trainer.compare",
+        example="python -m trainer.compare --features features --try repa muon adapter1+muon --images 200000",
+        argv=chosen,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
