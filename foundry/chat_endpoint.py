@@ -1,6 +1,6 @@
 """OpenAI-compatible endpoint: POST URL/chat/completions, retried while the server is busy or away.
 
-A rate limit (429) is waited for as long as the server answers anything within ten minutes (rate_limit.py), and is no try of a
+A rate limit (429) is waited for as long as the server answers anything within ten minutes, and is no try of a
 request; other outages have a number of tries.
 
 The key comes from an environment variable. It is sent in the header alone, to the given address alone (no redirect is
@@ -14,11 +14,13 @@ import base64
 import email.utils
 import io
 import json
+import math
 import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -26,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import httpx
 
 from foundry.errors import Unavailable, UserError
-from foundry.rate_limit import FIRST_PAUSE_S, LONGEST_PAUSE_S, RateLimit, RateLimited
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MAX_ANSWER_BYTES = 10 << 20
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+_LOOK_S = 1.0  # between two looks of a thread that waits for its turn
 _LONGEST_WAIT_S = 600.0
 """Longest pause in seconds that an endpoint may ask for, and longest time in which a rate limit may let nothing through; beyond
 it `ask` gives up, to be resumed another day."""
@@ -92,6 +96,82 @@ class Endpoint:
     """Section of its settings, such as `judge`, for messages."""
 
 
+class _RateLimited(Exception):
+    """The server limits the rate of requests. `retry_after_s` is the pause that it asks for; None: it asks for none."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class _RateLimit:
+    """Turns of the threads that ask one server, which share its rate limit: one pause, and after it fewer at one time.
+
+    Where the server limits the rate, the number of requests at one time falls by half; with each round of answers it rises by
+    one (additive increase, multiplicative decrease, as in TCP). So it finds what the server allows, which servers do not say.
+    `stopped` ends all waits.
+    """
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self.answered_at = -math.inf
+        """When the server last answered a request, by time.monotonic()."""
+        self._stopped = stopped
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._most = math.inf  # requests at one time
+        self._pause_s = _FIRST_PAUSE_S
+        self._slowed_at = -math.inf
+        self._resumes_at = -math.inf
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for the end of the pause and for a turn; the block asks, and raises _RateLimited where the server says so."""
+        began_at = self._begin()
+        try:
+            yield
+        except _RateLimited as refused:
+            self._slow_down(began_at, refused.retry_after_s)
+            raise
+        else:
+            self._speed_up()
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def _begin(self) -> float:
+        """When the turn came."""
+        while True:
+            with self._changed:
+                now = monotonic()
+                pause_s = self._resumes_at - now
+                if self._stopped.is_set() or (pause_s <= 0 and self._under_way + 1 <= self._most):
+                    self._under_way += 1
+                    return now
+                if pause_s <= 0:
+                    self._changed.wait(_LOOK_S)
+                    continue
+            self._stopped.wait(pause_s)
+
+    def _slow_down(self, began_at: float, retry_after_s: float | None) -> None:
+        """Of several requests that were under way together, the first that is refused counts."""
+        with self._changed:
+            now = monotonic()
+            is_first = began_at >= self._slowed_at
+            if is_first or retry_after_s:
+                self._resumes_at = max(self._resumes_at, now + (retry_after_s or self._pause_s))
+            if is_first:
+                self._slowed_at = now
+                self._most = max(1, min(self._most, self._under_way) // 2)
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _speed_up(self) -> None:
+        with self._changed:
+            self.answered_at = monotonic()
+            self._pause_s = _FIRST_PAUSE_S
+            self._most += 1 / self._most
+
+
 class ChatEndpoint:
     """An endpoint that can be asked. Several threads may ask at once."""
 
@@ -103,7 +183,7 @@ class ChatEndpoint:
         self._models = base + "/models"
         self._key = read_key(endpoint.key_variable, setting=f"{endpoint.section}.key_variable")
         self._stopped = threading.Event()
-        self._limit = RateLimit(self._stopped)
+        self._limit = _RateLimit(self._stopped)
         self._client = httpx.Client(
             timeout=endpoint.timeout_s,
             verify=ssl.create_default_context(),  # the certificates of this machine, which may know one of the user's own
@@ -140,14 +220,14 @@ class ChatEndpoint:
 
     def _patiently(self, request: Callable[[], T], *, at: str, advice: str) -> T:
         """What a request to an address returns, tried again after each outage; `advice`: what to do where it stays out."""
-        began_at, pause_s, tries_left = monotonic(), FIRST_PAUSE_S, self._endpoint.tries
+        began_at, pause_s, tries_left = monotonic(), _FIRST_PAUSE_S, self._endpoint.tries
         while True:
             try:
                 with self._limit.turn():
                     if self._stopped.is_set():
                         raise Unavailable(f"requests to {self._endpoint.name} at {at} were stopped")
                     return request()
-            except RateLimited as limited:
+            except _RateLimited as limited:
                 waited_s = monotonic() - max(began_at, self._limit.answered_at)
                 wait_s, error = limited.retry_after_s or 0.0, str(limited)
                 is_over = waited_s > _LONGEST_WAIT_S
@@ -155,7 +235,7 @@ class ChatEndpoint:
                 wait_s, error = pause_s if outage.retry_after_s is None else outage.retry_after_s, str(outage)
                 tries_left -= 1
                 is_over = not tries_left or (wait_s <= _LONGEST_WAIT_S and self._stopped.wait(wait_s))
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             if is_over or wait_s > _LONGEST_WAIT_S:
                 asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
                 raise Unavailable(
@@ -183,7 +263,7 @@ class ChatEndpoint:
             return text.encode()
         message = self._shown(f"HTTP {response.status_code} {text}")
         if response.status_code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
-            kind = RateLimited if response.status_code == _RATE_LIMIT else _Outage
+            kind = _RateLimited if response.status_code == _RATE_LIMIT else _Outage
             raise kind(message, retry_after_s=_retry_after_s(response.headers))
         if response.status_code in _OF_KEY:
             raise self._key_refused(message)

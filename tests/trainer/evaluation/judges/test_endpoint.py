@@ -44,8 +44,7 @@ def judge() -> Iterator[JudgeServer]:
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", KEY)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    for module in ("foundry.chat_endpoint", "foundry.rate_limit"):
-        monkeypatch.setattr(f"{module}.monotonic", lambda: _Pauses.now)
+    monkeypatch.setattr("foundry.chat_endpoint.monotonic", lambda: _Pauses.now)
 
 
 def _endpoint(url: str, *, tries: int = 8) -> tuple[JudgeEndpoint, list[float]]:
