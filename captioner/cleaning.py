@@ -16,7 +16,7 @@ CLEANING_VERSION = 2
 
 STATUSES = {
     "ok": "a caption to train on",
-    "refusal": "the model declined; the caption is empty",
+    "refusal": "the model declined, or the content filter of a server; the caption is empty",
     "empty": "nothing was written, or nothing that is a word; the caption is empty",
     "invalid_json": "the answer to a prompt with a schema does not follow it; the caption is empty",
 }

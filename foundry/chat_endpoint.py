@@ -1,5 +1,8 @@
 """OpenAI-compatible endpoint: POST URL/chat/completions, retried while the server is busy or away.
 
+A rate limit (429) is waited for as long as the server answers anything within ten minutes, and is no try of a
+request; other outages have a number of tries.
+
 The key comes from an environment variable. It is sent in the header alone, to the given address alone (no redirect is
 followed), and is cut out of every text of the endpoint that is kept or shown.
 
@@ -11,17 +14,20 @@ import base64
 import email.utils
 import io
 import json
+import math
 import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
 
-from foundry.errors import UserError
+from foundry.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,16 +35,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MAX_ANSWER_BYTES = 10 << 20
+_FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+_LOOK_S = 1.0  # between two looks of a thread that waits for its turn
 _LONGEST_WAIT_S = 600.0
-"""Longest pause in seconds that an endpoint may ask for; beyond it `ask` gives up, to be resumed another day."""
-_MAY_PASS = {408, 409, 425, 429, *range(500, 600)}
+"""Longest pause in seconds that an endpoint may ask for, and longest time in which a rate limit may let nothing through; beyond
+it `ask` gives up, to be resumed another day."""
+_RATE_LIMIT = 429
+_MAY_PASS = {408, 409, 425, _RATE_LIMIT, *range(500, 600)}
 _FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
+_OF_KEY = {401, 403}
+_DECLINED = "refusal"
 _REFUSES_THE_IMAGE = ("content_policy_violation", "content_filter", "moderation_blocked")
 _OWN_FAULT = {400, 413, 415, 422}
 _HIDDEN = "[key]"
-_PASSING = {"created", "permission"}
-"""Fields of a server's list of models that say nothing of a model."""
 
 
 class RequestRefused(UserError):
@@ -52,7 +62,8 @@ class Answer:
     text: str
     """Empty where it said nothing."""
     finish_reason: str
-    """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image."""
+    """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image; `refusal` where the model
+    declined in a field of its own."""
     input_tokens: int | None
     """As the endpoint counts them; None where it does not."""
     output_tokens: int | None
@@ -60,6 +71,11 @@ class Answer:
     """The model that the endpoint says it is; None where it does not."""
     logprobs: tuple[float, ...] | None = None
     """Natural log-probability of each token of the answer; None where the endpoint gives none."""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether a content filter withheld or cut the answer, or the model declined: then the text is no answer."""
+        return self.finish_reason in (*_REFUSES_THE_IMAGE, _DECLINED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +89,87 @@ class Endpoint:
     timeout_s: float
     """Timeout of a request, in seconds."""
     tries: int
-    """Attempts at a request while the endpoint is down or busy; the pauses between them double from 1 s to 60 s."""
+    """Attempts at a request while the endpoint is down; the pauses between them double from 1 s to 60 s."""
     name: str
     """What messages call it, such as `the judge`."""
     section: str
     """Section of its settings, such as `judge`, for messages."""
+
+
+class _RateLimited(Exception):
+    """The server limits the rate of requests. `retry_after_s` is the pause that it asks for; None: it asks for none."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class _RateLimit:
+    """Turns of the threads that ask one server, which share its rate limit: one pause, and after it fewer at one time.
+
+    Where the server limits the rate, the number of requests at one time falls by half; with each round of answers it rises by
+    one (additive increase, multiplicative decrease, as in TCP). So it finds what the server allows, which servers do not say.
+    `stopped` ends all waits.
+    """
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self.answered_at = -math.inf
+        """When the server last answered a request, by time.monotonic()."""
+        self._stopped = stopped
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._most = math.inf  # requests at one time
+        self._pause_s = _FIRST_PAUSE_S
+        self._slowed_at = -math.inf
+        self._resumes_at = -math.inf
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for the end of the pause and for a turn; the block asks, and raises _RateLimited where the server says so."""
+        began_at = self._begin()
+        try:
+            yield
+        except _RateLimited as refused:
+            self._slow_down(began_at, refused.retry_after_s)
+            raise
+        else:
+            self._speed_up()
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def _begin(self) -> float:
+        """When the turn came."""
+        while True:
+            with self._changed:
+                now = monotonic()
+                pause_s = self._resumes_at - now
+                if self._stopped.is_set() or (pause_s <= 0 and self._under_way + 1 <= self._most):
+                    self._under_way += 1
+                    return now
+                if pause_s <= 0:
+                    self._changed.wait(_LOOK_S)
+                    continue
+            self._stopped.wait(pause_s)
+
+    def _slow_down(self, began_at: float, retry_after_s: float | None) -> None:
+        """Of several requests that were under way together, the first that is refused counts."""
+        with self._changed:
+            now = monotonic()
+            is_first = began_at >= self._slowed_at
+            if is_first or retry_after_s:
+                self._resumes_at = max(self._resumes_at, now + (retry_after_s or self._pause_s))
+            if is_first:
+                self._slowed_at = now
+                self._most = max(1, min(self._most, self._under_way) // 2)
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _speed_up(self) -> None:
+        with self._changed:
+            self.answered_at = monotonic()
+            self._pause_s = _FIRST_PAUSE_S
+            self._most += 1 / self._most
 
 
 class ChatEndpoint:
@@ -91,6 +183,7 @@ class ChatEndpoint:
         self._models = base + "/models"
         self._key = read_key(endpoint.key_variable, setting=f"{endpoint.section}.key_variable")
         self._stopped = threading.Event()
+        self._limit = _RateLimit(self._stopped)
         self._client = httpx.Client(
             timeout=endpoint.timeout_s,
             verify=ssl.create_default_context(),  # the certificates of this machine, which may know one of the user's own
@@ -100,8 +193,8 @@ class ChatEndpoint:
         )
 
     def ask(self, body: Mapping[str, Any]) -> Answer:
-        """The answer to one request. Raises UserError where the endpoint refuses (RequestRefused where the request is at
-        fault), or stays out after all tries.
+        """The answer to one request. Raises RequestRefused where the request is at fault, Unavailable where the endpoint
+        refuses all, stays out after all tries, or lets nothing through its rate limit for ten minutes.
 
         `body` holds model, messages and what else the request has, as OpenAI's chat completions take it.
         """
@@ -110,13 +203,12 @@ class ChatEndpoint:
         return self._patiently(lambda: self._answer(self._call("POST", self.address, data)), at=self.address, advice=advice)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """What the endpoint says of each model that it serves, by name; without times and rights. Raises UserError as `ask`."""
+        """What the endpoint says of each model that it serves, by name. Raises as `ask`."""
 
         def read() -> dict[str, dict[str, Any]]:
             data = self._call("GET", self._models, None)
             try:
-                found = {str(one["id"]): one for one in json.loads(data)["data"]}
-                return {name: {key: one[key] for key in one if key not in _PASSING} for name, one in found.items()}
+                return {str(one["id"]): dict(one) for one in json.loads(data)["data"]}
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise _Outage(f"no list of models: {self._shown(data[:2000].decode(errors='replace'))}") from None
 
@@ -128,22 +220,28 @@ class ChatEndpoint:
 
     def _patiently(self, request: Callable[[], T], *, at: str, advice: str) -> T:
         """What a request to an address returns, tried again after each outage; `advice`: what to do where it stays out."""
-        name = f"{self._endpoint.name} at {at}"
-        if self._stopped.is_set():
-            raise UserError(f"{name} is not asked any more")
-        pause_s = 1.0
-        for tries_left in reversed(range(self._endpoint.tries)):
+        began_at, pause_s, tries_left = monotonic(), _FIRST_PAUSE_S, self._endpoint.tries
+        while True:
             try:
-                return request()
+                with self._limit.turn():
+                    if self._stopped.is_set():
+                        raise Unavailable(f"requests to {self._endpoint.name} at {at} were stopped")
+                    return request()
+            except _RateLimited as limited:
+                waited_s = monotonic() - max(began_at, self._limit.answered_at)
+                wait_s, error = limited.retry_after_s or 0.0, str(limited)
+                is_over = waited_s > _LONGEST_WAIT_S
             except _Outage as outage:
-                wait_s = pause_s if outage.retry_after_s is None else outage.retry_after_s
-                if not tries_left or wait_s > _LONGEST_WAIT_S or self._stopped.wait(wait_s):
-                    asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
-                    raise UserError(
-                        f"{name} does not answer{asked_to_wait} ({outage}); {advice}", setting=f"{self._endpoint.section}.url"
-                    ) from None
+                wait_s, error = pause_s if outage.retry_after_s is None else outage.retry_after_s, str(outage)
+                tries_left -= 1
+                is_over = not tries_left or (wait_s <= _LONGEST_WAIT_S and self._stopped.wait(wait_s))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        raise AssertionError("the last try returns or raises")
+            if is_over or wait_s > _LONGEST_WAIT_S:
+                asked_to_wait = f" and asks to wait {wait_s:.0f} s" if wait_s > _LONGEST_WAIT_S else ""
+                raise Unavailable(
+                    f"{self._endpoint.name} at {at} does not answer{asked_to_wait} ({error}); {advice}",
+                    setting=f"{self._endpoint.section}.url",
+                )
 
     def _call(self, method: str, address: str, data: bytes | None) -> bytes:
         """The bytes of a good answer, or of one that refuses this image. Raises _Outage, or UserError for what stays so."""
@@ -165,13 +263,23 @@ class ChatEndpoint:
             return text.encode()
         message = self._shown(f"HTTP {response.status_code} {text}")
         if response.status_code in _MAY_PASS and not any(code in text for code in _FOR_GOOD):
-            raise _Outage(message, retry_after_s=_retry_after_s(response.headers))
-        kind = RequestRefused if response.status_code in _OWN_FAULT else UserError
-        raise kind(
-            f"{self._endpoint.name} at {self.address} refuses ({message}): check the address, the model's name, the fields of "
-            "the request and the key",
+            kind = _RateLimited if response.status_code == _RATE_LIMIT else _Outage
+            raise kind(message, retry_after_s=_retry_after_s(response.headers))
+        if response.status_code in _OF_KEY:
+            raise self._key_refused(message)
+        refused = RequestRefused if response.status_code in _OWN_FAULT else Unavailable
+        raise refused(
+            f"{self._endpoint.name} at {self.address} refuses ({message}): check the address, the model's name and the fields "
+            "of the request",
             setting=f"{self._endpoint.section}.url",
         )
+
+    def _key_refused(self, message: str) -> Unavailable:
+        variable = self._endpoint.key_variable
+        said = f"refuses the key in {variable} ({message}): check the key and what it allows"
+        if variable is None:
+            said = f"refuses ({message}), and no key was sent: name the environment variable that holds one"
+        return Unavailable(f"{self._endpoint.name} at {self.address} {said}", setting=f"{self._endpoint.section}.key_variable")
 
     def _answer(self, data: bytes) -> Answer:
         """Reads an answer's JSON. One with neither choices nor a known refusal comes from a gateway, and is retried."""
@@ -185,9 +293,11 @@ class ChatEndpoint:
                 return Answer(text="", finish_reason=code, input_tokens=None, output_tokens=None)
             choice = found["choices"][0]
             text, usage = choice["message"].get("content") or "", found.get("usage") or {}
+            declined = choice["message"].get("refusal")
+            text = text or declined or ""
             return Answer(
                 text=self._hidden(text if isinstance(text, str) else json.dumps(text)),
-                finish_reason=self._hidden(str(choice.get("finish_reason"))),
+                finish_reason=_DECLINED if declined else self._hidden(str(choice.get("finish_reason"))),
                 input_tokens=usage.get("prompt_tokens"),
                 output_tokens=usage.get("completion_tokens"),
                 answered_by=None if found.get("model") is None else self._hidden(str(found["model"])),

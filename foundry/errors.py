@@ -48,6 +48,10 @@ class RayLost(UserError):
     """Ray, or the node of this process, is gone; the message says what was seen."""
 
 
+class Unavailable(UserError):
+    """A service that the work needs stays away, refuses all requests or has changed: no image is to blame, and the run ends."""
+
+
 class NotFinite(UserError):
     """The loss, the gradient or the weights of a training are not finite: on all workers at the same step."""
 

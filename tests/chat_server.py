@@ -45,6 +45,8 @@ class JudgeServer:
     """Of the requests, in order."""
     headers: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
+    listed: dict[str, Any] = field(default_factory=dict)
+    """What the list of models says of `m`, besides its name."""
 
     def texts(self) -> list[str]:
         """What each request asks, without its image."""
@@ -65,9 +67,8 @@ def judge_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[JudgeServ
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(
-                Reply(body=json.dumps({"data": [{"id": "m"}, {"id": MODEL}]})) if self.path == "/v1/models" else fails(404)
-            )
+            models = {"data": [{"id": "m", **judge.listed}, {"id": MODEL}]}
+            self._send(Reply(body=json.dumps(models)) if self.path == "/v1/models" else fails(404))
 
         def do_POST(self) -> None:
             nonlocal under_way

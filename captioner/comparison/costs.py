@@ -1,7 +1,7 @@
-"""Cost and speed of a run, from its commits, and the hardware that its last start recorded."""
+"""Cost and speed of a run, from its commits, and what its last start ran on: hardware, or a server."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class RunCost:
     cost_per_1000: float | None
     """Price of the tokens of 1,000 images, where the run's settings have prices."""
     hardware: str
-    """Device and nodes of the run's last start; "" where it is not known."""
+    """Device and nodes of the run's last start, or the server that was asked; "" where it is not known."""
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -50,7 +50,8 @@ def _cost(source: str, files: RunFiles) -> RunCost:
     input_tokens = sum(commit.num_input_tokens for commit in commits)
     seconds = sum(commit.seconds.get("process", 0.0) for commit in commits)
     start = _last_start(files)
-    prices = start.get("config", files.record.origin.get("config", {})).get("endpoint", {})
+    config = start.get("config", files.record.origin.get("config", {}))
+    prices = config.get("endpoint", {})
     price = EndpointSettings(**{name: prices.get(name, 0.0) for name in ("input_price", "output_price")})
     cost = price.cost(input_tokens=input_tokens, output_tokens=tokens)
     return RunCost(
@@ -62,8 +63,15 @@ def _cost(source: str, files: RunFiles) -> RunCost:
         replica_seconds=seconds or None,
         images_per_s=_per(images, seconds),
         cost_per_1000=_per(1000 * cost, images),
-        hardware=" ".join(str(start[name]) for name in ("device", "cluster") if start.get(name)),
+        hardware=_hardware(start, config),
     )
+
+
+def _hardware(start: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What captions came from: the node that asks a server says nothing of that server's hardware."""
+    if config.get("engine") == "endpoint":
+        return f"server at {config['endpoint']['url']}"
+    return " ".join(str(start[name]) for name in ("device", "cluster") if start.get(name))
 
 
 def _per(amount: float, of: float) -> float | None:

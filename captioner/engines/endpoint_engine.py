@@ -1,16 +1,15 @@
 """Endpoint engine: images and prompts go to an OpenAI-compatible server: `vllm serve`, SGLang, llama.cpp, or a hosted model.
 
 The server batches; this engine keeps `concurrency` requests under way. A request that the server refuses fails alone; a server
-that is busy or away is waited for, and ends the run where it stays away.
+that is busy or away is waited for, and ends the run where it stays away: what others answered is never asked for again.
 
 Images are sent as data URLs of the pixels that were decoded and checked, or, where the settings say so, by their web address.
 """
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,11 @@ import numpy as np
 from captioner.engines.endpoint_settings import EndpointSettings
 from captioner.engines.generation import Generation, GenerationSettings, sampling_seed
 from foundry.chat_endpoint import Answer, ChatEndpoint, Endpoint, RequestRefused, image_message, image_url
-from foundry.errors import UserError
+from foundry.errors import Unavailable, UserError
+
+_IDENTIFYING = ("root", "parent", "digest", "revision")
+"""Fields of a server's list of models that say which model it is; others are times, rights, prices and limits."""
+_WORDS = "Describe this image."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class ServedModel:
     settings: EndpointSettings
     answered_by: str
     listed: dict[str, Any]
-    """What /v1/models says of it: vLLM's `root`, for example, is what was loaded under the name."""
+    """All that /v1/models says of it: vLLM's `root`, for example, is what was loaded under the name."""
 
     prompt_format = ""
     is_served = True
@@ -61,7 +64,7 @@ class ServedModel:
         return {
             "name": self.name,
             "revision": self.answered_by,
-            "listed": self.listed,
+            "listed": identity_of(self.listed),
             "image_side_px": self.image_side_px,
             "image_format": self.settings.image_format,
             "body": self.settings.body,
@@ -86,9 +89,13 @@ def find_served_model(name: str, settings: EndpointSettings, generation: Generat
             setting="model",
         )
     body = _body(settings, generation, model=name, max_tokens=generation.max_new_tokens)
-    grey = np.full((settings.image_side_px, settings.image_side_px, 3), 128, np.uint8)
-    answer = endpoint.ask({**body, "messages": [image_message("Describe this image.", [image_url(grey)])]})
+    answer = endpoint.ask({**body, "messages": [image_message(_WORDS, [image_url(_grey(settings))])]})
     return ServedModel(name=name, settings=settings, answered_by=answer.answered_by or name, listed=served[name])
+
+
+def identity_of(listed: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry of /v1/models says of which model it is: part of a run's identity."""
+    return {name: listed[name] for name in _IDENTIFYING if name in listed}
 
 
 class EndpointEngine:
@@ -110,10 +117,31 @@ class EndpointEngine:
     ) -> list[Generation]:
         """Captions for images, uint8 (H, W, 3) or a web address each, with a prompt and a key (for the seed) each, in order.
 
-        A JSON schema is sent as `response_format`. Raises UserError: RequestRefused where the server refuses an image.
+        A JSON schema is sent as `response_format`. A request that the server refuses is a failure of its image. Raises
+        Unavailable where it refuses all, also a grey image, or stays away; then nothing more is asked.
         """
-        with ThreadPoolExecutor(1 if one_by_one else self.model.settings.concurrency) as pool:
-            return list(pool.map(partial(self._caption, schema=schema), images, prompts, keys))
+        pool = ThreadPoolExecutor(1 if one_by_one else self.model.settings.concurrency)
+        try:
+            questions = zip(images, prompts, keys, strict=True)
+            asked = [pool.submit(self._caption, *question, schema=schema) for question in questions]
+            wait(asked, return_when=FIRST_EXCEPTION)
+            for one in asked:
+                if one.done() and (error := one.exception()):
+                    self._endpoint.stop()
+                    raise error
+            said = [one.result() for one in asked]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if len(said) > 1 and all(one.failure for one in said):  # a single image proves nothing
+            self._check_answering(schema)
+        return said
+
+    def _check_answering(self, schema: str | None) -> None:
+        """Raises Unavailable where the server refuses a grey image too: then no image is to blame."""
+        try:
+            self.check(_grey(self.model.settings), _WORDS, schema=schema)
+        except UserError as error:
+            raise Unavailable(str(error), setting=error.setting) from None
 
     def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:
         """Has the server say one token about an image.
@@ -133,11 +161,15 @@ class EndpointEngine:
             ) from None
 
     def _caption(self, image: np.ndarray | str, prompt: str, key: str, *, schema: str | None) -> Generation:
-        answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens, schema=schema)
+        try:
+            answer = self._ask(image, prompt, key, max_tokens=self.generation.max_new_tokens, schema=schema)
+        except RequestRefused as error:
+            return Generation.failed(str(error))
         logprobs = answer.logprobs
         return Generation(
             text=answer.text.strip(),
-            finish_reason="length" if answer.finish_reason == "length" else "stop",
+            finish_reason=answer.finish_reason if answer.finish_reason == "length" or answer.is_refusal else "stop",
+            is_refusal=answer.is_refusal,
             num_tokens=answer.output_tokens or (len(logprobs) if logprobs else 0),
             num_input_tokens=answer.input_tokens or 0,
             mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
@@ -151,12 +183,18 @@ class EndpointEngine:
         if self.generation.temperature:
             body["seed"] = sampling_seed(self.generation.seed, key, prompt) % (1 << 31)
         answer = self._endpoint.ask(body)
+        if answer.answered_by is None and answer.is_refusal:
+            return answer  # an error names no model
         if (answer.answered_by or self.model.name) != self.model.answered_by:
-            raise UserError(
+            raise Unavailable(
                 f"the server now answers as {answer.answered_by}, the run was begun with {self.model.answered_by}: serve that "
                 "model again, or start a new run"
             )
         return answer
+
+
+def _grey(settings: EndpointSettings) -> np.ndarray:
+    return np.full((settings.image_side_px, settings.image_side_px, 3), 128, np.uint8)
 
 
 def _endpoint(settings: EndpointSettings) -> ChatEndpoint:

@@ -21,7 +21,8 @@ class EndpointSettings:
     timeout_s: float = 300.0
     """Timeout of a request, in seconds."""
     tries: int = 8
-    """Attempts at a request while the server is down or busy; the pauses between them double from 1 s to 60 s."""
+    """Attempts at a request while the server is down; the pauses between them double from 1 s to 60 s. A rate limit (429)
+    uses none up."""
     image_side_px: int = 1024
     """Maximum length of the shorter side of an image that is sent, in pixels; larger ones are reduced."""
     image_format: Literal["png", "jpeg"] = "png"

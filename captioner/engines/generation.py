@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,6 +72,9 @@ class Generation:
     """Tokens of the request, the image's among them; 0 where the engine does not count them."""
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token; empty where the engine was not told to keep them."""
+    is_refusal: bool = False
+    """Whether the server's content filter withheld or cut the answer, or the model declined in a field of its own;
+    `finish_reason` then says which."""
     failure: str = ""
     """Why there is no answer about this image alone, for a person: then the text means nothing; "" where there is one."""
 
@@ -131,6 +134,10 @@ class CaptionModel(Protocol):
     @property
     def prompt_format(self) -> str:
         """The text that prompts are put into, where that is not the model's own chat template ("")."""
+
+    @property
+    def listed(self) -> Mapping[str, Any]:
+        """What the server's list of models says of it; empty where there is none."""
 
     @property
     def is_mini(self) -> bool:

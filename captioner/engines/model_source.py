@@ -7,7 +7,7 @@ worker logs. transformers is not imported.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ class ModelSource:
     def is_served(self) -> bool:
         """False: it is loaded by the replicas."""
         return False
+
+    @property
+    def listed(self) -> Mapping[str, Any]:
+        """Empty: no server lists it."""
+        return {}
 
     @property
     def sends_urls(self) -> bool:

@@ -112,8 +112,8 @@ def invalid_line(commit: Commit, prompts: Sequence[Prompt]) -> str:
 
 
 def _fault(said: Generation, schema: str) -> str:
-    """What is wrong with an answer; "" for one that follows the schema, and where there is none, or NaN: that is rejected."""
-    if said.failure or not said.is_finite:
+    """What is wrong with an answer; "" for one that follows the schema, for a refusal, and where there is none, or NaN."""
+    if said.failure or said.is_refusal or not said.is_finite:
         return ""
     fault = read_answer(said.text, schema).fault
     if fault and said.finish_reason == "length":

@@ -17,6 +17,7 @@ from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from dataset_builder.json_text import words_of_json
 
+_REFUSAL = "refusal"
 RENDERED = "rendered"
 """The finish reason of prose that was made from a structured caption."""
 
@@ -37,9 +38,10 @@ def caption_rows(
     answers = [read_answer(said.text, prompt.schema) for said in generations]
     structured, rendered = [], []
     for key, said, answer in zip(keys, generations, answers, strict=True):
-        structured.append(_said(said) | _as_caption(answer.caption, INVALID_JSON if answer.fault else "ok"))
-        if answer.fault:
-            told = _as_caption("", INVALID_JSON)
+        status = _REFUSAL if said.is_refusal else INVALID_JSON if answer.fault else "ok"
+        structured.append(_said(said) | _as_caption(answer.caption if status == "ok" else "", status))
+        if status != "ok":
+            told = _as_caption("", status)
         else:
             clean_prose = clean(prose(answer.value, seed=sampling_seed(seed, key, prompt.name)), finish_reason=RENDERED)
             told = _as_caption(clean_prose.caption, clean_prose.status, clean_prose.flags)
@@ -78,6 +80,8 @@ def _said(said: Generation) -> dict[str, Any]:
 
 
 def _cleaned(said: Generation) -> dict[str, Any]:
+    if said.is_refusal:
+        return _said(said) | _as_caption("", _REFUSAL)
     found = clean(said.text, finish_reason=said.finish_reason)
     return _said(said) | _as_caption(found.caption, found.status, found.flags)
 

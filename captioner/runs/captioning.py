@@ -223,7 +223,8 @@ def _record_start(config: CaptionConfig, run: Folder, job: CaptionJob) -> None:
     from foundry.units.ray_session import cluster_nodes, replicas_use_gpus
 
     nodes, on_gpus = cluster_nodes(), replicas_use_gpus(config.ray)
-    record_start(run, config, dtype=job.generation.dtype, cluster=describe_nodes(nodes), on_gpus=on_gpus)
+    cluster = describe_nodes(nodes)
+    record_start(run, config, dtype=job.generation.dtype, cluster=cluster, on_gpus=on_gpus, listed=job.model.listed)
     if not on_gpus and (line := memory_line(config.ray, nodes, replica_bytes=job.replica_bytes)):
         print(line)
 

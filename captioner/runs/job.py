@@ -153,6 +153,7 @@ class CaptionJob:
         check_not_all(folder, num_not_finite=num_not_finite, num_images=len(facts.images), advice=NOT_FINITE)
         failed = {facts.images[index]["key"]: failure for index, failure in unanswered.items()}
         rejected = all_rejected(facts.rejected, partial(read_unit, folder, unit), failed=failed, excluded=excluded)
+        paid = [said for generations in output.generations.values() for said in generations]  # rejected images' too
         facts, output = _without(facts, output, unanswered)
         tables = self.tables(facts, output)
         return commit_unit(
@@ -161,8 +162,8 @@ class CaptionJob:
             unit=unit,
             tables=tables | {"rejected": rejected},
             statuses=_statuses(tables["captions"]),
-            num_tokens=sum(said.num_tokens for rows in output.generations.values() for said in rows),
-            num_input_tokens=sum(said.num_input_tokens for rows in output.generations.values() for said in rows),
+            num_tokens=sum(said.num_tokens for said in paid),
+            num_input_tokens=sum(said.num_input_tokens for said in paid),
             seconds={"prepare": facts.seconds, "process": output.seconds, "finish": time.perf_counter() - started},
         )
 
@@ -214,6 +215,11 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     )
     if before is not None and model.prompt_format == LLAVA_PROMPT and "prompt_format" not in before.get("model", {}):
         del settings["model"]["prompt_format"]  # runs before it was recorded assumed the same prompt
+    if before is not None and (was := before.get("model", {}).get("listed")) and config.engine == "endpoint":
+        from captioner.engines.endpoint_engine import identity_of
+
+        if identity_of(was) == settings["model"]["listed"]:
+            settings["model"]["listed"] = was  # runs were begun with all that the server's list said
     for name in ("engine_version", "listed"):
         if before is not None and name not in before.get("model", {}):
             settings["model"].pop(name, None)  # runs before it was recorded

@@ -96,8 +96,11 @@ def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> Non
         )
 
 
-def record_start(run: Folder, config: CaptionConfig, *, dtype: str, cluster: str, on_gpus: bool) -> None:
-    """Writes what is known before the first unit. `dtype` and `on_gpus` are what `auto` came to. Raises UserError."""
+def record_start(
+    run: Folder, config: CaptionConfig, *, dtype: str, cluster: str, on_gpus: bool, listed: Mapping[str, Any]
+) -> None:
+    """Writes what is known before the first unit. `dtype` and `on_gpus` are what `auto` came to, `listed` what a server says
+    of its model. Raises UserError."""
     now = datetime.now(UTC)
     record = {
         "started_at": now.isoformat(timespec="seconds"),
@@ -106,6 +109,7 @@ def record_start(run: Folder, config: CaptionConfig, *, dtype: str, cluster: str
         "dtype": dtype,
         "device": "GPU" if on_gpus else "CPU",
         "cluster": cluster,
+        **({"listed": dict(listed)} if listed else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }
     with store_errors(run):

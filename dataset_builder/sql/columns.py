@@ -47,7 +47,8 @@ COLUMNS = {
     "status": "ok, or why the caption is empty: empty (no word was written), refusal (the model declined), "
     "invalid_json (the answer does not follow the schema of its prompt)",
     "flags": "rules of cleaning that changed the caption",
-    "finish_reason": "stop: the model ended the caption; length: --generation.max_new_tokens cut it; rendered: prose of a JSON",
+    "finish_reason": "stop: the model ended the caption; length: --generation.max_new_tokens cut it; rendered: prose of a "
+    "JSON; else the code of a server's content filter",
     "num_tokens": "number of tokens that the model wrote, in all tries; 0 for rendered prose",
     "commits.num_tokens": "number of tokens that the model wrote for the unit",
     "num_words": "number of words of the caption",

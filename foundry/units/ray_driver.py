@@ -23,7 +23,7 @@ from foundry.units.cluster import RaySettings, wait_for_head
 from foundry.units.commits import Commit, Unit
 from foundry.units.ray_replicas import ReplicaHandle, Replicas
 from foundry.units.ray_session import cluster_nodes, error_of, is_done, replicas_use_gpus
-from foundry.units.workers import ModelBroken, UnitJob, describe, finish_unit, prepare_unit, warm_up
+from foundry.units.workers import ModelBroken, RunFailed, UnitJob, describe, finish_unit, prepare_unit, warm_up
 
 POLL_S = 1.0
 LOOK_S = 5.0  # between two looks at Ray itself
@@ -174,7 +174,7 @@ class _Queue:
             self.calls.append(self._start(job, replica, self.pending.popleft()))
 
     def collect(self, replicas: Replicas) -> None:
-        """Deals with each call that has ended. Raises UserError for a unit that cannot be finished."""
+        """Deals with each call that has ended. Raises UserError for a unit that cannot be finished, and where none can."""
         for call in [one for one in self.calls if is_done(one.last)]:
             if call in self.calls:  # else a neighbour of a failed one, started again meanwhile
                 self._ended(call, replicas)
@@ -225,6 +225,8 @@ class _Queue:
             self._failed(call.state, "process", _failure(call)[1] or error)
 
     def _failed(self, state: OpenUnit, stage: str, error: Exception) -> None:
+        if isinstance(cause := getattr(error, "cause", None), RunFailed):
+            raise UserError(str(cause), setting=cause.setting) from error
         num_excluded = len(state.excluded)
         self.pending.appendleft(state)
         message = cause_with_limit(error, "unit_timeout_s", self._settings.unit_timeout_s)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from foundry.errors import UserError
+from foundry.errors import Unavailable, UserError
 from foundry.units.commits import Commit, Unit
 from foundry.units.rejection import Failure
 
@@ -44,6 +44,14 @@ class ModelBroken(JobFailed):
     """The model does not work any more, or never did: its replica is of no use."""
 
 
+class RunFailed(JobFailed):
+    """A service that all units need is unavailable: the run ends. `setting` is that of the error."""
+
+    def __init__(self, message: str, *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
 class Replica:
     """Copy of the model in its own process; Ray makes an actor of it. Calls run in the order of their making."""
 
@@ -59,7 +67,7 @@ class Replica:
             self._check()
 
     def process(self, payload: Any, *, one_by_one: bool, keep: bool, limit_s: float) -> Any:
-        """The job's `process`; its result is dropped unless `keep`. Raises JobFailed.
+        """The job's `process`; its result is dropped unless `keep`. Raises JobFailed: RunFailed where a service is unavailable.
 
         After a failure the model is checked, since an error can leave a device unusable: if it is, this call and all
         that follow raise ModelBroken.
@@ -69,6 +77,8 @@ class Replica:
         with _limited(limit_s):
             try:
                 output = self.job.process(self.engine, payload, one_by_one=one_by_one)
+            except Unavailable as error:
+                raise RunFailed(describe(error), setting=error.setting) from error
             except Exception as error:
                 self._check(before=error)
                 raise

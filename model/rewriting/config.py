@@ -29,7 +29,8 @@ class RewriteConfig:
     timeout_s: float = 300.0
     """Timeout of a request, in seconds."""
     tries: int = 8
-    """Attempts at a request while the endpoint is down or busy; the pauses between them double from 1 s to 60 s."""
+    """Attempts at a request while the endpoint is down; the pauses between them double from 1 s to 60 s. A rate limit (429)
+    uses none up."""
     cache: str | None = None
     """Folder, local or on object storage, that keeps each rewritten prompt; several processes may share it. Default: none
     in model.generate, OUT/rewritten in trainer.evaluate and model.rewrite."""

@@ -51,4 +51,4 @@ class EndpointRewriter:
         body = {"model": self.config.model, "messages": chat_messages(prompt, self.instruction), "temperature": 0}
         body = {name: value for name, value in (body | self.config.body).items() if value is not None}
         answer = self._endpoint.ask(body)
-        return "" if answer.finish_reason == "length" else answer.text.strip()
+        return "" if answer.finish_reason == "length" or answer.is_refusal else answer.text.strip()

@@ -183,6 +183,9 @@ def test_cost_and_speed_come_from_the_commits_and_the_last_start(capsys: pytest.
     assert costs[0]["cost_per_1000"] == pytest.approx(1000 * 20 * 50 / 1e6)
     assert costs[0]["hardware"] == "CPU 2 nodes"
     assert costs[1]["cost_per_1000"] is None and costs[1]["input_tokens_per_image"] is None and costs[1]["hardware"] == ""
+    served = {"engine": "endpoint", "endpoint": {"url": "http://there/v1"}}
+    Folder(run).write("starts/3.json", json.dumps({"device": "CPU", "cluster": "1 node", "config": served}).encode())
+    assert compare(capsys, [run], prompts=("dense", "short"))["runs"][0]["hardware"] == "server at http://there/v1"
 
 
 def test_counts_of_other_tokenizers_are_made_anew_for_the_sample(

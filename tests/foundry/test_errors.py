@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from foundry.errors import NotFinite, NotOnHub, RayLost, SourceError, StoreError, UserError, one_line
+from foundry.errors import NotFinite, NotOnHub, RayLost, SourceError, StoreError, Unavailable, UserError, one_line
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from foundry.errors import NotFinite, NotOnHub, RayLost, SourceError, StoreError
         UserError("a"),
         RayLost("a"),
         NotFinite("a"),
+        Unavailable("a", setting="b"),
         StoreError("a", is_alone=True, may_pass=True),
         SourceError("a", reason="b"),
         NotOnHub("a", reason="b"),

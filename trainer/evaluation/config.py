@@ -143,7 +143,8 @@ class JudgeEndpointConfig:
     timeout_s: float = 300.0
     """Timeout of a request, in seconds."""
     outage_tries: int = 8
-    """Attempts at a question while the endpoint is down or busy; the pauses between them double from 1 s to 60 s."""
+    """Attempts at a question while the endpoint is down; the pauses between them double from 1 s to 60 s. A rate limit (429)
+    uses none up."""
     answer_tries: int = 3
     """Attempts at a question whose answer is not a verdict; after them the image stays unanswered."""
 

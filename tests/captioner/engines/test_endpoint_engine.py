@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +22,7 @@ from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
 from captioner.engines.server import ServerLimits, caption_server
 from captioner.engines.transformers_engine import TransformersEngine
-from foundry.chat_endpoint import RequestRefused
-from foundry.errors import UserError
+from foundry.errors import Unavailable, UserError
 from tests.captioner.tiny_llava import model_without_key
 from tests.chat_server import MODEL, Reply, fails, judge_server, says, text_of
 
@@ -85,8 +85,8 @@ def test_an_image_for_which_the_served_model_computes_nan_is_refused_alone(tmp_p
     with served(broken) as url:
         settings = EndpointSettings(url=url, tries=1, body={} if logprobs else {"logprobs": None})
         asking = EndpointEngine(find_served_model("tiny", settings, SETTINGS), SETTINGS)
-        with pytest.raises(RequestRefused, match="HTTP 422 .*NaN or infinity for this image"):
-            asking.caption(pictures()[:1], ["a key"], ["a"])
+        (refused,) = asking.caption(pictures()[:1], ["a key"], ["a"])
+        assert "HTTP 422" in refused.failure and "NaN or infinity for this image" in refused.failure
         assert len(asking.caption(pictures()[:2], ["an owl", "an apple"], ["a", "b"])) == 2
 
 
@@ -157,16 +157,81 @@ def test_an_image_may_be_sent_by_its_address() -> None:
     assert model.describe() == model_at(server.url).describe() | {"image_urls": True}, "it is another run"
 
 
-def test_a_refused_image_is_told_from_a_server_that_refuses_all() -> None:
-    replies = {
-        "Describe this image.": says("An owl."),
-        "What is it?": fails(400, "image too large"),
-    }
-    with judge_server(lambda body: replies[text_of(body)]) as server, pytest.raises(RequestRefused, match="HTTP 400"):
-        ask(server.url)
-    with judge_server(lambda body: fails(403)) as server, pytest.raises(UserError, match="HTTP 403") as raised:
-        ask(server.url)
-    assert not isinstance(raised.value, RequestRefused)
+def test_a_refused_image_costs_nothing_more() -> None:
+    """Moderation that refuses now and then: each request is made once, and what is answered stays."""
+    with judge_server(lambda body: fails(400, "no") if text_of(body) == "What is it?" else says("An owl.")) as server:
+        engine = EndpointEngine(model_at(server.url), SETTINGS)
+        found = engine.caption(pictures(), PROMPTS, list("abcdef"))
+    assert [one.text for one in found] == ["An owl.", ""] * 3
+    assert ["HTTP 400" in one.failure for one in found] == [False, True] * 3
+    assert len(server.bodies) == 6
+
+
+def test_where_all_images_are_refused_a_grey_one_decides_who_is_to_blame() -> None:
+    def grey_alone(body: dict[str, Any]) -> Reply:
+        return says("Grey.") if body["max_tokens"] == 1 else fails(400, "no")
+
+    with judge_server(grey_alone) as server:
+        assert all(one.failure for one in ask(server.url))
+    with judge_server(lambda body: fails(400, "no model of images any more")) as server:
+        with pytest.raises(Unavailable, match="HTTP 400 .*no model of images any more"):
+            ask(server.url)
+        assert len(server.bodies) == 3
+
+
+def test_what_is_no_image_s_fault_ends_all_requests() -> None:
+    with judge_server(lambda body: fails(403)) as server:
+        engine = EndpointEngine(model_at(server.url, concurrency=1), SETTINGS)
+        with pytest.raises(Unavailable, match="HTTP 403"):
+            engine.caption(pictures(), PROMPTS, list("abcdef"))
+        with pytest.raises(Unavailable, match="were stopped"):
+            engine.caption(pictures(), PROMPTS, list("abcdef"))
+    assert len(server.bodies) < 6
+
+
+class Bucket:
+    """A server that answers `rate` requests a second, and says to the others when to come again."""
+
+    def __init__(self, *, rate: float) -> None:
+        self.rate = rate
+        self.answered = self.refused = 0
+        self._tokens, self._filled_at, self._lock = 1.0, time.monotonic(), threading.Lock()
+
+    def __call__(self, body: dict[str, Any]) -> Reply:
+        with self._lock:
+            now = time.monotonic()
+            self._tokens = min(2.0, self._tokens + (now - self._filled_at) * self.rate)
+            self._filled_at = now
+            if self._tokens < 1:
+                self.refused += 1
+                return fails(429, Retry_After=f"{1 / self.rate}")
+            self._tokens -= 1
+            self.answered += 1
+            return says("An owl.")
+
+
+def test_a_rate_limit_is_waited_for_and_nothing_is_paid_twice() -> None:
+    bucket = Bucket(rate=20)
+    with judge_server(bucket) as server:
+        engine = EndpointEngine(model_at(server.url, concurrency=16), SETTINGS)
+        assert [one.text for one in engine.caption(pictures() * 5, PROMPTS * 5, ["a"] * 30)] == ["An owl."] * 30
+    assert bucket.answered == 30
+    assert 0 < bucket.refused < 90, "fewer ask at one time"
+    assert server.most_at_once <= 16
+
+
+@pytest.mark.parametrize("reply", [says("A wom", finish_reason="content_filter"), fails(400, "content_filter")])
+def test_an_image_that_a_content_filter_refuses_keeps_its_code(reply: Reply) -> None:
+    with judge_server(lambda body: reply) as server:
+        assert {(one.finish_reason, one.is_refusal, one.failure) for one in ask(server.url)} == {("content_filter", True, "")}
+
+
+def test_prices_and_limits_of_a_server_s_list_are_no_part_of_a_model() -> None:
+    listed = {"id": "m", "root": "Qwen/Qwen3-VL-8B-Instruct", "max_model_len": 512, "pricing": {"prompt": "0.1"}}
+    model = replace(model_at("http://there/v1"), listed=listed)
+    later = replace(model, listed={**listed, "max_model_len": 8192, "pricing": {"prompt": "0.2"}})
+    assert model.describe() == later.describe()
+    assert model.describe() != replace(model, listed={**listed, "root": "another"}).describe()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +253,8 @@ def test_a_server_that_misbehaves_ends_in_one_line(reply: Reply, complaint: str)
 @pytest.mark.parametrize(
     ("reply", "complaint"),
     [
-        (fails(401), r"refuses \(HTTP 401 .*: check the address, the model's name, .* and the key"),
+        (fails(401), r"refuses \(HTTP 401 .*, and no key was sent: name the environment variable"),
+        (fails(404), r"refuses \(HTTP 404 .*: check the address, the model's name and the fields of the request"),
         (fails(400, "this model takes no images"), r"refuses \(HTTP 400 .*this model takes no images"),
         (fails(500), "does not answer"),
     ],

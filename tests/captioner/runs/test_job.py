@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from foundry.storage.run_record import RunRecord
 from foundry.units.commits import committed_units, read_commits
 from tests.captioner.conftest import run_arguments, save_pictures
 from tests.captioner.tiny_llava import model_without_key, save_tiny_llava
-from tests.chat_server import MODEL, judge_server, says
+from tests.chat_server import MODEL, Reply, fails, judge_server, says, text_of
 from tests.foundry.units.plain_loop import run_plainly
 
 
@@ -210,6 +211,82 @@ def test_images_of_the_web_are_read_and_hashed_here_and_sent_by_their_address(
         assert database.fetch("SELECT reason FROM rejected").to_pylist() == [{"reason": "not_an_image"}]
     files = [local, images / "picture-0-0000.jpg", images / "picture-0-0001.jpg"]
     assert [row["content_hash"] for row in rows] == [content_hash(file.read_bytes()) for file in files]
+
+
+def caption_at(url: str, images: Path, run: Path, *more: str) -> int:
+    """A run of the model `m` at a server; captions of all images are asked for at once."""
+    arguments = run_arguments(images, run, Path("m"), "--engine", "endpoint", "--endpoint.url", url, *more)
+    return run_command(CaptionConfig, main, prog="", example="", argv=arguments)
+
+
+def test_refused_requests_reject_their_images_and_all_that_was_paid_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    images, run = save_pictures(tmp_path / "images", count=8), tmp_path / "run"
+
+    def reply(body: dict[str, Any]) -> Reply:
+        refused = "number 3" in text_of(body) and "short" in text_of(body)
+        return fails(400, "no such image") if refused else says("An owl.")
+
+    prompts = tmp_path / "mine.yaml"
+    prompts.write_text(
+        "{name: mine, version: 1, prompts: [{name: a, text: 'Long: {alt_text}', fallback: 'What?'}, "
+        "{name: b, text: 'In short: {alt_text}', fallback: 'What?'}]}"
+    )
+    prices = ["--endpoint.input_price", "1", "--endpoint.output_price", "1"]
+    with judge_server(reply) as server:
+        assert caption_at(server.url, images, run, "--prompts", str(prompts), *prices) == 0
+        assert len(server.bodies) == 1 + 16, "the grey image, and each request once"
+    said = capsys.readouterr().out
+    assert "8 planned = 7 captioned + 1 rejected (model_error 1)" in said
+    assert f"{900 * 15:,} input tokens and {15 * 15:,} output tokens" in said, "the refused image's other answer too"
+    with open_run(str(run)) as database:
+        (row,) = database.fetch("SELECT key, message FROM rejected").to_pylist()
+    assert row["key"] == "picture-0-0003" and "HTTP 400" in row["message"] and "no such image" in row["message"]
+
+
+@pytest.mark.parametrize("prompts", ["paper", "structured"])
+def test_what_a_content_filter_withholds_is_a_refusal_and_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: str
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    images, run = save_pictures(tmp_path / "images", count=2), tmp_path / "run"
+    with judge_server(lambda body: says("A wom", finish_reason="content_filter")) as server:
+        assert caption_at(server.url, images, run, "--prompts", prompts) == 0
+        assert len(server.bodies) == 3
+    with open_run(str(run)) as database:
+        rows = database.fetch("SELECT DISTINCT status, caption FROM captions").to_pylist()
+        reasons = database.fetch("SELECT finish_reason FROM captions WHERE caption_raw = 'A wom'").to_pylist()
+    assert rows == [{"status": "refusal", "caption": ""}]
+    assert reasons == [{"finish_reason": "content_filter"}] * 2
+    (commit,) = read_commits(Folder(str(run)))
+    assert commit.statuses == {"refusal": 2}
+
+
+def test_a_served_run_resumes_where_the_server_s_list_changes_in_what_names_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    images, run = save_pictures(tmp_path / "images", count=8), tmp_path / "run"
+    with judge_server(lambda body: says("An owl.")) as server:
+        server.listed = {"root": "Qwen", "max_model_len": 512}
+        assert caption_at(server.url, images, run) == 0
+        record = RunRecord.read(Folder(str(run)))
+        assert record is not None and record.settings["model"]["listed"] == {"root": "Qwen"}
+        old = record.with_settings(
+            record.settings | {"model": record.settings["model"] | {"listed": {"id": "m", **server.listed}}}
+        )
+        old.write(Folder(str(run)))  # as it was recorded before
+        for file in (run / "commits").iterdir():
+            file.write_text(file.read_text().replace(record.run_id, old.run_id))
+        server.listed = {"root": "Qwen", "max_model_len": 8192, "pricing": {"prompt": "0.1"}}
+        save_pictures(images, count=1, seed=1)
+        assert caption_at(server.url, images, run) == 0, capsys.readouterr().err
+        assert read_status(Folder(str(run))).captioned == 9
+        server.listed = {"root": "another"}
+        assert caption_at(server.url, images, run) == 2
+    assert "another model.listed.root" in capsys.readouterr().err
 
 
 def test_only_an_image_of_its_own_has_a_web_address() -> None:

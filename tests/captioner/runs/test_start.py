@@ -13,7 +13,7 @@ from captioner.engines.generation import GenerationSettings
 from captioner.run import main
 from captioner.runs.captioning import plan_run
 from captioner.runs.job import CaptionJob, caption_job
-from captioner.runs.start import begin, check_commits, check_folder
+from captioner.runs.start import begin, check_commits, check_folder, record_start
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.runs.plan import Plan
 from foundry.command_line import run_command
@@ -87,6 +87,14 @@ def test_who_begins_at_the_same_time_reads_what_the_other_created(tmp_path: Path
     commit_unit(run, run_id=job.run_id, unit=unit, tables={})
     with pytest.raises(UserError, match=r"holds a run with another prompts\.name"):
         begin(config, run, caption_job(replace(config, prompts="ladder")).settings, before=before)
+
+
+def test_each_start_records_all_that_a_server_s_list_says_of_the_model(tmp_path: Path) -> None:
+    run, config = Folder(str(tmp_path / "run")), CaptionConfig(images=["photos"], out="run", model="m", engine="endpoint")
+    for listed in ({"root": "Qwen", "pricing": {"prompt": "0.1"}}, {}):
+        record_start(run, config, dtype="auto", cluster="1 node", on_gpus=False, listed=listed)
+    starts = [json.loads(run.read(f"starts/{name}")) for name in run.names("starts")]
+    assert sorted((start.get("listed") for start in starts), key=bool) == [None, {"root": "Qwen", "pricing": {"prompt": "0.1"}}]
 
 
 @pytest.mark.parametrize("bad", ["tar", "folder", "list"])

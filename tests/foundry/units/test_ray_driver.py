@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from dataset_builder.schema import NOUN_COUNTS
-from foundry.errors import UserError
+from foundry.errors import Unavailable, UserError
 from foundry.images.index import REJECTED
 from foundry.storage.folder import Folder
 from foundry.units.cluster import RaySettings
@@ -113,6 +113,8 @@ class FakeJob:
                 time.sleep(0.05)
         if trouble.startswith("breaks the device"):
             Path(self.folder, "broken").touch()
+        if trouble.startswith("is unavailable"):
+            raise Unavailable("the server does not answer", setting="endpoint.url")
         if trouble.startswith(("raises", "breaks")):
             raise Unpicklable(404, "this is not to be")
 
@@ -217,6 +219,15 @@ def test_a_replica_that_dies_does_not_wait_for_the_commits_that_are_running(tmp_
 def test_what_ends_the_run_is_one_line_and_rejects_nothing(tmp_path: Path, trouble: Trouble, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path, trouble, settings=RaySettings(num_replicas=1))
+    assert all(not commit.rejected for commit in read_commits(Folder(str(tmp_path))))
+
+
+def test_a_service_that_is_away_ends_the_run_and_no_unit_is_searched(tmp_path: Path) -> None:
+    """Also where it is back at once: answers that were paid for are not asked for again by parts of the unit."""
+    with pytest.raises(UserError, match="the server does not answer") as raised:
+        run(tmp_path, {(1, 2): "is unavailable once"}, settings=RaySettings(num_replicas=1))
+    assert raised.value.setting == "endpoint.url"
+    assert len(list(tmp_path.glob("load-*"))) == 1
     assert all(not commit.rejected for commit in read_commits(Folder(str(tmp_path))))
 
 

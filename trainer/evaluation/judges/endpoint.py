@@ -24,7 +24,8 @@ class JudgeEndpoint(ChatEndpoint):
         """Raises UserError where the address or the key is missing."""
         if config.url is None:
             raise UserError(
-                "no judge to ask: give judge.url, the address of an OpenAI-compatible endpoint (docs/evaluation.md)"
+                "no judge to ask: give the address of an OpenAI-compatible endpoint (docs/evaluation.md)",
+                setting="wise.judge.url",
             )
         self.config = config
         super().__init__(
@@ -34,7 +35,7 @@ class JudgeEndpoint(ChatEndpoint):
                 timeout_s=config.timeout_s,
                 tries=config.outage_tries,
                 name="the judge",
-                section="judge",
+                section="wise.judge",
             )
         )
 

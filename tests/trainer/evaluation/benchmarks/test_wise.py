@@ -283,7 +283,7 @@ def usual(images: Path, tmp_path: Path, judge: JudgeServer) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--wise.judge.url=null"], "no judge to ask: give judge.url"),
+        (["--wise.judge.url=null"], "no judge to ask: give the address .*--wise.judge.url"),
         (
             ["--wise.judge.key_variable=NO_SUCH_KEY"],
             "environment variable NO_SUCH_KEY is not set",

@@ -20,7 +20,9 @@ BODY = {"model": "a judge", "messages": [{"role": "user", "content": [{"type": "
 
 
 class _Pauses(threading.Event):
-    """Notes how long it is waited for, and does not wait."""
+    """Notes how long it is waited for, and does not wait: the clock of this test goes on by as much."""
+
+    now = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +30,7 @@ class _Pauses(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         self.seconds.append(timeout or 0.0)
+        _Pauses.now += timeout or 0.0
         return False
 
 
@@ -41,12 +44,13 @@ def judge() -> Iterator[JudgeServer]:
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", KEY)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("foundry.chat_endpoint.monotonic", lambda: _Pauses.now)
 
 
 def _endpoint(url: str, *, tries: int = 8) -> tuple[JudgeEndpoint, list[float]]:
     endpoint = JudgeEndpoint(JudgeEndpointConfig(url=url, key_variable="THE_KEY", outage_tries=tries))
     pauses = _Pauses()
-    endpoint._stopped = pauses
+    endpoint._stopped = endpoint._limit._stopped = pauses
     return endpoint, pauses.seconds
 
 
@@ -77,6 +81,16 @@ def test_an_outage_is_waited_out_in_pauses_that_double(judge: JudgeServer, statu
     assert pauses == [1, 2, 4, 8, 16, 32, 60]
 
 
+def test_a_rate_limit_is_no_try_and_ends_after_ten_minutes_without_an_answer(judge: JudgeServer) -> None:
+    judge.reply = _in_turn(*[fails(429, Retry_After="50")] * 11, says("yes"), *[fails(429, Retry_After="50")] * 99)
+    endpoint, pauses = _endpoint(judge.url, tries=1)
+    assert endpoint.ask(BODY).text == "yes"
+    assert pauses == [50] * 11
+    with pytest.raises(UserError, match=r"does not answer \(HTTP 429"):
+        endpoint.ask(BODY)
+    assert len(pauses) == 11 + 13, "more than 600 s"
+
+
 def test_the_endpoint_says_how_long_to_wait(judge: JudgeServer) -> None:
     in_half_a_minute = email.utils.formatdate(time.time() + 30, usegmt=True)
     judge.reply = _in_turn(
@@ -86,7 +100,7 @@ def test_the_endpoint_says_how_long_to_wait(judge: JudgeServer) -> None:
     assert endpoint.ask(BODY).text == "yes"
     assert pauses[0] == 7
     assert pauses[1] == pytest.approx(30, abs=2)
-    assert pauses[2] == 4  # as if nothing had been said
+    assert pauses[2] == 2  # as if nothing had been said; the rate limit was no try
 
 
 @pytest.mark.parametrize("words", ["<html>Bad gateway</html>", "[]", '{"choices": []}', '{"error": {"message": "overloaded"}}'])
@@ -136,11 +150,36 @@ def test_an_endpoint_that_wants_an_hour_is_not_waited_for(judge: JudgeServer) ->
     assert len(judge.bodies) == 1
 
 
-@pytest.mark.parametrize(("status", "code"), [(401, "invalid_api_key"), (404, "model_not_found"), (429, "insufficient_quota")])
+@pytest.mark.parametrize(("status", "code"), [(400, "invalid_model"), (404, "model_not_found"), (429, "insufficient_quota")])
 def test_a_refusal_is_not_tried_again_and_does_not_show_the_key(judge: JudgeServer, status: int, code: str) -> None:
     judge.reply = lambda body: Reply(body=json.dumps({"error": {"code": code, "message": f"wrong: {KEY}"}}), status=status)
     assert f"refuses (HTTP {status}" in _complaint(judge.url, tries=8)
     assert len(judge.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_is_named_by_its_variable(judge: JudgeServer, status: int) -> None:
+    judge.reply = lambda body: fails(status, f"wrong: {KEY}")
+    assert f"refuses the key in THE_KEY (HTTP {status}" in _complaint(judge.url, tries=8)
+    with pytest.raises(UserError, match="no key was sent: name the environment variable") as raised:
+        JudgeEndpoint(JudgeEndpointConfig(url=judge.url)).ask(BODY)
+    assert raised.value.setting == "wise.judge.key_variable"
+
+
+@pytest.mark.parametrize(
+    ("message", "finish_reason", "expected"),
+    [
+        ({"content": "A wom"}, "content_filter", ("A wom", "content_filter")),
+        ({"content": None, "refusal": "I can't help with that."}, "stop", ("I can't help with that.", "refusal")),
+    ],
+)
+def test_an_answer_that_was_withheld_is_a_refusal(
+    judge: JudgeServer, message: dict[str, str | None], finish_reason: str, expected: tuple[str, str]
+) -> None:
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    judge.reply = lambda body: Reply(body=json.dumps({"choices": [choice]}))
+    answer = _endpoint(judge.url)[0].ask(BODY)
+    assert (answer.text, answer.finish_reason) == expected and answer.is_refusal
 
 
 def test_the_key_follows_no_redirect(judge: JudgeServer) -> None:
