@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_builder.runs.plan import Plan, read_plan
-from dataset_builder.runs.source_run import ALL_CAPTIONED, plan_from_run, read_captions, read_source_record
+from dataset_builder.runs.source_run import ALL_CAPTIONED, chosen_images, plan_from_run, read_captions, read_source_record
 from dataset_builder.sql.run_files import read_run
 from foundry.errors import UserError
 from foundry.images.index import INDEX
@@ -25,7 +25,8 @@ def source(tmp_path: Path) -> Folder:
 
 def plan(source: Folder, *, only: str = ALL_CAPTIONED, out: str = "new", unit_size: int = 2) -> tuple[Folder, Plan]:
     run = Folder(f"{source.url}/../{out}")
-    return run, plan_from_run(run, source.url, only=only, unit_size=unit_size)
+    with chosen_images(source.url, only=only) as chosen:
+        return run, plan_from_run(run, chosen, unit_size=unit_size)
 
 
 def planned_keys(run: Folder, plan: Plan) -> list[list[str]]:
@@ -61,10 +62,9 @@ def test_captions_are_read_by_key_from_whatever_units_they_are_in(source: Folder
 
 
 def test_what_counts_is_what_was_committed_when_the_run_was_planned(source: Folder) -> None:
-    _, made = plan(source)
+    run, made = plan(source)
     SMALL.commit(source, 2, range(6, 8))
-    run, again = plan(source, only="SELECT this is not asked again")
-    assert again == made == read_plan(run, unit_size=2)
+    assert plan_from_run(run, None, unit_size=2) == plan(source)[1] == made == read_plan(run, unit_size=2)
     everything = plan(source, only="SELECT key FROM images", out="later")[1]
     assert everything.num_images == 7
 
@@ -110,6 +110,7 @@ def test_what_is_no_run_or_is_gone_is_said(source: Folder, tmp_path: Path) -> No
 def test_on_object_storage() -> None:
     source = SMALL.write(Folder("memory://bucket/source-run"))
     run = Folder("memory://bucket/over-source-run")
-    made = plan_from_run(run, source.url, only=ALL_CAPTIONED, unit_size=4)
+    with chosen_images(source.url, only=ALL_CAPTIONED) as chosen:
+        made = plan_from_run(run, chosen, unit_size=4)
     assert [len(read_captions(source, read_unit(run, unit))) for unit in made.units()] == [4, 1]
     assert read_run(source.url).folder.url == source.url
