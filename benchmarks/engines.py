@@ -45,6 +45,8 @@ _SHORT = ["--vllm.max_model_len", "512", "--vllm.args", '{"enforce_eager": true}
 _VLLM_SERVER = ["--served-model-name", "mini", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
 _VLLM_SERVER += ["--limit-mm-per-prompt", '{"image": 1}', "--generation-config", "vllm", "--host", "127.0.0.1"]
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "no_proxy": "127.0.0.1"}
+_OVERLAPPING = ("--ray.num_replicas", "2", "--unit_size", "125")
+"""Two replicas ask the server at once, so that it has the next unit's requests while the last ones of a unit are answered."""
 _START_S = 600.0
 MODEL = "mini"
 
@@ -117,7 +119,7 @@ def _sides(config: EnginesConfig) -> Iterator[tuple[str, Side]]:
     yield "transformers", Side(options=engine, run_options=("--unit_size", "64"), num_processes=os.cpu_count() or 1)
     if config.python:
         options = ("--engine", "vllm", *_SHORT)
-        run_options = ("--ray.replica_python", config.python, "--ray.num_replicas", "1")
+        run_options = ("--ray.replica_python", config.python, "--ray.num_replicas", "1", "--unit_size", "250")
         yield "vllm", Side(options=options, run_options=run_options, python=config.python)
         with _server(
             [config.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MINI), *_VLLM_SERVER]
@@ -147,7 +149,7 @@ def _server(command: Sequence[str]) -> Iterator[Side]:
                     )
                 time.sleep(0.2)
             options = ("--engine", "endpoint", "--endpoint.url", f"{url}/v1")
-            yield Side(options=options, server_start_up_s=time.perf_counter() - started)
+            yield Side(options=options, run_options=_OVERLAPPING, server_start_up_s=time.perf_counter() - started)
         finally:
             process.terminate()
             process.wait()

@@ -24,7 +24,10 @@ def main(config: StatusConfig) -> int:
     from foundry.storage.folder import Folder
 
     status = read_status(Folder(config.run))
-    print(json.dumps(asdict(status) | {"eta_s": status.eta_s}) if config.json else status.line())
+    if config.json:
+        print(json.dumps(asdict(status) | {"eta_s": status.eta_s}))
+    else:
+        print("\n".join([status.line(), *status.advice(config.run)]))
     return 0
 
 

@@ -49,6 +49,9 @@ JOBS: dict[str, dict[str, Command]] = {
         "plan": Command(module="trainer.plan", purpose="compute time, money, memory and disk of a training", extra="train"),
         "precompute": Command(module="trainer.precompute", purpose="encode images and captions once", extra="train"),
         "fit": Command(module="trainer.fit", purpose="train a stage, or all of them", extra="train"),
+        "dreambooth": Command(
+            module="trainer.dreambooth", purpose="prepare the training of a subject from a handful of images", extra="train"
+        ),
         "compare-techniques": Command(
             module="trainer.compare", purpose="measure what techniques are worth on your data", extra="train"
         ),

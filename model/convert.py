@@ -2,7 +2,9 @@
 
 in:  official (PixArt-alpha and Sigma, .pth or .safetensors), dit (class-conditional DiT), diffusers (a folder), native,
      or preset: an untrained network of these sizes, to try all commands with
-out: native (a folder of ours), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens)
+out: native (a folder of ours), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens),
+     peft (of a LoRA's checkpoint: its adapter, a folder that PeftModel.from_pretrained opens)
+A LoRA's checkpoint becomes a whole network in all other targets; --lora merges further adapters.
 """
 
 from collections import Counter
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundry.command_line import run_command
-from model.formats.conversion import Conversion, Origin, Status, Target, read, write, write_report
+from foundry.errors import UserError
+from model.formats.conversion import Conversion, Origin, Status, Target, export_adapter, read, write, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class ConvertConfig(Origin):
     """Settings of `python -m model.convert`: the input, with what is known about it, and the output."""
 
     out: str
-    """Output: a new folder (native, diffusers) or a file that ends in .pth, .pt or .safetensors (official)."""
+    """Output: a new folder (native, diffusers, peft) or a file that ends in .pth, .pt or .safetensors (official)."""
     target: Target
     """Format of the output."""
     copy_parts: bool = True
@@ -29,6 +32,8 @@ class ConvertConfig(Origin):
 
 def main(config: ConvertConfig) -> int:
     """Converts, prints a summary of the keys and returns 0."""
+    if config.target == "peft":
+        return _export(config)
     conversion = read(config)
     write(conversion, Path(config.out), target=config.target, copy_parts=config.copy_parts)
     counts = Counter(key.status for key in conversion.keys)
@@ -51,6 +56,16 @@ def main(config: ConvertConfig) -> int:
     print(
         f"wrote {config.out}: {config.target}, {network.conditioning}-conditional, width {network.width}, depth {network.depth}"
     )
+    return 0
+
+
+def _export(config: ConvertConfig) -> int:
+    """Writes an adapter for peft and diffusers, and says how it is opened."""
+    if config.source != "native" or config.lora:
+        raise UserError("peft: expected a LoRA's checkpoint and source native, without lora", setting="source")
+    adapter = export_adapter(config.checkpoint, Path(config.out))
+    print(f"wrote {config.out}: a LoRA of rank {adapter.rank}, {adapter.num_parameters:,} values, of {adapter.base}")
+    print(f'  open it: pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "{config.out}")')
     return 0
 
 

@@ -3,13 +3,16 @@
 Counted are matrix products, attention and convolutions, two operations to a multiplication and addition, as torch's
 FlopCounterMode counts them; nothing is counted for activations, norms and sums. A backward pass makes two products for each
 product forward, one for the weights and one for the input, or one where the input needs no gradient. What gradient
-checkpointing or an attention kernel computes twice is not in it: utilisation is that of the model's own work.
+checkpointing or an attention kernel computes twice is not in it: utilisation is that of the model's own work. A network that is
+frozen around a LoRA makes no products for its weights, and none before the first layer that is trained; the norms of a DoRA,
+which do not grow with the images, are not counted.
 
 D width, N patches, M keys of self-attention, L caption tokens, F channels of the text encoder; all figures are for one image.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from model.dit_config import DiTConfig, RoutedBlocks
 
@@ -22,6 +25,8 @@ class Flops:
     """Operations of a forward pass."""
     backward: float = 0.0
     """Operations of a backward pass."""
+    weights: float = 0.0
+    """Those of the backward pass that make gradients of weights."""
 
     @property
     def training(self) -> float:
@@ -29,18 +34,63 @@ class Flops:
         return self.forward + self.backward
 
     def __add__(self, other: "Flops") -> "Flops":
-        return Flops(forward=self.forward + other.forward, backward=self.backward + other.backward)
+        return Flops(
+            forward=self.forward + other.forward, backward=self.backward + other.backward, weights=self.weights + other.weights
+        )
 
     def __mul__(self, factor: float) -> "Flops":
-        return Flops(forward=self.forward * factor, backward=self.backward * factor)
+        return Flops(forward=self.forward * factor, backward=self.backward * factor, weights=self.weights * factor)
+
+    @property
+    def frozen(self) -> "Flops":
+        """The same where the weights are frozen and the input needs a gradient."""
+        return Flops(forward=self.forward, backward=self.backward - self.weights)
+
+    @property
+    def without_gradient(self) -> "Flops":
+        """The same where nothing needs a gradient."""
+        return Flops(forward=self.forward)
+
+
+class AdaptedLayer(NamedTuple):
+    """A linear layer with a LoRA."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class LoraSizes:
+    """What a LoRA adds to a frozen network."""
+
+    layers: tuple[AdaptedLayer, ...]
+    rank: int
+    dora: bool = False
+
+    @property
+    def tensors(self) -> list[int]:
+        """The number of values of each of its tensors."""
+        sizes = [self.rank * side for layer in self.layers for side in (layer.inputs, layer.outputs)]
+        return sizes + ([layer.outputs for layer in self.layers] if self.dora else [])
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of its values."""
+        return sum(self.tensors)
 
 
 def dit_flops(
-    config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0, routed: RoutedBlocks | None = None
+    config: DiTConfig,
+    *,
+    grid: tuple[int, int],
+    caption_tokens: float = 0.0,
+    routed: RoutedBlocks | None = None,
+    lora: LoraSizes | None = None,
 ) -> dict[str, Flops]:
     """Operations of an image of a grid (h, w) of patches with so many caption tokens, by layer; blocks are summed up.
 
-    `routed`: blocks that see a part of the tokens.
+    `routed`: blocks that see a part of the tokens; `lora`: the network is frozen, and this alone is trained.
     """
     num, width = grid[0] * grid[1], config.width
     patch_values = config.patch_size**2 * config.in_channels
@@ -60,7 +110,7 @@ def dit_flops(
         layers["captions"] = _linear(caption_tokens, config.caption_width, width, reads_data=True)
         layers["captions"] += _linear(caption_tokens, width, width)
         layers["text-adapter"] = _adapter_block(config, caption_tokens) * config.text_adapter_blocks
-    return layers
+    return layers if lora is None else _adapted(layers, config, lora, num=num, caption_tokens=caption_tokens)
 
 
 def total(layers: Mapping[str, Flops]) -> Flops:
@@ -69,10 +119,36 @@ def total(layers: Mapping[str, Flops]) -> Flops:
 
 
 def training_flops(
-    config: DiTConfig, *, grid: tuple[int, int], caption_tokens: float = 0.0, routed: RoutedBlocks | None = None
+    config: DiTConfig,
+    *,
+    grid: tuple[int, int],
+    caption_tokens: float = 0.0,
+    routed: RoutedBlocks | None = None,
+    lora: LoraSizes | None = None,
 ) -> float:
     """Operations that training on one image takes, forward and backward."""
-    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens, routed=routed)).training
+    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens, routed=routed, lora=lora)).training
+
+
+def _adapted(
+    layers: Mapping[str, Flops], config: DiTConfig, lora: LoraSizes, *, num: int, caption_tokens: float
+) -> dict[str, Flops]:
+    """The layers of a frozen network, and those of its LoRA, as if no block were routed."""
+    names = [layer.name for layer in lora.layers]
+    text_is_trained = any(name.startswith(("text_adapter.", "y_embedder.")) for name in names)
+    early = {"patches", "conditions", *(() if text_is_trained else ("captions", "text-adapter"))}
+    result = {name: flops.without_gradient if name in early else flops.frozen for name, flops in layers.items()}
+    if config.conditioning == "text" and not text_is_trained:  # keys and values of captions need no gradient of their input
+        captions = _linear(caption_tokens, config.width, 2 * config.width).forward * config.depth
+        result["cross-attention"] += Flops(backward=-captions)
+    result["lora"] = Flops()
+    for name, inputs, outputs in lora.layers:
+        of_captions = name.startswith(("text_adapter.", "y_embedder.")) or name.endswith("cross_attn.kv_linear")
+        of_patches = name.startswith(("blocks.", "final_layer.")) and "adaLN" not in name
+        rows = caption_tokens if of_captions else num if of_patches else 1
+        reads_data = of_captions and not text_is_trained
+        result["lora"] += _linear(rows, inputs, lora.rank, reads_data=reads_data) + _linear(rows, lora.rank, outputs)
+    return result
 
 
 def _blocks(config: DiTConfig, num: int, caption_tokens: float) -> dict[str, Flops]:
@@ -92,7 +168,7 @@ def _blocks(config: DiTConfig, num: int, caption_tokens: float) -> dict[str, Flo
 def _linear(rows: float, width_in: int, width_out: int, *, reads_data: bool = False) -> Flops:
     """A linear layer on `rows` vectors; one that reads data makes no gradient of its input."""
     forward = 2.0 * rows * width_in * width_out
-    return Flops(forward=forward, backward=forward if reads_data else 2 * forward)
+    return Flops(forward=forward, backward=forward if reads_data else 2 * forward, weights=forward)
 
 
 def _attention(queries: float, keys: float, width: int) -> Flops:
@@ -106,7 +182,7 @@ def _self_attention(config: DiTConfig, num: int) -> Flops:
     width, compression = config.width, config.kv_compression
     projections = _linear(num, width, 3 * width) + _linear(num, width, width)
     full = _attention(num, num, width)
-    convolutions = Flops(forward=2.0 * num * width, backward=4.0 * num * width) * 2
+    convolutions = Flops(forward=2.0 * num * width, backward=4.0 * num * width, weights=2.0 * num * width) * 2
     compressed = _attention(num, num / compression.factor**2, width) + convolutions
     num_compressed = len(compression.layers)
     return projections * config.depth + full * (config.depth - num_compressed) + compressed * num_compressed

@@ -17,6 +17,7 @@ from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
+from model.lora.settings import parse_choices
 from model.rewriting.config import RewriteConfig
 from model.sampling import GuidanceBy, SamplingConfig
 
@@ -35,6 +36,9 @@ class GenerateConfig:
     """Path of the images: a .png for one image or a grid, a folder for several images."""
     checkpoint: str = field(metadata={CHOICE: ModelChoice(real="FOLDER", what=_OWN, toy="only draws 64-pixel emoji scenes")})
     """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or `mini`: the shipped toy."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters to add to the network, each PATH or PATH:SCALE: runs or checkpoints of a LoRA training, .safetensors files,
+    folders of peft."""
     prompt: str | None = None
     """Prompt of the images."""
     prompts_file: str | None = None
@@ -98,6 +102,7 @@ class GenerateConfig:
             raise ValueError(f"scale must be 0 or more, found {self.scale}")
         self.sampling()
         self.runtime()
+        parse_choices(self.lora)
 
     def sampling(self) -> SamplingConfig:
         """Sampler, number of steps and guidance."""
@@ -148,12 +153,14 @@ def main(config: GenerateConfig) -> int:
     if config.dtype == AUTO:  # what was begun on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
     rewriting = _rewriting(config, request, device=runtime.text_encoder_device or runtime.device)
-    values = image_values(config.checkpoint, request, runtime, rewriting=rewriting)
-    print(f"{config.checkpoint} on {runtime.device} in {runtime.dtype}", flush=True)
+    lora = parse_choices(config.lora)
+    values = image_values(config.checkpoint, request, runtime, rewriting=rewriting, lora=lora)
+    added = "".join(f" + {choice.scale:g} x {choice.path}" for choice in lora)
+    print(f"{config.checkpoint}{added} on {runtime.device} in {runtime.dtype}", flush=True)
     if rewriting is not None:
         print(rewriting.summary(), flush=True)
         request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
-    pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)
+    pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae, lora=lora)
     drawing = draw(pipeline, request, paths, values)
     _print_summary(drawing, max_caption_tokens=pipeline.transformer_config.max_caption_tokens)
     if config.grid:

@@ -42,7 +42,8 @@ class ModelSource:
     `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
     many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" where there is none.
     `plain_prompt` is what prompts are put into where there is none. `is_padded`: it was trained on images padded to squares,
-    and its image processor would crop them.
+    and its image processor would crop them. `context` is the number of tokens of a request and its answer, as config.json has
+    it, and `tokenizer_file` a file of the tokenizers library; 0 and "" where they are unknown.
     """
 
     name: str
@@ -54,6 +55,8 @@ class ModelSource:
     template_file: str = _TEMPLATE_FILES[0]
     plain_prompt: str = LLAVA_PROMPT
     is_padded: bool = False
+    context: int = 0
+    tokenizer_file: str = ""
 
     @property
     def prompt_format(self) -> str:
@@ -162,7 +165,18 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
         template_file=template_file,
         plain_prompt=_WITHOUT_TEMPLATE.get(model_type, LLAVA_PROMPT),
         is_padded=_is_padded(config, processor),
+        context=_context(config),
+        tokenizer_file=str(find("tokenizer.json") or ""),
     )
+
+
+def _context(config: dict[str, Any]) -> int:
+    """As ModelSource says. The positions of a model with an encoder (Florence-2) are no limit of a question and its answer."""
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    has_encoder = config.get("model_type") == "florence2" or config.get("is_encoder_decoder") or text.get("is_encoder_decoder")
+    most = text.get("max_position_embeddings")
+    return most if isinstance(most, int) and not has_encoder else 0
 
 
 def _from_hub(name: str, revision: str | None) -> tuple[dict[str, Any], Path]:

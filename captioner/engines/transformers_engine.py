@@ -138,17 +138,22 @@ class TransformersEngine:
     ) -> list[Generation]:
         inputs = self._inputs(images, prompts)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        failures = {
+        found = {
             row: Generation.failed(problem, num_input_tokens=length)
             for row, length in enumerate(lengths)
             if self._context and (problem := too_long(length, max_new_tokens, most=self._context))
         }
-        if not failures:
+        if not found:
             return self._decoded(inputs, prompts, keys, lengths=lengths, max_new_tokens=max_new_tokens)
-        rows = [row for row in range(len(images)) if row not in failures]
-        chosen = [[given[row] for row in rows] for given in (images, prompts, keys)]
-        said = self._caption_batch(*chosen, max_new_tokens=max_new_tokens) if rows else []
-        found = failures | dict(zip(rows, said, strict=True))
+        rows = [row for row in range(len(images)) if row not in found]
+        if rows:
+            said = self._caption_batch(
+                [images[row] for row in rows],
+                [prompts[row] for row in rows],
+                [keys[row] for row in rows],
+                max_new_tokens=max_new_tokens,
+            )
+            found |= dict(zip(rows, said, strict=True))
         return [found[row] for row in range(len(images))]
 
     def _decoded(

@@ -9,24 +9,59 @@ from dataclasses import replace
 import numpy as np
 
 from captioner.engines.generation import Engine, Generation
-from captioner.prompts import Prompt, harmless
+from captioner.engines.model_source import ModelSource
+from captioner.prompts import Prompt, PromptSet, harmless, render
 from captioner.structured.answers import INVALID_JSON, question, question_again, read_answer
+from foundry.errors import UserError
 from foundry.units.commits import Commit
 
 ASKED_AGAIN = 2
 """How many times an answer that does not follow its schema is asked for again."""
 
 
-def check_engine(engine: Engine, prompt: Prompt, rendered: str, *, side_px: int) -> None:
+def sample_question(prompt: Prompt) -> str:
+    """What a prompt asks of an image whose metadata and captions are two words each, with its schema."""
+    rendered = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
+    assert rendered is not None
+    return rendered if prompt.schema is None else question(rendered, prompt.schema)
+
+
+def check_lengths(prompts: PromptSet, model: ModelSource, *, context: int) -> None:
+    """Raises UserError for a prompt that exceeds the model's context without an image, as far as the model's files tell.
+
+    An engine's own check finds the others once the model is loaded.
+    """
+    if not context or not model.tokenizer_file:
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(model.tokenizer_file)
+    except Exception:  # noqa: BLE001 - it raises no narrower one; who loads the model says what is wrong with the file
+        return
+    tokenizer.no_truncation()
+    for prompt in prompts.prompts:
+        asked = sample_question(prompt)
+        needed, of_schema = (len(tokenizer.encode(text, add_special_tokens=False).ids) for text in (asked, prompt.schema or ""))
+        if needed >= context:
+            cause = f", {of_schema} of them for its JSON schema" if prompt.schema else ""
+            raise UserError(
+                f"the prompt {prompt.name} takes {needed} tokens without an image{cause}, and the context of {model.name} has "
+                f"{context}: use a model with a longer context, or other prompts",
+                setting="prompts",
+            )
+
+
+def check_engine(engine: Engine, prompt: Prompt, *, side_px: int) -> None:
     """One token about a grey square of this side: a model that cannot say that, or not under this schema, can caption nothing.
 
     Raises what the engine's check raises.
     """
     grey = np.full((side_px, side_px, 3), 128, np.uint8)
     if prompt.schema is None:
-        engine.check(grey, rendered)
+        engine.check(grey, sample_question(prompt))
     else:
-        engine.check(grey, question(rendered, prompt.schema), schema=prompt.schema)
+        engine.check(grey, sample_question(prompt), schema=prompt.schema)
 
 
 def ask(
@@ -59,7 +94,8 @@ def ask(
             schema=schema,
         )
         for index, one in zip(faults, again, strict=True):
-            said[index] = _with_tokens_of(said[index] if one.failure else one, said[index])
+            if not one.failure:  # else the answer before it stays
+                said[index] = _with_tokens_of(one, said[index])
     return said
 
 

@@ -5,13 +5,12 @@ All state is in the run's folder, so that the same command resumes where the com
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from captioner.config import ASKED_ANEW, ENGINES, CaptionConfig, caption_anew
+from captioner.config import ENGINES, CaptionConfig
 from captioner.engines.model_source import assumed_prompt
 from captioner.prompt_sets import PROMPT_SETS
 from captioner.runs.asking import invalid_line
@@ -99,7 +98,7 @@ def caption_images(config: CaptionConfig) -> int:
         print(line)
     with store_errors(run):
         plan = read_plan(run, unit_size=plan.unit_size)
-    return _report(status_of(plan, commits), allowed=allowed)
+    return _report(run, status_of(plan, commits), allowed=allowed)
 
 
 def _prepare(config: CaptionConfig) -> _Planned:
@@ -199,23 +198,10 @@ def _start_retry(run: Folder, plan: Plan, *, reasons: Sequence[str]) -> tuple[Un
     why = f" for {', '.join(sorted(set(reasons)))}" if reasons else ""
     if retry is None:
         print(f"nothing to retry: no image is rejected{why}")
-        for line in _not_ok(run):
-            print(line)
         return ()
     images, units = counted(retry.num_images, "rejected image"), counted(len(retry.units), "unit")
     print(f"retry {retry.number}: {images}{why} in {units} to try again")
     return retry.units
-
-
-def _not_ok(run: Folder) -> list[str]:
-    """A line for each status of which captions can be asked for anew, with the number of answers that have it."""
-    found = sum((Counter(commit.statuses) for commit in read_commits(run)), Counter[str]())
-    return [
-        f"{counted(found[status], 'caption')} with the status {status}, whose images are not rejected: "
-        f"{caption_anew(status, run=run.url)}"
-        for status in ASKED_ANEW
-        if found[status]
-    ]
 
 
 def _settled(config: CaptionConfig, run: Folder, job: CaptionJob, record: RunRecord) -> tuple[CaptionJob, RunRecord]:
@@ -302,8 +288,9 @@ def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Co
     return allowed_rejections(config.max_rejected, sum(planned.values()))
 
 
-def _report(status: RunStatus, *, allowed: int) -> int:
-    print(status.line())
+def _report(run: Folder, status: RunStatus, *, allowed: int) -> int:
+    for line in (status.line(), *status.advice(run.url)):
+        print(line)
     if status.rejected > allowed:
         print(f"error: {status.rejected} images are rejected, max_rejected allows {allowed}", file=sys.stderr)
         return 1

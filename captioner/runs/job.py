@@ -17,11 +17,11 @@ import pyarrow as pa
 from captioner.cleaning import CLEANING_VERSION
 from captioner.config import CaptionConfig, default_unit_size
 from captioner.engines.generation import NOT_FINITE, CaptionModel, Engine, Generation, GenerationSettings
-from captioner.engines.model_source import LLAVA_PROMPT, resolve_model
+from captioner.engines.model_source import LLAVA_PROMPT, ModelSource, resolve_model
 from captioner.engines.vllm_settings import VllmSettings
 from captioner.prompt_sets import load_prompts
-from captioner.prompts import PromptSet, render
-from captioner.runs.asking import ask, check_engine
+from captioner.prompts import PromptSet
+from captioner.runs.asking import ask, check_engine, check_lengths
 from captioner.runs.caption_rows import RENDERED, caption_rows
 from captioner.runs.questions import NO_EARLIER_CAPTION, EarlierCaptions, check_caption_fields, questions_about
 from captioner.structured.answers import STRUCTURED_VERSION
@@ -131,9 +131,7 @@ class CaptionJob:
         """One token about a grey image as large as they come, for the first prompt and for each with a schema."""
         first, *others = self.prompts.prompts
         for prompt in (first, *(prompt for prompt in others if prompt.schema)):
-            question = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
-            assert question is not None
-            check_engine(engine, prompt, question, side_px=self.model.image_side_px)
+            check_engine(engine, prompt, side_px=self.model.image_side_px)
 
     def process(self, engine: Engine, payload: Payload, *, one_by_one: bool) -> Output:
         """Captions each image with each prompt."""
@@ -207,6 +205,9 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     prompts = load_prompts(config.prompts)
     check_caption_fields(prompts, source)
     model = find_model(config, before=before)
+    if isinstance(model, ModelSource):
+        given = config.vllm.max_model_len if config.engine == "vllm" else None
+        check_lengths(prompts, model, context=given or model.context)
     config = replace(config, generation=_settled(config.generation, model, before))
     t5 = config.t5.of_model(config.model)
     settings = run_settings(

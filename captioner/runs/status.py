@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from captioner.config import ASKED_ANEW, caption_anew
 from captioner.runs.start import read_record
 from dataset_builder.runs.plan import Plan, read_plan
 from foundry.errors import UserError
@@ -67,6 +68,16 @@ class RunStatus:
         if self.remaining and self.images_per_s and self.eta_s:
             text += f"; {self.images_per_s:.1f} images/s, {_duration(self.eta_s)} to go"
         return text
+
+    def advice(self, url: str) -> list[str]:
+        """A line for each status of which captions of the run at `url` can be asked for anew, with the command to do so."""
+        found = {status: self.captions_by_status.get(status, 0) for status in ASKED_ANEW}
+        return [
+            f"{counted(number, 'caption')} with the status {status}, whose images are not rejected: "
+            f"{caption_anew(status, run=url)}"
+            for status, number in found.items()
+            if number
+        ]
 
 
 def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:

@@ -18,6 +18,7 @@ from examples.openmoji.backgrounds import IMAGE_SIZE_PX
 from examples.openmoji.checks import VERSION as CHECKS_VERSION
 from examples.openmoji.checks import Reading, check
 from examples.openmoji.composition import render
+from examples.openmoji.kinds import KIND_NAMES
 from examples.openmoji.llava_judge import LlavaReader, llava_version, load_llava_reader
 from examples.openmoji.prompts import CATEGORIES, WorldPrompt, draw_prompts
 from examples.openmoji.sprite_judge import VERSION as SPRITES_VERSION
@@ -55,11 +56,17 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     )
 
 
+def sprite_reader(kinds: Sequence[str] = KIND_NAMES) -> Callable[[Sequence[Pixels]], list[Reading]]:
+    """What the sprite judge makes of images (64, 64, 3), knowing these kinds."""
+    bank = sprite_bank(kinds)
+    return lambda images: [scene.reading() for scene in find_scenes(np.stack(images), bank)]
+
+
 def world_judges(asked: Mapping[str, Truth], reader: Callable[[], LlavaReader] = load_llava_reader) -> dict[str, JudgeSource]:
     """Both judges of images of the small world, by name; `asked` is what each prompt says, `reader` opens llava-mini."""
     return {
         "llava-mini": JudgeSource(version=f"{llava_version()} {CHECKS_VERSION}", load=lambda: WorldJudge(reader(), asked)),
-        "sprites": JudgeSource(version=f"{SPRITES_VERSION} {CHECKS_VERSION}", load=lambda: WorldJudge(_read_sprites(), asked)),
+        "sprites": JudgeSource(version=f"{SPRITES_VERSION} {CHECKS_VERSION}", load=lambda: WorldJudge(sprite_reader(), asked)),
     }
 
 
@@ -91,11 +98,6 @@ def _draw(settings: OpenMojiConfig) -> tuple[WorldPrompt, ...]:
         single_object=settings.single_objects,
         num_kinds=settings.num_kinds,
     )
-
-
-def _read_sprites() -> Callable[[Sequence[Pixels]], list[Reading]]:
-    bank = sprite_bank()
-    return lambda images: [scene.reading() for scene in find_scenes(np.stack(images), bank)]
 
 
 def _scaled(image: Pixels) -> Pixels:

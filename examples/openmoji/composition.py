@@ -108,7 +108,7 @@ def draw_scene(
         kinds = _choose_kinds(rng, places, split=split, color=color, pattern=pattern, num_kinds=num_kinds)
         if kinds is not None:
             break
-    objects = tuple(_place(rng, kind, place, alone=num_objects == 1) for kind, place in zip(kinds, places, strict=True))
+    objects = tuple(place_object(rng, kind, place, alone=num_objects == 1) for kind, place in zip(kinds, places, strict=True))
     relation = _relation(objects)
     return Scene(index=index, split=split, objects=objects, color=color, pattern=pattern, relation=relation)
 
@@ -140,7 +140,8 @@ def _choose_kinds(
     return kinds
 
 
-def _place(rng: random.Random, kind: str, place: str, *, alone: bool) -> SceneObject:
+def place_object(rng: random.Random, kind: str, place: str, *, alone: bool) -> SceneObject:
+    """An object of this kind at a place, in a size and a few pixels off as the numbers have it."""
     size = "large" if rng.random() < _LARGE_SHARE else "small"
     size_px = rng.randint(*(_LARGE_ALONE_PX if alone and size == "large" else _SIZES_PX[size]))
     height_px, width_px = sprite(kind, size_px).shape[:2]

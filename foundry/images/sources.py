@@ -96,7 +96,7 @@ def find_sources(
 ) -> list[Source]:
     """Searches paths and fsspec URLs, each a folder or a single file, for all that holds images; sorted by path.
 
-    Names as in file_kinds.is_ignored and images that fit a pattern of `ignore` are passed over, save those given themselves,
+    Names as in file_kinds.is_ignored and images that fit a pattern of `ignore` are skipped, save those given themselves,
     and counted in `passed_over`. What lies in two of the given folders is found once. An image that a list names is left to
     the list. Each folder is listed once: the names of its images and sidecars are kept for `index_source`, and take as much
     memory as text.
@@ -121,7 +121,7 @@ def find_sources(
         for source in search.sources if details.is_folder else [_single(location, details, tuple(ignore))]:
             found.setdefault(source.uri, source)
     if unusable:
-        logger.warning("passed over: %s", _named(unusable))
+        logger.warning("skipped: %s", _named(unusable))
     folders = [source.uri for source in found.values() if source.kind == "files" and source.is_searched]
     kept = [
         source

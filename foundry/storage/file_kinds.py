@@ -79,8 +79,8 @@ class PassedOver:
         """One line for a person, empty where nothing was passed over; `in_tars` are more files."""
         counts = [(self.files + in_tars, "file"), (self.folders, "folder")]
         found = " and ".join(_counted(count, what) for count, what in counts if count)
-        marks = "hidden (.), or a folder, Parquet file or list that begins with _"
-        parts = [f"because of their names: {found} ({marks})"] if found else []
+        marks = "name starts with ., or with _ for a folder, Parquet file or list"
+        parts = [f"{found} ({marks})"] if found else []
         if self.results:
             parts.append(f"{_counted(self.results, 'folder')} of runs, data sets or features")
         if self.drive_folders:
@@ -93,7 +93,7 @@ class PassedOver:
             parts.append(f"{_counted(self.sidecars, 'text or JSON file')} with the name of no image")
         if self.suffixes:
             parts.append(f"{_counted(self.suffixes.total(), 'file')} that no reader takes for images ({self._suffixes()})")
-        return f"passed over {' and '.join(parts)}" if parts else ""
+        return f"skipped {' and '.join(parts)}" if parts else ""
 
     def _suffixes(self) -> str:
         ranked = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))

@@ -1,5 +1,7 @@
 """Checkpoint folder: `transformer/` (config.json, safetensors with official parameter names) and `pipeline.json`.
 
+That of a LoRA training holds transformer/lora.safetensors in place of the weights: the adapter, which names the checkpoint that
+it is added to when it is read.
 pipeline.json holds all else that generating needs: the objective, the resolution, which text encoder and VAE with their
 fingerprints, how captions are cleaned, the licence. Loads are strict. A folder appears whole or not at all.
 """
@@ -7,7 +9,7 @@ fingerprints, how captions are cleaned, the licence. Loads are strict. A folder 
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
     import torch
 
     from model.dit import DiT
+    from model.lora.adapter import Adapter, ScaledAdapter
 
 FORMAT_VERSION = 1
 TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+ADAPTER = "lora.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
+_NULL_CAPTION = "y_embedder.y_embedding"
 _TYPES = {
     "resolution": int,
     "objective_settings": dict,
@@ -127,11 +132,15 @@ class PipelineConfig:
 
 
 def load_checkpoint(
-    folder: str | Path, *, dtype: "torch.dtype | None" = None, device: str = "cpu"
+    folder: str | Path,
+    *,
+    dtype: "torch.dtype | None" = None,
+    device: str = "cpu",
+    adapters: "Sequence[ScaledAdapter]" = (),
 ) -> "tuple[DiT, PipelineConfig]":
     """The network in evaluation mode, in `dtype` (default: as stored), and its pipeline.json. `mini` is the shipped one.
 
-    Raises UserError, one line, for what is missing, cut off or foreign.
+    `adapters` are added to its weights. Raises UserError, one line, for what is missing, cut off or foreign.
     """
     import torch
 
@@ -139,12 +148,67 @@ def load_checkpoint(
 
     root = find_checkpoint(folder)
     config = read_pipeline_config(root)
-    tensors = _read_tensors(root / TRANSFORMER / WEIGHTS)
     with torch.device("meta"):
         transformer = DiT(read_transformer_config(root))
-    check_tensors(tensors, transformer.state_dict(), complaint=f"{root / TRANSFORMER / WEIGHTS} does not fit its config.json")
+    tensors = _checkpoint_tensors(root, transformer.state_dict())
+    if adapters:
+        from model.lora.adapter import with_adapters
+
+        tensors = with_adapters(tensors, adapters, dtype=dtype)
     transformer.load_state_dict(tensors, strict=True, assign=True)
     return transformer.to(device=device, dtype=dtype).eval(), config
+
+
+def _checkpoint_tensors(root: Path, expected: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The tensors of these names and shapes in a checkpoint; of a LoRA's, those of its base with the adapter added."""
+    path = root / TRANSFORMER / WEIGHTS
+    if is_adapted(root):
+        from model.lora.adapter import ScaledAdapter, with_adapters
+
+        adapter, path = read_own_adapter(root), root / TRANSFORMER / ADAPTER
+        network = load_checkpoint(base_of(root, adapter))[0]
+        tensors = with_adapters(network.state_dict(), [ScaledAdapter(adapter=adapter, source=str(path))])
+        if (null := tensors.get(_NULL_CAPTION)) is not None and null.shape != expected[_NULL_CAPTION].shape:
+            tensors[_NULL_CAPTION] = null.new_zeros(expected[_NULL_CAPTION].shape)  # never read, of another longest caption
+    else:
+        tensors = _read_tensors(path)
+    check_tensors(tensors, expected, complaint=f"{path} does not fit its config.json")
+    return tensors
+
+
+def is_adapted(root: Path) -> bool:
+    """Whether a checkpoint holds a LoRA and not a whole network."""
+    return (root / TRANSFORMER / ADAPTER).is_file()
+
+
+def read_own_adapter(root: Path) -> "Adapter":
+    """The adapter of a LoRA's checkpoint. Raises UserError where it cannot be read."""
+    from model.lora.file import read_adapter
+
+    return read_adapter(root / TRANSFORMER / ADAPTER)
+
+
+def base_of(root: Path, adapter: "Adapter") -> Path:
+    """The checkpoint that a LoRA's is added to. Raises UserError where it is missing or another one."""
+    try:
+        base = find_checkpoint(adapter.base)
+    except UserError as error:
+        raise UserError(
+            f"{root} is a LoRA of {adapter.base}, which is not there ({error}): put it back, or name the network as the "
+            f"checkpoint and {root} as its LoRA"
+        ) from error
+    check_base(adapter, checkpoint_fingerprint(base), source=str(root), base=str(base))
+    return base
+
+
+def check_base(adapter: "Adapter", found: str, *, source: str, base: str) -> None:
+    """Raises UserError where an adapter was trained on other weights than those with the fingerprint `found`."""
+    if adapter.base_fingerprint and adapter.base_fingerprint != found:
+        raise UserError(
+            f"{source} is a LoRA of {adapter.base or 'a network'} with the fingerprint {adapter.base_fingerprint}, and {base} "
+            f"has {found}: give the network that it was trained on",
+            setting="lora",
+        )
 
 
 def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConfig) -> Path:
@@ -154,14 +218,27 @@ def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConf
     """
     from safetensors.torch import save_file
 
-    target = Path(folder)
+    def write(transformer_folder: Path) -> None:
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
+        save_file(tensors, transformer_folder / WEIGHTS, metadata={"format": "pt"})
+
+    return _save(Path(folder), write, transformer.config, config)
+
+
+def save_adapter_checkpoint(folder: str | Path, adapter: "Adapter", network: DiTConfig, config: PipelineConfig) -> Path:
+    """Writes the checkpoint of a LoRA; `network` is the whole one's configuration. Otherwise as save_checkpoint does."""
+    from model.lora.file import write_adapter
+
+    return _save(Path(folder), lambda transformer: write_adapter(transformer / ADAPTER, adapter), network, config)
+
+
+def _save(target: Path, write_weights: Callable[[Path], None], network: DiTConfig, config: PipelineConfig) -> Path:
     if (target / PIPELINE).exists() or (target / TRANSFORMER).exists():
         raise UserError(f"{target} already holds a checkpoint: give another folder, or remove it first")
     with new_folder(target) as partial:
         (partial / TRANSFORMER).mkdir()
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
-        save_file(tensors, partial / TRANSFORMER / WEIGHTS, metadata={"format": "pt"})
-        write_json(partial / TRANSFORMER / "config.json", transformer.config.to_dict())
+        write_weights(partial / TRANSFORMER)
+        write_json(partial / TRANSFORMER / "config.json", network.to_dict())
         write_json(partial / PIPELINE, config.to_dict())
     return target
 
@@ -222,6 +299,8 @@ def read_transformer_config(root: Path) -> DiTConfig:
 
 def checkpoint_fingerprint(root: Path) -> str:
     """Fingerprint of the network's weights: tells one training from another, not float32 from bf16."""
+    if is_adapted(root):
+        return read_own_adapter(root).fingerprint()
     from safetensors import SafetensorError, safe_open
 
     path = root / TRANSFORMER / WEIGHTS

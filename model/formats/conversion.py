@@ -4,7 +4,7 @@ Every key is accounted for; one that is missing, unexpected or of another shape 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -13,15 +13,17 @@ from foundry.errors import UserError
 from foundry.storage.folder import new_file, new_folder
 from model.dit_config import DiTConfig, UnstatedConfig
 from model.encoders.frozen_parts import PUBLISHED
+from model.lora.settings import LoraChoice, parse_choices
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from model.formats.checkpoint import PipelineConfig
+    from model.lora.adapter import Adapter
 
 T = TypeVar("T")
 Source = Literal["official", "dit", "diffusers", "native", "preset"]
-Target = Literal["native", "official", "diffusers"]
+Target = Literal["native", "official", "diffusers", "peft"]
 Status = Literal["loaded", "reshaped", "missing", "unexpected"]
 Weights = Literal["auto", "ema", "raw"]
 ObjectiveName = Literal["diffusion", "rectified_flow"]
@@ -53,8 +55,15 @@ class Origin:
     caption_cleaning: CaptionCleaning = "auto"
     """Cleaning of captions that the network was trained with: none, lower or thorough; auto: thorough, as PixArt's authors and
     diffusers clean, for an official file or a folder of diffusers that does not say otherwise, else that of the input."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters to merge into the weights, each PATH or PATH:SCALE. The input is then native."""
     unstated: UnstatedConfig = field(default_factory=UnstatedConfig)
     """Settings that the input does not record."""
+
+    def __post_init__(self) -> None:
+        if self.lora and self.source != "native":
+            raise ValueError("lora: expected source native, since an adapter names its base: convert the checkpoint first")
+        parse_choices(self.lora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +92,7 @@ def read(origin: Origin) -> Conversion:
     """Reads the input. Raises UserError, by name, for whatever is not as it should be."""
     path = Path(origin.checkpoint).expanduser()
     if origin.source == "native":
-        conversion = _read_native(path)
+        conversion = _read_native(path, parse_choices(origin.lora))
     elif origin.source == "diffusers":
         conversion = _read_diffusers(path, origin)
     elif origin.source == "preset":
@@ -150,10 +159,28 @@ def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
     return state if dtype == "stored" else {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
 
 
-def _read_native(path: Path) -> Conversion:
+def export_adapter(path: str, out: Path) -> "Adapter":
+    """Writes the adapter of a LoRA's checkpoint as a folder of peft, and returns it.
+
+    Raises UserError where there is none, or diffusers cannot hold its network.
+    """
+    from model.formats.adapters import read_any
+    from model.formats.checkpoint import find_checkpoint, read_transformer_config
+    from model.formats.peft_files import write_peft_folder
+
+    if out.exists():
+        raise UserError(f"{out} is already there: give another OUT, or remove it")
+    config = read_transformer_config(find_checkpoint(path))
+    adapter = read_any(path, config)
+    write_peft_folder(out, adapter, config)
+    return adapter
+
+
+def _read_native(path: Path, lora: Sequence[LoraChoice]) -> Conversion:
+    from model.formats.adapters import open_adapters
     from model.formats.checkpoint import load_checkpoint
 
-    network, pipeline = load_checkpoint(path)
+    network, pipeline = load_checkpoint(path, adapters=open_adapters(lora, path))
     state = network.state_dict()
     keys = [Key(name=name, status="loaded", ours=name) for name in state]
     return Conversion(config=network.config, state=state, pipeline=pipeline, keys=keys)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from model.generation.pipeline import Pipeline
+    from model.lora.settings import LoraChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,17 @@ def image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Pa
 
 
 def image_values(
-    checkpoint: str, request: GenerationRequest, runtime: RuntimeConfig, *, rewriting: Rewriting | None = None
+    checkpoint: str,
+    request: GenerationRequest,
+    runtime: RuntimeConfig,
+    *,
+    rewriting: Rewriting | None = None,
+    lora: "Sequence[LoraChoice]" = (),
 ) -> list[dict[str, Any]]:
     """Values that each image is drawn from, for its PNG: whoever has them can draw it again. `runtime` is resolved.
 
-    `rewriting` holds the prompts of the request as they are drawn; None: as they are written.
+    `lora` is added to the checkpoint's network. `rewriting` holds the prompts of the request as they are drawn; None: as they
+    are written.
     """
     root = find_checkpoint(checkpoint)
     sampling = request.sampling
@@ -85,6 +92,10 @@ def image_values(
         "quantisation": runtime.quantisation,
         "tiled_vae": runtime.tiled_vae,
     }
+    if lora:
+        from model.formats.adapters import adapter_records, open_adapters
+
+        settings["lora"] = adapter_records(open_adapters(lora, root))
     if rewriting is not None:
         settings |= {"rewriter": rewriting.rewriter, "rewriter_identity": rewriting.identity}
     prompts, seeds = _prompts_and_seeds(request)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from model.diffusion import Objective
     from model.dit import Captions, DiT
     from model.dit_config import DiTConfig
+    from model.lora.settings import LoraChoice
 
 Output = Literal["pil", "numpy", "latents"]
 
@@ -299,10 +300,12 @@ def open_pipeline(
     runtime: RuntimeConfig | None = None,
     text_encoder: str | None = None,
     vae: str | None = None,
+    lora: "Sequence[LoraChoice]" = (),
 ) -> Pipeline:
-    """The pipeline of a checkpoint. `text_encoder` and `vae` say where else they are; they must be the same ones.
+    """The pipeline of a checkpoint, with the adapters `lora` added to its network.
 
-    Nothing is loaded yet, but all is looked for. Raises UserError for what is missing.
+    `text_encoder` and `vae` say where else they are; they must be the same ones. Nothing is loaded yet but
+    adapters, and all is looked for. Raises UserError for what is missing.
     """
     root = find_checkpoint(checkpoint)
     runtime = (runtime or RuntimeConfig()).resolved()
@@ -310,7 +313,7 @@ def open_pipeline(
     transformer_config = read_transformer_config(root)
     if transformer_config.conditioning != "text":
         raise UserError(f"{root} draws classes, not prompts: it is the class-conditional network of the pixel stage")
-    parts = checkpoint_parts(root, runtime, text_encoder=text_encoder, vae=vae)
+    parts = checkpoint_parts(root, runtime, text_encoder=text_encoder, vae=vae, lora=lora)
     return Pipeline(read_pipeline_config(root), parts, transformer_config=transformer_config, runtime=runtime)
 
 

@@ -3,7 +3,7 @@
 Staged, each is read when it is needed and dropped when it has done its work, so that memory holds one at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -23,6 +23,8 @@ from model.formats.checkpoint import (
 
 if TYPE_CHECKING:
     from model.dit import DiT
+    from model.lora.adapter import ScaledAdapter
+    from model.lora.settings import LoraChoice
 
 PartT = TypeVar("PartT")
 
@@ -102,8 +104,18 @@ class Parts:
     """Pixels per latent, along a side: the VAE's, known before it is loaded."""
 
 
-def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | None = None, vae: str | None = None) -> Parts:
-    """The parts of a checkpoint, none loaded yet. `text_encoder` and `vae` say where else they are: they must be the same."""
+def checkpoint_parts(
+    root: Path,
+    runtime: RuntimeConfig,
+    *,
+    text_encoder: str | None = None,
+    vae: str | None = None,
+    lora: "Sequence[LoraChoice]" = (),
+) -> Parts:
+    """The parts of a checkpoint, none loaded yet; `lora` is added to the network, and read here, being small.
+
+    `text_encoder` and `vae` say where else they are: they must be the same.
+    """
     config, transformer_config = read_pipeline_config(root), read_transformer_config(root)
     assert runtime.dtype != AUTO, "give RuntimeConfig.resolved()"
     text_encoder_config = TextEncoderConfig(
@@ -124,18 +136,25 @@ def checkpoint_parts(root: Path, runtime: RuntimeConfig, *, text_encoder: str | 
         tiled=runtime.tiled_vae,
     )
     keep = not runtime.staged
+    adapters = _open_adapters(lora, root)
     return Parts(
-        transformer=Part(lambda: _load_transformer(root, runtime), keep=keep),
+        transformer=Part(lambda: _load_transformer(root, runtime, adapters), keep=keep),
         text_encoder=Part(lambda: _load_text_encoder(text_encoder_config, config.text_encoder, runtime), keep=keep),
         vae=Part(lambda: _load_vae(vae_config, config, runtime), keep=keep),
         downsampling=read_downsampling(vae_config),
     )
 
 
-def _load_transformer(root: Path, runtime: RuntimeConfig) -> "DiT":
+def _open_adapters(lora: "Sequence[LoraChoice]", root: Path) -> "Sequence[ScaledAdapter]":
+    from model.formats.adapters import open_adapters
+
+    return open_adapters(lora, root)
+
+
+def _load_transformer(root: Path, runtime: RuntimeConfig, adapters: "Sequence[ScaledAdapter]") -> "DiT":
     import torch
 
-    return load_checkpoint(root, dtype=getattr(torch, runtime.dtype), device=runtime.device)[0]
+    return load_checkpoint(root, dtype=getattr(torch, runtime.dtype), device=runtime.device, adapters=adapters)[0]
 
 
 def _load_text_encoder(config: TextEncoderConfig, expected: PartConfig, runtime: RuntimeConfig) -> TextEncoder:

@@ -76,7 +76,7 @@ def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captio
     )
     assert code == 0, output
     assert "24 planned = 14 captioned + 10 rejected" in output
-    assert "passed over because of their names: 1 file and 1 folder" in output
+    assert "skipped 1 file and 1 folder (name starts with ., or with _ for " in output
     assert "_DSC1234" in table(tmp_path / "run", "captions")["key"].to_pylist()
     rejected = table(tmp_path / "run", "rejected").to_pylist()
     assert {row["key"]: row["reason"] for row in rejected} == expected

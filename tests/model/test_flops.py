@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig, KVCompression
-from model.flops import dit_flops, total, training_flops
+from model.flops import LoraSizes, dit_flops, total, training_flops
+from model.lora.injection import inject, lora_sizes
+from model.lora.settings import Injection
 from trainer.monitoring.gpus import GPUS, gpu_of_device
 
 TEXT = DiTConfig(sample_size=16, width=48, depth=3, num_heads=4, caption_width=32, max_caption_tokens=20)
@@ -19,9 +21,11 @@ ADAPTED = dataclasses.replace(TEXT, text_adapter_blocks=2)
 BATCH, TOKENS = 2, 12
 
 
-def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool) -> int:
+def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool, lora: Injection | None = None) -> int:
     """Operations of a batch by torch's counter; plain attention, since it does not know the fused kernel of CPUs."""
     dit = DiT(config).initialise(torch.Generator().manual_seed(0))
+    if lora is not None:
+        inject(dit, lora, seed=0)
     sides = [patches * config.patch_size for patches in grid]
     text, micro = config.conditioning == "text", config.micro_conditioning
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -49,6 +53,20 @@ def test_the_forward_formula_counts_what_torch_counts(config: DiTConfig, grid: t
 def test_the_training_formula_counts_what_torch_counts(config: DiTConfig) -> None:
     """Without compression: torch counts the backward pass of a depthwise convolution as if it were a dense one."""
     assert BATCH * training_flops(config, grid=(8, 6), caption_tokens=TOKENS) == _counted(config, (8, 6), backward=True)
+
+
+@pytest.mark.parametrize("config", [TEXT, CLASS, ADAPTED, dataclasses.replace(SIGMA, kv_compression=KVCompression())])
+@pytest.mark.parametrize("targets", [(), ("attn.qkv", "mlp.fc2")])
+def test_a_lora_makes_no_gradients_of_the_weights(config: DiTConfig, targets: tuple[str, ...]) -> None:
+    """Within what the first layer that is trained spares: the gradient of its input, which the formula counts."""
+    config, grid = dataclasses.replace(config, depth=12), (8, 6)
+    injection = Injection(rank=8, alpha=8.0, targets=targets)
+    sizes = lora_sizes(config, injection)
+    computed = BATCH * training_flops(config, grid=grid, caption_tokens=TOKENS, lora=sizes)
+    assert computed == pytest.approx(_counted(config, grid, backward=True, lora=injection), rel=0.03)
+    assert training_flops(config, grid=grid, caption_tokens=TOKENS, lora=LoraSizes((), 8)) < 0.75 * training_flops(
+        config, grid=grid, caption_tokens=TOKENS
+    )
 
 
 def test_the_class_conditional_xl_takes_what_its_authors_say() -> None:

@@ -7,6 +7,7 @@ from foundry.hardware import AutoDtype
 from trainer.config.check import Check, Checked
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
+from trainer.config.lora import LoraConfig
 from trainer.config.network import NetworkConfig, ObjectiveConfig
 from trainer.config.optim import EmaConfig, OptimConfig
 from trainer.config.routing import RoutingConfig
@@ -87,6 +88,8 @@ class TrainConfig:
     """Dispersive loss: samples driven apart."""
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     """Token routing: TREAD or masking."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """LoRA: an adapter is trained in place of the weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """Choice of captions, and loading."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -113,6 +116,7 @@ class TrainConfig:
             "layersync": self.layersync,
             "dispersive": self.dispersive,
             "routing": self.routing,
+            "lora": self.lora,
             "data": self.data,
             "checkpoint": self.checkpoint,
             "watch": self.watch,
@@ -123,6 +127,7 @@ class TrainConfig:
             ("num_workers", "1 or more", self.num_workers >= 1),
             ("seed", "0 or more", self.seed >= 0),
             ("device_tokens", "1 or more", self.device_tokens >= 1),
+            ("optim.name", "adamw or adamw8bit with lora", not self.lora.is_on or self.optim.name != "muon"),
             *((f"{name}.{setting}", bound, holds) for name, part in parts.items() for setting, bound, holds in part.checks()),
         ]
 

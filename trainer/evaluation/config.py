@@ -6,6 +6,7 @@ from typing import Any, Literal
 from foundry.hardware import AutoDtype
 from foundry.wording import url_problems
 from model.generation.pipeline_parts import RuntimeConfig
+from model.lora.settings import parse_choices
 from model.rewriting.config import RewriteConfig
 from model.sampling import SamplingConfig
 
@@ -193,6 +194,8 @@ class EvaluateConfig:
     """Output folder for images, verdicts and results."""
     checkpoint: str | None = None
     """Checkpoint: `mini` (bundled) or a folder with transformer/ and pipeline.json."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters to add to the checkpoint's network, each PATH or PATH:SCALE."""
     images: str | None = None
     """Folder of images to judge instead of a checkpoint's, named as `model.generate` names them."""
     num_images_per_prompt: int | None = None
@@ -251,6 +254,7 @@ class EvaluateConfig:
                     self.rewrite.model is None or self.checkpoint is not None,
                 ),
                 ("features needs checkpoint", self.features is None or self.checkpoint is not None),
+                ("lora needs checkpoint", not self.lora or self.checkpoint is not None),
                 (
                     "num_images_per_prompt must be 1 or more",
                     self.num_images_per_prompt is None or self.num_images_per_prompt >= 1,
@@ -265,3 +269,4 @@ class EvaluateConfig:
         ]
         if problems:
             raise ValueError("; ".join(problems))
+        parse_choices(self.lora)

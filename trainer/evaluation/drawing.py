@@ -9,6 +9,7 @@ from model.generation.drawing import draw_into, missing_files, rewritten_value
 from model.generation.image_files import ImageFile
 from model.generation.pipeline import STAGED_IMAGES, Pipeline, open_pipeline
 from model.generation.request import GenerationRequest
+from model.lora.settings import parse_choices
 from model.rewriting.rewriting import Rewriting
 
 if TYPE_CHECKING:
@@ -45,7 +46,13 @@ class Drawing:
         """Opens the checkpoint's pipeline. Raises UserError for a checkpoint that is not complete."""
         config = self.config
         assert config.checkpoint is not None
-        return open_pipeline(config.checkpoint, runtime=config.runtime, text_encoder=config.text_encoder, vae=config.vae)
+        return open_pipeline(
+            config.checkpoint,
+            runtime=config.runtime,
+            text_encoder=config.text_encoder,
+            vae=config.vae,
+            lora=parse_choices(config.lora),
+        )
 
     def draw(self, pipeline: Pipeline, indices: Sequence[int], *, progress: bool = False) -> None:
         """Draws the images of these indices; each is saved as soon as it is done."""

@@ -19,11 +19,13 @@ from foundry.hardware import AUTO, AutoDtype
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.folder import new_file
 from foundry.units.rejection import ImageError
+from model.formats.adapters import adapter_records, open_adapters
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from model.generation.drawing import REWRITTEN_PROMPT
 from model.generation.image_files import image_names
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
+from model.lora.settings import parse_choices
 from model.rewriting.rewriting import Rewriting
 from trainer.evaluation.benchmark import Benchmark, DrawnPrompts, Prompt
 from trainer.evaluation.config import EvaluateConfig
@@ -85,11 +87,19 @@ def drawing_settings(config: EvaluateConfig, *, rewriter: str | None = None) -> 
         return None
     return {
         "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
+        **({"lora": _lora_records(config)} if config.lora else {}),
         "sampling": config.sampling.record(),
         "dtype": config.runtime.dtype,
         "quantisation": config.runtime.quantisation,
         **({"rewriter": rewriter} if rewriter else {}),
     }
+
+
+def _lora_records(config: EvaluateConfig) -> list[dict[str, object]]:
+    """The adapters that are added to the network, by what they are and not by where they lie."""
+    assert config.checkpoint is not None
+    records = adapter_records(open_adapters(parse_choices(config.lora), config.checkpoint))
+    return [{name: value for name, value in record.items() if name != "lora"} for record in records]
 
 
 def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:
@@ -202,7 +212,7 @@ def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[st
         source = {name: value for name, value in settings.items() if name != "checkpoint_fingerprint"}
         source["checkpoint"] = settings["checkpoint_fingerprint"]
     prompts = hashlib.sha256(json.dumps([dataclasses.asdict(prompt) for prompt in benchmark.prompts]).encode()).hexdigest()
-    source.setdefault("rewriter", None)
+    source = {"lora": None, "rewriter": None} | source
     wanted = {"num_images_per_prompt": benchmark.num_images_per_prompt, "seed": config.seed}
     identity: dict[str, Any] = json.loads(json.dumps({"benchmark": benchmark.name, **source, **wanted, "prompts": prompts}))
     return identity

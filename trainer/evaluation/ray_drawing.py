@@ -21,6 +21,7 @@ from foundry.units.ray_session import check_visible, cluster_nodes, dtype_of_rep
 from foundry.units.rejection import Failure
 from foundry.units.workers import JobFailed
 from model.generation.pipeline import Pipeline
+from model.lora.settings import LoraChoice
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.drawing import Drawing
 
@@ -49,6 +50,7 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
             checkpoint=absolute_if_there(config.checkpoint),
             text_encoder=absolute_if_there(config.text_encoder),
             vae=absolute_if_there(config.vae),
+            lora=tuple(_absolute_lora(text) for text in config.lora),
         ),
     )
     settings = _ray_settings(config)
@@ -164,6 +166,11 @@ class DrawingJob:
             seconds=seconds,
             not_finite=output.not_finite,
         )
+
+
+def _absolute_lora(text: str) -> str:
+    choice = LoraChoice.parse(text)
+    return f"{absolute_if_there(choice.path)}:{choice.scale!r}"
 
 
 def _ray_settings(config: EvaluateConfig) -> RaySettings:

@@ -9,6 +9,7 @@ from foundry.errors import UserError
 from foundry.extras import missing_library
 from foundry.hardware import keep_freed_memory
 from model.generation.pipeline_parts import RuntimeConfig
+from model.lora.settings import parse_choices
 from trainer.evaluation.benchmark import Benchmark
 from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
 from trainer.evaluation.images import claim_folder, drawing_settings, drawn_prompts, open_images, with_dtypes
@@ -95,7 +96,11 @@ def _module_of(name: str) -> BenchmarkModule:
 
 
 def _headline(config: EvaluateConfig, benchmark: Benchmark) -> str:
-    drawn = f"{config.checkpoint} in {config.runtime.dtype}" if config.checkpoint else f"images of {config.images}"
+    drawn = (
+        f"{' + '.join([config.checkpoint, *config.lora])} in {config.runtime.dtype}"
+        if config.checkpoint
+        else f"images of {config.images}"
+    )
     return f"{benchmark.name}: {drawn}, judged in {benchmark.judge_dtype or config.judge_dtype}"
 
 
@@ -111,4 +116,10 @@ def _rewriter(config: EvaluateConfig) -> "PromptRewriter | None":
 def _loss(config: EvaluateConfig) -> ValidationLoss | None:
     if config.features is None or config.checkpoint is None:
         return None
-    return validation_loss(config.checkpoint, config.features, num_images=config.validation_images, runtime=config.runtime)
+    return validation_loss(
+        config.checkpoint,
+        config.features,
+        num_images=config.validation_images,
+        runtime=config.runtime,
+        lora=parse_choices(config.lora),
+    )

@@ -9,8 +9,10 @@ from torch import nn
 
 from foundry.errors import UserError
 from model.diffusion import make_objective, validation_noise
+from model.formats.adapters import open_adapters
 from model.formats.checkpoint import check_fingerprint, load_checkpoint
 from model.generation.pipeline_parts import RuntimeConfig
+from model.lora.settings import LoraChoice
 from trainer.config.running import WatchConfig
 from trainer.data.batches import Collator
 from trainer.data.order import OrderedBatch, in_order
@@ -108,9 +110,14 @@ class CheckpointValidation:
     workers: Workers
 
 
-def validation_loss(checkpoint: str, features: str, *, num_images: int, runtime: RuntimeConfig) -> ValidationLoss:
-    """Over at most `num_images` of the features' validation split. Raises UserError for features that do not fit."""
-    opened = open_validation(checkpoint, features, num_images=num_images, runtime=runtime)
+def validation_loss(
+    checkpoint: str, features: str, *, num_images: int, runtime: RuntimeConfig, lora: Sequence[LoraChoice] = ()
+) -> ValidationLoss:
+    """Over at most `num_images` of the features' validation split, of a checkpoint with the adapters `lora` added.
+
+    Raises UserError for features that do not fit.
+    """
+    opened = open_validation(checkpoint, features, num_images=num_images, runtime=runtime, lora=lora)
     bands = WatchConfig.timestep_bands
     return measure(opened.samples, opened.network, opened.collator, opened.workers, bands=bands, precision=torch.float32)
 
@@ -122,12 +129,14 @@ def open_validation(
     num_images: int,
     runtime: RuntimeConfig | None = None,
     weights: dict[str, float] | None = None,
+    lora: Sequence[LoraChoice] = (),
 ) -> CheckpointValidation:
-    """At most `num_images` of the features' validation split; `weights` choose their captions, by name.
+    """At most `num_images` of the features' validation split; `weights` choose their captions, by name; `lora` is added to
+    the network.
 
     Raises UserError for features that do not fit the checkpoint.
     """
-    network, config = load_checkpoint(checkpoint, dtype=torch.float32)
+    network, config = load_checkpoint(checkpoint, dtype=torch.float32, adapters=open_adapters(lora, checkpoint))
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
         raise UserError(f"{features} holds no features of captions: make them by {store.info.command}", setting="features")

@@ -152,6 +152,8 @@ class RungPlan:
     """Patches of an image."""
     techniques: tuple["TechniqueCost", ...] = ()
     """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
+    lora_values: int = 0
+    """Values of the LoRA that is trained in place of the weights; 0: all weights are trained."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     images_per_s: float

@@ -9,7 +9,8 @@ from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
 from model.dit_config import DiTConfig, RoutedBlocks
-from model.flops import dit_flops, total
+from model.flops import LoraSizes, dit_flops, total
+from model.lora.settings import Injection
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
 from trainer.config.train import PAPER, TrainConfig
@@ -18,6 +19,7 @@ from trainer.planning.dataset import dataset_size
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.techniques import TechniqueCost, technique_costs
+from trainer.planning.work import planned_lora
 from trainer.stages import choose_stage, named_by, stages_of
 
 _KEY_BYTES = 100
@@ -74,10 +76,11 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     network = _network(train, rung, config)
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
-    optimizer_flops = optimizer_cost(network, train.optim).step_flops
+    lora = planned_lora(train, network)
+    optimizer_flops = optimizer_cost(network, train.optim, lora).step_flops
     routing, index, num_tokens = train.routing, train.ladder.index(rung), network.base_grid**2
     share = routing.routed_images(train.ladder, index, num_tokens=num_tokens) / rung.images_seen
-    flops, again = _flops(network, config, routing.blocks, share=share)
+    flops, again = _flops(network, config, routing.blocks, share=share, lora=lora)
     techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     work += rung.num_steps * optimizer_flops
@@ -97,6 +100,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=num_tokens,
         techniques=techniques,
+        lora_values=0 if lora is None else lora.num_parameters,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         images_per_s=images_per_s,
@@ -107,13 +111,16 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     )
 
 
-def _flops(network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, *, share: float) -> tuple[float, float]:
+def _flops(
+    network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, *, share: float, lora: LoraSizes | None
+) -> tuple[float, float]:
     """FLOPs of an image's training, and those that recomputing its blocks adds; `share` of the images are routed."""
 
     def of(blocks: RoutedBlocks | None) -> tuple[float, float]:
         grid = (network.base_grid, network.base_grid)
-        layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens, routed=blocks)
-        again = sum(layers[name].forward for name in ("text-adapter", "self-attention", "cross-attention", "mlp"))
+        layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens, routed=blocks, lora=lora)
+        blocks_layers = ("text-adapter", "self-attention", "cross-attention", "mlp", "lora")
+        again = sum(layers[name].forward for name in blocks_layers if name in layers)
         return total(layers).training, again
 
     whole, few = of(None), of(routed)
@@ -152,12 +159,13 @@ def _memory_plans(
         for checkpointing in (False, True):
             memory = training_memory(
                 network,
-                _activations(network, checkpointing, precision),
+                _activations(network, checkpointing, precision, train.lora.injection),
                 num_gpus=num_gpus,
                 sharding=sharding,
                 precision=precision,
                 optim=train.optim,
                 techniques=techniques,
+                lora=train.lora.injection,
             )
             plan = MemoryPlan(
                 sharding=sharding,
@@ -171,9 +179,9 @@ def _memory_plans(
 
 
 @lru_cache
-def _activations(network: DiTConfig, checkpointing: bool, precision: str) -> Activations:
+def _activations(network: DiTConfig, checkpointing: bool, precision: str, lora: Injection | None) -> Activations:
     grid = (network.base_grid, network.base_grid)
-    return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision)
+    return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision, lora=lora)
 
 
 def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig, *, num_images: int) -> DiskPlan:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
+from model.lora.settings import Injection
 from trainer.config.optim import OptimConfig
 from trainer.config.running import Sharding
 from trainer.planning.optimizer import optimizer_cost
@@ -86,6 +87,10 @@ class NetworkParameters:
     """Parameters of the largest block."""
     block_matrices: int
     """Parameters of the linear layers of all blocks and of the text adapter, which autocast copies."""
+    matrices: int
+    """Values of their matrices alone, without biases and norms."""
+    saved_by_int8: int
+    """Bytes that these take less in 8 bits, with a scale for each row, than in float32."""
 
 
 def training_memory(
@@ -97,22 +102,33 @@ def training_memory(
     precision: str = "bfloat16",
     optim: OptimConfig,
     techniques: Sequence[TechniqueCost] = (),
+    lora: Injection | None = None,
 ) -> TrainingMemory:
-    """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision."""
+    """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision.
+
+    `lora`: the settings of the adapter that is trained in place of the weights.
+    """
+    from model.lora.injection import lora_sizes
+
     counted = count_parameters(config)
+    adapter = lora_sizes(config, lora) if lora is not None else None
     shared_by = num_gpus if sharding == "fsdp" else 1
-    state = _FLOAT_BYTES * counted.all / shared_by
+    trained = _FLOAT_BYTES * (counted.all if adapter is None else adapter.num_parameters) / shared_by
     low, travels_low = precision != "float32", config.conditioning == "text"
     copies = 2 * counted.block_matrices if low and not (shared_by > 1 and travels_low) else 0
+    weights = _FLOAT_BYTES * counted.all / shared_by + (trained if adapter is not None else 0)
+    if lora is not None and lora.base == "int8":  # whole on every GPU, and no copies of them
+        frozen = _FLOAT_BYTES * (counted.all - counted.matrices) / shared_by
+        weights, copies = frozen + _FLOAT_BYTES * counted.matrices - counted.saved_by_int8 + trained, 0
     gathered = 0
     if shared_by > 1:  # two blocks' weights, their gradients before and after the cast; all else whole, and its gradients
         rest = counted.all - config.depth * counted.block
         gathered = (3 if low and travels_low else 4) * _FLOAT_BYTES * counted.block + 2 * _FLOAT_BYTES * rest
     return TrainingMemory(
-        weights=state,
-        gradients=state,
-        optimiser=optimizer_cost(config, optim).num_bytes / shared_by,
-        ema=state,
+        weights=weights,
+        gradients=trained,
+        optimiser=optimizer_cost(config, optim, adapter).num_bytes / shared_by,
+        ema=trained,
         gathered=gathered + copies,
         activations_per_image=max(activations.forward, activations.backward)
         + sum(cost.activations_per_image for cost in techniques),
@@ -125,24 +141,38 @@ def count_parameters(config: DiTConfig) -> NetworkParameters:
     import torch
 
     from model.dit import DiT
+    from model.matrices import block_matrices
 
     with torch.device("meta"):
         dit = DiT(config)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in dit.blocks]
     matrices = sum(parameter.numel() for part in _matrix_parts(dit) for parameter in part.parameters())
+    weights = [dit.get_parameter(name) for name in block_matrices(dit)]
     return NetworkParameters(
-        all=sum(parameter.numel() for parameter in dit.parameters()), block=max(sizes), block_matrices=matrices
+        all=sum(parameter.numel() for parameter in dit.parameters()),
+        block=max(sizes),
+        block_matrices=matrices,
+        matrices=sum(weight.numel() for weight in weights),
+        saved_by_int8=sum((_FLOAT_BYTES - 1) * weight.numel() - _FLOAT_BYTES * len(weight) for weight in weights),
     )
 
 
 def measure_activations(
-    config: DiTConfig, *, grid: tuple[int, int], gradient_checkpointing: bool, precision: str = "bfloat16"
+    config: DiTConfig,
+    *,
+    grid: tuple[int, int],
+    gradient_checkpointing: bool,
+    precision: str = "bfloat16",
+    lora: Injection | None = None,
 ) -> Activations:
-    """Bytes of activations per image of a grid (h, w) of patches, without the bf16 copy of the weights."""
+    """Bytes of activations per image of a grid (h, w) of patches, without the bf16 copy of the weights.
+
+    `lora`: the settings of the adapter that is trained in place of the weights.
+    """
     # Blocks with compression only save memory, and are not alike: depth would not be linear.
     plain = replace(config, kv_compression=replace(config.kv_compression, layers=()))
     one, two = (
-        _peaks(replace(plain, depth=depth), grid, gradient_checkpointing=gradient_checkpointing, precision=precision)
+        _peaks(replace(plain, depth=depth), grid, gradient_checkpointing=gradient_checkpointing, precision=precision, lora=lora)
         for depth in (1, 2)
     )
     more = config.depth - 1
@@ -159,7 +189,9 @@ def _matrix_parts(dit: "DiT") -> "list[torch.nn.Module]":
     return [getattr(block, name) for block in blocks for name in names if hasattr(block, name)]
 
 
-def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: bool, precision: str) -> Activations:
+def _peaks(
+    config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: bool, precision: str, lora: Injection | None
+) -> Activations:
     """The peaks of a whole batch of _MEASURED_IMAGES, besides the weights and gradients."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -167,18 +199,27 @@ def _peaks(config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: 
     from model.diffusion import Diffusion
     from model.dit import DiT
     from model.generation.memory import replace_tensors, storage_counter
+    from model.lora.injection import inject
 
     low = precision != "float32"
     with torch.device("meta"):
         dit = DiT(config)
+        if lora is not None:
+            inject(dit, replace(lora, base="float32"), seed=0)
+    trained = {name for name, parameter in dit.named_parameters() if parameter.requires_grad}
     if low:
         for module in _matrix_parts(dit):
             module.to(torch.bfloat16)
+    if lora is not None:
+        for name in trained:  # in float32, as they are trained
+            dit.get_parameter(name).data = dit.get_parameter(name).data.float()
     dit.gradient_checkpointing = gradient_checkpointing
     with FakeTensorMode(allow_non_fake_inputs=True) as without_data:
         replace_tensors(dit, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        for parameter in dit.requires_grad_(requires_grad=True).parameters():
-            parameter.grad = torch.empty_like(parameter)
+        for name, parameter in dit.named_parameters():
+            if name in trained:
+                parameter.requires_grad_()
+                parameter.grad = torch.empty_like(parameter)
     part, num_bytes = _part(config, grid, without_data)
     state = [*dit.state_dict().values(), *(parameter.grad for parameter in dit.parameters() if parameter.grad is not None)]
     counter = storage_counter({tensor.untyped_storage()._cdata for tensor in state})

@@ -57,6 +57,8 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
             f"{config.gpu} has no bfloat16: trainer.fit computes in float32 there, at no more than "
             f"{gpu.float32_flops / 1e12:.1f} TFLOP/s; plan that with --peak_tflops {gpu.float32_flops / 1e12:.1f}"
         )
+    if values := max(rung.lora_values for rung in rungs):
+        yield f"LoRA: {values:,} values are trained; the weights are frozen, and make no gradients"
     rows = [
         (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), _money(rung.cost))
         for rung in rungs

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from model.dit_config import DiTConfig
-from model.flops import training_flops
+from model.flops import LoraSizes, training_flops
 from trainer.config.ladder import Rung
 from trainer.config.train import TrainConfig
 from trainer.planning.optimizer import optimizer_cost
@@ -38,6 +38,15 @@ class TrainingWork:
         return network + sum(acting) + images / self.rung.batch_size * self.optimizer
 
 
+def planned_lora(train: TrainConfig, network: DiTConfig) -> LoraSizes | None:
+    """The sizes of the adapter that is trained; none where all weights are."""
+    if train.lora.injection is None:
+        return None
+    from model.lora.injection import lora_sizes
+
+    return lora_sizes(network, train.lora.injection)
+
+
 def training_work(
     train: TrainConfig, rung: Rung, network: DiTConfig, *, caption_tokens: float, teacher_width: int = 0
 ) -> TrainingWork:
@@ -46,11 +55,12 @@ def training_work(
     Raises UserError for a teacher or VAE that is unavailable.
     """
     grid = (network.base_grid, network.base_grid)
+    lora, routed = planned_lora(train, network), train.routing.blocks
     index, num_tokens = train.ladder.index(rung), network.base_grid**2
     return TrainingWork(
         rung=rung,
-        image=training_flops(network, grid=grid, caption_tokens=caption_tokens),
-        routed_image=training_flops(network, grid=grid, caption_tokens=caption_tokens, routed=train.routing.blocks),
+        image=training_flops(network, grid=grid, caption_tokens=caption_tokens, lora=lora),
+        routed_image=training_flops(network, grid=grid, caption_tokens=caption_tokens, routed=routed, lora=lora),
         routed_images=train.routing.routed_images(train.ladder, index, num_tokens=num_tokens),
         techniques=technique_costs(train, rung, network, stored_width=teacher_width),
         optimizer=optimizer_cost(network, train.optim).step_flops,

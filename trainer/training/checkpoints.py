@@ -1,6 +1,6 @@
 """Checkpoints of a training: written by a thread while it runs, whole or not there, and loaded on any number of workers.
 
-    RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read
+    RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read (of a LoRA, the adapter's)
                                     training/                     weights, EMA, optimiser by torch.distributed.checkpoint
                                     position.json                 the position in the training
 
@@ -11,7 +11,7 @@ follows from the images seen, so that the position is all that is needed besides
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
-from model.dit import DiT
-from model.formats.checkpoint import PipelineConfig, save_checkpoint
+from model.formats.checkpoint import PipelineConfig, save_adapter_checkpoint, save_checkpoint
 from trainer.config.data import AspectRatio
 from trainer.config.ladder import Rung
 from trainer.config.running import CheckpointConfig
@@ -34,6 +33,7 @@ from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
 from trainer.training.optimizer import make_moments, named_moments
+from trainer.training.techniques.lora import averaged_adapter
 from trainer.training.train_step import TrainState
 
 TRAINING = "training"
@@ -99,8 +99,7 @@ class Checkpoints:
             with store_errors(Folder(str(self.folder))):
                 partial.mkdir(parents=True)
         self._workers.gather(None)  # the folder is there for all
-        weights = state.ema.full_weights(keep=self._workers.is_first)
-        network = network_around(state.network.config, weights) if self._workers.is_first else None
+        write = _averages(state, pipeline, keep=self._workers.is_first)
         alone = self._workers.num == 1
         tensors = async_save(
             training_tensors(state), checkpoint_id=partial / TRAINING, process_group=self._workers.saving, no_dist=alone
@@ -111,8 +110,7 @@ class Checkpoints:
             partial=partial,
             final=final,
             tensors=tensors,
-            network=network,
-            pipeline=pipeline,
+            write=write,
             position=position,
         )
 
@@ -152,14 +150,13 @@ class Checkpoints:
         partial: Path,
         final: Path,
         tensors: "Future[Any]",
-        network: DiT | None,
-        pipeline: PipelineConfig,
+        write: Callable[[Path], object] | None,
         position: Position,
     ) -> None:
         try:
             try:
-                if network is not None:
-                    save_checkpoint(partial, network, pipeline)
+                if write is not None:
+                    write(partial)
                     (partial / POSITION).write_text(json.dumps(asdict(position), indent=1) + "\n", encoding="utf-8")
             finally:
                 tensors.result()  # the thread of torch must have ended before its folder goes
@@ -167,7 +164,7 @@ class Checkpoints:
             if self._workers.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        if network is not None:
+        if write is not None:
             _sync(partial)
             os.replace(partial, final)
             _sync_folder(self.folder)
@@ -199,12 +196,25 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
     """All tensors of a state by name; those of the optimiser are made where it has not stepped yet."""
     make_moments(state.optimizer)
     moments = named_moments(state.optimizer, state.network)
-    found = {"network": _detached(state.network), "ema": dict(state.ema.weights), "optimizer": moments}
+    network = _detached(state.network)
+    if state.lora is not None:  # its frozen weights are in its base
+        network = {name: network[name] for name in state.ema.weights}
+    found = {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
     for shared in state.techniques:
         name, technique = shared.technique.name, shared.technique
         if weights := _detached(technique):
             found |= {f"{name}.weights": weights, f"{name}.optimizer": named_moments(state.optimizer, technique)}
     return found
+
+
+def _averages(state: TrainState, pipeline: PipelineConfig, *, keep: bool) -> Callable[[Path], object] | None:
+    """What writes the average's weights into a folder: the network, or its LoRA; none unless `keep`. All workers call it."""
+    config = state.network.config
+    if state.lora is not None:
+        adapter = averaged_adapter(state.ema, state.lora, keep=keep)
+        return None if adapter is None else lambda folder: save_adapter_checkpoint(folder, adapter, config, pipeline)
+    weights = state.ema.full_weights(keep=keep)
+    return (lambda folder: save_checkpoint(folder, network_around(config, weights), pipeline)) if keep else None
 
 
 def _detached(module: nn.Module) -> dict[str, Tensor]:

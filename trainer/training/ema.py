@@ -3,7 +3,7 @@
 Source: EDM (Karras et al. 2022), its ramp-up.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,10 +15,11 @@ from trainer.config.optim import EmaConfig
 
 
 class Ema:
-    """An average of a network's parameters, sharded as they are, in float32."""
+    """An average of a network's parameters that are trained, sharded as they are, in float32."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
         self._network = network
 
     @torch.no_grad()
@@ -45,12 +46,14 @@ class Ema:
 
         Where they are sharded all workers must call this, one tensor is whole at a time, and only some keep them.
         """
-        tensors = dict(self._network.state_dict()) | self.weights
-        wholes = ((name, whole(tensor)) for name, tensor in tensors.items())
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in wholes if keep}
+        return _wholes(dict(self._network.state_dict()) | self.weights, keep=keep)
+
+    def whole_averages(self, *, keep: bool) -> dict[str, Tensor]:
+        """The same of the parameters that are trained alone."""
+        return _wholes(self.weights, keep=keep)
 
     def _parameters(self) -> list[Tensor]:
-        return _local(parameter.detach() for parameter in self._network.parameters())
+        return _local(parameter.detach() for parameter in self._network.parameters() if parameter.requires_grad)
 
 
 def ema_decay(config: EmaConfig, *, batch_size: int, images_seen: int) -> float:
@@ -62,6 +65,11 @@ def ema_decay(config: EmaConfig, *, batch_size: int, images_seen: int) -> float:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together again; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _wholes(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    pairs = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in pairs if keep}
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -24,7 +24,7 @@ from trainer.monitoring.forecast import StepTimer, stage_passes_warning
 from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
 from trainer.training.checkpoints import Checkpoints, Position
-from trainer.training.networks import attention_kernel, open_features, sizes_text
+from trainer.training.networks import attention_kernel, lora_text, open_features, sizes_text
 from trainer.training.rung import RungTraining
 from trainer.training.rung_parts import open_rung, peak_flops
 from trainer.training.start import Start, check_workers, cleaning_note, find_start, keep_scale, open_state, run_path
@@ -67,6 +67,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
     _say_start(config, workers, run, start, sizes=sizes_text(state.network.config))
+    if state.lora is not None:
+        run.say(lora_text(state))
     if note := cleaning_note(start, config, store.info):
         run.say(note)
     if scale_line:

@@ -32,6 +32,7 @@ from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
+from trainer.training.techniques.lora import LoraState
 from trainer.training.techniques.technique import SharedTechnique
 from trainer.training.train_step import TrainState
 
@@ -159,8 +160,18 @@ def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
     return network
 
 
-def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: tuple[SharedTechnique, ...] = ()) -> TrainState:
-    """The network on its device, shared among the workers as the settings say, with its optimiser and average."""
+def make_state(
+    network: DiT,
+    config: TrainConfig,
+    workers: Workers,
+    techniques: tuple[SharedTechnique, ...] = (),
+    *,
+    lora: LoraState | None = None,
+) -> TrainState:
+    """The network on its device, shared among the workers as the settings say, with its optimiser and average.
+
+    `lora`: the adapter that was put into it, which alone is trained.
+    """
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
     model: torch.nn.Module = network
@@ -182,7 +193,15 @@ def make_state(network: DiT, config: TrainConfig, workers: Workers, techniques: 
         dtype=getattr(torch, auto_dtype(workers.device.type) if config.precision == AUTO else config.precision),
         compiled=compiled,
     )
-    return TrainState(network=network, model=model, optimizer=optimizer, ema=Ema(network), images_seen=0, techniques=techniques)
+    return TrainState(
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        ema=Ema(network),
+        images_seen=0,
+        techniques=techniques,
+        lora=lora,
+    )
 
 
 def attention_kernel(name: Literal["auto", "math"]) -> AbstractContextManager[None]:
@@ -204,6 +223,18 @@ def sizes_text(config: DiTConfig) -> str:
     names = ("conditioning", "width", "depth", "patch_size", "sample_size", "position_scale")
     adapter = ("text_adapter_blocks",) if config.text_adapter_blocks else ()
     return ", ".join(f"{name} {values[name]}" for name in (*names, *adapter))
+
+
+def lora_text(state: TrainState) -> str:
+    """The adapter that is trained and its base in a line, for the log."""
+    assert state.lora is not None
+    injection = state.lora.injection
+    kinds = [name for name, is_on in (("DoRA", injection.dora), ("rsLoRA", injection.rslora)) if is_on] or ["LoRA"]
+    trained = sum(parameter.numel() for parameter in state.network.parameters() if parameter.requires_grad)
+    return (
+        f"{' and '.join(kinds)} of rank {injection.rank}, alpha {injection.alpha:g}: {trained:,} values are trained, "
+        f"{state.lora.base} ({state.lora.base_fingerprint}) is frozen in {injection.base}"
+    )
 
 
 def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:

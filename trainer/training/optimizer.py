@@ -25,12 +25,14 @@ def make_optimizer(
     dtype: torch.dtype = torch.float32,
     compiled: bool = True,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a network. Weight decay acts on matrices and convolutions, not on norms, biases, embeddings and tables.
+    """The optimiser of a network's parameters that are trained.
+
+    Weight decay acts on matrices and convolutions, not on norms, biases, embeddings and tables.
 
     `projectors`: what techniques train besides the network; `dtype`: number format of Muon's matrix products; `compiled`:
     whether a library may compile its step. Raises UserError where a library is missing.
     """
-    named = dict(network.named_parameters())
+    named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     matrices = block_matrices(network) if config.name == "muon" else {}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -71,6 +73,8 @@ def named_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[s
     """The optimiser's tensors of a module's parameters, as a checkpoint has them; after `make_moments`."""
     found: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         for key, value in optimizer.state[parameter].items():
             found |= _quantised(f"{name}.{key}", value) or {f"{name}.{key}": value}
     return found

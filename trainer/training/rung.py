@@ -17,6 +17,7 @@ from trainer.training.rung_parts import (
     warn_of_duration,
     write_checkpoint,
 )
+from trainer.training.techniques.lora import seed_dropout
 from trainer.training.train_step import TrainState, train_step
 
 
@@ -52,6 +53,7 @@ class RungTraining:
         state, collator, size = self.state, self.parts.collator, self.parts.position.rung.batch_size
         settings = step_settings(self.parts, state)
         positions = [state.images_seen + index for index in self.parts.workers.slice(size)]
+        seed_dropout(self.parts.config, images_seen=state.images_seen, rank=self.parts.workers.rank)
         batch = replace(batch, captions=collator.captions(batch))  # encoded here where they are not stored
         result = train_step(state, collator.objective, collator.micro_batches(batch, positions), settings)
         state.images_seen += size

@@ -8,8 +8,9 @@ from foundry.errors import UserError
 from foundry.wording import counted
 from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
-from model.flops import training_flops
+from model.flops import LoraSizes, training_flops
 from model.formats.checkpoint import PipelineConfig
+from model.lora.injection import lora_sizes
 from trainer.config.ladder import LadderPosition, Rung
 from trainer.config.routing import ADVICE
 from trainer.config.train import TrainConfig
@@ -33,7 +34,8 @@ from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
 from trainer.training.optimizer import learning_rate, optimizer_record
-from trainer.training.techniques.opening import check_teacher, group_of, open_work
+from trainer.training.techniques.lora import averaged_network
+from trainer.training.techniques.opening import check_groups_fit, check_teacher, group_of, open_work
 from trainer.training.techniques.technique import technique_records
 from trainer.training.train_step import StepSettings, TrainState
 
@@ -61,6 +63,12 @@ class RungParts:
     def network(self) -> DiTConfig:
         """The network at the rung's resolution."""
         return self.collator.network
+
+    @property
+    def lora(self) -> LoraSizes | None:
+        """The sizes of the adapter; none where all weights are trained."""
+        injection = self.config.lora.injection
+        return None if injection is None else lora_sizes(self.network, injection)
 
     @property
     def precision(self) -> torch.dtype:
@@ -154,7 +162,7 @@ def step_record(
         images_left=rung.images_seen - in_rung,
         lr=settings.lr,
         keys=batch.keys,
-        flops=_batch_flops(parts.collator, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size + added,
+        flops=_batch_flops(parts, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size + added,
         batch_size=rung.batch_size,
         wait_s=wait_s,
     )
@@ -171,7 +179,7 @@ def warn_of_duration(parts: RungParts, *, images_seen: int, step_s: float) -> No
         is_routed = routing.routed_images(ladder, ladder.index(rung), num_tokens=side**2) > 0
         routed = routing.blocks if is_routed else None
         tokens = parts.network.max_caption_tokens
-        return training_flops(parts.network, grid=(side, side), caption_tokens=tokens, routed=routed)
+        return training_flops(parts.network, grid=(side, side), caption_tokens=tokens, routed=routed, lora=parts.lora)
 
     warning = duration_warning(
         parts.config,
@@ -197,7 +205,8 @@ def validate(parts: RungParts, samples: ValidationSet, state: TrainState) -> Non
 
 def draw_samples(parts: RungParts, state: TrainState) -> None:
     """Draws the sample grids. All workers give their part of the average's weights, the first one draws."""
-    weights = state.ema.full_weights(keep=parts.grids is not None)
+    keep = parts.grids is not None
+    weights = averaged_network(state.ema, state.lora, keep=keep) if state.lora else state.ema.full_weights(keep=keep)
     if parts.grids is not None:
         device, precision = parts.workers.device, parts.precision
         network = network_around(parts.network, weights).to(device).eval()
@@ -216,7 +225,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
         optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
-        techniques=technique_records(state.techniques) | parts.config.routing.record(),
+        techniques=technique_records(state.techniques) | parts.config.routing.record() | parts.config.lora.record(),
     )
     checkpoints.save(state, parts.pipeline, position)
 
@@ -265,18 +274,6 @@ def check_buckets(network: DiTConfig, info: FeaturesInfo, *, where: str) -> None
         )
 
 
-def check_groups_fit(collator: Collator, store: FeatureStore) -> None:
-    """Raises UserError where samples that a loss compares do not fit on a device at once."""
-    side_px = store.info.downsampling * collator.network.patch_size
-    tokens = max((height // side_px) * (width // side_px) for height, width in store.info.buckets)
-    if collator.group > 1 and collator.group * tokens > collator.device_tokens:
-        raise UserError(
-            f"a group of {collator.group} samples of {tokens} patches is compared at once, which is more than the "
-            f"{collator.device_tokens} patches of device_tokens: give {collator.group * tokens} or more, or a smaller group",
-            setting="dispersive.group",
-        )
-
-
 def check_caption_weights(weights: dict[str, float], store: FeatureStore) -> None:
     """Raises UserError where they name no caption variant that is there: all samples would be trained with the null caption."""
     if not weights or store.info.class_names:
@@ -298,13 +295,13 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float | None:
     return gpu.peak_flops if gpu is not None else None
 
 
-def _batch_flops(collator: Collator, batch: FeatureBatch, *, images_seen: int) -> float:
+def _batch_flops(parts: RungParts, batch: FeatureBatch, *, images_seen: int) -> float:
     """FLOPs of the network on an image of the batch that follows `images_seen` images, forward and backward."""
-    network = collator.network
+    collator, network = parts.collator, parts.network
     tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
     grid = (batch.bucket[0] // network.patch_size, batch.bucket[1] // network.patch_size)
     routed = collator.routed if images_seen < collator.routed_until else None
-    return training_flops(network, grid=grid, caption_tokens=tokens, routed=routed)
+    return training_flops(network, grid=grid, caption_tokens=tokens, routed=routed, lora=parts.lora)
 
 
 def _open_collator(

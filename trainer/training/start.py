@@ -10,6 +10,7 @@ from foundry.storage.locations import is_local_path
 from model.dit import DiT
 from model.dit_config import DiTConfig
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
+from model.lora.settings import Injection
 from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
@@ -19,6 +20,7 @@ from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
 from trainer.training.optimizer import optimizer_record
+from trainer.training.techniques.lora import adapted, check_same_network, find_base
 from trainer.training.techniques.opening import check_group, open_techniques
 from trainer.training.techniques.technique import SharedTechnique, technique_records
 from trainer.training.train_step import TrainState
@@ -67,7 +69,7 @@ def find_start(config: TrainConfig) -> Start:
 
 def check_start(config: TrainConfig) -> None:
     """Raises UserError where a stage has nothing to start from: before a folder is made or Ray is started."""
-    find_start(config)
+    _check_lora(config, find_start(config))
 
 
 def run_path(config: TrainConfig) -> Path:
@@ -115,7 +117,9 @@ def check_resume(
             ("resolution", was.rung.resolution, now and now.rung.resolution),
             ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
-            *_technique_settings(position.techniques, technique_records(techniques) | config.routing.record()),
+            *_technique_settings(
+                position.techniques, technique_records(techniques) | config.routing.record() | config.lora.record()
+            ),
         ]
         if old != new
     ]
@@ -135,6 +139,7 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     """The state that a training begins with or resumes from. Raises UserError for parts that do not fit together."""
     info = store.info
     if start.checkpoint is None:
+        _check_lora(config, start)
         fresh = new_config(config, rung, info)
         check_routing(config, fresh)
         techniques = open_techniques(config, fresh, store, workers)
@@ -143,6 +148,8 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
     check_routing(config, target)
+    if (injection := config.lora.injection) is not None:
+        return _adapted_state(config, injection, start, target, store=store, workers=workers)
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
@@ -156,6 +163,30 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     state = make_state(DiT(replace(target, max_caption_tokens=source.max_caption_tokens)), config, workers, techniques)
     load_training(start.checkpoint, state, workers)
     return state
+
+
+def _adapted_state(
+    config: TrainConfig, injection: Injection, start: Start, target: DiTConfig, *, store: FeatureStore, workers: Workers
+) -> TrainState:
+    """The state of a LoRA: the base as it was found, with an adapter that is new or the checkpoint's."""
+    assert start.checkpoint is not None
+    techniques = open_techniques(config, target, store, workers)
+    if start.resumes:
+        check_resume(config, start.checkpoint, store.info, num_workers=workers.num, techniques=techniques)
+    base, name = find_base(start.checkpoint, resumes=start.resumes)
+    check_same_network(read_transformer_config(base), target, checkpoint=base)
+    network = network_from(base, target, seed=config.seed)
+    lora = adapted(network, injection, config, name=name, base=base)
+    state = make_state(network, config, workers, techniques, lora=lora)
+    if start.resumes:
+        load_training(start.checkpoint, state, workers)
+    return state
+
+
+def _check_lora(config: TrainConfig, start: Start) -> None:
+    """Raises UserError where a LoRA has no network to adapt."""
+    if config.lora.is_on and start.checkpoint is None:
+        raise UserError("a LoRA adapts a network that is trained already: give its checkpoint", setting="init_from")
 
 
 def check_routing(config: TrainConfig, network: DiTConfig) -> None:

@@ -14,6 +14,7 @@ from model.dit import DiT, HiddenStates
 from trainer.data.batches import MicroBatch
 from trainer.training.ema import Ema, whole
 from trainer.training.optimizer import set_learning_rate
+from trainer.training.techniques.lora import LoraState
 from trainer.training.techniques.technique import SharedTechnique, synchronised
 
 
@@ -31,11 +32,13 @@ class TrainState:
     """By this stage: its position in the order of the data and in the schedules."""
     techniques: tuple[SharedTechnique, ...] = ()
     """Losses that are added to the objective's, with what they train."""
+    lora: LoraState | None = None
+    """The adapter that is trained; none: all weights are."""
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the network's, then those of techniques."""
         modules = (self.network, *(shared.technique for shared in self.techniques))
-        return [parameter for module in modules for parameter in module.parameters()]
+        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ import pytest
 from captioner.config import CaptionConfig
 from captioner.run import main
 from captioner.runs.status import read_status
+from captioner.status import StatusConfig
+from captioner.status import main as show_status
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.dataset.webdataset import export_shards
@@ -235,12 +237,15 @@ def test_images_of_invalid_json_are_captioned_in_a_run_of_their_own_and_joined(
     captioner.spoil = lambda key, number, truth: says("{" if key in bad else truth, model=MODEL)
     with captioned(scenes, first, captioner):
         pass
+    only = "SELECT key FROM captions WHERE status = 'invalid_json'"
+    advice = f'--captions_from {first} --only "{only}" --out NEW'
+    assert advice in capsys.readouterr().out, "at the end of the run"
+    assert show_status(StatusConfig(run=str(first))) == 0 and advice in capsys.readouterr().out
     with captioned(scenes, first, captioner, "--retry_rejected"):
         pass
     said = capsys.readouterr().out
-    assert "nothing to retry: no image is rejected\n2 captions with the status invalid_json, whose images are not" in said
-    only = "SELECT key FROM captions WHERE status = 'invalid_json'"
-    assert f'--captions_from {first} --only "{only}" --out NEW' in said
+    assert "nothing to retry: no image is rejected\n" in said
+    assert "2 captions with the status invalid_json, whose images are not rejected: " in said and said.count(advice) == 1
     with pytest.raises(ValueError, match="retry_rejected: invalid_json is a status of captions") as raised:
         CaptionConfig(images=["i"], out=str(first), model="m", retry_rejected=["invalid_json"])
     assert f'--captions_from {first} --only "{only}" --out NEW' in str(raised.value)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from captioner.structured.prose import prose
 from examples.openmoji.composition import draw_scene
 from examples.openmoji.structured import structured_caption
 
-SIGN = {
+SIGN: dict[str, Any] = {
     "what": "A street.",
     "light": "soft",
     "colors": ["#FFF", "#00FF00"],
@@ -52,14 +53,15 @@ def test_codes_boxes_labels_and_nulls_are_not_told(seed: int) -> None:
 
 
 def test_boxes_in_fractions_tell_the_same_place() -> None:
-    fractions = {**SIGN, "parts": [{"type": "text", "bbox": [0, 0.7, 0.2, 0.9], "desc": "a sign", "text": "STOP\nhere"}]}
+    sign = SIGN["parts"][0]
+    fractions = {**SIGN, "parts": [{**sign, "bbox": [n / 1000 for n in sign["bbox"]]}]}
     for seed in range(12):
         assert prose(fractions, seed=seed) == prose(SIGN, seed=seed)
 
 
 def test_boxes_as_qwen3_vl_writes_them_tell_the_same_place() -> None:
     """Left before top; a label; and nothing of a box in pixels, whose image may be of any size."""
-    sign = {key: value for key, value in SIGN["parts"][0].items() if key not in ("bbox", "desc")}  # type: ignore[attr-defined]
+    sign = {key: value for key, value in SIGN["parts"][0].items() if key not in ("bbox", "desc")}
     of_qwen = {**SIGN, "parts": [{**sign, "bbox_2d": [700, 0, 900, 200], "label": "a sign"}]}
     for seed in range(12):
         assert prose(of_qwen, seed=seed) == prose(SIGN, seed=seed)

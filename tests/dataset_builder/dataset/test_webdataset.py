@@ -100,7 +100,7 @@ def test_names_that_are_not_utf8_cost_themselves_alone(
     assert convert(config) == 0
     said = capsys.readouterr().out
     assert "3 images = 3 imported + 0 rejected" in said
-    assert "passed over 3 names of files or folders that UTF-8 cannot hold (rename them)" in said
+    assert "skipped 3 names of files or folders that UTF-8 cannot hold (rename them)" in said
     for source in ("image-txt", "webdataset"):
         with pytest.raises(UserError, match=r"\\udcff' is not UTF-8; rename it"):
             convert(replace(config, input=str(photos / "\udcff"), source=source))

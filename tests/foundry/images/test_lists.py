@@ -119,7 +119,7 @@ def test_lists_and_parquet_without_images_are_passed_over_aloud(tmp_path: Path, 
     no_column = "no column of images or of paths to images"
     assert named.pop("latin.csv").startswith("'utf-8' codec can't decode")
     assert named.pop("empty.csv").startswith("no rows")
-    assert record.getMessage().startswith("passed over: 7 files that hold no images to read: ")
+    assert record.getMessage().startswith("skipped: 7 files that hold no images to read: ")
     assert named == {
         **dict.fromkeys(("log.csv", "n.parquet", "images.parquet"), no_column),
         "x.tar.gz": "a compressed tar, gunzip it first",

@@ -81,7 +81,7 @@ def test_results_of_our_own_below_a_folder_of_images_are_no_images(tmp_path: Pat
     passed_over = PassedOver()
     assert relatives(tmp_path) == ["run.jpg", "album/a.jpg", "album/dataset.jpg"], "the record's name alone is any file's"
     find_sources([str(tmp_path)], passed_over=passed_over)
-    assert passed_over.line() == "passed over 3 folders of runs, data sets or features"
+    assert passed_over.line() == "skipped 3 folders of runs, data sets or features"
     assert relatives(tmp_path / "our samples") == ["samples/0.parquet#0"], "given itself, it is searched"
 
 
@@ -204,7 +204,7 @@ def test_thumbnails_of_drives_and_masks_are_no_images_and_are_counted(tmp_path: 
     passed_over = PassedOver()
     sources = find_sources([str(tmp_path)], passed_over=passed_over)
     assert relatives(tmp_path) == ["a.png", "mask.png", "x.tar/c.jpg"]
-    assert passed_over.line() == "passed over 2 folders of thumbnails or deleted files on a drive and 2 masks of images"
+    assert passed_over.line() == "skipped 2 folders of thumbnails or deleted files on a drive and 2 masks of images"
     in_tar = PassedOver()
     list(index_source(sources[-1], passed_over=in_tar))
     assert in_tar == PassedOver(files=1, masks=1)
@@ -223,13 +223,13 @@ def test_files_of_other_kinds_are_counted_by_their_suffix(tmp_path: Path) -> Non
     passed_over = PassedOver()
     sources = find_sources([str(tmp_path)], passed_over=passed_over)
     assert passed_over.line() == (
-        "passed over 8 files that no reader takes for images (.jxl 2, no suffix 1, .dng 1, .mp4 1, .psd 1, …)"
+        "skipped 8 files that no reader takes for images (.jxl 2, no suffix 1, .dng 1, .mp4 1, .psd 1, …)"
     )
     in_tar = PassedOver()
     list(index_source(sources[-1], passed_over=in_tar))
     assert in_tar.suffixes == Counter({".img": 1})
     write(tmp_path / "only" / "a.jxl", b"")
-    with pytest.raises(UserError, match="no images found in .*passed over 1 file that no reader takes for images .[.]jxl 1"):
+    with pytest.raises(UserError, match="no images found in .*skipped 1 file that no reader takes for images .[.]jxl 1"):
         find_sources([str(tmp_path / "only")])
 
 
@@ -241,7 +241,7 @@ def test_texts_of_no_image_are_counted(tmp_path: Path) -> None:
     )
     passed_over = PassedOver()
     sources = find_sources([str(tmp_path)], passed_over=passed_over)
-    assert passed_over.line() == "passed over 1 mask of images and 2 text or JSON files with the name of no image"
+    assert passed_over.line() == "skipped 1 mask of images and 2 text or JSON files with the name of no image"
     in_tar = PassedOver()
     list(index_source(sources[-1], passed_over=in_tar))
     assert in_tar == PassedOver(sidecars=2)
@@ -345,7 +345,7 @@ def test_nothing_given_and_names_that_are_not_utf8(tmp_path: Path) -> None:
         "a.jpg",
         "é.jpg",
     ]
-    assert passed_over.line() == "passed over 4 names of files or folders that UTF-8 cannot hold (rename them)"
+    assert passed_over.line() == "skipped 4 names of files or folders that UTF-8 cannot hold (rename them)"
     with pytest.raises(UserError, match=r"the name of '.*\\udcff' is not UTF-8; rename it"):
         find_sources([folder])
 

@@ -10,6 +10,8 @@ from model.diffusion import Diffusion
 from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig
 from model.generation.memory import OVERHEAD_BYTES
+from model.lora.injection import inject
+from model.lora.settings import BaseFormat, Injection
 from tests.model.real_memory import allocated_peak, saved_bytes
 from trainer.config.optim import OptimConfig
 from trainer.data.batches import MicroBatch
@@ -25,8 +27,12 @@ ADAMW = OptimConfig()
 CLASS = dataclasses.replace(TEXT, conditioning="class", num_classes=5)
 
 
-def _state(config: DiTConfig, *, gradient_checkpointing: bool, optim: OptimConfig = ADAMW) -> TrainState:
+def _state(
+    config: DiTConfig, *, gradient_checkpointing: bool, optim: OptimConfig = ADAMW, lora: Injection | None = None
+) -> TrainState:
     network = DiT(config).initialise(torch.Generator().manual_seed(0))
+    if lora is not None:
+        inject(network, lora, seed=0)
     network.gradient_checkpointing = gradient_checkpointing
     optimizer = make_optimizer(network, optim)
     return TrainState(network=network, model=network, optimizer=optimizer, ema=Ema(network), images_seen=0)
@@ -64,9 +70,9 @@ def _saved(state: TrainState, precision: torch.dtype) -> int:
     return saved_bytes(forward, known=state.network.state_dict().values())
 
 
-def _computed(config: DiTConfig, *, checkpointing: bool, precision: str) -> TrainingMemory:
-    activations = measure_activations(config, grid=GRID, gradient_checkpointing=checkpointing, precision=precision)
-    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision, optim=ADAMW)
+def _computed(config: DiTConfig, *, checkpointing: bool, precision: str, lora: Injection | None = None) -> TrainingMemory:
+    activations = measure_activations(config, grid=GRID, gradient_checkpointing=checkpointing, precision=precision, lora=lora)
+    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision, optim=ADAMW, lora=lora)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,23 @@ def test_the_computed_memory_is_that_of_a_real_step(config: DiTConfig, checkpoin
     saved, activations = _saved(state, getattr(torch, precision)), computed - memory.gradients
     assert saved <= activations and (checkpointing or activations <= 1.25 * saved)  # recomputed ones are not saved
     assert memory.total(BATCH) == computed + 4 * weights + OVERHEAD_BYTES
+
+
+@pytest.mark.parametrize("base", ["float32", "int8"])
+@pytest.mark.parametrize(("checkpointing", "precision"), [(False, "bfloat16"), (True, "float32"), (False, "float32")])
+def test_the_computed_memory_of_a_lora_is_that_of_a_real_step(base: BaseFormat, checkpointing: bool, precision: str) -> None:
+    lora = Injection(rank=4, alpha=4.0, base=base)
+    state = _state(TEXT, gradient_checkpointing=checkpointing, lora=lora)
+    measured = _measured(state, getattr(torch, precision))
+    memory, full = (_computed(TEXT, checkpointing=checkpointing, precision=precision, lora=one) for one in (lora, None))
+    trained = sum(parameter.nbytes for parameter in state.network.parameters() if parameter.requires_grad)
+    assert memory.gradients == memory.ema == trained
+    held = [*state.network.parameters(), *(one for name, one in state.network.named_buffers() if "embedding" not in name)]
+    assert memory.weights == sum(tensor.nbytes for tensor in held)
+    assert memory.optimiser == sum(tensor.nbytes for name, tensor in _moments(state).items() if not name.endswith(".step"))
+    computed = memory.gradients + memory.gathered + BATCH * memory.activations_per_image
+    assert measured <= computed <= 1.5 * measured
+    assert memory.fixed < full.fixed
 
 
 @pytest.mark.parametrize("optim", [OptimConfig(name="muon"), OptimConfig(name="muon", muon_split=False)])

@@ -1,1 +1,1 @@
-"""Training techniques that add a loss: each a module, composed by a plain list."""
+"""Training techniques: losses that are added, each a module, composed by a plain list; Muon; LoRA."""

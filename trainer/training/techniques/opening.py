@@ -14,6 +14,7 @@ from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
 from trainer.config.ladder import Rung
 from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
+from trainer.data.batches import Collator
 from trainer.distributed import Workers
 from trainer.features.info import FeaturesInfo
 from trainer.features.store import FeatureStore
@@ -101,6 +102,18 @@ def check_group(config: TrainConfig, num_workers: int) -> None:
                 f"{advice or 'give larger batches'}",
                 setting="dispersive.group",
             )
+
+
+def check_groups_fit(collator: Collator, store: FeatureStore) -> None:
+    """Raises UserError where samples that a loss compares do not fit on a device at once."""
+    side_px = store.info.downsampling * collator.network.patch_size
+    tokens = max((height // side_px) * (width // side_px) for height, width in store.info.buckets)
+    if collator.group > 1 and collator.group * tokens > collator.device_tokens:
+        raise UserError(
+            f"a group of {collator.group} samples of {tokens} patches is compared at once, which is more than the "
+            f"{collator.device_tokens} patches of device_tokens: give {collator.group * tokens} or more, or a smaller group",
+            setting="dispersive.group",
+        )
 
 
 def check_teacher(techniques: Sequence[SharedTechnique], network: DiTConfig, store: FeatureStore) -> None:
