@@ -218,8 +218,9 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
     if before is not None and (was := before.get("model", {}).get("listed")) and config.engine == "endpoint":
         from captioner.engines.endpoint_engine import identity_of
 
-        if identity_of(was) == settings["model"]["listed"]:
-            settings["model"]["listed"] = was  # runs were begun with all that the server's list said
+        # Runs before recorded all that the server's list said: what names no model stays as it was.
+        passing = {name: value for name, value in was.items() if name not in identity_of(was)}
+        settings["model"]["listed"] = passing | settings["model"]["listed"]
     for name in ("engine_version", "listed"):
         if before is not None and name not in before.get("model", {}):
             settings["model"].pop(name, None)  # runs before it was recorded

@@ -157,9 +157,11 @@ def _missing(before: RunRecord, record: RunRecord) -> list[str]:
 def _refuse(run: Folder, different: Sequence[str], missing: Sequence[str]) -> None:
     """A run may get more sources, never others: what was planned stays planned."""
     if different:
+        is_another_model = any(name == "model.revision" or name.startswith("model.listed.") for name in different)
+        advice = "give the model as it was, and" if is_another_model else "give"
         raise UserError(
-            f"{run.url} holds a run with another {', '.join(map(_asked_by, different))}: give the settings in its run.json, or "
-            "another folder",
+            f"{run.url} holds a run with another {', '.join(map(_asked_by, different))}: {advice} the settings in its run.json"
+            ", or another folder",
             setting="out",
         )
     raise UserError(f"{run.url} holds a run over {', '.join(missing)}: name that too, or give another folder", setting="out")

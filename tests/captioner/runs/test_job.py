@@ -286,7 +286,7 @@ def test_a_served_run_resumes_where_the_server_s_list_changes_in_what_names_no_m
         assert read_status(Folder(str(run))).captioned == 9
         server.listed = {"root": "another"}
         assert caption_at(server.url, images, run) == 2
-    assert "another model.listed.root" in capsys.readouterr().err
+    assert "another model.listed.root: give the model as it was, and the settings in its run.json" in capsys.readouterr().err
 
 
 def test_only_an_image_of_its_own_has_a_web_address() -> None:
