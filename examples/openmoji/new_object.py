@@ -53,6 +53,7 @@ def main(config: NewObjectConfig) -> int:
         before, after = (_shares(out / "evaluation" / f"{name}-{network}") for network in (MINI, "lora"))
         for check in sorted(before.keys() & after.keys()):
             print(f"  {check:>10}  dit-mini {before[check]:.0%}  with the LoRA {after[check]:.0%}")
+    _draw_picture(out)
     return 0
 
 
@@ -119,6 +120,20 @@ def _write_prior_prompts(path: Path, config: NewObjectConfig) -> None:
     each = -(-config.num_prior_images // len(CATEGORIES))
     texts = [one.text for one in draw_prompts(count=each, seed=_PRIOR_SEED) if one.scene.split == "train"]
     path.write_text("\n".join(texts[: config.num_prior_images]) + "\n", encoding="utf-8")
+
+
+def _draw_picture(out: Path) -> None:
+    """The pictures in a row, and drawings of the adapted network below."""
+    from PIL import Image
+
+    from model.generation.image_files import make_grid
+    from trainer.evaluation.images import IMAGES
+
+    pictures = sorted((out / "pictures").glob("*.jpg"))
+    drawn = sorted((out / "evaluation" / "own-lora" / IMAGES).glob("*.png"))[: 2 * len(pictures)]
+    images = [Image.open(path).convert("RGB") for path in (*pictures, *drawn)]
+    make_grid(images, columns=len(pictures), scale=2).save(out / "new_object.png", optimize=True)
+    print(f"\n{out / 'new_object.png'}: the pictures, and drawings of the adapted network below")
 
 
 def _shares(folder: Path) -> dict[str, float]:
