@@ -128,7 +128,7 @@ def test_precompute_says_what_it_leaves_out_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "keys" / "4.dng").write_bytes(b"II*")
     tasks = _tasks(tmp_path, "parts")
     (line,) = tasks.findings
-    assert "1 file (hidden (.)" in line
+    assert "skipped 1 file (name starts with .," in line
     assert "1 mask of images" in line
     assert "1 file that no reader takes for images (.dng 1)" in line
     assert tasks.plan.num_samples == 3
