@@ -63,7 +63,7 @@ class Answer:
     """Empty where it said nothing."""
     finish_reason: str
     """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image; `refusal` where the model
-    declined in a field of its own."""
+    declined in a separate field."""
     input_tokens: int | None
     """As the endpoint counts them; None where it does not."""
     output_tokens: int | None

@@ -25,7 +25,7 @@ _COUNTED_CAPTIONS = 256
 
 
 def training_flops(runs: Mapping[Path, int]) -> float:
-    """Operations of a training that saw so many images in the run of each stage."""
+    """Operations of a training, given the number of images that each of its runs, one for each stage, saw."""
     return sum(_stage_flops(run, images) for run, images in runs.items())
 
 

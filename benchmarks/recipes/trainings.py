@@ -1,4 +1,4 @@
-"""The trainings that are compared, each by trainer.fit in a folder of its own, which resumes where it was stopped.
+"""The trainings that are compared, each by trainer.fit in its own folder, which resumes where it was stopped.
 
 OUT/trainings/paper/<seed>/{pixel,alignment,aesthetic}: one stage from the other. OUT/trainings/cheap/<seed>/alignment keeps a
 checkpoint at each point, and OUT/trainings/cheap/<seed>/<images>/aesthetic starts from it, so that every point is a whole

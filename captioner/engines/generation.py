@@ -73,7 +73,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token; empty where the engine was not told to keep them."""
     is_refusal: bool = False
-    """Whether the server's content filter withheld or cut the answer, or the model declined in a field of its own;
+    """Whether the server's content filter withheld or cut the answer, or the model declined in a separate field;
     `finish_reason` then says which."""
     failure: str = ""
     """Why there is no answer about this image alone, for a person: then the text means nothing; "" where there is one."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SCALE, GAP_PX, TEXT_PX, FONT_PX, LETTERS = 3, 14, 330, 14, 44
-STAGE_PROMPTS, STAGE_LETTERS = 5, 26
+STAGE_PROMPTS, STAGE_LETTERS = 5, 22
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _stages(config: PictureConfig) -> None:
             image = Image.open(network.images[prompt]).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             picture.paste(image, (left + column * (side + GAP_PX), y))
     for column, prompt in enumerate(prompts):
-        text = textwrap.fill(prompt, width=STAGE_LETTERS - 4)
+        text = textwrap.fill(prompt, width=STAGE_LETTERS)
         draw.multiline_text((left + column * (side + GAP_PX), GAP_PX // 2), text, fill="black", font=small)
     picture.save(config.out, optimize=True)
     print(f"{config.out}: {len(prompts)} prompts as {', '.join(one.name for one in networks)} draw them")
