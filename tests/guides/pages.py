@@ -25,7 +25,7 @@ ANY = "…"
 _ASK = re.compile(r"^<!-- ask: (\S+) -->$")
 _FENCE = re.compile(r"^ *```(\w*)$")
 _NAMED = re.compile(r"^# (\S+\.\w+)$")
-_OUR_COMMAND = re.compile(r"(?:^|[$|;&] *|-- )(?:t2i ([a-z][a-z-]*)|(?:\S*/)?python3? -m ([\w.]+))((?: [^|;&>]*)?)")
+_OUR_COMMAND = re.compile(r"(?:^|[$|;&:] *|-- )(?:t2i ([a-z][a-z-]*)|(?:\S*/)?python3? -m ([\w.]+))((?: [^|;&>]*)?)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from captioner.prompt_sets import load_prompts
 from foundry import command_line
 from tests.guides.pages import FOLDERS, PAGES, ROOT, blocks, our_commands, run_module
 
@@ -42,8 +43,10 @@ def test_its_commands_parse(page: Path, here: Path, only_parsed: list[Any], caps
         if block.name:
             (here / block.name).parent.mkdir(parents=True, exist_ok=True)
             (here / block.name).write_text("\n".join(block.lines) + "\n", encoding="utf-8")
+            if "prompts:" in block.lines:
+                load_prompts(block.name)
     for block in blocks(page):
-        if block.kind:
+        if block.kind not in ("", "yaml"):
             continue
         for line in "\n".join(block.lines).replace("\\\n", " ").splitlines():
             for module, words in our_commands(line):

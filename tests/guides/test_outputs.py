@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import duckdb
@@ -33,6 +33,7 @@ QUICK = {
 """Commands that need no model and take seconds. What the others print was copied once; the page says when."""
 ARCHIVE = "archive/"
 WIDTH = "110"
+MAX_ROWS = 40
 CLI = re.compile(r'duckdb (?:-readonly (?P<file>\S+)|-c) "(?P<sql>[^"]*)"')
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 
@@ -67,7 +68,7 @@ def _printed(example: Shown, here: Path, opened: dict[str, Database]) -> str | N
     if example.kind == "sql":
         if example.asked not in opened:
             opened[example.asked] = open_stored(example.asked)
-        return _captured(lambda: print_answer(opened[example.asked], example.text, answer_format="table", max_rows=40))
+        return _captured(lambda: print_answer(opened[example.asked], example.text, answer_format="table", max_rows=MAX_ROWS))
     if example.kind == "python":
         return _captured(lambda: exec(example.text, {"__name__": "guide"}))
     if example.text.startswith("duckdb "):
@@ -131,7 +132,7 @@ def test_an_exported_database_gives_the_same_answers(folder: str, here: Path) ->
     with duckdb.connect(here / "exported.duckdb", read_only=True) as connection:
         for example in (one for one in SQL if one.asked == folder):
             answer = connection.sql(example.text)
-            printed = _captured(lambda answer=answer: answer.show(max_rows=40, max_width=int(WIDTH)))
+            printed = _captured(partial(answer.show, max_rows=MAX_ROWS, max_width=int(WIDTH)))
             assert not example.output or not differences(example.output, printed.splitlines()), example.text
 
 
