@@ -37,7 +37,7 @@ class CaptionConfig:
     out: str
     """Folder of the run, local or on object storage. The same command resumes it."""
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """Vision-language model: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone.
+    """Vision-language model: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes only.
     With the engine endpoint: its name on the server."""
     captions_from: str | None = None
     """Captioning run whose images are captioned, in place of images. Prompts can use its captions."""
@@ -83,8 +83,16 @@ class CaptionConfig:
         found = [
             (name, f"{name} {fault}")
             for name, fault, holds in [
-                ("images", "must be one source or more, or captions_from a run", self.images or self.captions_from is not None),
-                ("images", "must be left out with captions_from: that run has them", not self.images or not self.captions_from),
+                (
+                    "images",
+                    "must name one source or more, unless captions_from names a run",
+                    self.images or self.captions_from is not None,
+                ),
+                (
+                    "images",
+                    "must be left out with captions_from: the images are those of that run",
+                    not self.images or not self.captions_from,
+                ),
                 ("only", "needs captions_from, the run that it queries", not self.only or self.captions_from),
                 ("engine", f"must be one of {', '.join(ENGINES)}, not {self.engine!r}", self.engine in ENGINES),
                 (

@@ -53,7 +53,7 @@ def _placeholder_problems(text: str, *, allowed: bool) -> list[str]:
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError:
-        return [*problems, "a brace is open or closed alone: write {{ and }} for braces"]
+        return [*problems, "a brace has no counterpart: write {{ and }} for literal braces"]
     for _, field, spec, conversion in parsed:
         if field is None:
             continue

@@ -16,7 +16,7 @@ class ServeConfig:
     """All settings of `python -m captioner.serve`. Raises ValueError for settings out of range."""
 
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """Checkpoint: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone."""
+    """Checkpoint: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes only."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit."""
     host: str = "127.0.0.1"

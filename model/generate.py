@@ -35,7 +35,7 @@ class GenerateConfig:
     out: str
     """Path of the images: a .png for one image or a grid, a folder for several images."""
     checkpoint: str = field(metadata={CHOICE: ModelChoice(real="FOLDER", what=_OWN, toy="only draws 64-pixel emoji scenes")})
-    """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or `mini`: the shipped toy."""
+    """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or `mini`: the bundled toy."""
     lora: tuple[str, ...] = ()
     """LoRA adapters to add to the network, each PATH or PATH:SCALE: runs or checkpoints of a LoRA training, .safetensors files,
     folders of peft."""
@@ -79,7 +79,7 @@ class GenerateConfig:
     device: str = "auto"
     """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"
-    """Number format of all computation; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of all computation; auto: bfloat16 if the hardware supports it, otherwise float32."""
     staged: bool = False
     """Load text encoder, network and VAE one after the other: XL at 1024 px in 8 GB, with a quantised text encoder."""
     tiled_vae: bool = False

@@ -138,7 +138,7 @@ def read_sample(sample: Sequence[SampledImage], *, side_px: int | None, unread: 
             if one.facts["content_hash"] == sampled.image:
                 found.append(ReadSample(sampled=sampled, pixels=one.image.pixels))
             else:
-                unread.append(f"{sampled.row['key']}: not the bytes that were captioned")
+                unread.append(f"{sampled.row['key']}: its bytes have changed since it was captioned")
         if found:
             yield found
 

@@ -50,7 +50,7 @@ class TabrSettings:
             f"tabr.{name} must be at least 1" for name in ("num_images", "images_per_caption") if getattr(self, name) < 1
         ]
         if own := [name for name in _OWN if name in self.generate]:
-            problems.append(f"tabr.generate must be without {', '.join(own)}, which the comparison sets")
+            problems.append(f"tabr.generate must not hold {', '.join(own)}, which the comparison sets")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -132,7 +132,7 @@ def draw_captions(
         listed.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): give another place for the page", setting="out"
+            f"{folder} cannot be written ({error.strerror}): give another path for the page", setting="out"
         ) from None
     options = {
         "checkpoint": checkpoint,

@@ -31,7 +31,7 @@ def load_processor(source: ModelSource) -> Any:
         raise UserError(f"the processor of {source.name} cannot be loaded ({reason}): fetch the model again") from error
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(
-            f"{source.name} has a {type(processor).__name__} alone, no processor of images and text: add the "
+            f"{source.name} has a {type(processor).__name__} only, not a processor of images and text: add the "
             f"preprocessor_config.json, tokenizer and processor_config.json of its kind, such as those of {_LIKE}"
         )
     lacking = [name for name in _TOKEN_FIELDS if getattr(processor, name, 0) is None]
@@ -80,12 +80,12 @@ class PromptFormat:
         image, text = {"type": "image"}, {"type": "text", "text": "an owl"}
         try:
             found, without = self._rendered([image, text]), self._rendered([text])
-            reason = "what it writes has no place for an image" if found == without or str(image) in found else ""
+            reason = "its output has no place for an image" if found == without or str(image) in found else ""
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if reason:
             raise UserError(
-                f"{where} is for text alone ({reason}): put one that takes images into chat_template.jinja in the model's "
+                f"{where} only takes text ({reason}): put one that takes images into chat_template.jinja in the model's "
                 f"folder, such as that of {_LIKE}"
             )
 

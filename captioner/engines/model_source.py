@@ -122,7 +122,7 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
         if not (folder / "config.json").is_file():
             if (folder / "adapter_config.json").is_file():
                 raise UserError(
-                    f"{folder} is a LoRA adapter, not a model: give its model, and the adapter to the engine vllm",
+                    f"{folder} is a LoRA adapter, not a model: give its base model, and the adapter to the engine vllm",
                     setting="vllm.lora",
                 )
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
@@ -140,7 +140,7 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
         find = _files_on_hub(name, found)
     model_type = str(config.get("model_type", "nameless"))
     if not isinstance(config.get("vision_config"), dict):
-        raise UserError(f"{name} is a {model_type} model, which reads no images: give {_SUCH_AS}")
+        raise UserError(f"{name} is a {model_type} model, which cannot read images: give {_SUCH_AS}")
     processor = _image_processor(find)
     try:
         side_px = image_side_px or _image_side(config, processor)

@@ -99,7 +99,10 @@ def _open_runs(urls: Sequence[str]) -> dict[str, RunFiles]:
         first = next(iter(runs.values()))
         for setting in ("tagger", "t5"):
             if runs[name].settings.get(setting) != first.settings.get(setting):
-                raise UserError(f"{url} and {urls[0]} counted with another {setting}: caption again, or build them apart")
+                raise UserError(
+                    f"{url} and {urls[0]} were counted with another {setting}: caption one of them again, or "
+                    f"build them separately"
+                )
     _check_scores(runs)
     return runs
 

@@ -134,7 +134,9 @@ def choose_images(state: SelectionState) -> None:
     )
     twice = state.rows("SELECT sample_key FROM chosen GROUP BY ALL HAVING count(*) > 1 LIMIT 1")
     if twice:
-        raise UserError(f"the key {twice[0]['sample_key']} is in several runs: build them apart, or caption under other names")
+        raise UserError(
+            f"the key {twice[0]['sample_key']} is in several runs: build them separately, or caption under other names"
+        )
 
 
 def _keep_others(bench: "Workbench", *, num_runs: int) -> None:

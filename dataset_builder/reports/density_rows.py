@@ -127,7 +127,7 @@ def _parquet_texts(source: str, column: str) -> Texts:
     folder = Folder(source)
     paths = sorted(path for path in folder.filesystem.find(folder.root) if path == folder.root or path.endswith(".parquet"))
     if not paths:
-        raise UserError(f"{source} is no captioning run, no Parquet file and no folder of Parquet files: check the path")
+        raise UserError(f"{source} is not a captioning run, a Parquet file or a folder of Parquet files: check the path")
     try:
         data = ds.dataset(paths, filesystem=folder.filesystem, format="parquet")
     except (OSError, pa.ArrowInvalid) as error:

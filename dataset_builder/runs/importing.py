@@ -205,7 +205,7 @@ def _find_sources(source: CaptionSource, passed_over: PassedOver) -> list[Source
     kinds = _KINDS.get(source.kind)
     wrong = [one for one in sources if kinds and one.kind not in kinds]
     if wrong:
-        raise UserError(f"{wrong[0].uri} is no {source.kind} ({SOURCES[source.kind]}): give another kind", setting="source")
+        raise UserError(f"{wrong[0].uri} is not {source.kind} ({SOURCES[source.kind]}): give another kind", setting="source")
     return sources
 
 

@@ -35,7 +35,8 @@ def read_source_record(url: str) -> RunRecord:
     record = RunRecord.read(Folder(url))
     if record is None:
         raise UserError(
-            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run wrote", setting="captions_from"
+            f"{url} is not a captioning run: it has no run.json: give the folder that captioner.run wrote",
+            setting="captions_from",
         )
     record.check(Folder(url))
     return record
@@ -91,7 +92,7 @@ def read_captions(source: Folder, rows: Sequence[Mapping[str, Any]]) -> dict[str
             with source.open(path) as file:
                 table = pq.ParquetFile(file).read(columns=["key", "prompt", "caption"])
         except FileNotFoundError:
-            raise UserError(f"{source.url}/{path}, which captions are taken from, is gone: restore that run") from None
+            raise UserError(f"{source.url}/{path}, the source of the captions, no longer exists: restore that run") from None
         for said in table.to_pylist():
             if said["key"] in found:
                 found[said["key"]][said["prompt"]] = said["caption"]
@@ -155,7 +156,7 @@ def _check_keys(database: Any, files: RunFiles) -> None:
     unknown = database.execute("SELECT key FROM wanted ANTI JOIN known USING (key) ORDER BY key").fetchall()
     if unknown:
         raise UserError(
-            f"the query names {len(unknown):,} keys that are no images of {url}, such as {unknown[0][0]!r}: correct the query",
+            f"the query names {len(unknown):,} keys that are not images of {url}, such as {unknown[0][0]!r}: correct the query",
             setting="only",
         )
 

@@ -163,7 +163,7 @@ def _load(source: ClipSource) -> Any:
 def _in_folder(folder: Path, name: str) -> ClipSource:
     config = folder / _CONFIG
     if not config.is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} is no CLIP of open_clip: it needs {_CONFIG} and weights in safetensors")
+        raise UserError(f"{folder} is not a CLIP of open_clip: it needs {_CONFIG} and weights in safetensors")
     record = json.loads(config.read_text())
     return ClipSource(
         name=name,

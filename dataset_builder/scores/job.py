@@ -48,7 +48,7 @@ SCORING_VERSION = 1
 
 _NOT_FINITE = Failure(reason="not_finite", message="CLIP, or the aesthetic predictor, computed NaN or infinity")
 _ADVICE = "fetch CLIP and the aesthetic predictor again, or name others"
-_CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
+_CHANGED = Failure(reason="changed", message="its bytes have changed since it was captioned")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def find_scored(url: str) -> Scored:
         return Scored(folder=folder, identity=run.run_id, limits=limits, samples=None, structured=structured)
     dataset = find_dataset(url)
     if dataset is None:
-        raise UserError(f"{url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
+        raise UserError(
+            f"{url} is neither a captioning run nor a data set: give a folder that captioner.run or dataset_builder.build wrote"
+        )
     identity = hashlib.sha256(json.dumps(dataset.record["files"], sort_keys=True).encode()).hexdigest()[:16]
     return Scored(
         folder=folder,

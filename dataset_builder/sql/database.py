@@ -191,7 +191,7 @@ class Database:
                 return
         kind = statement.type.name.replace("_", " ")
         raise UserError(
-            f"{kind} statements are refused, since data are only read: ask with SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
+            f"{kind} statements are not allowed, because access is read-only: use SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
         )
 
     def _explain(self, error: Exception) -> str:
@@ -212,7 +212,7 @@ class Database:
         # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.
         lost = re.search(r'Cannot access file "(.+)/\*\*/|No files found that match the pattern "([^"]+)"', message)
         if lost and self._may_read(lost[1] or lost[2]):
-            return f"{lost[1] or lost[2]} cannot be read: check that it is there"
+            return f"{lost[1] or lost[2]} cannot be read: check that it exists"
         if isinstance(error, duckdb.PermissionException) or "has been locked" in message or "read-only mode" in message:
             return f"SQL here only reads the views {', '.join(self.comments)}: {first}"
         return f"{first}: correct the SQL"
@@ -349,9 +349,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, numb
         for statement in stored.statements():
             connection.execute(statement)
     except (duckdb.Error, OSError) as error:
-        raise UserError(
-            f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files are there"
-        ) from None
+        raise UserError(f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files exist") from None
 
 
 def _stored_view(stored: Stored, kind: str, files: str, *, replaces: bool = False) -> str:

@@ -166,7 +166,9 @@ def read_dataset(url: str) -> DatasetFiles:
     """The data set at `url`. Raises UserError where there is none, or one of another schema version."""
     dataset = find_dataset(url)
     if dataset is None:
-        raise UserError(f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build wrote")
+        raise UserError(
+            f"{url} is not a data set: it has no {DATASET_RECORD}: give the folder that dataset_builder.build wrote"
+        )
     return dataset
 
 
@@ -200,7 +202,7 @@ def read_stored(url: str, *, training: str | None = None) -> "Stored":
     stored = find_dataset(url) or find_run(url)
     if stored is None:
         raise UserError(
-            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
+            f"{url} is neither a run nor a data set: it has no run.json and no dataset.json: "
             "give a folder that captioner.run or dataset_builder.build wrote"
         )
     return with_losses(stored, training)

@@ -73,5 +73,7 @@ def with_losses(stored: "Stored", training: str | None) -> "Stored":
     if training is None:
         return stored
     if not Path(training).is_dir():
-        raise UserError(f"{training} is no folder of a training: give RUN_DIR/<stage>, as runs/alignment", setting="training")
+        raise UserError(
+            f"{training} is not the folder of a training: give RUN_DIR/<stage>, such as runs/alignment", setting="training"
+        )
     return WithLosses(stored, Path(training))

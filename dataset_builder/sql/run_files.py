@@ -206,7 +206,7 @@ def read_run(url: str) -> RunFiles:
     """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
     run = find_run(url)
     if run is None:
-        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run wrote")
+        raise UserError(f"{url} is not a captioning run: it has no run.json: give the folder that captioner.run wrote")
     return run
 
 

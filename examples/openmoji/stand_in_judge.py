@@ -27,7 +27,7 @@ def main(config: StandInJudgeConfig) -> int:
     try:
         server = ThreadingHTTPServer(("127.0.0.1", config.port), _Handler)
     except OSError as error:
-        raise UserError(f"port {config.port} cannot be had ({error.strerror}): give another --port") from error
+        raise UserError(f"port {config.port} is unavailable ({error.strerror}): give another --port") from error
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
     with server:
         server.serve_forever()

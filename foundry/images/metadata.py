@@ -215,7 +215,7 @@ def _parse_json(text: str, where: str) -> SidecarData:
         raise ImageError("bad_sidecar", f"{where} is not JSON: {error}") from error
     if not isinstance(fields, dict):
         kind = "an array" if isinstance(fields, list) else "a value"
-        return SidecarData(carried=Carried(left_out=(f"the JSON next to the image holds {kind} and no object",)))
+        return SidecarData(carried=Carried(left_out=(f"the JSON next to the image holds {kind}, not an object",)))
     image = fields.get("image")
     carried = map_columns({**(image if isinstance(image, dict) else {}), **fields})
     num_masks, mask_area_px = _masks(fields.get("annotations"))

@@ -251,7 +251,7 @@ def _container(location: str, *, root: str, holders: Mapping[str, str], ignore: 
     if is_compressed_tar(location):
         return "a compressed tar, gunzip it first"
     if leads_nowhere(location):
-        return "a symbolic link that leads nowhere"
+        return "a broken symbolic link"
     try:
         container = _classify(location)
     except UserError as error:
@@ -286,7 +286,7 @@ def _single(location: str, details: Details, ignore: tuple[str, ...]) -> Source:
     column = None
     if not is_image(path):
         if not path.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
-            raise UserError(f"{location} is no source of images; expected a folder, {EXPECTED}")
+            raise UserError(f"{location} is not a source of images; expected a folder, {EXPECTED}")
         container = _classify(location)
         kind, column = container.kind, container.path_column
         if container.has_urls and (holder := _holder_beside(location)):

@@ -267,7 +267,7 @@ def _check_header(header: bytes, uri: str, offset: int) -> None:
 
 
 def _checksum(header: bytes) -> int:
-    """The stored one; -1 if that is no number."""
+    """The stored one; -1 if that is not a number."""
     try:
         return _number(header[148:156])
     except ValueError:

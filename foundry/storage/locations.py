@@ -274,7 +274,7 @@ def local_names(folder: str) -> Iterator[tuple[str, bool]]:
 
 
 def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
-    """False for a symbolic link that leads nowhere (to itself, or where it may not be followed): reading it says why."""
+    """False for a broken symbolic link (to itself, or where it may not be followed): reading it says why."""
     try:
         return entry.is_dir()
     except OSError:

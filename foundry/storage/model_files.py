@@ -96,7 +96,7 @@ def in_place_of_weights(where: str | Path, names: Iterable[str], *, example: str
     if variants:
         whole = f"{variants[0].partition('.')[0]}.safetensors"
         rename = f", {whole}, or rename {variants[0]} to that to take it as it is" if len(variants) == 1 else ""
-        return f"{where} holds its weights as a variant alone ({_first(variants)}): fetch the full weights{rename}"
+        return f"{where} only holds its weights as a variant ({_first(variants)}): fetch the full weights{rename}"
     if pickled := [
         name for name in names if name.startswith(_PICKLED) and name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack"))
     ]:
@@ -219,7 +219,7 @@ def _refusal(error: Exception, *, file: str, revision: str | None) -> str:
 
     reasons = {
         GatedRepoError: "its licence has to be accepted on the hub first, and HF_TOKEN set",
-        RepositoryNotFoundError: "the hub has nothing of that name, or HF_TOKEN does not open it",
+        RepositoryNotFoundError: "the hub has nothing by that name, or HF_TOKEN does not open it",
         RevisionNotFoundError: f"it has no revision {revision}",
         EntryNotFoundError: f"it has no {file}",
     }

@@ -156,5 +156,5 @@ def record_carried(run: Folder, record: RunRecord, carried: Mapping[str, str]) -
 
 def _damaged(run: Folder, *, num_bytes: int) -> UserError:
     return UserError(
-        f"{run.url}/{RUN_RECORD} is damaged or of something else and cannot be read ({num_bytes} bytes): {_ADVICE}"
+        f"{run.url}/{RUN_RECORD} is damaged, or belongs to something else, and cannot be read ({num_bytes} bytes): {_ADVICE}"
     )

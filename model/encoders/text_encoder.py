@@ -52,7 +52,7 @@ class TextEncoderConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the encoder and its output; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the encoder and its output; auto: bfloat16 if the hardware supports it, otherwise float32."""
     quantisation: Quantisation = "none"
     """Quantisation of the weights: bitsandbytes or torchao to 8 bits (T5-XXL takes 6 GB or 5 GB instead of 9.5), or
     bitsandbytes_4bit to 4 bits (NF4; 4.3 GB)."""

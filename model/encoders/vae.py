@@ -36,7 +36,7 @@ class VAEConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the autoencoder; auto: bfloat16 where the hardware has it, else float32. SDXL's overflows
+    """Number format of the autoencoder; auto: bfloat16 if the hardware supports it, otherwise float32. SDXL's overflows
     in float16, which is therefore no choice."""
     tiled: bool = False
     """Encode and decode in overlapping tiles: little memory at any size, slightly different pixels at the seams."""

@@ -37,7 +37,7 @@ class VisionTowerConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the tower; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the tower; auto: bfloat16 if the hardware supports it, otherwise float32."""
 
 
 class VisionTower:
@@ -142,7 +142,9 @@ def _read_config(folder: Path) -> "PretrainedConfig":
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{folder / 'config.json'} is no model's that transformers knows: give {_EXAMPLES}") from error
+        raise UserError(
+            f"{folder / 'config.json'} does not belong to a model that transformers can load: give {_EXAMPLES}"
+        ) from error
     _patch_size(_tower_config(config))
     return config
 
@@ -199,11 +201,11 @@ def _normalisation(folder: Path) -> "tuple[torch.Tensor, torch.Tensor]":
         except FileNotFoundError:
             continue
         except ValueError as error:
-            raise UserError(f"{folder / name} is no JSON ({error}): fetch it again") from error
+            raise UserError(f"{folder / name} is not JSON ({error}): fetch it again") from error
         settings = settings.get("image_processor", settings)
         mean, std = (settings.get(key) for key in ("image_mean", "image_std"))
         if mean and std:
             return torch.tensor(mean), torch.tensor(std)
     raise UserError(
-        f"{folder} holds no preprocessor_config.json with image_mean and image_std: copy it from where the model is from"
+        f"{folder} holds no preprocessor_config.json with image_mean and image_std: copy it from the original model"
     )

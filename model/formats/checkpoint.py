@@ -194,7 +194,7 @@ def base_of(root: Path, adapter: "Adapter") -> Path:
         base = find_checkpoint(adapter.base)
     except UserError as error:
         raise UserError(
-            f"{root} is a LoRA of {adapter.base}, which is not there ({error}): put it back, or name the network as the "
+            f"{root} is a LoRA of {adapter.base}, which does not exist ({error}): restore it, or name the network as the "
             f"checkpoint and {root} as its LoRA"
         ) from error
     check_base(adapter, checkpoint_fingerprint(base), source=str(root), base=str(base))
@@ -268,12 +268,12 @@ def find_checkpoint(folder: str | Path) -> Path:
         raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
     if (root / "model_index.json").is_file():
         raise UserError(
-            f"{root} is a diffusers pipeline, no checkpoint of ours: convert it: "
+            f"{root} is a diffusers pipeline, not a checkpoint of T2I Foundry: convert it: "
             f"python -m model.convert --source diffusers --target native {root} OUT"
         )
     if root.is_file() and root.suffix in (".pth", ".safetensors", ".ckpt"):
         raise UserError(
-            f"{root} is a file of weights, no checkpoint of ours: convert it: "
+            f"{root} is a file of weights, not a checkpoint of T2I Foundry: convert it: "
             f"python -m model.convert --source official --target native {root} OUT"
         )
     found = "a folder without pipeline.json" if root.is_dir() else "nothing"
@@ -308,7 +308,7 @@ def checkpoint_fingerprint(root: Path) -> str:
         with safe_open(path, framework="pt") as file:
             return fingerprint((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
+        raise UserError(f"{path} is missing, truncated or not safetensors: {error}") from error
 
 
 def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, torch.Tensor]", *, complaint: str) -> None:
@@ -387,4 +387,4 @@ def _read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is cut off or no safetensors ({path.stat().st_size} bytes): {error}") from error
+        raise UserError(f"{path} is truncated or not safetensors ({path.stat().st_size} bytes): {error}") from error

@@ -123,7 +123,7 @@ def write(conversion: Conversion, out: Path, *, target: Target, copy_parts: bool
 
     out = out.expanduser()
     if out.exists():
-        raise UserError(f"{out} is already there: give another OUT, or remove it")
+        raise UserError(f"{out} already exists: give another OUT, or remove it")
     if target == "official":
         state = official_state(conversion.state, conversion.config)
         write_weights(out, state, wrapped=conversion.config.conditioning == "text")
@@ -169,7 +169,7 @@ def export_adapter(path: str, out: Path) -> "Adapter":
     from model.formats.peft_files import write_peft_folder
 
     if out.exists():
-        raise UserError(f"{out} is already there: give another OUT, or remove it")
+        raise UserError(f"{out} already exists: give another OUT, or remove it")
     config = read_transformer_config(find_checkpoint(path))
     adapter = read_any(path, config)
     write_peft_folder(out, adapter, config)

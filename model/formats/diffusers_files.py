@@ -323,7 +323,7 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no safetensors: {error}") from error
+            raise UserError(f"{path} ({path.stat().st_size} bytes) is truncated or not safetensors: {error}") from error
     return tensors
 
 

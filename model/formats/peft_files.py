@@ -223,7 +223,7 @@ def _file_settings(header: Mapping[str, str], file: Path) -> _Stated:
     try:
         values = json.loads(header.get(_METADATA, "{}"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: {_METADATA} in its header is no JSON: {error}") from error
+        raise UserError(f"{file}: {_METADATA} in its header is not JSON: {error}") from error
     own = {name.removeprefix("transformer."): value for name, value in values.items()}
     return _settings(own, base="", word=header.get("trigger_word", ""))
 

@@ -47,7 +47,7 @@ def read_header(path: Path) -> Mapping[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
+        raise UserError(f"{path} is missing, truncated or not safetensors: {error}") from error
 
 
 def read_adapter(path: Path) -> Adapter:

@@ -193,4 +193,4 @@ def _read_record(path: Path) -> RewriterRecord:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
         return RewriterRecord(**values | {"ignored_words": tuple(values.get("ignored_words", ()))})
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is no record of a rewriter ({error}): train it again") from error
+        raise UserError(f"{path} is not the record of a rewriter ({error}): train it again") from error

@@ -86,7 +86,7 @@ class PromptRewriter:
 
     def _problem(self, prompt: str, text: str) -> str:
         if not text:
-            return "the rewriter wrote nothing, or did not come to an end"
+            return "the rewriter wrote nothing, or did not finish"
         if (number := self._count_tokens(text)) > self._max_tokens:
             return f"{number} tokens, of which the text encoder reads {self._max_tokens}"
         if lost := lost_words(prompt, text, self._rewriter.record):

@@ -196,7 +196,7 @@ def test_a_tar_that_has_gone_ends_the_run_and_rejects_nothing(tmp_path: Path, ti
     one.unlink()
     code, output = caption(run_arguments(images, run, tiny_llava))
     assert code == 2 and "Traceback" not in output, output
-    assert f"{one} was there when its images were planned, and is not now: put it back" in output
+    assert f"{one} existed when its images were planned, and is missing now: restore it" in output
     assert read_status(Folder(str(run))).rejected == 0
 
 

@@ -122,7 +122,7 @@ def test_laion_parquet_and_webdataset(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "photos" / "a.jpg", jpeg())
-    with pytest.raises(UserError, match="is no laion"):
+    with pytest.raises(UserError, match="is not laion"):
         _import(tmp_path, "laion", tmp_path / "photos")
     for name, data, message in [("damaged.tar.gz", b"\x1f\x8b no", "damaged"), ("empty.tar", tar_bytes([]), "no .txt")]:
         with pytest.raises(UserError, match=message):

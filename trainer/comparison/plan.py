@@ -104,7 +104,8 @@ def find_rung(config: CompareConfig) -> Rung:
             setting="ladder",
         )
     raise UserError(
-        f"{folder.url} holds no features: make them by trainer.precompute, or give another folder or stage", setting="features"
+        f"{folder.url} holds no features: make them with trainer.precompute, or give another folder or stage",
+        setting="features",
     )
 
 

@@ -86,7 +86,7 @@ def what_seeds_tell(num_seeds: int) -> str:
     return (
         f"With {num_seeds} seeds an interval reaches {factor:.2g} standard deviations of the paired differences to each side: "
         f"a smaller effect is within noise, which does not say that there is none. With {more} seeds it reaches {of_more:.2g}. "
-        "Of 20 differences without a real effect, one is marked all the same."
+        "Of 20 differences without a real effect, one is marked anyway."
     )
 
 

@@ -19,7 +19,7 @@ class Rung:
     def __post_init__(self) -> None:
         wrong = [name for name in ("resolution", "images", "batch_size") if getattr(self, name) < 1]
         if wrong or (self.position_scale is not None and self.position_scale <= 0):
-            raise ValueError(f"rung of {self.resolution} px: expected positive {', '.join(wrong) or 'position_scale'}")
+            raise ValueError(f"ladder, {self.resolution} px: expected positive {', '.join(wrong) or 'position_scale'}")
 
     @property
     def num_steps(self) -> int:

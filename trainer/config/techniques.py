@@ -37,7 +37,7 @@ class RepaConfig:
     stop_images: int | None = None
     """Number of images of the stage after which REPA stops; default: no limit."""
     dtype: AutoDtype = "auto"
-    """Number format of the teacher; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the teacher; auto: bfloat16 if the hardware supports it, otherwise float32."""
 
     @property
     def is_on(self) -> bool:

@@ -30,7 +30,7 @@ def asked_dataset(features: str) -> str:
     """The data set or run that features were made of. Raises UserError where they do not tell it."""
     dataset = read_info(Folder(features)).source
     if not dataset:
-        raise UserError(f"{features} does not tell the data set that it was made of: name it", setting="data.dataset")
+        raise UserError(f"{features} does not record the data set that it was made from: name it", setting="data.dataset")
     return dataset
 
 

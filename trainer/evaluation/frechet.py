@@ -57,7 +57,7 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
             num_images = int(file["num_images"]) if "num_images" in file else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no file of statistics, an .npz with mu and sigma ({error}): give a folder of images"
+            f"{path} is not a file of statistics, an .npz with mu and sigma ({error}): give a folder of images"
         ) from error
     mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
     if mean.shape != (width,) or covariance.shape != (width, width):
@@ -66,7 +66,9 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
             setting="prompts.fid.features",
         )
     if differing := [name for name, value in taken_by.items() if said.get(name, value) != value]:
-        raise UserError(f"{path} was taken with another {differing[0]} ({said[differing[0]]}): take it anew from its images")
+        raise UserError(
+            f"{path} was computed with another {differing[0]} ({said[differing[0]]}): compute it again from its images"
+        )
     return Statistics(mean=mean, covariance=covariance, num_images=num_images)
 
 

@@ -49,7 +49,7 @@ class DrawnImage:
         try:
             return decode_image(self.path.read_bytes(), limits=DecodeLimits()).pixels
         except (OSError, ImageError) as error:
-            raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
+            raise UserError(f"{self.path} cannot be read as an image ({error}): draw it again") from error
 
 
 def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:

@@ -85,8 +85,9 @@ def _module_of(name: str) -> BenchmarkModule:
         module = import_module(BENCHMARKS.get(name, name))
     except ModuleNotFoundError as error:
         raise missing_library(error, preferred="evaluate") or UserError(
-            f"the benchmark {name} needs {error.name}, which is not here: modules of examples/ are in the repository, not in "
-            "the installed package, so run this in a checkout, after `make setup`; one of your own, in its folder"
+            f"the benchmark {name} needs {error.name}, which is not installed: modules of examples/ are in the repository, "
+            f"not in "
+            "the installed package, so run this in a checkout, after `make setup`; run your own benchmark in its folder"
         ) from error
     if not hasattr(module, "open_benchmark"):
         raise UserError(

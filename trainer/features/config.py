@@ -43,7 +43,7 @@ class TeacherConfig:
     revision: str | None = None
     """Commit or tag of a tower on the hub."""
     dtype: AutoDtype = "auto"
-    """Number format of the tower; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the tower; auto: bfloat16 if the hardware supports it, otherwise float32."""
     patch_px: int = 16
     """Pixels of an image along a vector: the VAE's downsampling times the patch_size of the network, 8 x 2 for PixArt."""
 

@@ -182,7 +182,7 @@ def read_info(folder: Folder) -> FeaturesInfo:
     unknown = precompute_command(
         {"vae": None, "text_encoder": None}, dataset="DATASET", out="FEATURES", stage="STAGE", resolution="PX"
     )
-    make = f"make features by {unknown}"
+    make = f"make features with {unknown}"
     try:
         record = json.loads(folder.read(FEATURES_FILE))
     except FileNotFoundError:

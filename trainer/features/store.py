@@ -159,7 +159,7 @@ class FeatureStore:
         try:
             commits = read_commits(folder)
         except ValueError as error:
-            raise UserError(f"{url}: {error}: make the features again by {info.command}") from None
+            raise UserError(f"{url}: {error}: make the features again with {info.command}") from None
         if not any(commit.completed for commit in commits):
             raise UserError(f"{url} has no sample yet: let {info.command} finish")
         keys = dict(_unit_keys(folder, info, commits)) if skip or weights is not None else {}
@@ -365,12 +365,15 @@ def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> Te
     command = f"{info.command} --teacher.name NAME"
     if found is None:
         raise UserError(
-            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them by {command}, name a teacher "
+            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them with {command}, name a "
+            f"teacher "
             "that sees the images in training, or give null to train without REPA",
             setting="repa.teacher",
         )
     if found.features not in info.fingerprints:
-        raise UserError(f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it by {command}")
+        raise UserError(
+            f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it with {command}"
+        )
     store = TeacherStore(url, found)
     if missing := {commit.unit for commit in commits if "latents" in commit.files} - store.units:
         raise UserError(

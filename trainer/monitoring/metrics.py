@@ -254,7 +254,7 @@ class MetricsReporter:
         command = shlex.join(
             ["python", "-m", "trainer.fit", "--config", str(self._run.path / CONFIG), "--data.skip", str(path)]
         )
-        return f"the same command would read these samples again; their keys are in {path}, leave them out by: {command}"
+        return f"the same command would read these samples again; their keys are in {path}; to leave them out, run: {command}"
 
     def _name_spikes(self, interval: _Interval, losses: list[Tensor], means: list[float]) -> None:
         for step, own, mean in zip(interval.steps, losses, means, strict=True):

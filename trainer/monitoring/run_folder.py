@@ -84,7 +84,7 @@ class RunFolder:
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
                     raise UserError(
-                        f"another training writes to {self.path}: let it end, or give another folder", setting="run_dir"
+                        f"another training writes to {self.path}: wait for it to end, or give another folder", setting="run_dir"
                     )
                 time.sleep(_FOLLOW_S)
             yield

@@ -139,9 +139,9 @@ def open_validation(
     network, config = load_checkpoint(checkpoint, dtype=torch.float32, adapters=open_adapters(lora, checkpoint))
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
-        raise UserError(f"{features} holds no features of captions: make them by {store.info.command}", setting="features")
+        raise UserError(f"{features} holds no features of captions: make them with {store.info.command}", setting="features")
     if VALIDATION not in store.splits:
-        raise UserError(f"{features} has no validation split: make it by {store.info.command}", setting="features")
+        raise UserError(f"{features} has no validation split: make it with {store.info.command}", setting="features")
     for kind, trained, found in (
         ("vae", config.vae, store.info.vae),
         ("text_encoder", config.text_encoder, store.info.text_encoder),

@@ -155,8 +155,8 @@ def test_a_query_is_changed_while_nothing_is_committed(
     [
         (["--images", "photos"], "images must be left out with captions_from"),
         (["--prompts", "PROMPTS"], "use {caption.brief}, but the prompts of that run are dense, medium, short"),
-        (["--captions_from", "OUT/"], "the run that captions are taken from is that of this command, "),
-        (["--captions_from", "/nowhere"], "/nowhere is no captioning run"),
+        (["--captions_from", "OUT/"], "captions_from is the run of this command, "),
+        (["--captions_from", "/nowhere"], "/nowhere is not a captioning run"),
         (
             ["--only", "SELECT key FROM caption"],
             "there is no table caption: did you mean captions or caption_scores or caption_objects? (--only)",

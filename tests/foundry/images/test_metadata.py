@@ -16,8 +16,8 @@ from tests.foundry.images.containers import jpeg, parquet, rows_of, tar_bytes, w
 @pytest.mark.parametrize(
     ("data", "left_out"),
     [
-        (b"[1]", "the JSON next to the image holds an array and no object"),
-        (b"7", "the JSON next to the image holds a value and no object"),
+        (b"[1]", "the JSON next to the image holds an array, not an object"),
+        (b"7", "the JSON next to the image holds a value, not an object"),
         (b'{"caption": "\\ud800", "n": 3}', "caption holds text that is not valid Unicode"),
     ],
 )

@@ -87,7 +87,7 @@ def test_what_is_no_tower_is_refused_in_one_line(tmp_path: Path) -> None:
     for name, words in [
         (str(tmp_path / "nowhere"), "there is no vision tower in"),
         (str(tmp_path / "empty"), "holds no config.json"),
-        (str(strange), "is no model's that transformers knows"),
+        (str(strange), "does not belong to a model that transformers can load"),
         (str(save_tiny_t5(tmp_path / "t5")), "has no square patches"),
         (str(dino), "holds no preprocessor_config.json with image_mean"),
     ]:

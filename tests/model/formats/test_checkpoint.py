@@ -106,7 +106,7 @@ def cut_off(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_off, "safetensors is cut off or no safetensors"),
+        (cut_off, "safetensors is truncated or not safetensors"),
         (lambda folder: (folder / TRANSFORMER / WEIGHTS).unlink(), "safetensors is missing"),
         (lambda folder: (folder / TRANSFORMER / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / PIPELINE).write_text("{"), "pipeline.json is not JSON"),

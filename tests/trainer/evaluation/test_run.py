@@ -67,7 +67,7 @@ def test_a_png_with_a_long_text_is_judged_and_no_image_is_one_line(gray_images: 
     Image.fromarray(before).save(path, pnginfo=info)
     assert np.array_equal(drawn.pixels(), before)
     path.write_bytes(b"no image")
-    with pytest.raises(UserError, match=f"{path.name} is no image that can be read .*: draw it again"):
+    with pytest.raises(UserError, match=f"{path.name} cannot be read as an image .*: draw it again"):
         drawn.pixels()
 
 
@@ -239,7 +239,7 @@ def test_a_folder_of_another_evaluation_is_refused(
         (("--images=nowhere", "--out={out}"), "3 of 3 images are not in nowhere, the first: a-red-owl-s0.png"),
         (("--checkpoint={out}", "--out={out}/new"), "expected a checkpoint (transformer/ and pipeline.json)"),
         (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of t2i_compbench, geneval"),
-        (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not here"),
+        (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not installed"),
         (("--images=nowhere", "--out={out}", "--benchmark=tests.ray_nodes"), "a module with the function open_benchmark"),
         (("--images=nowhere", "--out={out}", "--judges", "clip"), "toy has no judge clip: it has brightness (--judges)"),
         (("--out={out}",), "give either checkpoint or images"),

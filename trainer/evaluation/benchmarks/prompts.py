@@ -88,7 +88,7 @@ def _read_table(file: Path, settings: PromptsConfig) -> list[Prompt]:
             raise UserError(f"{file}, row {number}: expected text in {' and '.join(columns)}, found none")
         prompts.append(Prompt(text=text.strip(), category=category))
     if not prompts:
-        raise UserError(f"the prompts {file} are empty: expected a prompt at least")
+        raise UserError(f"the prompts {file} are empty: expected at least one prompt")
     return prompts
 
 

@@ -70,7 +70,7 @@ def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     """All prompts of a copy of the repository, or of its examples/dataset. Raises UserError that names a missing file."""
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder: clone T2I-CompBench's repository and name its folder", setting="t2i_compbench.folder"
+            f"{folder} is not a folder: clone T2I-CompBench's repository and name its folder", setting="t2i_compbench.folder"
         )
     inside = folder / _DATASET if (folder / _DATASET).is_dir() else folder
     lines = {category: _lines(inside / f"{category}_val.txt") for category in CATEGORIES}
@@ -102,12 +102,12 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(
-            f"{path}: {reason}; give a folder with the file as T2I-CompBench's repository has it",
+            f"{path}: {reason}; give a folder with the file from T2I-CompBench's repository",
             setting="t2i_compbench.folder",
         ) from None
     if not (lines := [line.split("\t")[0].strip() for line in text.splitlines() if line.strip()]):
         raise UserError(
-            f"{path} is empty: give a folder with the file as T2I-CompBench's repository has it", setting="t2i_compbench.folder"
+            f"{path} is empty: give a folder with the file from T2I-CompBench's repository", setting="t2i_compbench.folder"
         )
     return lines
 

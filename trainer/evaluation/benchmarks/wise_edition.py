@@ -18,7 +18,7 @@ from trainer.evaluation.judges.endpoint import ANSWERS, JudgeEndpoint, KeptAnswe
 _THINKING_END = "</think>"
 CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 _FIELDS = {"Prompt": "text", "Explanation": "explanation", "Subcategory": "subcategory"}
-_LACKS = "give a whole copy of the repository of WISE, which is"
+_LACKS = "give a complete copy of the repository of WISE, which is"
 OWN: Mapping[str, tuple[tuple[str, str], ...]] = {
     "culture": (
         ("the vegetable that gets a carved face at the end of October", "A hollowed pumpkin with a face cut into it."),

@@ -122,7 +122,7 @@ def _published(url: str, info: TeacherInfo) -> TeacherInfo:
     if replace(found, name=info.name, revision=info.revision) != info:
         told = [f"{one.name} ({one.fingerprint}) in cells of {one.patch_px} px of {one.features}" for one in (found, info)]
         raise UserError(
-            f"{folder.url} holds what {told[0]} saw, expected {told[1]}: remove {folder.url} to make it anew",
+            f"{folder.url} holds what {told[0]} saw, expected {told[1]}: remove {folder.url} to compute it again",
             setting="teacher.name",
         )
     return found

@@ -120,7 +120,7 @@ def test_what_was_asked_otherwise_is_said_beside_the_published_figures(models: P
     [
         (
             ("--t2i_compbench.folder=/nowhere",),
-            "/nowhere is no folder: clone T2I-CompBench's repository and name its folder (--t2i_compbench.folder)",
+            "/nowhere is not a folder: clone T2I-CompBench's repository and name its folder (--t2i_compbench.folder)",
         ),
         (("--t2i_compbench.blip={models}/owlv2",), "owlv2 is a owlv2: expected a BLIP"),
         (("--t2i_compbench.detector={models}/blip", "--judges", "detector"), "is a blip: expected a detector, owlvit or owlv2"),

@@ -118,5 +118,5 @@ def test_lists_that_cannot_be_read_are_one_line(tmp_path: Path, name: str, setti
 
 
 def test_a_clip_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no CLIP of open_clip"):
+    with pytest.raises(UserError, match="is not a CLIP of open_clip"):
         _opened(PromptsConfig(clip=str(tmp_path)))

@@ -183,9 +183,9 @@ def test_references_that_cannot_be_used_are_one_line(
         (mine, f"the reference {mine} has 1"),
         (broken, f"the reference image {broken / 'a.png'} cannot be read"),
         (wide, "is about 2048 features, the evaluation about 64"),
-        (other, "is no file of statistics"),
-        (pickled, "is no file of statistics"),
-        (taken, "was taken with another resolution_px (256)"),
+        (other, "is not a file of statistics"),
+        (pickled, "is not a file of statistics"),
+        (taken, "was computed with another resolution_px (256)"),
     ]:
         assert evaluated(reference=reference) == 2
         assert complaint in _complaint(capsys)
@@ -236,4 +236,4 @@ def test_weights_of_another_network_are_one_line(
 ) -> None:
     save_file({"layer.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert evaluated(f"--prompts.fid.weights={tmp_path / 'other.safetensors'}") == 2
-    assert "has not the weights of the Inception network" in _complaint(capsys)
+    assert "does not have the weights of the Inception network" in _complaint(capsys)
