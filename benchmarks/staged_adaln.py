@@ -54,7 +54,7 @@ class PerBlockTextBlock(TextBlock):
 
 
 def train_per_block(config: TrainConfig) -> bool:
-    """Trains such a network from nothing as trainer.fit trains its own, resumes it too; returns whether it is done.
+    """Trains such a network from scratch as trainer.fit does, and resumes it; returns whether it is done.
 
     This function alone resumes its checkpoints: they are no `transformer/` of a DiT.
     """

@@ -29,7 +29,7 @@ class Arm:
     captions: str = "dense"
     """The caption variant that it reads, in training and validation."""
     start: Literal["scratch", "pixel", "copied"] = "scratch"
-    """From nothing, from the pixel stage of its seed by re-parameterisation, or with what fits of that."""
+    """From scratch, from the pixel stage of its seed by re-parameterisation, or with the matching weights of that."""
     makes_up_for_pixel: Literal["no", "operations", "images"] = "no"
     """Sees more images, since it does without the pixel stage: by as many operations as that takes, or by as many images."""
 

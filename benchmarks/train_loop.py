@@ -93,7 +93,7 @@ class StepTimes:
 
 @dataclass
 class StepClock:
-    """Stands in for train_step: the same step, timed."""
+    """Replaces train_step: the same step, timed."""
 
     rows: list[StepTimes] = field(default_factory=list)
     events: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {name: [] for name in EVENTS})

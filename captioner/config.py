@@ -22,7 +22,7 @@ REJECTED_FOR = tuple(
 )
 """Reasons for which captioning rejects an image; the others are those of what is done with captions later."""
 ASKED_ANEW = ("invalid_json", "refusal")
-"""Statuses of captions whose images are captioned again in a run of their own, since greedy decoding repeats an answer."""
+"""Statuses of captions whose images are captioned again in a new run, since greedy decoding repeats an answer."""
 UNIT_SIZE = 512
 UNIT_BYTES = 1 << 30
 """Maximum size of the decoded images of a unit, since a few units per replica are in memory at one time."""
@@ -125,7 +125,7 @@ class CaptionConfig:
 def caption_anew(status: str, *, run: str) -> str:
     """What to do about the captions of a run that have this status, as part of a sentence."""
     return (
-        "caption these images again with other settings, in a run of their own, by python -m captioner.run "
+        "caption these images again with other settings, in a new run, with python -m captioner.run "
         f"--captions_from {shlex.quote(run)} --only \"SELECT key FROM captions WHERE status = '{status}'\" --out NEW "
         "with the prompts, model and engine to use"
     )

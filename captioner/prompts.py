@@ -38,7 +38,7 @@ def harmless(text: str) -> str:
 
 
 def is_of_captions(field: str) -> bool:
-    """Whether a placeholder stands for captions of another run."""
+    """Whether a placeholder means captions of another run."""
     return field in (CAPTION, CAPTIONS) or field.startswith(CAPTION_OF)
 
 
@@ -140,12 +140,12 @@ class PromptSet:
             raise UserError(f"prompt set {self.name} uses a name twice: {', '.join(repeated)}; give each prompt its own")
 
     def describe(self) -> dict[str, Any]:
-        """The set as run.json holds it; runs that were begun before there were schemas hold none."""
+        """The set as run.json holds it; runs that were started before schemas existed hold none."""
         return {"name": self.name, "version": self.version, "prompts": [_described(prompt) for prompt in self.prompts]}
 
     @property
     def caption_fields(self) -> set[str]:
-        """The placeholders of all prompts that stand for captions of another run."""
+        """The placeholders of all prompts that mean captions of another run."""
         return {field for prompt in self.prompts for field in prompt.fields if is_of_captions(field)}
 
     @property
@@ -182,7 +182,7 @@ def caption_values(
 ) -> dict[str, str]:
     """The values of placeholders that an image's captions of another run tell; `prompts` are that run's, in order.
 
-    Those of the prompts `structured` are JSON, and the prose of each is a prompt too: only its name stands for the JSON.
+    Those of the prompts `structured` are JSON, and the prose of each is a prompt too: only its name means the JSON.
     """
     said = {name: " ".join(captions.get(name, "").split()) for name in prompts}
     found = {f"{CAPTION_OF}{name}": text for name, text in said.items()}

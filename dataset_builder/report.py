@@ -1,7 +1,7 @@
 """Command that writes a page about a run or a data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
 
 The page has the funnel, the concept density next to the paper's, histograms, rarefaction, frequent and rare nouns, the density
-against other figures, repetitions, and a gallery. It loads nothing, so that it can be sent to somebody.
+against other figures, repetitions, and a gallery. It loads nothing, so that it can be sent by mail.
 """
 
 from dataclasses import dataclass

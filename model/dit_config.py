@@ -40,7 +40,7 @@ class RoutedBlocks:
             raise ValueError(f"routing: expected a share between 0 and 1, and 0 or more blocks before and after, found {self}")
 
     def num_kept(self, num_tokens: int) -> int:
-        """Tokens that the blocks see, of so many; at least one."""
+        """Tokens that the blocks see, of this many; at least one."""
         return max(1, round((1 - self.share) * num_tokens))
 
 

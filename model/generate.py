@@ -150,7 +150,7 @@ def main(config: GenerateConfig) -> int:
 
     request, runtime = config.request(), config.runtime().resolved()
     paths = image_paths(Path(config.out), request, grid=config.grid)
-    if config.dtype == AUTO:  # what was begun on another machine is finished in its format
+    if config.dtype == AUTO:  # what was started on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
     rewriting = _rewriting(config, request, device=runtime.text_encoder_device or runtime.device)
     lora = parse_choices(config.lora)

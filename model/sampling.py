@@ -1,7 +1,7 @@
 """Sampling of latents: guidance and schedulers of diffusers take the network from noise to latents, step by step.
 
 Classifier-free guidance acts on all latent channels. (The authors' code guides three of four.) Guidance by routing leads away
-from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step and image with tokens of its own.
+from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step and image with other tokens.
 Each image has its own seed: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
 batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
 
@@ -250,7 +250,7 @@ def _predictor(
 def _routed_predictor(
     transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, generators: "Sequence[torch.Generator]"
 ) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
-    """As `_predictor`, guided away from a pass whose middle blocks see a part of the tokens, drawn anew at each step."""
+    """As `_predictor`, guided away from a pass whose middle blocks see a part of the tokens, drawn again at each step."""
     import torch
 
     from model.layers.token_routing import TokenRoute

@@ -38,11 +38,11 @@ def main(config: TrainConfig) -> int:
 
 
 def _check_recipe(config: TrainConfig) -> None:
-    """Raises UserError where the run was begun by another recipe."""
+    """Raises UserError where the run was started with another recipe."""
     begun_by = recorded_recipe(config.run_folder)
     if begun_by not in (None, config.recipe):
         raise UserError(
-            f"{config.run_folder} was begun by the recipe {begun_by}, and {config.recipe} is asked for: give that one, or "
+            f"{config.run_folder} was started with the recipe {begun_by}, and {config.recipe} is asked for: give that one, or "
             "another run_dir",
             setting="recipe",
         )

@@ -93,7 +93,7 @@ _EMA = EmaConfig(half_life_images=7_100_000)  # 0.9999 in a step of 1024. Source
 
 
 def cheap_alignment() -> TrainConfig:
-    """Pixels and captions at once, from nothing: networks that read captions from the first step need no pixel stage.
+    """Pixels and captions at once, from scratch: networks that read captions from the first step need no pixel stage.
 
     Source: Stable Diffusion 3 (arXiv 2403.03206), Nitro-T, PRX and i1 have no class-conditional stage. REPA (arXiv 2410.06940)
     stops after 30 % and at the first resolution: later it holds a network back (PRX, Nitro-E, Iris: 15 to 40 %).

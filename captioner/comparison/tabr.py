@@ -1,7 +1,7 @@
 """TaBR: an image is captioned, drawn again from the caption alone, and compared with the original.
 
 The captioner with the higher similarity says more that is true and can be drawn. Images are drawn by `python -m
-model.generate`, run as a command of its own: this package does not import networks, the device's memory is free again when
+model.generate`, run as a separate command: this package does not import networks, the device's memory is free again when
 it ends, and it draws only what is not there yet. All candidates' captions of an image are drawn from the same noise.
 
 Source: "Text-as-a-Bottleneck Reconstruction" of FIBO (arXiv 2511.06876), there judged by people, here by an image encoder.

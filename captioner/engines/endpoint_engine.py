@@ -187,7 +187,8 @@ class EndpointEngine:
             return answer  # an error names no model
         if (answer.answered_by or self.model.name) != self.model.answered_by:
             raise Unavailable(
-                f"the server now answers as {answer.answered_by}, the run was begun with {self.model.answered_by}: serve that "
+                f"the server now answers as {answer.answered_by}, the run was started with {self.model.answered_by}: serve "
+                f"that "
                 "model again, or start a new run"
             )
         return answer

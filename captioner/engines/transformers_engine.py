@@ -159,7 +159,7 @@ class TransformersEngine:
     def _decoded(
         self, inputs: Any, prompts: Sequence[str], keys: Sequence[str], *, lengths: Sequence[int], max_new_tokens: int
     ) -> list[Generation]:
-        """The answers to these inputs of a batch, (B, L), of which so many tokens are no padding."""
+        """The answers to these inputs of a batch, (B, L), of which this many tokens are not padding."""
         import torch
 
         chooser = TokenChooser(

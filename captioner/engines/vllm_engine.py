@@ -225,7 +225,7 @@ class VllmEngine:
 def _start_reaper() -> subprocess.Popen[bytes]:
     """A process that kills the children of this one after its death, which nothing else does if it is killed.
 
-    vLLM's engine process would wait for ever, with all of its memory, and the next replica would find the GPU full.
+    vLLM's engine process would wait forever, with all of its memory, and the next replica would find the GPU full.
     """
     command = [sys.executable, "-c", _REAPER, str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -234,7 +234,7 @@ def _start_reaper() -> subprocess.Popen[bytes]:
 def _end_with(children: Sequence[multiprocessing.process.BaseProcess]) -> None:
     """Ends this process after any of these, so that the driver starts another replica.
 
-    vLLM waits for ever for the answer of an engine process that was killed. One that fails by itself says why first.
+    vLLM waits forever for the answer of an engine process that was killed. One that fails by itself says why first.
     """
     if children:
         multiprocessing.connection.wait([child.sentinel for child in children])

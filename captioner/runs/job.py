@@ -41,7 +41,7 @@ from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read
 from foundry.units.rejection import Failure
 
 _RECORDED = {"transformers": "llava"}
-"""Names of engines in run.json, where they are not today's: a run that was begun under the old one resumes."""
+"""Names of engines in run.json, where they are not today's: a run that was started under the old one resumes."""
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 

@@ -86,12 +86,12 @@ def settle_dtype(run: Folder, record: RunRecord, settings: dict[str, Any]) -> Ru
 
 
 def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> None:
-    """Raises UserError where another run, begun at the same time, has committed into this folder."""
+    """Raises UserError where another run, started at the same time, has committed into this folder."""
     strange = [commit for commit in commits if commit.run_id != run_id]
     if strange:
         raise UserError(
             f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) and units of {run_id}: "
-            "they were begun at the same time; give another folder",
+            "they were started at the same time; give another folder",
             setting="out",
         )
 
@@ -130,7 +130,7 @@ def _begin_again(run: Folder, record: RunRecord) -> RunRecord:
     begun = replace(record, carried={} if missing else before.carried)
     begun.write(run)
     others = [*map(_asked_by, different), *["images"] * bool(missing)]
-    print(f"nothing was committed in {run.url} yet: begun again with other {', '.join(others)}")
+    print(f"nothing was committed in {run.url} yet: started again with other {', '.join(others)}")
     return begun
 
 
@@ -150,7 +150,7 @@ def _changes(before: RunRecord, record: RunRecord) -> bool:
 
 
 def _missing(before: RunRecord, record: RunRecord) -> list[str]:
-    """The sources that the run was begun on and that are not named now."""
+    """The sources that the run was started on and that are not named now."""
     return [source for source in before.images if source not in record.images]
 
 

@@ -70,7 +70,7 @@ class RunStatus:
         return text
 
     def advice(self, url: str) -> list[str]:
-        """A line for each status of which captions of the run at `url` can be asked for anew, with the command to do so."""
+        """A line for each status of which captions of the run at `url` can be asked for again, with the command to do so."""
         found = {status: self.captions_by_status.get(status, 0) for status in ASKED_ANEW}
         return [
             f"{counted(number, 'caption')} with the status {status}, whose images are not rejected: "

@@ -67,7 +67,7 @@ def question_again(asked: str, fault: str) -> str:
 
 
 def read_answer(text: str, schema: str) -> StructuredAnswer:
-    """The answer in what a model wrote, which may stand in a code fence. Never raises."""
+    """The answer in a model's text, which may be in a code fence. Never raises."""
     fenced = _FENCED.search(text)
     try:
         value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse, object_pairs_hook=_object)
@@ -140,7 +140,7 @@ def _at(root: Mapping[str, Any], reference: str) -> Any:
 
 
 def _ordered(value: Any, schema: Any, root: Mapping[str, Any]) -> Any:
-    """A value whose keys stand in the order of the schema's `properties`; keys that it does not name follow as they were."""
+    """A value with its keys in the order of the schema's `properties`; other keys follow in their order."""
     if isinstance(schema, dict) and "$ref" in schema:
         schema = _at(root, schema["$ref"])
     of = schema if isinstance(schema, dict) else {}

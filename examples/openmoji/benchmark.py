@@ -32,7 +32,7 @@ _METRICS = {category: category for category in CATEGORIES} | {"complex": "all"}
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
-    """Prompts by config.openmoji. Raises UserError for a world that has not so many."""
+    """Prompts by config.openmoji. Raises UserError for a world that does not have that many."""
     settings = config.openmoji
     prompts = _draw(settings)
     more = _draw(replace(settings, prompt_seed=settings.prompt_seed + 1))

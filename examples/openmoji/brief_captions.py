@@ -18,7 +18,7 @@ from examples.openmoji.truth import TrueObject, read_caption
 from foundry.command_line import run_command
 
 _RELATED = 2
-"""One of so many captions of two related objects says how they stand instead of where."""
+"""Of this many captions of two related objects, one states their relation instead of their places."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BriefConfig:
     out: str
     """The tar to write."""
     open: bool = False
-    """Leave the places open: how two objects stand, where a caption says it, or what there is."""
+    """Leave the places open: state the relation of two objects, if the caption does, or only the objects."""
 
 
 def main(config: BriefConfig) -> int:

@@ -1,4 +1,4 @@
-"""Steps of `make demo`, from nothing to a report: 16 kinds of object, one in each scene, 64 pixels."""
+"""Steps of `make demo`, from scratch to a report: 16 kinds of object, one in each scene, 64 pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GUIDANCE = 2.5
 """Of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
 _SAMPLING = ("--sampling.guidance_scale", str(GUIDANCE))
 _LICENCE = (
-    "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, with terms of their own"
+    "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, under their own terms"
 )
 _WORLD = ("--openmoji.single_objects", "true", "--openmoji.num_kinds", str(NUM_KINDS))
 
@@ -173,7 +173,7 @@ def _data(folder: DemoFolder) -> Iterator[Step]:
 def _training(config: DemoConfig, folder: DemoFolder) -> Step:
     places = ("--features", str(folder.features), "--run_dir", str(folder.training))
     return Step(
-        title="Train the three stages, from nothing",
+        title="Train the three stages from scratch",
         module="trainer.fit",
         arguments=("--stage", "all", "--config", config.training, *places),
         output=folder.training,

@@ -31,7 +31,7 @@ def headline_html(last: Drawn) -> str:
 
 
 def scores_html(drawn: Sequence[Drawn], *, last: Drawn) -> str:
-    """Every metric over all prompts, by judge and stage, beside what the judges find of true scenes."""
+    """Every metric over all prompts, by judge and stage, next to the judges' scores of rendered scenes."""
     titles = [HEADINGS[one.name][0] for one in drawn]
     rows = []
     for metric in last.metrics:

@@ -17,7 +17,7 @@ from examples.openmoji.prompts import WorldPrompt
 HEADINGS = {
     "pixel": ("after pixel", "is given the class, reads no words"),
     "alignment": ("after alignment", "reads the prompt"),
-    "aesthetic": ("after aesthetic", "went on with mostly large objects"),
+    "aesthetic": ("after aesthetic", "continued with mostly large objects"),
     "mini": ("shipped dit-mini", "hours of training, the whole world; guidance 4.5, the others 2.5"),
 }
 _ASKED = {

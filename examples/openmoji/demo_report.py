@@ -30,17 +30,18 @@ _CHOICE = (
 )
 _TRAINING = (
     "Pixel: a class-conditional network learns what images look like. Alignment: it is re-parameterised and learns to read "
-    "captions. Aesthetic: it goes on with scenes of a chosen style. Here the style is large objects, since one can see in "
+    "captions. Aesthetic: it continues with scenes of a chosen style. Here the style is large objects, because you can see in "
     "images whether it takes hold."
 )
 _GRID = (
     "The pixel stage reads no words: it is given the class of the prompt's object, so that place, size and background are "
-    "its own. The stage aesthetic went on with mostly large objects: whether that style takes hold is seen best where a prompt "
+    "its own. The stage aesthetic continued with mostly large objects: whether that style takes hold is seen best where a "
+    "prompt "
     "leaves the size open. Held out: training shows that object nowhere at that place before that background. Under each "
     "image: whether the judge found what the category asks for (point at a mark to read what it saw)."
 )
 _SCORES = "Means over all prompts that a metric applies to; the ceiling is what the same judge finds of true scenes."
-_TIME = "Each step is a command that can be given by itself; interrupted, it goes on where it stopped."
+_TIME = "Each step is a command that you can run by itself; interrupted, it resumes."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def main(config: DemoReportConfig) -> int:
 
 
 def _sections(config: DemoReportConfig, folder: DemoFolder) -> "Iterator[Section]":
-    """The page, part by part: what came of it, then the way in order."""
+    """The page, part by part: the results, then the steps in order."""
     from dataset_builder.reports.page import Section
     from examples.openmoji.demo_figures import headline_html, losses_html, scores_html, times_html
     from examples.openmoji.demo_grid import grid_html
@@ -84,7 +85,7 @@ def _sections(config: DemoReportConfig, folder: DemoFolder) -> "Iterator[Section
     drawn = read_drawn(folder)
     last = next(one for one in drawn if one.name == STAGES[-1])
     grid = grid_html(demo_prompts(config.prompts_per_category), drawn)
-    yield Section(title="What came of it", lead=_OUTCOME, body=headline_html(last))
+    yield Section(title="Results", lead=_OUTCOME, body=headline_html(last))
     yield from _data_sections(folder)
     yield Section(title="Training", lead=_TRAINING, body=losses_html(folder.training, STAGES))
     yield Section(title="The same prompts after each stage", lead=_GRID, body=grid)

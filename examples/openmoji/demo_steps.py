@@ -1,8 +1,8 @@
 """Steps of the demo: commands that a user could type, run in order; which are done and how long they took is kept.
 
 The first step that is not done yet is run, and all after it: whatever they find done themselves, they do not do again.
-A step that needs nothing from the others may run beside them; what it prints appears at its turn.
-What was made with other settings is not gone on with: the user is told to remove it, or to name another folder.
+A step that needs nothing from the others may run in parallel; its output appears when it is its turn.
+Files made with other settings are not resumed: the demo says to remove them, or to name another folder.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Step:
     output: Path | None = None
     """The file or folder that it writes; None: it only prints."""
     beside: bool = False
-    """Starts at once, beside the other steps, since it reads nothing that they write."""
+    """Starts at once, in parallel to the other steps, since it reads nothing that they write."""
 
     @property
     def command(self) -> str:
@@ -128,7 +128,7 @@ def _is_done(step: Step, identity: str, made_with: tuple[str, int | None]) -> bo
 
 
 def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") -> None:
-    """Runs the step, or waits for it where it runs beside the others, and writes a row when it ends."""
+    """Runs the step, or waits for it if it runs in parallel, and writes a row when it ends."""
     if beside is None:
         _add_start(log, step, identity)
     ended = beside.result() if beside else _call(step)
@@ -139,7 +139,7 @@ def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") 
         raise KeyboardInterrupt
     if ended.code:
         raise UserError(f"the step «{step.title}» ended with exit code {ended.code}: mend what it says, then give this again")
-    print(f"-- {ended.seconds:.0f} s" + (", beside the steps above" if beside else ""), flush=True)
+    print(f"-- {ended.seconds:.0f} s" + (", in parallel with the steps above" if beside else ""), flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)

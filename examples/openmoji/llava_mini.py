@@ -21,7 +21,7 @@ _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
 _OWN_TOWER, _HUB_TOWER = "vision_tower.", "vision_tower.vision_model."
 
-# The prompts it was trained on; each asks for a target of its own length.
+# The prompts it was trained on; each asks for a target of a different length.
 PROMPTS = {
     "dense": "Describe this image and its style in a very detailed manner",
     "medium": "Describe this image in one or two sentences",

@@ -1,7 +1,7 @@
 """Prompts for the small world by category, in the manner of T2I-CompBench, each with what must be seen.
 
 A prompt is written from a scene that nothing else knows: as a person would ("a big owl in the upper left, blue striped
-background"), or as llava-mini describes pictures. Half of the scenes are of the split `unseen`: each of their objects stands
+background"), or as llava-mini describes pictures. Half of the scenes are of the split `unseen`: each of their objects is
 at a place before a background where no `train` scene ever shows it.
 """
 
@@ -76,7 +76,7 @@ def draw_prompts(
     """`count` prompts of each category and split, no text twice; the same for the same arguments.
 
     With `single_object`, categories of several objects are left out and the others have one. A smaller count gives the first
-    prompts of a larger one, category by category. Raises UserError for a world that has not so many.
+    prompts of a larger one, category by category. Raises UserError for a world that does not have that many.
     """
     names = [name for name in CATEGORIES if not (single_object and name in _OF_SEVERAL)]
     prompts: dict[str, WorldPrompt] = {}

@@ -1,4 +1,4 @@
-"""Scenes as files: JPEGs with text beside them, WebDataset tars, or Parquet with the images inside; and their truth.
+"""Scenes as files: JPEGs with text next to them, WebDataset tars, or Parquet with the images inside; and their ground truth.
 
 The truth goes to `_truth.parquet`, whose leading underscore keeps it from being taken for a source of images.
 """
@@ -116,7 +116,7 @@ def _is_written(out: Path, settings: str) -> bool:
 
 
 def _write_jpegs(samples: list[Sample], out: Path, shard: int) -> None:
-    """Loose files in folders of a thousand, or in one folder for each class; the alt text stands beside each."""
+    """Loose files in folders of a thousand, or in one folder for each class; the alt text is next to each."""
     for one in samples:
         folder = out / (one.class_label or f"{shard:05d}")
         folder.mkdir(exist_ok=True)

@@ -40,8 +40,8 @@ _MAX_OBJECTS = 8
 # Squared distance in RGB at which a pixel is no longer background: an object, or an outline.
 _FAR = 0.03
 _MIN_BACKGROUND_SHARE = 0.65
-"""Of the pixels beside the objects: else the background is none of ours."""
-# Corners are looked for in so many rows and columns: whole periods of the background, and room for the smallest drawing.
+"""Share of the pixels outside the objects; below it, the background is none of the small world's."""
+# Corners are searched for in this many rows and columns: whole periods of the background, and room for the smallest drawing.
 _CORNERS = 48
 # A Gaussian with a deviation of one pixel.
 _KERNEL = torch.softmax(-0.5 * torch.arange(-3.0, 4.0).square(), dim=0)
@@ -258,7 +258,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _is_background(image: Tensor, background: Tensor, objects: Sequence[FoundObject]) -> bool:
-    """Whether what lies beside the objects is this background."""
+    """Whether the pixels outside the objects show this background."""
     beside = torch.ones(IMAGE_SIZE_PX, IMAGE_SIZE_PX, dtype=torch.bool)
     for found in objects:
         beside[found.y_px : found.y_px + found.height_px, found.x_px : found.x_px + found.width_px] = False

@@ -1,6 +1,6 @@
-"""Endless batches of scenes for training llava-mini, rendered in a process of their own.
+"""Endless batches of scenes for training llava-mini, rendered in a separate process.
 
-Batch number n holds the scenes n * batch_size onwards of one seed, so that a resumed run goes on with the scenes it has not
+Batch number n holds the scenes n * batch_size onwards of one seed, so that a resumed run continues with the scenes it has not
 seen. Tensor legend: B batch, P patches of a side, L tokens.
 """
 
@@ -62,7 +62,7 @@ class Batch:
 def batches(
     *, seed: int, batch_size: int, first_batch: int, tokenizer_folder: str | None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Batches for ever from `first_batch` on: with patch labels, or with tokens where a tokenizer is named.
+    """Endless batches from `first_batch` on: with patch labels, or with tokens where a tokenizer is named.
 
     `share` is (rank, number of ranks): each rank gets its part of every batch.
     """

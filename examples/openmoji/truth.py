@@ -2,7 +2,7 @@
 
 A caption is read by the words of the small world alone, whatever the order of its sentences. It names an object by a kind
 with an article or a number ("a large owl", "two owls"); "the owl" points back at one. A place belongs to the object of the
-same sentence; a background's colour and pattern stand in the clause that says "background".
+same sentence; a background's colour and pattern are in the clause that says "background".
 """
 
 import re
@@ -23,7 +23,7 @@ _COLOR_WORDS = {**{color: color for color in COLORS}, "grey": "gray"}
 _PLACE = re.compile(r"\b(top left|top right|bottom left|bottom right|top|bottom|left|right|center|centre|middle)\b")
 _THE_KIND = rf"the (?:large |small )?({'|'.join(_SINGULAR)})"
 _RELATION = re.compile(rf"\b{_THE_KIND} is (?:to the )?(left of|right of|above|below) {_THE_KIND}\b")
-# How far before a kind its article or number may stand: "a large gray owl".
+# How far before a kind its article or number may be: "a large gray owl".
 _WORDS_BEFORE = 3
 
 
@@ -233,7 +233,7 @@ def _agreeing(said: list[tuple[str, str]], true: list[tuple[str, str]]) -> int:
 
 
 def _holds(relation: Relation, truth: Truth) -> bool:
-    """Whether some two objects of these kinds stand like that."""
+    """Whether any two objects of these kinds have this relation."""
     subjects = [PLACES[thing.place] for thing in truth.objects if thing.kind == relation.subject]
     others = [PLACES[thing.place] for thing in truth.objects if thing.kind == relation.other]
     return any(_stands(relation.relation, a, b) for a in subjects for b in others)

@@ -27,7 +27,7 @@ class RunRecord:
     settings: dict[str, Any] = field(default_factory=dict)
     """All that a caption of the run depends on, as JSON holds it: with lists, without tuples."""
     images: list[str] = field(default_factory=list)
-    """The sources that the run was begun on; absolute paths and URLs."""
+    """The sources that the run was started on; absolute paths and URLs."""
     licence: str = ""
     """Licence and terms of the images."""
     carried: dict[str, str] = field(default_factory=dict)

@@ -87,7 +87,7 @@ class RaySettings:
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
     def check(self, nodes: Sequence[Node], *, on_gpus: bool) -> None:
-        """Raises UserError for settings that no node can meet: Ray would wait for ever for one that can."""
+        """Raises UserError for settings that no node can meet: Ray would wait forever for one that can."""
         cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
         fitting = len(self._all_slots(nodes, on_gpus=on_gpus))
         problems = [

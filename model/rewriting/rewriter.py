@@ -54,7 +54,7 @@ class RewriterRecord:
 
 
 class Rewriter(Protocol):
-    """Writes prompts anew."""
+    """Rewrites prompts."""
 
     record: RewriterRecord
 
@@ -181,7 +181,7 @@ def chat_messages(prompt: str, instruction: str) -> list[dict[str, str]]:
 
 
 def instruction_for(max_tokens: int) -> str:
-    """INSTRUCTION for a text encoder that reads so many tokens."""
+    """INSTRUCTION for a text encoder that reads this many tokens."""
     return INSTRUCTION.format(max_words=max(10, int(max_tokens * _WORDS_PER_TOKEN)))
 
 

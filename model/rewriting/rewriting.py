@@ -1,4 +1,4 @@
-"""Prompts of a checkpoint rewritten, checked and kept: each prompt is written anew once for a rewriter.
+"""Prompts of a checkpoint rewritten, checked and kept: each prompt is rewritten once for a rewriter.
 
 A text that is empty, longer than the text encoder reads, or lost a word of its prompt (stated.py) is not used: the prompt is
 drawn as it was written, and its `problem` says why. Nothing else changes a prompt.

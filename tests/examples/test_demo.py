@@ -30,7 +30,7 @@ if pathlib.Path("kill").exists():
 sys.exit(130 if pathlib.Path("interrupt").exists() else int(sys.argv[2]))
 """
 QUICK = "examples/openmoji/demo_quick.yaml"
-SECTIONS = ["What came of it", "Scenes and captions", "Photographs", "Concept density", "Data sets", "Training"]
+SECTIONS = ["Results", "Scenes and captions", "Photographs", "Concept density", "Data sets", "Training"]
 SECTIONS += ["The same prompts after each stage", "Scores", "Time"]
 COLUMNS = ("true scene", "pixel", "alignment", "aesthetic", "mini")
 NUM_PROMPTS = 12
@@ -170,7 +170,10 @@ def test_a_step_beside_the_others_starts_at_once_and_prints_at_its_turn(
 ) -> None:
     run_steps(here, beside)
     printed = capfd.readouterr().out
-    order = [printed.index(text) for text in ("== wait", "waited", "== draw", "100%", "\ndrawn", ", beside the steps above")]
+    order = [
+        printed.index(text)
+        for text in ("== wait", "waited", "== draw", "100%", "\ndrawn", ", in parallel with the steps above")
+    ]
     assert order == sorted(order) and "  0%" not in printed
     run_steps(here, beside)
     assert capfd.readouterr().out.count("-- done before") == 2

@@ -58,7 +58,7 @@ class OpenedArm:
     teacher_width: int
 
     def work(self, images: int) -> TrainingWork:
-        """The operations of a training of so many images. Raises UserError for a teacher that is unavailable."""
+        """The operations of a training on this many images. Raises UserError for a teacher that is unavailable."""
         rung = replace(self.planned.ladder[0], images=images)
         train = replace(self.planned, ladder=(rung,))
         return training_work(train, rung, self.network, caption_tokens=self.caption_tokens, teacher_width=self.teacher_width)
@@ -293,7 +293,7 @@ def _steps(config: CompareConfig, arm: OpenedArm, base_images: int, base: Opened
 
 
 def most_steps(flops: float, of_steps: Callable[[int], float]) -> int:
-    """The most steps that so many operations allow; `of_steps` counts those of a number of steps, and grows with it."""
+    """The most steps that this many operations allow; `of_steps` counts those of a number of steps, and grows with it."""
     low, high = 0, 1
     while of_steps(high) <= flops:
         low, high = high, 2 * high

@@ -123,7 +123,7 @@ def training_rows(plan: ArmPlan, training: Training) -> Iterator[dict[str, Any]]
 
 
 def band_names(number: int) -> list[str]:
-    """The names of so many equal bands of timesteps, from low to high."""
+    """The names of this many equal bands of timesteps, from low to high."""
     width = TIMESTEPS // number
     return [f"{index * width}-{(index + 1) * width}" for index in range(number)]
 

@@ -77,7 +77,7 @@ def interval_factor(num_seeds: int) -> float | None:
 
 
 def what_seeds_tell(num_seeds: int) -> str:
-    """What so many seeds can tell and what they cannot, in a sentence or two."""
+    """What this many seeds can show and what they cannot, in a sentence or two."""
     factor = interval_factor(num_seeds)
     if factor is None:
         return "One seed gives no interval: a difference may be that of the seed alone. Take three or more."

@@ -34,7 +34,7 @@ _DIVERGED = "diverged.txt"
 _CHECKPOINTS = 4
 """Checkpoints of a training: what a kill costs is at most the share between two."""
 _LONGEST = 3.0
-"""Steps that take longer than so many times the median are not timed: they compile, or the machine was busy."""
+"""Steps that take longer than this many times the median are not timed: they compile, or the machine was busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Training:
 
 
 def make_training(config: CompareConfig, arm: Arm, *, seed: int, images: int) -> Training:
-    """The training of an arm that sees so many images, with validations evenly over it and the last one at its end."""
+    """The training of an arm that sees this many images, with validations evenly over it and the last one at its end."""
     (rung,) = arm.config.ladder
     settings = replace(
         arm.config,

@@ -11,7 +11,7 @@ DIFFUSION: Literal["diffusion"] = "diffusion"
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes of a network that starts from nothing; one that starts from a checkpoint keeps that checkpoint's.
+    """Sizes of a network that starts from scratch; one that starts from a checkpoint keeps that checkpoint's.
 
     The rest of model.DiTConfig follows from the stage, the features and the objective.
     """

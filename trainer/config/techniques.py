@@ -45,7 +45,7 @@ class RepaConfig:
         return self.teacher is not None
 
     def chosen_block(self, depth: int) -> int:
-        """The block's number in a network of so many blocks."""
+        """The block's number in a network of this many blocks."""
         return self.block or _aligned_block(depth)
 
     def projector_widths(self, width: int, *, teacher_width: int) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ class Sra2Config:
         return self.enabled
 
     def chosen_block(self, depth: int) -> int:
-        """The block's number in a network of so many blocks: on the line from 2 of 12 to 8 of 28, and at least 1."""
+        """The block's number in a network of this many blocks: on the line from 2 of 12 to 8 of 28, and at least 1."""
         return self.block or max(1, min(_aligned_block(depth), round(2 + (depth - 12) * 6 / 16)))
 
     def projector_widths(self, width: int, *, patch_values: int) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class LayerSyncConfig:
         return self.enabled
 
     def chosen_block(self, depth: int) -> int:
-        """The number of the block that follows, in a network of so many blocks."""
+        """The number of the block that follows, in a network of this many blocks."""
         return self.block or _aligned_block(depth)
 
     def chosen_target(self, depth: int) -> int:
@@ -166,7 +166,7 @@ class DispersiveConfig:
         return self.enabled
 
     def chosen_block(self, depth: int) -> int:
-        """The block's number in a network of so many blocks."""
+        """The block's number in a network of this many blocks."""
         return self.block or max(1, round(depth / 4))
 
     def checks(self) -> list[Check]:

@@ -1,7 +1,7 @@
 """Verdicts of every judge on every image, and on true images of the same prompts; and distances between the two sets.
 
 DIR/verdicts/<judge>.jsonl has a line for each image, written as the judge gives it: an interrupted run resumes there.
-An image that has changed, or a judge of another version, is judged anew.
+An image that has changed, or a judge of another version, is judged again.
 """
 
 import hashlib

@@ -126,7 +126,7 @@ class DrawingJob:
         return self.drawing.open_pipeline()
 
     def check(self, engine: Pipeline) -> None:
-        """Draws the first image of all, in one step and into no file; not staged, where that would load all parts anew.
+        """Draws the first image of all, in one step and into no file; not staged, where that would load all parts again.
 
         That this image is NaN or infinite says nothing about the others.
         """

@@ -147,6 +147,6 @@ def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded settings that identify a store: all but the encoders' number formats, which only round."""
     parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
     configs = {"vae": VAEConfig, "text_encoder": TextEncoderConfig}
-    # Settings that were added since a store was begun had their defaults then.
+    # Settings that were added since a store was started had their defaults then.
     added = {name: {one.name: one.default for one in fields(config)} for name, config in configs.items()}
     return {**recorded, **{name: {**added[name], **part, "dtype": None} for name, part in parts.items()}}

@@ -89,7 +89,7 @@ class LossRecorder:
 
 
 def remove_losses(run: Path, *, after: int) -> None:
-    """Removes the files with rows after so many images seen, whose steps are to be made again, and those cut off by a kill."""
+    """Removes the files with rows after this many images seen, whose steps will be made again, and those cut off by a kill."""
     folder = run / LOSSES_FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
         end = path.name.partition("-")[0]

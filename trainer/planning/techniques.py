@@ -59,7 +59,7 @@ class TechniqueCost:
         return _SAVED_STATES * _FLOAT_BYTES * self.parameters
 
     def fixed_bytes(self, *, shared_by: int) -> float:
-        """Bytes on a GPU whatever the number of images; weights are shared by so many GPUs."""
+        """Bytes on a GPU whatever the number of images; weights are sharded over this many GPUs."""
         return _STATES * _FLOAT_BYTES * self.parameters / shared_by + self.frozen_bytes
 
 

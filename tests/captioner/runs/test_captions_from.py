@@ -147,7 +147,7 @@ def test_a_query_is_changed_while_nothing_is_committed(
         assert caption(ladder, tmp_path / "run", tiny_llava, "--only", "SELECT key FROM rejected") == 1
     assert caption(ladder, tmp_path / "run", tiny_llava, "--only", "SELECT key FROM images LIMIT 2") == 0
     said = capsys.readouterr().out
-    assert "begun again with other only\n" in said and "2 planned = 2 captioned" in said
+    assert "started again with other only\n" in said and "2 planned = 2 captioned" in said
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,10 @@ def test_a_bad_source_is_one_line_that_names_it(
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
-    [("x.zip", b"PK", "not a source of images; expected"), ("x.csv", b"a,b\n1,2\n", "no column of image bytes, nor one of paths")],
+    [
+        ("x.zip", b"PK", "not a source of images; expected"),
+        ("x.csv", b"a,b\n1,2\n", "no column of image bytes, nor one of paths"),
+    ],
 )
 def test_a_single_file_of_another_kind_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):

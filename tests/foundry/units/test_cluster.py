@@ -1,4 +1,4 @@
-"""Where replicas go, and which wishes no cluster can meet: those are one line, since Ray would wait for ever."""
+"""Where replicas go, and which wishes no cluster can meet: those are one line, since Ray would wait forever."""
 
 import socket
 import threading

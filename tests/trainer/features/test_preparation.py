@@ -257,7 +257,7 @@ def test_another_encoder_cannot_go_on(tmp_path: Path, dataset: Path) -> None:
     prepared = prepare(config, describe=Encoders.describe)
     run_plainly(prepared.job, prepared.units[:1])
     save_tiny_vae(tmp_path / "vae", seed=1)
-    with pytest.raises(UserError, match="begun with another vae"):
+    with pytest.raises(UserError, match="started with another vae"):
         prepare(config, describe=Encoders.describe)
 
 
