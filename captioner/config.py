@@ -37,12 +37,13 @@ class CaptionConfig:
     out: str
     """Folder of the run, local or on object storage. The same command resumes it."""
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """Vision-language model: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes only.
-    With the engine endpoint: its name on the server."""
+    """Vision-language model: a hub id, a folder written by save_pretrained, or `mini`: the bundled toy, for emoji scenes only.
+    With the engine endpoint: the model's name on the server."""
     captions_from: str | None = None
-    """Captioning run whose images are captioned, in place of images. Prompts can use its captions."""
+    """Captioning run whose images are captioned, instead of images. Prompts can use its captions."""
     only: str | None = None
-    """SQL query on the run of captions_from that returns a column key: the images to caption; default: all with captions."""
+    """SQL query on the run of captions_from that returns a column key: the images to caption; default: all images with
+    captions."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit, which the run records."""
     engine: str = "transformers"
@@ -52,17 +53,17 @@ class CaptionConfig:
     """Name of a prompt set (paper, ladder, alt_text, long_short, structured, and with captions_from refine, merge, translate,
     shorten) or a YAML file."""
     limit: int | None = None
-    """Stop after the first units that together hold at least this many images; default: caption all."""
+    """Stop after the first units that together hold at least this many images; default: caption all images."""
     unit_size: int | None = None
-    """Number of images in a unit of work, which is committed as a whole; default: 512, or fewer where they decode to 1 GiB."""
+    """Number of images in a unit of work, which is committed as a whole; default: 512, or as many as decode to 1 GiB."""
     ignore: tuple[str, ...] = ("*.mask.png",)
-    """Patterns of files that a search of folders leaves out, such as masks next to images."""
+    """Name patterns of files that a search of folders skips, such as masks next to images."""
     licence: str = ""
     """Licence and terms of the images, recorded with the run and copied to data set and model cards."""
     max_rejected: float | None = None
     """Share of the images (0 to 1) that may be rejected before the run stops; default: 0.01, but at least 100 images."""
     retry_rejected: list[str] | None = None
-    """Try rejected images again, those with these reasons; without a reason: all of them."""
+    """Try rejected images again: those with the given reasons; without a reason, all of them."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """Decoding settings of the captions."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
@@ -70,11 +71,11 @@ class CaptionConfig:
     vllm: VllmSettings = field(default_factory=VllmSettings)
     """Settings of the engine vllm."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
-    """Limits above or below which an image is rejected."""
+    """Limits beyond which an image is rejected."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
     """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=lambda: T5Config(tokenizer=AUTO))
-    """Text encoder that the captions are measured for."""
+    """Text encoder for which captions are measured."""
     ray: RaySettings = field(default_factory=RaySettings)
     """Ray settings: where the work runs."""
 

@@ -19,7 +19,7 @@ class ReportConfig:
     out: str
     """Path of the HTML file to write."""
     pictures: int = 48
-    """Number of thumbnails in the gallery; 0 reads no image."""
+    """Number of thumbnails in the gallery; 0: read no image."""
     title: str = ""
     """Heading of the page; default: the last part of the source."""
 

@@ -23,7 +23,7 @@ class ScoreConfig:
     aesthetic: str | None = None
     """Path of LAION's aesthetic predictor (linearMSE) as safetensors; it needs the embeddings of the default CLIP."""
     batch_size: int = 64
-    """Number of images or sentences in a batch of the model; affects the speed, and scores only by rounding."""
+    """Number of images or sentences per batch of the model; affects the speed, and scores only by rounding."""
     max_rejected: float | None = None
     """Share of the images (0 to 1) that may be rejected before scoring stops; default: 0.01, but at least 100 images."""
     ray: RaySettings = field(default_factory=RaySettings)

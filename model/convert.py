@@ -25,9 +25,9 @@ class ConvertConfig(Origin):
     target: Target
     """Format of the output."""
     copy_parts: bool = True
-    """Copy text encoder, tokenizer and VAE into the folder (diffusers only); without, give them to from_pretrained."""
+    """Copy text encoder, tokenizer and VAE into the folder (diffusers only); without them, pass them to from_pretrained."""
     report: str = ""
-    """Path of a JSON report on every key; empty: none."""
+    """Path of a JSON report on every key; empty: no report."""
 
 
 def main(config: ConvertConfig) -> int:

@@ -23,11 +23,11 @@ class RewriteCommandConfig:
     checkpoint: str = field(
         metadata={CHOICE: ModelChoice(real="FOLDER", what="your own network", toy="only draws 64-pixel emoji scenes")}
     )
-    """Checkpoint that would draw: a folder with transformer/ and pipeline.json, a training's folder, or `mini`."""
+    """Checkpoint that the prompts are for: a folder with transformer/ and pipeline.json, a training's folder, or `mini`."""
     prompt: str | None = None
     """Prompt to rewrite."""
     prompts_file: str | None = None
-    """File of prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv, .tsv)."""
+    """File of prompts, instead of one prompt: one per line (.txt), per object (.jsonl) or per row (.csv, .tsv)."""
     prompt_column: str = "prompt"
     """Column of the prompts in a .jsonl, .csv or .tsv."""
     rewrite: RewriteConfig = field(default_factory=lambda: RewriteConfig(model=OF_CHECKPOINT))

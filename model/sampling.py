@@ -47,7 +47,7 @@ class SamplingConfig:
     guidance_scale: float = 4.5
     """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
     eta: float = 0.0
-    """Noise of ddim: 0 none, 1 as the forward process."""
+    """Noise of ddim: 0 for none, 1 for as much as in the forward process."""
     timesteps: tuple[int, ...] | None = None
     """Timesteps in place of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
     sigmas: tuple[float, ...] | None = None
@@ -56,8 +56,8 @@ class SamplingConfig:
     shift: float | None = None
     """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
     guidance_by: GuidanceBy = "prompt"
-    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
-    tokens (routing), for networks that TREAD trained."""
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see only some of
+    the tokens (routing), for networks that TREAD trained."""
 
     def __post_init__(self) -> None:
         problems = [

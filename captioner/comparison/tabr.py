@@ -35,15 +35,16 @@ class TabrSettings:
     """Settings of TaBR, for which a checkpoint draws images from captions. Raises ValueError for settings out of range."""
 
     num_images: int = 64
-    """Number of images to draw again, a fixed random choice of those that all have captioned."""
+    """Number of images to draw again: a fixed random choice of those that all candidates captioned."""
     images_per_caption: int = 1
     """Number of images drawn from each caption, whose similarities are averaged."""
     seed: int = 0
-    """Random seed of the first image of each caption; the same for all captioners."""
+    """Random seed of the first image of each caption, the same for all captioners."""
     similarity: str = DEFAULT_CLIP
-    """CLIP whose image tower compares, named as for --clip; `mini`: the vision tower of llava-mini, for the small world."""
+    """CLIP whose image tower compares images, named as for --clip; `mini`: the vision tower of llava-mini, for the small
+    world."""
     generate: dict[str, Any] = field(default_factory=dict)
-    """Further options of model.generate by their names, such as {"num_inference_steps": 50, "staged": true}."""
+    """Further options of model.generate, by name, such as {"num_inference_steps": 50, "staged": true}."""
 
     def __post_init__(self) -> None:
         problems = [

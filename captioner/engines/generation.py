@@ -22,24 +22,24 @@ class GenerationSettings:
     """Decoding settings of captions. All of them enter the run_id."""
 
     dtype: str = "auto"
-    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
-    it, else float32."""
+    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 if the hardware of all replicas
+    supports it, otherwise float32."""
     batch_size: int = 64
-    """Number of images in a batch; a replica that runs out of memory halves it for the rest of its life."""
+    """Number of images per batch; a replica that runs out of memory halves it from then on."""
     max_new_tokens: int = 300
-    """Number of tokens after which a caption is cut, with finish_reason `length`."""
+    """Maximum number of tokens of a caption; a longer one is cut, with finish_reason `length`."""
     temperature: float = 0.0
-    """Temperature of sampling, with a seed for each image and prompt; 0: greedy decoding."""
+    """Sampling temperature, with a seed for each image and prompt; 0: greedy decoding."""
     top_p: float = 1.0
     """Share of the probability mass (0 to 1) that sampling draws from."""
     seed: int = 0
-    """Random seed of sampling."""
+    """Random seed for sampling."""
     image_fit: str = "auto"
-    """Fit of images to the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
-    model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
+    """Fit of images that are not square: `pad` adds borders of the mean colour; `processor` leaves it to the model's image
+    processor (that of LLaVA 1.5 crops the middle square); auto: pad for LLaVA 1.5, otherwise processor."""
     image_side_px: int | None = None
-    """Maximum length of the shorter side of an image that the model is shown, in pixels; default: what it can use, and at most
-    1024 for a model that takes images of any size (Qwen-VL), where fewer pixels are fewer tokens."""
+    """Maximum length of the shorter side of an image that the model is shown, in pixels; default: what the model can use, and
+    at most 1024 for models that take any size (Qwen-VL), for which fewer pixels mean fewer tokens."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -25,9 +25,10 @@ class T5Config:
 
     tokenizer: str = _PIXART
     """Tokenizer of T5: a folder or hub id with tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small
-    world's, whose counts are not those of T5; `auto`, where there is a --model: `mini` for `mini`, else PixArt-alpha's."""
+    world's, whose counts are not those of T5; `auto`, for commands with --model: `mini` for `mini`, otherwise PixArt-
+    alpha's."""
     max_tokens: int = 120
-    """Number of tokens that the encoder reads, with the closing </s>. Source: PixArt-alpha, 120."""
+    """Number of tokens that the encoder reads, including the closing </s>. Source: PixArt-alpha, 120."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:

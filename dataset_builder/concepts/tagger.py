@@ -105,7 +105,7 @@ class TaggerConfig:
     noun_tags: tuple[str, ...] = ("NN", "NNS", "NNP", "NNPS")
     """Penn Treebank tags that count as nouns: common and proper, singular and plural."""
     batch_size: int = 64
-    """Number of texts in a batch of the tagger; only affects the speed."""
+    """Number of texts per batch of the tagger; only affects the speed."""
 
     def __post_init__(self) -> None:
         if not self.noun_tags:

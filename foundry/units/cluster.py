@@ -40,25 +40,26 @@ class RaySettings:
     """Settings of the Ray cluster and of the replicas on it. The results do not depend on them."""
 
     address: str | None = None
-    """Address of a running Ray (host:port or auto); default: RAY_ADDRESS, which a Ray job sets, else start a local Ray."""
+    """Address of a running Ray (host:port or auto); default: RAY_ADDRESS, which a Ray job sets, otherwise a local Ray is
+    started."""
     num_replicas: int = 0
-    """Number of replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
+    """Number of replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory allow."""
     gpus_per_replica: float = 1.0
-    """Number of GPUs of a replica, where the cluster has any: a fraction below 1 or a whole number; 0: run on CPUs."""
+    """Number of GPUs per replica, if the cluster has any: a fraction below 1 or a whole number; 0: run on CPUs."""
     cpus_per_replica: int = 0
-    """Number of cores of a replica on CPUs, and of threads of its model; 0: one each, or more where a node's memory or
-    num_replicas leaves cores over."""
+    """Number of cores per replica on CPUs, and of threads of its model; 0: one each, or more if memory or num_replicas leaves
+    cores free."""
     cpus_per_task: float = 1.0
-    """Number of Ray CPUs of a task that decodes or commits."""
+    """Number of Ray CPUs per task that decodes or commits."""
     units_in_flight: int = 3
-    """Maximum number of units per replica that are in work at one time: decoded, in the model or being committed."""
+    """Maximum number of units per replica in progress at a time: being decoded, in the model or being committed."""
     unit_timeout_s: float = 3600.0
     """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and retried."""
     load_timeout_s: float = 1800.0
     """Seconds that a replica may take to load the model before it is stopped and retried."""
     replica_python: str | None = None
-    """Interpreter that replicas run in, the same path on every node, for an engine with other versions than this environment;
-    it needs the same Python and Ray, and this package. Default: this interpreter."""
+    """Interpreter of the replicas, with the same path on every node, for an engine that needs other library versions; it needs
+    the same Python and Ray, and this package. Default: this interpreter."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -36,8 +36,8 @@ class VAEConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the autoencoder; auto: bfloat16 if the hardware supports it, otherwise float32. SDXL's overflows
-    in float16, which is therefore no choice."""
+    """Number format of the autoencoder; auto: bfloat16 if the hardware supports it, otherwise float32. float16 is not offered,
+    because SDXL's autoencoder overflows in it."""
     tiled: bool = False
     """Encode and decode in overlapping tiles: little memory at any size, slightly different pixels at the seams."""
     sliced: bool = True

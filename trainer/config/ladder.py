@@ -10,11 +10,12 @@ class Rung:
     resolution: int
     """Side of a square image in pixels; FEATURES/<stage>/<resolution> holds its features."""
     images: int
-    """Images seen in training, repetitions counted; the last batch may exceed it."""
+    """Images seen in training, counting repetitions; the last batch may exceed it."""
     batch_size: int
     """Images per optimiser step, over all workers."""
     position_scale: float | None = None
-    """Divisor of positions; none: that of the rung before, interpolated (1 in the first rung of a new network)."""
+    """Divisor of positions; none: that of the previous resolution, interpolated (1 at the first resolution of a new
+    network)."""
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("resolution", "images", "batch_size") if getattr(self, name) < 1]

@@ -15,11 +15,11 @@ class LoraConfig:
     """
 
     rank: int = 0
-    """Rank of the adapter, which switches LoRA on; 0: all weights are trained."""
+    """Rank of the adapter; setting it enables LoRA. 0: train all weights."""
     alpha: float | None = None
     """Numerator of the adapter's scaling, which is alpha / rank; default: the rank."""
     targets: tuple[str, ...] = ()
-    """Layers to adapt, by the ends of their names, as `attn.qkv cross_attn.kv_linear`; default: attention and MLPs of all
+    """Layers to adapt, by the ends of their names, such as `attn.qkv cross_attn.kv_linear`; default: attention and MLPs of all
     blocks."""
     dropout: float = 0.0
     """Share of a layer's inputs that the adapter does not see in training, from 0 to 1."""
@@ -28,9 +28,9 @@ class LoraConfig:
     rslora: bool = False
     """Scale by alpha / sqrt(rank) (rsLoRA), for ranks of 64 and more."""
     base: BaseFormat = "float32"
-    """Number format of the frozen matrices of the blocks: float32, or int8, in a quarter of its memory."""
+    """Number format of the frozen matrices of the blocks: float32, or int8 at a quarter of the memory."""
     trigger_word: str = ""
-    """Word of the prompts that asks for what is learned; recorded in the adapter, and changes nothing."""
+    """Word of the prompts that asks for what is learned; recorded in the adapter, without effect on training."""
 
     @property
     def is_on(self) -> bool:

@@ -23,20 +23,21 @@ class RoutingConfig:
     """
 
     kind: Literal["off", "tread", "masking"] = "off"
-    """Kind of routing: tread leads a part of the tokens past the middle blocks and back; masking drops it behind the first
-    blocks, and the loss counts the rest."""
+    """Kind of routing: tread leads some of the tokens past the middle blocks and back; masking drops them after the first
+    blocks, and the loss counts only the rest."""
     share: float = 0.5
-    """Share of the tokens that pass the blocks by, between 0 and 1. Source: 0.5 TREAD, 0.5 to 0.75 masking."""
+    """Share of the tokens that skip the blocks, between 0 and 1. Source: 0.5 TREAD, 0.5 to 0.75 masking."""
     blocks_before: int = 2
-    """Number of blocks before, which see all tokens: for masking the patch mixer. Source: TREAD, Nitro-T."""
+    """Number of first blocks, which see all tokens: for masking, the patch mixer. Source: TREAD, Nitro-T."""
     blocks_after: int = 2
-    """Number of blocks behind, which see all tokens again; masking has none. Source: TREAD."""
+    """Number of last blocks, which see all tokens again; masking has none. Source: TREAD."""
     stop_share: float = 0.85
     """Share of each resolution step's images after which all blocks see all tokens. Source: 0.8 to 0.9, TREAD and PRX."""
     last_resolution: bool = False
-    """Route at the last resolution of a ladder of several too. Source: PRX does not."""
+    """Also route at the last resolution of a ladder with several. Source: PRX does not."""
     min_tokens: int = PAYS_FROM
-    """Number of tokens of a square image from which a resolution is routed. Source: PRX gains at 1024 and loses at 256."""
+    """Minimum number of tokens of a square image; smaller resolutions are not routed. Source: PRX gains at 1024 and loses at
+    256."""
 
     @property
     def is_on(self) -> bool:

@@ -22,8 +22,8 @@ class RepaConfig:
     """
 
     teacher: str | None = None
-    """Name of the teacher that switches REPA on: a hub id or folder of a vision tower (DINOv2, CLIP, SigLIP) or of a
-    vision-language model, whose tower is taken; `mini` is the small world's; `stored` takes what trainer.precompute stored."""
+    """Teacher, which enables REPA: a hub id or folder of a vision tower (DINOv2, CLIP, SigLIP) or of a vision-language model
+    with one; `mini`: the small world's; `stored`: what trainer.precompute stored."""
     revision: str | None = None
     """Commit or tag of a teacher on the hub."""
     weight: float = 0.5
@@ -73,7 +73,7 @@ class Sra2Config:
     """
 
     enabled: bool = False
-    """Switch SRA 2 on."""
+    """Enable SRA 2."""
     weight: float = 1.0
     """Weight of the loss. Source: SRA 2."""
     block: int | None = None
@@ -111,7 +111,7 @@ class LayerSyncConfig:
     """
 
     enabled: bool = False
-    """Switch LayerSync on."""
+    """Enable LayerSync."""
     weight: float = 0.2
     """Weight of the loss. Source: LayerSync."""
     block: int | None = None
@@ -149,7 +149,7 @@ class DispersiveConfig:
     """
 
     enabled: bool = False
-    """Switch the dispersive loss on."""
+    """Enable the dispersive loss."""
     weight: float = 0.5
     """Weight of the loss. Source: the paper."""
     temperature: float = 0.5
@@ -157,8 +157,8 @@ class DispersiveConfig:
     block: int | None = None
     """Number of the block whose tokens are driven apart, from 1; default: a quarter of the depth."""
     group: int = 64
-    """Number of samples that are compared with each other: successive ones of the batch, so that the loss does not depend on
-    workers or micro-batches. It has to divide a worker's share of the batch, and should be above 32."""
+    """Number of successive samples of the batch that are compared with each other, so that the loss does not depend on workers
+    or micro-batches. It must divide a worker's share of the batch, and should be above 32."""
 
     @property
     def is_on(self) -> bool:

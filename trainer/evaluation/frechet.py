@@ -75,7 +75,7 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
 def kept_statistics(
     path: Path, files: Sequence[Path], taken_by: Mapping[str, str], take: Callable[[], Statistics]
 ) -> Statistics:
-    """Statistics of image files: those kept in `path` if it was made from the same files in the same way, else computed and kept."""
+    """Statistics of image files: those kept in `path` if made from the same files in the same way, else computed and kept."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_of = hashlib.sha256(json.dumps([stats, dict(taken_by)]).encode()).hexdigest()
     if path.exists():
