@@ -1,4 +1,4 @@
-"""Engines of the captioner held against each other over the same scenes: `python -m benchmarks.engines`.
+"""Engines of the captioner compared on the same scenes: `python -m benchmarks.engines`.
 
 Each engine captions them twice: by `captioner.run`, with Ray, units, commits and counting, and in its own loop, which has none
 of these (benchmarks/engine_loop.py; the transformers engine in one single-threaded process per core, as its replicas). vLLM

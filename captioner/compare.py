@@ -1,4 +1,4 @@
-"""Command that compares captioners: runs over the same images, image by image, in figures and on a page.
+"""Command that compares captioners on the same images, image by image: a table, and a page with captions side by side.
 
 python -m captioner.compare runs/llava runs/qwen --out compare.html                     figures, and captions side by side
 python -m captioner.compare runs/ladder --prompts dense short                           the prompts of one run

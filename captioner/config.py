@@ -55,7 +55,8 @@ class CaptionConfig:
     limit: int | None = None
     """Stop after the first units that together hold at least this many images; default: caption all images."""
     unit_size: int | None = None
-    """Number of images in a unit of work, which is committed as a whole; default: 512, or as many as decode to 1 GiB."""
+    """Number of images in a unit of work, which is committed as a whole; default: 512, or fewer if those decode to
+    more than 1 GiB."""
     ignore: tuple[str, ...] = ("*.mask.png",)
     """Name patterns of files that a search of folders skips, such as masks next to images."""
     licence: str = ""

@@ -2,9 +2,9 @@
 
 python -m dataset_builder.convert --source S --target T IN OUT
 
-In: `sam-llava` (a tar of sa_<id>.txt, with the SA-1B images that it is about as --images), `image-txt` (image files, each with
+In: `sam-llava` (a tar of sa_<id>.txt, with their SA-1B images as --images), `image-txt` (image files, each with
 a .txt file), `laion` (Parquet with images or links and their texts), `webdataset` (tars). They become a captioning run
-(--target run) or, by way of one, a data set. Out: a data set becomes WebDataset shards.
+(--target run) or, from that, a data set. Out: a data set becomes WebDataset shards.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Command that prints the concept density, the paper's Table 1, of runs, data sets and Parquet files side by side.
+"""Command that prints the concept density (the paper's Table 1) of runs, data sets and Parquet files side by side.
 
 python -m dataset_builder.density RUN                                      the captions, one row per prompt
 python -m dataset_builder.density RUN --column alt_text caption            alt text next to captions

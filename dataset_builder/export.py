@@ -1,4 +1,4 @@
-"""Command that writes a database of a run or a data set for DuckDB's own program: views, macros and comments.
+"""Command that exports a run or a data set as a DuckDB database of views, macros and comments, for any DuckDB client.
 
 python -m dataset_builder.export RUN run.duckdb           then: duckdb run.duckdb "FROM density()"
 python -m dataset_builder.export DATASET DATASET/dataset.duckdb --paths relative      moves with the folder

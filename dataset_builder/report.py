@@ -1,7 +1,7 @@
-"""Command that writes a page about a run or a data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
+"""Command that writes a report page about a run or data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
 
 The page has the funnel, the concept density next to the paper's, histograms, rarefaction, frequent and rare nouns, the density
-against other figures, repetitions, and a gallery. It loads nothing, so that it can be sent by mail.
+against other figures, repetitions, and a gallery. It is one self-contained file, which you can send by mail.
 """
 
 from dataclasses import dataclass

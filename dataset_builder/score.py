@@ -1,7 +1,7 @@
-"""Command that scores images and their captions: `python -m dataset_builder.score RUN|DATASET`, alone or as a Ray job.
+"""Command that scores images and their captions: `python -m dataset_builder.score RUN|DATASET`, or as a Ray job.
 
 Scores are CLIP between an image and each sentence of its captions, LAION's aesthetic predictor, sharpness, and the perceptual
-hash and embeddings by which duplicates are found. The same command resumes, also after the run has grown.
+hash and embeddings that find duplicates. The same command resumes; if the run has grown, it scores what is new.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Command that draws images: `python -m model.generate --checkpoint CHECKPOINT --prompt "a red owl" --out owl.png`.
 
 One image goes to a .png, many to a folder, named by prompt and seed. Each PNG holds prompt, seed and settings; the same
-command again draws only what is not there yet.
+command again only draws the missing images.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,7 @@
 """Command that rewrites prompts: `python -m model.rewrite --checkpoint CHECKPOINT --prompt "an owl" --out texts.jsonl`.
 
-Each line of the output has a prompt, its rewritten form, what would be drawn, and why where that is the prompt as written. The
-same command again asks only for prompts that are not in the cache.
+Each line of the output has a prompt, its rewritten form, the text to draw, and the reason if that is the original prompt. The
+same command again only asks for prompts that are not in the cache.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Command that trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, here or by --num_workers N on Ray Train.
+"""Command that trains a network: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`; --num_workers N uses Ray Train.
 
-`--recipe cheap` has the stages alignment and aesthetic, with what trains for less than the paper's recipe.
+`--recipe cheap` has the stages alignment and aesthetic, and needs less compute than the paper's recipe.
 
 A stage starts from the newest checkpoint of the stage before, and the same command again resumes it. SIGTERM,
-Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with exit code 130.
+Ctrl-C or a file STOP in the run's folder makes it save a checkpoint and end with exit code 130.
 """
 
 import sys

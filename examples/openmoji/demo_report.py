@@ -1,4 +1,4 @@
-"""The demo on one page that holds everything itself: `python -m examples.openmoji.demo_report --demo demo`."""
+"""The demo on one self-contained page: `python -m examples.openmoji.demo_report --demo demo`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

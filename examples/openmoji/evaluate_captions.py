@@ -1,4 +1,4 @@
-"""Captions scenes with a LLaVA and prints how true the captions are.
+"""Captions scenes with a LLaVA and prints how accurate the captions are.
 
     python -m examples.openmoji.evaluate_captions --count 1000
 

@@ -1,6 +1,6 @@
-"""A first look in a minute, `make try`: six captions, four pictures and an answer of SQL, on one page.
+"""A first look in a minute, `make try`: six captions, four pictures and the result of a SQL query, on one page.
 
-Each step is a command that you could type, and is printed before it runs. Run again, an interrupted look resumes.
+Each step prints the command that it runs, so that you can copy it. Run again, it resumes.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Asks linear probes what the frozen features of t5-mini tell about unseen captions; the last line is JSON.
+"""Measures with linear probes what the frozen features of t5-mini encode about unseen captions; the last line is JSON.
 
     python -m examples.openmoji.probe_t5 --count 1000
 

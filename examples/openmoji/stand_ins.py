@@ -1,4 +1,4 @@
-"""Small models with random weights, of the classes of the judges of the big benchmarks: for trying the way, not for figures.
+"""Small models with random weights, of the classes of the judges of the big benchmarks: to try the commands; their figures mean nothing.
 
     python -m examples.openmoji.stand_ins --out stand_ins
 
