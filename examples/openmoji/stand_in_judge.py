@@ -1,4 +1,4 @@
-"""An OpenAI-compatible judge that sees nothing: for trying the way to WISE's figures without a model, not for figures.
+"""An OpenAI-compatible judge that sees nothing, to try the WISE benchmark without a model; its figures mean nothing.
 
     python -m examples.openmoji.stand_in_judge --port 8000
 

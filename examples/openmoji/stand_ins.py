@@ -1,4 +1,5 @@
-"""Small models with random weights, of the classes of the judges of the big benchmarks: to try the commands; their figures mean nothing.
+"""Small models with random weights, of the classes of the big benchmarks' evaluators, to try the commands without real models.
+
 
     python -m examples.openmoji.stand_ins --out stand_ins
 
