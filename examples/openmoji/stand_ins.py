@@ -1,6 +1,5 @@
 """Small models with random weights, of the classes of the big benchmarks' evaluators, to try the commands without real models.
 
-
     python -m examples.openmoji.stand_ins --out stand_ins
 
 writes blip/, owlv2/, clip/ and inception.safetensors, the same each time, which `trainer.evaluate` takes in place of the real
