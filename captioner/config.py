@@ -125,7 +125,7 @@ class CaptionConfig:
 
 
 def caption_anew(status: str, *, run: str) -> str:
-    """What to do about the captions of a run that have this status, as part of a sentence."""
+    """Advice about the captions of a run that have this status, as part of a sentence."""
     return (
         "caption these images again with other settings, in a new run, with python -m captioner.run "
         f"--captions_from {shlex.quote(run)} --only \"SELECT key FROM captions WHERE status = '{status}'\" --out NEW "

@@ -12,7 +12,7 @@ from captioner.structured.answers import schema_problem
 from foundry.errors import UserError
 
 PROSE = "_prose"
-"""What the name of a prompt with a schema ends in for the rendering of its captions to prose."""
+"""Suffix of a prompt's name for the rendering of its structured captions to prose."""
 OWN_FIELDS = ("alt_text", "class_label", "num_masks", "mask_area_px", "width", "height")
 """Placeholders for what is known of every image, where its source tells."""
 METADATA = "metadata."
@@ -27,7 +27,7 @@ _CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?[A-Za-z_]{1,20}>|\[/?INST\]"
 
 
 def control_token(text: str) -> str:
-    """What a chat template or a tokenizer would read as control in a text, such as <image> or </s>; "" where there is none."""
+    """Control token in a text, as a chat template or tokenizer would read it, such as <image> or </s>; "" if there is none."""
     found = _CONTROL_TOKEN.search(text)
     return found.group() if found else ""
 
@@ -129,7 +129,7 @@ class PromptSet:
     version: str
     """Changes whenever a text does: it is part of what a run is."""
     prompts: tuple[Prompt, ...]
-    """At least one; names are distinct."""
+    """Prompts, at least one; names are distinct."""
 
     def __post_init__(self) -> None:
         if not self.prompts:

@@ -62,10 +62,10 @@ class Answer:
     text: str
     """Empty where it said nothing."""
     finish_reason: str
-    """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image; `refusal` where the model
-    declined in a separate field."""
+    """Finish reason of the endpoint: `stop`, `length`, …; an error's code where it refused this image; `refusal` where the
+    model declined in a separate field."""
     input_tokens: int | None
-    """As the endpoint counts them; None where it does not."""
+    """Number counted by the endpoint; None if it does not count."""
     output_tokens: int | None
     answered_by: str | None = None
     """The model that the endpoint says it is; None where it does not."""
@@ -91,7 +91,7 @@ class Endpoint:
     tries: int
     """Attempts at a request while the endpoint is down; the pauses between them double from 1 s to 60 s."""
     name: str
-    """What messages call it, such as `the judge`."""
+    """Its name in messages, such as `the judge`."""
     section: str
     """Section of its settings, such as `judge`, for messages."""
 
@@ -140,7 +140,7 @@ class _RateLimit:
                 self._changed.notify_all()
 
     def _begin(self) -> float:
-        """When the turn came."""
+        """Time when the turn came."""
         while True:
             with self._changed:
                 now = monotonic()
@@ -154,7 +154,7 @@ class _RateLimit:
             self._stopped.wait(pause_s)
 
     def _slow_down(self, began_at: float, retry_after_s: float | None) -> None:
-        """Of several requests that were under way together, the first that is refused counts."""
+        """Slows down; of several requests in progress together, the first refusal counts."""
         with self._changed:
             now = monotonic()
             is_first = began_at >= self._slowed_at
@@ -203,7 +203,7 @@ class ChatEndpoint:
         return self._patiently(lambda: self._answer(self._call("POST", self.address, data)), at=self.address, advice=advice)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """What the endpoint says of each model that it serves, by name. Raises as `ask`."""
+        """The endpoint's entry for each model that it serves, by name. Raises as `ask`."""
 
         def read() -> dict[str, dict[str, Any]]:
             data = self._call("GET", self._models, None)
@@ -219,7 +219,7 @@ class ChatEndpoint:
         self._stopped.set()
 
     def _patiently(self, request: Callable[[], T], *, at: str, advice: str) -> T:
-        """What a request to an address returns, tried again after each outage; `advice`: what to do where it stays out."""
+        """Result of a request to an address, retried after each outage; `advice`: what to do if it stays down."""
         began_at, pause_s, tries_left = monotonic(), _FIRST_PAUSE_S, self._endpoint.tries
         while True:
             try:

@@ -52,7 +52,7 @@ _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given val
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a command takes: the type of each option by its dotted name, and the options that may be given by position."""
+    """Options of a command: the type of each by its dotted name, and those that may be given by position."""
 
     hints: Mapping[str, Any]
     positional: Sequence[str]

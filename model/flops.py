@@ -26,7 +26,7 @@ class Flops:
     backward: float = 0.0
     """Operations of a backward pass."""
     weights: float = 0.0
-    """Those of the backward pass that make gradients of weights."""
+    """Operations of the backward pass for the gradients of weights."""
 
     @property
     def training(self) -> float:
@@ -62,7 +62,7 @@ class AdaptedLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraSizes:
-    """What a LoRA adds to a frozen network."""
+    """Sizes of what a LoRA adds to a frozen network."""
 
     layers: tuple[AdaptedLayer, ...]
     rank: int

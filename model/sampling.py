@@ -250,7 +250,7 @@ def _predictor(
 def _routed_predictor(
     transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, generators: "Sequence[torch.Generator]"
 ) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
-    """As `_predictor`, guided away from a pass whose middle blocks see a part of the tokens, drawn again at each step."""
+    """Like `_predictor`, but guided away from a pass whose middle blocks see a part of the tokens, drawn again at each step."""
     import torch
 
     from model.layers.token_routing import TokenRoute

@@ -136,7 +136,7 @@ def cheap_aesthetic() -> TrainConfig:
 
 
 Stages = Mapping[str, Callable[[], TrainConfig]]
-"""In the order of training."""
+"""Stages in the order of training."""
 STAGES: Stages = {"pixel": pixel, "alignment": alignment, "aesthetic": aesthetic}
 """The paper's."""
 RECIPES: Mapping[RecipeName, Stages] = {

@@ -136,7 +136,7 @@ def _write_page(bench: Workbench, found: Comparison, extra: _Extra, *, tagger: T
 
 
 def _shown(bench: Workbench, images: Sequence[SampledImage], drawn: Mapping[str, Sequence[Path]]) -> list[ShownImage]:
-    """Those with the greatest disagreement first."""
+    """The sampled rows, greatest disagreement first."""
     if not images:
         return []
     listed = ", ".join(f"'{one.image}'" for one in images)  # hashes in hex

@@ -69,9 +69,9 @@ class Figure:
     is_share: bool
     num_images: int
     values: list[Estimate | None]
-    """By candidate; None where it has none."""
+    """Values by candidate; None if it has none."""
     differences: dict[tuple[int, int], Estimate] = field(default_factory=dict)
-    """For (i, j), i < j: the paired difference, candidate j minus candidate i."""
+    """Paired differences for (i, j), i < j: candidate j minus candidate i."""
 
 
 def pair_images(bench: Workbench, candidates: Sequence[Candidate]) -> int:
@@ -199,7 +199,7 @@ def _said(one: Candidate, *, recounted: bool) -> str:
 
 
 def _agreement(candidates: Sequence[Candidate]) -> list[str]:
-    """For each candidate the share of its concepts that a rival names, and the share of its rivals' concepts that it names."""
+    """Share of each candidate's concepts that a rival names, and share of its rivals' concepts that it names."""
     columns = []
     for one, others in zip(candidates, rivals(candidates), strict=True):
         own = f"c_{one.index}.concepts"

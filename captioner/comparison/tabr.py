@@ -57,11 +57,11 @@ class TabrSettings:
 
 
 class ImageEncoder(Protocol):
-    """What similarity is measured by."""
+    """Encoder that measures similarity."""
 
     @property
     def name(self) -> str:
-        """What the encoder is, for the notes."""
+        """Description of the encoder, for the notes."""
 
     def embed(self, images: "Sequence[npt.NDArray[np.uint8]]") -> "npt.NDArray[np.float32]":
         """Embeddings of length 1, (N, D), of images, uint8 RGB (H, W, 3) each."""
@@ -78,7 +78,7 @@ class ClipTower:
         self.name = f"the image tower of {name}"
 
     def embed(self, images: "Sequence[npt.NDArray[np.uint8]]") -> "npt.NDArray[np.float32]":
-        """As ImageEncoder says."""
+        """See ImageEncoder."""
         import numpy as np
 
         from dataset_builder.scores.clip import image_pixels
@@ -101,7 +101,7 @@ class MiniTower:
         self._engine = TransformersModel(**vars(resolve_model(MINI))).load(GenerationSettings(dtype="float32"))
 
     def embed(self, images: "Sequence[npt.NDArray[np.uint8]]") -> "npt.NDArray[np.float32]":
-        """As ImageEncoder says."""
+        """See ImageEncoder."""
         import torch
         from torch.nn.functional import normalize
 

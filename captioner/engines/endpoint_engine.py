@@ -60,7 +60,7 @@ class ServedModel:
         return "processor"
 
     def describe(self) -> dict[str, Any]:
-        """What decides what a caption is, for the identity of a run: not the address, and not how it is asked."""
+        """Everything that determines a caption, for the identity of a run: not the address or how it is asked."""
         return {
             "name": self.name,
             "revision": self.answered_by,
@@ -94,7 +94,7 @@ def find_served_model(name: str, settings: EndpointSettings, generation: Generat
 
 
 def identity_of(listed: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry of /v1/models says of which model it is: part of a run's identity."""
+    """The part of an entry of /v1/models that identifies the model: part of a run's identity."""
     return {name: listed[name] for name in _IDENTIFYING if name in listed}
 
 

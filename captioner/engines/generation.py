@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 IMAGE_FITS = ("auto", "pad", "processor")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NOT_FINITE = "give the number format float32 or bfloat16 (float16 overflows), or fetch the model again"
-"""What to do where a model computes NaN or an infinity."""
+"""Advice for a model that computes NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Generation:
     """Whether the server's content filter withheld or cut the answer, or the model declined in a separate field;
     `finish_reason` then says which."""
     failure: str = ""
-    """Why there is no answer about this image alone, for a person: then the text means nothing; "" where there is one."""
+    """Reason why there is no answer about this one image, for people: then the text means nothing; "" if there is an answer."""
 
     @classmethod
     def failed(cls, failure: str, *, num_input_tokens: int = 0) -> "Generation":
@@ -137,7 +137,7 @@ class CaptionModel(Protocol):
 
     @property
     def listed(self) -> Mapping[str, Any]:
-        """What the server's list of models says of it; empty where there is none."""
+        """Its entry in the server's list of models; empty if there is none."""
 
     @property
     def is_mini(self) -> bool:
@@ -159,7 +159,7 @@ class CaptionModel(Protocol):
         """`pad` or `processor`, whichever of them `auto` means for this model."""
 
     def describe(self) -> dict[str, Any]:
-        """What decides what a caption is, but for prompts and decoding: part of the run's identity."""
+        """Everything that determines a caption, except prompts and decoding: part of the run's identity."""
 
     def load(self, generation: GenerationSettings) -> Engine:
         """The engine, on this process's device."""
@@ -175,7 +175,8 @@ def check_context(said: Generation, settings: GenerationSettings, *, most: int) 
 
 
 def too_long(num_input_tokens: int, max_new_tokens: int, *, most: int) -> str:
-    """Why a request has no answer: it and its caption may take more tokens than the `most` of the context; "" where they fit.
+    """Reason why a request has no answer: with its caption it may take more than the `most` tokens of the context; "" if they
+    fit.
 
     What a model says beyond its context means nothing, so it is not asked.
     """

@@ -42,7 +42,7 @@ def load_processor(source: ModelSource) -> Any:
 
 
 class PromptFormat:
-    """What a prompt is put into: the checkpoint's chat template, its processor's or else its tokenizer's, or LLaVA 1.5's.
+    """Template of a prompt: the checkpoint's chat template, its processor's or else its tokenizer's, or LLaVA 1.5's.
 
     A beginning-of-text token of the template is left out where the tokenizer writes one too.
     Raises UserError for a chat template that takes no image.

@@ -60,7 +60,7 @@ class ModelSource:
 
     @property
     def prompt_format(self) -> str:
-        """What prompts are put into, where that is not the processor's own chat template ("")."""
+        """Template of prompts, if that is not the processor's own chat template ("")."""
         if self.template_file == _TEMPLATE_FILES[-1]:
             return f"chat_template of {self.template_file}"
         return "" if self.template_file else self.plain_prompt
@@ -171,7 +171,7 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
 
 
 def _context(config: dict[str, Any]) -> int:
-    """As ModelSource says. The positions of a model with an encoder (Florence-2) are no limit of a question and its answer."""
+    """See ModelSource. The positions of a model with an encoder (Florence-2) are no limit of a question and its answer."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
     has_encoder = config.get("model_type") == "florence2" or config.get("is_encoder_decoder") or text.get("is_encoder_decoder")
@@ -211,7 +211,7 @@ def _image_processor(find: Callable[[str], Path | None]) -> dict[str, Any]:
 
 
 def _is_padded(config: dict[str, Any], processor: dict[str, Any]) -> bool:
-    """As ModelSource says."""
+    """See ModelSource."""
     vision = config["vision_config"].get("model_type", "clip_vision_model")
     if config.get("model_type") not in _TRAINED_WITH_PADDING or vision != "clip_vision_model":
         return False

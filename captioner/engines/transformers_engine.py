@@ -38,7 +38,7 @@ class TransformersModel(ModelSource):
     """A model that transformers will load."""
 
     def describe(self) -> dict[str, Any]:
-        """What the model is, and by which version of transformers it runs."""
+        """Description of the model, and the version of transformers."""
         return {**super().describe(), "engine_version": version("transformers")}
 
     def load(self, generation: GenerationSettings) -> "TransformersEngine":
@@ -264,7 +264,7 @@ class Decoding:
 
 
 def _kept_rows(state: dict[str, Any], kept: "torch.Tensor") -> dict[str, Any]:
-    """What a model carries from step to step, for these rows of the batch alone. The cache is changed in place."""
+    """The model's state between steps, for only these rows of the batch. The cache is changed in place."""
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 

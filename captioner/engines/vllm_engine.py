@@ -37,8 +37,8 @@ print(metadata.version(names[0]))
 _VERSION_S = 60.0
 _GRACE_S = 10.0
 _CONSTRAINING = {"backend": "guidance", "disable_any_whitespace": True}
-"""How vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space between the keys,
-which weak models never stop writing."""
+"""Settings with which vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space
+between the keys, which weak models never stop writing."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM can be set up for."""
 _REAPER = """
@@ -67,7 +67,7 @@ class VllmModel(ModelSource):
     version: str
 
     def describe(self) -> dict[str, Any]:
-        """What the model is, by which version of vLLM, quantised how, with which adapter."""
+        """Description of the model: version of vLLM, quantisation and adapter."""
         adapter = {"lora": folder_fingerprint(Path(self.settings.lora))} if self.settings.lora else {}
         quantised = {"quantization": self.settings.quantization} if self.settings.quantization else {}
         args = {"args": self.settings.deciding_args} if self.settings.deciding_args else {}

@@ -88,7 +88,7 @@ class VllmSettings:
 
     @property
     def deciding_args(self) -> dict[str, Any]:
-        """Those of `args` that decide what a caption is, such as kv_cache_dtype or mm_processor_kwargs."""
+        """The `args` that can change captions, such as kv_cache_dtype or mm_processor_kwargs."""
         return {name: value for name, value in self.args.items() if name not in _SPEED_ALONE}
 
     @property

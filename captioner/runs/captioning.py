@@ -141,7 +141,7 @@ def replica_settings(config: CaptionConfig) -> RaySettings:
 
 
 def _on_commit(run: Folder, job: CaptionJob, spending: Spending) -> Callable[[Commit], None]:
-    """What is done with each unit that is committed."""
+    """Handles each committed unit."""
     warning = ToyWarning(run) if job.model.is_mini else None
     warned: set[str] = set()
     from tqdm import tqdm

@@ -300,7 +300,7 @@ def vllm_settings(config: CaptionConfig) -> VllmSettings:
 
 
 def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:
-    """Without `auto`, but for the dtype of a run of which nothing is committed: the replicas' hardware decides that."""
+    """The settings with `auto` resolved, except the dtype of a run without commits: the replicas' hardware decides that."""
     if before is None:
         return replace(asked, image_fit=model.image_fit(asked.image_fit))
     was = before.get("generation", {})

@@ -27,7 +27,7 @@ class EarlierCaptions:
     prompts: tuple[str, ...]
     """Its prompts, in order."""
     structured: tuple[str, ...] = ()
-    """Those of them whose captions are JSON."""
+    """Those prompts whose captions are JSON."""
 
 
 def questions_about(

@@ -30,11 +30,11 @@ class StructuredAnswer:
     caption: str = ""
     """The value as JSON without white space; empty where there is a fault."""
     fault: str = ""
-    """What is wrong, as part of a sentence; empty for an answer that follows the schema."""
+    """Fault, as part of a sentence; empty if the answer follows the schema."""
 
 
 def schema_problem(schema: str) -> str:
-    """What is wrong with a schema for captions, in one line; "" for one that works."""
+    """Fault of a schema for captions, in one line; "" if it works."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 

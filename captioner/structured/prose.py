@@ -45,7 +45,7 @@ def prose(value: Mapping[str, Any], *, seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Style:
-    """What one caption does throughout."""
+    """Choices that hold for a whole caption."""
 
     template: int
     is_whole: bool

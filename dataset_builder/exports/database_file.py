@@ -45,7 +45,7 @@ def export_database(source: str, out: str, *, paths: PathKind, training: str | N
 
 
 def _file_names(source: Folder, paths: PathKind, *, folder: Path) -> Callable[[list[str]], list[str]]:
-    """What the database calls the files of the source: paths or URLs, or paths relative to the folder of the database."""
+    """Names of the source's files in the database: paths or URLs, or paths relative to the folder of the database."""
     from dataset_builder.sql.views import stored_urls
 
     if paths == "absolute":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dataset_builder.sql.database import Stored
 
 PAGE = "docs/reference/data_dictionary.md"
-"""Where the page is in the repository."""
+"""Path of the page in the repository."""
 _INTRODUCTION = """# Data dictionary
 
 All views of a captioning run and of a data set that SQL can ask: by `t2i query`, in its prompt (`\\d VIEW`), and in a database

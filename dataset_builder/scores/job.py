@@ -233,7 +233,7 @@ def score_job(scored: Scored, *, clip: str, aesthetic: str | None, batch_size: i
 
 
 def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
-    """Also looks whether it can be loaded and fits the CLIP, here and not on the workers."""
+    """Fingerprint of the predictor; also checks that it can be loaded and fits the CLIP, here and not on the workers."""
     width = AestheticPredictor(path).width
     if width != clip.width:
         raise UserError(
@@ -281,7 +281,7 @@ def _num_sentences(image: ImageToScore) -> int:
 
 
 def _not_finite(output: Output, num_sentences: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Of each image, (N,), whether the models computed NaN or infinity for it or for one of its sentences."""
+    """Whether the models computed NaN or infinity for each image or one of its sentences, (N,)."""
     found = np.zeros(len(num_sentences), np.bool_)
     if output.images is not None:
         found |= ~np.isfinite(output.images).all(axis=1)

@@ -122,7 +122,7 @@ class Database:
         return [statement.query for statement in found]
 
     def hints(self, sql: str) -> list[str]:
-        """Why views that a statement names are empty, and what to type."""
+        """Explanations of empty views that a statement names, and what to type."""
         return [hint for view, hint in self._empty_views.items() if re.search(rf"\b{view}\b", sql, re.IGNORECASE)]
 
     def fetch(self, sql: str) -> "pa.Table":

@@ -14,7 +14,7 @@ MACROS = {
 }
 """The macros, and what each is for."""
 SCALAR_MACROS = {"with_all(nouns, ['owl', 'tree'])"}
-"""Those that give a value; the others give a table."""
+"""Macros that return a value; the others return a table."""
 
 _DENSITY = """
 CREATE MACRO density() AS TABLE

@@ -50,7 +50,7 @@ def newest_scores(scored: Folder) -> ScoreFiles | None:
 
 
 def unscored(folder: Folder, views: Iterable[str]) -> dict[str, str]:
-    """What to say of these views on scores, where nothing was scored."""
+    """Explanation of these views on scores if nothing was scored."""
     return {
         view: f"{view} is empty, nothing was scored yet: run python -m dataset_builder.score {folder.url}" for view in views
     }

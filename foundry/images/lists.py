@@ -168,7 +168,7 @@ def _locate(value: object, folder: str) -> str | None:
 
 
 def _row_itself(uri: str, root: str, number: int, carried: Carried) -> IndexRow:
-    """What the index says of a row that names no image."""
+    """Index entry of a row that names no image."""
     return IndexRow(
         f"{stem_of(uri)}-{number}",
         f"{relative_to(uri, root)}#{number}",

@@ -21,7 +21,8 @@ _NUMBER = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?")
 Scalar = str | int | float | bool
 ALT_TEXT_NAMES = ("alt_text", "alt", "caption", "text")
 CLASS_LABEL_NAMES = ("class_label", "label", "class", "cls")
-"""In order of preference; case does not matter (LAION writes TEXT). The ones that are not taken go to metadata."""
+"""Column names, in order of preference; case does not matter (LAION writes TEXT). The ones that are not taken go to
+metadata."""
 LEFT_OUT = "left_out"
 """Member of the metadata that says what of an image's columns and sidecars could not be taken."""
 
@@ -34,7 +35,7 @@ class Carried:
     class_label: str | None = None
     metadata: dict[str, Scalar] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    """What could not be taken, a phrase each."""
+    """Facts that were left out, a phrase each."""
 
     @property
     def all_metadata(self) -> dict[str, Scalar]:

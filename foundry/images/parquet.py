@@ -205,7 +205,7 @@ class ParquetRows:
         return self._batch
 
     def _next_batch(self) -> pa.RecordBatch:
-        """After a failure the row group is started again, so that each of its rows fails with the true cause."""
+        """Next batch; after a failure the row group is started again, so that each of its rows fails with the true cause."""
         try:
             return next(self._batches)
         except Exception:

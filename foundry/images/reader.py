@@ -307,7 +307,7 @@ def _too_many_bytes(name: str, num_bytes: int, max_bytes: int) -> ImageError:
 
 
 def _name(reference: ImageReference) -> str:
-    """For messages: the file, and the member or row in it."""
+    """Name for messages: the file, and the member or row in it."""
     uri = shown(reference.uri)
     if reference.row is not None:
         return f"{uri}, row {reference.row}, column {reference.member}"

@@ -35,7 +35,7 @@ def unavailable(name: str, reason: str, *, advice: str = "fetch it first, or giv
 
 
 def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
-    """Where a file of a repository lies in the cache: fetched where the hub answers, else as it was fetched before.
+    """Path of a repository's file in the cache: downloaded if the hub answers, otherwise the earlier download.
 
     The name of its folder is the commit. Raises NotOnHub.
     """

@@ -30,9 +30,9 @@ class Node:
     cpus: float
     gpus: float
     memory_bytes: float = 0.0
-    """What Ray gives to work: what was free when it started, without its object store; 0: unknown."""
+    """Memory that Ray gives to work: what was free when it started, without its object store; 0: unknown."""
     gpu_types: tuple[str, ...] = ()
-    """As Ray names them: A100, H100."""
+    """GPU types as Ray names them: A100, H100."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class RaySettings:
 
 
 def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_bytes: float) -> dict[str, int]:
-    """As many replicas as are held by each node's cores and memory; at least one on the node with the most memory."""
+    """Number of replicas that each node's cores and memory allow; at least one on the node with the most memory."""
     known = [node for node in nodes if node.memory_bytes and held[node.node_id]]
     fitting = dict(held) | {node.node_id: min(held[node.node_id], int(node.memory_bytes / replica_bytes)) for node in known}
     if known and not any(fitting.values()):
@@ -164,7 +164,7 @@ def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_by
 
 
 def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: float) -> str:
-    """What to print where memory holds fewer replicas on CPUs than the cores; "" elsewhere."""
+    """Message if memory allows fewer replicas on CPUs than the cores, otherwise ""."""
     wanted = len(settings.slots(nodes, on_gpus=False))
     held = len(settings.slots(nodes, on_gpus=False, replica_bytes=replica_bytes))
     if held == wanted:
@@ -204,7 +204,7 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
 
 
 def no_answer(address: str) -> str:
-    """Why nothing listens at host:port, or ""; at once, where Ray itself takes a minute to give up."""
+    """Reason why nothing listens at host:port, or ""; at once, while Ray itself takes a minute to give up."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()

@@ -83,7 +83,7 @@ def _start_own_ray() -> None:
 
 
 def _temporary_folder() -> str:
-    """Where Ray keeps sockets and logs. Ray itself takes an empty variable for the working directory."""
+    """Folder in which Ray keeps sockets and logs. Ray itself takes an empty variable for the working directory."""
     return os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray"))
 
 
@@ -128,7 +128,7 @@ def check_visible(paths: Mapping[str, str]) -> None:
 
 
 def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
-    """What a task on a node returns. Raises UserError where it fails."""
+    """Result of a task on a node. Raises UserError if it fails."""
     try:
         return ray.get(ref, timeout=VISIBLE_S)
     except RayError as error:

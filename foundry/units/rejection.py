@@ -53,12 +53,12 @@ class ImageError(Exception):
 
 
 def max_rejected_problems(share: float | None) -> list[str]:
-    """What is wrong with the setting max_rejected of a command; nothing for a share, or None for the default."""
+    """Faults of a command's setting max_rejected; none for a share, or None for the default."""
     return [] if share is None or 0 <= share <= 1 else [f"max_rejected must be between 0 and 1, found {share}"]
 
 
 def retry_problems(asked: Collection[str] | None, *, reasons: Collection[str]) -> list[str]:
-    """What is wrong with the setting retry_rejected of a command that rejects for these reasons."""
+    """Faults of the setting retry_rejected of a command that rejects for these reasons."""
     unknown = ", ".join(sorted(set(asked or ()) - set(reasons)))
     return [f"retry_rejected: no image is rejected for {unknown}, the reasons are {', '.join(reasons)}"] if unknown else []
 

@@ -24,7 +24,7 @@ class Retry:
     """The newest retry of a run."""
 
     number: int
-    """From 1."""
+    """Number of the retry, from 1."""
     reasons: tuple[str, ...]
     """The reasons of the images that it tries, sorted; empty for all."""
     units: tuple[Unit, ...]

@@ -92,5 +92,5 @@ def render_chat(template: str, tokenizer: "PreTrainedTokenizerBase", *, name: st
 
 
 def _count_leading(holds: Sequence[bool]) -> int:
-    """How many of the first are true."""
+    """Number of leading true values."""
     return next((index for index, one in enumerate(holds) if not one), len(holds))

@@ -54,11 +54,11 @@ class LatentScale:
     shift_factor: float | tuple[float, ...] = 0.0
 
     def to_latents(self, samples: "torch.Tensor") -> "torch.Tensor":
-        """From the autoencoder's samples (B, C, h, w) to the network's latents."""
+        """Scales the autoencoder's samples (B, C, h, w) to the network's latents."""
         return (samples - _by_channel(self.shift_factor, samples)) * _by_channel(self.scaling_factor, samples)
 
     def from_latents(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """From the network's latents (B, C, h, w) to the autoencoder's samples."""
+        """Scales the network's latents (B, C, h, w) back to the autoencoder's samples."""
         return latents / _by_channel(self.scaling_factor, latents) + _by_channel(self.shift_factor, latents)
 
 
@@ -153,7 +153,8 @@ class VAE:
         return images
 
     def reconstruct(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """As `decode`, without its checks: NaN stays NaN, and a device is not waited for. For training, which checks losses."""
+        """Decodes without the checks of `decode`: NaN stays NaN, and a device is not waited for. For training, which checks
+        losses."""
         import torch
 
         # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.

@@ -186,7 +186,7 @@ def _patch_size(config: "PretrainedConfig") -> int:
 
 
 def _position_options(model: Any) -> dict[str, bool]:
-    """What makes a tower accept any size: DINO's accept it as they are."""
+    """Options that make a tower accept any size; DINO's need none."""
     name = "interpolate_pos_encoding"
     return {name: True} if name in inspect.signature(model.forward).parameters else {}
 

@@ -61,7 +61,7 @@ def read_any(path: str, config: DiTConfig) -> Adapter:
 
 
 def adapter_records(adapters: Sequence[ScaledAdapter]) -> list[dict[str, object]]:
-    """What was added to a network, as images record it."""
+    """Adapters that were added to a network, as images record them."""
     return [
         {
             "lora": one.source,

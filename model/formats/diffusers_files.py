@@ -300,7 +300,7 @@ def _pipeline_config(folder: Path, config: DiTConfig, assumed_objective: str) ->
 
 
 def _cleaning(index: Path) -> Cleaning:
-    """As a folder of ours records it; else thorough, the default of diffusers' pipelines and what PixArt's authors do."""
+    """Cleaning recorded by our own folders; otherwise thorough, the default of diffusers' pipelines and of PixArt's authors."""
     found: Cleaning = _read_json(index).get(_CLEANING, "thorough") if index.is_file() else "thorough"
     if found not in get_args(Cleaning):
         raise UserError(f"{index}: {_CLEANING}: expected one of {', '.join(get_args(Cleaning))}, found {found!r}")

@@ -33,7 +33,7 @@ class TokenRoute:
         return cls(kept.sort(1).values, blocks)
 
     def take(self, values: Tensor) -> Tensor:
-        """Those of the kept tokens: (B, N, C) to (B, K, C)."""
+        """Selects the kept tokens: (B, N, C) to (B, K, C)."""
         return values.gather(1, self._index(values))
 
     def put_back(self, values: Tensor, kept: Tensor) -> Tensor:

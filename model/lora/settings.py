@@ -35,7 +35,7 @@ class LoraChoice:
 
     @classmethod
     def parse(cls, text: str) -> "LoraChoice":
-        """From PATH or PATH:SCALE. Raises ValueError for a scale that is not a number, and for an empty path."""
+        """Parses PATH or PATH:SCALE. Raises ValueError for a scale that is not a number, and for an empty path."""
         path, colon, scale = text.rpartition(":")
         if not colon or "/" in scale:
             path, scale = text, "1"

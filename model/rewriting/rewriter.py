@@ -44,7 +44,7 @@ class RewriterRecord:
     ignored_words: tuple[str, ...] = ()
     """Words of prompts that may be left out; see stated.py."""
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What may take the place of a prompt's word."""
+    """Words that may replace a prompt's word."""
     licence: str = ""
     """Licence of the weights and terms of their training data."""
 

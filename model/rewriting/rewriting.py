@@ -32,9 +32,9 @@ class RewrittenPrompt:
 
     prompt: str
     text: str
-    """As the rewriter wrote it."""
+    """Text as the rewriter wrote it."""
     problem: str = ""
-    """Why the text is not used; empty where it is."""
+    """Reason why the text is not used; empty if it is."""
 
     @property
     def drawn(self) -> str:
@@ -53,7 +53,7 @@ class Rewriting:
     prompts: dict[str, RewrittenPrompt]
 
     def drawn(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """What images of these prompts are drawn of, in order."""
+        """Texts that are drawn for these prompts, in order."""
         return tuple(self.prompts[prompt].drawn for prompt in prompts)
 
     def summary(self) -> str:

@@ -34,7 +34,7 @@ class Synonyms(Protocol):
 
     @property
     def synonyms(self) -> Mapping[str, Sequence[str]]:
-        """What may take the place of a word."""
+        """Words that may replace a word."""
         ...
 
 

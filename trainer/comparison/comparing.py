@@ -31,7 +31,7 @@ from trainer.monitoring.run_folder import RunFolder
 from trainer.training.networks import can_compile
 
 _ROUNDS = 2
-"""How often each arm is timed, in turn with the others."""
+"""Number of times that each arm is timed, in turn with the others."""
 
 
 def compare(config: CompareConfig) -> Compared:
@@ -113,7 +113,7 @@ def _train_all(config: CompareConfig, compared: Compared) -> Compared:
 
 
 def _with(compared: Compared, config: CompareConfig, plan: ArmPlan, training: Training) -> Compared:
-    """With the results of a training that is over."""
+    """The comparison with the results of a finished training."""
     if training.diverged:
         return replace(compared, diverged={**compared.diverged, (training.arm, training.seed): training.diverged})
     return replace(

@@ -159,7 +159,7 @@ def claim_folder(config: CompareConfig, plans: Sequence[ArmPlan]) -> None:
 
 
 def _identity(config: CompareConfig, base: Arm) -> dict[str, Any]:
-    """What all arms of a folder have in common, in plain JSON: the settings that are not as by default, and the features."""
+    """Settings that all arms of a folder share, in plain JSON: the settings that are not as by default, and the features."""
     (rung,) = base.config.ladder
     store = open_features(base.config, rung)
     settings = dict(differences(CompareConfig(arms=config.arms, num_images=1), config))
@@ -173,7 +173,7 @@ def _content(store: FeatureStore) -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Values as JSON returns them."""
     found: dict[str, Any] = json.loads(json.dumps(dict(values)))
     return found
 

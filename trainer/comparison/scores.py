@@ -36,7 +36,7 @@ class PromptScore:
 
     @property
     def name(self) -> str:
-        """What was scored, by which evaluator."""
+        """Name of the metric and the evaluator."""
         return f"{self.category}: {self.metric} by {self.judge}"
 
 

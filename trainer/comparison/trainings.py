@@ -57,7 +57,7 @@ class Training:
 
     @property
     def diverged(self) -> str:
-        """Why it could not be trained to its end; empty where it was, or where that is not known yet."""
+        """Reason why it could not be trained to its end; empty if it was, or if that is not known yet."""
         path = self.folder / _DIVERGED
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 

@@ -48,7 +48,7 @@ class DataConfig:
         return [source for source in (self.skip, self.weights, self.dataset) if source and not is_query(source)]
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("caption_weights", "0 or more", all(weight >= 0 for weight in self.caption_weights.values())),
             ("caption_dropout", "from 0 to below 1", 0 <= self.caption_dropout < 1),

@@ -58,7 +58,7 @@ class LoraConfig:
         return {} if injection is None else {"lora": asdict(injection) | {"targets": list(injection.targets)}}
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("rank", "0 or more", self.rank >= 0),
             ("alpha", "above 0", self.alpha is None or self.alpha > 0),

@@ -98,7 +98,7 @@ class ObjectiveConfig:
         return self.settings if shift is None else self.settings | {"shift": shift}
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("shifts", "empty for the objective diffusion", self.name != DIFFUSION or not self.shifts),
             ("shifts", "above 0", all(shift > 0 for shift in self.shifts.values())),

@@ -39,7 +39,7 @@ class OptimConfig:
     """Newton-Schulz iterations that make Muon's update orthogonal. Source: Jordan et al. 2024."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
             ("newton_schulz_steps", "1 to 20", 1 <= self.newton_schulz_steps <= 20),
@@ -63,7 +63,7 @@ class EmaConfig:
     too (EDM)."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("half_life_images", "1 or more", self.half_life_images >= 1),
             ("rampup_ratio", "above 0", self.rampup_ratio > 0),

@@ -60,7 +60,7 @@ class RoutingConfig:
         return round(self.stop_share * ladder[index].num_steps) * ladder[index].batch_size
 
     def off_reason(self, ladder: tuple[Rung, ...], index: int, *, num_tokens: int) -> str:
-        """Why a resolution step is trained without routing, though that is on; empty where it is trained with it."""
+        """Reason why a resolution step is trained without routing although it is on; empty if it is routed."""
         if num_tokens < self.min_tokens:
             return f"{num_tokens} tokens an image, where it does not pay: routing.min_tokens is {self.min_tokens}"
         is_last = len(ladder) > 1 and index == len(ladder) - 1
@@ -75,7 +75,7 @@ class RoutingConfig:
         return f"{self.kind} at {num_tokens} tokens an image does not pay" if self.is_on and num_tokens < PAYS_FROM else ""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("share", "above 0 and below 1", 0 < self.share < 1),
             ("blocks_before", "0 or more", self.blocks_before >= 0),

@@ -20,7 +20,7 @@ class CheckpointConfig:
     """Keep permanently the first checkpoint at or after each multiple of this many images; 0: none."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("every_images", "1 or more", self.every_images >= 1),
             ("keep_last", "1 or more", self.keep_last >= 1),
@@ -58,7 +58,7 @@ class WatchConfig:
     """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("every_steps", "1 or more", self.every_steps >= 1),
             ("timestep_bands", "1 or more", self.timestep_bands >= 1),
@@ -89,7 +89,7 @@ class DistributedConfig:
     """Timeout of a worker that waits for another one, in seconds."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("max_failures", "0 or more", self.max_failures >= 0),
             ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),

@@ -54,7 +54,7 @@ class RepaConfig:
         return (width, hidden, hidden, teacher_width)
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
@@ -95,7 +95,7 @@ class Sra2Config:
         return (*[width] * 5, patch_values)
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
@@ -133,7 +133,7 @@ class LayerSyncConfig:
         return self.target or max(self.chosen_block(depth) + 1, round(depth * 16 / 28))
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
@@ -170,7 +170,7 @@ class DispersiveConfig:
         return self.block or max(1, round(depth / 4))
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("temperature", "above 0", self.temperature > 0),

@@ -27,7 +27,7 @@ def count_passes(rungs: Sequence[tuple[int, float]]) -> float:
 
 
 def passes_text(passes: float) -> str:
-    """As in "each image is seen 12.5 times"; to three digits."""
+    """Number of passes to three digits, as in "each image is seen 12.5 times"."""
     return f"{passes:.3g}" if passes < 100 else f"{passes:,.0f}"
 
 

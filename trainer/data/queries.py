@@ -48,7 +48,7 @@ def write_answer(sql: str, *, purpose: Purpose, dataset: str, training: Path) ->
 
 
 def answer(sql: str, *, purpose: Purpose, dataset: str, training: Path) -> pa.Table:
-    """What a start of the training would read: the answer in its folder, else that of the data set. Writes nothing.
+    """The answer that a start of the training would read: the one in its folder, else that of the data set. Writes nothing.
 
     Raises UserError where the data set does not answer.
     """
@@ -67,7 +67,7 @@ def _is_answer(path: Path, asked: Mapping[bytes, bytes]) -> bool:
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:
-    """What an answer was asked by; empty where it cannot be read."""
+    """Query of a stored answer; empty if it cannot be read."""
     try:
         return pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):

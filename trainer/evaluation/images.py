@@ -155,7 +155,7 @@ def open_images(
 
 
 def drawn_prompts(drawn: Sequence[DrawnImage], rewriting: Rewriting | None, *, of_folder: bool) -> DrawnPrompts:
-    """Which prompts the images were drawn of; of a folder of images, as far as their files say it."""
+    """Prompts of which the images were drawn; for a folder of images, as far as their files say."""
     if rewriting is not None:
         used = {one.prompt: one.drawn for one in rewriting.prompts.values() if not one.problem}
         return DrawnPrompts(statement=f"prompts: {rewriting.summary()}", rewritten=used)

@@ -95,7 +95,7 @@ class ShardCommit(Commit):
     """Record of a shard that is drawn."""
 
     not_finite: str = ""
-    """What was said of its images that are NaN or infinite; empty: there are none."""
+    """Message about its images that are NaN or infinite; empty: there are none."""
 
 
 @dataclass(frozen=True)

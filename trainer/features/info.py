@@ -28,7 +28,7 @@ _DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first store
 LatentDtype = Literal["bfloat16", "float16"]
 """Number format of stored latents: two bytes either way, but float16 rounds latents of unit variance eight times less."""
 LatentScaling = Literal["vae", "measured"]
-"""Where the scale of latents comes from: the VAE's config, or mean and deviation of each channel of the stored latents."""
+"""Origin of the scale of latents: the VAE's config, or mean and deviation of each channel of the stored latents."""
 _ADDED_LATER = ("latent_variance", "caption_template", "caption_hidden_state")
 """Fields that a fingerprint covers where they differ from their defaults: stores of before keep their fingerprints."""
 Storage = Literal["none", "bfloat16", "int8"]
@@ -66,7 +66,7 @@ class FeaturesInfo:
     latent_variance: bool = True
     """Whether the log-variance of the latents is stored next to their mean; false for a deterministic VAE."""
     latent_scale: LatentScaling = "vae"
-    """Where the scale of the latents comes from."""
+    """Origin of the scale of the latents."""
     latent_scaling: tuple[float, ...] = ()
     """Scaling factor of each channel, measured once all units were made; empty: not measured."""
     latent_shift: tuple[float, ...] = ()
@@ -98,7 +98,7 @@ class FeaturesInfo:
 
     @property
     def own_scale(self) -> LatentScale:
-        """From the VAE's samples to the network's latents, by the VAE's config."""
+        """Scale from the VAE's samples to the network's latents, by the VAE's config."""
         return LatentScale(self.scaling_factor, self.shift_factor)
 
     @property

@@ -48,7 +48,7 @@ class FeaturePlan:
 
     @property
     def num_samples(self) -> int:
-        """In all units."""
+        """Number of samples in all units."""
         return sum(unit.num_images for unit in self.units)
 
 
@@ -160,7 +160,7 @@ def _insert(database: Any, table: str, select: str, batch: "pa.Table", *, create
 
 
 def _buckets(table: "pa.Table", settings: PlanSettings, source: FeatureSource) -> "pa.Array":
-    """For each sample, its bucket at each resolution, as indices of the tables."""
+    """Bucket of each sample at each resolution, as indices of the tables."""
     import pyarrow as pa
 
     indices: list[npt.NDArray[np.int32]] = []

@@ -42,7 +42,7 @@ class FeatureTasks:
     replica_bytes: float
     """Bytes of a node's memory that a replica takes, roughly; 0 where nothing is left to do."""
     findings: tuple[str, ...] = ()
-    """What was left out of the source, and what else a user should know about it, one line each."""
+    """Findings about the source: what was left out, and what else a user should know, one line each."""
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:

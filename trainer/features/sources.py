@@ -63,7 +63,7 @@ class FeatureSource(Protocol):
         """Its samples as tables of SAMPLE. Raises UserError where it cannot be read."""
 
     def findings(self) -> Iterator[str]:
-        """What was left out of the source and what a user should know of it, a line each; complete after `tables`."""
+        """Findings about the source: what was left out and what a user should know, one line each; complete after `tables`."""
 
 
 def open_source(url: str, *, ignore: Sequence[str] = MASKS) -> FeatureSource:
@@ -168,7 +168,7 @@ class LabelledImages:
     """The sources that were found there."""
     licence: str = ""
     searched: PassedOver = field(default_factory=PassedOver)
-    """What the search left out."""
+    """Files that the search left out."""
     _indexed: dict[str, PassedOver] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -190,7 +190,7 @@ class LabelledImages:
                     yield _to_samples(rows)
 
     def findings(self) -> Iterator[str]:
-        """What the search and the index left out or took in a way that may be meant otherwise."""
+        """Findings: what the search and the index left out, or interpreted in a way that may not be meant."""
         total = PassedOver()
         for passed_over in (self.searched, *self._indexed.values()):
             total.add(passed_over)

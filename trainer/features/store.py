@@ -176,7 +176,7 @@ class FeatureStore:
 
     @property
     def scale(self) -> LatentScale:
-        """From the VAE's samples to the network's latents, as the features say."""
+        """Scale from the VAE's samples to the network's latents, as the features say."""
         return self.info.scale
 
     def scaled(self, scale: LatentScale | None) -> "FeatureStore":
@@ -189,7 +189,7 @@ class FeatureStore:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that have a sample, in alphabetical order."""
+        """Splits that have a sample, in alphabetical order."""
         return tuple(sorted({self._planned[unit].split for unit in self._commits if self._num_rows(unit)}))
 
     @property
@@ -360,7 +360,7 @@ def _unit_weights(
 
 
 def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:
-    """What a teacher sees in all units. Raises UserError where it has not seen some, or saw the latents of other features."""
+    """The teacher's features of all units. Raises UserError if some are missing, or saw the latents of other features."""
     found = read_teacher_info(url)
     command = f"{info.command} --teacher.name NAME"
     if found is None:

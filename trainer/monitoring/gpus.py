@@ -51,7 +51,7 @@ GPUS: dict[str, Gpu] = {
     "b200": Gpu(device_name="B200", peak_flops=2250e12, memory_bytes=180 * 10**9, price=5.98),
     "mi300x": Gpu(device_name="MI300X", peak_flops=1307e12, memory_bytes=192 * 10**9),
 }
-"""By the name that `--gpu` takes."""
+"""GPUs by the name that `--gpu` takes."""
 
 
 def gpu_of_device(device_name: str) -> Gpu | None:

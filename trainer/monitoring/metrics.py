@@ -76,7 +76,7 @@ class _Interval:
             self.ready.record()
 
     def values(self) -> "_Values":
-        """What was fetched; waits for the copy."""
+        """The fetched values; waits for the copy."""
         assert self.fetched is not None
         if self.ready is not None:
             self.ready.synchronize()

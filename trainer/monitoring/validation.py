@@ -55,7 +55,8 @@ class ValidationSet:
     def of(
         cls, store: FeatureStore, collator: Collator, *, num_images: int, weights: dict[str, float], workers: Workers
     ) -> "ValidationSet":
-        """At most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the split."""
+        """Chooses at most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the
+        split."""
         units = store.samples(VALIDATION)
         total = sum(rows for samples in units.values() for _, rows in samples)
         batches, index = [], 0
@@ -131,8 +132,8 @@ def open_validation(
     weights: dict[str, float] | None = None,
     lora: Sequence[LoraChoice] = (),
 ) -> CheckpointValidation:
-    """At most `num_images` of the features' validation split; `weights` choose their captions, by name; `lora` is added to
-    the network.
+    """Opens at most `num_images` of the features' validation split; `weights` choose their captions, by name; `lora` is added
+    to the network.
 
     Raises UserError for features that do not fit the checkpoint.
     """

@@ -128,7 +128,7 @@ class ReadingPlan:
     bf16: float
     int8: float
     online: float
-    """With texts alone."""
+    """Bytes if only texts are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +147,11 @@ class RungPlan:
     """FLOPs of the optimiser per step, over all GPUs: Muon's matrix products."""
     gpu_days: float
     cost: float | None
-    """In dollars; none where no price is known."""
+    """Cost in dollars; none if no price is known."""
     patches: int
     """Patches of an image."""
     techniques: tuple["TechniqueCost", ...] = ()
-    """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
+    """Costs that enabled techniques add; they are in gpu_days and memory, not in flops_per_image."""
     lora_values: int = 0
     """Values of the LoRA that is trained in place of the weights; 0: all weights are trained."""
     memory: tuple[MemoryPlan, ...]
@@ -164,7 +164,7 @@ class RungPlan:
     routing_warning: str = ""
     """A warning where routing does not pay; empty: it does, or is off."""
     unrouted: str = ""
-    """Why this resolution is trained without routing, though that is on."""
+    """Reason why this resolution is trained without routing although it is on."""
 
     @property
     def passes(self) -> float:

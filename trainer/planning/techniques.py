@@ -27,12 +27,12 @@ _HALF_BYTES = 2
 _STATES = 4
 """Weights, gradients and two moments of a parameter that is trained; it has no average."""
 _SAVED_STATES = 3
-"""Of these, what a checkpoint holds."""
+"""Number of these that a checkpoint holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TechniqueCost:
-    """What a technique adds to a resolution step."""
+    """Cost that a technique adds to a resolution step."""
 
     name: str
     share: float = 1.0
@@ -154,7 +154,8 @@ def _projector_parameters(widths: Sequence[int]) -> int:
 
 
 def _projector_bytes(widths: Sequence[int], network: DiTConfig) -> float:
-    """What the layers and SiLU keep, and the last layer's output, its target and what the loss makes of them; in float32."""
+    """Bytes that the layers and SiLU keep, plus the last layer's output, its target and what the loss makes of them; in
+    float32."""
     return _FLOAT_BYTES * _tokens(network) * (widths[0] + 2 * sum(widths[1:-1]) + 5 * widths[-1])
 
 

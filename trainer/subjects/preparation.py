@@ -37,7 +37,7 @@ FEW, MANY = 5, 50
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is there for a training."""
+    """Files that are prepared for a training."""
 
     num_images: int
     """Images of the subject."""

@@ -21,7 +21,7 @@ TASKS: Mapping[str, int] = {
     "position": 100,
     "color_attr": 100,
 }
-"""With the number of their prompts."""
+"""Tasks with the number of their prompts."""
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 POSITIONS = ("left of", "right of", "above", "below")
 FILE = "evaluation_metadata.jsonl"

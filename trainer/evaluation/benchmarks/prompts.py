@@ -23,7 +23,7 @@ OWN = {
     "people": ("an old man mending a fishing net in a harbour", "a girl in a yellow raincoat jumping over a puddle"),
     "places": ("a narrow street with washing hung between the houses", "a lighthouse on a cliff under heavy clouds"),
 }
-"""For a first try."""
+"""Our own prompts, for a first try."""
 _PIXART = Published(
     category=ALL,
     metric=FID,

@@ -17,7 +17,7 @@ NUM_PROMPTS = 300
 """Prompts of each category that the published figures are for."""
 BLIP, DETECTOR, CLIP = "blip-vqa", "detector", "clip"
 PARTS = "parts"
-"""In the data of a prompt of `complex`: the judges whose mean is its score."""
+"""Key, in the data of a prompt of `complex`, of the judges whose mean is its score."""
 
 _DATASET = Path("examples") / "dataset"
 _OURS: Mapping[str, Sequence[str]] = {
@@ -113,5 +113,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _key(line: str) -> str:
-    """By what a prompt is found in another list: up to the first full stop, in lower case."""
+    """Key by which a prompt is found in another list: up to the first full stop, in lower case."""
     return line.split(".", maxsplit=1)[0].lower()

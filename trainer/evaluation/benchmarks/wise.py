@@ -1,6 +1,6 @@
 """WISE, the edition of the paper (`wise`): does an image show what its prompt only hints at? Judged by GPT-4o or another.
 
-Three grades from 0 to 2 make an image's WiScore, (.7 consistency + .2 realism + .1 aesthetic quality) / 2; the overall score
+Three grades from 0 to 2 make an image's WiScore, (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2; the overall score
 weighs the categories by their share of the 1,000 prompts.
 
 Source: Niu et al. 2025 (arXiv 2503.07265); its repository, WISE_legacy.

@@ -171,7 +171,7 @@ def _instructions(edition: Edition, path: str | None) -> Instructions:
 
 
 def _differences(edition: Edition, config: EvaluateConfig, *, model: str, num_prompts: int) -> tuple[str, ...]:
-    """Why figures are not those that the leaderboard would show."""
+    """Reasons why figures are not those that the leaderboard would show."""
     whole, found = edition.files.last_ids[CATEGORIES[-1]], []
     if config.wise.folder is None:
         found.append("our own prompts")

@@ -66,7 +66,7 @@ class KeptAnswers:
 
 
 def models_that_answered(path: Path) -> list[str]:
-    """Those that endpoints named in the verdicts of a file, in order; none where there is no file."""
+    """Models that endpoints named in the verdicts of a file, in order; none without a file."""
     return list(dict.fromkeys(row["answered_by"] for row in _verdict_rows(path) if row.get("answered_by")))
 
 

@@ -150,7 +150,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def find_weights(path: str | None) -> InceptionWeights:
-    """Those of a file, or the published ones. Raises UserError for a file that is not there."""
+    """Weights from a file, or the published ones. Raises UserError if the file does not exist."""
     if path is None:
         return InceptionWeights(path=None, name="the published network", is_published=True, fingerprint=_PUBLISHED)
     file = Path(path).expanduser()

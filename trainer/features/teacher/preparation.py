@@ -33,7 +33,7 @@ class TeacherTasks:
 def prepare_teacher(
     config: PrecomputeConfig, *, describe: Callable[[TeacherEncoders], TeacherFacts]
 ) -> Mapping[int, TeacherTasks]:
-    """What the teacher has to see, by resolution. `describe` loads the tower and the VAE.
+    """Units that the teacher has to encode, by resolution. `describe` loads the tower and the VAE.
 
     Raises UserError for a store with another teacher's features, for another VAE, and for cells that do not fit the latents.
     """

@@ -83,7 +83,7 @@ class TeacherStore:
 
     @property
     def units(self) -> frozenset[int]:
-        """Those that are made."""
+        """Units that are finished."""
         return frozenset(self._paths)
 
     def read(self, rows: Sequence[tuple[int, int]], keys: Sequence[str], *, pin: bool = False) -> Tensor:
