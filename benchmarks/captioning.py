@@ -80,7 +80,7 @@ def run_dtype(run: Path) -> str:
 
 
 def run_speed(output: str) -> Timing:
-    """What captioner.run printed of its speed."""
+    """Speed that captioner.run printed."""
     summary = _SUMMARY.search(output)
     assert summary is not None, output
     return Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3]))

@@ -28,7 +28,7 @@ class PerBlockDiT(DiT):
 
 
 class SixTimes(nn.Module):
-    """In place of the shared MLP: passes the condition on to the blocks, in the shape of a modulation."""
+    """Replacement of the shared MLP that passes the condition on to the blocks, in the shape of a modulation."""
 
     def forward(self, condition: Tensor) -> Tensor:
         """(B, D) to (B, 6 D)."""

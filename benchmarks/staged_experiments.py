@@ -39,7 +39,7 @@ _COSTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an experiment."""
+    """Result of an experiment."""
 
     markdown: str
     figures: Mapping[str, float]
@@ -58,7 +58,8 @@ def captions(config: StagedTrainingConfig) -> Outcome:
 
 
 def initialisation(config: StagedTrainingConfig) -> Outcome:
-    """From the pixel stage by re-parameterisation or with a copy of the matching weights, and from scratch in three lengths.
+    """Alignment from the pixel stage by re-parameterisation or with a copy of the matching weights, and from scratch in three
+    lengths.
 
     Within the training, losses are compared at equal numbers of images only: the longer trainings have none there.
     """

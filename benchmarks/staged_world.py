@@ -15,7 +15,7 @@ SPLITS = ("--splits", json.dumps({"validation": _VALIDATION_SHARE, "train": 1 - 
 
 
 class WorldConfig(Protocol):
-    """What decides the scenes, and where all is."""
+    """Settings of the scenes, and paths."""
 
     @property
     def folder(self) -> Path:
@@ -58,6 +58,6 @@ def _precompute(folder: Path, stage: str, dataset: str, *more: str) -> None:
 
 
 def features_folder(config: WorldConfig, stage: str | None = None) -> Path:
-    """Of all stages, or of one."""
+    """Folder of all stages' features, or of one stage's."""
     folder = config.folder / "world" / "features"
     return folder if stage is None else folder / stage / str(RESOLUTION_PX)

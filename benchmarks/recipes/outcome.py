@@ -61,7 +61,7 @@ def compute_to_reach(points: Sequence[tuple[float, float]], target: float, *, fa
 def ratios(
     paper: Sequence[Measured], cheap: Sequence[Sequence[Measured]], *, falling: Sequence[str]
 ) -> dict[str, float | None]:
-    """By measure, the share of the paper's compute at which the mean curve of the cheap recipe reaches the paper's mean.
+    """Share of the paper's compute, by measure, at which the mean curve of the cheap recipe reaches the paper's mean.
 
     `paper`: a training for each seed; `cheap`: its points, the shortest first, for each seed; less of `falling` measures is
     better.
@@ -86,7 +86,7 @@ def worst(found: Mapping[str, float | None]) -> float | None:
 
 
 def _values(trained: Sequence[Measured], start: str) -> list[float]:
-    """Of all measures whose names begin so."""
+    """Values of all measures whose names begin with this."""
     return [value for one in trained for measure, value in one.measures.items() if measure.startswith(start)]
 
 

@@ -59,7 +59,7 @@ def write_compact(scenes: Path, out: Path) -> None:
 
 
 def compact_caption(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from scene to scene."""
+    """The parts of a caption that differ from scene to scene."""
     parts = whole["compositional_deconstruction"]
     return {
         "background": parts["background"],

@@ -57,7 +57,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 
 def sprite_reader(kinds: Sequence[str] = KIND_NAMES) -> Callable[[Sequence[Pixels]], list[Reading]]:
-    """What the sprite judge makes of images (64, 64, 3), knowing these kinds."""
+    """Reader of images (64, 64, 3) that matches the drawings of these kinds."""
     bank = sprite_bank(kinds)
     return lambda images: [scene.reading() for scene in find_scenes(np.stack(images), bank)]
 
@@ -75,9 +75,9 @@ class WorldJudge:
     """Holds what a reader makes of images against what their prompts say."""
 
     read: Callable[[Sequence[Pixels]], Sequence[Reading]]
-    """Of images (64, 64, 3)."""
+    """Reads images (64, 64, 3)."""
     asked: Mapping[str, Truth]
-    """What each prompt says."""
+    """Content of each prompt."""
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[Prompt]) -> list[Verdict]:
         """Images of any size are scaled to that of the small world."""

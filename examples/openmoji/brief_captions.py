@@ -89,7 +89,7 @@ def _says(text: LabelledText, label: str) -> bool:
 
 
 def _object(thing: TrueObject) -> SceneObject:
-    """Without pixels, which no text tells."""
+    """An object without its pixels, which no text states."""
     return SceneObject(kind=thing.kind, size=thing.size, place=thing.place, x_px=0, y_px=0, width_px=0, height_px=0, size_px=0)
 
 

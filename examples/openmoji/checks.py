@@ -14,7 +14,7 @@ CHECKS = ("object", "size", "place", "color", "pattern", "background", "relation
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a judge makes of one image."""
+    """A judge's reading of one image."""
 
     read: ReadCaption
     seen: str

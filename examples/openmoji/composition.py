@@ -154,7 +154,7 @@ def place_object(rng: random.Random, kind: str, place: str, *, alone: bool) -> S
 
 
 def _start(rng: random.Random, cell: int, length_px: int, *, alone: bool) -> int:
-    """Where the object starts along one axis; objects that have company stay in their half of the image."""
+    """Start of the object along one axis; objects that have company stay in their half of the image."""
     start = _CENTERS_PX[cell] - length_px // 2 + rng.randint(-_JITTER_PX, _JITTER_PX)
     low = _HALF_PX if cell == 2 and not alone else 0
     high = _HALF_PX if cell == 0 and not alone else IMAGE_SIZE_PX

@@ -9,14 +9,14 @@ from model.formats.checkpoint import MINI
 
 RECIPE = "examples/openmoji/demo_recipe.yaml"
 STYLE = "class_label IS NOT NULL AND hash(key) % 6 < CASE WHEN contains(caption, 'small') THEN 1 ELSE 3 END"
-"""What the aesthetic stage reads, a style that one can see in images: half of the scenes whose object is large, by what the
+"""Data of the aesthetic stage, a style that one can see in images: half of the scenes whose object is large, by what the
 caption says, and a sixth of the others."""
 STAGES = ("pixel", "alignment", "aesthetic")
 NUM_KINDS = 16
 RESOLUTION = 64
 SEED = 1
 GUIDANCE = 2.5
-"""Of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
+"""Guidance of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
 _SAMPLING = ("--sampling.guidance_scale", str(GUIDANCE))
 _LICENCE = (
     "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, under their own terms"

@@ -42,7 +42,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As a user would type it."""
+        """Command as a user would type it."""
         return f"python -m {shlex.join((self.module, *self.arguments))}"
 
 
@@ -97,7 +97,7 @@ def read_times(folder: Path) -> list[StepTime]:
 
 
 def duration(seconds: float) -> str:
-    """As a person would say it: 8 s, 2 min 05 s."""
+    """Duration for people: 8 s, 2 min 05 s."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
@@ -183,6 +183,6 @@ def _add_row(log: Path, row: dict[str, Any]) -> None:
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
-    """Without a last line that was cut off."""
+    """Rows without a last line that was cut off."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

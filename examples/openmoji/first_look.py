@@ -40,7 +40,7 @@ class FirstSteps:
 
     @property
     def in_order(self) -> Sequence[Step]:
-        """As they are printed."""
+        """Steps in the order in which they are printed."""
         return (self.scenes, self.captions, self.question, self.drawings)
 
 

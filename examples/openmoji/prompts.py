@@ -18,9 +18,9 @@ from foundry.errors import UserError
 
 Style = Literal["person", "dense"]
 _PHRASINGS = 50
-"""How many texts of a scene are looked at for one that says what the category asks for."""
+"""Number of texts of a scene that are searched for one that states what the category needs."""
 _SCENES_PER_PROMPT = 1000
-"""How many scenes are looked at for each prompt before the world is found too small."""
+"""Number of scenes searched for each prompt before the world counts as too small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class WorldPrompt:
     scene: Scene
     """A scene that fulfils it."""
     asked: Truth
-    """What it says; "" for what it leaves open."""
+    """Content of the prompt; "" for what it leaves open."""
 
     @property
     def held_out(self) -> bool:
@@ -139,7 +139,7 @@ def _text_of(scene: Scene, category: Category) -> LabelledText | None:
 
 
 def _asked(text: LabelledText, category: Category, relation: Relation | None) -> Truth:
-    """What a text says."""
+    """Content of a text."""
     named = [labels for _, _, labels in text.spans if "kind" in labels]
     objects: list[TrueObject] = []
     for labels in named:

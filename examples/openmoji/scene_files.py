@@ -35,7 +35,7 @@ _PER_SHARD = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSet:
-    """What is to be written; two sets that differ in `format` alone hold the same images and texts."""
+    """Scenes to write; two sets that differ in `format` alone hold the same images and texts."""
 
     count: int
     seed: int

@@ -16,7 +16,7 @@ from foundry.command_line import run_command
 
 _WIDTH = 32
 _SPREAD = 0.2
-"""Of the weights: large, so that images and questions differ in their scores."""
+"""Spread of the weights: large, so that images and questions differ in their scores."""
 _LAYERS = {
     "hidden_size": _WIDTH,
     "intermediate_size": 2 * _WIDTH,

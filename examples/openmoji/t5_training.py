@@ -193,7 +193,8 @@ def text_batch(texts: list[LabelledText], tokenizer: "PreTrainedTokenizerBase", 
 
 
 def _text_answers(text: LabelledText) -> dict[str, list[int]]:
-    """What the whole text says, as far as it does. A place without an object is answered by the number after the kinds."""
+    """Answers about the whole text, as far as it states them. A place without an object is answered by the number after the
+    kinds."""
     answers = {}
     if text.places:
         answers["grid"] = [_KINDS.index(text.places[p]) if p in text.places else len(_KINDS) for p in _PLACES]

@@ -38,7 +38,7 @@ class TrueObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What a caption is held against."""
+    """Ground truth that a caption is compared with."""
 
     objects: tuple[TrueObject, ...]
     background_color: str
@@ -48,10 +48,10 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadCaption:
-    """What a caption says."""
+    """Content of a caption."""
 
     counts: dict[str, int]
-    """How many of each kind."""
+    """Number of each kind."""
     objects: tuple[TrueObject, ...]
     """The objects named one by one."""
     colors: frozenset[str]
@@ -62,7 +62,7 @@ class ReadCaption:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionFigures:
-    """How true captions are; all in 0..1."""
+    """Accuracy of captions; all in 0..1."""
 
     num_captions: int
     object_precision: float
@@ -190,7 +190,7 @@ def _mentions(sentence: str) -> list[_Mention]:
 
 
 def _number_and_size(words: list[str], at: int) -> tuple[int, str]:
-    """How many the words before a kind speak of, and their size."""
+    """Number and size stated by the words before a kind."""
     number = 2 if words[at] in _PLURAL else 1
     size = ""
     for word in reversed(words[max(0, at - _WORDS_BEFORE) : at]):
@@ -210,7 +210,7 @@ def _place_name(words: str) -> str:
 
 
 def _tally(read: ReadCaption, truth: Truth) -> dict[str, int]:
-    """What one caption adds to the sums."""
+    """Contribution of one caption to the sums."""
     there = Counter(thing.kind for thing in truth.objects)
     found = {kind: min(number, read.counts.get(kind, 0)) for kind, number in there.items()}
     return {
