@@ -295,7 +295,7 @@ def test_the_page_shows_captions_side_by_side_and_fetches_nothing(
         ({"runs": ["a", "nothing"]}, "nothing is not a captioning run: it has no run.json"),
         ({"runs": ["a"], "out": "no/folder/x.html"}, "x.html cannot be written because its folder does not exist"),
         ({"runs": ["a"], "checkpoint": "mini"}, "--checkpoint needs --out"),
-        ({"runs": ["a"], "tabr.generate": '{"seed": 3}'}, "tabr.generate must be without seed"),
+        ({"runs": ["a"], "tabr.generate": '{"seed": 3}'}, "tabr.generate must not hold seed"),
         ({"runs": ["a"], "tabr.num_images": "0"}, "tabr.num_images must be at least 1"),
     ],
 )  # fmt: skip

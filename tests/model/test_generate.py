@@ -230,7 +230,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--out", "x.png"], "expected either --prompt or --prompts_file"),
         (["--prompt", "a", "--prompts_file", "b.txt", "--out", "x"], "found both"),
-        (["--prompts_file", "EMPTY.txt", "--out", "x"], "EMPTY.txt is empty: expected at least one prompt"),
+        (["--prompts_file", "EMPTY.txt", "--out", "x"], "EMPTY.txt is empty: expected a prompt at least"),
         (["--prompts_file", "nowhere.txt", "--out", "x"], "nowhere.txt cannot be read: No such file"),
         (["--prompt", "a", "--height", "30", "--out", "x.png"], "multiples of 4 px, found 30 x 32"),
         (["--prompt", "a", "--num_inference_steps", "0", "--out", "x.png"], "num_inference_steps must be 1 to 1000"),

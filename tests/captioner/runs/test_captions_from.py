@@ -163,7 +163,7 @@ def test_a_query_is_changed_while_nothing_is_committed(
         ),
         (["--only", "SELECT key FROM"], "(--only)"),
         (["--only", "SELECT caption FROM captions"], "the query must return a column key, it returns caption"),
-        (["--only", "SELECT 'nobody' AS key"], "the query names 1 keys that are no images"),
+        (["--only", "SELECT 'nobody' AS key"], "the query names 1 keys that are not images"),
     ],
 )
 def test_mistakes_are_one_line_before_work_begins(

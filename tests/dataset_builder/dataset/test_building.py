@@ -250,7 +250,7 @@ def test_the_recipe_of_the_demo_is_read_and_its_steps_are_taken(
 
 
 def test_other_mistakes(config: BuildConfig, run: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no captioning run"):
+    with pytest.raises(UserError, match="is not a captioning run"):
         build_dataset(replace(config, captions=(str(tmp_path / "nothing"),)))
     with pytest.raises(UserError, match="is given twice: name each run once"):
         build_dataset(replace(config, captions=(run, f"{run}/")))
