@@ -188,7 +188,7 @@ def test_cost_and_speed_come_from_the_commits_and_the_last_start(capsys: pytest.
     assert compare(capsys, [run], prompts=("dense", "short"))["runs"][0]["hardware"] == "server at http://there/v1"
 
 
-def test_counts_of_other_tokenizers_are_made_anew_for_the_sample(
+def test_counts_of_other_tokenizers_are_computed_again_for_the_sample(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, true_run: str
 ) -> None:
     other = import_run(tmp_path / "short", true_captions(20), t5=T5Config(tokenizer="mini", max_tokens=20))

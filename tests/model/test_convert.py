@@ -1,4 +1,4 @@
-"""Checkpoints of others in and out: nothing is lost, everything foreign is refused by name, diffusers opens what we write."""
+"""Checkpoints of others in and out: nothing is lost, everything unknown is refused by name, diffusers opens what we write."""
 
 import copy
 import json

@@ -124,7 +124,7 @@ def test_building_again_changes_nothing_and_another_recipe_is_refused(config: Bu
         build_dataset(replace(config, where="num_nouns > 2"))
 
 
-def test_an_interrupted_build_is_done_again_and_foreign_folders_are_left_alone(config: BuildConfig, run: str) -> None:
+def test_an_interrupted_build_is_done_again_and_other_folders_are_left_alone(config: BuildConfig, run: str) -> None:
     build_dataset(config)
     out = Folder(config.out)
     record = json.loads(out.read("dataset.json"))

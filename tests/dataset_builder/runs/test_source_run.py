@@ -97,7 +97,7 @@ def test_a_query_that_is_wrong_is_one_line_and_plans_nothing(source: Folder, onl
     assert not Folder(f"{source.url}/../new").names("plans")
 
 
-def test_what_is_no_run_or_is_gone_is_said(source: Folder, tmp_path: Path) -> None:
+def test_what_is_not_a_run_or_is_gone_is_said(source: Folder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a captioning run"):
         read_source_record(str(tmp_path))
     run, made = plan(source)

@@ -209,7 +209,7 @@ def test_errors_name_the_nearest(run: Database, sql: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{tmp_path} is not a captioning run: it has no run\.json"):
         open_run(str(tmp_path))
     (tmp_path / "run.json").write_text("{")

@@ -76,7 +76,7 @@ def test_mini_is_the_tower_that_captions_the_small_world() -> None:
     assert empty_vision_tower(VisionTowerConfig(name="mini")).width == tower.width
 
 
-def test_what_is_no_tower_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_is_not_a_tower_is_refused_in_one_line(tmp_path: Path) -> None:
     dino = tmp_path / "dino"
     _save(dino, Dinov2Model(Dinov2Config(**SIZES)))
     (dino / "preprocessor_config.json").unlink()

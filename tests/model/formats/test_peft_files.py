@@ -190,7 +190,7 @@ def test_an_adapter_that_peft_made_is_added_as_peft_does(
         assert [scalings.scaling(name) for name in scalings.layers] == pytest.approx([7 / 3] * len(scalings.layers))
 
 
-def test_what_is_no_adapter_of_this_network_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_is_not_an_adapter_of_this_network_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     network = load_checkpoint(checkpoint)[0]
     write_peft_folder(tmp_path / "peft", trained_adapter(network, KINDS[0]), network.config)
     good = load_file(tmp_path / "peft" / "adapter_model.safetensors")

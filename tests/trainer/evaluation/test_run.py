@@ -146,7 +146,7 @@ def test_the_page_shows_the_worst_first_and_fetches_nothing(gray_images: Path, t
     assert not re.findall(r"https?://|src=\"(?!data:)", text)
 
 
-def test_an_interrupted_drawing_goes_on(
+def test_an_interrupted_drawing_resumes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -188,7 +188,7 @@ def test_an_interrupted_judge_is_not_asked_twice(gray_images: Path, tmp_path: Pa
     assert toy_benchmark.asked == []
 
 
-def test_a_changed_image_is_judged_anew(gray_images: Path, tmp_path: Path) -> None:
+def test_a_changed_image_is_judged_again(gray_images: Path, tmp_path: Path) -> None:
     arguments = (f"--images={gray_images}", f"--out={tmp_path / 'out'}")
     _run(*arguments)
     toy_benchmark.asked.clear()

@@ -193,7 +193,7 @@ def test_weights_reach_the_store_by_key(features: Path, tmp_path: Path) -> None:
         (None, "cannot read .*w.parquet"),
     ],
 )
-def test_what_is_no_weights_is_said_in_a_line(tmp_path: Path, table: pa.Table | None, message: str) -> None:
+def test_what_is_not_weights_is_said_in_a_line(tmp_path: Path, table: pa.Table | None, message: str) -> None:
     path = tmp_path / "w.parquet"
     if table is None:
         path.write_text("key,weight\n")

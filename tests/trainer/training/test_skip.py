@@ -160,7 +160,7 @@ def test_lists_are_text_or_parquet(tmp_path: Path) -> None:
         (b"PAR1 cut off", "cannot read .*list"),
     ],
 )
-def test_what_is_no_list_is_said_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
+def test_what_is_not_a_list_is_said_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "list"
     if isinstance(content, bytes):
         path.write_bytes(content)

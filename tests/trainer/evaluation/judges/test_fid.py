@@ -214,7 +214,7 @@ def test_the_published_file_is_known_by_its_hash(weights: Path, monkeypatch: pyt
     assert found.read().keys() == load_file(weights).keys()
 
 
-def test_pixarts_fid_stands_beside_ours_and_says_why_not_to_compare(folders: tuple[Path, Path]) -> None:
+def test_pixarts_fid_is_next_to_ours_and_says_why_not_to_compare(folders: tuple[Path, Path]) -> None:
     settings = PromptsConfig(clip=None, fid=FidConfig(reference=str(folders[1])))
     benchmark = open_benchmark(EvaluateConfig(benchmark="prompts", images=str(folders[0]), out="", prompts=settings))
     (published,) = benchmark.published
