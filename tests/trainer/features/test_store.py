@@ -1,4 +1,5 @@
-"""A store says what it is; what is missing, of another kind or damaged is one clear error; a stored caption costs what it must."""
+"""A store says what it is; what is missing, of another kind or damaged is one clear error; a stored caption costs what it
+must."""
 
 import json
 from collections.abc import Sequence
