@@ -123,7 +123,7 @@ def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
         output=folder.scenes,
     )
     yield Step(
-        title="Caption them on Ray by the shipped llava-mini, and five real photographs",
+        title="Caption them on Ray with llava-mini, and five real photographs",
         module="captioner.run",
         arguments=(
             *("--images", str(folder.scenes), str(folder.photographs), "--out", str(folder.captions)),
@@ -132,13 +132,13 @@ def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
         output=folder.captions,
     )
     yield Step(
-        title="Concept density: alt text against dense captions (the paper's Table 1)",
+        title="Concept density: alt text compared with dense captions (the paper's Table 1)",
         module="dataset_builder.density",
         arguments=(str(folder.captions), "--column", "alt_text", "caption"),
     )
     for title, sql in [
-        ("Ask SQL: what the captions say that the alt text does not", NEW_NOUNS),
-        ("Ask SQL: what llava-mini, which has seen nothing but drawings, says of photographs", PHOTOGRAPHS),
+        ("Ask SQL: what do the captions say that the alt text does not?", NEW_NOUNS),
+        ("Ask SQL: what does llava-mini, which has only seen drawings, say about photographs?", PHOTOGRAPHS),
     ]:
         yield Step(title=title, module="dataset_builder.query", arguments=(str(folder.captions), sql))
 
@@ -186,7 +186,7 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     labels = ("--features", str(folder.features / pixel / str(RESOLUTION)))
     number = ("--prompts_per_category", str(config.prompts_per_category))
     yield Step(
-        title="Draw after the stage pixel: the classes of the prompts' objects, since it reads no words",
+        title="Draw after the stage pixel: the classes of the prompts' objects, since it does not read words",
         module="examples.openmoji.demo_pixel",
         arguments=("--checkpoint", str(folder.training / pixel), *labels, "--out", str(folder.classes), *number),
         output=folder.classes,
@@ -194,8 +194,8 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     yield _evaluation(config, folder, name=pixel, drawn=("--images", str(folder.classes)), title="Judge these")
     for stage in others:
         drawn = ("--checkpoint", str(folder.training / stage), *_SAMPLING)
-        yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and judge after the stage {stage}")
-    title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
+        yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and evaluate after the stage {stage}")
+    title = "Draw and evaluate with dit-mini, which was trained for hours on a larger world"
     yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI), title=title)
 
 

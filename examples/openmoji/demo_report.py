@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 _NUM_PICTURES = 5
 _OUTCOME = (
-    "The share of prompts that the network of the last stage fulfils, by two judges: llava-mini captions each image, the other "
-    "matches the drawings themselves. In small print, what they find of true scenes: a score can reach no more."
+    "How well the network of the last stage follows prompts, by two evaluators: llava-mini captions each image, the other "
+    "matches the drawings themselves. In small print: their scores of rendered scenes, which are the ceiling."
 )
-_CAPTIONS = "What came with each image (its alt text, above) and what llava-mini writes of it (below)."
+_CAPTIONS = "Above: the alt text that came with each image. Below: the caption that llava-mini writes."
 _PHOTOGRAPHS = (
-    "Real files go through the same steps. llava-mini has seen nothing but drawn scenes, so it finds nothing else in them; "
-    "captions of photographs come from a LLaVA that knows the world. The recipe leaves these out."
+    "Real files go through the same steps. llava-mini has only seen drawn scenes, so it finds nothing else in photographs; "
+    "to caption photographs, use a real model. The recipe leaves these images out."
 )
-_DENSITY = "The paper's Table 1: how much there is to learn in a text. A world of 16 kinds has few nouns to find."
+_DENSITY = "The paper's Table 1: how many concepts a text names. A world of 16 kinds has few nouns."
 _CHOICE = (
     "Every image is accounted for. The stages pixel and alignment read the first set. The stage aesthetic reads the second, "
-    "where large objects prevail: half of the scenes whose caption says large, and a sixth of the others."
+    "with mostly large objects: half of the scenes whose caption says large, and a sixth of the others."
 )
 _TRAINING = (
     "Pixel: a class-conditional network learns what images look like. Alignment: it is re-parameterised and learns to read "
@@ -34,13 +34,12 @@ _TRAINING = (
     "images whether it takes hold."
 )
 _GRID = (
-    "The pixel stage reads no words: it is given the class of the prompt's object, so that place, size and background are "
-    "its own. The stage aesthetic continued with mostly large objects: whether that style takes hold is seen best where a "
-    "prompt "
-    "leaves the size open. Held out: training shows that object nowhere at that place before that background. Under each "
-    "image: whether the judge found what the category asks for (point at a mark to read what it saw)."
+    "The pixel stage reads no words: it is given the class of the prompt's object, and chooses place, size and background "
+    "itself. The stage aesthetic continued with mostly large objects; the style shows best where a prompt leaves the size open. "
+    "Held out: training never shows that object at that place on that background. Under each image: whether the evaluator "
+    "found what the category asks for (point at a mark to read what it saw)."
 )
-_SCORES = "Means over all prompts that a metric applies to; the ceiling is what the same judge finds of true scenes."
+_SCORES = "Means over all prompts that a metric applies to; the ceiling is the same evaluator's score of rendered scenes."
 _TIME = "Each step is a command that you can run by itself; interrupted, it resumes."
 
 

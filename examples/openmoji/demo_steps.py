@@ -118,7 +118,7 @@ def _refuse_outputs(steps: Sequence[Step]) -> None:
     """Raises UserError where one of these steps, whose settings are new, has an output."""
     if there := [step for step in steps if step.output and step.output.exists()]:
         raise UserError(
-            f"{there[0].output} was not made with the settings that the step «{there[0].title}» has now: "
+            f"{there[0].output} was made with other settings than the step «{there[0].title}» has now: "
             f"give another --out, or remove {' '.join(str(step.output) for step in there)}"
         )
 
@@ -138,7 +138,9 @@ def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") 
     if ended.code == _INTERRUPTED:
         raise KeyboardInterrupt
     if ended.code:
-        raise UserError(f"the step «{step.title}» ended with exit code {ended.code}: mend what it says, then give this again")
+        raise UserError(
+            f"the step «{step.title}» ended with exit code {ended.code}: fix what its message says, then run this again"
+        )
     print(f"-- {ended.seconds:.0f} s" + (", in parallel with the steps above" if beside else ""), flush=True)
 
 
