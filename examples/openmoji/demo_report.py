@@ -35,7 +35,7 @@ _TRAINING = (
 )
 _GRID = (
     "The pixel stage reads no words: it is given the class of the prompt's object, and chooses place, size and background "
-    "itself. The stage aesthetic continued with mostly large objects; the style shows best where a prompt leaves the size open. "
+    "itself. The stage aesthetic continued with mostly large objects; the style shows best if a prompt leaves the size open. "
     "Held out: training never shows that object at that place on that background. Under each image: whether the evaluator "
     "found what the category asks for (point at a mark to read what it saw)."
 )
