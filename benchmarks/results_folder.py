@@ -12,7 +12,7 @@ _SETTINGS = "settings.json"
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, plain JSON, into the folder. Raises UserError where it holds the results of others."""
+    """Writes the settings, plain JSON, into the folder. Raises UserError if it holds the results of others."""
     path, plain = folder / _SETTINGS, json.loads(json.dumps(settings))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

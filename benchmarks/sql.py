@@ -90,7 +90,7 @@ def _query(data: Path, sql: str) -> float:
 
 
 def _timed(module: str, *arguments: str) -> float:
-    """The wall clock of a command. Raises UserError where it fails."""
+    """The wall clock of a command. Raises UserError if it fails."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
     if done.returncode:

@@ -40,7 +40,7 @@ def main(config: StagedTrainingConfig) -> int:
 
 
 def trained_dtypes(config: StagedTrainingConfig) -> str | None:
-    """The number formats that the trainings computed in, as their folders record them; None where there is no training."""
+    """The number formats that the trainings computed in, as their folders record them; None if there is no training."""
     return recorded_dtypes(path.parent for path in config.folder.glob(f"trainings/*/*/*/{CONFIG_FILE}"))
 
 

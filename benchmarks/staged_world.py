@@ -31,7 +31,7 @@ class WorldConfig(Protocol):
 
 
 def make_world(config: WorldConfig, *, style: bool = False, teacher: bool = False) -> None:
-    """Makes what is not there yet; each command finds its own work done. Raises UserError where one fails.
+    """Makes what is not there yet; each command finds its own work done. Raises UserError if one fails.
 
     `style`: with features of the stage aesthetic, of mostly large objects as in the demo; `teacher`: with what the tower of
     llava-mini sees in those of alignment.

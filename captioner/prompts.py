@@ -156,7 +156,7 @@ class PromptSet:
 
 
 def render(prompt: Prompt, values: Mapping[str, str]) -> str | None:
-    """The question for one image with these values of placeholders; None where it lacks one and there is no fallback.
+    """The question for one image with these values of placeholders; None if it lacks one and there is no fallback.
 
     Line breaks and control tokens in a value become spaces, so that a web page cannot speak as the user or add an image; a
     value of nothing else counts as none. So do control tokens that a value and what surrounds it make together.

@@ -68,9 +68,9 @@ class Answer:
     """Number counted by the endpoint; None if it does not count."""
     output_tokens: int | None
     answered_by: str | None = None
-    """The model that the endpoint says it is; None where it does not."""
+    """The model that the endpoint says it is; None if it does not."""
     logprobs: tuple[float, ...] | None = None
-    """Natural log-probability of each token of the answer; None where the endpoint gives none."""
+    """Natural log-probability of each token of the answer; None if the endpoint gives none."""
 
     @property
     def is_refusal(self) -> bool:
@@ -125,7 +125,7 @@ class _RateLimit:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for the end of the pause and for a turn; the block asks, and raises _RateLimited where the server says so."""
+        """Waits for the end of the pause and for a turn; the block asks, and raises _RateLimited if the server says so."""
         began_at = self._begin()
         try:
             yield
@@ -176,7 +176,7 @@ class ChatEndpoint:
     """An endpoint that can be asked. Several threads may ask at once."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        """Raises UserError where the key is missing."""
+        """Raises UserError if the key is missing."""
         self._endpoint = endpoint
         base = endpoint.url.rstrip("/").removesuffix("/chat/completions")
         self.address = base + "/chat/completions"
@@ -193,7 +193,7 @@ class ChatEndpoint:
         )
 
     def ask(self, body: Mapping[str, Any]) -> Answer:
-        """The answer to one request. Raises RequestRefused where the request is at fault, Unavailable where the endpoint
+        """The answer to one request. Raises RequestRefused if the request is at fault, Unavailable where the endpoint
         refuses all, stays out after all tries, or lets nothing through its rate limit for ten minutes.
 
         `body` holds model, messages and what else the request has, as OpenAI's chat completions take it.

@@ -160,7 +160,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
 
 
 def _option(setting: str, config_class: type["DataclassInstance"]) -> str:
-    """The option of a setting, or of a group of them, in brackets; "" where this command has none."""
+    """The option of a setting, or of a group of them, in brackets; "" if this command has none."""
     known = any(name == setting or name.startswith(f"{setting}.") for name in _flat_hints(config_class)) if setting else False
     return f" (--{_option_name(setting, config_class)})" if known else ""
 

@@ -124,7 +124,7 @@ class DiTConfig:
         return [message for message, failed in checks.items() if failed]
 
     def check_routed(self, blocks: RoutedBlocks) -> None:
-        """Raises ValueError where this network cannot route tokens past these blocks."""
+        """Raises ValueError if this network cannot route tokens past these blocks."""
         if blocks.before + blocks.after >= self.depth:
             raise ValueError(
                 f"routing: expected blocks between the first {blocks.before} and the last {blocks.after}, "

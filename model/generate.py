@@ -173,7 +173,7 @@ def main(config: GenerateConfig) -> int:
 
 
 def _rewriting(config: GenerateConfig, request: GenerationRequest, *, device: str) -> "Rewriting | None":
-    """The prompts as they are drawn; None where they are drawn as written."""
+    """The prompts as they are drawn; None if they are drawn as written."""
     if config.rewrite.model is None:
         return None
     from model.rewriting.rewriting import open_prompt_rewriter

@@ -38,7 +38,7 @@ def main(config: TrainConfig) -> int:
 
 
 def _check_recipe(config: TrainConfig) -> None:
-    """Raises UserError where the run was started with another recipe."""
+    """Raises UserError if the run was started with another recipe."""
     begun_by = recorded_recipe(config.run_folder)
     if begun_by not in (None, config.recipe):
         raise UserError(
@@ -64,7 +64,7 @@ def _run(arguments: list[str], chosen: list[str], stages: Stages) -> int:
     """The command with these arguments; `chosen` are the same, with what files say of the chosen stage."""
 
     def start(config: TrainConfig) -> int:
-        """Trains one stage, or all of them in order. Raises UserError where all would begin at one and the same checkpoint."""
+        """Trains one stage, or all of them in order. Raises UserError if all would begin at one and the same checkpoint."""
         if config.stage != "all":
             return main(config)
         if config.init_from is not None:

@@ -163,7 +163,7 @@ def stages_of(arguments: Sequence[str]) -> Stages:
 
 
 def recorded_recipe(run: str) -> str | None:
-    """The recipe in the config.yaml of a run's folder; None where there is none."""
+    """The recipe in the config.yaml of a run's folder; None if there is none."""
     recipe = _content(f"{run.removeprefix('file://')}/{CONFIG_FILE}").get("recipe")
     return None if recipe is None else str(recipe)
 
@@ -209,7 +209,7 @@ def _sections(path: str) -> dict[str, Any] | None:
 
 
 def _content(path: str) -> dict[str, Any]:
-    """The settings of a file; none where it cannot be read or has something else."""
+    """The settings of a file; none if it cannot be read or has something else."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

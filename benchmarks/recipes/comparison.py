@@ -36,7 +36,7 @@ def write_settings(experiment: Experiment, folder: Path, *, features: Path, num_
 
 
 def read_comparison(path: Path) -> CompareConfig:
-    """The settings of a file, as `python -m trainer.compare --config` reads it. Raises UserError where that would refuse it."""
+    """The settings of a file, as `python -m trainer.compare --config` reads it. Raises UserError if that would refuse it."""
     found: list[CompareConfig] = []
 
     def keep(config: CompareConfig) -> int:

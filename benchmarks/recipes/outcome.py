@@ -40,7 +40,7 @@ def outcome(paper: Sequence[Measured], cheap: Sequence[Sequence[Measured]]) -> t
 
 
 def compute_to_reach(points: Sequence[tuple[float, float]], target: float, *, falling: bool) -> float | None:
-    """The compute from which on a curve of (compute, value) stays at the target or beyond it; None where it ends short of it.
+    """The compute from which on a curve of (compute, value) stays at the target or beyond it; None if it ends short of it.
 
     Between two points the value is a straight line over the logarithm of the compute. A curve that is never short of the target
     gives its first point: an upper bound. `falling`: less is better.
@@ -80,7 +80,7 @@ def ratios(
 
 
 def worst(found: Mapping[str, float | None]) -> float | None:
-    """The largest of the ratios; None where one was not reached."""
+    """The largest of the ratios; None if one was not reached."""
     values = [value for value in found.values() if value is not None]
     return max(values) if len(values) == len(found) else None
 

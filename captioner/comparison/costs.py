@@ -28,7 +28,7 @@ class RunCost:
     cost_per_1000: float | None
     """Price of the tokens of 1,000 images, where the run's settings have prices."""
     hardware: str
-    """Device and nodes of the run's last start, or the server that was asked; "" where it is not known."""
+    """Device and nodes of the run's last start, or the server that was asked; "" if it is not known."""
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -75,7 +75,7 @@ def _hardware(start: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def _per(amount: float, of: float) -> float | None:
-    """The ratio; None where either is zero, that is, was not recorded."""
+    """The ratio; None if either is zero, that is, was not recorded."""
     return amount / of if amount and of else None
 
 

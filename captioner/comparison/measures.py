@@ -49,7 +49,7 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its standard error, which is None where there is too little to tell."""
+    """A value with its standard error, which is None if there is too little to tell."""
 
     value: float
     error: float | None
@@ -78,7 +78,7 @@ def pair_images(bench: Workbench, candidates: Sequence[Candidate]) -> int:
     """Makes the table `paired`, the images of which all candidates have a caption with text; returns their number.
 
     Its columns are `image` (the content hash), `part`, and the key in each run, `key_<run>`. Of images that a run holds
-    several times one is taken. Raises UserError where there are no captions, or none of the same image.
+    several times one is taken. Raises UserError if there are no captions, or none of the same image.
     """
     runs = sorted({one.run for one in candidates})
     for one in candidates:

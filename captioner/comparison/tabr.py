@@ -115,7 +115,7 @@ class MiniTower:
 
 
 def load_encoder(name: str) -> ImageEncoder:
-    """The encoder that a name means. Raises UserError where it is unavailable."""
+    """The encoder that a name means. Raises UserError if it is unavailable."""
     return MiniTower() if name == MINI else ClipTower(name)
 
 
@@ -124,7 +124,7 @@ def draw_captions(
 ) -> dict[str, list[Path]]:
     """Draws each caption of the sample into `folder`; returns the files of each caption, those of the first seed first.
 
-    Raises UserError where the command fails.
+    Raises UserError if the command fails.
     """
     prompts = list(dict.fromkeys(caption.strip() for image in sample for caption in image.captions))
     try:

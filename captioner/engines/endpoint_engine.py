@@ -72,14 +72,14 @@ class ServedModel:
         }
 
     def load(self, generation: GenerationSettings) -> "EndpointEngine":
-        """The engine. Raises UserError where the key is missing."""
+        """The engine. Raises UserError if the key is missing."""
         return EndpointEngine(self, generation)
 
 
 def find_served_model(name: str, settings: EndpointSettings, generation: GenerationSettings) -> ServedModel:
     """Asks the server for its models and for a caption of a grey image, as large as they come and asked as all others will be.
 
-    Raises UserError where it does not answer, does not serve this model, takes no images, or has too short a context for one.
+    Raises UserError if it does not answer, does not serve this model, takes no images, or has too short a context for one.
     """
     endpoint = _endpoint(settings)
     served = endpoint.models()
@@ -137,7 +137,7 @@ class EndpointEngine:
         return said
 
     def _check_answering(self, schema: str | None) -> None:
-        """Raises Unavailable where the server refuses a grey image too: then no image is to blame."""
+        """Raises Unavailable if the server refuses a grey image too: then no image is to blame."""
         try:
             self.check(_grey(self.model.settings), _WORDS, schema=schema)
         except UserError as error:
@@ -146,7 +146,7 @@ class EndpointEngine:
     def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:
         """Has the server say one token about an image.
 
-        Raises UserError where it does not, is another model by now, or refuses the schema.
+        Raises UserError if it does not, is another model by now, or refuses the schema.
         """
         try:
             self._ask(image, prompt, "check", max_tokens=1, schema=schema)

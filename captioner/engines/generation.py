@@ -69,9 +69,9 @@ class Generation:
     mean_logprob: float | None
     min_logprob: float | None
     num_input_tokens: int = 0
-    """Tokens of the request, the image's among them; 0 where the engine does not count them."""
+    """Tokens of the request, the image's among them; 0 if the engine does not count them."""
     logprobs: tuple[float, ...] = ()
-    """Log-probability of each token; empty where the engine was not told to keep them."""
+    """Log-probability of each token; empty if the engine was not told to keep them."""
     is_refusal: bool = False
     """Whether the server's content filter withheld or cut the answer, or the model declined in a separate field;
     `finish_reason` then says which."""
@@ -166,7 +166,7 @@ class CaptionModel(Protocol):
 
 
 def check_context(said: Generation, settings: GenerationSettings, *, most: int) -> None:
-    """Raises UserError where a request such as this one and its caption take more tokens than the `most` of the context."""
+    """Raises UserError if a request such as this one and its caption take more tokens than the `most` of the context."""
     if not (problem := too_long(said.num_input_tokens, settings.max_new_tokens, most=most)):
         return
     shorter = "take a shorter prompt (a JSON schema is part of it), lower generation.image_side_px"

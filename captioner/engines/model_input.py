@@ -17,7 +17,7 @@ _LIKE = "llava-hf/llava-1.5-7b-hf"
 def load_processor(source: ModelSource) -> Any:
     """The model's processor of images and text, which pads on the left.
 
-    Raises UserError where there is none, or where it does not say how many tokens an image takes.
+    Raises UserError if there is none, or where it does not say how many tokens an image takes.
     """
     from transformers import AutoProcessor
 
@@ -144,7 +144,7 @@ def padded(pixels: npt.NDArray[np.uint8], *, side_px: int, colour: tuple[int, ..
 
 
 def _say_lacking(fields: list[str], source: ModelSource, options: dict[str, str]) -> str:
-    """The error for a processor that lacks these fields, with what to write; "" where none of them matters."""
+    """The error for a processor that lacks these fields, with what to write; "" if none of them matters."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path_or_id, **options)

@@ -40,10 +40,10 @@ class ModelSource:
     """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files.
 
     `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
-    many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" where there is none.
+    many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" if there is none.
     `plain_prompt` is what prompts are put into where there is none. `is_padded`: it was trained on images padded to squares,
     and its image processor would crop them. `context` is the number of tokens of a request and its answer, as config.json has
-    it, and `tokenizer_file` a file of the tokenizers library; 0 and "" where they are unknown.
+    it, and `tokenizer_file` a file of the tokenizers library; 0 and "" if they are unknown.
     """
 
     name: str
@@ -103,7 +103,7 @@ class ModelSource:
 
 
 def assumed_prompt(name: str, prompt_format: str) -> str:
-    """The line that tells where LLaVA 1.5's prompt is assumed for a model of this name; "" where its own is used."""
+    """The line that tells where LLaVA 1.5's prompt is assumed for a model of this name; "" if its own is used."""
     if prompt_format != LLAVA_PROMPT:
         return ""
     return (
@@ -115,7 +115,7 @@ def assumed_prompt(name: str, prompt_format: str) -> str:
 def resolve_model(name: str, *, revision: str | None = None, image_side_px: int | None = None) -> ModelSource:
     """Finds a model by name. `image_side_px` is its own where it is not given.
 
-    Raises UserError where it is unavailable, is not a model that reads images, or cannot be asked without a chat template.
+    Raises UserError if it is unavailable, is not a model that reads images, or cannot be asked without a chat template.
     """
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
@@ -219,7 +219,7 @@ def _is_padded(config: dict[str, Any], processor: dict[str, Any]) -> bool:
 
 
 def _stored_parameters(folder: Path) -> int:
-    """The number of parameters in a folder's safetensors, read from their headers; 0 where one cannot be read."""
+    """The number of parameters in a folder's safetensors, read from their headers; 0 if one cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     count = 0

@@ -79,7 +79,7 @@ class VllmModel(ModelSource):
 
 
 def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str | None) -> VllmModel:
-    """The model, with the version of vLLM in the environment of this interpreter. Raises UserError where there is none."""
+    """The model, with the version of vLLM in the environment of this interpreter. Raises UserError if there is none."""
     if settings.lora and not (Path(settings.lora) / "adapter_config.json").is_file():
         raise UserError(f"vllm.lora {settings.lora}: expected a folder with adapter_config.json, as PEFT writes it")
     if settings.lora:
@@ -100,7 +100,7 @@ class VllmEngine:
     """A model loaded by vLLM. Greedy captions are those of the model, but for ties and rounding."""
 
     def __init__(self, source: ModelSource, generation: GenerationSettings, settings: VllmSettings) -> None:
-        """Raises UserError where vLLM is not installed, or does not know the model."""
+        """Raises UserError if vLLM is not installed, or does not know the model."""
         try:
             from vllm import LLM
             from vllm.lora.request import LoRARequest

@@ -94,7 +94,7 @@ class CaptionJob:
 
     @property
     def replica_bytes(self) -> float:
-        """Memory in bytes that a replica on a CPU takes, roughly; 0 where the model's size is not known."""
+        """Memory in bytes that a replica on a CPU takes, roughly; 0 if the model's size is not known."""
         return _TAKEN * self.model.num_parameters * (4 if self.generation.dtype == "float32" else 2)
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
@@ -274,7 +274,7 @@ def run_settings(
 
 
 def find_model(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionModel:
-    """The model for the engine that is asked for. Raises UserError where one of them is unavailable.
+    """The model for the engine that is asked for. Raises UserError if one of them is unavailable.
 
     `before`: settings of what the run has committed; images stay as large as they were, unless something else is asked for.
     """

@@ -17,7 +17,7 @@ class Spending:
             self._count(commit)
 
     def add(self, commit: Commit) -> None:
-        """Counts a unit. Raises BudgetExceeded where the limit is reached."""
+        """Counts a unit. Raises BudgetExceeded if the limit is reached."""
         self._count(commit)
         if said := self.excess():
             raise BudgetExceeded(said)

@@ -28,7 +28,7 @@ class StructuredAnswer:
     value: Any = None
     """The object, with the keys that the schema knows in the schema's order."""
     caption: str = ""
-    """The value as JSON without white space; empty where there is a fault."""
+    """The value as JSON without white space; empty if there is a fault."""
     fault: str = ""
     """Fault, as part of a sentence; empty if the answer follows the schema."""
 
@@ -128,7 +128,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def _at(root: Mapping[str, Any], reference: str) -> Any:
-    """The part of a schema that a reference such as #/$defs/element means; None where there is none."""
+    """The part of a schema that a reference such as #/$defs/element means; None if there is none."""
     if reference == "#":
         return root
     if not reference.startswith("#/"):

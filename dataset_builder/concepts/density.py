@@ -39,7 +39,7 @@ class ConceptDensity:
 
     @property
     def ratio(self) -> float:
-        """VN / DN, 0 where there are no nouns."""
+        """VN / DN, 0 if there are no nouns."""
         return self.valid_nouns / self.distinct_nouns if self.distinct_nouns else 0.0
 
     @property

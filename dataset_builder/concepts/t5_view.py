@@ -61,12 +61,12 @@ class T5View:
         self.config = config or T5Config()
 
     def describe(self) -> dict[str, Any]:
-        """Description that a figure has to be published with. Raises UserError where the tokenizer is unavailable."""
+        """Description that a figure has to be published with. Raises UserError if the tokenizer is unavailable."""
         fingerprint = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
         return {"tokenizer": self.config.tokenizer, "max_tokens": self.config.max_tokens, "fingerprint": fingerprint}
 
     def measure(self, texts: Sequence[str]) -> list[TextView]:
-        """A view of each text, in order. Raises UserError where the tokenizer is unavailable."""
+        """A view of each text, in order. Raises UserError if the tokenizer is unavailable."""
         views = []
         for text, encoding in zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True):
             num_tokens = len(encoding.ids)
@@ -103,7 +103,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def _from_folder(folder: Path) -> "Tokenizer":
-    """A fast tokenizer, which knows offsets. Raises ValueError where there is none in the folder."""
+    """A fast tokenizer, which knows offsets. Raises ValueError if there is none in the folder."""
     if (folder / "tokenizer.json").is_file():
         return _fast(folder / "tokenizer.json")
     if (folder / "spiece.model").is_file():

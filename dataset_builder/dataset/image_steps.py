@@ -123,7 +123,7 @@ def split_images(state: SelectionState) -> None:
 def choose_images(state: SelectionState) -> None:
     """Makes the table `chosen`, the images of the data set; a key of different images in several runs gets its run's name.
 
-    Raises UserError where two samples would have one key.
+    Raises UserError if two samples would have one key.
     """
     shared = "SELECT key FROM picked WHERE step IS NULL GROUP BY key HAVING count(*) > 1"
     state.bench.keep(

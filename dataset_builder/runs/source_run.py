@@ -31,7 +31,7 @@ _ROWS = pa.schema([*INDEX, _FILE])
 
 
 def read_source_record(url: str) -> RunRecord:
-    """The run.json of the source run. Raises UserError where there is none that captions can be taken from."""
+    """The run.json of the source run. Raises UserError if there is none that captions can be taken from."""
     record = RunRecord.read(Folder(url))
     if record is None:
         raise UserError(
@@ -67,7 +67,7 @@ def chosen_images(url: str, *, only: str) -> Iterator[ChosenImages]:
 
 
 def plan_from_run(run: Folder, chosen: ChosenImages | None, *, unit_size: int) -> Plan:
-    """The plan of `run` over these images of a source run; None where the plan that is there is known to stay.
+    """The plan of `run` over these images of a source run; None if the plan that is there is known to stay.
 
     A plan that is there stays in any case; of a new one, the numbers of images are printed.
     """
@@ -85,7 +85,7 @@ def plan_from_run(run: Folder, chosen: ChosenImages | None, *, unit_size: int) -
 
 
 def read_captions(source: Folder, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The source run's captions of these rows of the plan, by key and prompt. Raises UserError where a file is gone."""
+    """The source run's captions of these rows of the plan, by key and prompt. Raises UserError if a file is gone."""
     found: dict[str, dict[str, str]] = {row["key"]: {} for row in rows}
     for path in sorted({row[_FILE.name] for row in rows if row[_FILE.name] is not None}):
         try:
@@ -146,7 +146,7 @@ def _answers(views: "Database", only: str) -> Iterator[pa.RecordBatch]:
 
 
 def _check_keys(database: Any, files: RunFiles) -> None:
-    """Raises UserError where no image is wanted, or a key that is no image's."""
+    """Raises UserError if no image is wanted, or a key that is no image's."""
     url = files.folder.url
     if database.execute("SELECT count(*) FROM wanted").fetchall() == [(0,)]:
         advice = "ask it with python -m dataset_builder.query first"

@@ -100,7 +100,7 @@ class ClipEncoder:
 def resolve_clip(name: str) -> ClipSource:
     """Finds a CLIP by name: a folder with open_clip_config.json, `hf-hub:ORG/NAME`, or open_clip's own `MODEL:TAG`.
 
-    Fetches what is not there yet. Raises UserError where it is unavailable or its weights are not safetensors.
+    Fetches what is not there yet. Raises UserError if it is unavailable or its weights are not safetensors.
     """
     if Path(name).is_dir():
         return _in_folder(Path(name).resolve(), name)

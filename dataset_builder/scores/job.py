@@ -80,7 +80,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Output:
-    """Embeddings (N, D) and (T, D) of length 1, and the aesthetic scores, (N,); None where there is no such model."""
+    """Embeddings (N, D) and (T, D) of length 1, and the aesthetic scores, (N,); None if there is no such model."""
 
     images: npt.NDArray[np.float32] | None
     texts: npt.NDArray[np.float32] | None
@@ -138,7 +138,7 @@ class ScoreJob:
             sentence_tokens(["an owl"], self.clip)
 
     def load_engine(self) -> Models | None:
-        """The CLIP and the predictor on this replica's device; None where neither is asked for."""
+        """The CLIP and the predictor on this replica's device; None if neither is asked for."""
         if self.clip is None:
             return None
         clip = ClipEncoder(self.clip, batch_size=self.batch_size, dtype=self.dtype)

@@ -301,7 +301,7 @@ def write_database(
     """Writes a new database with the views, the macros and these tables, and a comment on each view, macro and column.
 
     It reads the committed files by the names that `urls` makes of their paths; relative ones are looked up in `folder` while
-    it is written. Raises UserError where the files cannot be read.
+    it is written. Raises UserError if the files cannot be read.
     """
     try:
         with duckdb.connect(path, config={"storage_compatibility_version": _OLDEST_READER}) as connection:

@@ -69,7 +69,7 @@ class WithLosses:
 
 
 def with_losses(stored: "Stored", training: str | None) -> "Stored":
-    """The same with the losses of a training, the folder RUN_DIR/<stage>. Raises UserError where that is no folder."""
+    """The same with the losses of a training, the folder RUN_DIR/<stage>. Raises UserError if that is no folder."""
     if training is None:
         return stored
     if not Path(training).is_dir():

@@ -39,7 +39,7 @@ def score_folder(scored: Folder, score_id: str) -> Folder:
 
 
 def newest_scores(scored: Folder) -> ScoreFiles | None:
-    """The scoring that was started last; None where nothing was scored."""
+    """The scoring that was started last; None if nothing was scored."""
     names = [name for name in scored.names(SCORES_FOLDER) if name.endswith(".json")]
     if not names:
         return None

@@ -52,7 +52,7 @@ def main(config: BriefConfig) -> int:
 
 
 def brief(caption: str, *, number: int, open_places: bool = False) -> str | None:
-    """A caption in few words, in a phrasing that follows from `number`; None where it does not say all that a scene has.
+    """A caption in few words, in a phrasing that follows from `number`; None if it does not say all that a scene has.
 
     With `open_places` also None for one object.
     """

@@ -54,7 +54,7 @@ class DemoReportConfig:
 
 
 def main(config: DemoReportConfig) -> int:
-    """Writes the page; returns 0. Raises UserError where a part of the demo is missing."""
+    """Writes the page; returns 0. Raises UserError if a part of the demo is missing."""
     from dataset_builder.reports.page import page
     from foundry.storage.folder import new_file
 

@@ -59,7 +59,7 @@ class StepTime:
 def run_steps(folder: Path, steps: Sequence[Step]) -> None:
     """Runs the first step that is not done and all after it, and keeps in `folder` what was run.
 
-    Raises UserError where a step fails, and before any is run where an output was made with other settings of its step or of
+    Raises UserError if a step fails, and before any is run where an output was made with other settings of its step or of
     one before it; KeyboardInterrupt on Ctrl-C.
     """
     log = folder / LOG
@@ -115,7 +115,7 @@ def _identities(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _refuse_outputs(steps: Sequence[Step]) -> None:
-    """Raises UserError where one of these steps, whose settings are new, has an output."""
+    """Raises UserError if one of these steps, whose settings are new, has an output."""
     if there := [step for step in steps if step.output and step.output.exists()]:
         raise UserError(
             f"{there[0].output} was made with other settings than the step «{there[0].title}» has now: "

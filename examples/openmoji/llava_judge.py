@@ -40,7 +40,7 @@ class LlavaReader:
 
 
 def load_llava_reader(model: str = MODEL) -> LlavaReader:
-    """Raises UserError where the model is not there."""
+    """Raises UserError if the model is not there."""
     return LlavaReader(TransformersEngine(resolve_model(model), GenerationSettings(dtype="float32", max_new_tokens=128)))
 
 

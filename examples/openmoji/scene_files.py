@@ -80,7 +80,7 @@ def jpeg_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def write_scenes(wanted: SceneSet, out: Path) -> bool:
-    """Writes the set; returns False if it was there already. Raises UserError where another set is in the folder."""
+    """Writes the set; returns False if it was there already. Raises UserError if another set is in the folder."""
     settings = json.dumps(dataclasses.asdict(wanted), sort_keys=True)
     if _is_written(out, settings):
         return False

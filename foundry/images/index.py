@@ -181,7 +181,7 @@ class ImageReference:
 
     @property
     def web_address(self) -> str | None:
-        """The address at which anybody can fetch just this image; None where it has none, or one with a password in it."""
+        """The address at which anybody can fetch just this image; None if it has none, or one with a password in it."""
         is_part = any(value is not None for value in (self.member, self.byte_offset, self.row))
         address = urlsplit(self.uri)
         return None if is_part or address.scheme not in ("http", "https") or address.username is not None else self.uri

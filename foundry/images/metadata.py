@@ -29,7 +29,7 @@ LEFT_OUT = "left_out"
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """alt_text and class_label are None where there are none; metadata holds the other scalar columns that are not null."""
+    """alt_text and class_label are None if there are none; metadata holds the other scalar columns that are not null."""
 
     alt_text: str | None = None
     class_label: str | None = None

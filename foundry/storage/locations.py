@@ -120,7 +120,7 @@ def normalise(location: str) -> str:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL (cached per process) and the path inside it. Raises UserError where there is none."""
+    """fsspec's file system for a URL (cached per process) and the path inside it. Raises UserError if there is none."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -177,7 +177,7 @@ def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: 
 
 
 def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The nodes in the answer of ray.nodes(). Raises RayLost where no node is alive."""
+    """The nodes in the answer of ray.nodes(). Raises RayLost if no node is alive."""
     nodes = [
         Node(
             node_id=node["NodeID"],
@@ -214,7 +214,7 @@ def no_answer(address: str) -> str:
 
 
 def wait_for_head(address: str) -> None:
-    """Returns once something listens at host:port. Raises RayLost where that takes longer than LOST_S."""
+    """Returns once something listens at host:port. Raises RayLost if that takes longer than LOST_S."""
     deadline = time.monotonic() + LOST_S
     while unanswered := no_answer(address):
         if time.monotonic() > deadline:

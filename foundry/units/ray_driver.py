@@ -46,7 +46,7 @@ def run_units(
     after each unit, `on_reject` after each image that was found to fail alone, with their number in the units that are not
     committed yet; the last two may raise to stop. `replica_bytes`: see RaySettings.slots.
 
-    Raises UserError where the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
+    Raises UserError if the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
     finished, or Ray is lost.
     """
     queue = _Queue(units, settings=settings, on_commit=on_commit, on_reject=on_reject)

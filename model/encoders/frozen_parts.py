@@ -54,7 +54,7 @@ class FrozenPart:
 
 
 def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
-    """Finds the files of a part. Raises UserError where they are unavailable, or where no name is given."""
+    """Finds the files of a part. Raises UserError if they are unavailable, or where no name is given."""
     if name == UNNAMED:
         raise UserError(f"no {kind} is named here: name the one that this network was trained with", setting=kind)
     root, commit = _root(name, kind, revision)

@@ -286,7 +286,7 @@ def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[li
 
 
 def _quantisation(config: TextEncoderConfig) -> Any:
-    """Settings of transformers for weights of 8 or 4 bits. Raises UserError where the library is not installed."""
+    """Settings of transformers for weights of 8 or 4 bits. Raises UserError if the library is not installed."""
     import torch
     from transformers import BitsAndBytesConfig, TorchAoConfig
     from transformers.utils import is_bitsandbytes_available, is_torchao_available

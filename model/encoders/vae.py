@@ -68,7 +68,7 @@ class LatentDistribution:
 
     mean: "torch.Tensor"
     log_variance: "torch.Tensor | None"
-    """None where the autoencoder is deterministic."""
+    """None if the autoencoder is deterministic."""
 
     def sample(self, scale: LatentScale, *, generator: "torch.Generator | None") -> "torch.Tensor":
         """Latents (B, C, h, w) as the network sees them, drawn in float32; without a generator, those of the mean."""
@@ -116,7 +116,7 @@ class VAE:
     def encode(self, images: "torch.Tensor") -> LatentDistribution:
         """The distribution of latents of images (B, 3, H, W) in -1..1, in float32.
 
-        Raises UserError where the sides are no multiples of `downsampling`: the encoder would cut pixels off.
+        Raises UserError if the sides are no multiples of `downsampling`: the encoder would cut pixels off.
         """
         import torch
 
@@ -227,7 +227,7 @@ def read_downsampling(config: VAEConfig) -> int:
 
 
 def downsampling_of(path: Path) -> int:
-    """Pixels per latent, along a side, from this config.json. Raises UserError where it is not that of an autoencoder."""
+    """Pixels per latent, along a side, from this config.json. Raises UserError if it is not that of an autoencoder."""
     try:
         values = _read_config(path)
         return int(2 ** (len(values[_BLOCKS[_known(values.get("_class_name", _AUTOENCODER_KL), path)]]) - 1))

@@ -165,7 +165,7 @@ def _tower_config(config: "PretrainedConfig") -> "PretrainedConfig":
 
 
 def _tower(model: Any, folder: Path) -> "PreTrainedModel":
-    """The tower in a model, or the model where it is one. Raises UserError where there is none."""
+    """The tower in a model, or the model where it is one. Raises UserError if there is none."""
     if not hasattr(model.config, "vision_config"):
         return model
     for holder in (model, getattr(model, "model", None)):
@@ -192,7 +192,7 @@ def _position_options(model: Any) -> dict[str, bool]:
 
 
 def _normalisation(folder: Path) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Mean and standard deviation (3,) of pixels in 0..1, of the image processor. Raises UserError where they are not there."""
+    """Mean and standard deviation (3,) of pixels in 0..1, of the image processor. Raises UserError if they are not there."""
     import torch
 
     for name in ("preprocessor_config.json", "processor_config.json"):

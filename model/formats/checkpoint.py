@@ -182,14 +182,14 @@ def is_adapted(root: Path) -> bool:
 
 
 def read_own_adapter(root: Path) -> "Adapter":
-    """The adapter of a LoRA's checkpoint. Raises UserError where it cannot be read."""
+    """The adapter of a LoRA's checkpoint. Raises UserError if it cannot be read."""
     from model.lora.file import read_adapter
 
     return read_adapter(root / TRANSFORMER / ADAPTER)
 
 
 def base_of(root: Path, adapter: "Adapter") -> Path:
-    """The checkpoint that a LoRA's is added to. Raises UserError where it is missing or another one."""
+    """The checkpoint that a LoRA's is added to. Raises UserError if it is missing or another one."""
     try:
         base = find_checkpoint(adapter.base)
     except UserError as error:
@@ -202,7 +202,7 @@ def base_of(root: Path, adapter: "Adapter") -> Path:
 
 
 def check_base(adapter: "Adapter", found: str, *, source: str, base: str) -> None:
-    """Raises UserError where an adapter was trained on other weights than those with the fingerprint `found`."""
+    """Raises UserError if an adapter was trained on other weights than those with the fingerprint `found`."""
     if adapter.base_fingerprint and adapter.base_fingerprint != found:
         raise UserError(
             f"{source} is a LoRA of {adapter.base or 'a network'} with the fingerprint {adapter.base_fingerprint}, and {base} "
@@ -214,7 +214,7 @@ def check_base(adapter: "Adapter", found: str, *, source: str, base: str) -> Non
 def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConfig) -> Path:
     """Writes transformer/ and pipeline.json, the folder at once where it is new, pipeline.json last where it is not.
 
-    Raises UserError where the folder already holds a checkpoint. What else lies in it (training/) stays.
+    Raises UserError if the folder already holds a checkpoint. What else lies in it (training/) stays.
     """
     from safetensors.torch import save_file
 
@@ -256,7 +256,7 @@ def is_checkpoint(folder: Path) -> bool:
 def find_checkpoint(folder: str | Path) -> Path:
     """The folder of a checkpoint: `mini` is the shipped one, of a training's folder it is the newest.
 
-    Raises UserError where there is none, and says what was found.
+    Raises UserError if there is none, and says what was found.
     """
     is_mini = str(folder) == MINI
     root = mini_checkpoint() if is_mini else Path(folder).expanduser()
@@ -328,7 +328,7 @@ def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, t
 
 
 def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str, advice: str = "") -> None:
-    """Raises UserError where a part is not the one that the checkpoint was trained with; `advice`: default, to give another."""
+    """Raises UserError if a part is not the one that the checkpoint was trained with; `advice`: default, to give another."""
     if expected.fingerprint and expected.fingerprint != found:
         revision = f" at revision {expected.revision}" if expected.revision else ""
         raise UserError(
@@ -361,7 +361,7 @@ def _read_part(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError where it is none, with the text `missing` where there is no file."""
+    """A JSON object from a file. Raises UserError if it is none, with the text `missing` where there is no file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

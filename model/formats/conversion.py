@@ -114,7 +114,7 @@ def read(origin: Origin) -> Conversion:
 
 
 def write(conversion: Conversion, out: Path, *, target: Target, copy_parts: bool) -> None:
-    """Writes the target, whole or not at all. Raises UserError where something is already there."""
+    """Writes the target, whole or not at all. Raises UserError if something is already there."""
     from model.dit import DiT
     from model.formats.checkpoint import save_checkpoint
     from model.formats.diffusers_files import write_folder
@@ -162,7 +162,7 @@ def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
 def export_adapter(path: str, out: Path) -> "Adapter":
     """Writes the adapter of a LoRA's checkpoint as a folder of peft, and returns it.
 
-    Raises UserError where there is none, or diffusers cannot hold its network.
+    Raises UserError if there is none, or diffusers cannot hold its network.
     """
     from model.formats.adapters import read_any
     from model.formats.checkpoint import find_checkpoint, read_transformer_config

@@ -40,7 +40,7 @@ def is_adapter_file(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Mapping[str, str]:
-    """The texts in the header of a safetensors file. Raises UserError where it is none."""
+    """The texts in the header of a safetensors file. Raises UserError if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -49,7 +49,7 @@ class LoraChoice:
 
 
 def parse_choices(texts: Sequence[str]) -> tuple[LoraChoice, ...]:
-    """Each of them, in order. Raises ValueError where one is wrong, or named twice."""
+    """Each of them, in order. Raises ValueError if one is wrong, or named twice."""
     choices = tuple(LoraChoice.parse(text) for text in texts)
     paths = [choice.path for choice in choices]
     if twice := [path for path in paths if paths.count(path) > 1]:

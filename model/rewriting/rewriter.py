@@ -64,7 +64,7 @@ class Rewriter(Protocol):
         ...
 
     def rewrite(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Index and text of each prompt, as the model wrote it and as it is done. Raises UserError where it is unavailable."""
+        """Index and text of each prompt, as the model wrote it and as it is done. Raises UserError if it is unavailable."""
         ...
 
 
@@ -141,7 +141,7 @@ def open_rewriter(
 
     A trained one computes in float32, an instruct model in the number format that the device is quickest in.
 
-    Raises UserError where it is missing, is no model that writes, or is an instruct model without a chat template.
+    Raises UserError if it is missing, is no model that writes, or is an instruct model without a chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer

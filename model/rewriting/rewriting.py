@@ -75,7 +75,7 @@ class PromptRewriter:
         self._max_tokens = max_tokens
 
     def rewrite(self, prompts: Sequence[str], *, cache: str | None) -> Rewriting:
-        """Each prompt rewritten, from the folder `cache` or now. Raises UserError where the rewriter is away."""
+        """Each prompt rewritten, from the folder `cache` or now. Raises UserError if the rewriter is away."""
         folder = Folder(cache) if cache else None
         texts = _rewritten(list(dict.fromkeys(prompts)), self._rewriter, identity=self.identity, cache=folder)
         checked = {

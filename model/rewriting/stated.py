@@ -39,7 +39,7 @@ class Synonyms(Protocol):
 
 
 def lost_words(prompt: str, rewritten: str, allowed: Synonyms) -> list[str]:
-    """Words of a prompt that its rewritten form no longer states, in order; empty where all is kept."""
+    """Words of a prompt that its rewritten form no longer states, in order; empty if all is kept."""
     found = Counter(map(_stem, _words(rewritten)))
     lost = []
     for word, following in pairwise([*_words(prompt), ""]):

@@ -77,7 +77,7 @@ class ArmPlan:
     images: int
     """A whole number of steps."""
     step_s: float | None = None
-    """Seconds of a step, as timed at the start; None where nothing was timed."""
+    """Seconds of a step, as timed at the start; None if nothing was timed."""
 
     @property
     def arm(self) -> Arm:
@@ -88,7 +88,7 @@ class ArmPlan:
 def find_rung(config: CompareConfig) -> Rung:
     """The resolution that is trained, with its batch size: the ladder's, or that of the features.
 
-    Raises UserError where there are none, or several.
+    Raises UserError if there are none, or several.
     """
     images = config.num_images or BATCH_SIZE
     if config.ladder:
@@ -119,7 +119,7 @@ def _resolutions(folder: Folder) -> list[int]:
 
 
 def kept_images(config: CompareConfig, arms: Sequence[Arm]) -> dict[str, int]:
-    """The images of the arms that the folder has already. Raises UserError where it holds another comparison or other files."""
+    """The images of the arms that the folder has already. Raises UserError if it holds another comparison or other files."""
     folder = Path(config.run_dir)
     path = folder / IDENTITY
     if not path.exists():
@@ -224,7 +224,7 @@ def _open_arm(arm: Arm, base: dict[str, torch.Tensor], *, num_workers: int) -> t
 
 
 def _check_routing(parts: RungParts) -> None:
-    """Raises UserError where the arm routes no tokens, since it would train as one without."""
+    """Raises UserError if the arm routes no tokens, since it would train as one without."""
     routing, ladder = parts.config.routing, parts.config.ladder
     if reason := routing.is_on and routing.off_reason(ladder, 0, num_tokens=parts.network.base_grid**2):
         raise UserError(f"no token would be routed at {reason}", setting="routing.min_tokens")

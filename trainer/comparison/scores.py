@@ -32,7 +32,7 @@ class PromptScore:
     num_images: int
     value: float
     held_out: float | None
-    """The same over prompts of held-out combinations; None where there are none."""
+    """The same over prompts of held-out combinations; None if there are none."""
 
     @property
     def name(self) -> str:

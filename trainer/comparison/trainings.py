@@ -63,7 +63,7 @@ class Training:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint at its end; None where it is not done."""
+        """The checkpoint at its end; None if it is not done."""
         newest = newest_checkpoint(self.folder)
         return newest if newest is not None and int(newest.name) >= self.config.images else None
 
@@ -118,7 +118,7 @@ def train(training: Training) -> bool:
 
 
 def time_step(training: Training) -> float | None:
-    """Seconds of a training step of the arm, the mean over a short training of it; None where it was told to stop.
+    """Seconds of a training step of the arm, the mean over a short training of it; None if it was told to stop.
 
     What a technique does in a share of a training only, it does in that share here too.
     """

@@ -45,7 +45,7 @@ class LadderPosition:
 
 
 def ladder_position(ladder: tuple[Rung, ...], images_seen: int) -> LadderPosition | None:
-    """The rung that trains the next image; None where the stage is done."""
+    """The rung that trains the next image; None if the stage is done."""
     before = 0
     for index, rung in enumerate(ladder):
         if images_seen < before + rung.images_seen:

@@ -39,7 +39,7 @@ class LoraConfig:
 
     @property
     def injection(self) -> Injection | None:
-        """The adapter as it is made; none where LoRA is off."""
+        """The adapter as it is made; none if LoRA is off."""
         if not self.is_on:
             return None
         return Injection(
@@ -53,7 +53,7 @@ class LoraConfig:
         )
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """The settings that a resumed training must share; empty where it is off."""
+        """The settings that a resumed training must share; empty if it is off."""
         injection = self.injection
         return {} if injection is None else {"lora": asdict(injection) | {"targets": list(injection.targets)}}
 

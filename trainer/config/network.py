@@ -49,7 +49,7 @@ class NetworkConfig:
         num_classes: int = 1000,
         position_scale: float = 1.0,
     ) -> DiTConfig:
-        """The whole configuration, with what features and objective decide. Raises ValueError where it makes no network.
+        """The whole configuration, with what features and objective decide. Raises ValueError if it makes no network.
 
         Micro-conditioning and Sigma's additions are for captions; a class-conditional network is without them.
         """

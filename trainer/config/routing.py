@@ -46,7 +46,7 @@ class RoutingConfig:
 
     @property
     def blocks(self) -> RoutedBlocks | None:
-        """The blocks that see a part of the tokens; none where it is off."""
+        """The blocks that see a part of the tokens; none if it is off."""
         after = 0 if self.kind == "masking" else self.blocks_after
         return RoutedBlocks(share=self.share, before=self.blocks_before, after=after) if self.is_on else None
 
@@ -67,7 +67,7 @@ class RoutingConfig:
         return "the last resolution: routing.last_resolution is false" if is_last and not self.last_resolution else ""
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """The settings that a resumed training must share; empty where it is off."""
+        """The settings that a resumed training must share; empty if it is off."""
         return {"routing": asdict(self)} if self.is_on else {}
 
     def does_not_pay(self, num_tokens: int) -> str:

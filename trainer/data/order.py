@@ -60,7 +60,7 @@ class DataOrder:
     ) -> None:
         """`bucket_units`: units and how many samples each has, by bucket, as FeatureStore.samples gives them.
 
-        `weights`: of each unit's samples (rows,), 0 or more; none: 1 for all. Raises ValueError where there is no sample.
+        `weights`: of each unit's samples (rows,), 0 or more; none: 1 for all. Raises ValueError if there is no sample.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
@@ -97,7 +97,7 @@ class DataOrder:
         return [stream.length_before(epoch) // self.batch_size for stream in self._streams]
 
     def _epoch_of(self, index: int) -> int:
-        """The last epoch that begins at or before a batch; epochs can be empty where there are few samples."""
+        """The last epoch that begins at or before a batch; epochs can be empty if there are few samples."""
         images = (index + len(self._streams) + 1) * self.batch_size
         # Rounding keeps back less than an image of each sample that has a weight.
         most = (images + self.num_samples) / sum(stream.mean_length for stream in self._streams)

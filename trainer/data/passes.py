@@ -53,7 +53,7 @@ class TrainingSamples:
 
 
 def training_samples(url: str, *, skip: Collection[str] = (), weights: "pa.Table | None" = None) -> TrainingSamples | None:
-    """Training samples of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
+    """Training samples of FEATURES/<stage>/<resolution>; None if none can be read, or none are made yet."""
     from foundry.errors import UserError
     from foundry.storage.folder import Folder, store_errors
     from trainer.features.plan import TRAIN

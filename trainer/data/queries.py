@@ -27,7 +27,7 @@ def answer_file(training: Path, purpose: Purpose) -> Path:
 
 
 def asked_dataset(features: str) -> str:
-    """The data set or run that features were made of. Raises UserError where they do not tell it."""
+    """The data set or run that features were made of. Raises UserError if they do not tell it."""
     dataset = read_info(Folder(features)).source
     if not dataset:
         raise UserError(f"{features} does not record the data set that it was made from: name it", setting="data.dataset")
@@ -50,7 +50,7 @@ def write_answer(sql: str, *, purpose: Purpose, dataset: str, training: Path) ->
 def answer(sql: str, *, purpose: Purpose, dataset: str, training: Path) -> pa.Table:
     """The answer that a start of the training would read: the one in its folder, else that of the data set. Writes nothing.
 
-    Raises UserError where the data set does not answer.
+    Raises UserError if the data set does not answer.
     """
     path = answer_file(training, purpose)
     if _is_answer(path, _asked(sql, dataset)):

@@ -80,7 +80,7 @@ class JudgeSource:
     version: str
     """Changes when its verdicts may: with its weights or thresholds."""
     load: Callable[[], Judge]
-    """Loads the judge. Raises UserError where it is unavailable."""
+    """Loads the judge. Raises UserError if it is unavailable."""
     categories: frozenset[str] | None = None
     """Categories whose images it scores; None: all."""
 
@@ -89,7 +89,7 @@ class DerivedJudge(Protocol):
     """Makes one verdict on an image of those of other judges."""
 
     def __call__(self, prompt: Prompt, verdicts: Mapping[str, Verdict]) -> Verdict | None:
-        """Derives a verdict from the others on one image, by judge; None where they do not allow it."""
+        """Derives a verdict from the others on one image, by judge; None if they do not allow it."""
         ...
 
 
@@ -130,16 +130,16 @@ class Score:
     num_images: int
     value: float
     standard_error: float | None = None
-    """Standard error of the mean, from the spread of the prompts' means, since images of one prompt are alike; None where the
+    """Standard error of the mean, from the spread of the prompts' means, since images of one prompt are alike; None if the
     value is no mean, or of one prompt."""
     held_out: float | None = None
-    """Over the prompts of held-out combinations; None where there are none."""
+    """Over the prompts of held-out combinations; None if there are none."""
     num_held_out: int = 0
     """Images of these."""
     held_out_error: float | None = None
     """Standard error of their mean."""
     ceiling: float | None = None
-    """The same judge's score of true images of the same prompts; None where there are none."""
+    """The same judge's score of true images of the same prompts; None if there are none."""
     published: Published | None = None
     """The published figure to compare it with."""
 

@@ -103,7 +103,7 @@ def _lora_records(config: EvaluateConfig) -> list[dict[str, object]]:
 
 
 def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:
-    """Writes what is evaluated here, with the prompts and their images' names. Raises UserError where something else is."""
+    """Writes what is evaluated here, with the prompts and their images' names. Raises UserError if something else is."""
     identity = _identity(config, benchmark, settings)
     path = out / IDENTITY
     if path.exists():

@@ -80,7 +80,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 
 def _module_of(name: str) -> BenchmarkModule:
-    """The module of a benchmark, by its name in BENCHMARKS or its path. Raises UserError where it cannot be imported."""
+    """The module of a benchmark, by its name in BENCHMARKS or its path. Raises UserError if it cannot be imported."""
     try:
         module = import_module(BENCHMARKS.get(name, name))
     except ModuleNotFoundError as error:

@@ -193,7 +193,7 @@ def _with_published(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[S
 
 
 def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> Score | None:
-    """None where the judge has no such figure."""
+    """None if the judge has no such figure."""
     found: dict[str, dict[str, list[float]]] = {
         GENERATED: defaultdict(list),
         TRUE: defaultdict(list),

@@ -29,7 +29,7 @@ Pixels = npt.NDArray[np.uint8]
 def bucket_table(resolution: int, *, multiple: int, square: bool = False) -> tuple[Size, ...]:
     """The sizes in pixels, by rising height; all sides are multiples of `multiple`, the pixels along a patch of the network.
 
-    `square`: the one size resolution x resolution. Raises UserError where `multiple` does not divide the resolution.
+    `square`: the one size resolution x resolution. Raises UserError if `multiple` does not divide the resolution.
     """
     if resolution < 1 or resolution % multiple:
         near = max(multiple, round(resolution / multiple) * multiple)

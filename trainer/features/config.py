@@ -127,7 +127,7 @@ class PrecomputeConfig:
 
     @property
     def storage(self) -> Storage:
-        """The storage of captions; none where there are labels."""
+        """The storage of captions; none if there are labels."""
         return "none" if self.features.labels else self.captions
 
     @property

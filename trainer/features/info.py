@@ -56,7 +56,7 @@ class FeaturesInfo:
     vae: PartConfig
     """The VAE, with its fingerprint."""
     text_encoder: PartConfig | None = None
-    """The T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
+    """The T5, with its fingerprint, also where training is to encode with it; none if there are class labels."""
     text_encoder_dtype: str = ""
     """Number format that T5 computed in; `/` and the library where its weights were quantised."""
     vae_dtype: str = ""
@@ -84,7 +84,7 @@ class FeaturesInfo:
     max_caption_tokens: int = 0
     """Longer captions are cut."""
     class_names: tuple[str, ...] = ()
-    """The classes, by label; empty where there are captions."""
+    """The classes, by label; empty if there are captions."""
     seed: int = 0
     """Random seed of the shuffle and the validation split."""
     unit_size: int = 0
@@ -103,7 +103,7 @@ class FeaturesInfo:
 
     @property
     def measured_scale(self) -> LatentScale | None:
-        """The same as measured on these features; none where it was not."""
+        """The same as measured on these features; none if it was not."""
         return LatentScale(self.latent_scaling, self.latent_shift) if self.latent_scaling else None
 
     @property
@@ -166,7 +166,7 @@ def precompute_command(
 
 
 def check_reading(pipeline: PipelineConfig, info: FeaturesInfo, *, where: str, trained: str) -> None:
-    """Raises UserError where captions were read otherwise than those that a checkpoint learned from: no other network's."""
+    """Raises UserError if captions were read otherwise than those that a checkpoint learned from: no other network's."""
     for name in ("caption_template", "caption_hidden_state"):
         then, now = getattr(pipeline, name), getattr(info, name)
         if then != now:
@@ -178,7 +178,7 @@ def check_reading(pipeline: PipelineConfig, info: FeaturesInfo, *, where: str, t
 
 
 def read_info(folder: Folder) -> FeaturesInfo:
-    """The features.json of a store. Raises UserError where there is none, or it is of another version or damaged."""
+    """The features.json of a store. Raises UserError if there is none, or it is of another version or damaged."""
     unknown = precompute_command(
         {"vae": None, "text_encoder": None}, dataset="DATASET", out="FEATURES", stage="STAGE", resolution="PX"
     )

@@ -40,7 +40,7 @@ class FeatureTasks:
     units: list[FeatureUnit]
     """Units that some store lacks."""
     replica_bytes: float
-    """Bytes of a node's memory that a replica takes, roughly; 0 where nothing is left to do."""
+    """Bytes of a node's memory that a replica takes, roughly; 0 if nothing is left to do."""
     findings: tuple[str, ...] = ()
     """Findings about the source: what was left out, and what else a user should know, one line each."""
 
@@ -185,7 +185,7 @@ def rejected_before(config: PrecomputeConfig, tasks: FeatureTasks) -> int:
 
 
 def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
-    """The features.json of the stores; None where none exists. Raises UserError for stores that have other settings."""
+    """The features.json of the stores; None if none exists. Raises UserError for stores that have other settings."""
     found = {resolution: read_info(folder) for resolution, folder in stores.items() if folder.exists(FEATURES_FILE)}
     settings = identity(config.recorded())
     for resolution, info in found.items():
@@ -270,7 +270,7 @@ def _plan(
 
 
 def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: EncoderFacts) -> None:
-    """Raises UserError where the encoders are not those that the stores were started with."""
+    """Raises UserError if the encoders are not those that the stores were started with."""
     for info in infos.values():
         for kind, before, now in (("vae", info.vae, facts.vae), ("text_encoder", info.text_encoder, facts.text_encoder)):
             if before is not None and now is not None and before.fingerprint != now.fingerprint:

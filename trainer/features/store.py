@@ -64,13 +64,13 @@ class FeatureBatch:
     mean: Tensor
     """(B, C, h, w) in the number format of the store, as the VAE gives it, not scaled."""
     log_variance: Tensor | None
-    """(B, C, h, w) likewise; none where the VAE is deterministic."""
+    """(B, C, h, w) likewise; none if the VAE is deterministic."""
     captions: Captions | None
-    """Packed bf16 tokens; none where the store has none: class labels, or training encodes the texts."""
+    """Packed bf16 tokens; none if the store has none: class labels, or training encodes the texts."""
     texts: list[str] | None
-    """The chosen captions' texts, "" for the null caption; none where there are class labels."""
+    """The chosen captions' texts, "" for the null caption; none if there are class labels."""
     class_labels: Tensor | None
-    """(B,) int64; none where there are captions."""
+    """(B,) int64; none if there are captions."""
     sizes: Tensor
     """(B, 2) float32: height and width of the original images in pixels."""
     bucket: Size
@@ -129,7 +129,7 @@ class FeatureStore:
         self.folder = folder
         self.info = info
         self.null_caption = null_caption
-        """T5("") (L, F) bf16; none where there are class labels or no features of captions."""
+        """T5("") (L, F) bf16; none if there are class labels or no features of captions."""
         self.missing_units = len(plan.units) - len(commits)
         """Units that are planned and not made yet."""
         self.num_rejected = sum(commit.num_rejected for commit in commits)
@@ -242,7 +242,7 @@ class FeatureStore:
 
         `with_teacher`: with what the teacher sees, for a store that was opened with it.
 
-        Raises UserError where a file is missing or damaged.
+        Raises UserError if a file is missing or damaged.
         """
         units = {request.unit: self._units[request.unit] for request in requests}
         bucket = self._bucket(requests[0].unit)
@@ -328,7 +328,7 @@ class FeatureStore:
 
 
 def _unit_keys(folder: Folder, info: FeaturesInfo, commits: Sequence[Commit]) -> Iterator[tuple[int, pa.ChunkedArray]]:
-    """The keys of each unit's samples. Raises UserError where a file is missing or damaged."""
+    """The keys of each unit's samples. Raises UserError if a file is missing or damaged."""
     for commit in [one for one in commits if "latents" in one.files]:
         path = commit.files["latents"].path
         try:

@@ -2,7 +2,7 @@
 
 Peak: dense matrix products in bf16 (V100: fp16) without sparsity, from the makers' data sheets. Price: a rough default, since
 it changes by month and contract: A100 as the paper's $28,400 for 753 days imply, V100 that price by the paper's factor of 2.2,
-the others as RunPod listed them for single GPUs on demand in spring 2026; none where we know no source.
+the others as RunPod listed them for single GPUs on demand in spring 2026; none if we know no source.
 """
 
 import re

@@ -51,7 +51,7 @@ class LossRecorder:
     ) -> None:
         """Adds this worker's samples of a step, timesteps and losses (B,) on the device.
 
-        Raises UserError where an earlier file could not be written.
+        Raises UserError if an earlier file could not be written.
         """
         if not self._every_steps or step % self._every_steps:
             return
@@ -66,7 +66,7 @@ class LossRecorder:
             self._write_later()
 
     def flush(self) -> None:
-        """Returns when all rows are on the disk. Raises UserError where they cannot be written."""
+        """Returns when all rows are on the disk. Raises UserError if they cannot be written."""
         if self._steps:
             self._write_later()
         self._wait()

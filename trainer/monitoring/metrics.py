@@ -134,7 +134,7 @@ class MetricsReporter:
         All are on the device. The techniques of a step are the same on all workers. With the `timesteps` (B,) its losses are
         recorded by sample, where the settings say so.
 
-        Raises NotFinite where a loss of an earlier interval was not finite.
+        Raises NotFinite if a loss of an earlier interval was not finite.
         """
         self._now.steps.append(record)
         self._now.losses.append(losses)
@@ -153,7 +153,7 @@ class MetricsReporter:
             self._rotate()
 
     def flush(self) -> None:
-        """Reports all steps so far, and waits for their numbers. Raises NotFinite where one is not finite."""
+        """Reports all steps so far, and waits for their numbers. Raises NotFinite if one is not finite."""
         if self._now.steps:
             self._rotate()
         self._report()

@@ -39,7 +39,7 @@ class TrainingWork:
 
 
 def planned_lora(train: TrainConfig, network: DiTConfig) -> LoraSizes | None:
-    """The sizes of the adapter that is trained; none where all weights are."""
+    """The sizes of the adapter that is trained; none if all weights are."""
     if train.lora.injection is None:
         return None
     from model.lora.injection import lora_sizes

@@ -140,7 +140,7 @@ def three_in_one(prompt: Prompt, verdicts: Mapping[str, Verdict]) -> Verdict | N
 
 
 def relation_of(text: str, parsed: ParsedText, *, is_complex: bool) -> Relation | None:
-    """The relation in a prompt: in a simple one, of its first and its last noun; None where there are no two objects."""
+    """The relation in a prompt: in a simple one, of its first and its last noun; None if there are no two objects."""
     nouns = [word.text for word in parsed.words if word.part_of_speech == "NOUN"]
     named = _around_prepositions(parsed.words) if is_complex else nouns[:1] + nouns[-1:]
     if len(named) != 2:

@@ -25,7 +25,7 @@ _PIXART = {"culture": 0.45, "time": 0.50, "space": 0.48, "biology": 0.49, "physi
 
 
 def read_grades(answer: str) -> dict[str, float] | None:
-    """The grades, 0 to 2, and the WiScore, 0 to 1; None where a grade is missing or is none of 0, 1 and 2.
+    """The grades, 0 to 2, and the WiScore, 0 to 1; None if a grade is missing or is none of 0, 1 and 2.
 
     Of a grade that is given again the last counts. Source: the authors' code. Three digits and nothing else are the grades in
     their order.

@@ -130,7 +130,7 @@ def open_edition(edition: Edition, config: EvaluateConfig) -> Benchmark:
 
 
 def overall(edition: Edition, scores: Sequence[Score]) -> list[Score]:
-    """The weighted sum of the categories; none where one is missing."""
+    """The weighted sum of the categories; none if one is missing."""
     by_category = {score.category: score for score in scores if score.metric == edition.metric}
     if by_category.keys() != edition.weights.keys():
         return []

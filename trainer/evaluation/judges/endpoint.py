@@ -21,7 +21,7 @@ class JudgeEndpoint(ChatEndpoint):
     """A judge that can be asked. Several threads may ask at once."""
 
     def __init__(self, config: JudgeEndpointConfig) -> None:
-        """Raises UserError where the address or the key is missing."""
+        """Raises UserError if the address or the key is missing."""
         if config.url is None:
             raise UserError(
                 "no judge to ask: give the address of an OpenAI-compatible endpoint (docs/evaluation.md)",

@@ -55,7 +55,7 @@ class InceptionWeights:
     fingerprint: str
 
     def read(self) -> "dict[str, torch.Tensor]":
-        """The state dict. Raises UserError where it is unavailable."""
+        """The state dict. Raises UserError if it is unavailable."""
         import torch
 
         if self.path is None:

@@ -47,7 +47,7 @@ class JudgeModel:
     on_hub: bool
 
     def load(self, load: Callable[..., LoadedT]) -> LoadedT:
-        """Loads a processor by its from_pretrained, `load`. Raises UserError where that fails."""
+        """Loads a processor by its from_pretrained, `load`. Raises UserError if that fails."""
         try:
             return load(self.name, **self._revision)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -81,7 +81,7 @@ def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], Ju
 
 
 def find_model(name: str, *, setting: str) -> JudgeModel:
-    """Finds a model; `setting` is the configuration field that names it. Raises UserError where it is unavailable."""
+    """Finds a model; `setting` is the configuration field that names it. Raises UserError if it is unavailable."""
     folder = Path(name)
     advice = "give a folder that holds it"
     if folder.is_dir():
