@@ -49,9 +49,9 @@ class SamplingConfig:
     eta: float = 0.0
     """Noise of ddim: 0 for none, 1 for as much as in the forward process."""
     timesteps: tuple[int, ...] | None = None
-    """Timesteps in place of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
+    """Timesteps instead of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
     sigmas: tuple[float, ...] | None = None
-    """Noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
+    """Noise levels instead of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
     timesteps, num_inference_steps is then not read."""
     shift: float | None = None
     """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""

@@ -45,7 +45,8 @@ class Origin:
     objective: ObjectiveName = "diffusion"
     """Objective of an official file, a preset, or a folder of diffusers without a scheduler."""
     text_encoder: str = ""
-    """Text encoder: folder or hub id; default: the input's own, else the published one, for the preset mini the shipped one."""
+    """Text encoder: folder or hub id; default: the input's own, otherwise the published one; for the preset mini, the bundled
+    one."""
     vae: str = ""
     """VAE: folder or hub id; default: as for text_encoder."""
     dtype: StoredDtype = "stored"
