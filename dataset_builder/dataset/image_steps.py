@@ -32,7 +32,7 @@ def merge_images(state: SelectionState) -> None:
     if len(state.names) == 1:
         return
     run_ids = [run.record.run_id for run in state.runs.values()]
-    image = state.add_step(Step("merged", "the same image in another run: its captions are put together"))
+    image = state.add_step(Step("merged", "the same image in another run: their captions are merged"))
     caption = state.add_step(Step("merged", "the same caption in another run"))
     _keep_repeated(state.bench, run_ids=run_ids)
     state.bench.change(
@@ -84,7 +84,7 @@ def thin_nouns(state: SelectionState) -> None:
     most = state.config.max_per_noun
     if most is None:
         return
-    number = state.add_step(Step("max_per_noun", f"drawn out: one of its nouns is in more than {most} images"))
+    number = state.add_step(Step("max_per_noun", f"capped: one of its nouns is in more than {most} images"))
     captions = " UNION ALL ".join(
         f"SELECT {index}::SMALLINT AS run, key, prompt, nouns FROM run_{index}.captions" for index in range(len(state.names))
     )
