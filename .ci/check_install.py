@@ -86,7 +86,7 @@ def _check_density(env: Environment, work: Path) -> None:
 def _check_caption(env: Environment, work: Path) -> None:
     env.run("t2i", "caption", "--images", "images", "--out", "run", "--model", "mini", cwd=work, said="4")
     env.run("t2i", "score", "run", "--clip", "none", cwd=work)
-    env.run("t2i", "build", "--captions", "run", "--out", "dataset", cwd=work)
+    env.run("t2i", "build", "--captions", "run", "--out", "dataset", "--dedup.exact", "true", cwd=work)
     env.run("t2i", "convert", "--source", "image-txt", "--target", "run", "images", "texts", "--t5.tokenizer", "mini", cwd=work)
     env.run("t2i", "query", "run", "SELECT count(*) AS n FROM captions", "--format", "csv", cwd=work, said="n\n4")
     env.run("t2i", "export", "run", "run.duckdb", cwd=work)

@@ -17,7 +17,7 @@ _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.p
 def main(config: DemoConfig) -> int:
     """Runs every step and prints how long each took; returns 0. Raises UserError as run_steps does."""
     folder = DemoFolder(Path(config.out))
-    _copy_photographs(folder.photographs)
+    copy_photographs(folder.photographs)
     run_steps(folder.root, list(steps(config)))
     times = read_times(folder.root)
     width = max(len(duration(one.seconds)) for one in times)
@@ -26,7 +26,7 @@ def main(config: DemoConfig) -> int:
     return 0
 
 
-def _copy_photographs(folder: Path) -> None:
+def copy_photographs(folder: Path) -> None:
     """Photographs that scikit-image ships."""
     package = find_spec("skimage")
     assert package is not None and package.origin is not None, "scikit-image is in requirements.lock"
