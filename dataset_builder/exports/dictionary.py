@@ -29,7 +29,7 @@ All views of a captioning run and of a data set that SQL can ask: by `t2i query`
 that `t2i export` wrote (its table `dictionary`, and the comments on its views and columns). Types are those of DuckDB. Columns
 that a source carried keep their names and types, in `images` and in the JSON of `metadata`.
 
-`make dictionary` writes this page from the schemas and the texts next to them.
+`make reference` writes this page from the schemas and the texts next to them.
 """
 _HEAD = "| column | type | meaning |\n|---|---|---|"
 
