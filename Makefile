@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try demo test test-all check check-install lock dictionary clean
+.PHONY: help setup try demo test test-all check check-install lock reference docs docs-build clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,8 +39,14 @@ check-install: $(STAMP)  ## the wheel in a fresh environment for each extra, and
 lock: $(STAMP)  ## requirements.lock for a changed pyproject.toml; ARGS=--upgrade takes the newest versions
 	$(RUN) .ci/lock.py $(ARGS)
 
-dictionary: $(STAMP)  ## docs/reference/data_dictionary.md from the schemas
-	$(RUN) -c 'from pathlib import Path; from dataset_builder.exports.dictionary import PAGE, dictionary_page; Path(PAGE).write_text(dictionary_page())'
+reference: $(STAMP)  ## docs/reference from the code: options of commands, the data dictionary
+	$(RUN) -c 'from pathlib import Path; from website.reference import write_reference; write_reference(Path())'
+
+docs: $(STAMP)  ## the documentation site, served at http://127.0.0.1:8000 and built again when a page changes
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --strict $(ARGS)
+
+docs-build: $(STAMP)  ## the documentation site in build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet $(ARGS)
 
 clean:  ## removes what make and the checks wrote, but for .venv
 	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
