@@ -118,7 +118,8 @@ def test_the_first_look_is_true_and_a_second_one_finds_everything_done(
 
 def _check_quickstart(folder: Path, *, printed: str) -> None:
     """Its commands answer in `folder` what the page says; what `make try` does has been `printed`."""
-    blocks = re.findall(r"^```\n\$ (.+)\n((?:.+\n)+?)```$", QUICKSTART.read_text(encoding="utf-8"), re.MULTILINE)
+    text = QUICKSTART.read_text(encoding="utf-8").replace("\\\n", "")
+    blocks = re.findall(r"^```\n\$ (.+)\n((?:.+\n)+?)```$", text, re.MULTILINE)
     assert [command.split()[1] for command, _ in blocks] == ["try", "query", "query", "query", "status", "generate"]
     for command, output in blocks:
         if command.split()[1] in ("query", "status"):
