@@ -39,8 +39,10 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml",
 
 
 def on_config(config: "MkDocsConfig") -> None:
-    """Puts the pages of a folder where `nav` names one, by a path that ends in /: its index first, then by name."""
-    config.nav = [_with_folders(item) for item in config.nav or []]
+    """Puts pages where `nav` names a folder, by a path that ends in /, or by * the pages of docs/ that it does not name."""
+    named = set(re.findall(r"[\w./-]+[.]md", str(config.nav)))
+    others = sorted(path.name for path in (ROOT / DOCS).glob("*.md") if path.name not in named)
+    config.nav = [_with_pages(item, others) for item in config.nav or []]
 
 
 def on_files(files: "Files", *, config: "MkDocsConfig") -> "Files":
@@ -90,18 +92,38 @@ def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
     return "".join([*parts, change(markdown[end:])])
 
 
-def _with_folders(item: Any) -> Any:
-    """Raises ValueError for a folder that is not there."""
+def notebook_page(text: str) -> str:
+    """Cells and outputs of a notebook, in their order."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(re.sub(r"^# ", "## ", source) if cell["cell_type"] == "markdown" else _block(source, "python"))
+        parts += [_output(output) for output in cell.get("outputs", [])]
+    return "\n\n".join(parts)
+
+
+def _with_pages(item: Any, others: list[str]) -> Any:
     if isinstance(item, dict):
-        return {title: _with_folders(value) for title, value in item.items()}
+        return {title: _with_pages(value, others) for title, value in item.items()}
     if isinstance(item, list):
-        return [_with_folders(value) for value in item]
-    if not str(item).endswith("/"):
-        return item
-    if not (folder := ROOT / DOCS / item).is_dir():
-        raise ValueError(f"nav of mkdocs.yml names {item}, expected a folder of {DOCS}/: correct it")
-    pages = sorted(folder.glob("*.md"), key=lambda path: (path.stem != "index", path.stem))
-    return [path.relative_to(ROOT / DOCS).as_posix() for path in pages]
+        return [page for value in item for page in _as_list(_with_pages(value, others))]
+    if item == "*":
+        return others
+    return _folder_pages(item) if str(item).endswith("/") else item
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _folder_pages(name: str) -> list[str]:
+    """The pages of a folder: its index, then the others in the order in which the index links to them."""
+    folder = ROOT / DOCS / name
+    index = folder / "index.md"
+    linked = _links(index.read_text(encoding="utf-8")) if index.exists() else []
+    order = {link: number for number, link in reversed(list(enumerate(linked)))}
+    pages = sorted(path.name for path in folder.glob("*.md"))
+    return [f"{name}{page}" for page in sorted(pages, key=lambda page: (page != "index.md", order.get(page, len(order))))]
 
 
 def _links(markdown: str) -> list[str]:
@@ -143,22 +165,12 @@ def _code_page(path: str) -> str:
     if (ROOT / path).is_dir():
         return "\n".join([f"# {path}/\n", *(f"- [{Path(file).name}]({Path(file).name}.md)" for file in _files_in(path))])
     text = (ROOT / path).read_text(encoding="utf-8")
-    body = _notebook(text) if path.endswith(".ipynb") else _block(text, _LANGUAGES.get(Path(path).suffix, "text"))
+    body = notebook_page(text) if path.endswith(".ipynb") else _block(text, _LANGUAGES.get(Path(path).suffix, "text"))
     return f"# {path}\n\n{body}\n"
 
 
 def _block(text: str, language: str) -> str:
     return f"~~~~~~ {language}\n{text.rstrip()}\n~~~~~~"
-
-
-def _notebook(text: str) -> str:
-    """Cells and outputs of a notebook, in their order."""
-    parts = []
-    for cell in json.loads(text)["cells"]:
-        source = "".join(cell["source"])
-        parts.append(re.sub(r"^# ", "## ", source) if cell["cell_type"] == "markdown" else _block(source, "python"))
-        parts += [_output(output) for output in cell.get("outputs", [])]
-    return "\n\n".join(parts)
 
 
 def _output(output: dict[str, dict[str, str | list[str]] | list[str]]) -> str:

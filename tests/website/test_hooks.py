@@ -1,5 +1,6 @@
 """The site is built strictly, has the whole repository's pages, and shows what GitHub shows."""
 
+import json
 import re
 import subprocess
 import sys
@@ -47,14 +48,18 @@ def test_lists_and_tables_may_follow_a_paragraph_without_a_blank_line() -> None:
     assert found == "All of:\n\n- a\n- b\n  more\n1. c\nAs a table:\n\n| a |\n|---|\n\n```\nx\n- y\n```\n"
 
 
-def test_a_folder_in_nav_is_its_pages_and_one_that_is_not_there_an_error() -> None:
-    config: Any = SimpleNamespace(nav=["index.md", {"Reference": [{"Commands": "reference/commands/"}]}])
+def test_nav_takes_folders_in_the_order_of_their_index_and_pages_that_it_does_not_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a.md": "", "b.md": "", "named.md": "", "guide/index.md": "[2](two.md), [1](one.md#top)", "guide/one.md": ""}
+    for name, text in (files | {"guide/two.md": "", "guide/new.md": ""}).items():
+        (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "docs" / name).write_text(text)
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    config: Any = SimpleNamespace(nav=["named.md", {"Guides": ["guide/", {"More": "*"}]}])
     hooks.on_config(config)
-    commands = config.nav[1]["Reference"][0]["Commands"]
-    assert config.nav[0] == "index.md"
-    assert commands[:2] == ["reference/commands/index.md", "reference/commands/build.md"]
-    with pytest.raises(ValueError, match="expected a folder of docs/"):
-        hooks.on_config(SimpleNamespace(nav=[{"Nothing": "nothing/"}]))  # type: ignore[arg-type]
+    guides = ["guide/index.md", "guide/two.md", "guide/one.md", "guide/new.md"]
+    assert config.nav == ["named.md", {"Guides": [*guides, {"More": ["a.md", "b.md"]}]}]
 
 
 def test_only_a_page_with_a_diagram_gets_the_script() -> None:
@@ -68,6 +73,18 @@ def test_search_needs_no_other_site() -> None:
     output = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
     assert hooks.on_post_page(output, page=_page("reference/files.md")) == '<script src="../iframe-worker.js"></script>'
     assert hooks.on_post_template(output) == '<script src="iframe-worker.js"></script>'
+
+
+def test_a_notebook_is_shown_with_its_outputs() -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "code", "source": ["print(1)"], "outputs": [{"text": ["1\n"]}, {"data": {"image/png": "AA\nBB"}}]},
+        {"cell_type": "code", "source": ["2"], "outputs": [{"data": {"text/plain": ["2"]}}]},
+    ]
+    assert hooks.notebook_page(json.dumps({"cells": cells})) == (
+        "## Title\ntext\n\n~~~~~~ python\nprint(1)\n~~~~~~\n\n~~~~~~ text\n1\n~~~~~~\n\n"
+        "![output](data:image/png;base64,AABB)\n\n~~~~~~ python\n2\n~~~~~~\n\n~~~~~~ text\n2\n~~~~~~"
+    )
 
 
 def test_the_site_is_built_strictly_and_fetches_nothing(tmp_path: Path) -> None:
