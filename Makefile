@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try demo test test-all check check-install lock dictionary clean
+.PHONY: help setup try demo test test-all check check-install lock reference docs docs-build clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,8 +39,14 @@ check-install: $(STAMP)  ## install the wheel with each extra in a fresh environ
 lock: $(STAMP)  ## update requirements.lock after a change of pyproject.toml; ARGS=--upgrade takes the newest versions
 	$(RUN) .ci/lock.py $(ARGS)
 
-dictionary: $(STAMP)  ## write docs/reference/data_dictionary.md from the schemas
-	$(RUN) -c 'from pathlib import Path; from dataset_builder.exports.dictionary import PAGE, dictionary_page; Path(PAGE).write_text(dictionary_page())'
+reference: $(STAMP)  ## write docs/reference from the code: options of commands, the data dictionary
+	$(RUN) -c 'from pathlib import Path; from website.reference import write_reference; write_reference(Path())'
+
+docs: $(STAMP)  ## serve the documentation site at http://127.0.0.1:8000; it is rebuilt when a page changes
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --strict $(ARGS)
+
+docs-build: $(STAMP)  ## build the documentation site in build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet $(ARGS)
 
 clean:  ## remove what make and the checks wrote, except .venv
 	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

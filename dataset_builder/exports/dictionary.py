@@ -29,7 +29,7 @@ This page explains every view and column of a captioning run or a data set. You 
 `t2i query` (`\\d VIEW`), and in a database written by `t2i export` (in its table `dictionary`, and as comments on its views and
 columns). Types are DuckDB's. Columns of your sources keep their names and types, in `images` and in the JSON of `metadata`.
 
-`make dictionary` writes this page from the schemas and the texts next to them.
+`make reference` writes this page from the schemas and the texts next to them.
 """
 _HEAD = "| column | type | meaning |\n|---|---|---|"
 

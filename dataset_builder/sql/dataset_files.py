@@ -188,7 +188,7 @@ def find_dataset(url: str) -> DatasetFiles | None:
 
 
 def open_stored(url: str, *, training: str | None = None) -> "Database":
-    """The database of read_stored. Raises UserError as it does."""
+    """Opens a captioning run or a data set for SQL, to be closed or used by `with`. Raises UserError where there is none."""
     from dataset_builder.sql.database import open_files
 
     return open_files(read_stored(url, training=training))
