@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("captioner", "dataset_builder", "foundry", "model", "trainer")
 CORE = "core"
 CORE_BYTES = 400_000_000
-"""What the core may take, without pip and setuptools, which an environment has anyway."""
+"""Maximum size of the core, without pip and setuptools, which every environment has."""
 _COMMANDS = "from foundry.commands import COMMANDS; print(*(f'{n}:{c.extra}' for n, c in COMMANDS.items()))"
 _SCENES = """
 from pathlib import Path
@@ -41,7 +41,7 @@ class Environment:
         return next((self.folder / "lib").glob("python3*")) / "site-packages"
 
     def run(self, program: str, *arguments: str, cwd: Path, expected: int = 0, said: str = "") -> str:
-        """What a program of the environment prints, both streams. Raises SystemExit for another exit code or text."""
+        """Output of a program of the environment, both streams. Raises SystemExit for another exit code or text."""
         ended = subprocess.run(
             [self.folder / "bin" / program, *arguments],
             cwd=cwd,

@@ -1,6 +1,6 @@
-"""The whole way on this machine, offline, on the small world, from nothing to a network that draws: `make demo`.
+"""The whole pipeline on this machine, offline, on the small world, from scratch to a network that draws: `make demo`.
 
-Every step is a command that a user could type; it is printed before it runs. Run again, the demo goes on where it stopped.
+Every step prints the command that it runs, so that users can copy it. Run again, the demo resumes.
 """
 
 import shutil
