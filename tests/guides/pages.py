@@ -99,7 +99,7 @@ def shown(page: Path) -> list[Shown]:
 def _commands_in(block: Block) -> list[Shown]:
     """The commands of a block that begin with `$ `, each with the lines below it."""
     found: list[Shown] = []
-    for line in _joined(block.lines):
+    for line in joined(block.lines):
         if line.startswith("$ "):
             found.append(Shown(line=block.line, kind="command", text=line.removeprefix("$ "), output=()))
         elif found:
@@ -108,7 +108,7 @@ def _commands_in(block: Block) -> list[Shown]:
     return found
 
 
-def _joined(lines: Sequence[str]) -> list[str]:
+def joined(lines: Sequence[str]) -> list[str]:
     """Lines of which one that ends in a backslash is one with the next."""
     return "\n".join(lines).replace("\\\n", " ").split("\n")
 

@@ -9,7 +9,7 @@ import pytest
 
 from captioner.prompt_sets import load_prompts
 from foundry import command_line
-from tests.guides.pages import FOLDERS, PAGES, ROOT, blocks, our_commands, run_module
+from tests.guides.pages import FOLDERS, PAGES, ROOT, blocks, joined, our_commands, run_module
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 
@@ -48,7 +48,7 @@ def test_its_commands_parse(page: Path, here: Path, only_parsed: list[Any], caps
     for block in blocks(page):
         if block.kind not in ("", "yaml"):
             continue
-        for line in "\n".join(block.lines).replace("\\\n", " ").splitlines():
+        for line in joined(block.lines):
             for module, words in our_commands(line):
                 before = len(only_parsed)
                 with pytest.raises(SystemExit) as end:
@@ -86,7 +86,7 @@ def test_each_page_is_in_the_list_of_its_folder(folder: str) -> None:
 
 
 def test_most_pages_show_commands() -> None:
-    lines = {page: [line for block in blocks(page) if block.kind == "" for line in block.lines] for page in PAGES}
+    lines = {page: [line for block in blocks(page) if not block.kind for line in joined(block.lines)] for page in PAGES}
     num_commands = {page: sum(1 for line in shown for _ in our_commands(line)) for page, shown in lines.items()}
     assert sum(num_commands.values()) > 100
     assert {page.name for page, number in num_commands.items() if not number} <= {"index.md"}
