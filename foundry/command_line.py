@@ -53,7 +53,7 @@ _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given val
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a command takes: the type of each option by its dotted name, and the options that may be given by position."""
+    """Options of a command: the type of each by its dotted name, and those that may be given by position."""
 
     hints: Mapping[str, Any]
     positional: Sequence[str]
@@ -182,7 +182,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
 
 
 def _option(setting: str, config_class: type["DataclassInstance"]) -> str:
-    """The option of a setting, or of a group of them, in brackets; "" where this command has none."""
+    """The option of a setting, or of a group of them, in brackets; "" if this command has none."""
     known = any(name == setting or name.startswith(f"{setting}.") for name in _flat_hints(config_class)) if setting else False
     return f" (--{_option_name(setting, config_class)})" if known else ""
 

@@ -111,7 +111,7 @@ def _settings(tree: ast.Module) -> Iterator[ast.ClassDef]:
 
 
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Name of each field, and the string under it, empty where there is none."""
+    """Name of each field, and the string under it, empty if there is none."""
     for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
