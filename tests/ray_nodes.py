@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,16 @@ class Head:
 
 
 @contextmanager
-def ray_head(*, num_cpus: int = 2) -> Iterator[Head]:
-    """A head with ports and a folder of its own."""
+def ray_head(
+    *, num_cpus: int = 2, python: Path | None = None, environment: Mapping[str, str] | None = None, more: Sequence[str] = ()
+) -> Iterator[Head]:
+    """A head with ports and a folder of its own; `python`: the interpreter of another environment that has Ray."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         port, dashboard, agent = free_ports(3)
         ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         where = ["--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-        process = _start([*where, *ports, f"--num-cpus={num_cpus}"], folder=folder)
+        options = [*where, *ports, f"--num-cpus={num_cpus}", *more]
+        process = _start(options, folder=folder, python=python, environment=environment)
         try:
             for needed in (dashboard, agent):
                 _wait_for_port(needed)
@@ -77,13 +80,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _start(arguments: list[str], *, folder: str) -> subprocess.Popen[bytes]:
+def _start(
+    arguments: list[str], *, folder: str, python: Path | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """`ray start`, until it says that the node runs. Tried again: Ray's parts wait 15 s for each other on a busy machine."""
     for _ in range(START_TRIES):
         said = Path(folder, f"started-{time.monotonic_ns()}.log")
         with said.open("wb") as log:
-            command = [RAY, "start", "--block", *arguments]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0)
+            program = [RAY] if python is None else [str(python), "-m", "ray.scripts.scripts"]
+            command = [*program, "start", "--block", *arguments]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0, env=environment)
         deadline = time.monotonic() + START_S
         while process.poll() is None and time.monotonic() < deadline:
             if "Ray runtime started" in said.read_text():
