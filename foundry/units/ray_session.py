@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foundry.errors import RayLost, UserError
 from foundry.hardware import AUTO_VARIABLE, Dtype, auto_dtype
+from foundry.reporting.lines import say
 from foundry.units.bisection import cause_of
 from foundry.units.cluster import Node, RaySettings, alive_nodes, no_answer, unseen_paths
 from foundry.units.workers import describe
@@ -44,7 +45,7 @@ def wait_for_gpus(count: int, *, timeout_s: float, setting: str) -> None:
     """
     if not count or ray.available_resources().get("GPU", 0) >= count:
         return
-    print(f"waiting for {counted(count, 'GPU')}, {timeout_s:g} s at most", flush=True)
+    say(f"waiting for {counted(count, 'GPU')}, {timeout_s:g} s at most")
     group = placement_group([{"GPU": 1.0}] * count)
     came = group.wait(timeout_s)
     remove_placement_group(group)
