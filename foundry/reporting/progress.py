@@ -194,7 +194,7 @@ class _Notebook:
     def __init__(self) -> None:
         from IPython.display import display
 
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._handle: Any = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         self._last = 0.0
 
     def show(self, counted: Counted) -> None:

@@ -42,7 +42,7 @@ def _same_format_after() -> Iterator[None]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in its only item, which a test sets."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("foundry.reporting.progress.time.perf_counter", lambda: now[0])
     return now
 
 
