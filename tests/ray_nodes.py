@@ -1,4 +1,4 @@
-"""Ray nodes for tests, each in a process group of its own that can be killed without touching any other Ray."""
+"""Ray nodes for tests, each in a separate process group that can be killed without touching any other Ray."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Head:
 def ray_head(
     *, num_cpus: int = 2, python: Path | None = None, environment: Mapping[str, str] | None = None, gpu_nodes: int = 0
 ) -> Iterator[Head]:
-    """A head with ports and a folder of its own; `python`: the interpreter of another environment that has Ray.
+    """A head with separate ports and a separate folder; `python`: the interpreter of another environment that has Ray.
 
     `gpu_nodes`: so many nodes come when a GPU is asked for, by Ray's own autoscaler; they are here, and only say to have one.
     """
