@@ -85,7 +85,7 @@ def run_command(
     that an extra of the distribution installs and that is missing become one line on stderr and 2;
     Ctrl-C returns 130; any other exception is a bug and keeps its traceback.
     """
-    hints = _flat_hints(config_class) | {_LOG_FORMAT: LogFormat}
+    hints = _flat_hints(config_class)
     if (described := _DESCRIBED.get()) is not None:
         described.append(
             Options(
@@ -109,7 +109,7 @@ def run_command(
         return 2
     try:
         parser.set_defaults(_preset_values(arguments, presets or {}))
-        values = parser.parse_args(_name_all(arguments, hints, positional=positional))
+        values = parser.parse_args(_name_all(arguments, hints | {_LOG_FORMAT: LogFormat}, positional=positional))
     except argparse.ArgumentError as error:
         return _fail(_explain(str(error), config_class, prog=prog))
     except SystemExit as stop:  # --help and --print_config
