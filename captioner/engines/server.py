@@ -28,6 +28,7 @@ from captioner.prompts import control_token
 from foundry.chat_endpoint import read_key
 from foundry.errors import UserError, one_line
 from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.reporting.lines import say
 from foundry.storage.locations import data_of, is_data_url
 from foundry.units.rejection import ImageError
 
@@ -215,14 +216,14 @@ def serve(
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another port", setting="port") from None
     if line := assumed_prompt(source.name, source.prompt_format):
-        print(line)
+        say(line)
     with listener:
         engine = TransformersEngine(source, settings, keep_logprobs=True)
         engine.check(np.full((source.image_side_px, source.image_side_px, 3), 128, np.uint8), _WORDS)
         app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
         dtype = str(engine.model.dtype).removeprefix("torch.")
         address = f"[{host}]" if ":" in host else host
-        print(f"{source.name} in {dtype} on {engine.device}: http://{address}:{listener.getsockname()[1]}/v1", flush=True)
+        say(f"{source.name} in {dtype} on {engine.device}: http://{address}:{listener.getsockname()[1]}/v1")
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 

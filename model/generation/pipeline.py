@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import keep_freed_memory
+from foundry.reporting.progress import Bar
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import VAE, to_pixels
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
@@ -78,8 +79,6 @@ class Pipeline:
         Raises UserError for sizes and captions that do not fit the network; and NotFiniteOutput, once all others are done, for
         images that are NaN or infinite.
         """
-        from tqdm import tqdm
-
         size = self._size(request)
         self._check_guidance(request)
         make_scheduler(self.objective, request.sampling)  # refuses what does not go together before anything is loaded
@@ -87,10 +86,10 @@ class Pipeline:
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
         failed = NotFiniteImages(request, num_images=len(wanted))
         total = len(wanted) * request.sampling.num_steps
-        with tqdm(total=total, unit="step", disable=not progress, delay=1e-3) as bar:  # not shown before the first step
+        with Bar("drawing", total=total, unit="step", soon_s=1e-3, shown=progress) as bar:  # not shown before the first step
 
             def after_step(step: int, timestep: float, latents: "torch.Tensor") -> None:
-                bar.update(len(latents))
+                bar.advance(len(latents))
                 if on_step is not None:
                     on_step(step, timestep, latents)
 
