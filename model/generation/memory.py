@@ -3,9 +3,11 @@
 Weights are counted; activations are those of the real code, run on tensors without data (torch's fake tensors) of two layers,
 since a layer's are freed before the next one's. Assumptions, all on the safe side:
 - attention does not materialise its matrix (flash or memory-efficient kernels);
-- a quantised text encoder has its linear layers at one byte a weight and a float32 scale per row, or at half a byte and a
-  float32 scale per block of 64 weights, but `wo` of its MLPs, which transformers leaves alone, and the embeddings in bf16; its
-  activations are counted twice, for the 8-bit copies of them, or for the weights that are expanded to multiply;
+- a text encoder that a library quantises has its linear layers at one byte a weight and a float32 scale per row, or at half a
+  byte and a float32 scale per block of 64 weights, but `wo` of its MLPs, which transformers leaves alone, and the embeddings in
+  bf16; its activations are counted twice, for the 8-bit copies of them, or for the weights that are expanded to multiply;
+- int4, of either network, takes half a byte a weight and two bf16 values per group of 64, `wo` included; int8 a byte and a bf16
+  scale per row; of the weights the largest layer is expanded, in bf16 and once more while it is;
 - the context of CUDA, its libraries' workspaces and the allocator's gaps take OVERHEAD_BYTES.
 """
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.encoders.text_encoder import Quantisation
-from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS
+from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from model.dit_config import DiTConfig
 
 OVERHEAD_BYTES = 1_000_000_000
+_EXPANDED_BYTES = 4
+"""For each weight of the layer that is expanded: its code, unpacked to a byte and once more while it is, and bf16."""
 T5_XXL = {
     "d_model": 4096,
     "d_ff": 10240,
@@ -68,6 +72,7 @@ def phase_bytes(
     text_encoder: Mapping[str, Any] = T5_XXL,
     vae: Mapping[str, Any] = STABLE_DIFFUSION_VAE,
     quantisation: Quantisation = "bitsandbytes",
+    weights: Weights = "full",
     max_batch_tokens: int = GENERATION_BATCH_TOKENS,
     tiled_vae: bool = True,
 ) -> dict[str, PhaseBytes]:
@@ -82,7 +87,7 @@ def phase_bytes(
         "encode": _encode_bytes(
             text_encoder, quantisation, length=transformer.max_caption_tokens, max_batch_tokens=max_batch_tokens
         ),
-        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size),
+        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size, weights=weights),
         "decode": _decode_bytes(vae, latents, tiled=tiled_vae),
     }
 
@@ -96,12 +101,14 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
 
     with torch.device("meta"):
         whole, short = build(config["num_layers"]), build(2)
-    weights = 0
+    weights = largest = 0
     for name, parameter in whole.named_parameters():
         if name == "encoder.embed_tokens.weight":  # tied to `shared`, in a loaded model
             continue
-        quantised = quantisation != "none" and ".wo." not in name and parameter.ndim == 2 and name != "shared.weight"
+        is_linear = parameter.ndim == 2 and name != "shared.weight" and "relative_attention_bias" not in name
+        quantised = is_linear and (quantisation == "int4" or (quantisation != "none" and ".wo." not in name))
         weights += _quantised_bytes(parameter, quantisation) if quantised else 2 * parameter.numel()
+        largest = max(largest, parameter.numel() if is_linear else 0)
     batch = max_batch_tokens // length
 
     def forward() -> None:
@@ -109,19 +116,28 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
         short(input_ids=tokens, attention_mask=torch.empty(batch, 1, length, length, dtype=torch.bfloat16))
 
     activations = peak_bytes(short, forward)
-    return PhaseBytes(weights=weights, activations=activations if quantisation == "none" else 2 * activations)
+    if quantisation == "int4":
+        activations += _EXPANDED_BYTES * largest
+    elif quantisation != "none":
+        activations *= 2
+    return PhaseBytes(weights=weights, activations=activations)
 
 
-def _quantised_bytes(parameter: "torch.Tensor", quantisation: Quantisation) -> int:
+def _quantised_bytes(parameter: "torch.Tensor", quantisation: Quantisation | Weights) -> int:
+    if quantisation == "int4":
+        return parameter.numel() // 2 + 2 * 2 * parameter.numel() // 64
+    if quantisation == "int8":
+        return parameter.numel() + 2 * len(parameter)
     if quantisation == "bitsandbytes_4bit":
         return parameter.numel() // 2 + 4 * parameter.numel() // 64
     return parameter.numel() + 4 * len(parameter)
 
 
-def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int) -> PhaseBytes:
+def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int, weights: Weights) -> PhaseBytes:
     import torch
 
     from model.dit import DiT, KeysValues, PreparedCaptions
+    from model.layers.matrices import block_matrices
 
     def build(depth: int) -> DiT:
         compression = dataclasses.replace(config.kv_compression, layers=())  # it only saves memory
@@ -144,10 +160,15 @@ def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size:
         )
 
     keys_values = 2 * 2 * batch_size * config.max_caption_tokens * config.width * config.depth
-    weights = sum(2 * parameter.numel() for parameter in whole.parameters())
+    matrices = () if weights == "full" else block_matrices(whole)
+    stored = [
+        (_quantised_bytes(parameter, weights) if name in matrices else 2 * parameter.numel())
+        for name, parameter in whole.named_parameters()
+    ]
+    expanded = _EXPANDED_BYTES * max((whole.get_parameter(name).numel() for name in matrices), default=0)
     # The scheduler keeps latents and predictions of two steps, in float32.
     scheduler = 8 * 4 * batch_size * config.in_channels * latents[0] * latents[1]
-    return PhaseBytes(weights=weights, activations=peak_bytes(short, forward) + keys_values + scheduler)
+    return PhaseBytes(weights=sum(stored), activations=peak_bytes(short, forward) + keys_values + scheduler + expanded)
 
 
 def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled: bool) -> PhaseBytes:

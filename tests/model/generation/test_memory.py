@@ -29,6 +29,15 @@ def test_xl_at_1024_fits_in_8_gb_part_by_part() -> None:
     assert phases["denoise"].activations < wide["denoise"].total < GPU_BYTES
 
 
+def test_all_parts_of_xl_at_1024_fit_in_6_gb_at_once_in_4_bits() -> None:
+    phases = phase_bytes(XL_1024, height=1024, width=1024, quantisation="int4", weights="int4")
+    assert 2.8e9 < phases["encode"].weights < 3.0e9 and 0.35e9 < phases["denoise"].weights < 0.42e9
+    resident = sum(phase.weights for phase in phases.values())
+    assert resident + max(phase.activations for phase in phases.values()) + OVERHEAD_BYTES < 6_000_000_000
+    eight = phase_bytes(XL_1024, height=64, width=64, weights="int8")["denoise"].weights
+    assert phases["denoise"].weights < eight < 0.6 * 2 * 611_349_152
+
+
 def test_the_computed_activations_are_those_of_a_real_run() -> None:
     """Same network, three steps of sampling, by torch's allocator: neither too low nor more than twice too high."""
     dit = tiny_dit().bfloat16()
