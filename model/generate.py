@@ -12,6 +12,7 @@ from foundry.command_line import UserError, run_command
 from foundry.hardware import AUTO, AutoDtype
 from foundry.wording import CHOICE, ModelChoice
 from model.encoders.text_encoder import Quantisation
+from model.formats.checkpoint import find_checkpoint
 from model.generation.drawing import DrawingResult, begun_dtype, draw, image_paths, image_values
 from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig, Weights
@@ -102,6 +103,8 @@ class GenerateConfig:
     """Device of the text encoder; cpu keeps it off the GPU."""
     rewrite: RewriteConfig = field(default_factory=RewriteConfig)
     """Rewriter of the prompts."""
+    plan: bool = False
+    """Print the memory that these settings take, computed, and draw nothing."""
     text_encoder: str | None = None
     """Folder or hub id of the text encoder, if not the one in pipeline.json."""
     vae: str | None = None
@@ -178,6 +181,12 @@ def main(config: GenerateConfig) -> int:
     from model.generation.pipeline import open_pipeline
 
     request, runtime = config.request(), config.runtime().resolved()
+    if config.plan:
+        from model.generation.memory import memory_lines
+
+        root = find_checkpoint(config.checkpoint)
+        print("\n".join(memory_lines(root, request, runtime, text_encoder=config.text_encoder, vae=config.vae)))
+        return 0
     paths = image_paths(Path(config.out), request, grid=config.grid)
     if config.dtype == AUTO:  # what was begun on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)

@@ -15,10 +15,16 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from foundry.errors import NotOnHub, UserError
+from model.encoders.frozen_parts import UNNAMED, find_part
 from model.encoders.text_encoder import Quantisation
-from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, Weights
+from model.formats.checkpoint import read_json, read_pipeline_config, read_transformer_config
+from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, RuntimeConfig, Weights
+from model.generation.request import GenerationRequest
+from model.generation.resolution import image_size
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +33,6 @@ if TYPE_CHECKING:
     from model.dit_config import DiTConfig
 
 OVERHEAD_BYTES = 1_000_000_000
-_EXPANDED_BYTES = 4
-"""For each weight of the layer that is expanded: its code, unpacked to a byte and once more while it is, and bf16."""
 T5_XXL = {
     "d_model": 4096,
     "d_ff": 10240,
@@ -48,6 +52,10 @@ STABLE_DIFFUSION_VAE = {
     "sample_size": 512,
 }
 """Sizes of sd-vae-ft-ema and of SDXL's."""
+_ASSUMED = {"text_encoder": "T5-XXL", "vae": "Stable Diffusion's VAE"}
+_DEFAULTS: dict[str, Mapping[str, Any]] = {"text_encoder": T5_XXL, "vae": STABLE_DIFFUSION_VAE}
+_EXPANDED_BYTES = 4
+"""For each weight of the layer that is expanded: its code, unpacked to a byte and once more while it is, and bf16."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,78 @@ def phase_bytes(
         "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size, weights=weights),
         "decode": _decode_bytes(vae, latents, tiled=tiled_vae),
     }
+
+
+def memory_lines(
+    root: Path, request: GenerationRequest, runtime: RuntimeConfig, *, text_encoder: str | None = None, vae: str | None = None
+) -> list[str]:
+    """A table of what the images of a request take, and what of it the device must have; reads configurations alone.
+
+    A text encoder or VAE that is unavailable is taken to be T5-XXL, or Stable Diffusion's, and the table says so. Raises
+    UserError for sizes that do not fit, and for other kinds of either than T5 and AutoencoderKL.
+    """
+    pipeline, transformer = read_pipeline_config(root), read_transformer_config(root)
+    parts = {
+        kind: _part_config(kind, name or stored.name, revision=None if name else stored.revision)
+        for kind, name, stored in (
+            ("text_encoder", text_encoder, pipeline.text_encoder),
+            ("vae", vae, pipeline.vae),
+        )
+    }
+    downsampling = 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
+    size = image_size(
+        request.height,
+        request.width,
+        resolution=pipeline.resolution,
+        binning=request.resolution_binning,
+        multiple=downsampling * transformer.patch_size,
+    )
+    phases = phase_bytes(
+        transformer,
+        height=size.height,
+        width=size.width,
+        batch_size=min(runtime.batch_size, request.num_images),
+        quantisation=runtime.quantisation,
+        weights=runtime.weights,
+        tiled_vae=runtime.tiled_vae,
+        **parts,
+    )
+    assumed = [name for kind, name in _ASSUMED.items() if parts[kind] is _DEFAULTS[kind]]
+    return [
+        f"{size.height} x {size.width} px, computed for bfloat16, in GB:",
+        f"  {'':<8}{'weights':>9}{'activations':>13}",
+        *(f"  {name:<8}{one.weights / 1e9:>9.2f}{one.activations / 1e9:>13.2f}" for name, one in phases.items()),
+        *([f"  assumed: {' and '.join(assumed)}, since pipeline.json names no files that are here"] if assumed else []),
+        _needed(phases, runtime),
+    ]
+
+
+def _needed(phases: Mapping[str, PhaseBytes], runtime: RuntimeConfig) -> str:
+    """The line that says what the device must have."""
+    if runtime.text_encoder_device not in (None, runtime.device):
+        phases = {name: one for name, one in phases.items() if name != "encode"}
+    if runtime.staged:
+        name, largest = max(phases.items(), key=lambda item: item[1].total)
+        return (
+            f"staged, the device needs {largest.total / 1e9:.2f} GB, for {name}; {OVERHEAD_BYTES / 1e9:g} GB of it is overhead"
+        )
+    total = sum(one.weights for one in phases.values()) + max(one.activations for one in phases.values()) + OVERHEAD_BYTES
+    return f"all parts at once, the device needs {total / 1e9:.2f} GB; {OVERHEAD_BYTES / 1e9:g} GB of it is overhead"
+
+
+def _part_config(kind: Literal["text_encoder", "vae"], name: str, *, revision: str | None) -> Mapping[str, Any]:
+    """The settings of a text encoder or VAE; the default one's where nothing is named, or it is not on this machine."""
+    try:
+        folder = None if name == UNNAMED else find_part(name, kind, revision=revision).folder
+    except NotOnHub:
+        folder = None
+    if folder is None:
+        return _DEFAULTS[kind]
+    values = read_json(folder / "config.json", missing=f"{folder / 'config.json'} is missing: fetch it again")
+    found = values.get("model_type") if kind == "text_encoder" else values.get("_class_name")
+    if found not in ("t5", "AutoencoderKL"):
+        raise UserError(f"the memory of {found} ({folder}) is not computed: T5's and AutoencoderKL's alone is")
+    return values
 
 
 def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, length: int, max_batch_tokens: int) -> PhaseBytes:
@@ -176,7 +256,7 @@ def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled:
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        vae = AutoencoderKL(**config).bfloat16().eval()
+        vae = AutoencoderKL.from_config(dict(config)).bfloat16().eval()
     tile = vae.tile_latent_min_size
     sides = [min(side, tile) for side in latents] if tiled else list(latents)
     activations = peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides, dtype=torch.bfloat16)))
