@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from foundry.errors import NotOnHub, UserError
-from model.encoders.frozen_parts import UNNAMED, find_part
+from model.encoders.frozen_parts import find_part
 from model.encoders.text_encoder import Quantisation
-from model.formats.checkpoint import read_json, read_pipeline_config, read_transformer_config
+from model.formats.checkpoint import PartConfig, read_json, read_pipeline_config, read_transformer_config
 from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, RuntimeConfig, Weights
 from model.generation.request import GenerationRequest
 from model.generation.resolution import image_size
@@ -52,8 +52,6 @@ STABLE_DIFFUSION_VAE = {
     "sample_size": 512,
 }
 """Sizes of sd-vae-ft-ema and of SDXL's."""
-_ASSUMED = {"text_encoder": "T5-XXL", "vae": "Stable Diffusion's VAE"}
-_DEFAULTS: dict[str, Mapping[str, Any]] = {"text_encoder": T5_XXL, "vae": STABLE_DIFFUSION_VAE}
 _EXPANDED_BYTES = 4
 """For each weight of the layer that is expanded: its code, unpacked to a byte and once more while it is, and bf16."""
 
@@ -109,14 +107,9 @@ def memory_lines(
     UserError for sizes that do not fit, and for other kinds of either than T5 and AutoencoderKL.
     """
     pipeline, transformer = read_pipeline_config(root), read_transformer_config(root)
-    parts = {
-        kind: _part_config(kind, name or stored.name, revision=None if name else stored.revision)
-        for kind, name, stored in (
-            ("text_encoder", text_encoder, pipeline.text_encoder),
-            ("vae", vae, pipeline.vae),
-        )
-    }
-    downsampling = 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
+    of_text = _part_config("text_encoder", text_encoder, pipeline.text_encoder)
+    of_vae = _part_config("vae", vae, pipeline.vae)
+    downsampling = 2 ** (len(of_vae["block_out_channels"]) - 1)
     size = image_size(
         request.height,
         request.width,
@@ -132,9 +125,10 @@ def memory_lines(
         quantisation=runtime.quantisation,
         weights=runtime.weights,
         tiled_vae=runtime.tiled_vae,
-        **parts,
+        text_encoder=of_text,
+        vae=of_vae,
     )
-    assumed = [name for kind, name in _ASSUMED.items() if parts[kind] is _DEFAULTS[kind]]
+    assumed = ["T5-XXL"] * (of_text is T5_XXL) + ["Stable Diffusion's VAE"] * (of_vae is STABLE_DIFFUSION_VAE)
     return [
         f"{size.height} x {size.width} px, computed for bfloat16, in GB:",
         f"  {'':<8}{'weights':>9}{'activations':>13}",
@@ -157,14 +151,15 @@ def _needed(phases: Mapping[str, PhaseBytes], runtime: RuntimeConfig) -> str:
     return f"all parts at once, the device needs {total / 1e9:.2f} GB; {OVERHEAD_BYTES / 1e9:g} GB of it is overhead"
 
 
-def _part_config(kind: Literal["text_encoder", "vae"], name: str, *, revision: str | None) -> Mapping[str, Any]:
+def _part_config(kind: Literal["text_encoder", "vae"], name: str | None, stored: PartConfig) -> Mapping[str, Any]:
     """The settings of a text encoder or VAE; the default one's where nothing is named, or it is not on this machine."""
+    default: Mapping[str, Any] = T5_XXL if kind == "text_encoder" else STABLE_DIFFUSION_VAE
+    if not (name or stored.name):
+        return default
     try:
-        folder = None if name == UNNAMED else find_part(name, kind, revision=revision).folder
+        folder = find_part(name or stored.name, kind, revision=None if name else stored.revision).folder
     except NotOnHub:
-        folder = None
-    if folder is None:
-        return _DEFAULTS[kind]
+        return default
     values = read_json(folder / "config.json", missing=f"{folder / 'config.json'} is missing: fetch it again")
     found = values.get("model_type") if kind == "text_encoder" else values.get("_class_name")
     if found not in ("t5", "AutoencoderKL"):

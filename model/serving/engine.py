@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _KEPT_CAPTIONS = 64
 """Prompts whose features are kept: one of T5-XXL takes 1 MB."""
 _LONGEST_RETRY_S = 300
+_FAILURES = 3
+"""So many steps that fail one after the other say that the model is lost, not that a request was bad."""
 
 
 class Busy(Exception):
@@ -77,13 +79,13 @@ class Engine:
     ) -> None:
         self.pipeline = pipeline
         self.adapters = adapters
-        self.last_failure = ""
-        """Why the last step failed, for reasons that are no request's; empty: it did not."""
+        self._failures: list[str] = []  # of the last steps, for reasons that no request and no lack of memory is
         self.num_drawn = 0
         """Number of images that were drawn."""
         self._max_waiting = max_waiting
         self.metrics = metrics or ServerMetrics()
-        self.metrics.observe(waiting=lambda: len(self._waiting), active=lambda: len(self._active))
+        self.metrics.gauge("t2i_images_waiting", "Images that wait", lambda: len(self._waiting))
+        self.metrics.gauge("t2i_images_active", "Images under way", lambda: len(self._active))
         self._waiting: deque[_Image] = deque()
         self._active: dict[_Image, Row] = {}
         self._batches: dict[Kind, Batch] = {}
@@ -99,18 +101,28 @@ class Engine:
         """Whether it draws what it is given."""
         return self._thread.is_alive() and not self._is_stopping
 
-    def submit(self, request: GenerationRequest, adapters: AdapterScales = ()) -> Job:
-        """The job of a request. Raises UserError for what does not fit the network, Busy, Stopping."""
+    @property
+    def failure(self) -> str:
+        """Why the last three steps failed, all of them; empty: they did not."""
+        return self._failures[-1] if len(self._failures) >= _FAILURES else ""
+
+    def check(self, request: GenerationRequest, *, num_others: int = 0) -> None:
+        """Raises UserError for what does not fit the network, Busy, Stopping. `num_others`: requests that come before it."""
         self.pipeline.check(request)
+        if self._is_stopping:
+            raise Stopping
+        num_waiting = len(self._waiting) + num_others
+        if num_waiting + request.num_images > self._max_waiting:
+            raise Busy(
+                f"{num_waiting} images wait already, and at most {self._max_waiting} may: ask again later",
+                retry_after_s=self._drawing_s(num_waiting),
+            )
+
+    def submit(self, request: GenerationRequest, adapters: AdapterScales = ()) -> Job:
+        """The job of a request. Raises as check."""
         job = Job(request=request, adapters=tuple(sorted(adapters)))
         with self._changed:
-            if self._is_stopping:
-                raise Stopping
-            if len(self._waiting) + request.num_images > self._max_waiting:
-                raise Busy(
-                    f"{len(self._waiting)} images wait already, and at most {self._max_waiting} may: ask again later",
-                    retry_after_s=self._drawing_s(len(self._waiting)),
-                )
+            self.check(request)
             self._waiting.extend(_Image(job, index) for index in range(request.num_images))
             self._changed.notify()
         return job
@@ -197,7 +209,7 @@ class Engine:
     def _step(self, kind: Kind, images: list[_Image]) -> None:
         begun_s = time.monotonic()
         self._batches.setdefault(kind, Batch(self.pipeline)).step([self._active[image] for image in images])
-        self.last_failure = ""
+        self._failures.clear()
         self.metrics.steps.observe(len(images))
         self.metrics.step_seconds.inc(time.monotonic() - begun_s)
 
@@ -247,11 +259,10 @@ class Engine:
             failure: Exception = error
         except torch.OutOfMemoryError as error:
             failure = Unavailable(f"out of memory ({one_line(error, limit=200)}): serve with a smaller batch_size")
-            self.last_failure = str(failure)
             logger.exception("out of memory")
         except Exception as error:  # a model may raise anything; what it fails on must not stop the server
             failure = error
-            self.last_failure = f"{type(error).__name__}: {one_line(error, limit=200)}"
+            self._failures.append(f"{type(error).__name__}: {one_line(error, limit=200)}")
             logger.exception("drawing failed")
         else:
             return

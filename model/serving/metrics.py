@@ -30,10 +30,9 @@ class ServerMetrics:
         )
         self.step_seconds = Counter("t2i_step_seconds", "Time that steps took", registry=self._registry)
 
-    def observe(self, *, waiting: Callable[[], int], active: Callable[[], int]) -> None:
-        """Reads the numbers of images that wait and that are under way whenever metrics are asked for."""
-        Gauge("t2i_images_waiting", "Images that wait", registry=self._registry).set_function(waiting)
-        Gauge("t2i_images_active", "Images under way", registry=self._registry).set_function(active)
+    def gauge(self, name: str, meaning: str, read: Callable[[], int]) -> None:
+        """Adds a number that is read whenever metrics are asked for."""
+        Gauge(name, meaning, registry=self._registry).set_function(read)
 
     def text(self) -> bytes:
         """All metrics as Prometheus reads them."""

@@ -6,8 +6,9 @@ See docs/serving.md for its fields. PNGs carry prompt, seed and settings as thos
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +60,8 @@ class ImageServer:
         self.metrics = engine.metrics
         self._fingerprint = fingerprint
         self._rewriter = rewriter
+        self._num_rewriting = 0
+        self.metrics.gauge("t2i_prompts_rewriting", "Prompts that are rewritten, or wait for it", lambda: self._num_rewriting)
 
     async def generations(self, request: Request) -> Response:
         """Answers a request for images from a prompt."""
@@ -87,7 +90,8 @@ class ImageServer:
         rewriting = await self._rewriting(written, order)
         if rewriting is not None:
             order = replace(order, request=replace(order.request, prompts=rewriting.drawn([written])))
-        job = self._submit(order)
+        with _refusals():
+            job = self.engine.submit(order.request, order.adapters)
         try:
             drawn = await self._drawn(request, job)
         finally:
@@ -99,16 +103,6 @@ class ImageServer:
         data = await asyncio.to_thread(self._data, drawn, order, written, rewriting)
         self.metrics.seconds.observe(time.monotonic() - begun_s)
         return JSONResponse({"created": int(time.time()), "data": data, "output_format": "png"})
-
-    def _submit(self, order: ImageOrder) -> Job:
-        try:
-            return self.engine.submit(order.request, order.adapters)
-        except Busy as busy:
-            raise BadRequest(str(busy), status=429, retry_after_s=busy.retry_after_s) from None
-        except Stopping:
-            raise _stopping() from None
-        except UserError as error:
-            raise BadRequest(str(error), param="size" if error.setting == "image" else error.setting or None) from None
 
     async def _drawn(self, request: Request, job: Job) -> list[GeneratedImage] | None:
         """The images of a job; None where the client went away."""
@@ -138,11 +132,16 @@ class ImageServer:
             return None
         if order.rewrite is False:
             return None
+        with _refusals():
+            self.engine.check(order.request, num_others=self._num_rewriting)  # so that no queue forms here
         one, loop = self._rewriter, asyncio.get_running_loop()
+        self._num_rewriting += 1
         try:
             return await loop.run_in_executor(one.executor, lambda: one.rewriter.rewrite([prompt], cache=one.cache))
         except UserError as error:
             raise BadRequest(f"the prompt cannot be rewritten: {error}", status=503, retry_after_s=5) from None
+        finally:
+            self._num_rewriting -= 1
 
     def _data(
         self, drawn: list[GeneratedImage], order: ImageOrder, written: str, rewriting: Rewriting | None
@@ -173,8 +172,8 @@ def image_app(server: ImageServer, *, key: str | None = None) -> FastAPI:
     async def health() -> Response:
         if not engine.is_running:
             return failure("the server is stopping", status=503)
-        if engine.last_failure:
-            return failure(f"the last step failed: {engine.last_failure}", status=503)
+        if engine.failure:
+            return failure(f"the last steps failed: {engine.failure}", status=503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
@@ -205,6 +204,19 @@ async def _counted(answer: Callable[[Request], Any], request: Request, metrics: 
         raise
     metrics.requests.labels(str(response.status_code)).inc()
     return response
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns what the engine refuses into answers."""
+    try:
+        yield
+    except Busy as busy:
+        raise BadRequest(str(busy), status=429, retry_after_s=busy.retry_after_s) from None
+    except Stopping:
+        raise _stopping() from None
+    except UserError as error:
+        raise BadRequest(str(error), param="size" if error.setting == "image" else error.setting or None) from None
 
 
 async def _disconnected(request: Request) -> None:

@@ -164,7 +164,23 @@ def test_a_failure_is_that_of_the_images_it_happened_to(
     error = wide.answer.exception(60)
     assert isinstance(error, UserError) and "out of memory (CUDA out of memory more): serve with a smaller" in str(error)
     assert sound.answer.result(60)
-    assert engine.submit(order()).answer.result(60) and engine.last_failure == ""
+    assert engine.submit(order()).answer.result(60) and engine.failure == ""
+
+
+def test_a_model_that_is_lost_is_told_from_a_bad_request(new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, forward = new_engine(), DiT.forward
+
+    def lost(*arguments: Any, **named: Any) -> torch.Tensor:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(DiT, "forward", lost)
+    told = []
+    for _ in range(3):
+        assert isinstance(engine.submit(order()).answer.exception(60), RuntimeError)
+        told.append(engine.failure)
+    assert told[0] == "" and "RuntimeError: device lost" in told[2]
+    monkeypatch.setattr(DiT, "forward", forward)
+    assert engine.submit(order()).answer.result(60) and engine.failure == ""
 
 
 def test_what_is_not_finite_is_told(new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from model.serving.image_request import RequestReader
 from model.serving.metrics import ServerMetrics
 from model.serving.server import ImageServer, ServerRewriter, image_app
 from model.serving.settings import ServerLimits
-from tests.model.serving.conftest import Gate, NewEngine
+from tests.model.serving.conftest import MAX_WAITING, Gate, NewEngine
 
 SAMPLING = SamplingConfig(num_inference_steps=2, guidance_scale=2.0)
 LIMITS = ServerLimits(max_request_bytes=5000, max_image_bytes=50_000)
@@ -192,6 +192,34 @@ def test_a_prompt_is_rewritten_unless_the_request_says_no(new_app: NewApp) -> No
             assert as_drawn.tobytes() == decoded(item).tobytes()
             away = client.post("/v1/images/generations", json={"prompt": "an owl away"})
             assert away.status_code == 503 and "the rewriter stays away" in away.json()["error"]["message"]
+
+
+class _SlowRewriter(_Rewriter):
+    """Rewrites nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def rewrite(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        assert self.go.wait(30)
+        yield from super().rewrite(prompts)
+
+
+def test_requests_that_wait_for_the_rewriter_count_as_waiting(new_app: NewApp) -> None:
+    slow = _SlowRewriter()
+    rewriter = PromptRewriter(slow, name="words", count_tokens=lambda text: 5, max_tokens=20)
+    with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(MAX_WAITING) as clients:
+        served = ServerRewriter(rewriter=rewriter, cache=None, executor=threads)
+        with TestClient(new_app(rewriter=served)) as client:
+            asked = [clients.submit(ask, client, seed=seed) for seed in range(MAX_WAITING)]
+            for _ in range(200):
+                if float(_metric(client, "t2i_prompts_rewriting")) == MAX_WAITING:
+                    break
+                time.sleep(0.05)
+            answer = client.post("/v1/images/generations", json={"prompt": "an owl"})
+            assert answer.status_code == 429 and f"{MAX_WAITING} images wait already" in answer.json()["error"]["message"]
+            slow.go.set()
+            assert all(len(one.result(60)["data"]) == 1 for one in asked)
 
 
 def png(image: Image.Image) -> bytes:
