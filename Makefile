@@ -5,8 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
-# Two processes, each with whole files of tests: much of the time is waiting for Ray.
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores, each with whole files of tests: much of the time is waiting for Ray.
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup try demo test test-all check check-install lock dictionary clean

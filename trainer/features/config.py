@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
+from foundry.storage.locations import normalise
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
 from foundry.wording import say_missing
@@ -144,9 +145,13 @@ class PrecomputeConfig:
 
 
 def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded settings that identify a store: all but the encoders' number formats, which only round."""
+    """The recorded settings that identify a store.
+
+    Encoders' number formats only round, and a data set may be named by a relative or an absolute path: neither counts.
+    """
     parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
     configs = {"vae": VAEConfig, "text_encoder": TextEncoderConfig}
     # Settings that were added since a store was begun had their defaults then.
     added = {name: {one.name: one.default for one in fields(config)} for name, config in configs.items()}
-    return {**recorded, **{name: {**added[name], **part, "dtype": None} for name, part in parts.items()}}
+    encoders = {name: {**added[name], **part, "dtype": None} for name, part in parts.items()}
+    return {**recorded, "dataset": normalise(recorded["dataset"]), **encoders}

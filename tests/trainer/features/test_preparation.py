@@ -229,6 +229,19 @@ def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset:
     assert not prepare(config, describe=Encoders.describe).units
 
 
+def test_a_relative_path_to_the_same_data_set_resumes(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_precompute(tmp_path, dataset)
+    prepared = prepare(config, describe=Encoders.describe)
+    run_plainly(prepared.job, prepared.units[:1])
+    monkeypatch.chdir(dataset.parent)
+    again = prepare(dataclasses.replace(config, dataset=dataset.name), describe=Encoders.describe)
+    assert len(again.units) == len(prepared.units) - 1
+    with pytest.raises(UserError, match="made with another dataset"):
+        prepare(
+            dataclasses.replace(config, dataset=str(write_dataset(tmp_path / "other", count=10))), describe=Encoders.describe
+        )
+
+
 def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:
     write_dataset(tmp_path / "dataset", count=10)
     config = tiny_precompute(tmp_path, tmp_path / "dataset")
