@@ -64,6 +64,10 @@ class GenerationRequest:
                 ("seeds: expected 0 to 2^63 - 1", all(0 <= seed < 2**63 for seed in (*(self.seeds or ()), self.seed))),
                 (f"noise: expected that of {images} images", self.noise is None or len(self.noise) == images),
                 ("strength: expected 0 to 1", 0 <= self.strength <= 1),
+                (
+                    f"strength: {self.strength:g} of {self.sampling.num_steps} steps is less than one step: give more, or 0",
+                    self.image is None or self.strength == 0 or self.num_steps > 0,
+                ),
                 ("mask_image: expected with an image alone", self.mask_image is None or self.image is not None),
                 ("paste_kept: expected with a mask alone", not self.paste_kept or self.mask_image is not None),
                 (_other_size(self.image, self.mask_image), not _other_size(self.image, self.mask_image)),

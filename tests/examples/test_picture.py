@@ -34,7 +34,7 @@ def test_a_picture_of_drawings_is_written_and_named_as_such(tmp_path: Path, caps
 
 def test_a_picture_of_edits_keeps_what_the_mask_keeps(tmp_path: Path) -> None:
     checkpoint, out = save_tiny_checkpoint(tmp_path / "tiny", objective="rectified_flow"), tmp_path / "edited.png"
-    assert edited.main(edited.EditedConfig(out=str(out), checkpoint=str(checkpoint), num_inference_steps=2)) == 0
+    assert edited.main(edited.EditedConfig(out=str(out), checkpoint=str(checkpoint), num_inference_steps=4)) == 0
     with Image.open(out) as picture:
         side, cell = edited.SIDE_PX, edited.SIDE_PX + edited.GAP_PX
         tops = [edited.GAP_PX + row * (cell + edited.TEXT_PX) for row in (0, 1)]

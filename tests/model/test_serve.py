@@ -27,7 +27,8 @@ def test_it_says_where_it_serves_once_it_has_drawn(
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("checkpoint on cpu in float32: http://127.0.0.1:") and first.endswith("/v1")
     assert last == "stopped after 0 images"
-    assert run("--checkpoint", checkpoint, "--name", "owls") == 0
+    rewriter = ["--rewrite.model", "some", "--rewrite.url", "http://127.0.0.1:1/v1"]  # not asked before a request is
+    assert run("--checkpoint", checkpoint, "--name", "owls", *rewriter) == 0
     assert capsys.readouterr().out.startswith("owls on cpu in ")
 
 

@@ -151,6 +151,7 @@ def test_a_white_pixel_is_drawn_anew_with_all_of_its_latent(pipeline: Pipeline) 
         ({"image": picture().resize((30, 32))}, "expected an image with sides that 4 divides, found 32 x 30 px"),
         ({"image": picture(), "height": 64}, "the image has 32 x 32 px .* and 64 x 32 were asked for"),
         ({"image": picture(), "strength": 1.2}, "strength: expected 0 to 1"),
+        ({"image": picture(), "strength": 0.2}, "strength: 0.2 of 4 steps is less than one step: give more, or 0"),
         ({"mask_image": right_half()}, "mask_image: expected with an image alone"),
         ({"image": picture(), "paste_kept": True}, "paste_kept: expected with a mask alone"),
         ({"image": picture(), "mask_image": right_half(height=16)}, "the image's size, 32 x 32 px .* found 16 x 32"),
