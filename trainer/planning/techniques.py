@@ -27,12 +27,12 @@ _HALF_BYTES = 2
 _STATES = 4
 """Weights, gradients and two moments of a parameter that is trained; it has no average."""
 _SAVED_STATES = 3
-"""Of these, what a checkpoint holds."""
+"""Number of these that a checkpoint holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TechniqueCost:
-    """What a technique adds to a resolution step."""
+    """Cost that a technique adds to a resolution step."""
 
     name: str
     share: float = 1.0
@@ -59,7 +59,7 @@ class TechniqueCost:
         return _SAVED_STATES * _FLOAT_BYTES * self.parameters
 
     def fixed_bytes(self, *, shared_by: int) -> float:
-        """Bytes on a GPU whatever the number of images; weights are shared by so many GPUs."""
+        """Bytes on a GPU whatever the number of images; weights are sharded over this many GPUs."""
         return _STATES * _FLOAT_BYTES * self.parameters / shared_by + self.frozen_bytes
 
 
@@ -154,7 +154,8 @@ def _projector_parameters(widths: Sequence[int]) -> int:
 
 
 def _projector_bytes(widths: Sequence[int], network: DiTConfig) -> float:
-    """What the layers and SiLU keep, and the last layer's output, its target and what the loss makes of them; in float32."""
+    """Bytes that the layers and SiLU keep, plus the last layer's output, its target and what the loss makes of them; in
+    float32."""
     return _FLOAT_BYTES * _tokens(network) * (widths[0] + 2 * sum(widths[1:-1]) + 5 * widths[-1])
 
 

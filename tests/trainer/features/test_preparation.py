@@ -211,7 +211,7 @@ def test_a_bucket_without_a_sample_that_can_be_used_is_trained_around(tmp_path: 
     assert train(settings) == 0
 
 
-def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:
+def test_the_same_command_resumes_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset, resolution=[32, 64])
     prepared = prepare(config, describe=Encoders.describe)
     run_plainly(prepared.job, prepared.units[:3])
@@ -265,12 +265,12 @@ def test_class_folders_make_labels_by_name(tmp_path: Path) -> None:
         assert batch.captions is None and batch.texts is None and batch.bucket == (16, 16)
 
 
-def test_another_encoder_cannot_go_on(tmp_path: Path, dataset: Path) -> None:
+def test_another_encoder_cannot_resume(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset)
     prepared = prepare(config, describe=Encoders.describe)
     run_plainly(prepared.job, prepared.units[:1])
     save_tiny_vae(tmp_path / "vae", seed=1)
-    with pytest.raises(UserError, match="begun with another vae"):
+    with pytest.raises(UserError, match="started with another vae"):
         prepare(config, describe=Encoders.describe)
 
 
