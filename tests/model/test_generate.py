@@ -1,7 +1,6 @@
 """The command: files where they are expected, PNGs that say what they are, nothing drawn twice, one line for what is wrong."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from foundry.command_line import run_command
 from foundry.errors import NotFiniteOutput, UserError
-from model.dit_config import PRESETS, RoutedBlocks
-from model.formats.checkpoint import PipelineConfig, read_pipeline_config, save_checkpoint, write_json
+from model.dit_config import RoutedBlocks
+from model.formats.checkpoint import read_pipeline_config, save_checkpoint
 from model.generate import GenerateConfig, main
 from model.generation.image_files import image_names, is_drawn, save_png
 from model.generation.pipeline import open_pipeline
@@ -235,38 +234,6 @@ def test_an_image_is_edited_and_its_file_says_from_what(
     assert run(*options, "--strength", "0.5", checkpoint=checkpoint) == 0  # another mask is another image
     said = capsys.readouterr().out
     assert said.count("1 image drawn") == 2 and said.count("0 images drawn") == 1
-
-
-def test_a_plan_tells_the_memory_and_draws_nothing(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--prompt", "owl", "--out", str(tmp_path / "x.png"), "--plan", "--height", "64"]
-    totals = []
-    for more in ([], ["--weights", "int4"], ["--staged"]):
-        assert run(*options, *more, checkpoint=checkpoint) == 0
-        said = capsys.readouterr().out
-        assert said.startswith("64 x 32 px, computed for bfloat16") and "assumed" not in said
-        totals.append(float(re.findall(r"needs ([\d.]+) GB", said)[0]))
-    assert all(1 <= total < 1.1 for total in totals)  # networks of a few thousand weights: the overhead alone
-    assert not (tmp_path / "x.png").exists()
-
-
-def test_a_plan_for_parts_that_are_not_here_says_what_it_assumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(PRESETS["XL/2"], sample_size=128, position_scale=2.0, micro_conditioning=True)
-    folder = tmp_path / "xl"
-    (folder / "transformer").mkdir(parents=True)
-    write_json(folder / "transformer" / "config.json", config.to_dict())
-    write_json(folder / "pipeline.json", PipelineConfig(objective="diffusion", resolution=1024).to_dict())
-    needed = {}
-    for name, more in {
-        "whole": [],
-        "int4": ["--weights", "int4", "--quantisation", "int4", "--tiled_vae"],
-        "staged": ["--staged", "--weights", "int8", "--quantisation", "int4", "--tiled_vae"],
-    }.items():
-        options = ["--prompt", "owl", "--out", str(tmp_path / "x.png"), "--batch_size", "1", "--plan", *more]
-        assert run(*options, checkpoint=str(folder)) == 0
-        said = capsys.readouterr().out
-        assert "assumed: T5-XXL and Stable Diffusion's VAE" in said and said.startswith("1024 x 1024 px")
-        needed[name] = float(re.findall(r"needs ([\d.]+) GB", said)[0])
-    assert needed["whole"] > 11 and needed["int4"] < 6 and needed["staged"] < needed["int4"]
 
 
 def test_a_long_prompt_is_reported(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
