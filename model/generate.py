@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from foundry.command_line import UserError, run_command
 from foundry.hardware import AUTO, AutoDtype
+from foundry.reporting.lines import say
 from foundry.wording import CHOICE, ModelChoice
 from model.encoders.text_encoder import Quantisation
 from model.formats.checkpoint import find_checkpoint
@@ -195,9 +196,9 @@ def main(config: GenerateConfig) -> int:
     lora = parse_choices(config.lora)
     values = image_values(config.checkpoint, request, runtime, rewriting=rewriting, lora=lora)
     added = "".join(f" + {choice.scale:g} x {choice.path}" for choice in lora)
-    print(f"{config.checkpoint}{added} on {runtime.device} in {runtime.dtype}", flush=True)
+    say(f"{config.checkpoint}{added} on {runtime.device} in {runtime.dtype}")
     if rewriting is not None:
-        print(rewriting.summary(), flush=True)
+        say(rewriting.summary())
         request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
     pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae, lora=lora)
     drawing = draw(pipeline, request, paths, values)
@@ -231,9 +232,9 @@ def _read(path: str, *, setting: str) -> bytes:
 
 def _print_summary(drawing: DrawingResult, *, max_caption_tokens: int) -> None:
     images = f"{drawing.num_drawn} image{'' if drawing.num_drawn == 1 else 's'}"
-    print(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
+    say(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
     if cut := drawing.cut_prompts:
-        print(
+        say(
             f"{len(cut)} prompts have more than {max_caption_tokens} tokens, of which the rest is not read; "
             f"the first: {min(cut)[:80]}"
         )

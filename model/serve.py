@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from foundry.command_line import run_command
 from foundry.hardware import AutoDtype
+from foundry.reporting.lines import say
 from foundry.wording import CHOICE, ModelChoice
 from model.encoders.text_encoder import Quantisation
 from model.generation.pipeline_parts import RuntimeConfig, Weights
@@ -129,9 +130,9 @@ def main(config: ServeConfig) -> int:
         engine = Engine(pipeline, adapters, max_waiting=config.limits.max_waiting)
         server = ImageServer(engine, reader, fingerprint=checkpoint_fingerprint(root), rewriter=rewriter)
         added = f" with the adapters {', '.join(adapters.scales)}" if adapters.scales else ""
-        print(f"{reader.name}{added} on {runtime.device} in {runtime.dtype}: {address_of(listener)}/v1", flush=True)
+        say(f"{reader.name}{added} on {runtime.device} in {runtime.dtype}: {address_of(listener)}/v1")
         run_server(image_app(server, key=key), listener, grace_s=config.grace_s, on_stop=engine.drain)
-        print(f"stopped after {engine.num_drawn} images", flush=True)
+        say(f"stopped after {engine.num_drawn} images")
     return 0
 
 

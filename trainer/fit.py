@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from foundry.units.cluster import check_paths
 from trainer.config.train import TrainConfig
 from trainer.stages import Stages, choose_stage, recorded_recipe, stages_of
@@ -55,7 +56,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         stages = stages_of(arguments)
         chosen = choose_stage(arguments, stages)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return 2
     return _run(arguments, chosen, stages)
 

@@ -33,6 +33,7 @@ from foundry.http.server import (
     run_server,
 )
 from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.reporting.lines import say
 from foundry.storage.locations import data_of, is_data_url
 from foundry.units.rejection import ImageError
 
@@ -193,13 +194,13 @@ def serve(
     """
     key = read_server_key(key_variable, key_file, host=host)
     if line := assumed_prompt(source.name, source.prompt_format):
-        print(line)
+        say(line)
     with listen(host, port) as listener:
         engine = TransformersEngine(source, settings, keep_logprobs=True)
         engine.check(np.full((source.image_side_px, source.image_side_px, 3), 128, np.uint8), _WORDS)
         app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
         dtype = str(engine.model.dtype).removeprefix("torch.")
-        print(f"{source.name} in {dtype} on {engine.device}: {address_of(listener)}/v1", flush=True)
+        say(f"{source.name} in {dtype} on {engine.device}: {address_of(listener)}/v1")
         run_server(app, listener)
 
 

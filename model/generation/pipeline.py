@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import keep_freed_memory
+from foundry.reporting.progress import Bar
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import VAE
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
@@ -83,18 +84,16 @@ class Pipeline:
         Raises UserError for sizes and captions that do not fit the network; and NotFiniteOutput, once all others are done, for
         images that are NaN or infinite.
         """
-        from tqdm import tqdm
-
         size = self.check(request)
         wanted = list(range(request.num_images) if images is None else images)
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
         failed = NotFiniteImages(request, num_images=len(wanted))
         total = len(wanted) * request.num_steps
         edit = self.edit(request)
-        with tqdm(total=total, unit="step", disable=not progress, delay=1e-3) as bar:  # not shown before the first step
+        with Bar("drawing", total=total, unit="step", soon_s=1e-3, shown=progress) as bar:  # not shown before the first step
 
             def after_step(step: int, timestep: float, latents: "torch.Tensor") -> None:
-                bar.update(len(latents))
+                bar.advance(len(latents))
                 if on_step is not None:
                     on_step(step, timestep, latents)
 
