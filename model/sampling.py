@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, float, "torch.Tensor"], None]
 """Called after each step with its index from 0, its timestep in 0..1000 and the latents (B, C, h, w), which it may read."""
 
+Predictor = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Guided prediction (B, C, h, w) in float32 of latents (B, C, h, w) and a timestep () or (B,)."""
+
 GuidanceBy = Literal["prompt", "routing"]
 _ADDED = ("shift", "guidance_by")
 """Settings that earlier versions did not have."""
@@ -113,6 +116,20 @@ class Conditioning:
     """(B, 2) height and width in pixels, for a network with micro-conditioning."""
     aspect_ratios: "torch.Tensor | None" = None
     """(B, 1) height / width, for a network with micro-conditioning."""
+    guidance_scales: "torch.Tensor | None" = None
+    """(B, 1, 1, 1) weight of the prompt of each image, above 1, in place of the configuration's."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentEdit:
+    """Image that sampling starts from, and what of it is kept."""
+
+    latents: "torch.Tensor"
+    """(1, C, h, w) latents of the image, float32."""
+    strength: float
+    """Share of the steps that are taken: 0 leaves the image as it is, 1 begins with pure noise."""
+    mask: "torch.Tensor | None" = None
+    """(1, 1, h, w) 1 where the image is drawn anew, 0 where it is kept; none: drawn anew everywhere."""
 
 
 def image_generators(seeds: Sequence[int]) -> "list[torch.Generator]":
@@ -137,6 +154,7 @@ def sample_latents(
     noise: "torch.Tensor",
     config: SamplingConfig,
     generators: "Sequence[torch.Generator] | None" = None,
+    edit: LatentEdit | None = None,
     on_step: OnStep | None = None,
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on the network's device.
@@ -144,25 +162,19 @@ def sample_latents(
     `generators` are read with eta and with guidance by routing only. Raises UserError for a sampler that the objective does not
     know.
     """
-    import torch
-
     device = next(transformer.parameters()).device
-    with torch.no_grad():
-        predict = (
-            _routed_predictor(transformer, conditioning, config, generators or ())
-            if config.routed
-            else _predictor(transformer, conditioning, config)
-        )
-    return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, on_step=on_step)
+    predict = make_predictor(transformer, conditioning, config, generators=generators or ())
+    return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, edit=edit, on_step=on_step)
 
 
 def denoise(
-    predict: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]",
+    predict: Predictor,
     objective: "Objective",
     *,
     noise: "torch.Tensor",
     config: SamplingConfig,
     generators: "Sequence[torch.Generator] | None" = None,
+    edit: LatentEdit | None = None,
     on_step: OnStep | None = None,
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on its device, for any network.
@@ -172,16 +184,82 @@ def denoise(
     """
     import torch
 
-    scheduler = make_scheduler(objective, config, device=noise.device)
-    step_options: dict[str, Any] = {"eta": config.eta, "generator": list(generators or [])} if config.eta else {}
-    latents = noise.to(torch.float32)
+    denoising = Denoising(objective, config, noise=noise, generators=generators or (), edit=edit)
     with torch.no_grad():
-        for step, timestep in enumerate(scheduler.timesteps):
-            prediction = predict(latents, timestep)
-            latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
+        while not denoising.is_done:
+            step, timestep = denoising.num_taken, denoising.timestep
+            denoising.advance(predict(denoising.latents, timestep))
             if on_step is not None:
-                on_step(step, float(timestep), latents)
-    return latents
+                on_step(step, float(timestep), denoising.latents)
+    return denoising.latents
+
+
+class Denoising:
+    """Latents (B, C, h, w) on their way from noise, and the scheduler that takes them one step after the other.
+
+    Source of `edit`: the image-to-image and inpainting pipelines of diffusers. An image is made as noisy as the first step that
+    is taken expects; what is kept of it is put back after each step, as noisy as the next one expects.
+    """
+
+    def __init__(
+        self,
+        objective: "Objective",
+        config: SamplingConfig,
+        *,
+        noise: "torch.Tensor",
+        generators: "Sequence[torch.Generator]" = (),
+        edit: LatentEdit | None = None,
+    ) -> None:
+        """`generators` are read with eta only. Raises UserError for a sampler that the objective does not know."""
+        import torch
+
+        self._scheduler = make_scheduler(objective, config, device=noise.device)
+        self._options: dict[str, Any] = {"eta": config.eta, "generator": list(generators)} if config.eta else {}
+        self._noise = noise.to(torch.float32)
+        self._edit = edit
+        num = len(self._scheduler.timesteps)
+        self._first = self._index = 0 if edit is None else num - int(num * edit.strength)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(self._index)
+        self.latents = self._noise if edit is None or edit.strength == 1 else self._noised_image()
+        """(B, C, h, w) float32"""
+
+    @property
+    def num_taken(self) -> int:
+        """Number of steps that were taken."""
+        return self._index - self._first
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left."""
+        return self._index == len(self._scheduler.timesteps)
+
+    @property
+    def timestep(self) -> "torch.Tensor":
+        """() that of the next step, in 0..1000."""
+        found: torch.Tensor = self._scheduler.timesteps[self._index]
+        return found
+
+    def advance(self, prediction: "torch.Tensor") -> None:
+        """Takes a step by the guided prediction (B, C, h, w) of the latents at the timestep."""
+        self.latents = self._scheduler.step(prediction, self.timestep, self.latents, **self._options, return_dict=False)[0]
+        self._index += 1
+        if self._edit is not None and self._edit.mask is not None:
+            mask = self._edit.mask.to(self.latents)
+            self.latents = mask * self.latents + (1 - mask) * self._noised_image()
+
+    def _noised_image(self) -> "torch.Tensor":
+        """(B, C, h, w) the image, as noisy as the next step expects."""
+        assert self._edit is not None
+        latents = self._edit.latents.to(self._noise).expand_as(self._noise)
+        if self.is_done:
+            return latents
+        timestep = self._scheduler.timesteps[self._index : self._index + 1]
+        if hasattr(self._scheduler, "scale_noise"):  # that of the samplers of rectified flow alone
+            noised: torch.Tensor = self._scheduler.scale_noise(latents, timestep, self._noise)
+        else:
+            noised = self._scheduler.add_noise(latents, self._noise, timestep)
+        return noised
 
 
 def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "torch.device | str" = "cpu") -> Any:
@@ -209,7 +287,6 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
         scheduler.set_timesteps(timesteps=list(config.timesteps), device=device)
     else:
         scheduler.set_timesteps(config.num_inference_steps, device=device)
-    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
     return scheduler
 
 
@@ -218,15 +295,25 @@ def _are_falling(values: Sequence[float], *, largest: float) -> bool:
     return len(values) > 0 and list(values) == sorted(set(values), reverse=True) and 0 <= values[-1] <= values[0] <= largest
 
 
-def _predictor(
-    transformer: "DiT", conditioning: Conditioning, config: SamplingConfig
-) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
-    """A function of latents (B, C, h, w) and a timestep () that gives the guided prediction (B, C, h, w) in float32."""
+def make_predictor(
+    transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, *, generators: "Sequence[torch.Generator]" = ()
+) -> Predictor:
+    """The guided prediction of a batch of images. `generators` are read with guidance by routing only."""
+    import torch
+
+    with torch.no_grad():
+        if config.routed:
+            return _routed_predictor(transformer, conditioning, config, generators)
+        return _predictor(transformer, conditioning, config)
+
+
+def _predictor(transformer: "DiT", conditioning: Conditioning, config: SamplingConfig) -> Predictor:
     import torch
 
     from model.dit import Captions
 
     captions, sizes, ratios = conditioning.captions, conditioning.sizes, conditioning.aspect_ratios
+    scale = config.guidance_scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     if config.guided:
         assert conditioning.negative_captions is not None, "guidance needs a negative caption for each image"
         captions = Captions.cat([conditioning.negative_captions, captions])  # 2 B
@@ -235,21 +322,22 @@ def _predictor(
     prepared = transformer.prepare(captions.to(next(transformer.parameters()).device))  # keys and values, once for all steps
 
     def predict(latents: "torch.Tensor", timestep: "torch.Tensor") -> "torch.Tensor":
+        timesteps = timestep.to(latents.device, torch.float32).expand(len(latents))  # (B,)
         inputs = torch.cat([latents] * 2) if config.guided else latents  # (2 B, C, h, w)
-        timesteps = timestep.to(inputs.device, torch.float32).expand(len(inputs))  # (2 B,)
+        timesteps = torch.cat([timesteps] * 2) if config.guided else timesteps  # (2 B,)
         output: torch.Tensor = transformer(inputs, timesteps, captions=prepared, sizes=sizes, aspect_ratios=ratios)
         prediction = output[:, : latents.shape[1]].float()  # without the variance: (2 B, C, h, w)
         if not config.guided:
             return prediction
         negative, positive = prediction.chunk(2)  # 2 x (B, C, h, w)
-        return negative + config.guidance_scale * (positive - negative)
+        return negative + scale * (positive - negative)
 
     return predict
 
 
 def _routed_predictor(
     transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, generators: "Sequence[torch.Generator]"
-) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
+) -> Predictor:
     """Like `_predictor`, but guided away from a pass whose middle blocks see a part of the tokens, drawn again at each step."""
     import torch
 
@@ -258,6 +346,7 @@ def _routed_predictor(
     device, patch_size = next(transformer.parameters()).device, transformer.config.patch_size
     prepared = transformer.prepare(conditioning.captions.to(device))  # keys and values, once for all steps
     blocks = conditioning.routed
+    scale = config.guidance_scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     assert blocks is not None, "guidance by routing needs a network that was trained with it"
     assert generators, "guidance by routing draws tokens from each image's generator"
 
@@ -278,6 +367,6 @@ def _routed_predictor(
             return output[:, : latents.shape[1]].float()  # without the variance: (B, C, h, w)
 
         weak, full = run(TokenRoute.by_rank(ranks.to(device), blocks)), run(None)
-        return weak + config.guidance_scale * (full - weak)
+        return weak + scale * (full - weak)
 
     return predict

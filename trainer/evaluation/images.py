@@ -92,6 +92,7 @@ def drawing_settings(config: EvaluateConfig, *, rewriter: str | None = None) -> 
         "sampling": config.sampling.record(),
         "dtype": config.runtime.dtype,
         "quantisation": config.runtime.quantisation,
+        **({} if config.runtime.weights == "full" else {"weights": config.runtime.weights}),
         **({"rewriter": rewriter} if rewriter else {}),
     }
 
