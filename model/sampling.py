@@ -5,7 +5,8 @@ from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step
 Each image has its own seed: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
 batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
 
-Source: Ho and Salimans 2022 (guidance), Lu et al. 2022 (DPM-Solver++), Song et al. 2020 (DDIM).
+Source: Ho and Salimans 2022 (guidance), Lu et al. 2022 (DPM-Solver++), Song et al. 2020 (DDIM), Xue et al. 2023 (SA-Solver),
+Luo et al. 2023 (LCM).
 Shapes: B images, C latent channels, h x w the sides of the latents.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundry.errors import UserError
+from model.dit_config import FewSteps
 
 if TYPE_CHECKING:
     import torch
@@ -28,31 +30,33 @@ OnStep = Callable[[int, float, "torch.Tensor"], None]
 GuidanceBy = Literal["prompt", "routing"]
 _ADDED = ("shift", "guidance_by")
 """Settings that earlier versions did not have."""
-SCHEDULERS = {
-    "dpm-solver++": "DPMSolverMultistepScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "FlowMatchEulerDiscreteScheduler",
-}
-"""Samplers by name, and their classes in diffusers."""
+SAMPLERS = ("dpm-solver++", "ddim", "euler", "sa-solver", "lcm")
+_STOCHASTIC = ("sa-solver", "lcm")
+"""Samplers that draw noise on the way."""
+_NUM_STEPS, _GUIDANCE_SCALE = 20, 4.5
+"""The paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Sampler settings. The defaults are the paper's."""
+    """Sampler settings. The defaults are the paper's, or those of a network that was distilled to few steps."""
 
-    sampler: str = "dpm-solver++"
-    """Sampler: dpm-solver++ (both objectives), ddim (diffusion) or euler (rectified flow)."""
-    num_inference_steps: int = 20
-    """Number of steps; each is one or, with guidance, two passes through the network."""
-    guidance_scale: float = 4.5
-    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
+    sampler: str | None = None
+    """Sampler: dpm-solver++, ddim (of first order), sa-solver (adds noise on the way), euler (rectified flow) or lcm (networks
+    distilled by consistency); default: dpm-solver++, or as a network of few steps was trained for."""
+    num_inference_steps: int | None = None
+    """Number of steps, each one or, with guidance, two passes through the network; default: 20, or those that a network of few
+    steps was trained for."""
+    guidance_scale: float | None = None
+    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work. Default: 4.5, or none for a
+    network of few steps, which guides itself."""
     eta: float = 0.0
     """Noise of ddim: 0 none, 1 as the forward process."""
     timesteps: tuple[int, ...] | None = None
     """Timesteps in place of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
     sigmas: tuple[float, ...] | None = None
-    """Noise levels in place of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
-    timesteps, num_inference_steps is then not read."""
+    """Noise levels in place of the scheduler's own, falling, above 0, 1 at most, before the objective's shift; rectified flow
+    only. As with timesteps, num_inference_steps is then not read."""
     shift: float | None = None
     """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
     guidance_by: GuidanceBy = "prompt"
@@ -60,19 +64,19 @@ class SamplingConfig:
     tokens (routing), for networks that TREAD trained."""
 
     def __post_init__(self) -> None:
+        steps, scale = self.num_inference_steps, self.guidance_scale
         problems = [
             f"{name} must be {bound}"
             for name, bound, holds in [
-                ("sampler", f"one of {', '.join(SCHEDULERS)}", self.sampler in SCHEDULERS),
-                ("num_inference_steps", "1 to 1000", 1 <= self.num_inference_steps <= 1000),
-                ("guidance_scale", "0 or more", self.guidance_scale >= 0),
+                ("sampler", f"one of {', '.join(SAMPLERS)}", self.sampler in (None, *SAMPLERS)),
+                ("num_inference_steps", "1 to 1000", steps is None or 1 <= steps <= 1000),
+                ("guidance_scale", "0 or more", scale is None or scale >= 0),
                 ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
-                ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler == "dpm-solver++"),
+                ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler in (None, "dpm-solver++")),
                 ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),
-                ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
                 ("guidance_by", f"one of {', '.join(get_args(GuidanceBy))}", self.guidance_by in get_args(GuidanceBy)),
                 ("shift", "above 0", self.shift is None or self.shift > 0),
-                ("sigmas", "falling, in 0..1", self.sigmas is None or _are_falling(self.sigmas, largest=1)),
+                ("sigmas", "falling, above 0, 1 at most", self.sigmas is None or _are_falling(self.sigmas, largest=1, above=0)),
             ]
             if not holds
         ]
@@ -84,21 +88,42 @@ class SamplingConfig:
         values = asdict(self)
         return {key: value for key, value in values.items() if key not in _ADDED or value != getattr(SamplingConfig, key)}
 
+    def resolved(self, few_steps: FewSteps | None = None) -> "SamplingConfig":
+        """The same with what was left open filled in: as a network was distilled to few steps, else as the paper samples."""
+        given = self.num_inference_steps, self.guidance_scale
+        if few_steps is None or self.timesteps is not None:
+            sampler, defaults = "dpm-solver++", (_NUM_STEPS, _GUIDANCE_SCALE)
+        else:
+            sampler, defaults = few_steps.sampler, (few_steps.num_inference_steps, 1.0)
+        return replace(
+            self,
+            sampler=self.sampler or sampler,
+            num_inference_steps=defaults[0] if given[0] is None else given[0],
+            guidance_scale=defaults[1] if given[1] is None else given[1],
+        )
+
     @property
     def num_steps(self) -> int:
-        """Steps that will be taken, whichever setting gives them."""
+        """Steps that will be taken, whichever setting gives them; of a resolved configuration."""
         given = self.sigmas if self.timesteps is None else self.timesteps
+        assert self.num_inference_steps is not None, "resolved"
         return self.num_inference_steps if given is None else len(given)
 
     @property
+    def scale(self) -> float:
+        """Guidance scale of a resolved configuration."""
+        assert self.guidance_scale is not None, "resolved"
+        return self.guidance_scale
+
+    @property
     def guided(self) -> bool:
-        """Whether the negative prompt is read at all."""
-        return self.guidance_scale > 1 and self.guidance_by == "prompt"
+        """Whether the negative prompt is read at all; of a resolved configuration."""
+        return self.scale > 1 and self.guidance_by == "prompt"
 
     @property
     def routed(self) -> bool:
-        """Whether guidance leads away from a pass whose middle blocks see a part of the tokens."""
-        return self.guidance_scale > 1 and self.guidance_by == "routing"
+        """Whether guidance leads away from a pass whose middle blocks see a part of the tokens; likewise."""
+        return self.scale > 1 and self.guidance_by == "routing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +166,12 @@ def sample_latents(
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on the network's device.
 
-    `generators` are read with eta and with guidance by routing only. Raises UserError for a sampler that the objective does not
-    know.
+    `generators` are read by samplers that add noise and by guidance by routing only. Raises UserError for a sampler that the
+    objective does not know.
     """
     import torch
 
+    config = config.resolved()
     device = next(transformer.parameters()).device
     with torch.no_grad():
         predict = (
@@ -172,8 +198,11 @@ def denoise(
     """
     import torch
 
+    config = config.resolved()
     scheduler = make_scheduler(objective, config, device=noise.device)
-    step_options: dict[str, Any] = {"eta": config.eta, "generator": list(generators or [])} if config.eta else {}
+    step_options: dict[str, Any] = {"eta": config.eta} if config.eta else {}
+    if config.eta or config.sampler in _STOCHASTIC:
+        step_options["generator"] = list(generators or [])
     latents = noise.to(torch.float32)
     with torch.no_grad():
         for step, timestep in enumerate(scheduler.timesteps):
@@ -190,6 +219,7 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
 
     from model.diffusion import RectifiedFlow
 
+    config = config.resolved()
     if config.shift is not None:
         if not isinstance(objective, RectifiedFlow):
             raise UserError(
@@ -197,25 +227,51 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
             )
         objective = replace(objective, shift=config.shift)
     try:
-        settings = objective.scheduler_config(config.sampler)
+        settings = objective.scheduler_config(config.sampler or "")
     except ValueError as error:
         raise UserError(str(error)) from error
+    is_flow = isinstance(objective, RectifiedFlow)
+    if config.eta and is_flow:
+        raise UserError("eta: expected 0 for the objective rectified_flow: take the sampler sa-solver for noise on the way")
     if config.timesteps is not None and settings.get("use_flow_sigmas"):
-        raise UserError("timesteps: expected none for the objective rectified_flow; give sigmas, with the sampler euler")
-    scheduler = getattr(diffusers, SCHEDULERS[config.sampler]).from_config(settings)
-    if config.sigmas is not None:
-        scheduler.set_timesteps(sigmas=list(config.sigmas), device=device)
+        raise UserError("timesteps: expected none for the objective rectified_flow; give sigmas")
+    if config.sigmas is not None and not is_flow:
+        raise UserError("sigmas: expected none for the objective diffusion; give timesteps")
+    sigmas = config.sigmas
+    if is_flow and config.sampler == "lcm" and sigmas is None:  # even: its own end at a noise level of 0.001
+        sigmas = tuple(1 - step / config.num_steps for step in range(config.num_steps))
+    scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    if sigmas is not None:
+        _set_sigmas(scheduler, sigmas, device=device)
     elif config.timesteps is not None:
         scheduler.set_timesteps(timesteps=list(config.timesteps), device=device)
     else:
         scheduler.set_timesteps(config.num_inference_steps, device=device)
+    if is_flow and config.sampler == "sa-solver":
+        scheduler.sigmas[-1] = 1 / scheduler.config["num_train_timesteps"]  # by itself its last step removes no noise
     scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
     return scheduler
 
 
-def _are_falling(values: Sequence[float], *, largest: float) -> bool:
-    """Whether there are some, none of them twice, from `largest` at most down to 0 at least."""
-    return len(values) > 0 and list(values) == sorted(set(values), reverse=True) and 0 <= values[-1] <= values[0] <= largest
+def _set_sigmas(scheduler: Any, sigmas: Sequence[float], *, device: "torch.device | str") -> None:
+    """Noise levels of a flow, before its shift. Solvers in logarithms of them begin at 0.999, as by themselves."""
+    import torch
+
+    if "flow_shift" not in scheduler.config:
+        scheduler.set_timesteps(sigmas=list(sigmas), device=device)
+        return
+    shift, num = scheduler.config["flow_shift"], scheduler.config["num_train_timesteps"]
+    levels = torch.tensor(sigmas).clamp(max=1 - 1 / num)
+    levels = shift * levels / (1 + (shift - 1) * levels)
+    scheduler.set_timesteps(len(sigmas), device=device)
+    scheduler.sigmas = torch.cat([levels, scheduler.sigmas[-1:]])
+    scheduler.timesteps = (num * levels).to(device)
+
+
+def _are_falling(values: Sequence[float], *, largest: float, above: float = -1) -> bool:
+    """Whether there are some, none of them twice, from `largest` at most down to 0 at least, and `above` a number."""
+    falls = len(values) > 0 and list(values) == sorted(set(values), reverse=True)
+    return falls and max(0, above) <= values[-1] <= values[0] <= largest and values[-1] > above
 
 
 def _predictor(
@@ -242,7 +298,7 @@ def _predictor(
         if not config.guided:
             return prediction
         negative, positive = prediction.chunk(2)  # 2 x (B, C, h, w)
-        return negative + config.guidance_scale * (positive - negative)
+        return negative + config.scale * (positive - negative)
 
     return predict
 
@@ -278,6 +334,6 @@ def _routed_predictor(
             return output[:, : latents.shape[1]].float()  # without the variance: (B, C, h, w)
 
         weak, full = run(TokenRoute.by_rank(ranks.to(device), blocks)), run(None)
-        return weak + config.guidance_scale * (full - weak)
+        return weak + config.scale * (full - weak)
 
     return predict

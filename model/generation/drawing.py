@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype
-from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint, read_pipeline_config
 from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
-from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.pipeline_parts import RuntimeConfig, few_steps_of, open_loras
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.rewriting.rewriting import Rewriting
 
@@ -76,7 +76,8 @@ def image_values(
     are written.
     """
     root = find_checkpoint(checkpoint)
-    sampling = request.sampling
+    adapters = open_loras(lora, root)
+    sampling = request.sampling.resolved(few_steps_of(adapters) or read_pipeline_config(root).few_steps)
     settings = {
         "checkpoint": checkpoint,
         "checkpoint_fingerprint": checkpoint_fingerprint(root),
@@ -93,9 +94,9 @@ def image_values(
         "tiled_vae": runtime.tiled_vae,
     }
     if lora:
-        from model.formats.adapters import adapter_records, open_adapters
+        from model.formats.adapters import adapter_records
 
-        settings["lora"] = adapter_records(open_adapters(lora, root))
+        settings["lora"] = adapter_records(adapters)
     if rewriting is not None:
         settings |= {"rewriter": rewriting.rewriter, "rewriter_identity": rewriting.identity}
     prompts, seeds = _prompts_and_seeds(request)
