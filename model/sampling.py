@@ -202,7 +202,8 @@ def denoise(
     scheduler = make_scheduler(objective, config, device=noise.device)
     step_options: dict[str, Any] = {"eta": config.eta} if config.eta else {}
     if config.eta or config.sampler in _STOCHASTIC:
-        step_options["generator"] = list(generators or [])
+        assert generators, f"{config.sampler} draws noise from each image's generator"
+        step_options["generator"] = list(generators)
     latents = noise.to(torch.float32)
     with torch.no_grad():
         for step, timestep in enumerate(scheduler.timesteps):
