@@ -36,10 +36,10 @@ class FewStepsBenchmarkConfig:
     """Settings of both trainings, as `trainer.fit --config` takes them."""
     scenes: int = 12_000
     """Number of scenes that both trainings see."""
-    images: int = 64_000
+    images: int = 32_000
     """Images that rectification sees."""
-    consistency_images: int = 115_200
-    """Images that consistency sees: an image of it takes about 5 / 9 of the operations."""
+    consistency_images: int = 51_200
+    """Images that consistency sees: an image of it takes about 5 / 8 of the time."""
     prompts_per_category: int = 20
     """Prompts of each of the benchmark's categories and splits; the held-out ones count."""
     images_per_prompt: int = 3

@@ -254,11 +254,6 @@ def mini_checkpoint() -> Path:
     return PRETRAINED / "dit-mini" / "aesthetic"
 
 
-def mini_few_steps() -> Path:
-    """Folder of the shipped LoRA of that network, which distils it to few steps."""
-    return mini_checkpoint().with_name("few_steps")
-
-
 def is_checkpoint(folder: Path) -> bool:
     """Whether a checkpoint is there, without a look inside."""
     return (folder / PIPELINE).is_file()
@@ -269,7 +264,7 @@ def find_checkpoint(folder: str | Path) -> Path:
 
     Raises UserError where there is none, and says what was found.
     """
-    shipped = {MINI: mini_checkpoint(), MINI_FEW_STEPS: mini_few_steps()}
+    shipped = {MINI: mini_checkpoint(), MINI_FEW_STEPS: mini_checkpoint().with_name("few_steps")}
     is_mini = str(folder) in shipped
     root = shipped.get(str(folder), Path(folder).expanduser())
     if is_checkpoint(root):
