@@ -36,9 +36,9 @@ class FewStepsBenchmarkConfig:
     """Settings of both trainings, as `trainer.fit --config` takes them."""
     scenes: int = 12_000
     """Number of scenes that both trainings see."""
-    images: int = 32_000
+    images: int = 16_000
     """Images that rectification sees."""
-    consistency_images: int = 51_200
+    consistency_images: int = 25_600
     """Images that consistency sees: an image of it takes about 5 / 8 of the time."""
     prompts_per_category: int = 20
     """Prompts of each of the benchmark's categories and splits; the held-out ones count."""
@@ -68,7 +68,7 @@ def main(config: FewStepsBenchmarkConfig) -> int:
     features = make_features(config.folder / "world", scenes=config.scenes)
     for method, images in zip(METHODS, (config.images, config.consistency_images), strict=True):
         print(f"training by {method}", flush=True)
-        ladder = f'[{{"resolution": 64, "images": {images}, "batch_size": 64}}]'
+        ladder = f'[{{"resolution": 64, "images": {images}, "batch_size": 32}}]'
         settings = ("--config", config.training, "--few_steps.method", method, "--ladder", ladder)
         run_module("trainer.fit", *settings, "--features", str(features), "--run_dir", str(config.folder / method))
     scores = {"20": _scores(config, "mini", steps=20)}
