@@ -253,7 +253,8 @@ class RectifiedFlow:
             "ddim": {**_DPM_SOLVER, "solver_order": 1, **flow},
             "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": self.shift},
             "sa-solver": {"_class_name": "SASolverScheduler", **flow},
-            "lcm": {"_class_name": "FlowMatchLCMScheduler", "shift": self.shift},
+            # diffusers' PixArt pipelines cannot call FlowMatchLCMScheduler. This has as much noise, nearly all of it new.
+            "lcm": {**_DPM_SOLVER, "algorithm_type": "sde-dpmsolver++", "solver_order": 1, **flow},
         }
         return {"num_train_timesteps": self.num_train_timesteps, **_chosen(samplers, sampler, "rectified_flow")}
 

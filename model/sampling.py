@@ -238,12 +238,9 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
         raise UserError("timesteps: expected none for the objective rectified_flow; give sigmas")
     if config.sigmas is not None and not is_flow:
         raise UserError("sigmas: expected none for the objective diffusion; give timesteps")
-    sigmas = config.sigmas
-    if is_flow and config.sampler == "lcm" and sigmas is None:  # even: its own end at a noise level of 0.001
-        sigmas = tuple(1 - step / config.num_steps for step in range(config.num_steps))
     scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
-    if sigmas is not None:
-        _set_sigmas(scheduler, sigmas, device=device)
+    if config.sigmas is not None:
+        _set_sigmas(scheduler, config.sigmas, device=device)
     elif config.timesteps is not None:
         scheduler.set_timesteps(timesteps=list(config.timesteps), device=device)
     else:

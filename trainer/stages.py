@@ -142,7 +142,7 @@ def cheap_aesthetic() -> TrainConfig:
 def few_steps() -> TrainConfig:
     """Few steps: the network of the stage aesthetic learns to draw in four, at 512 px, from itself with guidance.
 
-    Source: LCM (arXiv 2310.04378) and PixArt-delta (2401.05252) for the method, consistency distillation of a diffusion.
+    Source: LCM (arXiv 2310.04378) and PixArt-delta (2401.05252) for the method, consistency distillation.
     Deviation: lengths and rates are ours, and were not tried at this size.
     """
     return TrainConfig(
@@ -157,7 +157,7 @@ def few_steps() -> TrainConfig:
 
 
 def cheap_few_steps() -> TrainConfig:
-    """The same for the recipe cheap, by piecewise rectification of its flow (PeRFlow, arXiv 2405.07510), at 1024 px."""
+    """The same for the recipe cheap, at 1024 px."""
     ladder = (Rung(resolution=1024, images=4_000 * 128, batch_size=128),)
     return replace(few_steps(), recipe="cheap", ladder=ladder, network=_NETWORK, objective=_OBJECTIVE)
 

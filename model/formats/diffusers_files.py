@@ -140,12 +140,6 @@ def _check_pipeline(pipeline: PipelineConfig, *, text: bool, copy_parts: bool) -
         raise UserError(
             f"the text encoder reads captions in a template or another layer, and diffusers' {_T5_ALONE}", setting="target"
         )
-    if diffusers_scheduler(pipeline)["_class_name"].startswith("FlowMatch"):  # without scale_model_input, which they call
-        raise UserError(
-            "this flow was distilled by consistency, and diffusers' pipelines for this network cannot call its sampler: keep "
-            "the native format",
-            setting="target",
-        )
     encoder = pipeline.text_encoder
     if text and (copy_parts or _is_folder(encoder.name)):
         kind = _read_json(find_part(encoder.name, "text_encoder", revision=encoder.revision).folder / "config.json")

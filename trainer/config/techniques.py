@@ -190,8 +190,8 @@ class FewStepsConfig:
 
     enabled: bool = False
     """Switch the distillation on; it replaces the loss of the objective."""
-    method: FewStepsMethod | None = None
-    """Method: consistency, or rectification (rectified flow only); default: rectification for the objective rectified_flow."""
+    method: FewStepsMethod = "consistency"
+    """Method: consistency, or rectification (rectified flow only)."""
     num_inference_steps: int = 4
     """Number of sampling steps that the network is trained for; rectification has a window for each."""
     guidance_scale: float = 4.5
@@ -210,20 +210,16 @@ class FewStepsConfig:
         """True where it takes part in the training."""
         return self.enabled
 
-    def chosen_method(self, objective: str) -> FewStepsMethod:
-        """The method for an objective of this name."""
-        return self.method or ("rectification" if objective == "rectified_flow" else "consistency")
-
-    def result(self, objective: str) -> FewSteps | None:
+    @property
+    def result(self) -> FewSteps | None:
         """What the network can do then; none where it is off."""
         if not self.is_on:
             return None
-        method = self.chosen_method(objective)
-        return FewSteps(method=method, num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
+        return FewSteps(method=self.method, num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
 
-    def record(self, objective: str) -> dict[str, dict[str, Any]]:
+    def record(self) -> dict[str, dict[str, Any]]:
         """The settings that a resumed training must share; empty where it is off."""
-        values = asdict(self) | {"method": self.chosen_method(objective)}
+        values = asdict(self)
         return {"few_steps": {name: value for name, value in values.items() if name != "enabled"}} if self.is_on else {}
 
     def checks(self) -> list[Check]:

@@ -157,7 +157,7 @@ def _few_steps(train: TrainConfig, network: DiTConfig, *, caption_tokens: float 
     few_steps, grid = train.few_steps, (network.base_grid, network.base_grid)
     tokens = network.max_caption_tokens if caption_tokens is None else caption_tokens
     captioned, plain = (total(dit_flops(network, grid=grid, caption_tokens=num)).forward for num in (tokens, _NULL_TOKENS))
-    is_consistency = few_steps.chosen_method(train.objective.name) == "consistency"
+    is_consistency = few_steps.method == "consistency"
     num_guided = 1 if is_consistency else few_steps.teacher_steps
     lora = planned_lora(train, network)
     trained = _network_parameters(network) if lora is None else lora.num_parameters

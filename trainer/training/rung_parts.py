@@ -152,7 +152,7 @@ def step_record(
     parts: RungParts, batch: FeatureBatch, settings: StepSettings, *, images_seen: int, wait_s: float
 ) -> StepRecord:
     """The record of the step with these settings after which the stage has seen `images_seen` images."""
-    acting = [*(shared.technique.name for shared in settings.techniques), *parts.config.few_steps.record("")]
+    acting = [*(shared.technique.name for shared in settings.techniques), *parts.config.few_steps.record()]
     added = parts.added_work.flops(acting, num_images=parts.position.rung.batch_size)
     position, rung = parts.position, parts.position.rung
     in_rung = images_seen - position.images_before
@@ -244,7 +244,7 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
         latent_shift=info.latent_shift,
         licence="; ".join(terms),
         routed=config.routing.blocks if config.routing.kind == "tread" else None,
-        few_steps=config.few_steps.result(config.objective.name),
+        few_steps=config.few_steps.result,
     )
     if info.text_encoder is None:
         return common

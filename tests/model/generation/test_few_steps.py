@@ -34,7 +34,7 @@ from tests.model.tiny_parts import SIDE_PX, pipeline_config, save_tiny_t5, save_
 EXACT = RuntimeConfig(dtype="float32", batch_size=3)
 CONSISTENCY = FewSteps(method="consistency", num_inference_steps=3, guidance_scale=4.5)
 RECTIFICATION = FewSteps(method="rectification", num_inference_steps=3, guidance_scale=4.5)
-CASES = {"diffusion": CONSISTENCY, "rectified_flow": RECTIFICATION}
+CASES = [("diffusion", CONSISTENCY), ("rectified_flow", CONSISTENCY), ("rectified_flow", RECTIFICATION)]
 OPTIONS: dict[str, Any] = {
     "output_type": "np",
     "use_resolution_binning": False,
@@ -63,9 +63,10 @@ def _their_images(pipeline: Any, **options: Any) -> np.ndarray:
     return np.asarray(pipeline(prompt=list(PROMPTS), generator=generators, **OPTIONS | options).images)
 
 
-@pytest.mark.parametrize("objective", CASES)
-def test_images_are_those_of_diffusers_and_the_way_back_keeps_the_steps(tmp_path: Path, objective: str) -> None:
-    few_steps = CASES[objective]
+@pytest.mark.parametrize(("objective", "few_steps"), CASES)
+def test_images_are_those_of_diffusers_and_the_way_back_keeps_the_steps(
+    tmp_path: Path, objective: str, few_steps: FewSteps
+) -> None:
     checkpoint = _checkpoint(tmp_path, objective, few_steps)
     theirs = _export(checkpoint, "diffusers", tmp_path / "theirs")
     pipeline = PixArtAlphaPipeline.from_pretrained(theirs)
@@ -122,18 +123,23 @@ def test_a_lora_of_few_steps_is_sampled_so_here_and_in_diffusers(tmp_path: Path,
 def test_what_is_asked_for_is_taken_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path, "rectified_flow", CONSISTENCY)
     pipeline = open_pipeline(checkpoint, runtime=EXACT)
-    steps: list[float] = []
+    seen: list[float] = []
     sampling = SamplingConfig(num_inference_steps=4)
-    pipeline(GenerationRequest(prompts=PROMPTS[:1], sampling=sampling), on_step=lambda _, t, __: steps.append(t))
-    assert steps == pytest.approx([1000, 750, 500, 250])  # lcm, at even times
+    pipeline(GenerationRequest(prompts=PROMPTS[:1], sampling=sampling), on_step=lambda _, t, __: seen.append(t))
+    assert seen == pytest.approx([999, 749, 499, 249])  # lcm, at even times
     guided = SamplingConfig(guidance_scale=2.0, sampler="dpm-solver++")
     resolved = guided.resolved(CONSISTENCY)
     assert (resolved.sampler, resolved.num_steps, resolved.guided) == ("dpm-solver++", 3, True)
     plain = SamplingConfig().resolved()
     assert (plain.sampler, plain.num_inference_steps, plain.guidance_scale) == ("dpm-solver++", 20, 4.5)
-    with pytest.raises(UserError, match="diffusers' pipelines for this network cannot call its sampler") as error:
-        _export(checkpoint, "diffusers", tmp_path / "theirs")
-    assert error.value.setting == "target"
     with pytest.raises(ValueError, match="few_steps: expected a method of consistency, rectification, 1 step or more"):
         FewSteps(method="consistency", num_inference_steps=0, guidance_scale=4.5)
-    assert not (tmp_path / "theirs").exists()
+    source = [LoraChoice(str(tmp_path / name)) for name in ("three", "four")]
+    network, config = load_checkpoint(checkpoint)
+    layer = LayerAdapter(down=torch.zeros(1, 48), up=torch.zeros(48, 1), alpha=1.0)
+    for choice, steps in zip(source, (3, 4), strict=True):
+        few_steps = replace(CONSISTENCY, num_inference_steps=steps)
+        adapter = Adapter(layers={"blocks.0.attn.proj": layer}, few_steps=few_steps)
+        save_adapter_checkpoint(choice.path, adapter, network.config, config)
+    with pytest.raises(UserError, match="three and .*four are distilled to few steps differently: give one of them"):
+        open_pipeline(checkpoint, runtime=EXACT, lora=source)

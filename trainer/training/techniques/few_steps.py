@@ -45,7 +45,7 @@ class Distillation:
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self.teacher = Ema(network)
         """Never updated."""
-        self.target = Ema(network) if config.few_steps.chosen_method(config.objective.name) == "consistency" else None
+        self.target = Ema(network) if config.few_steps.method == "consistency" else None
         self._decay = config.few_steps.target_decay
 
     def update(self) -> None:
@@ -100,15 +100,11 @@ class DistillationObjective(Objective):
         """The distance of the network from what it is to find at the timesteps (B,); `model_fn` is a Prediction."""
         assert isinstance(model_fn, Prediction) and mask is None, "guidance needs a pass without the caption, and all tokens"
         total = self.distance(model_fn, latents, noise, timesteps)
-        return Losses(total=total, parts={self.config.chosen_method(self._name): total})
+        return Losses(total=total, parts={self.config.method: total})
 
     @abstractmethod
     def distance(self, predict: Prediction, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B,) float32."""
-
-    @property
-    def _name(self) -> str:
-        return "diffusion" if isinstance(self.own, Diffusion) else "rectified_flow"
 
     def _guided(self, predict: Prediction, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The teacher's guided prediction (B, C, h, w), without the variance; inside `teacher.applied()`."""
@@ -197,7 +193,7 @@ def distilling(collator: Collator, config: TrainConfig, distillation: Distillati
         assert collator.text_encoder is not None, "checked when the features were opened"
         tokens = collator.text_encoder.null_captions().tokens
     null_caption = Captions(tokens=tokens, lengths=torch.tensor([len(tokens)])).to(collator.device)
-    method = METHODS[config.few_steps.chosen_method(config.objective.name)]
+    method = METHODS[config.few_steps.method]
     return replace(collator, objective=method(collator.objective, config.few_steps, distillation, null_caption))
 
 

@@ -70,7 +70,7 @@ def adapted(network: DiT, injection: Injection, config: TrainConfig, *, name: st
         base=name,
         base_fingerprint=checkpoint_fingerprint(base),
         trigger_word=config.lora.trigger_word,
-        few_steps=config.few_steps.result(config.objective.name),
+        few_steps=config.few_steps.result,
     )
 
 

@@ -102,7 +102,7 @@ def share(technique: Technique, *, workers: Workers, sharding: Sharding) -> Shar
 def setting_records(config: TrainConfig, techniques: Sequence[SharedTechnique]) -> dict[str, dict[str, Any]]:
     """The settings of techniques, routing, LoRA and distillation that a resumed training must share, by name."""
     records = {shared.technique.name: shared.technique.record for shared in techniques}
-    return records | config.routing.record() | config.lora.record() | config.few_steps.record(config.objective.name)
+    return records | config.routing.record() | config.lora.record() | config.few_steps.record()
 
 
 @contextmanager
