@@ -5,44 +5,50 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
-# Two processes, each with whole files of tests: much of the time is waiting for Ray.
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores, each with whole files of tests: much of the time is waiting for Ray.
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try demo test test-all check check-install lock dictionary clean
+.PHONY: help setup try demo test test-all check check-install lock reference docs docs-build clean
 
-help:  ## this list
+help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-setup: $(STAMP)  ## the environment in .venv, from requirements.lock
+setup: $(STAMP)  ## install the environment into .venv, from requirements.lock
 
-try: $(STAMP)  ## first pictures and captions in a minute: try/index.html
+try: $(STAMP)  ## make first pictures and captions in a minute: try/index.html
 	$(RUN) -m examples.openmoji.first_look $(ARGS)
 
-demo: $(STAMP)  ## the whole way on this machine, offline, on the small world; ARGS="--out quick …" for other settings
+demo: $(STAMP)  ## run the whole pipeline offline on the small world, in 15 minutes; ARGS="--out quick …" for other settings
 	$(RUN) -m examples.openmoji.demo $(ARGS)
 
-test: check  ## set-up, formatting, lint, types, tests
+test: check  ## run set-up, formatting, lint, types and the fast tests
 	$(RUN) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
-test-all: check  ## test and the slow tests
+test-all: check  ## run all of test, and the slow tests
 	$(RUN) -m pytest -m "slow or not slow" $(IN_PARALLEL) $(PYTEST_ARGS)
 
-check: $(STAMP)  ## formatting, lint, types
+check: $(STAMP)  ## run formatting, lint and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m ruff check
 	$(RUN) -m mypy --strict
 
-check-install: $(STAMP)  ## the wheel in a fresh environment for each extra, and its commands; ARGS="core density" for some
+check-install: $(STAMP)  ## install the wheel with each extra in a fresh environment, and run its commands; ARGS="core density" for some
 	$(RUN) .ci/check_install.py $(ARGS)
 
-lock: $(STAMP)  ## requirements.lock for a changed pyproject.toml; ARGS=--upgrade takes the newest versions
+lock: $(STAMP)  ## update requirements.lock after a change of pyproject.toml; ARGS=--upgrade takes the newest versions
 	$(RUN) .ci/lock.py $(ARGS)
 
-dictionary: $(STAMP)  ## docs/reference/data_dictionary.md from the schemas
-	$(RUN) -c 'from pathlib import Path; from dataset_builder.exports.dictionary import PAGE, dictionary_page; Path(PAGE).write_text(dictionary_page())'
+reference: $(STAMP)  ## write docs/reference from the code: options of commands, the data dictionary
+	$(RUN) -c 'from pathlib import Path; from website.reference import write_reference; write_reference(Path())'
 
-clean:  ## removes what make and the checks wrote, but for .venv
+docs: $(STAMP)  ## serve the documentation site at http://127.0.0.1:8000; it is rebuilt when a page changes
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --strict $(ARGS)
+
+docs-build: $(STAMP)  ## build the documentation site in build/site; fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet $(ARGS)
+
+clean:  ## remove what make and the checks wrote, except .venv
 	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

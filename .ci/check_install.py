@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("captioner", "dataset_builder", "foundry", "model", "trainer")
 CORE = "core"
 CORE_BYTES = 400_000_000
-"""What the core may take, without pip and setuptools, which an environment has anyway."""
+"""Maximum size of the core, without pip and setuptools, which every environment has."""
 _COMMANDS = "from foundry.commands import COMMANDS; print(*(f'{n}:{c.extra}' for n, c in COMMANDS.items()))"
 _SCENES = """
 from pathlib import Path
@@ -41,7 +41,7 @@ class Environment:
         return next((self.folder / "lib").glob("python3*")) / "site-packages"
 
     def run(self, program: str, *arguments: str, cwd: Path, expected: int = 0, said: str = "") -> str:
-        """What a program of the environment prints, both streams. Raises SystemExit for another exit code or text."""
+        """Output of a program of the environment, both streams. Raises SystemExit for another exit code or text."""
         ended = subprocess.run(
             [self.folder / "bin" / program, *arguments],
             cwd=cwd,
@@ -86,7 +86,7 @@ def _check_density(env: Environment, work: Path) -> None:
 def _check_caption(env: Environment, work: Path) -> None:
     env.run("t2i", "caption", "--images", "images", "--out", "run", "--model", "mini", cwd=work, said="4")
     env.run("t2i", "score", "run", "--clip", "none", cwd=work)
-    env.run("t2i", "build", "--captions", "run", "--out", "dataset", cwd=work)
+    env.run("t2i", "build", "--captions", "run", "--out", "dataset", "--dedup.exact", "true", cwd=work)
     env.run("t2i", "convert", "--source", "image-txt", "--target", "run", "images", "texts", "--t5.tokenizer", "mini", cwd=work)
     env.run("t2i", "query", "run", "SELECT count(*) AS n FROM captions", "--format", "csv", cwd=work, said="n\n4")
     env.run("t2i", "export", "run", "run.duckdb", cwd=work)

@@ -31,7 +31,8 @@ class Package:
 
 
 def _resolve(python: str, *, constraints: list[str], folder: Path) -> list[Package]:
-    """What pip would install into an empty environment of a Python. Raises CalledProcessError if it finds no solution."""
+    """Packages that pip would install into an empty environment of a Python. Raises CalledProcessError if it finds no
+    solution."""
     environment = folder / python
     try:
         subprocess.run([f"python{python}", "-m", "venv", environment], check=True)

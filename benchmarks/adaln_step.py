@@ -1,4 +1,4 @@
-"""Costs of a training step with adaLN-single and with per-block adaLN, for a network and features that are there:
+"""Costs of a training step with adaLN-single and with per-block adaLN, for an existing network and features:
 
 python -m benchmarks.adaln_step --run demo/training/alignment --features demo/features/alignment/64
 """

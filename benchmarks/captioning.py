@@ -1,6 +1,6 @@
-"""Truth of llava-mini's captions, and the cost of running on Ray: `python -m benchmarks.captioning`.
+"""Accuracy of llava-mini's captions, and the cost of running on Ray: `python -m benchmarks.captioning`.
 
-Quality: scenes of held-out combinations go through `captioner.run`; the captions are compared with the truth. Speed: the
+Quality: scenes of held-out combinations go through `captioner.run`; the captions are compared with the ground truth. Speed: the
 same scenes are captioned by `captioner.run`, by one single-threaded process per core, each with the same work in a plain loop,
 without Ray and without commits, and by one such process with all cores, in turn. The start-up is a separate figure.
 
@@ -80,7 +80,7 @@ def run_dtype(run: Path) -> str:
 
 
 def run_speed(output: str) -> Timing:
-    """What captioner.run printed of its speed."""
+    """Speed that captioner.run printed."""
     summary = _SUMMARY.search(output)
     assert summary is not None, output
     return Timing(start_up_s=float(summary[1]), images_per_s=int(summary[2]) / float(summary[3]))

@@ -6,7 +6,7 @@ trained, so that every point of its curve is a whole training. Compute is in ope
 networks, losses of techniques, teachers and Muon's steps; both sides share features and captions.
 
 compute_ratio    share of the paper's compute at which the cheap recipe reaches the paper's score at its end, by the worst of
-                 all measures; null where it does not reach one
+                 all measures; null if it does not reach one
 compute_ratio_*  the same by one measure, on the means over the seeds; an upper bound where its first point is enough
 loss_*           denoising loss of the weights' average on validation scenes, at the same noise and noise levels for both
                  objectives: see benchmarks/recipes/denoising.py

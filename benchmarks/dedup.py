@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _RADIUS = 4
 _LEAST_COSINE = 0.95
 _NOISE = 0.2
-"""Of a copy's embedding, against the length 1 of its original: their cosine is about 0.98."""
+"""Noise of a copy's embedding, relative to the length 1 of its original: their cosine is about 0.98."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _hashes(number: int, rng: "np.random.Generator") -> "tuple[NDArray[np.int64]
 
 
 def _originals(number: int, rng: "np.random.Generator") -> "NDArray[np.int64]":
-    """For the last tenth of the rows one of the others, -1 for those, (number,)."""
+    """Index of the original of each row of the last tenth, -1 for the others, (number,)."""
     import numpy as np
 
     copies = number // 10

@@ -1,4 +1,4 @@
-"""Engines of the captioner held against each other over the same scenes: `python -m benchmarks.engines`.
+"""Engines of the captioner compared on the same scenes: `python -m benchmarks.engines`.
 
 Each engine captions them twice: by `captioner.run`, with Ray, units, commits and counting, and in its own loop, which has none
 of these (benchmarks/engine_loop.py; the transformers engine in one single-threaded process per core, as its replicas). vLLM
@@ -68,7 +68,7 @@ class EnginesConfig:
 
     @property
     def python(self) -> str:
-        """The interpreter with vLLM; "" where there is none."""
+        """The interpreter with vLLM; "" if there is none."""
         return self.vllm_python or os.environ.get("VLLM_PYTHON", "")
 
 
@@ -131,7 +131,7 @@ def _sides(config: EnginesConfig) -> Iterator[tuple[str, Side]]:
 
 @contextmanager
 def _server(command: Sequence[str]) -> Iterator[Side]:
-    """A server on loopback until the block ends, as a side that asks it. Raises UserError where it does not start."""
+    """A server on loopback until the block ends, as a side that asks it. Raises UserError if it does not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -33,10 +33,10 @@ LIMIT = 120
 LENGTHS = (40, 80, 120)
 SIDE_PX = 256
 SHORT_UNITS = 2
-"""Of the shorter run on Ray."""
+"""Units of the shorter run on Ray."""
 ORIGINAL_SAMPLES = 24
 BATCH_TOKENS, BATCH_IMAGES = 1024, 4
-"""What the encoders are given at once: enough to keep the cores busy, few enough to pad little and to stay in their caches."""
+"""Sizes of the encoders' batches: enough to keep the cores busy, few enough to pad little and to stay in their caches."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _precompute_config(root: Path, out: Path, *, units: int, unit_size: int, cpu
 
 
 def _seconds_on_ray(config: "PrecomputeConfig") -> float:
-    """What trainer.precompute says it took, once the encoders were loaded."""
+    """Seconds that trainer.precompute reports, once the encoders are loaded."""
     settings = Path(f"{config.out}.json")  # JSON is YAML
     settings.write_text(json.dumps(asdict(config)))
     found = re.search(r"then \d+ images in ([\d.]+) s", run_module("trainer.precompute", "--config", str(settings)))

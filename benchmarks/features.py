@@ -36,7 +36,7 @@ WIDTH = 4096
 LIMIT = 120
 LENGTHS = (40, 80, 120)
 LATENT = (4, 32, 32)
-"""Of an image of 256 x 256."""
+"""Latents of an image of 256 x 256."""
 _ORIGINALS = ("original", "uncompressed")
 
 
@@ -215,7 +215,7 @@ def _read_store(store: "FeatureStore", requests: "Sequence[SampleRequest]", batc
 
 
 def _read_original(folder: Path, config: FeaturesBenchConfig) -> None:
-    """As the original data set and the default collation read: every sample's two files, then stacked."""
+    """Reads like the original data set with the default collation: every sample's two files, then stacked."""
     import numpy as np
     import torch
 

@@ -1,7 +1,7 @@
-"""Few steps in the small world: `python -m benchmarks.few_steps`, an hour and a half on two cores.
+"""Few steps in the small world: `python -m benchmarks.few_steps`, half an hour on two cores.
 
-dit-mini is distilled to four steps, as a LoRA, by rectification and by consistency with about as many operations. Both draw the
-prompts of examples/openmoji in 4, 2 and 1 steps, the network itself in 20 with guidance; both evaluators score them.
+dit-mini is distilled to four steps, as a LoRA, by consistency and by rectification with about as many operations. Both draw the
+held-out prompts of examples/openmoji in 4, 2 and 1 steps, the network itself in 20 with guidance; both evaluators score them.
 
 object_N, all_N      share of held-out prompts whose objects, or everything, are drawn in N steps; mean of both evaluators.
                      20: the network itself; 4, 2 and 1: distilled by the better method; other_*: by the other one
@@ -9,7 +9,7 @@ loss_N               largest loss among all scores of a prompt (objects, size, p
                      in points of the mean of both evaluators, below 20 steps
 speedup              time of an image in 20 steps with guidance to that in 4 steps: text encoder, network and VAE, in turn
 
-Trainings and evaluations are folders of --out; after a kill the same command resumes.
+Trainings are folders of --out; after a kill the same command resumes them.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ from pathlib import Path
 from benchmarks.commands import run_module
 from benchmarks.report import print_report
 from benchmarks.results_folder import claim
+from benchmarks.world_scores import WorldScorer, mean
 from foundry.command_line import run_command
 
 STEPS = (4, 2, 1)
-METHODS = ("rectification", "consistency")
+METHODS = ("consistency", "rectification")
 _MAY_CHANGE = ("out", "timed_images", "timed_rounds")
 
 
@@ -40,7 +41,7 @@ class FewStepsBenchmarkConfig:
     """Images that rectification sees; one of them takes about 8 / 5 of the time of one of consistency."""
     consistency_images: int = 8_000
     """Images that consistency sees."""
-    prompts_per_category: int = 20
+    prompts_per_category: int = 10
     """Prompts of each of the benchmark's categories and splits; the held-out ones count."""
     images_per_prompt: int = 3
     """Images of each prompt, each with another seed."""
@@ -66,14 +67,15 @@ def main(config: FewStepsBenchmarkConfig) -> int:
 
     claim(config.folder, {name: value for name, value in asdict(config).items() if name not in _MAY_CHANGE})
     features = make_features(config.folder / "world", scenes=config.scenes)
-    for method, images in zip(METHODS, (config.rectification_images, config.consistency_images), strict=True):
+    for method, images in zip(METHODS, (config.consistency_images, config.rectification_images), strict=True):
         print(f"training by {method}", flush=True)
         ladder = f'[{{"resolution": 64, "images": {images}, "batch_size": 32}}]'
         settings = ("--config", config.training, "--few_steps.method", method, "--ladder", ladder)
         run_module("trainer.fit", *settings, "--features", str(features), "--run_dir", str(config.folder / method))
-    scores = {"20": _scores(config, "mini", steps=20)}
+    arms = {"20": ("mini", 20)}
     for method in METHODS:
-        scores |= {f"{method} {n}": _scores(config, str(config.folder / method / "few_steps"), steps=n) for n in STEPS}
+        arms |= {f"{method} {steps}": (str(config.folder / method / "few_steps"), steps) for steps in STEPS}
+    scores = _scores(config, arms)
     text = _table(scores)
     (config.folder / "few_steps.md").write_text(text, encoding="utf-8")
     print(f"\n{text}", flush=True)
@@ -81,25 +83,21 @@ def main(config: FewStepsBenchmarkConfig) -> int:
     return 0
 
 
-def _scores(config: FewStepsBenchmarkConfig, checkpoint: str, *, steps: int) -> dict[str, float]:
-    """The mean over held-out prompts and both evaluators of each metric, of images drawn in so many steps."""
-    import pyarrow.parquet as pq
+def _scores(config: FewStepsBenchmarkConfig, arms: Mapping[str, tuple[str, int]]) -> dict[str, dict[str, float]]:
+    """Of each arm, a checkpoint and a number of steps, the mean of each metric over prompts, seeds and both evaluators."""
+    from model.generation.pipeline import open_pipeline
+    from model.generation.pipeline_parts import RuntimeConfig
+    from model.sampling import SamplingConfig
 
-    out = config.folder / "evaluations" / f"{Path(checkpoint).parent.name or checkpoint}-{steps}"
-    if not (out / "summary.json").exists():
-        print(f"scoring {checkpoint} in {steps} steps", flush=True)
-        run_module(
-            "trainer.evaluate",
-            *("--benchmark", "examples.openmoji.benchmark", "--checkpoint", checkpoint, "--out", str(out)),
-            *("--openmoji.prompts_per_category", str(config.prompts_per_category)),
-            *("--num_images_per_prompt", str(config.images_per_prompt), "--sampling.num_inference_steps", str(steps)),
-            *("--runtime.dtype", "float32"),
-        )
-    found: dict[str, list[float]] = {}
-    for row in pq.read_table(out / "results.parquet").to_pylist():
-        if row["images"] == "generated" and row["held_out"]:
-            found.setdefault(row["metric"], []).append(row["value"])
-    return {metric: sum(values) / len(values) for metric, values in sorted(found.items())}
+    scorer = WorldScorer(prompts_per_category=config.prompts_per_category)
+    found = {}
+    for name, (checkpoint, steps) in arms.items():
+        pipeline = open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32", batch_size=32))
+        sampling = SamplingConfig(num_inference_steps=steps)
+        by_seed = scorer.scores(pipeline, sampling, num_seeds=config.images_per_prompt)
+        found[name] = {metric: mean(values) for metric, values in sorted(by_seed.items())}
+        print(f"{name}: {found[name]['all']:.3f}", flush=True)
+    return found
 
 
 def _worst(scores: Mapping[str, float], base: Mapping[str, float]) -> float:

@@ -59,7 +59,7 @@ def main(config: InitialisationBenchmarkConfig) -> int:
 
 
 def _choices(config: InitialisationBenchmarkConfig) -> dict[str, Literal["mean"] | int]:
-    """Which MLPs are tried as the shared one."""
+    """MLPs that are tried as the shared one."""
     choices: dict[str, Literal["mean"] | int] = {"mean": "mean"}
     return choices | {f"block_{index}": index for index in (0, config.depth // 2, config.depth - 1)}
 

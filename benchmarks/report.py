@@ -25,7 +25,7 @@ def print_report(title: str, figures: Mapping[str, float | None], *, dtype: str 
 
 
 def recorded_dtypes(runs: Iterable[Path]) -> str | None:
-    """The number formats that trainings computed in, as their folders record them; None where there is no training."""
+    """The number formats that trainings computed in, as their folders record them; None if there is no training."""
     from trainer.monitoring.run_folder import recorded_precision
 
     return ", ".join(sorted({found for run in runs if (found := recorded_precision(run)) is not None})) or None

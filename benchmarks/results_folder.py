@@ -1,4 +1,4 @@
-"""Folder of a benchmark's results: begun with settings, and refused with others, so that a killed benchmark resumes in it."""
+"""Folder of a benchmark's results: started with settings, and refused with others, so that a killed benchmark resumes in it."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _SETTINGS = "settings.json"
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, plain JSON, into the folder. Raises UserError where it holds the results of others."""
+    """Writes the settings, plain JSON, into the folder. Raises UserError if it holds the results of others."""
     path, plain = folder / _SETTINGS, json.loads(json.dumps(settings))
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,6 +22,6 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     if differing := [name for name, value in plain.items() if found.get(name) != value]:
         raise UserError(
-            f"{folder} was begun with another {', '.join(differing)}: give another folder, or the settings of {path}",
+            f"{folder} was started with another {', '.join(differing)}: give another folder, or the settings of {path}",
             setting="out",
         )

@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
+from benchmarks.world_scores import WorldScorer, mean
 from foundry.command_line import run_command
 
 if TYPE_CHECKING:
     from model.generation.pipeline import Pipeline
-    from trainer.evaluation.benchmark import Benchmark, Prompt
 
 SAMPLERS = ("dpm-solver++", "sa-solver", "ddim")
 SPACINGS = ("even", "shift 3", "karras", "searched")
-_METRICS = {"object", "all"}
 _REFERENCE_STEPS = 100
 _SEARCHED_PROMPTS = 4
 _FLOOR, _RHO = 0.002, 7
@@ -58,18 +57,13 @@ class SamplersConfig:
 
 def main(config: SamplersConfig) -> int:
     """Draws and scores, prints table and figures; returns 0. Raises UserError."""
-    from examples.openmoji.benchmark import open_benchmark
     from model.generation.pipeline import open_pipeline
     from model.generation.pipeline_parts import RuntimeConfig
-    from trainer.evaluation.config import EvaluateConfig, OpenMojiConfig
+    from model.sampling import SamplingConfig
 
-    settings = OpenMojiConfig(prompts_per_category=config.prompts_per_category)
-    benchmark = open_benchmark(
-        EvaluateConfig(benchmark="examples.openmoji.benchmark", out="", checkpoint=config.checkpoint, openmoji=settings)
-    )
     pipeline = open_pipeline(config.checkpoint, runtime=RuntimeConfig(dtype="float32", batch_size=32))
     levels, costs = _reference(pipeline)
-    scorer = _Scorer(pipeline, benchmark, num_seeds=config.num_seeds)
+    scorer = WorldScorer(prompts_per_category=config.prompts_per_category)
     found: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for steps in config.steps:
         chosen = {spacing: _spaced(spacing, steps) for spacing in SPACINGS[:-1]}
@@ -77,8 +71,9 @@ def main(config: SamplersConfig) -> int:
         print(f"{steps} steps, searched: {', '.join(f'{level:.3f}' for level in chosen['searched'])}", flush=True)
         for sampler in SAMPLERS:
             for spacing in SPACINGS:
-                found[sampler, spacing, steps] = scorer.scores(sampler, chosen[spacing])
-                print(f"{sampler}, {spacing}, {steps}: {_mean(found[sampler, spacing, steps]['all']):.3f}", flush=True)
+                sampling = SamplingConfig(sampler=sampler, sigmas=chosen[spacing])
+                found[sampler, spacing, steps] = scorer.scores(pipeline, sampling, num_seeds=config.num_seeds)
+                print(f"{sampler}, {spacing}, {steps}: {mean(found[sampler, spacing, steps]['all']):.3f}", flush=True)
     text = _table(found, config.steps)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     (Path(config.out) / "samplers.md").write_text(text, encoding="utf-8")
@@ -140,42 +135,6 @@ def _reference(pipeline: "Pipeline") -> tuple[list[float], list[list[float]]]:
     return levels, costs.tolist()
 
 
-class _Scorer:
-    """Draws the held-out prompts and has both evaluators score them."""
-
-    def __init__(self, pipeline: "Pipeline", benchmark: "Benchmark", *, num_seeds: int) -> None:
-        self._pipeline, self._num_seeds = pipeline, num_seeds
-        self._prompts: list[Prompt] = [prompt for prompt in benchmark.prompts if prompt.held_out]
-        self._judges = {name: source.load() for name, source in benchmark.judges.items()}
-
-    def scores(self, sampler: str, sigmas: tuple[float, ...]) -> dict[str, list[float]]:
-        """By metric, the mean of both evaluators with each seed."""
-        import numpy as np
-
-        from model.generation.request import GenerationRequest
-        from model.sampling import SamplingConfig
-
-        texts = tuple(prompt.text for prompt in self._prompts)
-        found: dict[str, list[float]] = {}
-        for seed in range(self._num_seeds):
-            seeds = tuple(seed * 1_000_000 + index for index in range(len(texts)))
-            sampling = SamplingConfig(sampler=sampler, sigmas=sigmas)
-            drawn = self._pipeline(GenerationRequest(prompts=texts, seeds=seeds, sampling=sampling))
-            images = [np.asarray(one.image) for one in drawn]
-            values: dict[str, list[float]] = {}
-            for judge in self._judges.values():
-                for verdict in judge(images, self._prompts):
-                    for metric in verdict.values.keys() & _METRICS:
-                        values.setdefault(metric, []).append(verdict.values[metric])
-            for metric, numbers in values.items():
-                found.setdefault(metric, []).append(_mean(numbers))
-        return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -189,8 +148,8 @@ def _table(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]], step
             cells = []
             for num in steps:
                 scores = found[sampler, spacing, num]
-                cells += [f"{100 * _mean(scores['all']):.1f} ± {100 * _spread(scores['all']):.1f}"]
-                cells += [f"{100 * _mean(scores['object']):.1f}"]
+                cells += [f"{100 * mean(scores['all']):.1f} ± {100 * _spread(scores['all']):.1f}"]
+                cells += [f"{100 * mean(scores['object']):.1f}"]
             rows.append(f"| {sampler} | {spacing} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -199,7 +158,7 @@ def _figures(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]]) ->
     figures: dict[str, float] = {}
     for (sampler, spacing, steps), scores in found.items():
         name = f"{sampler}_{spacing.replace(' ', '_')}_{steps}"
-        figures |= {f"all_{name}": _mean(scores["all"]), f"object_{name}": _mean(scores["object"])}
+        figures |= {f"all_{name}": mean(scores["all"]), f"object_{name}": mean(scores["object"])}
         figures[f"spread_{name}"] = _spread(scores["all"])
     return figures
 

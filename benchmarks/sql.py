@@ -1,6 +1,6 @@
 """Time and memory of SQL and `build` on a large run: `python -m benchmarks.sql`.
 
-A synthetic run (benchmarks/synthetic_run.py) replaces the captioner's. Every figure is the wall clock of its own process,
+A synthetic run (benchmarks/synthetic_run.py) replaces the captioner's. Every figure is the wall-clock time of its process,
 Python's start included; peak_gb is the largest of them, and of those that write the run. slowest_macro_s is over the
 macros on the data set that `build` made, with_all as a table; as a condition, which reads all captions' nouns, it is apart.
 """
@@ -90,7 +90,7 @@ def _query(data: Path, sql: str) -> float:
 
 
 def _timed(module: str, *arguments: str) -> float:
-    """The wall clock of a command. Raises UserError where it fails."""
+    """The wall clock of a command. Raises UserError if it fails."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True)
     if done.returncode:

@@ -28,7 +28,7 @@ class PerBlockDiT(DiT):
 
 
 class SixTimes(nn.Module):
-    """In place of the shared MLP: passes the condition on to the blocks, in the shape of a modulation."""
+    """Replacement of the shared MLP that passes the condition on to the blocks, in the shape of a modulation."""
 
     def forward(self, condition: Tensor) -> Tensor:
         """(B, D) to (B, 6 D)."""
@@ -54,7 +54,7 @@ class PerBlockTextBlock(TextBlock):
 
 
 def train_per_block(config: TrainConfig) -> bool:
-    """Trains such a network from nothing as trainer.fit trains its own, resumes it too; returns whether it is done.
+    """Trains such a network from scratch as trainer.fit does, and resumes it; returns whether it is done.
 
     This function alone resumes its checkpoints: they are no `transformer/` of a DiT.
     """

@@ -103,7 +103,7 @@ def modulate_in(network: DiT, dtype: torch.dtype) -> DiT:
 
 
 def count_parameters(network: type[DiT], config: DiTConfig) -> int:
-    """Without making them."""
+    """Number of parameters, counted without allocating them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in network(config).parameters())
 
@@ -138,7 +138,7 @@ def _stepper(state: TrainState, objective: Objective, part: MicroBatch, precisio
 
 
 def _memory(state: TrainState, objective: Objective, part: MicroBatch) -> int:
-    """After a first step, which makes the moments; gradients are freed between steps, and part of the peak."""
+    """Memory after a first step, which makes the moments; gradients are freed between steps, and part of the peak."""
     step = _stepper(state, objective, part, getattr(torch, auto_dtype()))
     step()
     moments = [value for moment in state.optimizer.state.values() for value in moment.values()]

@@ -1,6 +1,6 @@
 """Command that trains a network with per-block adaLN: `python -m benchmarks.staged_adaln_fit`, by the settings of trainer.fit.
 
-For benchmarks.staged_training; it starts from nothing, on one device.
+For benchmarks.staged_training; it starts from scratch, on one device.
 """
 
 import sys

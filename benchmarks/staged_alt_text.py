@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = "openmoji_alt_text"
 _IMAGES_PER_PROMPT = 2
 _SCENES_PER_KIND = 50
-"""How many scenes are looked at for texts: each kind has a few, and each text several scenes."""
+"""Number of scenes searched for texts: each kind has a few, and each text several scenes."""
 
 
 def open_benchmark(config: EvaluateConfig) -> "Benchmark":

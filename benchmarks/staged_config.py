@@ -11,7 +11,7 @@ from examples.openmoji.demo_commands import GUIDANCE
 Experiment = Literal["captions", "initialisation", "adaln", "aesthetic"]
 RESOLUTION_PX = 64
 MEASUREMENTS = 8
-"""How often the validation loss is measured, evenly over a training; the last time at its end."""
+"""Number of measurements of the validation loss, evenly over a training; the last time at its end."""
 _MAY_CHANGE = ("experiments", "out", "num_seeds", "shipped", "style")
 
 
@@ -68,7 +68,7 @@ class StagedTrainingConfig:
         return Path(self.out)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the figures, in plain JSON: with another of these, the folder holds another benchmark."""
+        """Settings that determine the figures, in plain JSON: with another of these, the folder holds another benchmark."""
         recipe = _without_ladders(yaml.safe_load(Path(self.recipe).read_text(encoding="utf-8")))
         return {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE} | {"recipe": recipe}
 

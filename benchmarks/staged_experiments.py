@@ -39,14 +39,14 @@ _COSTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an experiment."""
+    """Result of an experiment."""
 
     markdown: str
     figures: Mapping[str, float]
 
 
 def captions(config: StagedTrainingConfig) -> Outcome:
-    """Dense captions against alt text, both from nothing: the same images, orders and noise, other texts."""
+    """Dense captions against alt text, both from scratch: the same images, orders and noise, other texts."""
 
     def measure(run: Path) -> Measures:
         judged = {style: judge(run, config, style) for style in STYLES}
@@ -58,7 +58,8 @@ def captions(config: StagedTrainingConfig) -> Outcome:
 
 
 def initialisation(config: StagedTrainingConfig) -> Outcome:
-    """From the pixel stage by re-parameterisation or with a copy of what fits, and from nothing in three lengths.
+    """Alignment from the pixel stage by re-parameterisation or with a copy of the matching weights, and from scratch in three
+    lengths.
 
     Within the training, losses are compared at equal numbers of images only: the longer trainings have none there.
     """
@@ -76,7 +77,7 @@ def initialisation(config: StagedTrainingConfig) -> Outcome:
 
 
 def adaln(config: StagedTrainingConfig) -> Outcome:
-    """adaLN-single against per-block adaLN: what they cost, and the loss of both from nothing."""
+    """adaLN-single against per-block adaLN: what they cost, and the loss of both from scratch."""
     arms = {"single": SCRATCH, "per_block": PER_BLOCK}
     values = _measured(arms, lambda run: {"validation loss": last_loss(run)}, config)
     costs = _adaln_costs(config)

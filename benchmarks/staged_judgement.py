@@ -19,14 +19,14 @@ STYLES: dict[Style, str] = {
 }
 METRICS = ("object", "place", "background", "all")
 WORLD_METRICS = ("object", "size", "place", "background", "relation", "count", "all")
-"""Of the whole small world: relation and count need several objects."""
+"""Metrics of the whole small world: relation and count need several objects."""
 _ALL_PROMPTS = "all prompts"
 _SEEDS_APART = 1_000_000
 """Between the first images of two seeds: each image takes the next seed, so that no noise is that of another image."""
 
 
 class JudgementConfig(Protocol):
-    """What decides a judgement."""
+    """Settings that determine an evaluation."""
 
     @property
     def prompts_per_category(self) -> int:
@@ -38,7 +38,7 @@ class JudgementConfig(Protocol):
 
 
 def judge(run: Path, config: StagedTrainingConfig, style: Style) -> dict[str, float]:
-    """What the judges find of a run's newest checkpoint, over all prompts of a style, by "metric, judge". Raises UserError.
+    """Scores of a run's newest checkpoint, over all prompts of a style, by "metric, judge". Raises UserError.
 
     The noise is the same for all arms of a seed, and another for each seed.
     """
@@ -71,7 +71,7 @@ def judge_checkpoint(
 
 
 def frechet_distance(out: Path) -> dict[str, float]:
-    """To true scenes of the same prompts, of a judgement that is there."""
+    """Fréchet distance to rendered scenes of the same prompts, from an existing evaluation."""
     (distance,) = json.loads((out / "summary.json").read_text(encoding="utf-8"))["distances"]
     return {"Fréchet distance": distance["value"]}
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
-"""Of each arm and measure, one value for each seed, in the order of the seeds. Only the arm that others are held against must
+"""Values of each arm and measure, one for each seed, in the order of the seeds. Only the arm that others are held against must
 have every measure."""
 
 
@@ -38,7 +38,7 @@ def figures(values: Values, *, against: str, prefix: str) -> dict[str, float]:
 
 
 def differences(values: Values, arm: str, against: str, measure: str) -> list[float]:
-    """Of the pairs: one for each seed."""
+    """Differences of the pairs: one for each seed."""
     pairs = zip(values[arm][measure], values[against][measure], strict=True)
     return [one - other for one, other in pairs]
 

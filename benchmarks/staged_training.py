@@ -3,7 +3,7 @@
 In the reduced world (16 kinds, one object, 64 px), each training from three seeds, paired; see docs/experiments.md.
 
 captions         a network trained on dense captions against one trained on alt text, by prompts of three styles
-initialisation   alignment from the pixel stage by re-parameterisation, with a copy of what fits, and from nothing
+initialisation   alignment from the pixel stage by re-parameterisation, with a copy of the matching weights, and from scratch
 adaln            adaLN-single against an adaLN in each block: parameters, memory, step time, loss
 aesthetic        the aesthetic stage, by the shipped checkpoints
 
@@ -40,7 +40,7 @@ def main(config: StagedTrainingConfig) -> int:
 
 
 def trained_dtypes(config: StagedTrainingConfig) -> str | None:
-    """The number formats that the trainings computed in, as their folders record them; None where there is no training."""
+    """The number formats that the trainings computed in, as their folders record them; None if there is no training."""
     return recorded_dtypes(path.parent for path in config.folder.glob(f"trainings/*/*/*/{CONFIG_FILE}"))
 
 

@@ -22,14 +22,14 @@ class Arm:
     """One way to train."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     stage: Literal["pixel", "alignment"] = "alignment"
     module: str = "trainer.fit"
     """The command that trains it."""
     captions: str = "dense"
     """The caption variant that it reads, in training and validation."""
     start: Literal["scratch", "pixel", "copied"] = "scratch"
-    """From nothing, from the pixel stage of its seed by re-parameterisation, or with what fits of that."""
+    """Start: from scratch, from the pixel stage of its seed by re-parameterisation, or with the matching weights of that."""
     makes_up_for_pixel: Literal["no", "operations", "images"] = "no"
     """Sees more images, since it does without the pixel stage: by as many operations as that takes, or by as many images."""
 
@@ -65,7 +65,7 @@ def train(arm: Arm, seed: int, config: StagedTrainingConfig) -> Path:
 
 
 def fit_arguments(arm: Arm, seed: int, config: StagedTrainingConfig) -> list[str]:
-    """Of the command that trains the arm; a pixel stage that it starts from is trained first."""
+    """Arguments of the command that trains the arm; a pixel stage that it starts from is trained first."""
     images = arm.images(config)
     ladder = [{"resolution": RESOLUTION_PX, "images": images, "batch_size": config.batch_size}]
     settings = {
@@ -91,7 +91,7 @@ def _run_folder(arm: Arm, seed: int, config: StagedTrainingConfig) -> Path:
 
 
 def _start(arm: Arm, seed: int, config: StagedTrainingConfig) -> str:
-    """What --init_from is given."""
+    """Value of --init_from."""
     if arm.start == "scratch":
         return "scratch"
     pixel = train(PIXEL, seed, config)
@@ -139,13 +139,13 @@ def write_copied(pixel: Path, out: Path, *, features: Path, seed: int) -> list[s
 
 
 def validation_losses(run: Path) -> dict[int, float]:
-    """By images seen: of the average of the weights, at equal steps over the training, always of the same scenes and noise."""
+    """Losses by images seen: of the EMA weights, at equal steps over the training, always of the same scenes and noise."""
     from trainer.monitoring.run_folder import read_metrics
 
     return {row["images_seen"]: row["loss"] for row in read_metrics(run) if row["kind"] == "validation"}
 
 
 def last_loss(run: Path) -> float:
-    """At the end of the training."""
+    """Loss at the end of the training."""
     losses = validation_losses(run)
     return losses[max(losses)]

@@ -15,7 +15,7 @@ SPLITS = ("--splits", json.dumps({"validation": _VALIDATION_SHARE, "train": 1 - 
 
 
 class WorldConfig(Protocol):
-    """What decides the scenes, and where all is."""
+    """Settings of the scenes, and paths."""
 
     @property
     def folder(self) -> Path:
@@ -31,7 +31,7 @@ class WorldConfig(Protocol):
 
 
 def make_world(config: WorldConfig, *, style: bool = False, teacher: bool = False) -> None:
-    """Makes what is not there yet; each command finds its own work done. Raises UserError where one fails.
+    """Makes what is not there yet; each command finds its own work done. Raises UserError if one fails.
 
     `style`: with features of the stage aesthetic, of mostly large objects as in the demo; `teacher`: with what the tower of
     llava-mini sees in those of alignment.
@@ -58,6 +58,6 @@ def _precompute(folder: Path, stage: str, dataset: str, *more: str) -> None:
 
 
 def features_folder(config: WorldConfig, stage: str | None = None) -> Path:
-    """Of all stages, or of one."""
+    """Folder of all stages' features, or of one stage's."""
     folder = config.folder / "world" / "features"
     return folder if stage is None else folder / stage / str(RESOLUTION_PX)

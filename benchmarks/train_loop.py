@@ -84,20 +84,20 @@ def main(config: TrainLoopConfig) -> int:
 
 @dataclass
 class StepTimes:
-    """Of one step, in seconds of the performance counter."""
+    """Times of one step, in seconds of the performance counter."""
 
     ended: float
     core_s: float
-    """In forward, backward, clipping, optimiser and EMA."""
+    """Seconds in forward, backward, clipping, optimiser and EMA."""
 
 
 @dataclass
 class StepClock:
-    """Stands in for train_step: the same step, timed."""
+    """Replaces train_step: the same step, timed."""
 
     rows: list[StepTimes] = field(default_factory=list)
     events: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {name: [] for name in EVENTS})
-    """When each event began, and how long it took, by the name of its function."""
+    """Events: when each began, and how long it took, by the name of its function."""
 
     def figures(self, config: TrainLoopConfig) -> dict[str, float]:
         """All but the share that waits for data."""

@@ -36,7 +36,7 @@ class CleanedCaption:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One step. `apply` takes the text and returns the new one, or None where the rule has nothing to say."""
+    """One step. `apply` takes the text and returns the new one, or None if the rule has nothing to say."""
 
     name: str
     what: str

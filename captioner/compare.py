@@ -1,4 +1,4 @@
-"""Command that compares captioners: runs over the same images, image by image, in figures and on a page.
+"""Command that compares captioners on the same images, image by image: a table, and a page with captions side by side.
 
 python -m captioner.compare runs/llava runs/qwen --out compare.html                     figures, and captions side by side
 python -m captioner.compare runs/ladder --prompts dense short                           the prompts of one run
@@ -22,17 +22,17 @@ class CompareConfig:
     out: str | None = None
     """Path of the HTML page to write; TaBR's images go into a folder next to it. Default: no page."""
     pictures: int = 24
-    """Number of images on the page: half of them those on which the captions disagree most, half chosen at random."""
+    """Number of images on the page: half of them those on which the captions disagree most, half random."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     clip: str | None = None
-    """CLIP that scores the sentences, named as for dataset_builder.score; default: the scores that the runs have."""
+    """CLIP that scores the sentences, named as for dataset_builder.score; default: use the scores of the runs."""
     sample_size: int = 1000
-    """Number of images for which CLIP scores and counts are computed, where the runs have none that can be compared."""
+    """Number of images for which CLIP scores and counts are computed if those of the runs cannot be compared."""
     checkpoint: str | None = None
     """Checkpoint that draws images from the captions, for TaBR: a folder, or `mini`; default: no TaBR."""
     tabr: TabrSettings = field(default_factory=TabrSettings)
-    """Settings of TaBR: what is drawn from captions, and how it is compared with the originals."""
+    """Settings of TaBR: how many images are drawn from captions, and how they are compared with the originals."""
 
     def __post_init__(self) -> None:
         problems = [f"{name} must be at least 1" for name in ("pictures", "sample_size") if getattr(self, name) < 1]

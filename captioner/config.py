@@ -22,7 +22,7 @@ REJECTED_FOR = tuple(
 )
 """Reasons for which captioning rejects an image; the others are those of what is done with captions later."""
 ASKED_ANEW = ("invalid_json", "refusal")
-"""Statuses of captions whose images are captioned again in a run of their own, since greedy decoding repeats an answer."""
+"""Statuses of captions whose images are captioned again in a new run, since greedy decoding repeats an answer."""
 UNIT_SIZE = 512
 UNIT_BYTES = 1 << 30
 """Maximum size of the decoded images of a unit, since a few units per replica are in memory at one time."""
@@ -37,12 +37,13 @@ class CaptionConfig:
     out: str
     """Folder of the run, local or on object storage. The same command resumes it."""
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """Vision-language model: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone.
-    With the engine endpoint: its name on the server."""
+    """Vision-language model: a hub id, a folder written by save_pretrained, or `mini`: the bundled toy, for emoji scenes only.
+    With the engine endpoint: the model's name on the server."""
     captions_from: str | None = None
-    """Captioning run whose images are captioned, in place of images. Prompts can use its captions."""
+    """Captioning run whose images are captioned, instead of images. Prompts can use its captions."""
     only: str | None = None
-    """SQL query on the run of captions_from that returns a column key: the images to caption; default: all with captions."""
+    """SQL query on the run of captions_from that returns a column key: the images to caption; default: all images with
+    captions."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit, which the run records."""
     engine: str = "transformers"
@@ -52,17 +53,18 @@ class CaptionConfig:
     """Name of a prompt set (paper, ladder, alt_text, long_short, structured, and with captions_from refine, merge, translate,
     shorten) or a YAML file."""
     limit: int | None = None
-    """Stop after the first units that together hold at least this many images; default: caption all."""
+    """Stop after the first units that together hold at least this many images; default: caption all images."""
     unit_size: int | None = None
-    """Number of images in a unit of work, which is committed as a whole; default: 512, or fewer where they decode to 1 GiB."""
+    """Number of images in a unit of work, which is committed as a whole; default: 512, or fewer if those decode to
+    more than 1 GiB."""
     ignore: tuple[str, ...] = ("*.mask.png",)
-    """Patterns of files that a search of folders leaves out, such as masks next to images."""
+    """Name patterns of files that a search of folders skips, such as masks next to images."""
     licence: str = ""
     """Licence and terms of the images, recorded with the run and copied to data set and model cards."""
     max_rejected: float | None = None
     """Share of the images (0 to 1) that may be rejected before the run stops; default: 0.01, but at least 100 images."""
     retry_rejected: list[str] | None = None
-    """Try rejected images again, those with these reasons; without a reason: all of them."""
+    """Try rejected images again: those with the given reasons; without a reason, all of them."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """Decoding settings of the captions."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
@@ -70,11 +72,11 @@ class CaptionConfig:
     vllm: VllmSettings = field(default_factory=VllmSettings)
     """Settings of the engine vllm."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
-    """Limits above or below which an image is rejected."""
+    """Limits beyond which an image is rejected."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
     """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=lambda: T5Config(tokenizer=AUTO))
-    """Text encoder that the captions are measured for."""
+    """Text encoder for which captions are measured."""
     ray: RaySettings = field(default_factory=RaySettings)
     """Ray settings: where the work runs."""
 
@@ -83,8 +85,16 @@ class CaptionConfig:
         found = [
             (name, f"{name} {fault}")
             for name, fault, holds in [
-                ("images", "must be one source or more, or captions_from a run", self.images or self.captions_from is not None),
-                ("images", "must be left out with captions_from: that run has them", not self.images or not self.captions_from),
+                (
+                    "images",
+                    "must name one source or more, unless captions_from names a run",
+                    self.images or self.captions_from is not None,
+                ),
+                (
+                    "images",
+                    "must be left out with captions_from: the images are those of that run",
+                    not self.images or not self.captions_from,
+                ),
                 ("only", "needs captions_from, the run that it queries", not self.only or self.captions_from),
                 ("engine", f"must be one of {', '.join(ENGINES)}, not {self.engine!r}", self.engine in ENGINES),
                 (
@@ -115,9 +125,9 @@ class CaptionConfig:
 
 
 def caption_anew(status: str, *, run: str) -> str:
-    """What to do about the captions of a run that have this status, as part of a sentence."""
+    """Advice about the captions of a run that have this status, as part of a sentence."""
     return (
-        "caption these images again with other settings, in a run of their own, by python -m captioner.run "
+        "caption these images again with other settings, in a new run, with python -m captioner.run "
         f"--captions_from {shlex.quote(run)} --only \"SELECT key FROM captions WHERE status = '{status}'\" --out NEW "
         "with the prompts, model and engine to use"
     )

@@ -32,7 +32,7 @@ _DENSE = Prompt(name="dense", text="Describe this image and its style in a very 
 
 # After two recipes of 2026 that publish figures on the length of captions and no prompt; the words are ours.
 # Source: Photoroom's PRX, part 2: trained on long captions FID 18.20, on short ones 36.84.
-# Source: i1 (arXiv 2606.11289): trained on long captions alone, GenEval .17 on short prompts and .73 on rewritten, long ones.
+# Source: i1 (arXiv 2606.11289): trained on long captions alone, GenEval 0.17 on short prompts and 0.73 on rewritten, long ones.
 _LONG_SHORT = (
     Prompt(
         name="long",

@@ -12,7 +12,7 @@ from captioner.structured.answers import schema_problem
 from foundry.errors import UserError
 
 PROSE = "_prose"
-"""What the name of a prompt with a schema ends in for the rendering of its captions to prose."""
+"""Suffix of a prompt's name for the rendering of its structured captions to prose."""
 OWN_FIELDS = ("alt_text", "class_label", "num_masks", "mask_area_px", "width", "height")
 """Placeholders for what is known of every image, where its source tells."""
 METADATA = "metadata."
@@ -27,7 +27,7 @@ _CONTROL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?[A-Za-z_]{1,20}>|\[/?INST\]"
 
 
 def control_token(text: str) -> str:
-    """What a chat template or a tokenizer would read as control in a text, such as <image> or </s>; "" where there is none."""
+    """Control token in a text, as a chat template or tokenizer would read it, such as <image> or </s>; "" if there is none."""
     found = _CONTROL_TOKEN.search(text)
     return found.group() if found else ""
 
@@ -38,7 +38,7 @@ def harmless(text: str) -> str:
 
 
 def is_of_captions(field: str) -> bool:
-    """Whether a placeholder stands for captions of another run."""
+    """Whether a placeholder means captions of another run."""
     return field in (CAPTION, CAPTIONS) or field.startswith(CAPTION_OF)
 
 
@@ -53,7 +53,7 @@ def _placeholder_problems(text: str, *, allowed: bool) -> list[str]:
     try:
         parsed = list(string.Formatter().parse(text))
     except ValueError:
-        return [*problems, "a brace is open or closed alone: write {{ and }} for braces"]
+        return [*problems, "a brace has no counterpart: write {{ and }} for literal braces"]
     for _, field, spec, conversion in parsed:
         if field is None:
             continue
@@ -129,7 +129,7 @@ class PromptSet:
     version: str
     """Changes whenever a text does: it is part of what a run is."""
     prompts: tuple[Prompt, ...]
-    """At least one; names are distinct."""
+    """Prompts, at least one; names are distinct."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -140,12 +140,12 @@ class PromptSet:
             raise UserError(f"prompt set {self.name} uses a name twice: {', '.join(repeated)}; give each prompt its own")
 
     def describe(self) -> dict[str, Any]:
-        """The set as run.json holds it; runs that were begun before there were schemas hold none."""
+        """The set as run.json holds it; runs that were started before schemas existed hold none."""
         return {"name": self.name, "version": self.version, "prompts": [_described(prompt) for prompt in self.prompts]}
 
     @property
     def caption_fields(self) -> set[str]:
-        """The placeholders of all prompts that stand for captions of another run."""
+        """The placeholders of all prompts that mean captions of another run."""
         return {field for prompt in self.prompts for field in prompt.fields if is_of_captions(field)}
 
     @property
@@ -156,7 +156,7 @@ class PromptSet:
 
 
 def render(prompt: Prompt, values: Mapping[str, str]) -> str | None:
-    """The question for one image with these values of placeholders; None where it lacks one and there is no fallback.
+    """The question for one image with these values of placeholders; None if it lacks one and there is no fallback.
 
     Line breaks and control tokens in a value become spaces, so that a web page cannot speak as the user or add an image; a
     value of nothing else counts as none. So do control tokens that a value and what surrounds it make together.
@@ -182,7 +182,7 @@ def caption_values(
 ) -> dict[str, str]:
     """The values of placeholders that an image's captions of another run tell; `prompts` are that run's, in order.
 
-    Those of the prompts `structured` are JSON, and the prose of each is a prompt too: only its name stands for the JSON.
+    Those of the prompts `structured` are JSON, and the prose of each is a prompt too: only its name means the JSON.
     """
     said = {name: " ".join(captions.get(name, "").split()) for name in prompts}
     found = {f"{CAPTION_OF}{name}": text for name, text in said.items()}

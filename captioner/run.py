@@ -1,6 +1,6 @@
-"""Command that captions images: `python -m captioner.run --images SRC [SRC …] --out RUN --model MODEL`, alone or as a Ray job.
+"""Command that captions images: `python -m captioner.run --images SRC [SRC …] --out RUN --model MODEL`, or as a Ray job.
 
-Interrupt it at any moment; the same command resumes.
+You can interrupt it at any time; the same command resumes.
 """
 
 from captioner.config import CaptionConfig

@@ -16,23 +16,24 @@ class ServeConfig:
     """All settings of `python -m captioner.serve`. Raises ValueError for settings out of range."""
 
     model: str = field(metadata={CHOICE: ModelChoice(real=REAL_MODEL)})
-    """Checkpoint: a hub id, a folder that save_pretrained wrote, or `mini`: the bundled toy, for emoji scenes alone."""
+    """Checkpoint: a hub id, a folder written by save_pretrained, or `mini`: the bundled toy, for emoji scenes only."""
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than a loopback address needs --key_variable."""
     port: int = 8000
-    """Port to listen on; 0: a free one, which is printed."""
+    """Port to listen on; 0: a free port, which is printed."""
     key_variable: str | None = None
-    """Name of the environment variable that holds the key which clients must send as a bearer token; default: ask for none."""
+    """Name of the environment variable that holds the key which clients must send as a bearer token; default: no key is
+    required."""
     max_request_bytes: int = 32 << 20
     """Maximum size of a request, in bytes."""
     max_waiting: int = 256
-    """Maximum number of requests that wait for the model; more get status 429."""
+    """Maximum number of requests that wait for the model; further ones get status 429."""
     max_new_tokens: int = 1024
     """Maximum number of tokens of an answer."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """Number format, batch size, and what requests leave out."""
+    """Number format, batch size, and defaults for what requests leave out."""
 
     def __post_init__(self) -> None:
         problems = [

@@ -1,4 +1,4 @@
-"""Command that prints the status of a captioning run, also while the job runs: `python -m captioner.status RUN`."""
+"""Command that prints the status of a captioning run, finished or in progress: `python -m captioner.status RUN`."""
 
 from dataclasses import dataclass
 

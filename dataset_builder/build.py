@@ -1,4 +1,4 @@
-"""Command that makes a data set from captioning runs: what a recipe keeps, and an account of everything that it drops.
+"""Command that builds a data set from captioning runs: a recipe chooses images and captions; all that is dropped is recorded.
 
 python -m dataset_builder.build --captions RUN [RUN …] --out DATASET --where "num_nouns >= 12 AND clip_mean > 0.2"
 python -m dataset_builder.build --captions RUN --out DATASET --config recipe.yaml --dry_run

@@ -2,9 +2,9 @@
 
 python -m dataset_builder.convert --source S --target T IN OUT
 
-In: `sam-llava` (a tar of sa_<id>.txt, with the SA-1B images that it is about as --images), `image-txt` (image files, each with
+In: `sam-llava` (a tar of sa_<id>.txt, with their SA-1B images as --images), `image-txt` (image files, each with
 a .txt file), `laion` (Parquet with images or links and their texts), `webdataset` (tars). They become a captioning run
-(--target run) or, by way of one, a data set. Out: a data set becomes WebDataset shards.
+(--target run) or, from that, a data set. Out: a data set becomes WebDataset shards.
 """
 
 from dataclasses import dataclass, field
@@ -33,9 +33,10 @@ class ConvertConfig:
     target: Literal["run", "dataset", "webdataset"]
     """Kind of the result."""
     images: tuple[str, ...] = ()
-    """Folders, tars or files with the images, as captioner.run takes them; for --source sam-llava alone."""
+    """Folders, tars or files with the images, as captioner.run takes them; only for --source sam-llava."""
     prompt: str = ""
-    """Prompt name that imported captions get (default: the source), or whose captions are exported (default: the first)."""
+    """Prompt name of the imported captions (default: the source), or prompt whose captions are exported (default: the
+    first)."""
     licence: str = ""
     """Licence and terms of images and captions, copied to data set and model cards."""
     max_rejected: float | None = None
@@ -43,15 +44,16 @@ class ConvertConfig:
     images_per_shard: int = 1000
     """Number of images in a WebDataset shard."""
     reencode: bool = False
-    """Write images that are no JPEG, PNG or WebP (AVIF, JPEG 2000, TIFF, …), or that Pillow refuses, into shards as PNG."""
+    """Write images as PNG into shards if they are not JPEG, PNG or WebP (AVIF, JPEG 2000, TIFF, …), or if Pillow refuses
+    them."""
     ignore: tuple[str, ...] = ("*.mask.png",)
-    """Patterns of the names of image files to leave out, such as masks of other images; --ignore '[]' leaves out none."""
+    """Name patterns of image files to skip, such as masks of other images; --ignore '[]' skips none."""
     num_workers: int | None = None
     """Number of processes that write shards; default: one per core."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
     """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=T5Config)
-    """Text encoder that the captions are measured for."""
+    """Text encoder for which captions are measured."""
     ray: RaySettings = field(default_factory=RaySettings)
     """Ray settings: where the work runs."""
 

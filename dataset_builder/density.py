@@ -1,4 +1,4 @@
-"""Command that prints the concept density, the paper's Table 1, of runs, data sets and Parquet files side by side.
+"""Command that prints the concept density (the paper's Table 1) of runs, data sets and Parquet files side by side.
 
 python -m dataset_builder.density RUN                                      the captions, one row per prompt
 python -m dataset_builder.density RUN --column alt_text caption            alt text next to captions
@@ -19,17 +19,17 @@ class DensityConfig:
     sources: tuple[str, ...]
     """Captioning runs, data sets, Parquet files or folders of Parquet files; local paths or fsspec URLs."""
     column: tuple[str, ...] = ("caption",)
-    """Text columns to count, one row each; of a run, any of `captions` and `images`, with the columns of its sources."""
+    """Text columns to count, one row each; of a run, any column of `captions` and `images`, including those of its sources."""
     sample_size: int | None = None
-    """Number of captions in the samples by which rows are compared; default: that of the smallest row."""
+    """Number of captions in the samples used to compare rows; default: that of the smallest row."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
-    """Tagger of the nouns of Parquet files; the columns of a run are tagged as its captions were."""
+    """Tagger for the nouns of Parquet files; columns of a run are tagged like its captions."""
     t5: T5Config = field(default_factory=T5Config)
-    """Text encoder that cuts the texts of Parquet files; the columns of a run are cut as its captions were."""
+    """Text encoder that cuts the texts of Parquet files; columns of a run are cut like its captions."""
     num_workers: int | None = None
-    """Number of processes that tag; default: one per core."""
+    """Number of tagging processes; default: one per core."""
 
     def __post_init__(self) -> None:
         problems = []

@@ -1,4 +1,4 @@
-"""Command that writes a database of a run or a data set for DuckDB's own program: views, macros and comments.
+"""Command that exports a run or a data set as a DuckDB database of views, macros and comments, for any DuckDB client.
 
 python -m dataset_builder.export RUN run.duckdb           then: duckdb run.duckdb "FROM density()"
 python -m dataset_builder.export DATASET DATASET/dataset.duckdb --paths relative      moves with the folder
@@ -20,12 +20,12 @@ class ExportConfig:
     out: str
     """Path of the database file to write."""
     paths: PathKind = "absolute"
-    """Names of the Parquet files in the database: absolute paths or URLs, which work from every folder on this machine, or
+    """Paths of the Parquet files in the database: absolute paths or URLs, which work from every folder on this machine, or
     paths relative to the folder of the database, in which DuckDB must then be started."""
     training: str | None = None
     """Folder of a training, RUN_DIR/<stage>, whose recorded losses are the view `losses`."""
     overwrite: bool = False
-    """Replace the file if it exists, as a whole: for a run that has grown."""
+    """Replace an existing file, for example if the run has grown."""
 
 
 def main(config: ExportConfig) -> int:

@@ -18,13 +18,13 @@ class QueryConfig:
     run: str
     """Folder or URL of a captioning run or a data set."""
     sql: str = ""
-    """SQL query, or several with ; between them; default: an interactive prompt."""
+    """SQL query, or several separated by ;. Default: an interactive prompt."""
     training: str | None = None
     """Folder of a training, RUN_DIR/<stage>, whose recorded losses are the view `losses`."""
     format: AnswerFormat = "table"
-    """Format of the answers: a box, CSV with a header, or a JSON array with one row per line."""
+    """Output format: a box, CSV with a header, or a JSON array with one row per line."""
     max_rows: int = 40
-    """Number of rows that a box shows, from both ends of a longer answer. CSV and JSON hold all."""
+    """Maximum number of rows that a box shows, from both ends of a longer result. CSV and JSON show all."""
 
     def __post_init__(self) -> None:
         if self.max_rows < 1:

@@ -1,7 +1,7 @@
-"""Command that writes a page about a run or a data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
+"""Command that writes a report page about a run or data set: `python -m dataset_builder.report RUN|DATASET --out report.html`.
 
 The page has the funnel, the concept density next to the paper's, histograms, rarefaction, frequent and rare nouns, the density
-against other figures, repetitions, and a gallery. It loads nothing, so that it can be sent to somebody.
+against other figures, repetitions, and a gallery. It is one self-contained file, which you can send by mail.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class ReportConfig:
     out: str
     """Path of the HTML file to write."""
     pictures: int = 48
-    """Number of thumbnails in the gallery; 0 reads no image."""
+    """Number of thumbnails in the gallery; 0: read no image."""
     title: str = ""
     """Heading of the page; default: the last part of the source."""
 

@@ -1,7 +1,7 @@
-"""Command that scores images and their captions: `python -m dataset_builder.score RUN|DATASET`, alone or as a Ray job.
+"""Command that scores images and their captions: `python -m dataset_builder.score RUN|DATASET`, or as a Ray job.
 
 Scores are CLIP between an image and each sentence of its captions, LAION's aesthetic predictor, sharpness, and the perceptual
-hash and embeddings by which duplicates are found. The same command resumes, also after the run has grown.
+hash and embeddings that find duplicates. The same command resumes; if the run has grown, it scores what is new.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class ScoreConfig:
     aesthetic: str | None = None
     """Path of LAION's aesthetic predictor (linearMSE) as safetensors; it needs the embeddings of the default CLIP."""
     batch_size: int = 64
-    """Number of images or sentences in a batch of the model; affects the speed, and scores by rounding alone."""
+    """Number of images or sentences per batch of the model; affects the speed, and scores only by rounding."""
     max_rejected: float | None = None
     """Share of the images (0 to 1) that may be rejected before scoring stops; default: 0.01, but at least 100 images."""
     ray: RaySettings = field(default_factory=RaySettings)

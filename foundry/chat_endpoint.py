@@ -62,15 +62,15 @@ class Answer:
     text: str
     """Empty where it said nothing."""
     finish_reason: str
-    """As the endpoint gives it: `stop`, `length`, …; an error's code where it refused this image; `refusal` where the model
-    declined in a separate field."""
+    """Finish reason of the endpoint: `stop`, `length`, …; an error's code where it refused this image; `refusal` where the
+    model declined in a separate field."""
     input_tokens: int | None
-    """As the endpoint counts them; None where it does not."""
+    """Number counted by the endpoint; None if it does not count."""
     output_tokens: int | None
     answered_by: str | None = None
-    """The model that the endpoint says it is; None where it does not."""
+    """The model that the endpoint says it is; None if it does not."""
     logprobs: tuple[float, ...] | None = None
-    """Natural log-probability of each token of the answer; None where the endpoint gives none."""
+    """Natural log-probability of each token of the answer; None if the endpoint gives none."""
 
     @property
     def is_refusal(self) -> bool:
@@ -91,7 +91,7 @@ class Endpoint:
     tries: int
     """Attempts at a request while the endpoint is down; the pauses between them double from 1 s to 60 s."""
     name: str
-    """What messages call it, such as `the judge`."""
+    """Its name in messages, such as `the judge`."""
     section: str
     """Section of its settings, such as `judge`, for messages."""
 
@@ -125,7 +125,7 @@ class _RateLimit:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for the end of the pause and for a turn; the block asks, and raises _RateLimited where the server says so."""
+        """Waits for the end of the pause and for a turn; the block asks, and raises _RateLimited if the server says so."""
         began_at = self._begin()
         try:
             yield
@@ -140,7 +140,7 @@ class _RateLimit:
                 self._changed.notify_all()
 
     def _begin(self) -> float:
-        """When the turn came."""
+        """Time when the turn came."""
         while True:
             with self._changed:
                 now = monotonic()
@@ -154,7 +154,7 @@ class _RateLimit:
             self._stopped.wait(pause_s)
 
     def _slow_down(self, began_at: float, retry_after_s: float | None) -> None:
-        """Of several requests that were under way together, the first that is refused counts."""
+        """Slows down; of several requests in progress together, the first refusal counts."""
         with self._changed:
             now = monotonic()
             is_first = began_at >= self._slowed_at
@@ -176,7 +176,7 @@ class ChatEndpoint:
     """An endpoint that can be asked. Several threads may ask at once."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        """Raises UserError where the key is missing."""
+        """Raises UserError if the key is missing."""
         self._endpoint = endpoint
         base = endpoint.url.rstrip("/").removesuffix("/chat/completions")
         self.address = base + "/chat/completions"
@@ -193,7 +193,7 @@ class ChatEndpoint:
         )
 
     def ask(self, body: Mapping[str, Any]) -> Answer:
-        """The answer to one request. Raises RequestRefused where the request is at fault, Unavailable where the endpoint
+        """The answer to one request. Raises RequestRefused if the request is at fault, Unavailable where the endpoint
         refuses all, stays out after all tries, or lets nothing through its rate limit for ten minutes.
 
         `body` holds model, messages and what else the request has, as OpenAI's chat completions take it.
@@ -203,7 +203,7 @@ class ChatEndpoint:
         return self._patiently(lambda: self._answer(self._call("POST", self.address, data)), at=self.address, advice=advice)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """What the endpoint says of each model that it serves, by name. Raises as `ask`."""
+        """The endpoint's entry for each model that it serves, by name. Raises as `ask`."""
 
         def read() -> dict[str, dict[str, Any]]:
             data = self._call("GET", self._models, None)
@@ -219,7 +219,7 @@ class ChatEndpoint:
         self._stopped.set()
 
     def _patiently(self, request: Callable[[], T], *, at: str, advice: str) -> T:
-        """What a request to an address returns, tried again after each outage; `advice`: what to do where it stays out."""
+        """Result of a request to an address, retried after each outage; `advice`: what to do if it stays down."""
         began_at, pause_s, tries_left = monotonic(), _FIRST_PAUSE_S, self._endpoint.tries
         while True:
             try:

@@ -27,6 +27,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from foundry.commands import as_typed, extra_of
@@ -52,10 +53,15 @@ _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)".*(?:Got value|Given val
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a command takes: the type of each option by its dotted name, and the options that may be given by position."""
+    """Options of a command: the type of each by its dotted name, and those that may be given by position."""
 
     hints: Mapping[str, Any]
     positional: Sequence[str]
+    config_class: type["DataclassInstance"]
+    texts: Mapping[str, str]
+    """The string under each field of it."""
+    presets: Presets
+    example: str
 
 
 def run_command(
@@ -79,8 +85,16 @@ def run_command(
     """
     hints = _flat_hints(config_class)
     if (described := _DESCRIBED.get()) is not None:
-        renamed = _renamed(config_class)
-        described.append(Options(hints={renamed.get(name, name): hint for name, hint in hints.items()}, positional=positional))
+        described.append(
+            Options(
+                hints={_option_name(name, config_class): hint for name, hint in hints.items()},
+                positional=positional,
+                config_class=config_class,
+                texts=field_texts(config_class),
+                presets=presets or {},
+                example=example,
+            )
+        )
         return 0
     set_up_threads()
     arguments = _with_field_names(sys.argv[1:] if argv is None else argv, config_class)
@@ -109,13 +123,21 @@ def options_of(module: str) -> Options:
     """The options of the command that a module is, which is not started."""
     described: list[Options] = []
     token = _DESCRIBED.set(described)
+    arguments, sys.argv[1:] = sys.argv[1:], []  # a command looks at them before it parses its own
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit:
         return described[0]
     finally:
         _DESCRIBED.reset(token)
+        sys.argv[1:] = arguments
     raise AssertionError(f"{module} is no command")
+
+
+def field_texts(config_class: type["DataclassInstance"]) -> dict[str, str]:
+    """The string under each field, inherited fields too. Of a class of a command, only while that command runs."""
+    classes = [one for one in reversed(config_class.__mro__) if is_dataclass(one)]
+    return {param.arg_name: param.description or "" for one in classes for param in parse_from_object(one).params}
 
 
 def read_settings(config_class: type[ConfigT], settings: Mapping[str, Any], *, defaults: ConfigT, prog: str) -> ConfigT:
@@ -160,7 +182,7 @@ def _call(main: Callable[[ConfigT], int], parser: ArgumentParser, config_class: 
 
 
 def _option(setting: str, config_class: type["DataclassInstance"]) -> str:
-    """The option of a setting, or of a group of them, in brackets; "" where this command has none."""
+    """The option of a setting, or of a group of them, in brackets; "" if this command has none."""
     known = any(name == setting or name.startswith(f"{setting}.") for name in _flat_hints(config_class)) if setting else False
     return f" (--{_option_name(setting, config_class)})" if known else ""
 

@@ -57,7 +57,7 @@ class NotFinite(UserError):
 
 
 class NotFiniteOutput(UserError):
-    """What a model computed is NaN or infinite; the message names the model and its number format."""
+    """Error for NaN or infinity in a model's output; the message names the model and its number format."""
 
 
 def one_line(error: BaseException | str, *, limit: int | None = None) -> str:

@@ -18,7 +18,7 @@ _EXTRA = re.compile(r"""extra\s*==\s*["']([\w.-]+)["']""")
 
 
 def missing_library(error: ModuleNotFoundError, *, preferred: str = "") -> UserError | None:
-    """The error for a user who lacks a library that an extra installs; None where no extra has it, which is a bug.
+    """The error for a user who lacks a library that an extra installs; None if no extra has it, which is a bug.
 
     `preferred` is the extra of the command: it is named where it has the library too.
     """

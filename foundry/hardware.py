@@ -45,7 +45,7 @@ def resolve_dtype(dtype: str, device: str) -> Dtype:
 def auto_dtype(device: str = "cpu") -> Dtype:
     """The number format in which this machine computes fastest on a torch device. Imports torch only for a GPU.
 
-    Raises UserError where the environment variable T2I_AUTO_DTYPE holds something else than float32 or bfloat16.
+    Raises UserError if the environment variable T2I_AUTO_DTYPE holds something else than float32 or bfloat16.
     """
     if forced := os.environ.get(AUTO_VARIABLE):
         if forced not in ("float32", "bfloat16"):
@@ -85,7 +85,7 @@ def cpu_name() -> str:
 
 
 def _cpu_info(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
+    """A field of the first processor in /proc/cpuinfo; empty if there is none."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -154,7 +154,7 @@ def usable_cores() -> int:
 
 
 def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Cores that a container's limit on CPU time amounts to, rounded up; None where there is no limit."""
+    """Cores that a container's limit on CPU time amounts to, rounded up; None if there is no limit."""
     try:  # version 2 of control groups, then version 1
         quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ CHOICE = "choice"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """What to type where a model is not named: `name: str = field(metadata={CHOICE: ModelChoice(real=…)})`.
+    """Advice on what to type if a model is not named: `name: str = field(metadata={CHOICE: ModelChoice(real=…)})`.
 
     Such a field has no default, so that the small world's toy, `mini`, never runs by accident.
     """
@@ -25,9 +25,9 @@ class ModelChoice:
     real: str
     """The value for real data."""
     what: str = "a real model"
-    """What that is."""
+    """Description of that value."""
     toy: str = "only understands 64-pixel emoji scenes"
-    """What `mini` does."""
+    """Description of what `mini` does."""
 
 
 def say_missing(config_class: type["DataclassInstance"], names: Sequence[str]) -> str:
@@ -61,7 +61,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def url_problems(url: str, *, setting: str) -> list[str]:
-    """What is wrong with an endpoint's URL, which may hold no key; `setting` is its name, such as judge.url."""
+    """Faults of an endpoint's URL, which must not hold a key; `setting` is its name, such as judge.url."""
     address = urlsplit(url)
     problems = []
     if address.scheme not in ("http", "https") or not address.hostname:

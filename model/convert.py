@@ -1,10 +1,10 @@
 """Command that converts checkpoints from and to other formats: `python -m model.convert --source … --target … IN OUT`.
 
 in:  official (PixArt-alpha and Sigma, .pth or .safetensors), dit (class-conditional DiT), diffusers (a folder), native,
-     or preset: an untrained network of these sizes, to try all commands with
-out: native (a folder of ours), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens),
+     or preset: an untrained network of these sizes, to try the other commands
+out: native (a folder of this package), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens),
      peft (of a LoRA's checkpoint: its adapter, a folder that PeftModel.from_pretrained opens)
-A LoRA's checkpoint becomes a whole network in all other targets; --lora merges further adapters.
+For all other targets, a LoRA's checkpoint becomes a whole network; --lora merges further adapters.
 """
 
 from collections import Counter
@@ -25,9 +25,9 @@ class ConvertConfig(Origin):
     target: Target
     """Format of the output."""
     copy_parts: bool = True
-    """Copy text encoder, tokenizer and VAE into the folder (diffusers only); without, give them to from_pretrained."""
+    """Copy text encoder, tokenizer and VAE into the folder (diffusers only); without them, pass them to from_pretrained."""
     report: str = ""
-    """Path of a JSON report on every key; empty: none."""
+    """Path of a JSON report on every key; empty: no report."""
 
 
 def main(config: ConvertConfig) -> int:

@@ -109,7 +109,7 @@ class Diffusion:
     ) -> Losses:
         """Squared error of the noise, plus the variational bound in bits per dimension, which trains the variance alone.
 
-        Raises ValueError where the network has not the channels that the objective needs.
+        Raises ValueError if the network has not the channels that the objective needs.
         """
         noisy = self.add_noise(latents, noise, timesteps)  # (B, C, H, W)
         prediction = model_fn(noisy, timesteps).float()

@@ -41,7 +41,7 @@ class RoutedBlocks:
             raise ValueError(f"routing: expected a share between 0 and 1, and 0 or more blocks before and after, found {self}")
 
     def num_kept(self, num_tokens: int) -> int:
-        """Tokens that the blocks see, of so many; at least one."""
+        """Tokens that the blocks see, of this many; at least one."""
         return max(1, round((1 - self.share) * num_tokens))
 
 
@@ -148,7 +148,7 @@ class DiTConfig:
         return [message for message, failed in checks.items() if failed]
 
     def check_routed(self, blocks: RoutedBlocks) -> None:
-        """Raises ValueError where this network cannot route tokens past these blocks."""
+        """Raises ValueError if this network cannot route tokens past these blocks."""
         if blocks.before + blocks.after >= self.depth:
             raise ValueError(
                 f"routing: expected blocks between the first {blocks.before} and the last {blocks.after}, "

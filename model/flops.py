@@ -26,7 +26,7 @@ class Flops:
     backward: float = 0.0
     """Operations of a backward pass."""
     weights: float = 0.0
-    """Those of the backward pass that make gradients of weights."""
+    """Operations of the backward pass for the gradients of weights."""
 
     @property
     def training(self) -> float:
@@ -62,7 +62,7 @@ class AdaptedLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraSizes:
-    """What a LoRA adds to a frozen network."""
+    """Sizes of what a LoRA adds to a frozen network."""
 
     layers: tuple[AdaptedLayer, ...]
     rank: int
@@ -88,7 +88,7 @@ def dit_flops(
     routed: RoutedBlocks | None = None,
     lora: LoraSizes | None = None,
 ) -> dict[str, Flops]:
-    """Operations of an image of a grid (h, w) of patches with so many caption tokens, by layer; blocks are summed up.
+    """Operations of an image of a grid (h, w) of patches with this many caption tokens, by layer; blocks are summed up.
 
     `routed`: blocks that see a part of the tokens; `lora`: the network is frozen, and this alone is trained.
     """
@@ -152,7 +152,7 @@ def _adapted(
 
 
 def _blocks(config: DiTConfig, num: int, caption_tokens: float) -> dict[str, Flops]:
-    """The layers of all blocks on so many tokens."""
+    """The layers of all blocks on this many tokens."""
     width = config.width
     cross = Flops()
     if config.conditioning == "text":
@@ -189,7 +189,7 @@ def _self_attention(config: DiTConfig, num: int) -> Flops:
 
 
 def _adapter_block(config: DiTConfig, num: float) -> Flops:
-    """A block of the text adapter on a caption of so many tokens."""
+    """A block of the text adapter on a caption of this many tokens."""
     width, hidden = config.width, config.adapter_hidden
     attention = _linear(num, width, 3 * width) + _attention(num, num, width) + _linear(num, width, width)
     return attention + _linear(num, width, hidden) * 2 + _linear(num, hidden, width)

@@ -1,7 +1,7 @@
 """Command that draws images: `python -m model.generate --checkpoint CHECKPOINT --prompt "a red owl" --out owl.png`.
 
 One image goes to a .png, many to a folder, named by prompt and seed. Each PNG holds prompt, seed and settings; the same
-command again draws only what is not there yet.
+command again only draws the missing images.
 """
 
 from dataclasses import dataclass, field, replace
@@ -39,17 +39,17 @@ class GenerateConfig:
     `mini-few-steps`, which draws in 4 steps."""
     lora: tuple[str, ...] = ()
     """LoRA adapters to add to the network, each PATH or PATH:SCALE: runs or checkpoints of a LoRA training, .safetensors files,
-    folders of peft."""
+    folders written by peft."""
     prompt: str | None = None
     """Prompt of the images."""
     prompts_file: str | None = None
-    """File of prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv, .tsv)."""
+    """File of prompts, instead of one prompt: one per line (.txt), per object (.jsonl) or per row (.csv, .tsv)."""
     prompt_column: str = "prompt"
     """Column of the prompts in a .jsonl, .csv or .tsv."""
     negative_prompt: str = ""
     """Negative prompt; empty: the null caption."""
     num_images_per_prompt: int = 1
-    """Number of images of each prompt, with the seeds seed, seed + 1, …"""
+    """Number of images per prompt, with the seeds seed, seed + 1, …"""
     seed: int = 0
     """Seed of the first image of each prompt."""
     num_inference_steps: int | None = None
@@ -64,9 +64,10 @@ class GenerateConfig:
     """Sampler: dpm-solver++, ddim (of first order), sa-solver (adds noise on the way), euler (rectified flow only) or lcm (for
     networks distilled by consistency); default: dpm-solver++, or that of a network of few steps."""
     eta: float = 0.0
-    """Noise of ddim: 0 none, 1 as the forward process."""
+    """Noise of ddim: 0 for none, 1 for as much as in the forward process."""
     shift: float | None = None
-    """Shift of rectified flow's times towards noise, for a size other than that of the last training; default: as trained."""
+    """Shift of rectified flow's times towards noise, for a size other than that of the last training; default: as in
+    training."""
     height: int | None = None
     """Height in pixels; default: the checkpoint's resolution."""
     width: int | None = None
@@ -74,15 +75,15 @@ class GenerateConfig:
     resolution_binning: bool = True
     """Draw at the nearest size that PixArt was trained on, then scale and crop."""
     grid: bool = False
-    """Write a grid of all images too: grid.png in the folder, or --out itself if that is a .png. One row per prompt."""
+    """Also write a grid of all images: grid.png in the folder, or --out itself if that is a .png. One row per prompt."""
     scale: int = 0
     """Integer factor by which the grid enlarges its images, without smoothing; 0: until a side has 256 pixels."""
     batch_size: int = 4
-    """Number of images that are drawn together; it does not change them, beyond rounding."""
+    """Number of images drawn together; it changes them only by rounding."""
     device: str = "auto"
     """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"
-    """Number format of all computation; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of all computation; auto: bfloat16 if the hardware supports it, otherwise float32."""
     staged: bool = False
     """Load text encoder, network and VAE one after the other: XL at 1024 px in 8 GB, with a quantised text encoder."""
     tiled_vae: bool = False
@@ -153,7 +154,7 @@ def main(config: GenerateConfig) -> int:
 
     request, runtime = config.request(), config.runtime().resolved()
     paths = image_paths(Path(config.out), request, grid=config.grid)
-    if config.dtype == AUTO:  # what was begun on another machine is finished in its format
+    if config.dtype == AUTO:  # what was started on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
     rewriting = _rewriting(config, request, device=runtime.text_encoder_device or runtime.device)
     lora = parse_choices(config.lora)
@@ -175,7 +176,7 @@ def main(config: GenerateConfig) -> int:
 
 
 def _rewriting(config: GenerateConfig, request: GenerationRequest, *, device: str) -> "Rewriting | None":
-    """The prompts as they are drawn; None where they are drawn as written."""
+    """The prompts as they are drawn; None if they are drawn as written."""
     if config.rewrite.model is None:
         return None
     from model.rewriting.rewriting import open_prompt_rewriter

@@ -34,7 +34,7 @@ def initialise_from_class_dit(
 
     A learned null class joins the bias of the time embedding, so that the time embedding is the source's without a class at
     every timestep; where there is none, nothing joins it. `generator` draws what the source has not: the caption projection,
-    cross-attention. Raises ValueError where the two networks differ in more than their conditioning.
+    cross-attention. Raises ValueError if the two networks differ in more than their conditioning.
     """
     import torch
 

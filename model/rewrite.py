@@ -1,7 +1,7 @@
 """Command that rewrites prompts: `python -m model.rewrite --checkpoint CHECKPOINT --prompt "an owl" --out texts.jsonl`.
 
-Each line of the output has a prompt, its rewritten form, what would be drawn, and why where that is the prompt as written. The
-same command again asks only for prompts that are not in the cache.
+Each line of the output has a prompt, its rewritten form, the text to draw, and the reason if that is the original prompt. The
+same command again only asks for prompts that are not in the cache.
 """
 
 import json
@@ -23,11 +23,11 @@ class RewriteCommandConfig:
     checkpoint: str = field(
         metadata={CHOICE: ModelChoice(real="FOLDER", what="your own network", toy="only draws 64-pixel emoji scenes")}
     )
-    """Checkpoint that would draw: a folder with transformer/ and pipeline.json, a training's folder, or `mini`."""
+    """Checkpoint that the prompts are for: a folder with transformer/ and pipeline.json, a training's folder, or `mini`."""
     prompt: str | None = None
     """Prompt to rewrite."""
     prompts_file: str | None = None
-    """File of prompts in place of one: a line each (.txt), an object each (.jsonl) or a row each (.csv, .tsv)."""
+    """File of prompts, instead of one prompt: one per line (.txt), per object (.jsonl) or per row (.csv, .tsv)."""
     prompt_column: str = "prompt"
     """Column of the prompts in a .jsonl, .csv or .tsv."""
     rewrite: RewriteConfig = field(default_factory=lambda: RewriteConfig(model=OF_CHECKPOINT))

@@ -1,7 +1,7 @@
 """Sampling of latents: guidance and schedulers of diffusers take the network from noise to latents, step by step.
 
 Classifier-free guidance acts on all latent channels. (The authors' code guides three of four.) Guidance by routing leads away
-from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step and image with tokens of its own.
+from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step and image with other tokens.
 Each image has its own seed: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
 batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
 
@@ -51,17 +51,17 @@ class SamplingConfig:
     """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work. Default: 4.5, or none for a
     network of few steps, which guides itself."""
     eta: float = 0.0
-    """Noise of ddim: 0 none, 1 as the forward process."""
+    """Noise of ddim: 0 for none, 1 for as much as in the forward process."""
     timesteps: tuple[int, ...] | None = None
-    """Timesteps in place of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
+    """Timesteps instead of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
     sigmas: tuple[float, ...] | None = None
     """Noise levels in place of the scheduler's own, falling, above 0, 1 at most, before the objective's shift; rectified flow
     only. As with timesteps, num_inference_steps is then not read."""
     shift: float | None = None
     """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
     guidance_by: GuidanceBy = "prompt"
-    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
-    tokens (routing), for networks that TREAD trained."""
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see only some of
+    the tokens (routing), for networks that TREAD trained."""
 
     def __post_init__(self) -> None:
         steps, scale = self.num_inference_steps, self.guidance_scale
@@ -304,7 +304,7 @@ def _predictor(
 def _routed_predictor(
     transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, generators: "Sequence[torch.Generator]"
 ) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
-    """As `_predictor`, guided away from a pass whose middle blocks see a part of the tokens, drawn anew at each step."""
+    """Like `_predictor`, but guided away from a pass whose middle blocks see a part of the tokens, drawn again at each step."""
     import torch
 
     from model.layers.token_routing import TokenRoute

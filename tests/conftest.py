@@ -1,4 +1,4 @@
-"""The environment of all tests: offline, polite to other processes, and with a home of their own."""
+"""The environment of all tests: offline, polite to other processes, and with a separate home."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other process on two cores
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # else they starve beside the other process of the suite
+    "RAY_worker_niceness": "0",  # otherwise they starve next to the other process of the suite
     "TOKENIZERS_PARALLELISM": "false",
 }
 

@@ -1,4 +1,4 @@
-"""Ray nodes for tests, each in a process group of its own that can be killed without touching any other Ray."""
+"""Ray nodes for tests, each in a separate process group that can be killed without touching any other Ray."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class Head:
 
 @contextmanager
 def ray_head(*, num_cpus: int = 2) -> Iterator[Head]:
-    """A head with ports and a folder of its own."""
+    """A head with separate ports and a separate folder."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         port, dashboard, agent = free_ports(3)
         ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model")
-BESIDE = ("examples", "benchmarks")
+BESIDE = ("examples", "benchmarks", "website")
 HEAVY = {"torch", "torchvision", "ray", "pyarrow", "transformers", "diffusers", "spacy", "duckdb", "open_clip", "datasets"}
 ONE_FILE = ("duckdb", "spacy", "open_clip")
 WHOLE_NETWORK = "model/dit.py"
@@ -111,7 +111,7 @@ def _settings(tree: ast.Module) -> Iterator[ast.ClassDef]:
 
 
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Name of each field, and the string under it, empty where there is none."""
+    """Name of each field, and the string under it, empty if there is none."""
     for statement, below in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
@@ -194,7 +194,7 @@ def test_folders_hold_few_modules(package: str) -> None:
 
 def _texts() -> Iterator[tuple[Path, str]]:
     written = {"demo", "features", "runs", "try"}  # what the commands write by default; git ignores it
-    shown = [path for path in ROOT.iterdir() if not path.name.startswith(".") or path.name in {".ci", ".gitignore"}]
+    shown = [path for path in ROOT.iterdir() if not path.name.startswith(".") or path.name in {".ci", ".github", ".gitignore"}]
     shown = [path for path in shown if path.name not in written]
     for path in [file for entry in shown for file in ([entry] if entry.is_file() else entry.rglob("*"))]:
         if path.is_file() and path.stat().st_size < 20_000_000 and "__pycache__" not in path.parts:

@@ -1,7 +1,7 @@
 """Command that measures what techniques are worth on your data: `python -m trainer.compare --features F --try repa muon …`.
 
-Trains a small network as it is, and once with each technique, with paired seeds and equal compute; compares validation losses,
-scores and costs. The same command again resumes it. What a comparison leaves: trainer/comparison/comparing.py.
+Trains a small network without techniques, and once with each, with paired seeds and equal compute; compares validation
+losses, scores and costs. The same command again resumes it. Its files are described in trainer/comparison/comparing.py.
 """
 
 import sys

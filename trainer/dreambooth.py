@@ -3,8 +3,8 @@
     python -m trainer.dreambooth --images my_dog --trigger_word "sks dog" --class_prompt "a photo of a dog" \\
         --checkpoint pixart-512 --out dog
 
-Copies the images with their captions, lets the checkpoint draw what it is to keep, weighs both, and prints the commands that
-follow: data set, features, and the training of a LoRA. docs/adaptation.md goes through them.
+Copies the images with their captions, lets the checkpoint draw images of what it should not forget, weighs both, and prints the
+commands that follow: data set, features, and the training of a LoRA. docs/adaptation.md explains them.
 """
 
 from foundry.command_line import run_command

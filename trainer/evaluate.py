@@ -1,11 +1,11 @@
 """Command that scores a checkpoint: `python -m trainer.evaluate --checkpoint CHECKPOINT --benchmark NAME --out DIR`.
 
-Draws the prompts of a benchmark, has the images judged, and says how good they are. The same command again resumes it:
-images and verdicts that are there are kept. In DIR:
+Draws the prompts of a benchmark, has evaluators (judges) score the images, and summarises the scores. The same command again
+resumes it and keeps finished images and verdicts. In DIR:
 
 evaluation.json   the identity of the evaluation: the command refuses another one in this folder
 prompts.jsonl     the prompts
-images/           a PNG for each prompt and seed, with what it was drawn from inside
+images/           a PNG for each prompt and seed, with its settings inside
 verdicts/         a line for each image and judge: values, and what the judge saw
 results.parquet   a row for each image and metric
 summary.json, summary.md, page.html

@@ -1,11 +1,11 @@
-"""Command that trains: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`, here or by --num_workers N on Ray Train.
+"""Command that trains a network: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`; --num_workers N uses Ray Train.
 
 `--stage few_steps` distils the network of the stage aesthetic, so that it draws in four steps.
 
-`--recipe cheap` has the stages alignment and aesthetic, with what trains for less than the paper's recipe.
+`--recipe cheap` has the stages alignment and aesthetic, and needs less compute than the paper's recipe.
 
 A stage starts from the newest checkpoint of the stage before, and the same command again resumes it. SIGTERM,
-Ctrl-C or a file STOP in the run's folder has it save a checkpoint and end with exit code 130.
+Ctrl-C or a file STOP in the run's folder makes it save a checkpoint and end with exit code 130.
 """
 
 import sys
@@ -40,11 +40,11 @@ def main(config: TrainConfig) -> int:
 
 
 def _check_recipe(config: TrainConfig) -> None:
-    """Raises UserError where the run was begun by another recipe."""
+    """Raises UserError if the run was started with another recipe."""
     begun_by = recorded_recipe(config.run_folder)
     if begun_by not in (None, config.recipe):
         raise UserError(
-            f"{config.run_folder} was begun by the recipe {begun_by}, and {config.recipe} is asked for: give that one, or "
+            f"{config.run_folder} was started with the recipe {begun_by}, and {config.recipe} is asked for: give that one, or "
             "another run_dir",
             setting="recipe",
         )
@@ -66,7 +66,7 @@ def _run(arguments: list[str], chosen: list[str], stages: Stages) -> int:
     """The command with these arguments; `chosen` are the same, with what files say of the chosen stage."""
 
     def start(config: TrainConfig) -> int:
-        """Trains one stage, or all of them in order. Raises UserError where all would begin at one and the same checkpoint."""
+        """Trains one stage, or all of them in order. Raises UserError if all would begin at one and the same checkpoint."""
         if config.stage != "all":
             return main(config)
         if config.init_from is not None:

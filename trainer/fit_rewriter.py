@@ -1,7 +1,7 @@
 """Command that trains a rewriter: `python -m trainer.fit_rewriter --captions RUN --text_encoder NAME --out DIR`.
 
 A rewriter turns a short prompt into a caption like those that the network was trained on: it keeps what the prompt states and
-decides what it leaves open. It learns from short and dense captions of the same images. The same command again resumes.
+fills in what it leaves open. It learns from short and dense captions of the same images. The same command again resumes.
 """
 
 from foundry.command_line import run_command

@@ -1,4 +1,4 @@
-"""Command that prints GPU-days, money, memory and disk of a training before you pay for it, by the stages of trainer.fit.
+"""Command that computes GPU-days, money, memory and disk of a training before you pay for it.
 
 python -m trainer.plan --stage all --gpu h100 --num_gpus 64
 python -m trainer.plan --fit_config configs/finetune_pixart_512_24gb.yaml --gpu rtx4090 --num_gpus 1 --num_images 10000

@@ -2,9 +2,8 @@
 
     python -m trainer.precompute --dataset DATASET --out FEATURES --stage STAGE --vae.name VAE --text_encoder.name T5
 
-Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, alone or on a cluster; the same command again
-resumes it with the units that are not committed. Several resolutions are made in one pass: an image is decoded once and a
-caption encoded once.
+Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray, on one machine or a cluster; the same command
+again resumes it. Several resolutions are computed in one pass: each image is decoded and each caption encoded once.
 """
 
 import time

@@ -97,7 +97,7 @@ _EMA = EmaConfig(half_life_images=7_100_000)  # 0.9999 in a step of 1024. Source
 
 
 def cheap_alignment() -> TrainConfig:
-    """Pixels and captions at once, from nothing: networks that read captions from the first step need no pixel stage.
+    """Pixels and captions at once, from scratch: networks that read captions from the first step need no pixel stage.
 
     Source: Stable Diffusion 3 (arXiv 2403.03206), Nitro-T, PRX and i1 have no class-conditional stage. REPA (arXiv 2410.06940)
     stops after 30 % and at the first resolution: later it holds a network back (PRX, Nitro-E, Iris: 15 to 40 %).
@@ -163,7 +163,7 @@ def cheap_few_steps() -> TrainConfig:
 
 
 Stages = Mapping[str, Callable[[], TrainConfig]]
-"""In the order of training."""
+"""Stages in the order of training."""
 STAGES: Stages = {"pixel": pixel, "alignment": alignment, "aesthetic": aesthetic}
 """The paper's."""
 RECIPES: Mapping[RecipeName, Stages] = {
@@ -198,7 +198,7 @@ def stages_of(arguments: Sequence[str]) -> Stages:
 
 
 def recorded_recipe(run: str) -> str | None:
-    """The recipe in the config.yaml of a run's folder; None where there is none."""
+    """The recipe in the config.yaml of a run's folder; None if there is none."""
     recipe = _content(f"{run.removeprefix('file://')}/{CONFIG_FILE}").get("recipe")
     return None if recipe is None else str(recipe)
 
@@ -244,7 +244,7 @@ def _sections(path: str) -> dict[str, Any] | None:
 
 
 def _content(path: str) -> dict[str, Any]:
-    """The settings of a file; none where it cannot be read or has something else."""
+    """The settings of a file; none if it cannot be read or has something else."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

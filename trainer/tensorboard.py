@@ -1,6 +1,6 @@
 """Command that shows runs in TensorBoard: `python -m trainer.tensorboard RUN …` writes RUN/tensorboard of metrics and samples.
 
-Then `tensorboard --logdir RUNS`. The horizontal axis counts images seen. Run again, or with --follow_s, it adds what is new.
+Then run `tensorboard --logdir RUNS`. The horizontal axis counts images seen. Run it again, or with --follow_s, to add new rows.
 """
 
 import time

@@ -36,7 +36,7 @@ def write_settings(experiment: Experiment, folder: Path, *, features: Path, num_
 
 
 def read_comparison(path: Path) -> CompareConfig:
-    """The settings of a file, as `python -m trainer.compare --config` reads it. Raises UserError where that would refuse it."""
+    """The settings of a file, as `python -m trainer.compare --config` reads it. Raises UserError if that would refuse it."""
     found: list[CompareConfig] = []
 
     def keep(config: CompareConfig) -> int:
@@ -59,7 +59,8 @@ def compare_arms(path: Path) -> tuple[str, dict[str, float], bool]:
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Of a summary.json: means of losses over all timesteps and of scores over all prompts, with the differences to base.
+    """Figures of a summary.json: means of losses over all timesteps and of scores over all prompts, with the differences to
+    base.
 
     `…_minus_base` is the mean paired difference, `…_half_width` half of its 95 % interval.
     """

@@ -67,7 +67,7 @@ class CheapRecipeConfig:
         return tuple(self.images // self.points * (index + 1) for index in range(self.points))
 
     def aesthetic_images(self, before: int) -> int:
-        """Images of the stage aesthetic behind an alignment of so many."""
+        """Images of the stage aesthetic after an alignment of `images` images."""
         return max(1, round(self.aesthetic_share * before))
 
     def identity(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class DenoisingLoss:
 
     loss: float
     bands: tuple[float, ...]
-    """By equal band of the flow's time, from little noise to much."""
+    """Losses by equal band of the flow's time, from little noise to much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def fixed_times(indices: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def denoising_loss(checkpoint: str, features: str, *, num_images: int, caption: str) -> DenoisingLoss:
-    """Of a checkpoint's weights over the features' validation split, with the caption of this name, in float32.
+    """Loss of a checkpoint's weights over the features' validation split, with the caption of this name, in float32.
 
     Samples, noise and levels are the same for every checkpoint. Raises UserError for features that do not fit.
     """

@@ -27,7 +27,7 @@ class Experiment:
 
     title: str
     question: str
-    """What is asked, and what base is."""
+    """Question, and description of base."""
     arms: Mapping[str, Settings]
     """Settings of trainer.fit by the arm's name."""
     base: Settings = field(default_factory=lambda: NOTHING)

@@ -23,7 +23,7 @@ _SEEDS_APART = 1_000_000
 def measure(trained: Trained, config: CheapRecipeConfig, *, arm: str, seed: int) -> Measured:
     """Compute and measures of a training. Validation is that of the alignment's features: all scenes, for either recipe.
 
-    Raises UserError where the evaluation fails.
+    Raises UserError if the evaluation fails.
     """
     out = config.folder / "judgements" / arm / str(seed)
     loss = _loss(trained.checkpoint, out / "loss.json", config)

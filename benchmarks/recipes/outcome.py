@@ -40,7 +40,7 @@ def outcome(paper: Sequence[Measured], cheap: Sequence[Sequence[Measured]]) -> t
 
 
 def compute_to_reach(points: Sequence[tuple[float, float]], target: float, *, falling: bool) -> float | None:
-    """The compute from which on a curve of (compute, value) stays at the target or beyond it; None where it ends short of it.
+    """The compute from which on a curve of (compute, value) stays at the target or beyond it; None if it ends short of it.
 
     Between two points the value is a straight line over the logarithm of the compute. A curve that is never short of the target
     gives its first point: an upper bound. `falling`: less is better.
@@ -61,7 +61,7 @@ def compute_to_reach(points: Sequence[tuple[float, float]], target: float, *, fa
 def ratios(
     paper: Sequence[Measured], cheap: Sequence[Sequence[Measured]], *, falling: Sequence[str]
 ) -> dict[str, float | None]:
-    """By measure, the share of the paper's compute at which the mean curve of the cheap recipe reaches the paper's mean.
+    """Share of the paper's compute, by measure, at which the mean curve of the cheap recipe reaches the paper's mean.
 
     `paper`: a training for each seed; `cheap`: its points, the shortest first, for each seed; less of `falling` measures is
     better.
@@ -80,13 +80,13 @@ def ratios(
 
 
 def worst(found: Mapping[str, float | None]) -> float | None:
-    """The largest of the ratios; None where one was not reached."""
+    """The largest of the ratios; None if one was not reached."""
     values = [value for value in found.values() if value is not None]
     return max(values) if len(values) == len(found) else None
 
 
 def _values(trained: Sequence[Measured], start: str) -> list[float]:
-    """Of all measures whose names begin so."""
+    """Values of all measures whose names begin with this."""
     return [value for one in trained for measure, value in one.measures.items() if measure.startswith(start)]
 
 

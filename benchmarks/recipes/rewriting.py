@@ -9,7 +9,7 @@ from benchmarks.staged_tables import figures, table
 TITLE = "Rewriter"
 QUESTION = (
     "Do prompts as a person writes them draw better when a rewriter turns them into captions first? The network is dit-mini, "
-    "the rewriter is trained anew for each seed, and each seed has its own noise."
+    "the rewriter is trained again for each seed, and each seed has its own noise."
 )
 _CATEGORIES = ("all prompts", "relation", "count", "place", "complex")
 _SEEDS_APART = 1_000_000

@@ -59,7 +59,7 @@ def write_compact(scenes: Path, out: Path) -> None:
 
 
 def compact_caption(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from scene to scene."""
+    """The parts of a caption that differ from scene to scene."""
     parts = whole["compositional_deconstruction"]
     return {
         "background": parts["background"],
@@ -69,7 +69,7 @@ def compact_caption(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _true_captioner(scenes: Path) -> Iterator[str]:
-    """The address of a server for as long as it is needed; it takes a free port. Raises UserError where it does not start."""
+    """The address of a server for as long as it is needed; it takes a free port. Raises UserError if it does not start."""
     command = [sys.executable, "-m", "examples.openmoji.true_captioner", "--scenes", str(scenes), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

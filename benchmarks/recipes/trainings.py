@@ -34,7 +34,7 @@ class Trained:
 
 
 def train_paper(seed: int, config: CheapRecipeConfig) -> Trained:
-    """The paper's three stages; trains what is not trained yet. Raises UserError where a training fails."""
+    """The paper's three stages; trains what is not trained yet. Raises UserError if a training fails."""
     folder = config.folder / "trainings" / "paper" / str(seed)
     stages = {
         "pixel": config.pixel_images,
@@ -48,7 +48,7 @@ def train_paper(seed: int, config: CheapRecipeConfig) -> Trained:
 
 
 def train_cheap(seed: int, config: CheapRecipeConfig) -> list[Trained]:
-    """The cheap recipe's two stages up to each point, the shortest first. Raises UserError where a training fails."""
+    """The cheap recipe's two stages up to each point, the shortest first. Raises UserError if a training fails."""
     folder = config.folder / "trainings" / "cheap" / str(seed)
     kept = {"checkpoint.every_images": config.images // config.points, "checkpoint.keep_last": config.points}
     _train(config.cheap, "alignment", seed, config, folder=folder, images=config.images, more=kept)

@@ -91,7 +91,7 @@ def short_names(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def rivals(candidates: Sequence[Candidate]) -> list[list[int]]:
-    """For each candidate those that may confirm what it says: of the other runs, or the other prompts of the only run.
+    """Candidates that may confirm what each candidate says: of the other runs, or the other prompts of the only run.
 
     A model that confirms itself under another prompt is no witness, so the prompts of one run count only where all are of it.
     """
@@ -114,7 +114,7 @@ def unfinished(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def counted_differently(candidates: Sequence[Candidate]) -> list[str]:
-    """What the runs were counted with in different ways, of `tagger` and `t5`; nothing where their counts can be compared."""
+    """Which of `tagger` and `t5` differ between the runs; empty if their counts can be compared."""
     described = [one.files.settings for one in {one.run: one for one in candidates}.values()]
     return [
         name

@@ -45,7 +45,9 @@ def compare_runs(
     The arguments are as captioner.compare explains them. Raises UserError for what cannot be compared.
     """
     if out and not Path(out).absolute().parent.is_dir():
-        raise UserError(f"{out} cannot be written, its folder is not there: make it, or give another path", setting="out")
+        raise UserError(
+            f"{out} cannot be written because its folder does not exist: create it, or give another path", setting="out"
+        )
     candidates = find_candidates(sources, prompts=prompts)
     first = candidates[0].files.settings
     tagger = TaggerConfig.as_described(first.get("tagger"), default=TaggerConfig())
@@ -134,7 +136,7 @@ def _write_page(bench: Workbench, found: Comparison, extra: _Extra, *, tagger: T
 
 
 def _shown(bench: Workbench, images: Sequence[SampledImage], drawn: Mapping[str, Sequence[Path]]) -> list[ShownImage]:
-    """Those with the greatest disagreement first."""
+    """The sampled rows, greatest disagreement first."""
     if not images:
         return []
     listed = ", ".join(f"'{one.image}'" for one in images)  # hashes in hex

@@ -12,7 +12,7 @@ from dataset_builder.sql.run_files import RunFiles
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """What a run took, over all its images and prompts. None: not recorded, as for captions that were imported."""
+    """Cost of a run, over all its images and prompts. None: not recorded, as for imported captions."""
 
     source: str
     num_images: int
@@ -28,7 +28,7 @@ class RunCost:
     cost_per_1000: float | None
     """Price of the tokens of 1,000 images, where the run's settings have prices."""
     hardware: str
-    """Device and nodes of the run's last start, or the server that was asked; "" where it is not known."""
+    """Device and nodes of the run's last start, or the server that was asked; "" if it is not known."""
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -39,7 +39,7 @@ class RunCost:
 
 
 def run_costs(candidates: Sequence[Candidate]) -> list[RunCost]:
-    """What each run took."""
+    """Cost of each run."""
     return [_cost(one.source, one.files) for one in {one.run: one for one in candidates}.values()]
 
 
@@ -68,14 +68,14 @@ def _cost(source: str, files: RunFiles) -> RunCost:
 
 
 def _hardware(start: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """What captions came from: the node that asks a server says nothing of that server's hardware."""
+    """Hardware that wrote the captions: the node that asks a server says nothing about that server's hardware."""
     if config.get("engine") == "endpoint":
         return f"server at {config['endpoint']['url']}"
     return " ".join(str(start[name]) for name in ("device", "cluster") if start.get(name))
 
 
 def _per(amount: float, of: float) -> float | None:
-    """The ratio; None where either is zero, that is, was not recorded."""
+    """The ratio; None if either is zero, that is, was not recorded."""
     return amount / of if amount and of else None
 
 

@@ -43,7 +43,7 @@ def _spoken(text: str, words: str) -> dict[int, str]:
 
 
 def _shared(own: Mapping[int, str], other: Mapping[int, str]) -> AbstractSet[int]:
-    """Where the words of `own` begin that the common sequences with `other` hold."""
+    """Start positions of the words of `own` that are in common sequences with `other`."""
     starts = list(own)
     blocks = SequenceMatcher(a=list(own.values()), b=list(other.values()), autojunk=False).get_matching_blocks()
     return {starts[index] for block in blocks for index in range(block.a, block.a + block.size)}

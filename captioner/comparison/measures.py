@@ -49,7 +49,7 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value with its standard error, which is None where there is too little to tell."""
+    """A value with its standard error, which is None if there is too little to tell."""
 
     value: float
     error: float | None
@@ -69,16 +69,16 @@ class Figure:
     is_share: bool
     num_images: int
     values: list[Estimate | None]
-    """By candidate; None where it has none."""
+    """Values by candidate; None if it has none."""
     differences: dict[tuple[int, int], Estimate] = field(default_factory=dict)
-    """For (i, j), i < j: the paired difference, candidate j minus candidate i."""
+    """Paired differences for (i, j), i < j: candidate j minus candidate i."""
 
 
 def pair_images(bench: Workbench, candidates: Sequence[Candidate]) -> int:
     """Makes the table `paired`, the images of which all candidates have a caption with text; returns their number.
 
     Its columns are `image` (the content hash), `part`, and the key in each run, `key_<run>`. Of images that a run holds
-    several times one is taken. Raises UserError where there are no captions, or none of the same image.
+    several times one is taken. Raises UserError if there are no captions, or none of the same image.
     """
     runs = sorted({one.run for one in candidates})
     for one in candidates:
@@ -199,7 +199,7 @@ def _said(one: Candidate, *, recounted: bool) -> str:
 
 
 def _agreement(candidates: Sequence[Candidate]) -> list[str]:
-    """For each candidate the share of its concepts that a rival names, and the share of its rivals' concepts that it names."""
+    """Share of each candidate's concepts that a rival names, and share of its rivals' concepts that it names."""
     columns = []
     for one, others in zip(candidates, rivals(candidates), strict=True):
         own = f"c_{one.index}.concepts"

@@ -104,7 +104,7 @@ def keep_clip(
 ) -> list[str]:
     """Makes the table `clip`: for each caption the mean and the least of its sentences' cosines; returns notes.
 
-    As `dataset_builder.score` computes them. Raises UserError where CLIP computes NaN or infinity.
+    As `dataset_builder.score` computes them. Raises UserError if CLIP computes NaN or infinity.
     """
     encoder = ClipEncoder(source, batch_size=_CHUNK)
     rows: list[dict[str, Any]] = []
@@ -138,13 +138,13 @@ def read_sample(sample: Sequence[SampledImage], *, side_px: int | None, unread: 
             if one.facts["content_hash"] == sampled.image:
                 found.append(ReadSample(sampled=sampled, pixels=one.image.pixels))
             else:
-                unread.append(f"{sampled.row['key']}: not the bytes that were captioned")
+                unread.append(f"{sampled.row['key']}: its bytes have changed since it was captioned")
         if found:
             yield found
 
 
 def unread_notes(unread: Sequence[str], what: str) -> list[str]:
-    """A line that counts images that could not be read, with the first; none where all could."""
+    """A line that counts images that could not be read, with the first; none if all could."""
     return (
         [f"{what} leave out {counted(len(unread), 'image')} that could not be read, the first: {unread[0]}."] if unread else []
     )

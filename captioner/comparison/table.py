@@ -24,7 +24,7 @@ EXPLANATIONS = (
     ),
     "Log-probabilities compare prompts of one model, not models: their tokens differ.",
 )
-"""What the figures mean, and what they cannot tell."""
+"""Notes on what the figures mean, and what they cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """TaBR: an image is captioned, drawn again from the caption alone, and compared with the original.
 
 The captioner with the higher similarity says more that is true and can be drawn. Images are drawn by `python -m
-model.generate`, run as a command of its own: this package does not import networks, the device's memory is free again when
+model.generate`, run as a separate command: this package does not import networks, the device's memory is free again when
 it ends, and it draws only what is not there yet. All candidates' captions of an image are drawn from the same noise.
 
 Source: "Text-as-a-Bottleneck Reconstruction" of FIBO (arXiv 2511.06876), there judged by people, here by an image encoder.
@@ -35,32 +35,33 @@ class TabrSettings:
     """Settings of TaBR, for which a checkpoint draws images from captions. Raises ValueError for settings out of range."""
 
     num_images: int = 64
-    """Number of images to draw again, a fixed random choice of those that all have captioned."""
+    """Number of images to draw again: a fixed random choice of those that all candidates captioned."""
     images_per_caption: int = 1
     """Number of images drawn from each caption, whose similarities are averaged."""
     seed: int = 0
-    """Random seed of the first image of each caption; the same for all captioners."""
+    """Random seed of the first image of each caption, the same for all captioners."""
     similarity: str = DEFAULT_CLIP
-    """CLIP whose image tower compares, named as for --clip; `mini`: the vision tower of llava-mini, for the small world."""
+    """CLIP whose image tower compares images, named as for --clip; `mini`: the vision tower of llava-mini, for the small
+    world."""
     generate: dict[str, Any] = field(default_factory=dict)
-    """Further options of model.generate by their names, such as {"num_inference_steps": 50, "staged": true}."""
+    """Further options of model.generate, by name, such as {"num_inference_steps": 50, "staged": true}."""
 
     def __post_init__(self) -> None:
         problems = [
             f"tabr.{name} must be at least 1" for name in ("num_images", "images_per_caption") if getattr(self, name) < 1
         ]
         if own := [name for name in _OWN if name in self.generate]:
-            problems.append(f"tabr.generate must be without {', '.join(own)}, which the comparison sets")
+            problems.append(f"tabr.generate must not hold {', '.join(own)}, which the comparison sets")
         if problems:
             raise ValueError("; ".join(problems))
 
 
 class ImageEncoder(Protocol):
-    """What similarity is measured by."""
+    """Encoder that measures similarity."""
 
     @property
     def name(self) -> str:
-        """What the encoder is, for the notes."""
+        """Description of the encoder, for the notes."""
 
     def embed(self, images: "Sequence[npt.NDArray[np.uint8]]") -> "npt.NDArray[np.float32]":
         """Embeddings of length 1, (N, D), of images, uint8 RGB (H, W, 3) each."""
@@ -77,7 +78,7 @@ class ClipTower:
         self.name = f"the image tower of {name}"
 
     def embed(self, images: "Sequence[npt.NDArray[np.uint8]]") -> "npt.NDArray[np.float32]":
-        """As ImageEncoder says."""
+        """See ImageEncoder."""
         import numpy as np
 
         from dataset_builder.scores.clip import image_pixels
@@ -100,7 +101,7 @@ class MiniTower:
         self._engine = TransformersModel(**vars(resolve_model(MINI))).load(GenerationSettings(dtype="float32"))
 
     def embed(self, images: "Sequence[npt.NDArray[np.uint8]]") -> "npt.NDArray[np.float32]":
-        """As ImageEncoder says."""
+        """See ImageEncoder."""
         import torch
         from torch.nn.functional import normalize
 
@@ -114,7 +115,7 @@ class MiniTower:
 
 
 def load_encoder(name: str) -> ImageEncoder:
-    """The encoder that a name means. Raises UserError where it is unavailable."""
+    """The encoder that a name means. Raises UserError if it is unavailable."""
     return MiniTower() if name == MINI else ClipTower(name)
 
 
@@ -123,7 +124,7 @@ def draw_captions(
 ) -> dict[str, list[Path]]:
     """Draws each caption of the sample into `folder`; returns the files of each caption, those of the first seed first.
 
-    Raises UserError where the command fails.
+    Raises UserError if the command fails.
     """
     prompts = list(dict.fromkeys(caption.strip() for image in sample for caption in image.captions))
     try:
@@ -132,7 +133,7 @@ def draw_captions(
         listed.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): give another place for the page", setting="out"
+            f"{folder} cannot be written ({error.strerror}): give another path for the page", setting="out"
         ) from None
     options = {
         "checkpoint": checkpoint,

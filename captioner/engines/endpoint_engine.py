@@ -60,7 +60,7 @@ class ServedModel:
         return "processor"
 
     def describe(self) -> dict[str, Any]:
-        """What decides what a caption is, for the identity of a run: not the address, and not how it is asked."""
+        """Everything that determines a caption, for the identity of a run: not the address or how it is asked."""
         return {
             "name": self.name,
             "revision": self.answered_by,
@@ -72,14 +72,14 @@ class ServedModel:
         }
 
     def load(self, generation: GenerationSettings) -> "EndpointEngine":
-        """The engine. Raises UserError where the key is missing."""
+        """The engine. Raises UserError if the key is missing."""
         return EndpointEngine(self, generation)
 
 
 def find_served_model(name: str, settings: EndpointSettings, generation: GenerationSettings) -> ServedModel:
     """Asks the server for its models and for a caption of a grey image, as large as they come and asked as all others will be.
 
-    Raises UserError where it does not answer, does not serve this model, takes no images, or has too short a context for one.
+    Raises UserError if it does not answer, does not serve this model, takes no images, or has too short a context for one.
     """
     endpoint = _endpoint(settings)
     served = endpoint.models()
@@ -94,7 +94,7 @@ def find_served_model(name: str, settings: EndpointSettings, generation: Generat
 
 
 def identity_of(listed: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry of /v1/models says of which model it is: part of a run's identity."""
+    """The part of an entry of /v1/models that identifies the model: part of a run's identity."""
     return {name: listed[name] for name in _IDENTIFYING if name in listed}
 
 
@@ -137,7 +137,7 @@ class EndpointEngine:
         return said
 
     def _check_answering(self, schema: str | None) -> None:
-        """Raises Unavailable where the server refuses a grey image too: then no image is to blame."""
+        """Raises Unavailable if the server refuses a grey image too: then no image is to blame."""
         try:
             self.check(_grey(self.model.settings), _WORDS, schema=schema)
         except UserError as error:
@@ -146,7 +146,7 @@ class EndpointEngine:
     def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:
         """Has the server say one token about an image.
 
-        Raises UserError where it does not, is another model by now, or refuses the schema.
+        Raises UserError if it does not, is another model by now, or refuses the schema.
         """
         try:
             self._ask(image, prompt, "check", max_tokens=1, schema=schema)
@@ -187,7 +187,8 @@ class EndpointEngine:
             return answer  # an error names no model
         if (answer.answered_by or self.model.name) != self.model.answered_by:
             raise Unavailable(
-                f"the server now answers as {answer.answered_by}, the run was begun with {self.model.answered_by}: serve that "
+                f"the server now answers as {answer.answered_by}, the run was started with {self.model.answered_by}: serve "
+                f"that "
                 "model again, or start a new run"
             )
         return answer

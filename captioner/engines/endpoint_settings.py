@@ -17,29 +17,29 @@ class EndpointSettings:
     key_variable: str | None = None
     """Name of the environment variable that holds the API key, on every node; default: send no key."""
     concurrency: int = 64
-    """Number of requests under way at one time, per replica."""
+    """Number of concurrent requests per replica."""
     timeout_s: float = 300.0
     """Timeout of a request, in seconds."""
     tries: int = 8
-    """Attempts at a request while the server is down; the pauses between them double from 1 s to 60 s. A rate limit (429)
-    uses none up."""
+    """Attempts at a request while the server is down; the pauses between them double from 1 s to 60 s. Rate limits (429) do not
+    count."""
     image_side_px: int = 1024
-    """Maximum length of the shorter side of an image that is sent, in pixels; larger ones are reduced."""
+    """Maximum length of the shorter side of the images sent, in pixels; larger ones are scaled down."""
     image_format: Literal["png", "jpeg"] = "png"
-    """Format of the images that are sent: png (lossless), or jpeg of quality 95, a fifth of the bytes."""
+    """Format of the images sent: png (lossless), or jpeg of quality 95, at a fifth of the bytes."""
     image_urls: bool = False
-    """Send the web address (http, https) of an image that has one, in place of its bytes. The server then fetches the image
-    itself: it may see other bytes than those that were hashed and checked here, and at their full size."""
+    """Send the web address (http, https) of an image that has one, instead of its bytes. The server then downloads the image
+    itself: it may see other bytes than those that were hashed and checked here, and at full size."""
     logprobs: bool = True
-    """Ask for log-probabilities; a server that gives none leaves their columns null."""
+    """Ask for log-probabilities; if the server sends none, their columns are null."""
     body: dict[str, Any] = field(default_factory=dict)
-    """Further fields of each request, such as {"chat_template_kwargs": {"enable_thinking": false}}; null removes one."""
+    """Further fields of each request, such as {"chat_template_kwargs": {"enable_thinking": false}}; null removes a field."""
     input_price: float = 0.0
     """Price of a million input tokens, in any currency."""
     output_price: float = 0.0
     """Price of a million output tokens, in the same currency."""
     max_cost: float | None = None
-    """Price of all tokens at which the run stops with exit code 1; units that are under way then are not committed, but paid;
+    """Total price of tokens at which the run stops with exit code 1; units in progress are then not committed, but paid for;
     default: no limit."""
 
     def __post_init__(self) -> None:

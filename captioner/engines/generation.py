@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 IMAGE_FITS = ("auto", "pad", "processor")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NOT_FINITE = "give the number format float32 or bfloat16 (float16 overflows), or fetch the model again"
-"""What to do where a model computes NaN or an infinity."""
+"""Advice for a model that computes NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,24 @@ class GenerationSettings:
     """Decoding settings of captions. All of them enter the run_id."""
 
     dtype: str = "auto"
-    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 where all replicas' hardware has
-    it, else float32."""
+    """Number format that the model computes in: float32, bfloat16, float16, or auto: bfloat16 if the hardware of all replicas
+    supports it, otherwise float32."""
     batch_size: int = 64
-    """Number of images in a batch; a replica that runs out of memory halves it for the rest of its life."""
+    """Number of images per batch; a replica that runs out of memory halves it from then on."""
     max_new_tokens: int = 300
-    """Number of tokens after which a caption is cut, with finish_reason `length`."""
+    """Maximum number of tokens of a caption; a longer one is cut, with finish_reason `length`."""
     temperature: float = 0.0
-    """Temperature of sampling, with a seed for each image and prompt; 0: greedy decoding."""
+    """Sampling temperature, with a seed for each image and prompt; 0: greedy decoding."""
     top_p: float = 1.0
     """Share of the probability mass (0 to 1) that sampling draws from."""
     seed: int = 0
-    """Random seed of sampling."""
+    """Random seed for sampling."""
     image_fit: str = "auto"
-    """Fit of images to the model: `pad` adds borders of the mean colour, which makes them squares; `processor` leaves it to the
-    model's own image processor, and that of LLaVA 1.5 crops the middle square; auto: pad for LLaVA 1.5, else processor."""
+    """Fit of images that are not square: `pad` adds borders of the mean colour; `processor` leaves it to the model's image
+    processor (that of LLaVA 1.5 crops the middle square); auto: pad for LLaVA 1.5, otherwise processor."""
     image_side_px: int | None = None
-    """Maximum length of the shorter side of an image that the model is shown, in pixels; default: what it can use, and at most
-    1024 for a model that takes images of any size (Qwen-VL), where fewer pixels are fewer tokens."""
+    """Maximum length of the shorter side of an image that the model is shown, in pixels; default: what the model can use, and
+    at most 1024 for models that take any size (Qwen-VL), for which fewer pixels mean fewer tokens."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -69,14 +69,14 @@ class Generation:
     mean_logprob: float | None
     min_logprob: float | None
     num_input_tokens: int = 0
-    """Tokens of the request, the image's among them; 0 where the engine does not count them."""
+    """Tokens of the request, the image's among them; 0 if the engine does not count them."""
     logprobs: tuple[float, ...] = ()
-    """Log-probability of each token; empty where the engine was not told to keep them."""
+    """Log-probability of each token; empty if the engine was not told to keep them."""
     is_refusal: bool = False
     """Whether the server's content filter withheld or cut the answer, or the model declined in a separate field;
     `finish_reason` then says which."""
     failure: str = ""
-    """Why there is no answer about this image alone, for a person: then the text means nothing; "" where there is one."""
+    """Reason why there is no answer about this one image, for people: then the text means nothing; "" if there is an answer."""
 
     @classmethod
     def failed(cls, failure: str, *, num_input_tokens: int = 0) -> "Generation":
@@ -137,7 +137,7 @@ class CaptionModel(Protocol):
 
     @property
     def listed(self) -> Mapping[str, Any]:
-        """What the server's list of models says of it; empty where there is none."""
+        """Its entry in the server's list of models; empty if there is none."""
 
     @property
     def is_mini(self) -> bool:
@@ -159,14 +159,14 @@ class CaptionModel(Protocol):
         """`pad` or `processor`, whichever of them `auto` means for this model."""
 
     def describe(self) -> dict[str, Any]:
-        """What decides what a caption is, but for prompts and decoding: part of the run's identity."""
+        """Everything that determines a caption, except prompts and decoding: part of the run's identity."""
 
     def load(self, generation: GenerationSettings) -> Engine:
         """The engine, on this process's device."""
 
 
 def check_context(said: Generation, settings: GenerationSettings, *, most: int) -> None:
-    """Raises UserError where a request such as this one and its caption take more tokens than the `most` of the context."""
+    """Raises UserError if a request such as this one and its caption take more tokens than the `most` of the context."""
     if not (problem := too_long(said.num_input_tokens, settings.max_new_tokens, most=most)):
         return
     shorter = "take a shorter prompt (a JSON schema is part of it), lower generation.image_side_px"
@@ -175,7 +175,8 @@ def check_context(said: Generation, settings: GenerationSettings, *, most: int) 
 
 
 def too_long(num_input_tokens: int, max_new_tokens: int, *, most: int) -> str:
-    """Why a request has no answer: it and its caption may take more tokens than the `most` of the context; "" where they fit.
+    """Reason why a request has no answer: with its caption it may take more than the `most` tokens of the context; "" if they
+    fit.
 
     What a model says beyond its context means nothing, so it is not asked.
     """

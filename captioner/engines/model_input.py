@@ -17,7 +17,7 @@ _LIKE = "llava-hf/llava-1.5-7b-hf"
 def load_processor(source: ModelSource) -> Any:
     """The model's processor of images and text, which pads on the left.
 
-    Raises UserError where there is none, or where it does not say how many tokens an image takes.
+    Raises UserError if there is none, or where it does not say how many tokens an image takes.
     """
     from transformers import AutoProcessor
 
@@ -31,7 +31,7 @@ def load_processor(source: ModelSource) -> Any:
         raise UserError(f"the processor of {source.name} cannot be loaded ({reason}): fetch the model again") from error
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(
-            f"{source.name} has a {type(processor).__name__} alone, no processor of images and text: add the "
+            f"{source.name} has a {type(processor).__name__} only, not a processor of images and text: add the "
             f"preprocessor_config.json, tokenizer and processor_config.json of its kind, such as those of {_LIKE}"
         )
     lacking = [name for name in _TOKEN_FIELDS if getattr(processor, name, 0) is None]
@@ -42,7 +42,7 @@ def load_processor(source: ModelSource) -> Any:
 
 
 class PromptFormat:
-    """What a prompt is put into: the checkpoint's chat template, its processor's or else its tokenizer's, or LLaVA 1.5's.
+    """Template of a prompt: the checkpoint's chat template, its processor's or else its tokenizer's, or LLaVA 1.5's.
 
     A beginning-of-text token of the template is left out where the tokenizer writes one too.
     Raises UserError for a chat template that takes no image.
@@ -80,12 +80,12 @@ class PromptFormat:
         image, text = {"type": "image"}, {"type": "text", "text": "an owl"}
         try:
             found, without = self._rendered([image, text]), self._rendered([text])
-            reason = "what it writes has no place for an image" if found == without or str(image) in found else ""
+            reason = "its output has no place for an image" if found == without or str(image) in found else ""
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if reason:
             raise UserError(
-                f"{where} is for text alone ({reason}): put one that takes images into chat_template.jinja in the model's "
+                f"{where} only takes text ({reason}): put one that takes images into chat_template.jinja in the model's "
                 f"folder, such as that of {_LIKE}"
             )
 
@@ -144,7 +144,7 @@ def padded(pixels: npt.NDArray[np.uint8], *, side_px: int, colour: tuple[int, ..
 
 
 def _say_lacking(fields: list[str], source: ModelSource, options: dict[str, str]) -> str:
-    """The error for a processor that lacks these fields, with what to write; "" where none of them matters."""
+    """The error for a processor that lacks these fields, with what to write; "" if none of them matters."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source.path_or_id, **options)

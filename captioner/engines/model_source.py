@@ -40,10 +40,10 @@ class ModelSource:
     """A model that can be loaded. `revision` is the hub's commit, or a fingerprint of a folder's files.
 
     `image_side_px` is what the shorter side of an image is worth to it; more pixels are not decoded. `num_parameters` says how
-    many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" where there is none.
+    many replicas a node's memory holds; 0: unknown. `template_file` is the file with its chat template, "" if there is none.
     `plain_prompt` is what prompts are put into where there is none. `is_padded`: it was trained on images padded to squares,
     and its image processor would crop them. `context` is the number of tokens of a request and its answer, as config.json has
-    it, and `tokenizer_file` a file of the tokenizers library; 0 and "" where they are unknown.
+    it, and `tokenizer_file` a file of the tokenizers library; 0 and "" if they are unknown.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ModelSource:
 
     @property
     def prompt_format(self) -> str:
-        """What prompts are put into, where that is not the processor's own chat template ("")."""
+        """Template of prompts, if that is not the processor's own chat template ("")."""
         if self.template_file == _TEMPLATE_FILES[-1]:
             return f"chat_template of {self.template_file}"
         return "" if self.template_file else self.plain_prompt
@@ -103,7 +103,7 @@ class ModelSource:
 
 
 def assumed_prompt(name: str, prompt_format: str) -> str:
-    """The line that tells where LLaVA 1.5's prompt is assumed for a model of this name; "" where its own is used."""
+    """The line that tells where LLaVA 1.5's prompt is assumed for a model of this name; "" if its own is used."""
     if prompt_format != LLAVA_PROMPT:
         return ""
     return (
@@ -115,14 +115,14 @@ def assumed_prompt(name: str, prompt_format: str) -> str:
 def resolve_model(name: str, *, revision: str | None = None, image_side_px: int | None = None) -> ModelSource:
     """Finds a model by name. `image_side_px` is its own where it is not given.
 
-    Raises UserError where it is unavailable, is not a model that reads images, or cannot be asked without a chat template.
+    Raises UserError if it is unavailable, is not a model that reads images, or cannot be asked without a chat template.
     """
     folder = MINI if name == "mini" else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             if (folder / "adapter_config.json").is_file():
                 raise UserError(
-                    f"{folder} is a LoRA adapter, not a model: give its model, and the adapter to the engine vllm",
+                    f"{folder} is a LoRA adapter, not a model: give its base model, and the adapter to the engine vllm",
                     setting="vllm.lora",
                 )
             raise UserError(f"{folder} is not a model: it has no config.json; give a folder that save_pretrained wrote")
@@ -140,7 +140,7 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
         find = _files_on_hub(name, found)
     model_type = str(config.get("model_type", "nameless"))
     if not isinstance(config.get("vision_config"), dict):
-        raise UserError(f"{name} is a {model_type} model, which reads no images: give {_SUCH_AS}")
+        raise UserError(f"{name} is a {model_type} model, which cannot read images: give {_SUCH_AS}")
     processor = _image_processor(find)
     try:
         side_px = image_side_px or _image_side(config, processor)
@@ -171,7 +171,7 @@ def resolve_model(name: str, *, revision: str | None = None, image_side_px: int 
 
 
 def _context(config: dict[str, Any]) -> int:
-    """As ModelSource says. The positions of a model with an encoder (Florence-2) are no limit of a question and its answer."""
+    """See ModelSource. The positions of a model with an encoder (Florence-2) are no limit of a question and its answer."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
     has_encoder = config.get("model_type") == "florence2" or config.get("is_encoder_decoder") or text.get("is_encoder_decoder")
@@ -211,7 +211,7 @@ def _image_processor(find: Callable[[str], Path | None]) -> dict[str, Any]:
 
 
 def _is_padded(config: dict[str, Any], processor: dict[str, Any]) -> bool:
-    """As ModelSource says."""
+    """See ModelSource."""
     vision = config["vision_config"].get("model_type", "clip_vision_model")
     if config.get("model_type") not in _TRAINED_WITH_PADDING or vision != "clip_vision_model":
         return False
@@ -219,7 +219,7 @@ def _is_padded(config: dict[str, Any], processor: dict[str, Any]) -> bool:
 
 
 def _stored_parameters(folder: Path) -> int:
-    """The number of parameters in a folder's safetensors, read from their headers; 0 where one cannot be read."""
+    """The number of parameters in a folder's safetensors, read from their headers; 0 if one cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     count = 0

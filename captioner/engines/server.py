@@ -37,7 +37,7 @@ _IGNORED = {"n": 1, "stream": False, "top_logprobs": 0, "user": None, "stop": No
 
 
 _GREY, _WORDS = np.full((64, 64, 3), 128, np.uint8), "Describe this image."
-"""What the model is asked to see whether it works."""
+"""Question that tests whether the model works."""
 
 
 class BadRequest(Exception):
@@ -139,7 +139,7 @@ class Batcher:
             one.answer.set_result(generation)
 
     def _cause(self, error: Exception) -> Exception:
-        """What a request alone failed of: BadRequest (422) where the model still works, so that the request is to blame."""
+        """Cause of a failed request: BadRequest (422) if the model still works, so that the request is to blame."""
         try:
             self._engine.check(_GREY, _WORDS)
         except Exception:  # noqa: BLE001 - as above; the first error says why

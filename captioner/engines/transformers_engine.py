@@ -38,7 +38,7 @@ class TransformersModel(ModelSource):
     """A model that transformers will load."""
 
     def describe(self) -> dict[str, Any]:
-        """What the model is, and by which version of transformers it runs."""
+        """Description of the model, and the version of transformers."""
         return {**super().describe(), "engine_version": version("transformers")}
 
     def load(self, generation: GenerationSettings) -> "TransformersEngine":
@@ -159,7 +159,7 @@ class TransformersEngine:
     def _decoded(
         self, inputs: Any, prompts: Sequence[str], keys: Sequence[str], *, lengths: Sequence[int], max_new_tokens: int
     ) -> list[Generation]:
-        """The answers to these inputs of a batch, (B, L), of which so many tokens are no padding."""
+        """The answers to these inputs of a batch, (B, L), of which this many tokens are not padding."""
         import torch
 
         chooser = TokenChooser(
@@ -264,7 +264,7 @@ class Decoding:
 
 
 def _kept_rows(state: dict[str, Any], kept: "torch.Tensor") -> dict[str, Any]:
-    """What a model carries from step to step, for these rows of the batch alone. The cache is changed in place."""
+    """The model's state between steps, for only these rows of the batch. The cache is changed in place."""
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 

@@ -37,8 +37,8 @@ print(metadata.version(names[0]))
 _VERSION_S = 60.0
 _GRACE_S = 10.0
 _CONSTRAINING = {"backend": "guidance", "disable_any_whitespace": True}
-"""How vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space between the keys,
-which weak models never stop writing."""
+"""Settings with which vLLM constrains answers to a schema: by the backend that knows most of JSON Schema, without white space
+between the keys, which weak models never stop writing."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM can be set up for."""
 _REAPER = """
@@ -67,7 +67,7 @@ class VllmModel(ModelSource):
     version: str
 
     def describe(self) -> dict[str, Any]:
-        """What the model is, by which version of vLLM, quantised how, with which adapter."""
+        """Description of the model: version of vLLM, quantisation and adapter."""
         adapter = {"lora": folder_fingerprint(Path(self.settings.lora))} if self.settings.lora else {}
         quantised = {"quantization": self.settings.quantization} if self.settings.quantization else {}
         args = {"args": self.settings.deciding_args} if self.settings.deciding_args else {}
@@ -79,7 +79,7 @@ class VllmModel(ModelSource):
 
 
 def find_vllm_model(source: ModelSource, settings: VllmSettings, *, python: str | None) -> VllmModel:
-    """The model, with the version of vLLM in the environment of this interpreter. Raises UserError where there is none."""
+    """The model, with the version of vLLM in the environment of this interpreter. Raises UserError if there is none."""
     if settings.lora and not (Path(settings.lora) / "adapter_config.json").is_file():
         raise UserError(f"vllm.lora {settings.lora}: expected a folder with adapter_config.json, as PEFT writes it")
     if settings.lora:
@@ -100,7 +100,7 @@ class VllmEngine:
     """A model loaded by vLLM. Greedy captions are those of the model, but for ties and rounding."""
 
     def __init__(self, source: ModelSource, generation: GenerationSettings, settings: VllmSettings) -> None:
-        """Raises UserError where vLLM is not installed, or does not know the model."""
+        """Raises UserError if vLLM is not installed, or does not know the model."""
         try:
             from vllm import LLM
             from vllm.lora.request import LoRARequest
@@ -225,7 +225,7 @@ class VllmEngine:
 def _start_reaper() -> subprocess.Popen[bytes]:
     """A process that kills the children of this one after its death, which nothing else does if it is killed.
 
-    vLLM's engine process would wait for ever, with all of its memory, and the next replica would find the GPU full.
+    vLLM's engine process would wait forever, with all of its memory, and the next replica would find the GPU full.
     """
     command = [sys.executable, "-c", _REAPER, str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -234,7 +234,7 @@ def _start_reaper() -> subprocess.Popen[bytes]:
 def _end_with(children: Sequence[multiprocessing.process.BaseProcess]) -> None:
     """Ends this process after any of these, so that the driver starts another replica.
 
-    vLLM waits for ever for the answer of an engine process that was killed. One that fails by itself says why first.
+    vLLM waits forever for the answer of an engine process that was killed. One that fails by itself says why first.
     """
     if children:
         multiprocessing.connection.wait([child.sentinel for child in children])

@@ -55,15 +55,15 @@ class VllmSettings:
     max_model_len: int | None = None
     """Maximum number of tokens of a request and its answer; default: the model's own, which may take much memory."""
     max_num_seqs: int = 256
-    """Maximum number of requests that are decoded at one time."""
+    """Maximum number of requests decoded at a time."""
     gpu_memory_utilization: float = 0.9
-    """Share of its GPU's memory (0 to 1) that a replica takes; of its part, where ray.gpus_per_replica gives it a part."""
+    """Share of its GPU's memory (0 to 1) that a replica uses; if ray.gpus_per_replica is below 1, the share of its part."""
     quantization: str | None = None
-    """Quantisation method of the checkpoint, such as awq, gptq or fp8; default: what its config.json says."""
+    """Quantisation method of the checkpoint, such as awq, gptq or fp8; default: as its config.json says."""
     lora: str | None = None
     """Folder of a LoRA adapter of the language model, in the format of PEFT."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of vLLM's engine by their names, such as {"enforce_eager": true}."""
+    """Further arguments of vLLM's engine, by name, such as {"enforce_eager": true}."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -88,7 +88,7 @@ class VllmSettings:
 
     @property
     def deciding_args(self) -> dict[str, Any]:
-        """Those of `args` that decide what a caption is, such as kv_cache_dtype or mm_processor_kwargs."""
+        """The `args` that can change captions, such as kv_cache_dtype or mm_processor_kwargs."""
         return {name: value for name, value in self.args.items() if name not in _SPEED_ALONE}
 
     @property

@@ -16,11 +16,11 @@ from foundry.errors import UserError
 from foundry.units.commits import Commit
 
 ASKED_AGAIN = 2
-"""How many times an answer that does not follow its schema is asked for again."""
+"""Number of further attempts for an answer that does not follow its schema."""
 
 
 def sample_question(prompt: Prompt) -> str:
-    """What a prompt asks of an image whose metadata and captions are two words each, with its schema."""
+    """The question of a prompt, with its schema, for an image whose metadata and captions are two words each."""
     rendered = render(prompt, dict.fromkeys(prompt.fields, "an owl"))
     assert rendered is not None
     return rendered if prompt.schema is None else question(rendered, prompt.schema)
@@ -112,7 +112,7 @@ def invalid_line(commit: Commit, prompts: Sequence[Prompt]) -> str:
 
 
 def _fault(said: Generation, schema: str) -> str:
-    """What is wrong with an answer; "" for one that follows the schema, for a refusal, and where there is none, or NaN."""
+    """Fault of an answer; "" if it follows the schema, for a refusal, and if there is no answer, or NaN."""
     if said.failure or said.is_refusal or not said.is_finite:
         return ""
     fault = read_answer(said.text, schema).fault

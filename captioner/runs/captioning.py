@@ -107,9 +107,7 @@ def _prepare(config: CaptionConfig) -> _Planned:
     check_paths([*named, config.out, *_path_settings(config)])
     config = _with_absolute_paths(config)
     if config.captions_from == config.out:
-        raise UserError(
-            f"the run that captions are taken from is that of this command, {config.out}: give another", setting="out"
-        )
+        raise UserError(f"captions_from is the run of this command, {config.out}: give another", setting="out")
     run = Folder(config.out)
     record = check_folder(run)
     source = None if config.captions_from is None else read_source_record(config.captions_from)
@@ -143,7 +141,7 @@ def replica_settings(config: CaptionConfig) -> RaySettings:
 
 
 def _on_commit(run: Folder, job: CaptionJob, spending: Spending) -> Callable[[Commit], None]:
-    """What is done with each unit that is committed."""
+    """Handles each committed unit."""
     warning = ToyWarning(run) if job.model.is_mini else None
     warned: set[str] = set()
     from tqdm import tqdm

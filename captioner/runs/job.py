@@ -41,7 +41,7 @@ from foundry.units.commits import Commit, Unit, check_not_all, commit_unit, read
 from foundry.units.rejection import Failure
 
 _RECORDED = {"transformers": "llava"}
-"""Names of engines in run.json, where they are not today's: a run that was begun under the old one resumes."""
+"""Names of engines in run.json, where they are not today's: a run that was started under the old one resumes."""
 _TAKEN = 1.3  # of the weights' size: with activations and the key-value cache
 
 
@@ -94,7 +94,7 @@ class CaptionJob:
 
     @property
     def replica_bytes(self) -> float:
-        """Memory in bytes that a replica on a CPU takes, roughly; 0 where the model's size is not known."""
+        """Memory in bytes that a replica on a CPU takes, roughly; 0 if the model's size is not known."""
         return _TAKEN * self.model.num_parameters * (4 if self.generation.dtype == "float32" else 2)
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
@@ -274,7 +274,7 @@ def run_settings(
 
 
 def find_model(config: CaptionConfig, *, before: dict[str, Any] | None = None) -> CaptionModel:
-    """The model for the engine that is asked for. Raises UserError where one of them is unavailable.
+    """The model for the engine that is asked for. Raises UserError if one of them is unavailable.
 
     `before`: settings of what the run has committed; images stay as large as they were, unless something else is asked for.
     """
@@ -300,7 +300,7 @@ def vllm_settings(config: CaptionConfig) -> VllmSettings:
 
 
 def _settled(asked: GenerationSettings, model: CaptionModel, before: dict[str, Any] | None) -> GenerationSettings:
-    """Without `auto`, but for the dtype of a run of which nothing is committed: the replicas' hardware decides that."""
+    """The settings with `auto` resolved, except the dtype of a run without commits: the replicas' hardware decides that."""
     if before is None:
         return replace(asked, image_fit=model.image_fit(asked.image_fit))
     was = before.get("generation", {})

@@ -27,7 +27,7 @@ class EarlierCaptions:
     prompts: tuple[str, ...]
     """Its prompts, in order."""
     structured: tuple[str, ...] = ()
-    """Those of them whose captions are JSON."""
+    """Those prompts whose captions are JSON."""
 
 
 def questions_about(
@@ -37,9 +37,9 @@ def questions_about(
     prompts: PromptSet,
     earlier: EarlierCaptions | None,
 ) -> dict[str, list[str | None]]:
-    """The question of each prompt, in order, by the key of the image; None where it lacks a caption to ask about.
+    """The question of each prompt, in order, by the key of the image; None if it lacks a caption to ask about.
 
-    `images` are rows of index.IMAGES, `rows` those of the plan. Raises UserError where captions cannot be read.
+    `images` are rows of index.IMAGES, `rows` those of the plan. Raises UserError if captions cannot be read.
     """
     captions: dict[str, dict[str, str]] = {}
     if earlier is not None and prompts.caption_fields:
@@ -54,7 +54,7 @@ def questions_about(
 
 
 def check_caption_fields(prompts: PromptSet, source: RunRecord | None) -> None:
-    """Raises UserError where prompts use captions of another run and there is none, or captions of a prompt that it lacks."""
+    """Raises UserError if prompts use captions of another run and there is none, or captions of a prompt that it lacks."""
     used = sorted(prompts.caption_fields)
     if used and source is None:
         raise UserError(
@@ -73,7 +73,7 @@ def check_caption_fields(prompts: PromptSet, source: RunRecord | None) -> None:
 def check_metadata_names(prompts: PromptSet, record: RunRecord, plan: Plan) -> None:
     """Says, before work begins, that images lack a column that a prompt uses: all of them would get the fallback.
 
-    Raises UserError where the sources are known to lack it; JSON files next to images are known by a sample alone.
+    Raises UserError if the sources are known to lack it; JSON files next to images are known by a sample alone.
     """
     missing = ", ".join(sorted(prompts.metadata_names - record.carried.keys()))
     if not missing:

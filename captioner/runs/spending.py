@@ -17,20 +17,20 @@ class Spending:
             self._count(commit)
 
     def add(self, commit: Commit) -> None:
-        """Counts a unit. Raises BudgetExceeded where the limit is reached."""
+        """Counts a unit. Raises BudgetExceeded if the limit is reached."""
         self._count(commit)
         if said := self.excess():
             raise BudgetExceeded(said)
 
     def excess(self) -> str:
-        """What to say where the limit is reached; "" elsewhere."""
+        """Message if the limit is reached, otherwise ""."""
         limit = self._settings.max_cost
         if limit is None or self._cost < limit:
             return ""
         return f"{self.line()}, endpoint.max_cost is {limit:g}: raise it, and the same command resumes"
 
     def line(self) -> str:
-        """What was spent, in one line; "" without prices."""
+        """Money spent, in one line; "" without prices."""
         if not (self._settings.input_price or self._settings.output_price):
             return ""
         return f"spent {self._cost:,.2f} on {self._input_tokens:,} input tokens and {self._output_tokens:,} output tokens"

@@ -35,7 +35,7 @@ def check_folder(run: Folder) -> RunRecord | None:
 
 
 def read_record(run: Folder) -> RunRecord | None:
-    """The record of a run that can be resumed; None where there is none. Raises UserError for any other run.json."""
+    """The record of a run that can be resumed; None if there is none. Raises UserError for any other run.json."""
     record = RunRecord.read(run)
     if record is not None:
         record.check(run)
@@ -43,7 +43,7 @@ def read_record(run: Folder) -> RunRecord | None:
 
 
 def committed_settings(run: Folder, record: RunRecord | None) -> dict[str, Any] | None:
-    """The settings of what the run has committed; None where that is nothing."""
+    """The settings of what the run has committed; None if that is nothing."""
     return record.settings if record is not None and _has_commits(run) else None
 
 
@@ -60,7 +60,7 @@ def begin(
     `source` is the record of the run that captions are taken from: its images and, unless another is given, its licence.
 
     Other settings replace it as long as nothing is committed: then it is read again, and likewise where another process
-    created it meanwhile. A plan stays where the images and the size of a unit do. Raises UserError where something is
+    created it meanwhile. A plan stays where the images and the size of a unit do. Raises UserError if something is
     committed.
     """
     images = config.images if source is None else source.images
@@ -86,12 +86,12 @@ def settle_dtype(run: Folder, record: RunRecord, settings: dict[str, Any]) -> Ru
 
 
 def check_commits(run: Folder, commits: Sequence[Commit], *, run_id: str) -> None:
-    """Raises UserError where another run, begun at the same time, has committed into this folder."""
+    """Raises UserError if another run, started at the same time, has committed into this folder."""
     strange = [commit for commit in commits if commit.run_id != run_id]
     if strange:
         raise UserError(
             f"{run.url} holds {len(strange)} units of another run ({strange[0].run_id}) and units of {run_id}: "
-            "they were begun at the same time; give another folder",
+            "they were started at the same time; give another folder",
             setting="out",
         )
 
@@ -130,7 +130,7 @@ def _begin_again(run: Folder, record: RunRecord) -> RunRecord:
     begun = replace(record, carried={} if missing else before.carried)
     begun.write(run)
     others = [*map(_asked_by, different), *["images"] * bool(missing)]
-    print(f"nothing was committed in {run.url} yet: begun again with other {', '.join(others)}")
+    print(f"nothing was committed in {run.url} yet: started again with other {', '.join(others)}")
     return begun
 
 
@@ -150,7 +150,7 @@ def _changes(before: RunRecord, record: RunRecord) -> bool:
 
 
 def _missing(before: RunRecord, record: RunRecord) -> list[str]:
-    """The sources that the run was begun on and that are not named now."""
+    """The sources that the run was started on and that are not named now."""
     return [source for source in before.images if source not in record.images]
 
 

@@ -23,8 +23,8 @@ PAUSE_UNITS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """Counts in images, but for captions. images_per_s is that of the newest commits without pauses, None where they do not
-    tell or the run is paused; last_commit_s is how old the newest one is, None where there is none. to_retry are those of the
+    """Counts in images, but for captions. images_per_s is that of the newest commits without pauses, None if they do not
+    tell or the run is paused; last_commit_s is how old the newest one is, None if there is none. to_retry are those of the
     rejected images that a retry has yet to try again.
     """
 
@@ -70,7 +70,7 @@ class RunStatus:
         return text
 
     def advice(self, url: str) -> list[str]:
-        """A line for each status of which captions of the run at `url` can be asked for anew, with the command to do so."""
+        """A line for each status of which captions of the run at `url` can be asked for again, with the command to do so."""
         found = {status: self.captions_by_status.get(status, 0) for status in ASKED_ANEW}
         return [
             f"{counted(number, 'caption')} with the status {status}, whose images are not rejected: "
@@ -81,7 +81,7 @@ class RunStatus:
 
 
 def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
-    """Reads the status of a run at this time. Raises UserError where there is none."""
+    """Reads the status of a run at this time. Raises UserError if there is none."""
     record = read_record(run)
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the folder that captioner.run wrote")

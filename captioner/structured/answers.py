@@ -28,13 +28,13 @@ class StructuredAnswer:
     value: Any = None
     """The object, with the keys that the schema knows in the schema's order."""
     caption: str = ""
-    """The value as JSON without white space; empty where there is a fault."""
+    """The value as JSON without white space; empty if there is a fault."""
     fault: str = ""
-    """What is wrong, as part of a sentence; empty for an answer that follows the schema."""
+    """Fault, as part of a sentence; empty if the answer follows the schema."""
 
 
 def schema_problem(schema: str) -> str:
-    """What is wrong with a schema for captions, in one line; "" for one that works."""
+    """Fault of a schema for captions, in one line; "" if it works."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
@@ -67,7 +67,7 @@ def question_again(asked: str, fault: str) -> str:
 
 
 def read_answer(text: str, schema: str) -> StructuredAnswer:
-    """The answer in what a model wrote, which may stand in a code fence. Never raises."""
+    """The answer in a model's text, which may be in a code fence. Never raises."""
     fenced = _FENCED.search(text)
     try:
         value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse, object_pairs_hook=_object)
@@ -128,7 +128,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def _at(root: Mapping[str, Any], reference: str) -> Any:
-    """The part of a schema that a reference such as #/$defs/element means; None where there is none."""
+    """The part of a schema that a reference such as #/$defs/element means; None if there is none."""
     if reference == "#":
         return root
     if not reference.startswith("#/"):
@@ -140,7 +140,7 @@ def _at(root: Mapping[str, Any], reference: str) -> Any:
 
 
 def _ordered(value: Any, schema: Any, root: Mapping[str, Any]) -> Any:
-    """A value whose keys stand in the order of the schema's `properties`; keys that it does not name follow as they were."""
+    """A value with its keys in the order of the schema's `properties`; other keys follow in their order."""
     if isinstance(schema, dict) and "$ref" in schema:
         schema = _at(root, schema["$ref"])
     of = schema if isinstance(schema, dict) else {}

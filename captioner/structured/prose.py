@@ -45,7 +45,7 @@ def prose(value: Mapping[str, Any], *, seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Style:
-    """What one caption does throughout."""
+    """Choices that hold for a whole caption."""
 
     template: int
     is_whole: bool
@@ -69,7 +69,7 @@ def _sentences(value: Any, name: str, style: _Style, rng: random.Random, *, num_
 
 
 def _described(value: Mapping[str, Any]) -> str:
-    """The key of an object's description; "" where it has none."""
+    """The key of an object's description; "" if it has none."""
     return next((key for key in DESCRIPTIONS if isinstance(value.get(key), str) and _text(value[key])), "")
 
 

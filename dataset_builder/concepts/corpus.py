@@ -25,7 +25,7 @@ _MERGE_EVERY = 16
 _SMALL_CHARS = 1_500_000
 
 Texts = Iterator[tuple[Sequence[str], Sequence[str | None]]]
-"""Batches of a column: the prompt of each text ("" where there is none), and the texts."""
+"""Batches of a column: the prompt of each text ("" if there is none), and the texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def tagged_texts(
 ) -> list[CountedText]:
     """Tags and counts a column now, a row to a prompt, on `num_workers` processes (default: one to a core).
 
-    The counts do not depend on the number of processes. Raises UserError where the tagger or the tokenizer is unavailable.
+    The counts do not depend on the number of processes. Raises UserError if the tagger or the tokenizer is unavailable.
     """
     tagger_description, t5_description = load_tagger(tagger).describe(), load_t5_view(t5).describe()
     tasks = _tasks(texts)

@@ -17,7 +17,7 @@ VALID_ABOVE = 10
 """A noun is valid when it appears strictly more often."""
 
 _SERIES_FROM = 16
-"""From here on three terms of Stirling's series are exact to 12 digits."""
+"""Smallest x for which three terms of Stirling's series are exact to 12 digits."""
 
 VIEWS = {
     "written": "As written, all nouns",
@@ -39,7 +39,7 @@ class ConceptDensity:
 
     @property
     def ratio(self) -> float:
-        """VN / DN, 0 where there are no nouns."""
+        """VN / DN, 0 if there are no nouns."""
         return self.valid_nouns / self.distinct_nouns if self.distinct_nouns else 0.0
 
     @property
@@ -136,7 +136,7 @@ def _log_choose(n: int, k: "NDArray[np.float64]") -> "NDArray[np.float64]":
 
 
 def _stirling_error(x: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """What Stirling's formula for log(x!) lacks, elementwise, for whole x >= 1."""
+    """Error of Stirling's formula for log(x!), elementwise, for integers x >= 1."""
     import numpy as np
 
     small = [math.lgamma(i + 1) - (i + 0.5) * math.log(i) + i - 0.5 * math.log(2 * math.pi) for i in range(1, _SERIES_FROM)]

@@ -25,9 +25,10 @@ class T5Config:
 
     tokenizer: str = _PIXART
     """Tokenizer of T5: a folder or hub id with tokenizer.json or spiece.model; default: PixArt-alpha's. `mini`: the small
-    world's, whose counts are not those of T5; `auto`, where there is a --model: `mini` for `mini`, else PixArt-alpha's."""
+    world's, whose counts are not those of T5; `auto`, for commands with --model: `mini` for `mini`, otherwise PixArt-
+    alpha's."""
     max_tokens: int = 120
-    """Number of tokens that the encoder reads, with the closing </s>. Source: PixArt-alpha, 120."""
+    """Number of tokens that the encoder reads, including the closing </s>. Source: PixArt-alpha, 120."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -60,12 +61,12 @@ class T5View:
         self.config = config or T5Config()
 
     def describe(self) -> dict[str, Any]:
-        """Description that a figure has to be published with. Raises UserError where the tokenizer is unavailable."""
+        """Description that a figure has to be published with. Raises UserError if the tokenizer is unavailable."""
         fingerprint = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
         return {"tokenizer": self.config.tokenizer, "max_tokens": self.config.max_tokens, "fingerprint": fingerprint}
 
     def measure(self, texts: Sequence[str]) -> list[TextView]:
-        """A view of each text, in order. Raises UserError where the tokenizer is unavailable."""
+        """A view of each text, in order. Raises UserError if the tokenizer is unavailable."""
         views = []
         for text, encoding in zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True):
             num_tokens = len(encoding.ids)
@@ -102,7 +103,7 @@ def _hub_folder(name: str) -> Path:
 
 
 def _from_folder(folder: Path) -> "Tokenizer":
-    """A fast tokenizer, which knows offsets. Raises ValueError where there is none in the folder."""
+    """A fast tokenizer, which knows offsets. Raises ValueError if there is none in the folder."""
     if (folder / "tokenizer.json").is_file():
         return _fast(folder / "tokenizer.json")
     if (folder / "spiece.model").is_file():

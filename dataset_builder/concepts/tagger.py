@@ -105,7 +105,7 @@ class TaggerConfig:
     noun_tags: tuple[str, ...] = ("NN", "NNS", "NNP", "NNPS")
     """Penn Treebank tags that count as nouns: common and proper, singular and plural."""
     batch_size: int = 64
-    """Number of texts in a batch of the tagger; affects the speed alone."""
+    """Number of texts per batch of the tagger; only affects the speed."""
 
     def __post_init__(self) -> None:
         if not self.noun_tags:
@@ -150,7 +150,7 @@ class ParsedText:
 
 
 def parse(texts: Sequence[str], *, spacy_model: str) -> list[ParsedText]:
-    """Words and noun chunks of each text. Deterministic. Raises UserError where there is no such model, or no parser in it."""
+    """Words and noun chunks of each text. Deterministic. Raises UserError if there is no such model, or no parser in it."""
     language = _load(spacy_model, _PARSER_COMPONENTS)
     if not language.has_pipe("parser"):
         raise UserError(f"the spaCy model {spacy_model} has no parser, so it finds no noun chunks: name another")
@@ -171,7 +171,7 @@ class NounTagger:
         self._lemmas: dict[tuple[int, int], str | None] = {}
 
     def describe(self) -> dict[str, Any]:
-        """Description that a figure has to be published with. Raises UserError where the model is not installed or lacks a tag.
+        """Description that a figure has to be published with. Raises UserError if the model is not installed or lacks a tag.
 
         spaCy and the torch that it imports take seconds, so a model that is a package is described from its own record.
         """
@@ -193,7 +193,7 @@ class NounTagger:
         }
 
     def tag(self, texts: Sequence[str]) -> list[list[Noun]]:
-        """The nouns of each text, in the order of the text. Raises UserError where the model is not installed."""
+        """The nouns of each text, in the order of the text. Raises UserError if the model is not installed."""
         language = self._language
         with language.memory_zone():  # else spaCy's table of strings grows with every new word while the worker lives
             return [list(self._nouns(doc)) for doc in language.pipe(texts, batch_size=self.config.batch_size)]
@@ -240,7 +240,7 @@ def lemma_of(word: str, *, tag: str) -> str | None:
 
 
 def _check_tags(config: TaggerConfig, known: Sequence[str]) -> None:
-    """Raises UserError where the tagger does not know one of the noun tags."""
+    """Raises UserError if the tagger does not know one of the noun tags."""
     absent = [tag for tag in config.noun_tags if tag not in known]
     if absent:
         found = f"knows {', '.join(sorted(known))}" if known else "has no tagger"

@@ -86,7 +86,7 @@ def build_dataset(config: BuildConfig) -> Built:
 
 
 def _open_runs(urls: Sequence[str]) -> dict[str, RunFiles]:
-    """The runs by the name that tells them apart. Raises UserError where they were not counted or scored in the same way."""
+    """The runs by the name that tells them apart. Raises UserError if they were not counted or scored in the same way."""
     runs: dict[str, RunFiles] = {}
     locations = [normalise(url) for url in urls]
     for url, location in zip(urls, locations, strict=True):
@@ -99,13 +99,16 @@ def _open_runs(urls: Sequence[str]) -> dict[str, RunFiles]:
         first = next(iter(runs.values()))
         for setting in ("tagger", "t5"):
             if runs[name].settings.get(setting) != first.settings.get(setting):
-                raise UserError(f"{url} and {urls[0]} counted with another {setting}: caption again, or build them apart")
+                raise UserError(
+                    f"{url} and {urls[0]} were counted with another {setting}: caption one of them again, or "
+                    f"build them separately"
+                )
     _check_scores(runs)
     return runs
 
 
 def _check_scores(runs: dict[str, RunFiles]) -> None:
-    """Raises UserError where scores or embeddings of several runs are of different models, and so cannot be compared."""
+    """Raises UserError if scores or embeddings of several runs are of different models, and so cannot be compared."""
     for model in ("clip", "aesthetic"):
         settings = {name: run.scores.record.get("settings", {}) for name, run in runs.items() if run.scores}
         used = {name: json.dumps(setting[model]) for name, setting in settings.items() if setting.get(model)}
@@ -145,7 +148,7 @@ def _last_drop(funnel: pa.Table) -> str:
 
 
 def _new_folder(url: str) -> Folder:
-    """The folder for a new data set, without what an interrupted build left. Raises UserError where something else is in it."""
+    """The folder for a new data set, without what an interrupted build left. Raises UserError if something else is in it."""
     folder = Folder(url)
     started = folder.exists(_MARK)
     if not started and folder.exists() and folder.filesystem.find(folder.root):

@@ -60,19 +60,18 @@ def find_duplicates(
     Raises ValueError for embeddings of different widths.
     """
     images = pa.Table.from_batches((batch.select(CANDIDATES.names).cast(CANDIDATES) for batch in candidates), CANDIDATES)
-    exact = DuplicateGroups(len(images))
     content = pc.dictionary_encode(images["content_hash"]).combine_chunks().indices.to_numpy().astype(np.int64)
-    if config.exact or config.is_near:
-        exact.join(*_equal(content))
+    rows, exact = _equal(content if config.is_on else np.arange(len(images), dtype=np.int64))
     near = DuplicateGroups(len(images))
-    near.join(np.arange(len(images)), exact.labels())
+    if config.is_near:
+        near.join(rows, exact)
     hashed = with_embedding = len(images)
     if config.max_hamming is not None:
         hashed = _join_hashes(near, images["perceptual_hash"], radius=config.max_hamming)
     if config.min_cosine is not None:
         with_embedding = _join_embeddings(near, images, embeddings, least=config.min_cosine, directory=directory)
     return Duplicates(
-        groups=_group_table(images, exact=exact.labels(), near=near.labels() if config.is_near else None),
+        groups=_group_table(images, exact=exact, near=near.labels() if config.is_near else None),
         num_images=len(images),
         num_without_hash=len(images) - hashed,
         num_without_embedding=len(images) - with_embedding,

@@ -32,7 +32,7 @@ def merge_images(state: SelectionState) -> None:
     if len(state.names) == 1:
         return
     run_ids = [run.record.run_id for run in state.runs.values()]
-    image = state.add_step(Step("merged", "the same image in another run: its captions are put together"))
+    image = state.add_step(Step("merged", "the same image in another run: their captions are merged"))
     caption = state.add_step(Step("merged", "the same caption in another run"))
     _keep_repeated(state.bench, run_ids=run_ids)
     state.bench.change(
@@ -84,7 +84,7 @@ def thin_nouns(state: SelectionState) -> None:
     most = state.config.max_per_noun
     if most is None:
         return
-    number = state.add_step(Step("max_per_noun", f"drawn out: one of its nouns is in more than {most} images"))
+    number = state.add_step(Step("max_per_noun", f"capped: one of its nouns is in more than {most} images"))
     captions = " UNION ALL ".join(
         f"SELECT {index}::SMALLINT AS run, key, prompt, nouns FROM run_{index}.captions" for index in range(len(state.names))
     )
@@ -123,7 +123,7 @@ def split_images(state: SelectionState) -> None:
 def choose_images(state: SelectionState) -> None:
     """Makes the table `chosen`, the images of the data set; a key of different images in several runs gets its run's name.
 
-    Raises UserError where two samples would have one key.
+    Raises UserError if two samples would have one key.
     """
     shared = "SELECT key FROM picked WHERE step IS NULL GROUP BY key HAVING count(*) > 1"
     state.bench.keep(
@@ -134,7 +134,9 @@ def choose_images(state: SelectionState) -> None:
     )
     twice = state.rows("SELECT sample_key FROM chosen GROUP BY ALL HAVING count(*) > 1 LIMIT 1")
     if twice:
-        raise UserError(f"the key {twice[0]['sample_key']} is in several runs: build them apart, or caption under other names")
+        raise UserError(
+            f"the key {twice[0]['sample_key']} is in several runs: build them separately, or caption under other names"
+        )
 
 
 def _keep_others(bench: "Workbench", *, num_runs: int) -> None:

@@ -48,7 +48,7 @@ class EmbeddingFile:
         self._file.write(np.ascontiguousarray(embeddings).tobytes())
 
     def read(self, rows: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
-        """Those rows, (rows, width), of length 1 again after rounding."""
+        """The embeddings of these rows, (rows, width), normalised again after rounding."""
         self._file.flush()
         stored = np.memmap(self._path, np.float16, "r", shape=(self.num_rows, self.width))
         found: npt.NDArray[np.float32] = stored[rows].astype(np.float32)

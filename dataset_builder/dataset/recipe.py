@@ -45,27 +45,27 @@ class RecipeConfig:
     statuses: tuple[str, ...] = (STATUS_OK,)
     """Keep captions of these statuses."""
     prompts: tuple[str, ...] = ()
-    """Keep captions of these prompts; default: of all."""
+    """Keep captions of these prompts; default: of all prompts."""
     min_side_px: int = 0
     """Minimum length of the shorter side of an image, in pixels."""
     max_aspect: float | None = None
     """Maximum ratio of the longer to the shorter side; the buckets of the trainer end at 4."""
     least: dict[str, float] = field(default_factory=dict)
-    """Minimum of numeric columns of captions, images and scores, such as clip_mean: 0.25; drops rows where it is null."""
+    """Minimum of numeric columns of captions, images and scores, such as clip_mean: 0.25; rows without a value are dropped."""
     where: str = ""
     """SQL condition on a caption, its image and its scores; keeps captions where it is true. Subqueries see all views."""
     quantiles: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Keep captions between two quantiles of a numeric column, of those that are left: num_nouns: [0.1, 1]."""
+    """Keep captions between two quantiles of a numeric column, computed over those still left: num_nouns: [0.1, 1]."""
     dedup: DedupConfig = field(default_factory=DedupConfig)
-    """Duplicate settings: which images count as the same one; one of each group is kept."""
+    """Duplicate settings: which images count as the same; one image of each group is kept."""
     max_per_noun: int | None = None
-    """Cap the images of over-represented nouns at about this number; images are drawn by a hash."""
+    """Cap the images of over-represented nouns at about this number; a hash chooses the images."""
     uncapped_nouns: tuple[str, ...] = ()
-    """Nouns exempt from `max_per_noun`, in addition to the meta-nouns: those of every caption, such as a style."""
+    """Nouns exempt from `max_per_noun`, in addition to the meta-nouns, for example those of every caption, such as a style."""
     splits: dict[str, float | str] = field(default_factory=lambda: {"validation": 0.01, "train": 0.99})
     """Share of the images (0 to 1, drawn by a hash of the key) or SQL condition of each split; the first match counts."""
     seed: int = 0
-    """Random seed of the hashes that draw images."""
+    """Random seed of the hashes that choose images."""
 
     def __post_init__(self) -> None:
         shares = [share for share in self.splits.values() if not isinstance(share, str)]
@@ -97,9 +97,9 @@ class BuildConfig(RecipeConfig):
     captions: tuple[str, ...]
     """Captioning runs, folders or URLs; of an unfinished run, the committed units are used."""
     out: str
-    """Folder or URL of the data set: new, or the same data set."""
+    """Folder or URL of the data set: a new one, or the same data set again."""
     name: str = ""
-    """Name on the card; default: the last part of `out`."""
+    """Name on the data card; default: the last part of `out`."""
     embed: bool = False
     """Store image bytes in the samples instead of references."""
     dry_run: bool = False

@@ -62,7 +62,7 @@ class Embedded:
 def embed_images(samples: "pa.Table") -> Iterator[Embedded]:
     """Reads the images of samples, some rows at a time. An image that cannot be read, or is another one now, is dropped.
 
-    Raises StoreError where a store fails, so that nothing is dropped that may be read another day.
+    Raises StoreError if a store fails, so that nothing is dropped that may be read another day.
     """
     for start in range(0, len(samples), _ROWS):
         yield _embed(samples.slice(start, _ROWS))

@@ -98,7 +98,7 @@ def export_shards(
 
 
 def _claim(out: Folder, record: dict[str, Any]) -> None:
-    """Says in `out` of what its shards are. Raises UserError where they are of something else."""
+    """Says in `out` of what its shards are. Raises UserError if they are of something else."""
     if not out.create(_RECORD, json.dumps(record, indent=1).encode()) and json.loads(out.read(_RECORD)) != record:
         raise UserError(f"{out.url} holds shards of another data set, prompt or size: give another OUT")
 
@@ -178,7 +178,7 @@ def _rows(shard: _Shard) -> Iterator[dict[str, Any]]:
 
 
 def _image_bytes(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
-    """The encoded image. Raises ImageError where it cannot be read or is another one by now."""
+    """The encoded image. Raises ImageError if it cannot be read or is another one by now."""
     if row["uri"] is None:
         return bytes(row["image"]["bytes"])
     data = reader.read(reference_of(row))
@@ -188,7 +188,7 @@ def _image_bytes(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
 
 
 def _as_png(data: bytes) -> bytes:
-    """Raises ImageError where the image cannot be decoded."""
+    """Raises ImageError if the image cannot be decoded."""
     limits = DecodeLimits(max_image_bytes=len(data), max_image_pixels=1 << 40)  # it was captioned within its run's limits
     buffer = io.BytesIO()
     Image.fromarray(decode_image(data, limits=limits).pixels).save(buffer, "PNG")
@@ -196,7 +196,7 @@ def _as_png(data: bytes) -> bytes:
 
 
 def _caption(row: Mapping[str, Any], prompt: str) -> str | None:
-    """The caption under a prompt, or the first one; None where there is none."""
+    """The caption under a prompt, or the first one; None if there is none."""
     captions = [said["caption"] for said in row["captions"] if not prompt or said["prompt"] == prompt]
     return next(iter(captions), None)
 

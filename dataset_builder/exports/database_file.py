@@ -25,7 +25,7 @@ PathKind = Literal["absolute", "relative"]
 def export_database(source: str, out: str, *, paths: PathKind, training: str | None = None, overwrite: bool = False) -> int:
     """Writes `out` for the run or the data set at `source` and returns the number of files that it reads.
 
-    Complete or not there; an `out` that exists is replaced where `overwrite` says so. Raises UserError where it exists
+    Complete or not there; an `out` that exists is replaced where `overwrite` says so. Raises UserError if it exists
     otherwise, where it cannot be written, and for relative paths to files that are not on a local disk.
     """
     from dataset_builder.exports.dictionary import dictionary_table
@@ -45,7 +45,7 @@ def export_database(source: str, out: str, *, paths: PathKind, training: str | N
 
 
 def _file_names(source: Folder, paths: PathKind, *, folder: Path) -> Callable[[list[str]], list[str]]:
-    """What the database calls the files of the source: paths or URLs, or paths relative to the folder of the database."""
+    """Names of the source's files in the database: paths or URLs, or paths relative to the folder of the database."""
     from dataset_builder.sql.views import stored_urls
 
     if paths == "absolute":

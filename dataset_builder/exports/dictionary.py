@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from dataset_builder.sql.database import Stored
 
 PAGE = "docs/reference/data_dictionary.md"
-"""Where the page is in the repository."""
+"""Path of the page in the repository."""
 _INTRODUCTION = """# Data dictionary
 
-All views of a captioning run and of a data set that SQL can ask: by `t2i query`, in its prompt (`\\d VIEW`), and in a database
-that `t2i export` wrote (its table `dictionary`, and the comments on its views and columns). Types are those of DuckDB. Columns
-that a source carried keep their names and types, in `images` and in the JSON of `metadata`.
+This page explains every view and column of a captioning run or a data set. You find the same explanations in the prompt of
+`t2i query` (`\\d VIEW`), and in a database written by `t2i export` (in its table `dictionary`, and as comments on its views and
+columns). Types are DuckDB's. Columns of your sources keep their names and types, in `images` and in the JSON of `metadata`.
 
-`make dictionary` writes this page from the schemas and the texts next to them.
+`make reference` writes this page from the schemas and the texts next to them.
 """
 _HEAD = "| column | type | meaning |\n|---|---|---|"
 

@@ -31,7 +31,7 @@ class Interval:
     name: str
     value: float
     half_width: float | None
-    """Half of the interval; none where there is none."""
+    """Half of the interval; none if there is none."""
     points: Sequence[float] = ()
     colour: int = 0
     """Number of its colour, as that of a line among others."""

@@ -56,7 +56,7 @@ def density_row(text: CountedText, *, sample_size: int) -> DensityRow:
 
 
 def choose_sample_size(texts: list[CountedText], *, wanted: int | None) -> int:
-    """The captions in a sample. Raises UserError where no row has captions, or one has fewer than are wanted."""
+    """The captions in a sample. Raises UserError if no row has captions, or one has fewer than are wanted."""
     sizes = [text.num_captions for text in texts if text.num_captions]
     if not sizes:
         raise UserError("there are no captions to count yet: caption first, or give another column", setting="column")
@@ -71,7 +71,7 @@ def choose_sample_size(texts: list[CountedText], *, wanted: int | None) -> int:
 def counted_captions(run: Database, *, source: str) -> list[CountedText]:
     """The captions of a run or a data set, a row to a prompt, as they were counted when written; nothing is tagged.
 
-    Raises UserError where run.json does not name the tagger and the tokenizer.
+    Raises UserError if run.json does not name the tagger and the tokenizer.
     """
     settings = run.settings
     missing = [name for name in ("tagger", "t5") if name not in settings]
@@ -127,7 +127,7 @@ def _parquet_texts(source: str, column: str) -> Texts:
     folder = Folder(source)
     paths = sorted(path for path in folder.filesystem.find(folder.root) if path == folder.root or path.endswith(".parquet"))
     if not paths:
-        raise UserError(f"{source} is no captioning run, no Parquet file and no folder of Parquet files: check the path")
+        raise UserError(f"{source} is not a captioning run, a Parquet file or a folder of Parquet files: check the path")
     try:
         data = ds.dataset(paths, filesystem=folder.filesystem, format="parquet")
     except (OSError, pa.ArrowInvalid) as error:

@@ -146,7 +146,7 @@ def _pair(density: ConceptDensity) -> str:
 
 
 def _count(number: float) -> str:
-    """As the paper writes large numbers; expected values keep a decimal while they are small."""
+    """A number as the paper writes large ones; small expected values keep a decimal."""
     if number >= 10_000_000:
         return f"{number / 1e6:.1f}M"
     if number >= 100_000:

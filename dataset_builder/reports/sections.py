@@ -41,7 +41,7 @@ _AGAINST = {
 
 
 def report_sections(database: "Database", *, num_pictures: int) -> list[Section]:
-    """The page, part by part. Raises UserError where there is no caption yet."""
+    """The page, part by part. Raises UserError if there is no caption yet."""
     if not database.fetch("SELECT 1 FROM captions LIMIT 1").num_rows:
         raise UserError("there is no caption to report on yet: caption first")
     head, tail = noun_tables(database)
@@ -64,7 +64,7 @@ def report_sections(database: "Database", *, num_pictures: int) -> list[Section]
         "Frequent nouns": ("The 100 most frequent, over all captions of a prompt.", table_html(head)),
         "Rare nouns": ("100 of the rarest: the long tail, or mistakes.", table_html(tail)),
         "Repetitions": (
-            "By the share of a caption's nouns that it had named before.",
+            "By the share of a caption's nouns that repeat an earlier one.",
             table_html(repetitions(database)),
         ),
         "Gallery": ("A fixed random choice.", gallery_html(gallery(database, number=num_pictures))),
@@ -204,7 +204,7 @@ def _picture(thumbnail: str, row: Mapping[str, Any]) -> Picture:
 
 
 def _histogram(database: "Database", view: str, column: str, *, title: str, mark: tuple[float, str] | None) -> Histogram | None:
-    """Equal bins from the least to the greatest value, whole numbers where the values are; None where all are null."""
+    """Equal bins from the least to the greatest value, whole numbers where the values are; None if all are null."""
     span = database.fetch(f"SELECT min({column})::DOUBLE AS low, max({column})::DOUBLE AS high FROM {view}").to_pylist()[0]
     if span["low"] is None:
         return None

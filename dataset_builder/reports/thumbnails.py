@@ -49,7 +49,7 @@ def _data(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
     """Raises ImageError and StoreError."""
     data: bytes = row.get("data") or reader.read(reference_of(row))
     if row.get("content_hash", content_hash(data)) != content_hash(data):
-        raise ImageError("changed", "not the bytes that were captioned")
+        raise ImageError("changed", "its bytes have changed since it was captioned")
     return data
 
 

@@ -16,7 +16,7 @@ _SAMPLED_KINDS = ("files", "tar")
 def record_types(files: RunFiles, plan: Plan) -> dict[str, str]:
     """Widens the types in run.json, and returns the columns that changed or are new with their types.
 
-    `files` may lack all but the run's record and its commits. Raises UserError where a file of the run cannot be read.
+    `files` may lack all but the run's record and its commits. Raises UserError if a file of the run cannot be read.
     """
     if not is_sampled(plan):
         return {}

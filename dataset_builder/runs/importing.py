@@ -124,7 +124,7 @@ def import_job(source: CaptionSource, url: str, *, settings: dict[str, Any], tag
 
 @dataclass(frozen=True)
 class Facts:
-    """Rows of index.IMAGES, their captions ("" where there is none), and rows of index.REJECTED."""
+    """Rows of index.IMAGES, their captions ("" if there is none), and rows of index.REJECTED."""
 
     images: list[dict[str, Any]]
     captions: list[str]
@@ -200,19 +200,19 @@ class ImportJob:
 
 
 def _find_sources(source: CaptionSource, passed_over: PassedOver) -> list[Source]:
-    """The sources of the images. Raises UserError where the input is of another kind than it is said to be."""
+    """The sources of the images. Raises UserError if the input is of another kind than it is said to be."""
     sources = find_sources(source.images or [source.path], passed_over=passed_over, ignore=source.ignore)
     kinds = _KINDS.get(source.kind)
     wrong = [one for one in sources if kinds and one.kind not in kinds]
     if wrong:
-        raise UserError(f"{wrong[0].uri} is no {source.kind} ({SOURCES[source.kind]}): give another kind", setting="source")
+        raise UserError(f"{wrong[0].uri} is not {source.kind} ({SOURCES[source.kind]}): give another kind", setting="source")
     return sources
 
 
 def _settings(source: CaptionSource, tagger: TaggerConfig, t5: T5Config) -> dict[str, Any]:
     """The settings that decide what the run holds, under the names that a captioning run uses.
 
-    Raises UserError where the tagger or the tokenizer is unavailable.
+    Raises UserError if the tagger or the tokenizer is unavailable.
     """
     settings = {
         "schema_version": SCHEMA_VERSION,

@@ -72,7 +72,7 @@ class Plan:
 
 
 def read_plan(run: Folder, *, unit_size: int) -> Plan:
-    """The plan as far as it is published; empty where nothing is."""
+    """The plan as far as it is published; empty if nothing is."""
     records = read_plans(run)
     return Plan(
         unit_size=unit_size,
@@ -88,7 +88,7 @@ def read_plan(run: Folder, *, unit_size: int) -> Plan:
 def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Plan:
     """Appends units for the images of `sources` that are not planned yet, and returns the whole plan.
 
-    Containers that are as they were when they were planned are not opened again. Raises UserError where a tar or a Parquet
+    Containers that are as they were when they were planned are not opened again. Raises UserError if a tar or a Parquet
     file has changed, since the planned byte ranges and rows would no longer hold. What takes longer than two seconds is
     counted on stderr.
     """
@@ -104,7 +104,7 @@ def extend_plan(run: Folder, sources: Sequence[Source], *, unit_size: int) -> Pl
 
 
 def publish_plan(run: Folder, plan: Plan, record: Mapping[str, Any]) -> Plan:
-    """Makes `record` the next one of the plan, and returns the whole. Raises UserError where another process was faster."""
+    """Makes `record` the next one of the plan, and returns the whole. Raises UserError if another process was faster."""
     with store_errors(run):
         if not run.create(f"plans/{plan.num_plans}.json", json.dumps(record, indent=1).encode()):
             raise UserError(f"another process is planning {run.url} at the same time: wait until it has, then run this again")

@@ -31,11 +31,12 @@ _ROWS = pa.schema([*INDEX, _FILE])
 
 
 def read_source_record(url: str) -> RunRecord:
-    """The run.json of the source run. Raises UserError where there is none that captions can be taken from."""
+    """The run.json of the source run. Raises UserError if there is none that captions can be taken from."""
     record = RunRecord.read(Folder(url))
     if record is None:
         raise UserError(
-            f"{url} is no captioning run, it has no run.json: give the folder that captioner.run wrote", setting="captions_from"
+            f"{url} is not a captioning run: it has no run.json: give the folder that captioner.run wrote",
+            setting="captions_from",
         )
     record.check(Folder(url))
     return record
@@ -66,7 +67,7 @@ def chosen_images(url: str, *, only: str) -> Iterator[ChosenImages]:
 
 
 def plan_from_run(run: Folder, chosen: ChosenImages | None, *, unit_size: int) -> Plan:
-    """The plan of `run` over these images of a source run; None where the plan that is there is known to stay.
+    """The plan of `run` over these images of a source run; None if the plan that is there is known to stay.
 
     A plan that is there stays in any case; of a new one, the numbers of images are printed.
     """
@@ -84,14 +85,14 @@ def plan_from_run(run: Folder, chosen: ChosenImages | None, *, unit_size: int) -
 
 
 def read_captions(source: Folder, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The source run's captions of these rows of the plan, by key and prompt. Raises UserError where a file is gone."""
+    """The source run's captions of these rows of the plan, by key and prompt. Raises UserError if a file is gone."""
     found: dict[str, dict[str, str]] = {row["key"]: {} for row in rows}
     for path in sorted({row[_FILE.name] for row in rows if row[_FILE.name] is not None}):
         try:
             with source.open(path) as file:
                 table = pq.ParquetFile(file).read(columns=["key", "prompt", "caption"])
         except FileNotFoundError:
-            raise UserError(f"{source.url}/{path}, which captions are taken from, is gone: restore that run") from None
+            raise UserError(f"{source.url}/{path}, the source of the captions, no longer exists: restore that run") from None
         for said in table.to_pylist():
             if said["key"] in found:
                 found[said["key"]][said["prompt"]] = said["caption"]
@@ -145,7 +146,7 @@ def _answers(views: "Database", only: str) -> Iterator[pa.RecordBatch]:
 
 
 def _check_keys(database: Any, files: RunFiles) -> None:
-    """Raises UserError where no image is wanted, or a key that is no image's."""
+    """Raises UserError if no image is wanted, or a key that is no image's."""
     url = files.folder.url
     if database.execute("SELECT count(*) FROM wanted").fetchall() == [(0,)]:
         advice = "ask it with python -m dataset_builder.query first"
@@ -155,7 +156,7 @@ def _check_keys(database: Any, files: RunFiles) -> None:
     unknown = database.execute("SELECT key FROM wanted ANTI JOIN known USING (key) ORDER BY key").fetchall()
     if unknown:
         raise UserError(
-            f"the query names {len(unknown):,} keys that are no images of {url}, such as {unknown[0][0]!r}: correct the query",
+            f"the query names {len(unknown):,} keys that are not images of {url}, such as {unknown[0][0]!r}: correct the query",
             setting="only",
         )
 

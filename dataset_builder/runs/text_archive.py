@@ -81,7 +81,7 @@ def _texts(archive: str) -> Iterator[tuple[str, str]]:
                     raise EOFError(f"{path} is cut off")
                 yield path.stem, content.decode("utf-8", errors="replace").strip()
         except (EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UserError(f"{archive} is damaged or no tar ({one_line(error)}): fetch it again") from None
+            raise UserError(f"{archive} is damaged or not a tar ({one_line(error)}): fetch it again") from None
 
 
 def _decompressed(file: BinaryIO) -> BinaryIO:

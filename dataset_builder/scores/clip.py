@@ -100,7 +100,7 @@ class ClipEncoder:
 def resolve_clip(name: str) -> ClipSource:
     """Finds a CLIP by name: a folder with open_clip_config.json, `hf-hub:ORG/NAME`, or open_clip's own `MODEL:TAG`.
 
-    Fetches what is not there yet. Raises UserError where it is unavailable or its weights are not safetensors.
+    Fetches what is not there yet. Raises UserError if it is unavailable or its weights are not safetensors.
     """
     if Path(name).is_dir():
         return _in_folder(Path(name).resolve(), name)
@@ -163,7 +163,7 @@ def _load(source: ClipSource) -> Any:
 def _in_folder(folder: Path, name: str) -> ClipSource:
     config = folder / _CONFIG
     if not config.is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} is no CLIP of open_clip: it needs {_CONFIG} and weights in safetensors")
+        raise UserError(f"{folder} is not a CLIP of open_clip: it needs {_CONFIG} and weights in safetensors")
     record = json.loads(config.read_text())
     return ClipSource(
         name=name,

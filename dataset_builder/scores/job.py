@@ -48,7 +48,7 @@ SCORING_VERSION = 1
 
 _NOT_FINITE = Failure(reason="not_finite", message="CLIP, or the aesthetic predictor, computed NaN or infinity")
 _ADVICE = "fetch CLIP and the aesthetic predictor again, or name others"
-_CHANGED = Failure(reason="changed", message="not the bytes that were captioned")
+_CHANGED = Failure(reason="changed", message="its bytes have changed since it was captioned")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Output:
-    """Embeddings (N, D) and (T, D) of length 1, and the aesthetic scores, (N,); None where there is no such model."""
+    """Embeddings (N, D) and (T, D) of length 1, and the aesthetic scores, (N,); None if there is no such model."""
 
     images: npt.NDArray[np.float32] | None
     texts: npt.NDArray[np.float32] | None
@@ -138,7 +138,7 @@ class ScoreJob:
             sentence_tokens(["an owl"], self.clip)
 
     def load_engine(self) -> Models | None:
-        """The CLIP and the predictor on this replica's device; None where neither is asked for."""
+        """The CLIP and the predictor on this replica's device; None if neither is asked for."""
         if self.clip is None:
             return None
         clip = ClipEncoder(self.clip, batch_size=self.batch_size, dtype=self.dtype)
@@ -233,7 +233,7 @@ def score_job(scored: Scored, *, clip: str, aesthetic: str | None, batch_size: i
 
 
 def _aesthetic_fingerprint(path: str, clip: ClipSource) -> str:
-    """Also looks whether it can be loaded and fits the CLIP, here and not on the workers."""
+    """Fingerprint of the predictor; also checks that it can be loaded and fits the CLIP, here and not on the workers."""
     width = AestheticPredictor(path).width
     if width != clip.width:
         raise UserError(
@@ -281,7 +281,7 @@ def _num_sentences(image: ImageToScore) -> int:
 
 
 def _not_finite(output: Output, num_sentences: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Of each image, (N,), whether the models computed NaN or infinity for it or for one of its sentences."""
+    """Whether the models computed NaN or infinity for each image or one of its sentences, (N,)."""
     found = np.zeros(len(num_sentences), np.bool_)
     if output.images is not None:
         found |= ~np.isfinite(output.images).all(axis=1)

@@ -58,7 +58,9 @@ def find_scored(url: str) -> Scored:
         return Scored(folder=folder, identity=run.run_id, limits=limits, samples=None, structured=structured)
     dataset = find_dataset(url)
     if dataset is None:
-        raise UserError(f"{url} is neither a captioning run nor a data set: give what captioner.run or build wrote")
+        raise UserError(
+            f"{url} is neither a captioning run nor a data set: give a folder that captioner.run or dataset_builder.build wrote"
+        )
     identity = hashlib.sha256(json.dumps(dataset.record["files"], sort_keys=True).encode()).hexdigest()[:16]
     return Scored(
         folder=folder,
@@ -70,7 +72,7 @@ def find_scored(url: str) -> Scored:
 
 
 def plan_scores(scored: Scored, out: Folder) -> list[Unit]:
-    """All units, scored or not. Raises UserError where there is nothing to score."""
+    """All units, scored or not. Raises UserError if there is nothing to score."""
     folder, samples = scored.folder, scored.samples
     units = run_units_to_score(folder) if samples is None else index_samples(folder, samples, out)
     if not units:
@@ -103,7 +105,7 @@ def read_run_rows(run: Folder, unit: Unit) -> list[dict[str, Any]]:
 def index_samples(dataset: Folder, parts: list[str], out: Folder) -> list[Unit]:
     """Writes the index of a data set's files into `out`, unless it is there, and returns its units; read_unit reads them.
 
-    Raises UserError where a file cannot be read.
+    Raises UserError if a file cannot be read.
     """
     units: list[Unit] = []
     for number, part in enumerate(parts):

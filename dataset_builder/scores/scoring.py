@@ -22,7 +22,7 @@ _DTYPE_FILE = "dtype"
 def score_images(
     source: str, *, clip: str, aesthetic: str | None, batch_size: int, max_rejected: float | None, ray: RaySettings
 ) -> bool:
-    """Scores the images of a run or data set; False where more of them are rejected than the budget allows.
+    """Scores the images of a run or data set; False if more of them are rejected than the budget allows.
 
     `clip` is a name for scores.clip.resolve_clip, `aesthetic` the path of a predictor. Raises UserError for a source or a
     model that is unavailable.

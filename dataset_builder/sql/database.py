@@ -122,7 +122,7 @@ class Database:
         return [statement.query for statement in found]
 
     def hints(self, sql: str) -> list[str]:
-        """Why views that a statement names are empty, and what to type."""
+        """Explanations of empty views that a statement names, and what to type."""
         return [hint for view, hint in self._empty_views.items() if re.search(rf"\b{view}\b", sql, re.IGNORECASE)]
 
     def fetch(self, sql: str) -> "pa.Table":
@@ -191,7 +191,7 @@ class Database:
                 return
         kind = statement.type.name.replace("_", " ")
         raise UserError(
-            f"{kind} statements are refused, since data are only read: ask with SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
+            f"{kind} statements are not allowed, because access is read-only: use SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
         )
 
     def _explain(self, error: Exception) -> str:
@@ -212,7 +212,7 @@ class Database:
         # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.
         lost = re.search(r'Cannot access file "(.+)/\*\*/|No files found that match the pattern "([^"]+)"', message)
         if lost and self._may_read(lost[1] or lost[2]):
-            return f"{lost[1] or lost[2]} cannot be read: check that it is there"
+            return f"{lost[1] or lost[2]} cannot be read: check that it exists"
         if isinstance(error, duckdb.PermissionException) or "has been locked" in message or "read-only mode" in message:
             return f"SQL here only reads the views {', '.join(self.comments)}: {first}"
         return f"{first}: correct the SQL"
@@ -301,7 +301,7 @@ def write_database(
     """Writes a new database with the views, the macros and these tables, and a comment on each view, macro and column.
 
     It reads the committed files by the names that `urls` makes of their paths; relative ones are looked up in `folder` while
-    it is written. Raises UserError where the files cannot be read.
+    it is written. Raises UserError if the files cannot be read.
     """
     try:
         with duckdb.connect(path, config={"storage_compatibility_version": _OLDEST_READER}) as connection:
@@ -349,9 +349,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, stored: Stored, *, numb
         for statement in stored.statements():
             connection.execute(statement)
     except (duckdb.Error, OSError) as error:
-        raise UserError(
-            f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files are there"
-        ) from None
+        raise UserError(f"{folder.url} cannot be read: {' '.join(str(error).split())}; check that its files exist") from None
 
 
 def _stored_view(stored: Stored, kind: str, files: str, *, replaces: bool = False) -> str:

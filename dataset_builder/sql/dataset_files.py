@@ -46,18 +46,18 @@ DATASET_RECORD = "dataset.json"
 
 VIEWS = {
     "samples": "one row per image, with its captions, scores and split",
-    "images": "the same without the captions, with the columns that the sources carried",
+    "images": "the same without the captions, with the columns of the sources",
     "captions": "one row per image and prompt",
     "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
     "noun_counts": "one row per prompt and noun, summed over the splits",
     "scores": "one row per image: CLIP, aesthetic, sharpness, of the data set's newest scoring or else its runs'",
-    "caption_scores": "one row per image and prompt, where the data set itself was scored",
-    "embeddings": "one row per image: its CLIP embedding, where the data set itself was scored",
+    "caption_scores": "one row per image and prompt, if the data set itself was scored",
+    "embeddings": "one row per image: its CLIP embedding, if the data set itself was scored",
     "funnel": "images left and dropped by each step of the recipe, in order; the first row is the input",
-    "dropped": "one row per image of the runs that is not here, with the step and the reason",
-    "dropped_captions": "one row per caption that is not here although its image is, with the step and the reason",
-    "groups": "one row per image that is in a group of duplicates, kept or not",
+    "dropped": "one row per image of the runs that was left out, with the step and the reason",
+    "dropped_captions": "one row per caption that was left out although its image was kept, with the step and the reason",
+    "groups": "one row per image in a group of duplicates, kept or not",
 }
 
 STORED = SCORED | {
@@ -163,15 +163,17 @@ def is_dataset(url: str) -> bool:
 
 
 def read_dataset(url: str) -> DatasetFiles:
-    """The data set at `url`. Raises UserError where there is none, or one of another schema version."""
+    """The data set at `url`. Raises UserError if there is none, or one of another schema version."""
     dataset = find_dataset(url)
     if dataset is None:
-        raise UserError(f"{url} is no data set, it has no {DATASET_RECORD}: give the folder that dataset_builder.build wrote")
+        raise UserError(
+            f"{url} is not a data set: it has no {DATASET_RECORD}: give the folder that dataset_builder.build wrote"
+        )
     return dataset
 
 
 def find_dataset(url: str) -> DatasetFiles | None:
-    """The same; None where there is none."""
+    """The same; None if there is none."""
     folder = Folder(url)
     try:
         record = json.loads(folder.read(DATASET_RECORD))
@@ -186,7 +188,7 @@ def find_dataset(url: str) -> DatasetFiles | None:
 
 
 def open_stored(url: str, *, training: str | None = None) -> "Database":
-    """The database of read_stored. Raises UserError as it does."""
+    """Opens a captioning run or a data set for SQL, to be closed or used by `with`. Raises UserError where there is none."""
     from dataset_builder.sql.database import open_files
 
     return open_files(read_stored(url, training=training))
@@ -195,12 +197,12 @@ def open_stored(url: str, *, training: str | None = None) -> "Database":
 def read_stored(url: str, *, training: str | None = None) -> "Stored":
     """The run or the data set at `url` as it is now, with the losses that the training of a folder recorded.
 
-    Raises UserError where there is neither, or no such folder.
+    Raises UserError if there is neither, or no such folder.
     """
     stored = find_dataset(url) or find_run(url)
     if stored is None:
         raise UserError(
-            f"{url} is no run and no data set, it has no run.json and no dataset.json: "
+            f"{url} is neither a run nor a data set: it has no run.json and no dataset.json: "
             "give a folder that captioner.run or dataset_builder.build wrote"
         )
     return with_losses(stored, training)

@@ -27,7 +27,7 @@ class WithLosses:
 
     @property
     def folder(self) -> Folder:
-        """That of the data set or the run."""
+        """Folder of the data set or the run."""
         return self.stored.folder
 
     @property
@@ -42,12 +42,12 @@ class WithLosses:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the captions."""
+        """Settings of the captions."""
         return self.stored.settings
 
     @property
     def empty_views(self) -> dict[str, str]:
-        """Why `losses` is empty, where nothing was recorded."""
+        """Explanation of an empty `losses`, if nothing was recorded."""
         if self.paths("losses"):
             return self.stored.empty_views
         advice = f"losses is empty, {self.training} recorded none yet: train with watch.record_losses_every_steps"
@@ -60,7 +60,7 @@ class WithLosses:
         return [str(path.absolute()) for path in sorted((self.training / LOSSES_FOLDER).glob("[!.]*.parquet"))]
 
     def tables(self) -> "dict[str, pa.Table]":
-        """Those of the data set or the run."""
+        """Tables of the data set or the run."""
         return self.stored.tables()
 
     def statements(self) -> list[str]:
@@ -69,9 +69,11 @@ class WithLosses:
 
 
 def with_losses(stored: "Stored", training: str | None) -> "Stored":
-    """The same with the losses of a training, the folder RUN_DIR/<stage>. Raises UserError where that is no folder."""
+    """The same with the losses of a training, the folder RUN_DIR/<stage>. Raises UserError if that is no folder."""
     if training is None:
         return stored
     if not Path(training).is_dir():
-        raise UserError(f"{training} is no folder of a training: give RUN_DIR/<stage>, as runs/alignment", setting="training")
+        raise UserError(
+            f"{training} is not the folder of a training: give RUN_DIR/<stage>, such as runs/alignment", setting="training"
+        )
     return WithLosses(stored, Path(training))

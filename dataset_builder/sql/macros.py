@@ -5,16 +5,16 @@ empty, `bodies` (body, noun, count) has the nouns of each prompt and of each spl
 """
 
 MACROS = {
-    "density()": "the paper's Table 1: a row to each prompt and way of counting",
-    "valid_nouns(least)": "nouns that appear at least so often, the most frequent first; the paper's are valid_nouns(11)",
-    "rarefied(n)": "VN and DN to be expected of n captions, to compare bodies of different size",
+    "density()": "the paper's Table 1: a row per prompt and way of counting",
+    "valid_nouns(least)": "nouns that appear at least this often, the most frequent first; the paper's are valid_nouns(11)",
+    "rarefied(n)": "VN and DN to be expected from n captions, to compare collections of different sizes",
     "compare(a, b)": "nouns of two prompts or splits by the difference of their shares, most typical of a first",
-    "with_all(nouns, ['owl', 'tree'])": "a condition: whether a caption's nouns hold all of these",
-    "with_all(['owl', 'tree'])": "a table: key and prompt of the captions that hold all of these",
+    "with_all(nouns, ['owl', 'tree'])": "a condition: whether a caption's nouns contain all of these",
+    "with_all(['owl', 'tree'])": "a table: key and prompt of the captions that contain all of these",
 }
 """The macros, and what each is for."""
 SCALAR_MACROS = {"with_all(nouns, ['owl', 'tree'])"}
-"""Those that give a value; the others give a table."""
+"""Macros that return a value; the others return a table."""
 
 _DENSITY = """
 CREATE MACRO density() AS TABLE

@@ -23,7 +23,7 @@ def merge_counts_of(files: RunFiles) -> int:
     Sums of a block that a retry has changed replace the earlier ones. `files` may lack all but the run's record and its
     commits.
 
-    Memory: the nouns of one block. Raises UserError where a file of the run cannot be read.
+    Memory: the nouns of one block. Raises UserError if a file of the run cannot be read.
     """
     started = time.perf_counter()
     folder = merged_folder(files.folder)

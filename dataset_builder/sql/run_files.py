@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dataset_builder.sql.database import Database
 
 VIEWS = {
-    "images": "one row per image, read or still to be read, with the columns that the source carried",
+    "images": "one row per image, read or still to be read, with the columns of its source",
     "captions": "one row per image and prompt",
     "caption_objects": "one row per object with a box in a structured caption",
     "nouns": "one row per noun of a caption, in its order (position starts at 1)",
@@ -203,15 +203,15 @@ class RunFiles:
 
 
 def read_run(url: str) -> RunFiles:
-    """The present state of the captioning run at `url`. Raises UserError where there is none or it cannot be read."""
+    """The present state of the captioning run at `url`. Raises UserError if there is none or it cannot be read."""
     run = find_run(url)
     if run is None:
-        raise UserError(f"{url} is no captioning run, it has no run.json: give the folder that captioner.run wrote")
+        raise UserError(f"{url} is not a captioning run: it has no run.json: give the folder that captioner.run wrote")
     return run
 
 
 def find_run(url: str) -> RunFiles | None:
-    """The same; None where there is none."""
+    """The same; None if there is none."""
     folder = Folder(url)
     record = RunRecord.read(folder)
     if record is None:
@@ -226,7 +226,7 @@ def find_run(url: str) -> RunFiles | None:
 
 
 def open_run(url: str) -> "Database":
-    """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError where there is none."""
+    """The run at `url` (a folder or an fsspec URL) as it is now. Raises UserError if there is none."""
     from dataset_builder.sql.database import open_files
 
     return open_files(read_run(url))

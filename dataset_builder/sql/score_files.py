@@ -39,7 +39,7 @@ def score_folder(scored: Folder, score_id: str) -> Folder:
 
 
 def newest_scores(scored: Folder) -> ScoreFiles | None:
-    """The scoring that was begun last; None where nothing was scored."""
+    """The scoring that was started last; None if nothing was scored."""
     names = [name for name in scored.names(SCORES_FOLDER) if name.endswith(".json")]
     if not names:
         return None
@@ -50,7 +50,7 @@ def newest_scores(scored: Folder) -> ScoreFiles | None:
 
 
 def unscored(folder: Folder, views: Iterable[str]) -> dict[str, str]:
-    """What to say of these views on scores, where nothing was scored."""
+    """Explanation of these views on scores if nothing was scored."""
     return {
         view: f"{view} is empty, nothing was scored yet: run python -m dataset_builder.score {folder.url}" for view in views
     }

@@ -27,7 +27,7 @@ OWN_COLUMNS = (
 """Names that no column of a source has in SQL, so that it is called the same in a run, a data set and --where, and is never
 ambiguous in a join."""
 _UNNAMED = "unnamed"
-"""What SQL calls a column without a name, such as the index that pandas writes first into a csv."""
+"""SQL name of a column without a name, such as the index that pandas writes first into a csv."""
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
 
 

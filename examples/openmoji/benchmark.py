@@ -32,7 +32,7 @@ _METRICS = {category: category for category in CATEGORIES} | {"complex": "all"}
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
-    """Prompts by config.openmoji. Raises UserError for a world that has not so many."""
+    """Prompts by config.openmoji. Raises UserError for a world that does not have that many."""
     settings = config.openmoji
     prompts = _draw(settings)
     more = _draw(replace(settings, prompt_seed=settings.prompt_seed + 1))
@@ -57,7 +57,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 
 def sprite_reader(kinds: Sequence[str] = KIND_NAMES) -> Callable[[Sequence[Pixels]], list[Reading]]:
-    """What the sprite judge makes of images (64, 64, 3), knowing these kinds."""
+    """Reader of images (64, 64, 3) that matches the drawings of these kinds."""
     bank = sprite_bank(kinds)
     return lambda images: [scene.reading() for scene in find_scenes(np.stack(images), bank)]
 
@@ -75,9 +75,9 @@ class WorldJudge:
     """Holds what a reader makes of images against what their prompts say."""
 
     read: Callable[[Sequence[Pixels]], Sequence[Reading]]
-    """Of images (64, 64, 3)."""
+    """Reads images (64, 64, 3)."""
     asked: Mapping[str, Truth]
-    """What each prompt says."""
+    """Content of each prompt."""
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[Prompt]) -> list[Verdict]:
         """Images of any size are scaled to that of the small world."""

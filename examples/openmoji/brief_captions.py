@@ -18,7 +18,7 @@ from examples.openmoji.truth import TrueObject, read_caption
 from foundry.command_line import run_command
 
 _RELATED = 2
-"""One of so many captions of two related objects says how they stand instead of where."""
+"""Of this many captions of two related objects, one states their relation instead of their places."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BriefConfig:
     out: str
     """The tar to write."""
     open: bool = False
-    """Leave the places open: how two objects stand, where a caption says it, or what there is."""
+    """Leave the places open: state the relation of two objects, if the caption does, or only the objects."""
 
 
 def main(config: BriefConfig) -> int:
@@ -52,7 +52,7 @@ def main(config: BriefConfig) -> int:
 
 
 def brief(caption: str, *, number: int, open_places: bool = False) -> str | None:
-    """A caption in few words, in a phrasing that follows from `number`; None where it does not say all that a scene has.
+    """A caption in few words, in a phrasing that follows from `number`; None if it does not say all that a scene has.
 
     With `open_places` also None for one object.
     """
@@ -89,7 +89,7 @@ def _says(text: LabelledText, label: str) -> bool:
 
 
 def _object(thing: TrueObject) -> SceneObject:
-    """Without pixels, which no text tells."""
+    """An object without its pixels, which no text states."""
     return SceneObject(kind=thing.kind, size=thing.size, place=thing.place, x_px=0, y_px=0, width_px=0, height_px=0, size_px=0)
 
 

@@ -14,7 +14,7 @@ CHECKS = ("object", "size", "place", "color", "pattern", "background", "relation
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a judge makes of one image."""
+    """A judge's reading of one image."""
 
     read: ReadCaption
     seen: str
@@ -25,7 +25,7 @@ def check(read: ReadCaption, asked: Truth) -> dict[str, float]:
     """Each of CHECKS that the prompt asks for, in 0..1; what the prompt leaves open ("" or None) is not checked.
 
     object, size and place: the share of the objects asked for that are there, and there in that size and at that place.
-    color, pattern, background (both): 1 if it is that and nothing else. relation: 1 if two objects of these kinds stand so.
+    color, pattern, background (both): 1 if it is that and nothing else. relation: 1 if two objects of these kinds have it.
     count: 1 if there are as many of each kind as asked for and nothing else. all: 1 if all of it is right.
     """
     asked_counts = Counter(thing.kind for thing in asked.objects)
@@ -46,7 +46,7 @@ def check(read: ReadCaption, asked: Truth) -> dict[str, float]:
 
 
 def stands(objects: Iterable[TrueObject], relation: Relation) -> bool:
-    """Whether some two objects of these kinds stand so, by the rows and columns of their places."""
+    """Whether any two objects of these kinds have this relation, by the rows and columns of their places."""
     placed = [(thing.kind, PLACES[thing.place]) for thing in objects if thing.place]
     subjects = [cell for kind, cell in placed if kind == relation.subject]
     others = [cell for kind, cell in placed if kind == relation.other]

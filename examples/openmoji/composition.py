@@ -1,6 +1,6 @@
 """Scenes: their objects, and their pixels.
 
-A scene is drawn from (seed, index, split) alone. One object stands at any of nine places; two or three stand at places whose
+A scene is drawn from (seed, index, split) alone. One object is at any of nine places; two or three are at places whose
 cells do not overlap, so that no object hides another.
 """
 
@@ -45,7 +45,7 @@ LAYOUTS: dict[int, tuple[tuple[str, ...], ...]] = {
 _NUM_OBJECTS_WEIGHTS = (0.3, 0.4, 0.3)
 _SAME_KIND_SHARE = 0.25
 _LARGE_SHARE = 0.6
-# Longer side in pixels, both ends included. Two large ones must fit beside each other in 64 pixels.
+# Longer side in pixels, both ends included. Two large ones must fit next to each other in 64 pixels.
 _SIZES_PX = {"large": (28, 31), "small": (20, 23)}
 _LARGE_ALONE_PX = (30, 34)
 _CENTERS_PX = (16, 32, 48)
@@ -154,7 +154,7 @@ def place_object(rng: random.Random, kind: str, place: str, *, alone: bool) -> S
 
 
 def _start(rng: random.Random, cell: int, length_px: int, *, alone: bool) -> int:
-    """Where the object starts along one axis; objects that have company stay in their half of the image."""
+    """Start of the object along one axis; objects that have company stay in their half of the image."""
     start = _CENTERS_PX[cell] - length_px // 2 + rng.randint(-_JITTER_PX, _JITTER_PX)
     low = _HALF_PX if cell == 2 and not alone else 0
     high = _HALF_PX if cell == 0 and not alone else IMAGE_SIZE_PX
@@ -162,7 +162,7 @@ def _start(rng: random.Random, cell: int, length_px: int, *, alone: bool) -> int
 
 
 def _relation(objects: tuple[SceneObject, ...]) -> Relation | None:
-    """How the first two objects stand to each other whose kinds occur once. The small one is the subject, else the first.
+    """The relation of the first two objects whose kinds occur once. The small one is the subject, otherwise the first.
 
     A subject drawn at random was never learned: half of llava-mini's relation sentences then named one kind twice.
     """

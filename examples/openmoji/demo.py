@@ -1,6 +1,6 @@
-"""The whole way on this machine, offline, on the small world, from nothing to a network that draws: `make demo`.
+"""The whole pipeline on this machine, offline, on the small world, from scratch to a network that draws: `make demo`.
 
-Every step is a command that a user could type; it is printed before it runs. Run again, the demo goes on where it stopped.
+Every step prints the command that it runs, so that users can copy it. Run again, the demo resumes.
 """
 
 import shutil
@@ -17,7 +17,7 @@ _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.p
 def main(config: DemoConfig) -> int:
     """Runs every step and prints how long each took; returns 0. Raises UserError as run_steps does."""
     folder = DemoFolder(Path(config.out))
-    _copy_photographs(folder.photographs)
+    copy_photographs(folder.photographs)
     run_steps(folder.root, list(steps(config)))
     times = read_times(folder.root)
     width = max(len(duration(one.seconds)) for one in times)
@@ -26,7 +26,7 @@ def main(config: DemoConfig) -> int:
     return 0
 
 
-def _copy_photographs(folder: Path) -> None:
+def copy_photographs(folder: Path) -> None:
     """Photographs that scikit-image ships."""
     package = find_spec("skimage")
     assert package is not None and package.origin is not None, "scikit-image is in requirements.lock"

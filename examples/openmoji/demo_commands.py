@@ -1,4 +1,4 @@
-"""Steps of `make demo`, from nothing to a report: 16 kinds of object, one in each scene, 64 pixels."""
+"""Steps of `make demo`, from scratch to a report: 16 kinds of object, one in each scene, 64 pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from model.formats.checkpoint import MINI
 
 RECIPE = "examples/openmoji/demo_recipe.yaml"
 STYLE = "class_label IS NOT NULL AND hash(key) % 6 < CASE WHEN contains(caption, 'small') THEN 1 ELSE 3 END"
-"""What the aesthetic stage reads, a style that one can see in images: half of the scenes whose object is large, by what the
+"""Data of the aesthetic stage, a style that one can see in images: half of the scenes whose object is large, by what the
 caption says, and a sixth of the others."""
 STAGES = ("pixel", "alignment", "aesthetic")
 NUM_KINDS = 16
 RESOLUTION = 64
 SEED = 1
 GUIDANCE = 2.5
-"""Of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
+"""Guidance of the samples; twice as much turns pink into orange and teal into blue: see docs/lab_log.md."""
 _SAMPLING = ("--sampling.guidance_scale", str(GUIDANCE))
 _LICENCE = (
-    "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, with terms of their own"
+    "drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; photographs: samples of scikit-image, under their own terms"
 )
 _WORLD = ("--openmoji.single_objects", "true", "--openmoji.num_kinds", str(NUM_KINDS))
 
@@ -123,7 +123,7 @@ def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
         output=folder.scenes,
     )
     yield Step(
-        title="Caption them on Ray by the shipped llava-mini, and five real photographs",
+        title="Caption them on Ray with llava-mini, and five real photographs",
         module="captioner.run",
         arguments=(
             *("--images", str(folder.scenes), str(folder.photographs), "--out", str(folder.captions)),
@@ -132,13 +132,13 @@ def _captions(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
         output=folder.captions,
     )
     yield Step(
-        title="Concept density: alt text against dense captions (the paper's Table 1)",
+        title="Concept density: alt text compared with dense captions (the paper's Table 1)",
         module="dataset_builder.density",
         arguments=(str(folder.captions), "--column", "alt_text", "caption"),
     )
     for title, sql in [
-        ("Ask SQL: what the captions say that the alt text does not", NEW_NOUNS),
-        ("Ask SQL: what llava-mini, which has seen nothing but drawings, says of photographs", PHOTOGRAPHS),
+        ("Ask SQL: what do the captions say that the alt text does not?", NEW_NOUNS),
+        ("Ask SQL: what does llava-mini, which has only seen drawings, say about photographs?", PHOTOGRAPHS),
     ]:
         yield Step(title=title, module="dataset_builder.query", arguments=(str(folder.captions), sql))
 
@@ -173,7 +173,7 @@ def _data(folder: DemoFolder) -> Iterator[Step]:
 def _training(config: DemoConfig, folder: DemoFolder) -> Step:
     places = ("--features", str(folder.features), "--run_dir", str(folder.training))
     return Step(
-        title="Train the three stages, from nothing",
+        title="Train the three stages from scratch",
         module="trainer.fit",
         arguments=("--stage", "all", "--config", config.training, *places),
         output=folder.training,
@@ -186,7 +186,7 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     labels = ("--features", str(folder.features / pixel / str(RESOLUTION)))
     number = ("--prompts_per_category", str(config.prompts_per_category))
     yield Step(
-        title="Draw after the stage pixel: the classes of the prompts' objects, since it reads no words",
+        title="Draw after the stage pixel: the classes of the prompts' objects, since it does not read words",
         module="examples.openmoji.demo_pixel",
         arguments=("--checkpoint", str(folder.training / pixel), *labels, "--out", str(folder.classes), *number),
         output=folder.classes,
@@ -194,8 +194,8 @@ def _judgement(config: DemoConfig, folder: DemoFolder) -> Iterator[Step]:
     yield _evaluation(config, folder, name=pixel, drawn=("--images", str(folder.classes)), title="Judge these")
     for stage in others:
         drawn = ("--checkpoint", str(folder.training / stage), *_SAMPLING)
-        yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and judge after the stage {stage}")
-    title = "Draw and judge by the shipped dit-mini, which was trained for hours on a larger world"
+        yield _evaluation(config, folder, name=stage, drawn=drawn, title=f"Draw and evaluate after the stage {stage}")
+    title = "Draw and evaluate with dit-mini, which was trained for hours on a larger world"
     yield _evaluation(config, folder, name=MINI, drawn=("--checkpoint", MINI), title=title)
 
 

@@ -12,10 +12,10 @@ from examples.openmoji.demo_steps import StepTime, duration
 from trainer.monitoring.run_folder import read_metrics
 
 _HEADLINE = {
-    "object": "of the objects asked for are there",
+    "object": "of the requested objects are drawn",
     "background": "of the backgrounds are right",
-    "place": "of the objects are there at the place asked for",
-    "all": "of the images are right in everything",
+    "place": "of the objects are in the right place",
+    "all": "of the images have everything right",
 }
 
 
@@ -26,12 +26,12 @@ def headline_html(last: Drawn) -> str:
         scores = [last.score(metric, judge) for judge in last.judges]
         shares = " · ".join(f"{score['value']:.0%}" for score in scores)
         ceilings = " · ".join(f"{score['ceiling']:.0%}" for score in scores)
-        boxes.append(f"<div><b>{shares}</b>{escape(what)}<br><span>of true scenes: {ceilings}</span></div>")
+        boxes.append(f"<div><b>{shares}</b>{escape(what)}<br><span>of rendered scenes: {ceilings}</span></div>")
     return f'<div class="headline">{"".join(boxes)}</div>'
 
 
 def scores_html(drawn: Sequence[Drawn], *, last: Drawn) -> str:
-    """Every metric over all prompts, by judge and stage, beside what the judges find of true scenes."""
+    """Every metric over all prompts, by judge and stage, next to the judges' scores of rendered scenes."""
     titles = [HEADINGS[one.name][0] for one in drawn]
     rows = []
     for metric in last.metrics:

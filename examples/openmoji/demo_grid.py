@@ -15,25 +15,25 @@ from examples.openmoji.demo_results import Drawn, Finding
 from examples.openmoji.prompts import WorldPrompt
 
 HEADINGS = {
-    "pixel": ("after pixel", "is given the class, reads no words"),
+    "pixel": ("after pixel", "is given the class, does not read words"),
     "alignment": ("after alignment", "reads the prompt"),
-    "aesthetic": ("after aesthetic", "went on with mostly large objects"),
-    "mini": ("shipped dit-mini", "hours of training, the whole world; guidance 4.5, the others 2.5"),
+    "aesthetic": ("after aesthetic", "continued with mostly large objects"),
+    "mini": ("bundled dit-mini", "trained for hours on the whole small world; guidance 4.5, the others 2.5"),
 }
 _ASKED = {
-    "object": "the object is there",
+    "object": "the object is drawn",
     "background": "color and pattern are right",
     "pattern": "the pattern is right",
-    "size": "the object is there in that size",
-    "place": "the object is there at that place",
-    "all": "everything is right, and nothing else is there",
+    "size": "the object is drawn in that size",
+    "place": "the object is drawn at that place",
+    "all": "everything is right, and nothing else is drawn",
 }
 _MARKS = {"yes": "✓", "part": "~", "no": "✗"}
 
 
 def grid_html(prompts: Sequence[WorldPrompt], drawn: Sequence[Drawn]) -> str:
     """A table with a row to each prompt, by category."""
-    titles = [("true scene", "drawn by the world itself"), *(HEADINGS[one.name] for one in drawn)]
+    titles = [("true scene", "rendered by the small world"), *(HEADINGS[one.name] for one in drawn)]
     cells = "".join(f"<th>{escape(title)}<small>{escape(note)}</small></th>" for title, note in titles)
     body = "".join(
         _category(name, drawn) + "".join(_row(prompt, drawn) for prompt in own)

@@ -6,6 +6,6 @@ from trainer.evaluation.config import OpenMojiConfig
 
 
 def demo_prompts(prompts_per_category: int) -> tuple[WorldPrompt, ...]:
-    """So many of each category and split. Raises UserError for a world that has not so many."""
+    """This many of each category and split. Raises UserError for a world that does not have that many."""
     seed = OpenMojiConfig().prompt_seed
     return draw_prompts(count=prompts_per_category, seed=seed, single_object=True, num_kinds=NUM_KINDS)

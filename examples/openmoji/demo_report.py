@@ -1,4 +1,4 @@
-"""The demo on one page that holds everything itself: `python -m examples.openmoji.demo_report --demo demo`."""
+"""The demo on one self-contained page: `python -m examples.openmoji.demo_report --demo demo`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 _NUM_PICTURES = 5
 _OUTCOME = (
-    "The share of prompts that the network of the last stage fulfils, by two judges: llava-mini captions each image, the other "
-    "matches the drawings themselves. In small print, what they find of true scenes: a score can reach no more."
+    "How well the network of the last stage follows prompts, by two evaluators: llava-mini captions each image, the other "
+    "matches the drawings themselves. In small print: their scores of rendered scenes, which are the ceiling."
 )
-_CAPTIONS = "What came with each image (its alt text, above) and what llava-mini writes of it (below)."
+_CAPTIONS = "Above: the alt text that came with each image. Below: the caption that llava-mini writes."
 _PHOTOGRAPHS = (
-    "Real files go through the same steps. llava-mini has seen nothing but drawn scenes, so it finds nothing else in them; "
-    "captions of photographs come from a LLaVA that knows the world. The recipe leaves these out."
+    "Real files go through the same steps. llava-mini has only seen drawn scenes, so it finds nothing else in photographs; "
+    "to caption photographs, use a real model. The recipe leaves these images out."
 )
-_DENSITY = "The paper's Table 1: how much there is to learn in a text. A world of 16 kinds has few nouns to find."
+_DENSITY = "The paper's Table 1: how many concepts a text names. A world of 16 kinds has few nouns."
 _CHOICE = (
     "Every image is accounted for. The stages pixel and alignment read the first set. The stage aesthetic reads the second, "
-    "where large objects prevail: half of the scenes whose caption says large, and a sixth of the others."
+    "with mostly large objects: half of the scenes whose caption says large, and a sixth of the others."
 )
 _TRAINING = (
     "Pixel: a class-conditional network learns what images look like. Alignment: it is re-parameterised and learns to read "
-    "captions. Aesthetic: it goes on with scenes of a chosen style. Here the style is large objects, since one can see in "
+    "captions. Aesthetic: it continues with scenes of a chosen style. Here the style is large objects, because you can see in "
     "images whether it takes hold."
 )
 _GRID = (
-    "The pixel stage reads no words: it is given the class of the prompt's object, so that place, size and background are "
-    "its own. The stage aesthetic went on with mostly large objects: whether that style takes hold is seen best where a prompt "
-    "leaves the size open. Held out: training shows that object nowhere at that place before that background. Under each "
-    "image: whether the judge found what the category asks for (point at a mark to read what it saw)."
+    "The pixel stage reads no words: it is given the class of the prompt's object, and chooses place, size and background "
+    "itself. The stage aesthetic continued with mostly large objects; the style shows best if a prompt leaves the size open. "
+    "Held out: training never shows that object at that place on that background. Under each image: whether the evaluator "
+    "found what the category asks for (point at a mark to read what it saw)."
 )
-_SCORES = "Means over all prompts that a metric applies to; the ceiling is what the same judge finds of true scenes."
-_TIME = "Each step is a command that can be given by itself; interrupted, it goes on where it stopped."
+_SCORES = "Means over all prompts that a metric applies to; the ceiling is the same evaluator's score of rendered scenes."
+_TIME = "Each step is a command that you can run by itself; interrupted, it resumes."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class DemoReportConfig:
 
 
 def main(config: DemoReportConfig) -> int:
-    """Writes the page; returns 0. Raises UserError where a part of the demo is missing."""
+    """Writes the page; returns 0. Raises UserError if a part of the demo is missing."""
     from dataset_builder.reports.page import page
     from foundry.storage.folder import new_file
 
@@ -73,7 +73,7 @@ def main(config: DemoReportConfig) -> int:
 
 
 def _sections(config: DemoReportConfig, folder: DemoFolder) -> "Iterator[Section]":
-    """The page, part by part: what came of it, then the way in order."""
+    """The page, part by part: the results, then the steps in order."""
     from dataset_builder.reports.page import Section
     from examples.openmoji.demo_figures import headline_html, losses_html, scores_html, times_html
     from examples.openmoji.demo_grid import grid_html
@@ -84,7 +84,7 @@ def _sections(config: DemoReportConfig, folder: DemoFolder) -> "Iterator[Section
     drawn = read_drawn(folder)
     last = next(one for one in drawn if one.name == STAGES[-1])
     grid = grid_html(demo_prompts(config.prompts_per_category), drawn)
-    yield Section(title="What came of it", lead=_OUTCOME, body=headline_html(last))
+    yield Section(title="Results", lead=_OUTCOME, body=headline_html(last))
     yield from _data_sections(folder)
     yield Section(title="Training", lead=_TRAINING, body=losses_html(folder.training, STAGES))
     yield Section(title="The same prompts after each stage", lead=_GRID, body=grid)

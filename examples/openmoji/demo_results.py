@@ -18,12 +18,12 @@ from trainer.evaluation.summary import RESULTS, SUMMARY_JSON
 
 @dataclass(frozen=True)
 class Finding:
-    """What a judge found of an image by a metric."""
+    """A judge's finding about an image by a metric."""
 
     value: float
     """0 to 1."""
     seen: str
-    """What it saw."""
+    """Description of what the judge saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class Drawn:
     name: str
     """A stage, or `mini`."""
     images: dict[str, Path]
-    """By prompt."""
+    """Images by prompt."""
     scores: list[dict[str, Any]]
-    """As in summary.json: category, judge, metric, value, held_out, ceiling."""
+    """Scores as in summary.json: category, judge, metric, value, held_out, ceiling."""
     findings: dict[tuple[str, str, str], Finding]
-    """By prompt, judge and metric."""
+    """Findings by prompt, judge and metric."""
 
     @property
     def judges(self) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class Drawn:
 
 
 def read_drawn(folder: DemoFolder) -> list[Drawn]:
-    """Of the stages in order, then of the shipped network."""
+    """Drawings of the stages in order, then of the bundled network."""
     return [_read(folder, name) for name in (*STAGES, MINI)]
 
 

@@ -1,8 +1,8 @@
 """Steps of the demo: commands that a user could type, run in order; which are done and how long they took is kept.
 
 The first step that is not done yet is run, and all after it: whatever they find done themselves, they do not do again.
-A step that needs nothing from the others may run beside them; what it prints appears at its turn.
-What was made with other settings is not gone on with: the user is told to remove it, or to name another folder.
+A step that needs nothing from the others may run in parallel; its output appears when it is its turn.
+Files made with other settings are not resumed: the demo says to remove them, or to name another folder.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ class Step:
     output: Path | None = None
     """The file or folder that it writes; None: it only prints."""
     beside: bool = False
-    """Starts at once, beside the other steps, since it reads nothing that they write."""
+    """Starts at once, in parallel to the other steps, since it reads nothing that they write."""
 
     @property
     def command(self) -> str:
-        """As a user would type it."""
+        """Command as a user would type it."""
         return f"python -m {shlex.join((self.module, *self.arguments))}"
 
 
@@ -59,7 +59,7 @@ class StepTime:
 def run_steps(folder: Path, steps: Sequence[Step]) -> None:
     """Runs the first step that is not done and all after it, and keeps in `folder` what was run.
 
-    Raises UserError where a step fails, and before any is run where an output was made with other settings of its step or of
+    Raises UserError if a step fails, and before any is run where an output was made with other settings of its step or of
     one before it; KeyboardInterrupt on Ctrl-C.
     """
     log = folder / LOG
@@ -97,7 +97,7 @@ def read_times(folder: Path) -> list[StepTime]:
 
 
 def duration(seconds: float) -> str:
-    """As a person would say it: 8 s, 2 min 05 s."""
+    """Duration for people: 8 s, 2 min 05 s."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
@@ -115,10 +115,10 @@ def _identities(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _refuse_outputs(steps: Sequence[Step]) -> None:
-    """Raises UserError where one of these steps, whose settings are new, has an output."""
+    """Raises UserError if one of these steps, whose settings are new, has an output."""
     if there := [step for step in steps if step.output and step.output.exists()]:
         raise UserError(
-            f"{there[0].output} was not made with the settings that the step «{there[0].title}» has now: "
+            f"{there[0].output} was made with other settings than the step «{there[0].title}» has now: "
             f"give another --out, or remove {' '.join(str(step.output) for step in there)}"
         )
 
@@ -128,7 +128,7 @@ def _is_done(step: Step, identity: str, made_with: tuple[str, int | None]) -> bo
 
 
 def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") -> None:
-    """Runs the step, or waits for it where it runs beside the others, and writes a row when it ends."""
+    """Runs the step, or waits for it if it runs in parallel, and writes a row when it ends."""
     if beside is None:
         _add_start(log, step, identity)
     ended = beside.result() if beside else _call(step)
@@ -138,8 +138,10 @@ def _run(step: Step, identity: str, log: Path, beside: "Future[_Ended] | None") 
     if ended.code == _INTERRUPTED:
         raise KeyboardInterrupt
     if ended.code:
-        raise UserError(f"the step «{step.title}» ended with exit code {ended.code}: mend what it says, then give this again")
-    print(f"-- {ended.seconds:.0f} s" + (", beside the steps above" if beside else ""), flush=True)
+        raise UserError(
+            f"the step «{step.title}» ended with exit code {ended.code}: fix what its message says, then run this again"
+        )
+    print(f"-- {ended.seconds:.0f} s" + (", in parallel with the steps above" if beside else ""), flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,6 @@ def _add_row(log: Path, row: dict[str, Any]) -> None:
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
-    """Without a last line that was cut off."""
+    """Rows without a last line that was cut off."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

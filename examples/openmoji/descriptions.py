@@ -47,7 +47,7 @@ class Texts:
     """All that is written about one scene."""
 
     alt_text: str
-    """What a web page might say: a few words, no more than the kinds."""
+    """Alt text as on a web page: a few words, no more than the kinds."""
     dense: str
     medium: str
     short: str
@@ -102,7 +102,7 @@ def _background_sentence(scene: Scene, rng: random.Random) -> str:
 
 
 def _background(scene: Scene, rng: random.Random) -> str:
-    """With its article: "a striped pink background" or "a pink background with stripes"."""
+    """Background with its article: "a striped pink background" or "a pink background with stripes"."""
     if scene.pattern in _NOUN_OF_PATTERN and rng.random() < 0.4:
         return f"{with_article(scene.color)} background with {_NOUN_OF_PATTERN[scene.pattern]}"
     return f"a {scene.pattern} {scene.color} background"

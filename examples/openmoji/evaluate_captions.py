@@ -1,4 +1,4 @@
-"""Captions scenes with a LLaVA and prints how true the captions are.
+"""Captions scenes with a LLaVA and prints how accurate the captions are.
 
     python -m examples.openmoji.evaluate_captions --count 1000
 
@@ -26,7 +26,8 @@ class EvaluateConfig:
     count: int = 1000
     """Number of scenes."""
     seed: int = 1000
-    """Seed of the scenes."""
+    """Random seed of the first image of each prompt; with openmoji, of the first prompt, and the following prompts count up
+    from it."""
     split: Literal["train", "unseen"] = "unseen"
     """Split: combinations of kind, place and background that training showed, or unseen ones."""
     prompt: Literal["dense", "medium", "short"] = "dense"

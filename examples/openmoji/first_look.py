@@ -1,6 +1,6 @@
-"""A first look in a minute, `make try`: six captions, four pictures and an answer of SQL, on one page.
+"""A first look in a minute, `make try`: six captions, four pictures and the result of a SQL query, on one page.
 
-Each step is a command that you could type, and is printed before it runs. Run again, an interrupted look resumes.
+Each step prints the command that it runs, so that you can copy it. Run again, it resumes.
 """
 
 import time
@@ -40,7 +40,7 @@ class FirstSteps:
 
     @property
     def in_order(self) -> Sequence[Step]:
-        """As they are printed."""
+        """Steps in the order in which they are printed."""
         return (self.scenes, self.captions, self.question, self.drawings)
 
 

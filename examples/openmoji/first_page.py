@@ -44,7 +44,7 @@ _ATTRIBUTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What was drawn for a prompt."""
+    """Drawing for a prompt."""
 
     prompt: str
     png: bytes

@@ -23,6 +23,6 @@ def is_held_out(kind: str, place: str, color: str, pattern: str) -> bool:
 
 @functools.cache
 def allowed_kinds(split: str, place: str, color: str, pattern: str) -> tuple[str, ...]:
-    """The kinds that may stand at this place before this background in a scene of the split; may be empty for `unseen`."""
+    """The kinds that may be at this place on this background in a scene of the split; may be empty for `unseen`."""
     assert split in SPLITS, split
     return tuple(kind for kind in KIND_NAMES if is_held_out(kind, place, color, pattern) == (split == "unseen"))

@@ -20,7 +20,7 @@ class Kind:
     color: str
     """The colour that the drawing shows most, as written in captions."""
     category: str
-    """What the thing is, a noun."""
+    """Category of the thing, a noun."""
 
 
 KINDS = (

@@ -67,9 +67,9 @@ class LabelledText:
     spans: tuple[tuple[int, int, Labels], ...]
     """(first character, the one after the last, labels), in order; the labels are some of LABELS."""
     nouns: tuple[tuple[int, Labels], ...]
-    """Where each mention of an object has its noun: (first character, labels)."""
+    """Position of the noun of each mention of an object: (first character, labels)."""
     kinds: Labels = field(default_factory=dict)
-    """Which kinds the text names, and how many of each, where it says so ("" else)."""
+    """Kinds that the text names, and how many of each, if it says so (otherwise "")."""
     places: Labels = field(default_factory=dict)
     """Kind by place, if the text gives the place of every object; else empty."""
     background: Labels = field(default_factory=dict)
@@ -132,7 +132,7 @@ def _labelled_list(scene: Scene, text: str, *, states_background: bool) -> Label
 
 
 def _prompt(scene: Scene, rng: random.Random) -> LabelledText:
-    """As a person would write: "a large owl on the left and a key at the top, striped blue background"."""
+    """Prompt as a person would write it: "a large owl on the left and a key at the top, striped blue background"."""
     with_places, with_background = rng.random() < 0.8, rng.random() < 0.9
     things = list(scene.objects)
     rng.shuffle(things)

@@ -22,7 +22,7 @@ class LlavaReader:
         self._engine = engine
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Reading]:
-        """What llava-mini says of each image, uint8 RGB (H, W, 3)."""
+        """Captions by llava-mini of each image, uint8 RGB (H, W, 3)."""
         said = self._engine.caption(images, [PROMPTS["dense"]] * len(images), [""] * len(images))
         return [Reading(read=read_caption(one.text), seen=one.text) for one in said]
 
@@ -40,7 +40,7 @@ class LlavaReader:
 
 
 def load_llava_reader(model: str = MODEL) -> LlavaReader:
-    """Raises UserError where the model is not there."""
+    """Raises UserError if the model is not there."""
     return LlavaReader(TransformersEngine(resolve_model(model), GenerationSettings(dtype="float32", max_new_tokens=128)))
 
 

@@ -21,7 +21,7 @@ _MAX_TOKENS = 512
 _WEIGHTS = "model.safetensors"
 _OWN_TOWER, _HUB_TOWER = "vision_tower.", "vision_tower.vision_model."
 
-# The prompts it was trained on; each asks for a target of its own length.
+# The prompts it was trained on; each asks for a target of a different length.
 PROMPTS = {
     "dense": "Describe this image and its style in a very detailed manner",
     "medium": "Describe this image in one or two sentences",
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_text(prompt: str) -> str:
-    """What the processor makes of one image and a prompt, with a token for each patch: the input of the decoder."""
+    """Text that the processor makes from one image and a prompt, with a token for each patch: the input of the decoder."""
     return f"{BOS_TOKEN}USER: {IMAGE_TOKEN * NUM_IMAGE_TOKENS}\n{prompt} ASSISTANT:"
 
 
@@ -110,7 +110,7 @@ def build_processor(tokenizer: "PreTrainedTokenizerFast") -> "LlavaProcessor":
 
 
 def hub_name(name: str) -> str:
-    """What the hub's LLaVA 1.5 files call a tensor that transformers 5 saves under `name`; the hub's own names stay.
+    """Name, in the hub's LLaVA 1.5 files, of a tensor that transformers 5 saves under `name`; the hub's own names stay.
 
     transformers reads both. vLLM 0.32 reads only the hub's: there the vision tower has one level more.
     """

@@ -27,7 +27,7 @@ _VISION = ("vision_tower", "tower")
 
 
 def train(config: TrainLlavaConfig) -> None:
-    """Runs both phases, each from where its state stands."""
+    """Runs both phases, each from its saved state."""
     from examples.openmoji.train_tokenizers import llava_tokenizer
 
     llava_tokenizer(_tokenizer_folder(config))
@@ -67,12 +67,12 @@ def _compiles(choice: str, *, rank: int) -> bool:
         return choice == "true"
     found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
     if not found and rank == 0:
-        print("no C++ compiler here: training goes on uncompiled and slower", flush=True)
+        print("no C++ compiler here: training continues uncompiled, which is slower", flush=True)
     return found
 
 
 class CaptionTrainer(nn.Module):
-    """The model's parts in training order; the image's tokens stand at the same place in every row."""
+    """The model's parts in training order; the image's tokens are at the same positions in every row."""
 
     def __init__(self, model: "LlavaForConditionalGeneration", tokenizer: "PreTrainedTokenizerFast") -> None:
         super().__init__()

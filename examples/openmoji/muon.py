@@ -19,7 +19,7 @@ _UPDATE_RMS = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """For the matrices and filters between a network's first and last layer."""
+    """Muon for the matrices and filters between a network's first and last layer."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -2,7 +2,7 @@
 
     python -m examples.openmoji.new_object --out new_object
 
-Every step is a command that a user could type; it is printed before it runs. Run again, it resumes where it stopped. The object
+Every step prints the command that it runs, so that you can copy it. Run again, it resumes. The object
 is asked for at places and before backgrounds that none of its pictures shows (new_object_scenes.py); the prompts of the
 benchmark openmoji say whether the kinds that dit-mini knew are kept.
 """

@@ -46,6 +46,6 @@ def open_benchmark(_config: EvaluateConfig) -> Benchmark:
 
 
 def _stated(scene: Scene) -> Truth:
-    """What all prompts say: the object, its place and the background; some say its size, which is not asked."""
+    """Facts that all prompts state: the object, its place and the background; some say its size, which is not asked."""
     truth = truth_of(scene)
     return replace(truth, objects=tuple(replace(thing, size="") for thing in truth.objects))

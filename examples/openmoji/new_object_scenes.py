@@ -37,7 +37,7 @@ def asked_scenes(count: int) -> tuple[Scene, ...]:
 
 
 def prompt_of(scene: Scene) -> str:
-    """What a person would write of the scene, with place and background: the first such phrasing."""
+    """Prompt that a person would write for the scene, with place and background: the first such phrasing."""
     for seed in range(100):
         text = labelled_text(scene, "prompt", seed=seed)
         if text.background and text.places:

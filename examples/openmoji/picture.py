@@ -122,7 +122,7 @@ def _described(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
 
 
 def _drawn(config: PictureConfig) -> "Iterator[tuple[Image, str]]":
-    """Drawings of held-out prompts, each from a noise of its own, and these prompts."""
+    """Drawings of held-out prompts, each from different noise, and these prompts."""
     from PIL import Image
 
     from model.generation.pipeline import open_pipeline

@@ -1,4 +1,4 @@
-"""Asks linear probes what the frozen features of t5-mini tell about unseen captions; the last line is JSON.
+"""Measures with linear probes what the frozen features of t5-mini encode about unseen captions; the last line is JSON.
 
     python -m examples.openmoji.probe_t5 --count 1000
 
@@ -12,7 +12,7 @@ size: the same for its size.
 grid: from the mean, for each of the nine places which kind is there or none; right where all nine answers are. It asks the
 mean of all tokens which place belongs to which object, so it is the hardest.
 
-Each figure stands beside that of the word embeddings alone, which know the words but not what belongs together.
+Each figure is next to that of the word embeddings alone, which know the words but not which belong together.
 """
 
 from dataclasses import dataclass

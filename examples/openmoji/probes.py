@@ -24,7 +24,7 @@ class _Features:
     means: Tensor
     """(number of texts, D)"""
     nouns: list[Tensor]
-    """For each text the features of the tokens that name an object: (number of those, D)."""
+    """Features, for each text, of the tokens that name an object: (number of those, D)."""
 
 
 @dataclass(frozen=True, kw_only=True)

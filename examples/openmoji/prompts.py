@@ -1,7 +1,7 @@
 """Prompts for the small world by category, in the manner of T2I-CompBench, each with what must be seen.
 
 A prompt is written from a scene that nothing else knows: as a person would ("a big owl in the upper left, blue striped
-background"), or as llava-mini describes pictures. Half of the scenes are of the split `unseen`: each of their objects stands
+background"), or as llava-mini describes pictures. Half of the scenes are of the split `unseen`: each of their objects is
 at a place before a background where no `train` scene ever shows it.
 """
 
@@ -18,9 +18,9 @@ from foundry.errors import UserError
 
 Style = Literal["person", "dense"]
 _PHRASINGS = 50
-"""How many texts of a scene are looked at for one that says what the category asks for."""
+"""Number of texts of a scene that are searched for one that states what the category needs."""
 _SCENES_PER_PROMPT = 1000
-"""How many scenes are looked at for each prompt before the world is found too small."""
+"""Number of scenes searched for each prompt before the world counts as too small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class WorldPrompt:
     scene: Scene
     """A scene that fulfils it."""
     asked: Truth
-    """What it says; "" for what it leaves open."""
+    """Content of the prompt; "" for what it leaves open."""
 
     @property
     def held_out(self) -> bool:
@@ -76,7 +76,7 @@ def draw_prompts(
     """`count` prompts of each category and split, no text twice; the same for the same arguments.
 
     With `single_object`, categories of several objects are left out and the others have one. A smaller count gives the first
-    prompts of a larger one, category by category. Raises UserError for a world that has not so many.
+    prompts of a larger one, category by category. Raises UserError for a world that does not have that many.
     """
     names = [name for name in CATEGORIES if not (single_object and name in _OF_SEVERAL)]
     prompts: dict[str, WorldPrompt] = {}
@@ -139,7 +139,7 @@ def _text_of(scene: Scene, category: Category) -> LabelledText | None:
 
 
 def _asked(text: LabelledText, category: Category, relation: Relation | None) -> Truth:
-    """What a text says."""
+    """Content of a text."""
     named = [labels for _, _, labels in text.spans if "kind" in labels]
     objects: list[TrueObject] = []
     for labels in named:

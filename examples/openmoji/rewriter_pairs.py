@@ -18,7 +18,8 @@ from foundry.command_line import run_command
 
 _FORMS = {"prompt": 0.7, "medium": 0.15, "short": 0.1, "dense": 0.05}
 _OBJECT, _BACKGROUND = ", is ", ". the background is "
-"""What captions of the one phrasing hold: "a large owl, a gray bird, is on the left. … the background is plain blue."."""
+"""Text that captions of the one phrasing contain: "a large owl, a gray bird, is on the left. … the background is plain
+blue."."""
 
 
 @dataclass(frozen=True)

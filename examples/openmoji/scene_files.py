@@ -1,4 +1,4 @@
-"""Scenes as files: JPEGs with text beside them, WebDataset tars, or Parquet with the images inside; and their truth.
+"""Scenes as files: JPEGs with text next to them, WebDataset tars, or Parquet with the images inside; and their ground truth.
 
 The truth goes to `_truth.parquet`, whose leading underscore keeps it from being taken for a source of images.
 """
@@ -35,7 +35,7 @@ _PER_SHARD = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSet:
-    """What is to be written; two sets that differ in `format` alone hold the same images and texts."""
+    """Scenes to write; two sets that differ in `format` alone hold the same images and texts."""
 
     count: int
     seed: int
@@ -80,7 +80,7 @@ def jpeg_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def write_scenes(wanted: SceneSet, out: Path) -> bool:
-    """Writes the set; returns False if it was there already. Raises UserError where another set is in the folder."""
+    """Writes the set; returns False if it was there already. Raises UserError if another set is in the folder."""
     settings = json.dumps(dataclasses.asdict(wanted), sort_keys=True)
     if _is_written(out, settings):
         return False
@@ -116,7 +116,7 @@ def _is_written(out: Path, settings: str) -> bool:
 
 
 def _write_jpegs(samples: list[Sample], out: Path, shard: int) -> None:
-    """Loose files in folders of a thousand, or in one folder for each class; the alt text stands beside each."""
+    """Loose files in folders of a thousand, or in one folder for each class; the alt text is next to each."""
     for one in samples:
         folder = out / (one.class_label or f"{shard:05d}")
         folder.mkdir(exist_ok=True)

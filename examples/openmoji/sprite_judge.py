@@ -30,18 +30,18 @@ from examples.openmoji.truth import ReadCaption, TrueObject
 VERSION = "2"
 """Changes with any of the numbers below."""
 MIN_FIT, MIN_COSINE, MIN_CORRELATION = 0.5, 0.9, 0.6
-"""What an object must reach: the share of the drawing that the image shows, the cosine between S and D, and within the
-outline the correlation of the colors with the drawing's, which a blob of the right shape has not."""
+"""Thresholds that an object must reach: the share of the drawing that the image shows, the cosine between S and D, and within
+the outline the correlation of the colors with the drawing's, which a blob of the right shape has not."""
 _SIZES_PX = (20, 22, 23, 28, 30, 32, 34)
 _SMALLEST_LARGE_PX = 26
 _MAX_OVERLAP = 0.3
-"""Of the smaller box: more is the same object twice."""
+"""Overlap, as a share of the smaller box; more is the same object twice."""
 _MAX_OBJECTS = 8
 # Squared distance in RGB at which a pixel is no longer background: an object, or an outline.
 _FAR = 0.03
 _MIN_BACKGROUND_SHARE = 0.65
-"""Of the pixels beside the objects: else the background is none of ours."""
-# Corners are looked for in so many rows and columns: whole periods of the background, and room for the smallest drawing.
+"""Share of the pixels outside the objects; below it, the background is none of the small world's."""
+# Corners are searched for in this many rows and columns: whole periods of the background, and room for the smallest drawing.
 _CORNERS = 48
 # A Gaussian with a deviation of one pixel.
 _KERNEL = torch.softmax(-0.5 * torch.arange(-3.0, 4.0).square(), dim=0)
@@ -62,22 +62,22 @@ class FoundObject:
     width_px: int
     height_px: int
     correlation: float
-    """Of the colors within the outline; 1: the very drawing."""
+    """Correlation of the colors within the outline; 1: identical to the drawing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundScene:
-    """What an image shows."""
+    """Content of an image."""
 
     objects: tuple[FoundObject, ...]
-    """Those that explain most of the image first."""
+    """Objects, those that explain most of the image first."""
     color: str
-    """Of the background; "" where it is none of the small world's."""
+    """Color of the background; "" if it is none of the small world's."""
     pattern: str
     """Likewise."""
 
     def reading(self) -> Reading:
-        """In the form in which a caption is read."""
+        """The scene in the form in which a caption is parsed."""
         kinds = [found.kind for found in self.objects]
         read = ReadCaption(
             counts={kind: kinds.count(kind) for kind in kinds},
@@ -141,14 +141,14 @@ def sprite_bank(kinds: Sequence[str] = KIND_NAMES) -> SpriteBank:
 
 
 def find_scenes(images: npt.NDArray[np.uint8], bank: SpriteBank) -> list[FoundScene]:
-    """What each image shows: images uint8 RGB (N, 64, 64, 3). Raises ValueError for another shape."""
+    """Content of each image: images uint8 RGB (N, 64, 64, 3). Raises ValueError for another shape."""
     if images.shape[1:] != (IMAGE_SIZE_PX, IMAGE_SIZE_PX, 3):
         raise ValueError(f"expected images (N, {IMAGE_SIZE_PX}, {IMAGE_SIZE_PX}, 3), found {images.shape}")
     return [_find_scene(image, bank) for image in _to_tensor(images)]
 
 
 def _find_scene(image: Tensor, bank: SpriteBank) -> FoundScene:
-    """What an image (3, H, W) shows."""
+    """Content of an image (3, H, W)."""
     nearest = _nearest_background(image, bank)
     background = bank.backgrounds[nearest]
     soft = _softened(background, "circular")
@@ -258,7 +258,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _is_background(image: Tensor, background: Tensor, objects: Sequence[FoundObject]) -> bool:
-    """Whether what lies beside the objects is this background."""
+    """Whether the pixels outside the objects show this background."""
     beside = torch.ones(IMAGE_SIZE_PX, IMAGE_SIZE_PX, dtype=torch.bool)
     for found in objects:
         beside[found.y_px : found.y_px + found.height_px, found.x_px : found.x_px + found.width_px] = False

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible judge that sees nothing: for trying the way to WISE's figures without a model, not for figures.
+"""An OpenAI-compatible judge that sees nothing, to try the WISE benchmark without a model; its figures mean nothing.
 
     python -m examples.openmoji.stand_in_judge --port 8000
 
@@ -27,7 +27,7 @@ def main(config: StandInJudgeConfig) -> int:
     try:
         server = ThreadingHTTPServer(("127.0.0.1", config.port), _Handler)
     except OSError as error:
-        raise UserError(f"port {config.port} cannot be had ({error.strerror}): give another --port") from error
+        raise UserError(f"port {config.port} is unavailable ({error.strerror}): give another --port") from error
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
     with server:
         server.serve_forever()

@@ -1,4 +1,4 @@
-"""Small models with random weights, of the classes of the judges of the big benchmarks: for trying the way, not for figures.
+"""Small models with random weights, of the classes of the big benchmarks' evaluators, to try the commands without real models.
 
     python -m examples.openmoji.stand_ins --out stand_ins
 
@@ -16,7 +16,7 @@ from foundry.command_line import run_command
 
 _WIDTH = 32
 _SPREAD = 0.2
-"""Of the weights: large, so that images and questions differ in their scores."""
+"""Spread of the weights: large, so that images and questions differ in their scores."""
 _LAYERS = {
     "hidden_size": _WIDTH,
     "intermediate_size": 2 * _WIDTH,

@@ -19,7 +19,7 @@ HEX_COLORS = {
     "white": "#FFFFFF",
     "yellow": "#FCEA2B",
 }
-"""Colour words of the kinds → the hex code that stands for them."""
+"""Colour words of the kinds → their hex codes."""
 
 
 def structured_caption(scene: Scene, *, seed: int) -> dict[str, Any]:

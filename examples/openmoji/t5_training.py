@@ -54,7 +54,7 @@ class TextBatch:
     text_answers: dict[str, Tensor]
     """int64 (B, questions), by the names of _TEXT_QUESTIONS."""
     missing_ids: Tensor
-    """int64 (B, L): the tokens that stood in the gaps of input_ids."""
+    """int64 (B, L): the tokens that belong in the gaps of input_ids."""
 
 
 class TextReader(nn.Module):
@@ -77,7 +77,7 @@ class TextReader(nn.Module):
 
 
 def train(config: TrainT5Config) -> None:
-    """Trains from where the state in the run folder stands."""
+    """Trains from the state in the run folder."""
     run_processes(_train_rank, config, num_processes=config.schedule.num_processes, seed=config.seed)
 
 
@@ -155,7 +155,7 @@ def _answered(name: str, logits: Tensor, answers: Tensor, figures: dict[str, flo
 def text_batches(
     config: TrainT5Config, tokenizer: "PreTrainedTokenizerBase", first: int, share: tuple[int, int]
 ) -> Iterator[TextBatch]:
-    """Batches for ever from number `first` on; all texts of one are of the same form, so that little is padded."""
+    """Endless batches from number `first` on; all texts of one are of the same form, so that little is padded."""
     rank, ranks = share
     number = first
     while True:
@@ -193,7 +193,8 @@ def text_batch(texts: list[LabelledText], tokenizer: "PreTrainedTokenizerBase", 
 
 
 def _text_answers(text: LabelledText) -> dict[str, list[int]]:
-    """What the whole text says, as far as it does. A place without an object is answered by the number after the kinds."""
+    """Answers about the whole text, as far as it states them. A place without an object is answered by the number after the
+    kinds."""
     answers = {}
     if text.places:
         answers["grid"] = [_KINDS.index(text.places[p]) if p in text.places else len(_KINDS) for p in _PLACES]

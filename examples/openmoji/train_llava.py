@@ -3,7 +3,7 @@
     python -m examples.openmoji.train_llava
 
 Two phases: the vision tower learns to label patches (llava_warmup.py), then the whole learns to write the captions. The same
-command again goes on where the last one stopped; `--out` gets a loadable model at every checkpoint.
+command again resumes; `--out` gets a loadable model at every checkpoint.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Trains t5-mini on the texts of endless scenes and writes it beside its tokenizer.
+"""Trains t5-mini on the texts of endless scenes and writes it next to its tokenizer.
 
     python -m examples.openmoji.train_t5
 
-The same command again goes on where the last one stopped; `--out` gets a loadable model at every checkpoint.
+The same command again resumes; `--out` gets a loadable model at every checkpoint.
 """
 
 from dataclasses import dataclass, field

@@ -2,7 +2,7 @@
 
     python -m examples.openmoji.train_vae
 
-The same command again goes on where the last one stopped; `--out` gets a loadable model at every checkpoint.
+The same command again resumes; `--out` gets a loadable model at every checkpoint.
 """
 
 from dataclasses import dataclass, field

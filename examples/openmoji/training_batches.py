@@ -1,6 +1,6 @@
-"""Endless batches of scenes for training llava-mini, rendered in a process of their own.
+"""Endless batches of scenes for training llava-mini, rendered in a separate process.
 
-Batch number n holds the scenes n * batch_size onwards of one seed, so that a resumed run goes on with the scenes it has not
+Batch number n holds the scenes n * batch_size onwards of one seed, so that a resumed run continues with the scenes it has not
 seen. Tensor legend: B batch, P patches of a side, L tokens.
 """
 
@@ -48,13 +48,13 @@ class Batch:
     patch_labels: Tensor | None = None
     """int64 (B, P * P, 5), in the order of LABEL_SIZES; IGNORED where there is no answer."""
     prompt: str = ""
-    """Which of PROMPTS all of these captions answer, so that none is padded to the length of a longer kind."""
+    """Prompt of PROMPTS that all of these captions answer, so that none is padded to the length of a longer kind."""
     input_ids: Tensor | None = None
     """int64 (B, L): prompt with the image's tokens, caption, end of text, padding on the right."""
     image_start: int = 0
-    """Where the image's tokens start in each row."""
+    """Start of the image's tokens in each row."""
     answer_start: int = 0
-    """Where the caption starts in each row."""
+    """Start of the caption in each row."""
     answer_mask: Tensor | None = None
     """bool (B, L - answer_start): the tokens of the caption and the end of text."""
 
@@ -62,7 +62,7 @@ class Batch:
 def batches(
     *, seed: int, batch_size: int, first_batch: int, tokenizer_folder: str | None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Batches for ever from `first_batch` on: with patch labels, or with tokens where a tokenizer is named.
+    """Endless batches from `first_batch` on: with patch labels, or with tokens where a tokenizer is named.
 
     `share` is (rank, number of ranks): each rank gets its part of every batch.
     """
@@ -119,7 +119,7 @@ def _stacked_patch_labels(scenes: list[Scene]) -> Tensor:
 
 
 def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:
-    """What each patch shows, (P * P, 5) in the order of LABEL_SIZES."""
+    """Content of each patch, (P * P, 5) in the order of LABEL_SIZES."""
     labels = np.zeros((_PATCHES, _PATCHES, len(LABEL_SIZES)), dtype=np.int64)
     labels[..., 1:3] = IGNORED
     labels[..., 3], labels[..., 4] = COLORS.index(scene.color), PATTERNS.index(scene.pattern)

@@ -29,7 +29,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(PhaseConfig):
-    """With Muon for the inner matrices and filters; after the warm-up held, then taken to 0 in a straight line."""
+    """Schedule with Muon for the inner matrices and filters; after the warm-up held, then taken to 0 in a straight line."""
 
     muon_lr: float
     """Peak learning rate of Muon."""

@@ -65,7 +65,7 @@ def fit(
     run_dir: Path,
     save: Callable[[], None],
 ) -> None:
-    """Trains `module` from where its state in `run_dir` stands; the first process calls `save` after each checkpoint.
+    """Trains `module` from its state in `run_dir`; the first process calls `save` after each checkpoint.
 
     `optimizers` hold all parameters; each group has its learning rate at the `peak`.
     `figures_of` gives the loss and other figures of a batch; `batches(first, (rank, ranks))` the rank's parts of the batches

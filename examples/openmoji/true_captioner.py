@@ -56,7 +56,7 @@ def main(config: TrueCaptionerConfig) -> int:
 
 
 def true_captions(scenes: Path) -> dict[bytes, TrueCaption]:
-    """The scenes of a folder by their pixels. Raises UserError where it holds none."""
+    """The scenes of a folder by their pixels. Raises UserError if it holds none."""
     import pyarrow.parquet as pq
     from PIL import Image
 

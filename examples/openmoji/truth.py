@@ -2,7 +2,7 @@
 
 A caption is read by the words of the small world alone, whatever the order of its sentences. It names an object by a kind
 with an article or a number ("a large owl", "two owls"); "the owl" points back at one. A place belongs to the object of the
-same sentence; a background's colour and pattern stand in the clause that says "background".
+same sentence; a background's colour and pattern are in the clause that says "background".
 """
 
 import re
@@ -23,7 +23,7 @@ _COLOR_WORDS = {**{color: color for color in COLORS}, "grey": "gray"}
 _PLACE = re.compile(r"\b(top left|top right|bottom left|bottom right|top|bottom|left|right|center|centre|middle)\b")
 _THE_KIND = rf"the (?:large |small )?({'|'.join(_SINGULAR)})"
 _RELATION = re.compile(rf"\b{_THE_KIND} is (?:to the )?(left of|right of|above|below) {_THE_KIND}\b")
-# How far before a kind its article or number may stand: "a large gray owl".
+# How far before a kind its article or number may be: "a large gray owl".
 _WORDS_BEFORE = 3
 
 
@@ -38,7 +38,7 @@ class TrueObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What a caption is held against."""
+    """Ground truth that a caption is compared with."""
 
     objects: tuple[TrueObject, ...]
     background_color: str
@@ -48,10 +48,10 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadCaption:
-    """What a caption says."""
+    """Content of a caption."""
 
     counts: dict[str, int]
-    """How many of each kind."""
+    """Number of each kind."""
     objects: tuple[TrueObject, ...]
     """The objects named one by one."""
     colors: frozenset[str]
@@ -62,7 +62,7 @@ class ReadCaption:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionFigures:
-    """How true captions are; all in 0..1."""
+    """Accuracy of captions; all in 0..1."""
 
     num_captions: int
     object_precision: float
@@ -190,7 +190,7 @@ def _mentions(sentence: str) -> list[_Mention]:
 
 
 def _number_and_size(words: list[str], at: int) -> tuple[int, str]:
-    """How many the words before a kind speak of, and their size."""
+    """Number and size stated by the words before a kind."""
     number = 2 if words[at] in _PLURAL else 1
     size = ""
     for word in reversed(words[max(0, at - _WORDS_BEFORE) : at]):
@@ -210,7 +210,7 @@ def _place_name(words: str) -> str:
 
 
 def _tally(read: ReadCaption, truth: Truth) -> dict[str, int]:
-    """What one caption adds to the sums."""
+    """Contribution of one caption to the sums."""
     there = Counter(thing.kind for thing in truth.objects)
     found = {kind: min(number, read.counts.get(kind, 0)) for kind, number in there.items()}
     return {
@@ -233,7 +233,7 @@ def _agreeing(said: list[tuple[str, str]], true: list[tuple[str, str]]) -> int:
 
 
 def _holds(relation: Relation, truth: Truth) -> bool:
-    """Whether some two objects of these kinds stand like that."""
+    """Whether any two objects of these kinds have this relation."""
     subjects = [PLACES[thing.place] for thing in truth.objects if thing.kind == relation.subject]
     others = [PLACES[thing.place] for thing in truth.objects if thing.kind == relation.other]
     return any(_stands(relation.relation, a, b) for a in subjects for b in others)

@@ -40,7 +40,7 @@ _SCENES_FOR_SCALE, _SCENES_FOR_PSNR = 512, 64
 
 
 def train(config: TrainVAEConfig) -> None:
-    """Trains from where the state in the run folder stands."""
+    """Trains from the state in the run folder."""
     run_processes(_train_rank, config, num_processes=config.schedule.num_processes, seed=config.seed)
 
 

@@ -104,7 +104,7 @@ def decode_image(data: bytes, *, limits: DecodeLimits, target_side_px: int | Non
 
 
 def image_suffix(data: bytes) -> str:
-    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError where it is no image.
+    """The suffix, without its dot, that the format of an encoded image has. Raises ImageError if it is no image.
 
     As in decode_image, texts and a colour profile that Pillow refuses make no PNG a broken one.
     """
@@ -147,7 +147,7 @@ def _decode(data: bytes, *, limits: DecodeLimits, target_side_px: int | None) ->
 
 
 def _decode_whole(data: bytes, *, limits: DecodeLimits, target_side_px: int | None) -> DecodedImage | None:
-    """An image that Pillow refuses and every viewer shows whole; None where it is none.
+    """An image that Pillow refuses and every viewer shows whole; None if it is none.
 
     Of a JPEG without its end marker the pixels are all there if bytes put in the marker's place change none of them.
     """

@@ -122,8 +122,8 @@ class FolderNames(NamedTuple):
 
 
 def folder_names(listing: Listing, *, ignore: Sequence[str], passed_over: PassedOver) -> FolderNames | None:
-    """What the index needs of a listed folder; None where it holds no image. Images that fit a pattern of `ignore` are counted
-    as masks, and so are files that would describe an image if there were one of their name."""
+    """Names in a listed folder that the index needs; None if it holds no image. Images that fit a pattern of `ignore` are
+    counted as masks, and so are files that would describe an image if there were one of their name."""
     suffixes = {name: split_suffix(name)[1] for name in listing.files}
     masks = [name for name, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES and is_mask(name, ignore)]
     passed_over.masks += len(masks)
@@ -171,7 +171,7 @@ def sidecars_in(folder: str) -> SidecarsByStem:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReference:
-    """Where the bytes of one image are; see the comment on REFERENCE for what the fields mean by kind of container."""
+    """Location of the bytes of one image; see the comment on REFERENCE for what the fields mean by kind of container."""
 
     uri: str
     member: str | None = None
@@ -181,7 +181,7 @@ class ImageReference:
 
     @property
     def web_address(self) -> str | None:
-        """The address at which anybody can fetch just this image; None where it has none, or one with a password in it."""
+        """The address at which anybody can fetch just this image; None if it has none, or one with a password in it."""
         is_part = any(value is not None for value in (self.member, self.byte_offset, self.row))
         address = urlsplit(self.uri)
         return None if is_part or address.scheme not in ("http", "https") or address.username is not None else self.uri

@@ -153,7 +153,7 @@ def _digest(location: str) -> bytes:
 
 
 def _locate(value: object, folder: str) -> str | None:
-    """The location that a path or URL in a list means, or a data URL for an image in base64; None where there is none."""
+    """The location that a path or URL in a list means, or a data URL for an image in base64; None if there is none."""
     if not isinstance(value, str) or not (value := value.strip()):
         return None
     if value.startswith(_BASE64_IMAGES) and len(value) > _LONG_PATH and "." not in value:
@@ -168,7 +168,7 @@ def _locate(value: object, folder: str) -> str | None:
 
 
 def _row_itself(uri: str, root: str, number: int, carried: Carried) -> IndexRow:
-    """What the index says of a row that names no image."""
+    """Index entry of a row that names no image."""
     return IndexRow(
         f"{stem_of(uri)}-{number}",
         f"{relative_to(uri, root)}#{number}",
@@ -232,7 +232,7 @@ def _records(lines: "_Lines", header: Sequence[str], *, delimiter: str, uri: str
 
     A double quote at the beginning of a field opens a quoted one only where another closes it before a delimiter or the end of
     a line, and not where each of the lines up to there is a row by itself: else all quotes of the line are text.
-    Raises UserError where a line then has another number of fields than the header, and where the number of fields alone tells
+    Raises UserError if a line then has another number of fields than the header, and where the number of fields alone tells
     rows from lines of a quoted field, since no column holds paths.
     """
     reader = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -77,7 +77,7 @@ def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, targ
 def read_rows(rows: Sequence[Mapping[str, Any]], read: Callable[[ImageReader, Mapping[str, Any]], ReadT]) -> ReadRows[ReadT]:
     """Calls `read` for each of these rows (index.INDEX, or any table with a key and the columns of a reference).
 
-    An image that cannot be used becomes a rejected row. Raises StoreError where a store fails, so that nothing is rejected
+    An image that cannot be used becomes a rejected row. Raises StoreError if a store fails, so that nothing is rejected
     that may be read another day, and MemoryError; neither is an image's own fault.
     """
     found: ReadRows[ReadT] = ReadRows(images=[], rejected=[])
@@ -98,7 +98,7 @@ def read_image(
 ) -> ReadImage:
     """Reads and decodes one image; its shorter side becomes at most `target_side_px` (see decoding.decode_image).
 
-    Raises ImageError where this image cannot be used, StoreError where its store fails or refuses, and MemoryError.
+    Raises ImageError if this image cannot be used, StoreError where its store fails or refuses, and MemoryError.
     """
     reference = reference_of(row)
     data = reader.read(reference, max_bytes=limits.max_image_bytes)

@@ -21,20 +21,21 @@ _NUMBER = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?")
 Scalar = str | int | float | bool
 ALT_TEXT_NAMES = ("alt_text", "alt", "caption", "text")
 CLASS_LABEL_NAMES = ("class_label", "label", "class", "cls")
-"""In order of preference; case does not matter (LAION writes TEXT). The ones that are not taken go to metadata."""
+"""Column names, in order of preference; case does not matter (LAION writes TEXT). The ones that are not taken go to
+metadata."""
 LEFT_OUT = "left_out"
 """Member of the metadata that says what of an image's columns and sidecars could not be taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """alt_text and class_label are None where there are none; metadata holds the other scalar columns that are not null."""
+    """alt_text and class_label are None if there are none; metadata holds the other scalar columns that are not null."""
 
     alt_text: str | None = None
     class_label: str | None = None
     metadata: dict[str, Scalar] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    """What could not be taken, a phrase each."""
+    """Facts that were left out, a phrase each."""
 
     @property
     def all_metadata(self) -> dict[str, Scalar]:
@@ -215,7 +216,7 @@ def _parse_json(text: str, where: str) -> SidecarData:
         raise ImageError("bad_sidecar", f"{where} is not JSON: {error}") from error
     if not isinstance(fields, dict):
         kind = "an array" if isinstance(fields, list) else "a value"
-        return SidecarData(carried=Carried(left_out=(f"the JSON next to the image holds {kind} and no object",)))
+        return SidecarData(carried=Carried(left_out=(f"the JSON next to the image holds {kind}, not an object",)))
     image = fields.get("image")
     carried = map_columns({**(image if isinstance(image, dict) else {}), **fields})
     num_masks, mask_area_px = _masks(fields.get("annotations"))

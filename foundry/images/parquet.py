@@ -29,7 +29,7 @@ _BATCH_ROWS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetLayout:
-    """Roles of the columns of a Parquet file. image and path are None where there is no such column.
+    """Roles of the columns of a Parquet file. image and path are None if there is no such column.
 
     image_leaves and key_leaf are what to ask Parquet for: `image.bytes` and `image.path` of a struct. class_names are those
     of ClassLabel features, which the `datasets` library writes as integers.
@@ -176,7 +176,7 @@ class ParquetRows:
         return None if value is None else value.as_py()
 
     def _image_part(self, row: int, part: str) -> Any:
-        """A field of the image column, or the column itself if it is no struct; None where there is no such field."""
+        """A field of the image column, or the column itself if it is no struct; None if there is no such field."""
         if self.layout.image is None:
             raise ValueError("there is no column of images any more")
         batch = self._seek(row)
@@ -205,7 +205,7 @@ class ParquetRows:
         return self._batch
 
     def _next_batch(self) -> pa.RecordBatch:
-        """After a failure the row group is begun again, so that each of its rows fails with the true cause."""
+        """Next batch; after a failure the row group is started again, so that each of its rows fails with the true cause."""
         try:
             return next(self._batches)
         except Exception:

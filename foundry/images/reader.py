@@ -87,7 +87,7 @@ class RangeFile:
         """Exactly the range. Raises EOFError if it ends behind the end of the file."""
         data = self._buffered(offset, length) if self._is_remote else self._fetch(offset, length)
         if len(data) != length:
-            raise EOFError(f"bytes {offset:,} to {offset + length:,} end behind the end of the file")
+            raise EOFError(f"bytes {offset:,} to {offset + length:,} end beyond the end of the file")
         return data
 
     def _buffered(self, offset: int, length: int) -> bytes:
@@ -260,7 +260,7 @@ def _open_planned(open_container: Callable[[str], OpenedT], uri: str) -> OpenedT
     try:
         return open_container(uri)
     except FileNotFoundError:
-        gone = f"{uri} was there when its images were planned, and is not now: put it back, then run the same command again"
+        gone = f"{uri} existed when its images were planned, and is missing now: restore it, then run the same command again"
         raise StoreError(gone, is_alone=False, may_pass=False) from None
 
 
@@ -307,7 +307,7 @@ def _too_many_bytes(name: str, num_bytes: int, max_bytes: int) -> ImageError:
 
 
 def _name(reference: ImageReference) -> str:
-    """For messages: the file, and the member or row in it."""
+    """Name for messages: the file, and the member or row in it."""
     uri = shown(reference.uri)
     if reference.row is not None:
         return f"{uri}, row {reference.row}, column {reference.member}"

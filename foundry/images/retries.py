@@ -20,7 +20,7 @@ WEB_RETRY_AFTER_S = (1.0,)
 """Fewer, since a list of web addresses always holds some that nobody serves any more."""
 
 Side = Literal["image", "refusal", "store"]
-"""Whose fault a failure is: the image's, which is rejected; a refusal, which may be for the image alone; the store's, which is
+"""Cause of a failure: the image's, which is rejected; a refusal, which may be for the image alone; the store's, which is
 waited for, then ends the run."""
 
 # Every errno of Linux by its side. A reference that names no file, or none that can be read, is its row's fault.
@@ -58,7 +58,7 @@ ResultT = TypeVar("ResultT")
 
 
 def retried(read: Callable[[], ResultT], *, uri: str, name: str, before_retry: Callable[[str], None]) -> ResultT:
-    """What `read` returns; it is called again after a failure that may pass, each time after `before_retry(uri)` and a pause.
+    """Result of `read`, which is called again after a failure that may pass, each time after `before_retry(uri)` and a pause.
 
     Raises ImageError("unreadable") for what another try would not mend, StoreError where the tries are used up or the store
     refuses; what only a bug or a lack of memory can raise passes as it is.
@@ -78,7 +78,7 @@ def retried(read: Callable[[], ResultT], *, uri: str, name: str, before_retry: C
 
 
 def _judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError | None:
-    """What a failure means; None for one that is to pass as it is."""
+    """Error for a failure; None for one that should pass unchanged."""
     is_web = uri.startswith(_WEB)
     if is_web and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # fsspec says "not found" for every failure of the web
@@ -99,7 +99,7 @@ def _judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError
 
 
 def _side(error: Exception, uri: str) -> Side | None:
-    """Whose fault a failure is; None for a bug, as far as that can be told."""
+    """Cause of a failure; None for a bug, as far as one can tell."""
     if isinstance(error, PermissionError):
         return "refusal"
     if isinstance(error, _DEFINITIVE):

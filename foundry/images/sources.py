@@ -78,11 +78,11 @@ class Source:
     is_searched: bool = False
     """Whether it was found by searching root (then a list's images may have sidecars) or was given itself."""
     lists: tuple[tuple[str, str], ...] = ()
-    """For files: the lists (uri, path column) whose images are left to them."""
+    """Lists (uri, path column) whose images a source of files leaves to them."""
     ignore: tuple[str, ...] = ()
     """Patterns of the names of images to leave out."""
     folders: tuple[FolderNames, ...] = field(default=(), repr=False, compare=False)
-    """For a searched folder: what the search listed, so that the index lists nothing again."""
+    """Listing of a searched folder, so that the index need not list it again."""
 
     def record(self) -> dict[str, Any]:
         """The fields as JSON has them, without what was listed."""
@@ -238,7 +238,7 @@ def _is_container(name: str) -> bool:
 
 
 def _named(unusable: Mapping[str, str]) -> str:
-    """How many files, and the first few with their reasons, on one line."""
+    """Number of files, and the first few with their reasons, on one line."""
     count = f"{len(unusable)} files that hold" if len(unusable) > 1 else "1 file that holds"
     named = [f"{location}: {reason}" for location, reason in list(unusable.items())[:_NAMED]]
     more = [f"and {len(unusable) - _NAMED} more"] if len(unusable) > _NAMED else []
@@ -251,7 +251,7 @@ def _container(location: str, *, root: str, holders: Mapping[str, str], ignore: 
     if is_compressed_tar(location):
         return "a compressed tar, gunzip it first"
     if leads_nowhere(location):
-        return "a symbolic link that leads nowhere"
+        return "a broken symbolic link"
     try:
         container = _classify(location)
     except UserError as error:
@@ -286,7 +286,7 @@ def _single(location: str, details: Details, ignore: tuple[str, ...]) -> Source:
     column = None
     if not is_image(path):
         if not path.lower().endswith((TAR_SUFFIX, PARQUET_SUFFIX, *TEXT_LIST_SUFFIXES)):
-            raise UserError(f"{location} is no source of images; expected a folder, {EXPECTED}")
+            raise UserError(f"{location} is not a source of images; expected a folder, {EXPECTED}")
         container = _classify(location)
         kind, column = container.kind, container.path_column
         if container.has_urls and (holder := _holder_beside(location)):
@@ -356,7 +356,7 @@ def _compressed(location: str) -> UserError:
 
 
 def _carried_columns(source: Source, first: pa.Table, passed_over: PassedOver) -> dict[str, str]:
-    """What can be said of IndexedSource.carried by the first table. Raises UserError for a source that cannot be read."""
+    """IndexedSource.carried, as far as the first table shows it. Raises UserError for a source that cannot be read."""
     if suffix_of(source.uri) == PARQUET_SUFFIX:
         return layout_of(read_schema(source.uri)).metadata_types
     return {} if source.kind == "list" else duckdb_types(_sampled_metadata(first, passed_over))

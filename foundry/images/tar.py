@@ -119,7 +119,7 @@ class _Samples:
         self._owned = stems & dotted  # those of the loose ones that are also an image's own
 
     def num_alone(self) -> int:
-        """How many sidecars belong to no image."""
+        """Number of sidecars that belong to no image."""
         alone = [stem for key, stems in self._loose.items() if not self._num_images[key] for stem in stems]
         return sum(len(self._sidecars[stem]) for stem in alone)
 
@@ -267,7 +267,7 @@ def _check_header(header: bytes, uri: str, offset: int) -> None:
 
 
 def _checksum(header: bytes) -> int:
-    """The stored one; -1 if that is no number."""
+    """The stored one; -1 if that is not a number."""
     try:
         return _number(header[148:156])
     except ValueError:
@@ -275,7 +275,7 @@ def _checksum(header: bytes) -> int:
 
 
 def _remedy(header: bytes) -> str:
-    """What to do about a file that does not begin as a tar."""
+    """Advice about a file that does not begin like a tar."""
     for magic, name in _COMPRESSIONS.items():
         if header.startswith(magic):
             return f"it is compressed by {name}, and byte ranges cannot be read from it: decompress it first (gunzip, unxz, …)"
@@ -326,7 +326,7 @@ def _pax_records(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _clean(path: str) -> str:
-    """Without `.` components and doubled slashes; the trailing slash of a folder stays."""
+    """A path without `.` components and doubled slashes; the trailing slash of a folder stays."""
     path = path.removeprefix("./")
     if "//" not in path and "./" not in path and not path.startswith("/"):
         return path

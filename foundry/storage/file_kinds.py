@@ -76,7 +76,7 @@ class PassedOver:
             self.note(finding, where, count=count)
 
     def line(self, *, in_tars: int = 0) -> str:
-        """One line for a person, empty where nothing was passed over; `in_tars` are more files."""
+        """One line for a person, empty if nothing was passed over; `in_tars` are more files."""
         counts = [(self.files + in_tars, "file"), (self.folders, "folder")]
         found = " and ".join(_counted(count, what) for count, what in counts if count)
         marks = "name starts with ., or with _ for a folder, Parquet file or list"

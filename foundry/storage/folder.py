@@ -55,7 +55,7 @@ class Folder:
         return bool(self.filesystem.exists(self.path(name) if name else self.root))
 
     def names(self, folder: str = "") -> list[str]:
-        """The sorted names of the files directly in `folder`, but for hidden ones; empty where it does not exist."""
+        """The sorted names of the files directly in `folder`, but for hidden ones; empty if it does not exist."""
         path = self.path(folder) if folder else self.root
         if not self.is_local:
             self.filesystem.invalidate_cache(path)

@@ -120,7 +120,7 @@ def normalise(location: str) -> str:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL (cached per process) and the path inside it. Raises UserError where there is none."""
+    """fsspec's file system for a URL (cached per process) and the path inside it. Raises UserError if there is none."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -274,7 +274,7 @@ def local_names(folder: str) -> Iterator[tuple[str, bool]]:
 
 
 def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
-    """False for a symbolic link that leads nowhere (to itself, or where it may not be followed): reading it says why."""
+    """False for a broken symbolic link (to itself, or where it may not be followed): reading it says why."""
     try:
         return entry.is_dir()
     except OSError:

@@ -35,7 +35,7 @@ def unavailable(name: str, reason: str, *, advice: str = "fetch it first, or giv
 
 
 def hub_file(name: str, file: str, *, revision: str | None = None) -> Path:
-    """Where a file of a repository lies in the cache: fetched where the hub answers, else as it was fetched before.
+    """Path of a repository's file in the cache: downloaded if the hub answers, otherwise the earlier download.
 
     The name of its folder is the commit. Raises NotOnHub.
     """
@@ -58,7 +58,7 @@ def hub_folder(name: str, *, patterns: list[str], ignore: list[str], revision: s
 
 
 def hub_parameters(name: str, *, revision: str | None = None) -> int:
-    """The number of parameters in a repository's safetensors, read from their headers; 0 where that is unknown."""
+    """The number of parameters in a repository's safetensors, read from their headers; 0 if that is unknown."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HTTPError, NotASafetensorsRepoError, SafetensorsParsingError  # type: ignore[attr-defined]
 
@@ -69,7 +69,7 @@ def hub_parameters(name: str, *, revision: str | None = None) -> int:
 
 
 def hub_names(name: str, *, revision: str | None = None) -> list[str]:
-    """The names of a repository's files, with their folders; none where the hub does not tell."""
+    """The names of a repository's files, with their folders; none if the hub does not tell."""
     from huggingface_hub import list_repo_files
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
@@ -85,7 +85,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def in_place_of_weights(where: str | Path, names: Iterable[str], *, example: str = _CONVERSIONS) -> str:
-    """The error for files of these names without safetensors that the libraries read; "" where there is nothing to say.
+    """The error for files of these names without safetensors that the libraries read; "" if there is nothing to say.
 
     `example` is what has safetensors, in place of a folder or repository that has pickled files alone.
     """
@@ -96,7 +96,7 @@ def in_place_of_weights(where: str | Path, names: Iterable[str], *, example: str
     if variants:
         whole = f"{variants[0].partition('.')[0]}.safetensors"
         rename = f", {whole}, or rename {variants[0]} to that to take it as it is" if len(variants) == 1 else ""
-        return f"{where} holds its weights as a variant alone ({_first(variants)}): fetch the full weights{rename}"
+        return f"{where} only holds its weights as a variant ({_first(variants)}): fetch the full weights{rename}"
     if pickled := [
         name for name in names if name.startswith(_PICKLED) and name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack"))
     ]:
@@ -129,7 +129,7 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
 def load_network(load: Callable[..., Any], path: str | Path, *, what: str, **options: object) -> Any:
     """Network that `load`, a from_pretrained of transformers or diffusers, makes of safetensors. `what`: its kind, for errors.
 
-    Raises UserError where it cannot be read, and where tensors are missing: the libraries fill those with random numbers. Tied
+    Raises UserError if it cannot be read, and where tensors are missing: the libraries fill those with random numbers. Tied
     weights, and buffers that are computed, are not missing.
     """
     from huggingface_hub.errors import StrictDataclassError
@@ -177,7 +177,7 @@ def _names_at(path: str | Path, revision: object) -> list[str]:
 
 
 def _answers(name: str, file: str, revision: str | None) -> bool:
-    """Whether the hub has the file; False where it cannot be asked. Raises NotOnHub where it says no."""
+    """Whether the hub has the file; False if it cannot be asked. Raises NotOnHub if it says no."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
@@ -219,7 +219,7 @@ def _refusal(error: Exception, *, file: str, revision: str | None) -> str:
 
     reasons = {
         GatedRepoError: "its licence has to be accepted on the hub first, and HF_TOKEN set",
-        RepositoryNotFoundError: "the hub has nothing of that name, or HF_TOKEN does not open it",
+        RepositoryNotFoundError: "the hub has nothing by that name, or HF_TOKEN does not open it",
         RevisionNotFoundError: f"it has no revision {revision}",
         EntryNotFoundError: f"it has no {file}",
     }

@@ -27,7 +27,7 @@ class RunRecord:
     settings: dict[str, Any] = field(default_factory=dict)
     """All that a caption of the run depends on, as JSON holds it: with lists, without tuples."""
     images: list[str] = field(default_factory=list)
-    """The sources that the run was begun on; absolute paths and URLs."""
+    """The sources that the run was started on; absolute paths and URLs."""
     licence: str = ""
     """Licence and terms of the images."""
     carried: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class RunRecord:
 
     @property
     def unit_size(self) -> int:
-        """Images of a unit; 0 where the file does not say."""
+        """Images of a unit; 0 if the file does not say."""
         return int(self.settings.get("unit_size", 0))
 
     @property
@@ -57,7 +57,7 @@ class RunRecord:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a caption that the text encoder reads; 0 where the file does not say."""
+        """Tokens of a caption that the text encoder reads; 0 if the file does not say."""
         return int(self.settings.get("t5", {}).get("max_tokens", 0))
 
     @classmethod
@@ -77,7 +77,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, run: Folder) -> Self | None:
-        """The record of the run in this folder; None where there is none. Raises UserError where it is damaged."""
+        """The record of the run in this folder; None if there is none. Raises UserError if it is damaged."""
         with store_errors(run):
             try:
                 data = run.read(RUN_RECORD)
@@ -93,7 +93,7 @@ class RunRecord:
         return cls(**known, origin=found)
 
     def check(self, run: Folder) -> None:
-        """Raises UserError where a command cannot resume the run: the record is not whole, or of another schema version."""
+        """Raises UserError if a command cannot resume the run: the record is not whole, or of another schema version."""
         from foundry.storage.schema import SCHEMA_VERSION
 
         version, unit_size = self.settings.get("schema_version"), self.settings.get("unit_size")
@@ -156,5 +156,5 @@ def record_carried(run: Folder, record: RunRecord, carried: Mapping[str, str]) -
 
 def _damaged(run: Folder, *, num_bytes: int) -> UserError:
     return UserError(
-        f"{run.url}/{RUN_RECORD} is damaged or of something else and cannot be read ({num_bytes} bytes): {_ADVICE}"
+        f"{run.url}/{RUN_RECORD} is damaged, or belongs to something else, and cannot be read ({num_bytes} bytes): {_ADVICE}"
     )

@@ -48,7 +48,7 @@ class OpenUnit:
         """A run failed in `prepare`, `process` or `finish`: decides what the next one is. `died`: its worker did, or its data.
 
         A worker that died is tried again, since a machine may be at fault; what a model raises, it raises again.
-        Raises UserError where no image can be to blame.
+        Raises UserError if no image can be to blame.
         """
         self.failures[stage] += 1
         if self.failures[stage] < TRIES and (died or stage != "process"):

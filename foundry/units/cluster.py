@@ -30,9 +30,9 @@ class Node:
     cpus: float
     gpus: float
     memory_bytes: float = 0.0
-    """What Ray gives to work: what was free when it started, without its object store; 0: unknown."""
+    """Memory that Ray gives to work: what was free when it started, without its object store; 0: unknown."""
     gpu_types: tuple[str, ...] = ()
-    """As Ray names them: A100, H100."""
+    """GPU types as Ray names them: A100, H100."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,26 @@ class RaySettings:
     """Settings of the Ray cluster and of the replicas on it. The results do not depend on them."""
 
     address: str | None = None
-    """Address of a running Ray (host:port or auto); default: RAY_ADDRESS, which a Ray job sets, else start a local Ray."""
+    """Address of a running Ray (host:port or auto); default: RAY_ADDRESS, which a Ray job sets, otherwise a local Ray is
+    started."""
     num_replicas: int = 0
-    """Number of replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory hold."""
+    """Number of replicas of the model; 0: one per GPU, or without GPUs as many as cores and memory allow."""
     gpus_per_replica: float = 1.0
-    """Number of GPUs of a replica, where the cluster has any: a fraction below 1 or a whole number; 0: run on CPUs."""
+    """Number of GPUs per replica, if the cluster has any: a fraction below 1 or a whole number; 0: run on CPUs."""
     cpus_per_replica: int = 0
-    """Number of cores of a replica on CPUs, and of threads of its model; 0: one each, or more where a node's memory or
-    num_replicas leaves cores over."""
+    """Number of cores per replica on CPUs, and of threads of its model; 0: one each, or more if memory or num_replicas leaves
+    cores free."""
     cpus_per_task: float = 1.0
-    """Number of Ray CPUs of a task that decodes or commits."""
+    """Number of Ray CPUs per task that decodes or commits."""
     units_in_flight: int = 3
-    """Maximum number of units per replica that are in work at one time: decoded, in the model or being committed."""
+    """Maximum number of units per replica in progress at a time: being decoded, in the model or being committed."""
     unit_timeout_s: float = 3600.0
     """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and retried."""
     load_timeout_s: float = 1800.0
     """Seconds that a replica may take to load the model before it is stopped and retried."""
     replica_python: str | None = None
-    """Interpreter that replicas run in, the same path on every node, for an engine with other versions than this environment;
-    it needs the same Python and Ray, and this package. Default: this interpreter."""
+    """Interpreter of the replicas, with the same path on every node, for an engine that needs other library versions; it needs
+    the same Python and Ray, and this package. Default: this interpreter."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -87,7 +88,7 @@ class RaySettings:
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
     def check(self, nodes: Sequence[Node], *, on_gpus: bool) -> None:
-        """Raises UserError for settings that no node can meet: Ray would wait for ever for one that can."""
+        """Raises UserError for settings that no node can meet: Ray would wait forever for one that can."""
         cpus, gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
         fitting = len(self._all_slots(nodes, on_gpus=on_gpus))
         problems = [
@@ -154,7 +155,7 @@ class RaySettings:
 
 
 def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_bytes: float) -> dict[str, int]:
-    """As many replicas as are held by each node's cores and memory; at least one on the node with the most memory."""
+    """Number of replicas that each node's cores and memory allow; at least one on the node with the most memory."""
     known = [node for node in nodes if node.memory_bytes and held[node.node_id]]
     fitting = dict(held) | {node.node_id: min(held[node.node_id], int(node.memory_bytes / replica_bytes)) for node in known}
     if known and not any(fitting.values()):
@@ -163,7 +164,7 @@ def _within_memory(held: Mapping[str, int], nodes: Sequence[Node], *, replica_by
 
 
 def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: float) -> str:
-    """What to print where memory holds fewer replicas on CPUs than the cores; "" elsewhere."""
+    """Message if memory allows fewer replicas on CPUs than the cores, otherwise ""."""
     wanted = len(settings.slots(nodes, on_gpus=False))
     held = len(settings.slots(nodes, on_gpus=False, replica_bytes=replica_bytes))
     if held == wanted:
@@ -176,7 +177,7 @@ def memory_line(settings: RaySettings, nodes: Sequence[Node], *, replica_bytes: 
 
 
 def alive_nodes(described: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The nodes in the answer of ray.nodes(). Raises RayLost where no node is alive."""
+    """The nodes in the answer of ray.nodes(). Raises RayLost if no node is alive."""
     nodes = [
         Node(
             node_id=node["NodeID"],
@@ -203,7 +204,7 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
 
 
 def no_answer(address: str) -> str:
-    """Why nothing listens at host:port, or ""; at once, where Ray itself takes a minute to give up."""
+    """Reason why nothing listens at host:port, or ""; at once, while Ray itself takes a minute to give up."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -213,7 +214,7 @@ def no_answer(address: str) -> str:
 
 
 def wait_for_head(address: str) -> None:
-    """Returns once something listens at host:port. Raises RayLost where that takes longer than LOST_S."""
+    """Returns once something listens at host:port. Raises RayLost if that takes longer than LOST_S."""
     deadline = time.monotonic() + LOST_S
     while unanswered := no_answer(address):
         if time.monotonic() > deadline:

@@ -95,7 +95,7 @@ class Commit:
     attempt: str = ""
     committed_at: str = ""
     retry: int = 0
-    """Number of the newest retry; 0 where there was none."""
+    """Number of the newest retry; 0 if there was none."""
     retried: dict[str, int] = field(default_factory=dict)
     """Rejected images that this retry tried again, by the reason that they had."""
     schema_version: int = SCHEMA_VERSION
@@ -119,7 +119,7 @@ def commit_unit(
     arrow: Collection[str] = (),
     shared: Mapping[str, CommittedFile] | None = None,
 ) -> Commit | None:
-    """Writes the tables (by folder name) and publishes them; returns None where the unit was committed already.
+    """Writes the tables (by folder name) and publishes them; returns None if the unit was committed already.
 
     The images of the table `rejected` are counted by their reason; the others of the unit are completed. Tables without rows
     are not written. Those named in `arrow` become uncompressed Arrow files, which a reader maps into memory, the others
@@ -186,7 +186,7 @@ def committed_retries(folder: Folder) -> dict[int, list[int]]:
 
 
 def read_commit(folder: Folder, unit: int, *, before_retry: int | None = None) -> Commit:
-    """The unit as it is now, or as it was before a retry. Raises FileNotFoundError where it is not committed."""
+    """The unit as it is now, or as it was before a retry. Raises FileNotFoundError if it is not committed."""
     retries = committed_retries(folder).get(unit, [])
     names = [commit_name(unit), *(commit_name(unit, n) for n in retries if before_retry is None or n < before_retry)]
     return reduce(_followed_by, [_parse(folder.read(name)) for name in names])
@@ -201,7 +201,7 @@ def read_commits(folder: Folder) -> list[Commit]:
 
 
 def check_not_all(folder: Folder, *, num_not_finite: int, num_images: int, advice: str) -> None:
-    """Raises UserError where the model computes NaN or infinity for all images of a unit, and nothing is committed yet: then
+    """Raises UserError if the model computes NaN or infinity for all images of a unit, and nothing is committed yet: then
     the model is at fault. A single image proves nothing.
     """
     if num_not_finite == num_images > 1 and not committed_units(folder):

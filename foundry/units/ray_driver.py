@@ -46,7 +46,7 @@ def run_units(
     after each unit, `on_reject` after each image that was found to fail alone, with their number in the units that are not
     committed yet; the last two may raise to stop. `replica_bytes`: see RaySettings.slots.
 
-    Raises UserError where the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
+    Raises UserError if the settings ask for more than the cluster has, the model cannot be loaded, a unit cannot be
     finished, or Ray is lost.
     """
     queue = _Queue(units, settings=settings, on_commit=on_commit, on_reject=on_reject)
@@ -102,7 +102,7 @@ def _check_warmed_up(warming: ray.ObjectRef, settings: RaySettings) -> None:
 
 
 class _Watch:
-    """Watches that Ray is there and that calls end; else the driver would wait for ever."""
+    """Watches that Ray is there and that calls end; else the driver would wait forever."""
 
     def __init__(self, settings: RaySettings) -> None:
         self._limit_s = max(settings.unit_timeout_s, settings.load_timeout_s) + STALL_GRACE_S
@@ -249,7 +249,7 @@ def turns(
 
 
 def probe_limit_s(num_images: int, unit: Unit, *, unit_timeout_s: float, slowest_s: float) -> float:
-    """Time limit in seconds of a probe of so many images of a unit.
+    """Time limit in seconds of a probe of this many images of a unit.
 
     It is their share of the unit's, so that an image that hangs is found in hours, not in days; but a multiple of `slowest_s`,
     the slowest call so far, since a part may take as long as a whole. Before any call has ended (0), nothing says how slow a

@@ -63,7 +63,7 @@ class Replicas:
         self.handles = [self._launch(node_id) for node_id in self._slots(nodes)[:most]]
 
     def collect(self) -> None:
-        """Deals with each load that has ended: a failed one is tried again. Raises UserError where no replica is left."""
+        """Deals with each load that has ended: a failed one is tried again. Raises UserError if no replica is left."""
         for handle in [one for one in self.handles if one.loading is not None and is_done(one.loading)]:
             assert handle.loading is not None
             error = error_of(handle.loading)
@@ -75,7 +75,7 @@ class Replicas:
     def replace(self, handle: ReplicaHandle) -> None:
         """Starts a new replica in the slot of a dead one, or on another node; in none where the others have all slots.
 
-        Raises RayLost where no node is left that holds a replica.
+        Raises RayLost if no node is left that holds a replica.
         """
         ray.kill(handle.actor)
         self.handles.remove(handle)

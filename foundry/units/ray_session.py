@@ -26,7 +26,7 @@ _TOKEN = (
 def start_ray(settings: RaySettings) -> None:
     """Attaches to the Ray that the settings name, or starts one that ends with this process; once in a process.
 
-    Raises UserError where the address does not answer.
+    Raises UserError if the address does not answer.
     """
     if ray.is_initialized():
         return
@@ -83,7 +83,7 @@ def _start_own_ray() -> None:
 
 
 def _temporary_folder() -> str:
-    """Where Ray keeps sockets and logs. Ray itself takes an empty variable for the working directory."""
+    """Folder in which Ray keeps sockets and logs. Ray itself takes an empty variable for the working directory."""
     return os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray"))
 
 
@@ -95,7 +95,7 @@ def replicas_use_gpus(settings: RaySettings) -> bool:
 def dtype_of_replicas(settings: RaySettings) -> Dtype:
     """The number format that `auto` means: bfloat16 where each node that will hold a replica computes in it, else float32.
 
-    Raises UserError where a node does not answer.
+    Raises UserError if a node does not answer.
     """
     on_gpus = replicas_use_gpus(settings)
     if AUTO_VARIABLE in os.environ or (settings.resolved_address is None and not on_gpus):
@@ -128,7 +128,7 @@ def check_visible(paths: Mapping[str, str]) -> None:
 
 
 def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
-    """What a task on a node returns. Raises UserError where it fails."""
+    """Result of a task on a node. Raises UserError if it fails."""
     try:
         return ray.get(ref, timeout=VISIBLE_S)
     except RayError as error:
@@ -146,7 +146,7 @@ def is_done(ref: ray.ObjectRef) -> bool:
 
 
 def error_of(ref: ray.ObjectRef) -> Exception | None:
-    """The error of an ended call; None where it ended well. Raises RayLost."""
+    """The error of an ended call; None if it ended well. Raises RayLost."""
     try:
         ray.get(ref)
     except LocalRayletDiedError as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 REJECTION_REASONS = {
-    "unreadable": "the bytes could not be read: missing file, no permission, a reference past the end",
+    "unreadable": "the bytes could not be read: missing file, no permission, a reference beyond the end",
     "empty": "zero bytes",
     "too_many_bytes": "larger than max_image_bytes",
     "not_an_image": "no decoder knows the format",
@@ -19,7 +19,7 @@ REJECTION_REASONS = {
     "no_class_label": "there is no class label to train on",
     "no_earlier_caption": "the run that captions are taken from has none of it, and the prompt has no fallback",
     "out_of_range": "its latents exceed the range of float16, 65504",
-    "model_error": "the model raised an error for this image alone",
+    "model_error": "the model raised an error for this image and no other",
     "not_finite": "the model computed NaN or infinity for this image",
     "worker_died": "the worker process died each time it had this image",
 }
@@ -53,12 +53,12 @@ class ImageError(Exception):
 
 
 def max_rejected_problems(share: float | None) -> list[str]:
-    """What is wrong with the setting max_rejected of a command; nothing for a share, or None for the default."""
+    """Faults of a command's setting max_rejected; none for a share, or None for the default."""
     return [] if share is None or 0 <= share <= 1 else [f"max_rejected must be between 0 and 1, found {share}"]
 
 
 def retry_problems(asked: Collection[str] | None, *, reasons: Collection[str]) -> list[str]:
-    """What is wrong with the setting retry_rejected of a command that rejects for these reasons."""
+    """Faults of the setting retry_rejected of a command that rejects for these reasons."""
     unknown = ", ".join(sorted(set(asked or ()) - set(reasons)))
     return [f"retry_rejected: no image is rejected for {unknown}, the reasons are {', '.join(reasons)}"] if unknown else []
 

@@ -24,7 +24,7 @@ class Retry:
     """The newest retry of a run."""
 
     number: int
-    """From 1."""
+    """Number of the retry, from 1."""
     reasons: tuple[str, ...]
     """The reasons of the images that it tries, sorted; empty for all."""
     units: tuple[Unit, ...]
@@ -37,9 +37,9 @@ class Retry:
 
 
 def start_retry(run: Folder, units: Sequence[Unit], *, reasons: Collection[str]) -> Retry | None:
-    """Resumes the retry that is not finished, else plans one; None where no image is rejected for these reasons (none: any).
+    """Resumes the retry that is not finished, else plans one; None if no image is rejected for these reasons (none: any).
 
-    `units` are those of the run's plan. Raises UserError where one of other reasons is not finished.
+    `units` are those of the run's plan. Raises UserError if one of other reasons is not finished.
     """
     wanted = tuple(sorted(set(reasons)))
     newest = open_retry(run, units)
@@ -62,7 +62,7 @@ def start_retry(run: Folder, units: Sequence[Unit], *, reasons: Collection[str])
 
 
 def open_retry(run: Folder, units: Sequence[Unit]) -> Retry | None:
-    """The retry that is not finished, with what is left of it; None where there is none."""
+    """The retry that is not finished, with what is left of it; None if there is none."""
     numbers = _numbers(run)
     newest = _read_retry(run, numbers[-1], units) if numbers else None
     return newest if newest is not None and newest.units else None

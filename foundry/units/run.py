@@ -156,5 +156,5 @@ def counting(what: str) -> Any:
 
 
 def _interval_s() -> float:
-    """How often a line is written: a log file gets one now and then."""
+    """Seconds between progress lines; a log file gets fewer."""
     return 1.0 if sys.stderr.isatty() else 10.0

@@ -18,22 +18,24 @@ class UnitJob(Protocol):
     """Work on a unit. Instances are pickled to the workers, so they hold settings only."""
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Any, Any]:
-        """On a CPU worker: (payload for the model, facts for `finish`) of the images at these positions of the unit."""
+        """Prepares, on a CPU worker, (payload for the model, facts for `finish`) of the images at these positions of the
+        unit."""
 
     def warm_up(self) -> None:
-        """On a CPU worker, while the models load: whatever `prepare` and `finish` load once per process."""
+        """Loads, on a CPU worker, what `prepare` and `finish` need once per process, while the models load."""
 
     def load_engine(self) -> Any:
-        """On a replica, once: the model."""
+        """Loads the model, once per replica."""
 
     def check(self, engine: Any) -> None:
-        """On a replica, after loading and after a failure: one small made-up input. Raises where the model cannot work."""
+        """Tests the model on a replica with a small made-up input, after loading and after a failure. Raises if it does not
+        work."""
 
     def process(self, engine: Any, payload: Any, *, one_by_one: bool) -> Any:
-        """On a replica: the model's output for a payload; `one_by_one` asks for the smallest batches."""
+        """Computes, on a replica, the model's output for a payload; `one_by_one` asks for the smallest batches."""
 
     def finish(self, unit: Unit, *, facts: Any, output: Any, excluded: dict[int, Failure]) -> Commit | None:
-        """On a CPU worker: writes and commits; None where another attempt had committed already."""
+        """Writes and commits, on a CPU worker; None if another attempt had already committed."""
 
 
 class JobFailed(Exception):

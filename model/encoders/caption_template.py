@@ -78,7 +78,7 @@ class CaptionTemplate:
 
 
 def render_chat(template: str, tokenizer: "PreTrainedTokenizerBase", *, name: str) -> str:
-    """The tokenizer's chat template with this one as the user's message. Raises UserError where it has none."""
+    """The tokenizer's chat template with this one as the user's message. Raises UserError if it has none."""
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {name} has no chat template: write one as the template", setting="text_encoder.chat")
     message = [{"role": _USER, "content": template}]
@@ -92,5 +92,5 @@ def render_chat(template: str, tokenizer: "PreTrainedTokenizerBase", *, name: st
 
 
 def _count_leading(holds: Sequence[bool]) -> int:
-    """How many of the first are true."""
+    """Number of leading true values."""
     return next((index for index, one in enumerate(holds) if not one), len(holds))

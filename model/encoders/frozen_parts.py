@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["text_encoder", "vae", "rewriter"]
 PUBLISHED = {120: "PixArt-alpha/PixArt-XL-2-1024-MS", 300: "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}
-"""Whose text encoder and VAE go with a published network, by its max_caption_tokens: alpha's or Sigma's."""
+"""Repositories with the text encoder and VAE of a published network, by its max_caption_tokens: alpha's or Sigma's."""
 UNNAMED = ""
 """The name of a part that nobody has named; there is no default, since `mini` is only the small world's."""
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
@@ -54,7 +54,7 @@ class FrozenPart:
 
 
 def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPart:
-    """Finds the files of a part. Raises UserError where they are unavailable, or where no name is given."""
+    """Finds the files of a part. Raises UserError if they are unavailable, or where no name is given."""
     if name == UNNAMED:
         raise UserError(f"no {kind} is named here: name the one that this network was trained with", setting=kind)
     root, commit = _root(name, kind, revision)

@@ -24,7 +24,7 @@ class Teacher:
         self.vae = vae
 
     def features(self, latents: "torch.Tensor", grid: tuple[int, int]) -> "torch.Tensor":
-        """What the tower sees (B, h w, F), float32, in the cells of a grid (h, w) of clean latents (B, C, H, W), scaled."""
+        """The tower's features (B, h w, F), float32, in the cells of a grid (h, w) of clean latents (B, C, H, W), scaled."""
         import torch
 
         side_px = self.vae.downsampling

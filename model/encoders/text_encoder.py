@@ -52,22 +52,23 @@ class TextEncoderConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the encoder and its output; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the encoder and its output; auto: bfloat16 if the hardware supports it, otherwise float32."""
     quantisation: Quantisation = "none"
     """Quantisation of the weights: bitsandbytes or torchao to 8 bits (T5-XXL takes 6 GB or 5 GB instead of 9.5), or
     bitsandbytes_4bit to 4 bits (NF4; 4.3 GB)."""
     cleaning: Cleaning = "lower"
-    """Cleaning of captions: none; lower: lower case, no outer blanks; thorough: PixArtAlphaPipeline's, for web captions."""
+    """Cleaning of captions: none; lower (lower case, no outer blanks); thorough (as in PixArtAlphaPipeline, for web
+    captions)."""
     max_caption_tokens: int = 120
-    """Number of tokens, </s> included, at which captions are cut. PixArt-alpha: 120, Sigma: 300."""
+    """Maximum number of tokens of a caption, including </s>; longer ones are cut. PixArt-alpha: 120, Sigma: 300."""
     template: str = PLACE
-    """Text around a caption, which takes the place of {caption}: an instruction, as "Describe the image: {caption}"."""
+    """Text around a caption, which replaces {caption}, for example an instruction: "Describe the image: {caption}"."""
     chat: bool = False
     """Put the template into the tokenizer's chat template, as the user's message."""
     hidden_state: int = -1
-    """Hidden state that is read, counted from the end: -1 is the last one, after the final norm; -2 the one before it."""
+    """Hidden state that is used, counted from the end: -1 is the last one, after the final norm; -2 the one before it."""
     max_batch_tokens: int = 8192
-    """Number of tokens, padding included, that are encoded together at most."""
+    """Maximum number of tokens encoded together, including padding."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -285,7 +286,7 @@ def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[li
 
 
 def _quantisation(config: TextEncoderConfig) -> Any:
-    """Settings of transformers for weights of 8 or 4 bits. Raises UserError where the library is not installed."""
+    """Settings of transformers for weights of 8 or 4 bits. Raises UserError if the library is not installed."""
     import torch
     from transformers import BitsAndBytesConfig, TorchAoConfig
     from transformers.utils import is_bitsandbytes_available, is_torchao_available

@@ -36,8 +36,8 @@ class VAEConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the autoencoder; auto: bfloat16 where the hardware has it, else float32. SDXL's overflows
-    in float16, which is therefore no choice."""
+    """Number format of the autoencoder; auto: bfloat16 if the hardware supports it, otherwise float32. float16 is not offered,
+    because SDXL's autoencoder overflows in it."""
     tiled: bool = False
     """Encode and decode in overlapping tiles: little memory at any size, slightly different pixels at the seams."""
     sliced: bool = True
@@ -54,11 +54,11 @@ class LatentScale:
     shift_factor: float | tuple[float, ...] = 0.0
 
     def to_latents(self, samples: "torch.Tensor") -> "torch.Tensor":
-        """From the autoencoder's samples (B, C, h, w) to the network's latents."""
+        """Scales the autoencoder's samples (B, C, h, w) to the network's latents."""
         return (samples - _by_channel(self.shift_factor, samples)) * _by_channel(self.scaling_factor, samples)
 
     def from_latents(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """From the network's latents (B, C, h, w) to the autoencoder's samples."""
+        """Scales the network's latents (B, C, h, w) back to the autoencoder's samples."""
         return latents / _by_channel(self.scaling_factor, latents) + _by_channel(self.shift_factor, latents)
 
 
@@ -68,7 +68,7 @@ class LatentDistribution:
 
     mean: "torch.Tensor"
     log_variance: "torch.Tensor | None"
-    """None where the autoencoder is deterministic."""
+    """None if the autoencoder is deterministic."""
 
     def sample(self, scale: LatentScale, *, generator: "torch.Generator | None") -> "torch.Tensor":
         """Latents (B, C, h, w) as the network sees them, drawn in float32; without a generator, those of the mean."""
@@ -116,7 +116,7 @@ class VAE:
     def encode(self, images: "torch.Tensor") -> LatentDistribution:
         """The distribution of latents of images (B, 3, H, W) in -1..1, in float32.
 
-        Raises UserError where the sides are no multiples of `downsampling`: the encoder would cut pixels off.
+        Raises UserError if the sides are no multiples of `downsampling`: the encoder would cut pixels off.
         """
         import torch
 
@@ -153,7 +153,8 @@ class VAE:
         return images
 
     def reconstruct(self, latents: "torch.Tensor") -> "torch.Tensor":
-        """As `decode`, without its checks: NaN stays NaN, and a device is not waited for. For training, which checks losses."""
+        """Decodes without the checks of `decode`: NaN stays NaN, and a device is not waited for. For training, which checks
+        losses."""
         import torch
 
         # Scaled in the latents' own precision, float32 as a rule; only then rounded to the autoencoder's.
@@ -226,7 +227,7 @@ def read_downsampling(config: VAEConfig) -> int:
 
 
 def downsampling_of(path: Path) -> int:
-    """Pixels per latent, along a side, from this config.json. Raises UserError where it is not that of an autoencoder."""
+    """Pixels per latent, along a side, from this config.json. Raises UserError if it is not that of an autoencoder."""
     try:
         values = _read_config(path)
         return int(2 ** (len(values[_BLOCKS[_known(values.get("_class_name", _AUTOENCODER_KL), path)]]) - 1))

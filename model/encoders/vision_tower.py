@@ -37,7 +37,7 @@ class VisionTowerConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     dtype: AutoDtype = "auto"
-    """Number format of the tower; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the tower; auto: bfloat16 if the hardware supports it, otherwise float32."""
 
 
 class VisionTower:
@@ -142,7 +142,9 @@ def _read_config(folder: Path) -> "PretrainedConfig":
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{folder / 'config.json'} is no model's that transformers knows: give {_EXAMPLES}") from error
+        raise UserError(
+            f"{folder / 'config.json'} does not belong to a model that transformers can load: give {_EXAMPLES}"
+        ) from error
     _patch_size(_tower_config(config))
     return config
 
@@ -163,7 +165,7 @@ def _tower_config(config: "PretrainedConfig") -> "PretrainedConfig":
 
 
 def _tower(model: Any, folder: Path) -> "PreTrainedModel":
-    """The tower in a model, or the model where it is one. Raises UserError where there is none."""
+    """The tower in a model, or the model where it is one. Raises UserError if there is none."""
     if not hasattr(model.config, "vision_config"):
         return model
     for holder in (model, getattr(model, "model", None)):
@@ -184,13 +186,13 @@ def _patch_size(config: "PretrainedConfig") -> int:
 
 
 def _position_options(model: Any) -> dict[str, bool]:
-    """What makes a tower accept any size: DINO's accept it as they are."""
+    """Options that make a tower accept any size; DINO's need none."""
     name = "interpolate_pos_encoding"
     return {name: True} if name in inspect.signature(model.forward).parameters else {}
 
 
 def _normalisation(folder: Path) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Mean and standard deviation (3,) of pixels in 0..1, of the image processor. Raises UserError where they are not there."""
+    """Mean and standard deviation (3,) of pixels in 0..1, of the image processor. Raises UserError if they are not there."""
     import torch
 
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -199,11 +201,11 @@ def _normalisation(folder: Path) -> "tuple[torch.Tensor, torch.Tensor]":
         except FileNotFoundError:
             continue
         except ValueError as error:
-            raise UserError(f"{folder / name} is no JSON ({error}): fetch it again") from error
+            raise UserError(f"{folder / name} is not JSON ({error}): fetch it again") from error
         settings = settings.get("image_processor", settings)
         mean, std = (settings.get(key) for key in ("image_mean", "image_std"))
         if mean and std:
             return torch.tensor(mean), torch.tensor(std)
     raise UserError(
-        f"{folder} holds no preprocessor_config.json with image_mean and image_std: copy it from where the model is from"
+        f"{folder} holds no preprocessor_config.json with image_mean and image_std: copy it from the original model"
     )

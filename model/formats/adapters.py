@@ -56,12 +56,12 @@ def read_any(path: str, config: DiTConfig) -> Adapter:
             setting="lora",
         ) from error
     if not is_adapted(root):
-        raise UserError(f"{path} is a whole network, no LoRA: give it as the checkpoint", setting="lora")
+        raise UserError(f"{path} is a whole network, not a LoRA: give it as the checkpoint", setting="lora")
     return read_own_adapter(root)
 
 
 def adapter_records(adapters: Sequence[ScaledAdapter]) -> list[dict[str, object]]:
-    """What was added to a network, as images record it."""
+    """Adapters that were added to a network, as images record them."""
     return [
         {
             "lora": one.source,

@@ -188,19 +188,19 @@ def is_adapted(root: Path) -> bool:
 
 
 def read_own_adapter(root: Path) -> "Adapter":
-    """The adapter of a LoRA's checkpoint. Raises UserError where it cannot be read."""
+    """The adapter of a LoRA's checkpoint. Raises UserError if it cannot be read."""
     from model.lora.file import read_adapter
 
     return read_adapter(root / TRANSFORMER / ADAPTER)
 
 
 def base_of(root: Path, adapter: "Adapter") -> Path:
-    """The checkpoint that a LoRA's is added to. Raises UserError where it is missing or another one."""
+    """The checkpoint that a LoRA's is added to. Raises UserError if it is missing or another one."""
     try:
         base = find_checkpoint(adapter.base)
     except UserError as error:
         raise UserError(
-            f"{root} is a LoRA of {adapter.base}, which is not there ({error}): put it back, or name the network as the "
+            f"{root} is a LoRA of {adapter.base}, which does not exist ({error}): restore it, or name the network as the "
             f"checkpoint and {root} as its LoRA"
         ) from error
     check_base(adapter, checkpoint_fingerprint(base), source=str(root), base=str(base))
@@ -208,7 +208,7 @@ def base_of(root: Path, adapter: "Adapter") -> Path:
 
 
 def check_base(adapter: "Adapter", found: str, *, source: str, base: str) -> None:
-    """Raises UserError where an adapter was trained on other weights than those with the fingerprint `found`."""
+    """Raises UserError if an adapter was trained on other weights than those with the fingerprint `found`."""
     if adapter.base_fingerprint and adapter.base_fingerprint != found:
         raise UserError(
             f"{source} is a LoRA of {adapter.base or 'a network'} with the fingerprint {adapter.base_fingerprint}, and {base} "
@@ -220,7 +220,7 @@ def check_base(adapter: "Adapter", found: str, *, source: str, base: str) -> Non
 def save_checkpoint(folder: str | Path, transformer: "DiT", config: PipelineConfig) -> Path:
     """Writes transformer/ and pipeline.json, the folder at once where it is new, pipeline.json last where it is not.
 
-    Raises UserError where the folder already holds a checkpoint. What else lies in it (training/) stays.
+    Raises UserError if the folder already holds a checkpoint. What else lies in it (training/) stays.
     """
     from safetensors.torch import save_file
 
@@ -262,7 +262,7 @@ def is_checkpoint(folder: Path) -> bool:
 def find_checkpoint(folder: str | Path) -> Path:
     """The folder of a checkpoint: `mini` and `mini-few-steps` are the shipped ones, of a training's folder it is the newest.
 
-    Raises UserError where there is none, and says what was found.
+    Raises UserError if there is none, and says what was found.
     """
     shipped = {MINI: mini_checkpoint(), MINI_FEW_STEPS: mini_checkpoint().with_name("few_steps")}
     is_mini = str(folder) in shipped
@@ -275,12 +275,12 @@ def find_checkpoint(folder: str | Path) -> Path:
         raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
     if (root / "model_index.json").is_file():
         raise UserError(
-            f"{root} is a diffusers pipeline, no checkpoint of ours: convert it: "
+            f"{root} is a diffusers pipeline, not a checkpoint of T2I Foundry: convert it: "
             f"python -m model.convert --source diffusers --target native {root} OUT"
         )
     if root.is_file() and root.suffix in (".pth", ".safetensors", ".ckpt"):
         raise UserError(
-            f"{root} is a file of weights, no checkpoint of ours: convert it: "
+            f"{root} is a file of weights, not a checkpoint of T2I Foundry: convert it: "
             f"python -m model.convert --source official --target native {root} OUT"
         )
     found = "a folder without pipeline.json" if root.is_dir() else "nothing"
@@ -315,7 +315,7 @@ def checkpoint_fingerprint(root: Path) -> str:
         with safe_open(path, framework="pt") as file:
             return fingerprint((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
+        raise UserError(f"{path} is missing, truncated or not safetensors: {error}") from error
 
 
 def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, torch.Tensor]", *, complaint: str) -> None:
@@ -335,7 +335,7 @@ def check_tensors(found: "Mapping[str, torch.Tensor]", expected: "Mapping[str, t
 
 
 def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str, advice: str = "") -> None:
-    """Raises UserError where a part is not the one that the checkpoint was trained with; `advice`: default, to give another."""
+    """Raises UserError if a part is not the one that the checkpoint was trained with; `advice`: default, to give another."""
     if expected.fingerprint and expected.fingerprint != found:
         revision = f" at revision {expected.revision}" if expected.revision else ""
         raise UserError(
@@ -368,7 +368,7 @@ def _read_part(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError where it is none, with the text `missing` where there is no file."""
+    """A JSON object from a file. Raises UserError if it is none, with the text `missing` where there is no file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -394,4 +394,4 @@ def _read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is cut off or no safetensors ({path.stat().st_size} bytes): {error}") from error
+        raise UserError(f"{path} is truncated or not safetensors ({path.stat().st_size} bytes): {error}") from error

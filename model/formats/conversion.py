@@ -45,7 +45,8 @@ class Origin:
     objective: ObjectiveName = "diffusion"
     """Objective of an official file, a preset, or a folder of diffusers without a scheduler."""
     text_encoder: str = ""
-    """Text encoder: folder or hub id; default: the input's own, else the published one, for the preset mini the shipped one."""
+    """Text encoder: folder or hub id; default: the input's own, otherwise the published one; for the preset mini, the bundled
+    one."""
     vae: str = ""
     """VAE: folder or hub id; default: as for text_encoder."""
     dtype: StoredDtype = "stored"
@@ -114,7 +115,7 @@ def read(origin: Origin) -> Conversion:
 
 
 def write(conversion: Conversion, out: Path, *, target: Target, copy_parts: bool) -> None:
-    """Writes the target, whole or not at all. Raises UserError where something is already there."""
+    """Writes the target, whole or not at all. Raises UserError if something is already there."""
     from model.dit import DiT
     from model.formats.checkpoint import save_checkpoint
     from model.formats.diffusers_files import write_folder
@@ -123,7 +124,7 @@ def write(conversion: Conversion, out: Path, *, target: Target, copy_parts: bool
 
     out = out.expanduser()
     if out.exists():
-        raise UserError(f"{out} is already there: give another OUT, or remove it")
+        raise UserError(f"{out} already exists: give another OUT, or remove it")
     if target == "official":
         state = official_state(conversion.state, conversion.config)
         write_weights(out, state, wrapped=conversion.config.conditioning == "text")
@@ -162,7 +163,7 @@ def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
 def export_adapter(path: str, out: Path) -> "tuple[Adapter, str | None]":
     """Writes the adapter of a LoRA's checkpoint as a folder of peft; returns it, and the scheduler that one of few steps needs.
 
-    Raises UserError where there is none, or diffusers cannot hold its network.
+    Raises UserError if there is none, or diffusers cannot hold its network.
     """
     from model.formats.adapters import read_any
     from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
@@ -170,7 +171,7 @@ def export_adapter(path: str, out: Path) -> "tuple[Adapter, str | None]":
     from model.formats.peft_files import write_peft_folder
 
     if out.exists():
-        raise UserError(f"{out} is already there: give another OUT, or remove it")
+        raise UserError(f"{out} already exists: give another OUT, or remove it")
     root = find_checkpoint(path)
     config, pipeline = read_transformer_config(root), read_pipeline_config(root)
     adapter = read_any(str(root), config)

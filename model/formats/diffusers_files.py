@@ -83,7 +83,7 @@ def read_folder(
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises UserError where there is no folder, or an adapter in place of a network."""
+    """Raises UserError if there is no folder, or an adapter in place of a network."""
     if not folder.is_dir():
         found = "a file, as the sources official and dit are" if folder.is_file() else "nothing"
         raise UserError(f"expected a folder that diffusers wrote at {folder}, found {found}", setting="source")
@@ -98,7 +98,7 @@ def write_folder(
 ) -> None:
     """Writes a pipeline that diffusers' from_pretrained opens as it is; without copied parts these are given to it.
 
-    `state` has diffusers' names. The folder exists and is empty. Raises UserError where a part cannot be found, and where
+    `state` has diffusers' names. The folder exists and is empty. Raises UserError if a part cannot be found, and where
     diffusers' pipelines cannot compute what this one does.
     """
     from safetensors.torch import save_file
@@ -228,7 +228,7 @@ def _config_to_diffusers(config: DiTConfig) -> dict[str, Any]:
 
 
 def _config_from_diffusers(values: Mapping[str, Any], *, max_caption_tokens: int, micro: bool) -> DiTConfig:
-    """Raises ValueError for another network. max_caption_tokens: 0 where that is not known; micro: as the tensors have it."""
+    """Raises ValueError for another network. max_caption_tokens: 0 if that is not known; micro: as the tensors have it."""
     text = values.get("norm_type") == "ada_norm_single"
     _check_settings(values, text=text)
     size, scale = int(values["sample_size"]), values.get("interpolation_scale")
@@ -327,7 +327,7 @@ def _few_steps(folder: Path, scheduler: Path) -> FewSteps | None:
 
 
 def _cleaning(index: Path) -> Cleaning:
-    """As a folder of ours records it; else thorough, the default of diffusers' pipelines and what PixArt's authors do."""
+    """Cleaning recorded by our own folders; otherwise thorough, the default of diffusers' pipelines and of PixArt's authors."""
     found: Cleaning = _read_json(index).get(_CLEANING, "thorough") if index.is_file() else "thorough"
     if found not in get_args(Cleaning):
         raise UserError(f"{index}: {_CLEANING}: expected one of {', '.join(get_args(Cleaning))}, found {found!r}")
@@ -350,7 +350,7 @@ def _read_tensors(root: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no safetensors: {error}") from error
+            raise UserError(f"{path} ({path.stat().st_size} bytes) is truncated or not safetensors: {error}") from error
     return tensors
 
 

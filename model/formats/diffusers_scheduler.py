@@ -24,7 +24,7 @@ _SCHEDULERS = (
     *("SASolverScheduler", "UniPCMultistepScheduler", *_FLOWS),
 )
 _SAME_FIELDS = {"DPMSolverSDEScheduler": "KDPM2DiscreteScheduler"}
-"""A class that needs a library of its own, and one with the same defaults."""
+"""A class that needs another library, and one with the same defaults."""
 _BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 _ANY = object()
 # How a step is taken, and from which noise levels: our samplers have their own.

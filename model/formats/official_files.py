@@ -45,7 +45,9 @@ def read_weights(path: Path, *, weights: str = "auto") -> dict[str, Tensor]:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, *_UNREADABLE) as error:
         reason = one_line(error, limit=160)
-        raise UserError(f"{path} ({path.stat().st_size} bytes) is cut off or no checkpoint of tensors: {reason}") from error
+        raise UserError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or not a checkpoint of tensors: {reason}"
+        ) from error
     state = _unwrap(content, weights, path)
     if any(_LORA.search(key) for key in state):
         raise UserError(f"{path} holds a LoRA adapter, not a whole network: convert the network that it belongs to")

@@ -56,11 +56,11 @@ _METADATA = "lora_adapter_metadata"
 
 
 class _Stated(NamedTuple):
-    """What a file says besides its tensors."""
+    """Settings that a file states besides its tensors."""
 
     alpha: float | None
     alphas: Mapping[str, float]
-    """By pattern of their layer's name."""
+    """Alphas by pattern of the layer's name."""
     rslora: bool
     base: str = ""
     trigger_word: str = ""
@@ -175,7 +175,7 @@ def _layer(name: str, parts: Mapping[str, Tensor], settings: _Stated, file: Path
 
 
 def _alpha(name: str, settings: _Stated, *, default: float) -> float:
-    """As peft looks it up."""
+    """Alpha, looked up as peft does."""
     if settings.alphas:
         from peft.utils.other import get_pattern_key
 
@@ -223,7 +223,7 @@ def _file_settings(header: Mapping[str, str], file: Path) -> _Stated:
     try:
         values = json.loads(header.get(_METADATA, "{}"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}: {_METADATA} in its header is no JSON: {error}") from error
+        raise UserError(f"{file}: {_METADATA} in its header is not JSON: {error}") from error
     own = {name.removeprefix("transformer."): value for name, value in values.items()}
     return _settings(own, base="", word=header.get("trigger_word", ""))
 

@@ -104,7 +104,7 @@ def to_diffusers(state: Mapping[str, Tensor], config: DiTConfig) -> StateDict:
 def from_diffusers(state: Mapping[str, Tensor], config: DiTConfig) -> StateDict:
     """diffusers' parameters under our names. All names of `diffusers_names` are there: compare before.
 
-    Raises UserError where copies that our network has once differ.
+    Raises UserError if copies that our network has once differ.
     """
     result: StateDict = {}
     for ours, names in diffusers_names(config).items():

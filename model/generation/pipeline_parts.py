@@ -40,7 +40,7 @@ class RuntimeConfig:
     device: str = "auto"
     """Device: cuda, cpu, …; auto: cuda if available."""
     dtype: AutoDtype = "auto"
-    """Number format of all computation; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of all computation; auto: bfloat16 if the hardware supports it, otherwise float32."""
     text_encoder_dtype: AutoDtype | None = None
     """Number format of the text encoder; default: `dtype`, and if that is auto, the one for its own device."""
     staged: bool = False

@@ -1,1 +1,1 @@
-"""Layers of the network that files of their own hold: linear layers, packed captions, the text adapter, token routing."""
+"""Layers of the network with their own files: linear layers, packed captions, the text adapter, token routing."""

@@ -76,7 +76,7 @@ class CaptionTokens(NamedTuple):
     longest: int
     """L, a multiple of 8 where there is a mask: what GPU kernels ask of one."""
     slots: Tensor | None
-    """(T,) the row of (B L) of each token; None where all captions are equally long: the tokens are (B, L) as they are."""
+    """(T,) the row of (B L) of each token; None if all captions are equally long: the tokens are (B, L) as they are."""
     bias: Tensor | None
     """(B, 1, 1, L) 0 at tokens and -inf behind them."""
 

@@ -50,7 +50,7 @@ class Int8Linear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(O, I) the weight that it stands for, float32."""
+        """(O, I) the weight that it represents, float32."""
         return dequantised(self.codes, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:

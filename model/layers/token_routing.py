@@ -2,7 +2,7 @@
 
     first blocks: all tokens ─► routed blocks: the kept ones ─► put back among the others ─► last blocks: all tokens
 
-In training it saves operations (TREAD). Behind the last block the tokens that were passed by have no prediction of their own if
+In training it saves operations (TREAD). Behind the last block the tokens that were skipped have no prediction if
 no block follows (masking): the loss then counts the kept ones alone. In sampling a routed pass is a weaker network, which
 guidance can lead away from.
 
@@ -33,7 +33,7 @@ class TokenRoute:
         return cls(kept.sort(1).values, blocks)
 
     def take(self, values: Tensor) -> Tensor:
-        """Those of the kept tokens: (B, N, C) to (B, K, C)."""
+        """Selects the kept tokens: (B, N, C) to (B, K, C)."""
         return values.gather(1, self._index(values))
 
     def put_back(self, values: Tensor, kept: Tensor) -> Tensor:

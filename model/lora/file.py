@@ -44,14 +44,14 @@ def is_adapter_file(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Mapping[str, str]:
-    """The texts in the header of a safetensors file. Raises UserError where it is none."""
+    """The texts in the header of a safetensors file. Raises UserError if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is missing, cut off or no safetensors: {error}") from error
+        raise UserError(f"{path} is missing, truncated or not safetensors: {error}") from error
 
 
 def read_adapter(path: Path) -> Adapter:

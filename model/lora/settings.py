@@ -35,21 +35,21 @@ class LoraChoice:
 
     @classmethod
     def parse(cls, text: str) -> "LoraChoice":
-        """From PATH or PATH:SCALE. Raises ValueError for a scale that is no number, and for an empty path."""
+        """Parses PATH or PATH:SCALE. Raises ValueError for a scale that is not a number, and for an empty path."""
         path, colon, scale = text.rpartition(":")
         if not colon or "/" in scale:
             path, scale = text, "1"
         try:
             value = float(scale)
         except ValueError:
-            raise ValueError(f"lora: expected PATH or PATH:SCALE, found {text}: {scale} is no number") from None
+            raise ValueError(f"lora: expected PATH or PATH:SCALE, found {text}: {scale} is not a number") from None
         if not path.strip() or not math.isfinite(value):
             raise ValueError(f"lora: expected PATH or PATH:SCALE with a finite scale, found {text!r}")
         return cls(path, value)
 
 
 def parse_choices(texts: Sequence[str]) -> tuple[LoraChoice, ...]:
-    """Each of them, in order. Raises ValueError where one is wrong, or named twice."""
+    """Each of them, in order. Raises ValueError if one is wrong, or named twice."""
     choices = tuple(LoraChoice.parse(text) for text in texts)
     paths = [choice.path for choice in choices]
     if twice := [path for path in paths if paths.count(path) > 1]:

@@ -14,8 +14,8 @@ class RewriteConfig:
     """Rewriter of the prompts: a local model, or a model behind an OpenAI-compatible endpoint."""
 
     model: str | None = None
-    """Rewriter: `checkpoint` (the one in pipeline.json), a folder, a hub id, or with a URL the model's name there;
-    default: draw prompts as they are written."""
+    """Rewriter: `checkpoint` (the one in pipeline.json), a folder, a hub id, or with a URL the model's name there; default:
+    draw prompts as written."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     url: str | None = None
@@ -29,8 +29,8 @@ class RewriteConfig:
     timeout_s: float = 300.0
     """Timeout of a request, in seconds."""
     tries: int = 8
-    """Attempts at a request while the endpoint is down; the pauses between them double from 1 s to 60 s. A rate limit (429)
-    uses none up."""
+    """Attempts at a request while the endpoint is down; the pauses between them double from 1 s to 60 s. Rate limits (429) do
+    not count."""
     cache: str | None = None
     """Folder, local or on object storage, that keeps each rewritten prompt; several processes may share it. Default: none
     in model.generate, OUT/rewritten in trainer.evaluate and model.rewrite."""

@@ -14,7 +14,7 @@ class EndpointRewriter:
     """A model at an address. Its answers are as repeatable as the server is; the cache keeps the first."""
 
     def __init__(self, config: RewriteConfig, *, max_tokens: int) -> None:
-        """Raises UserError where the key is missing."""
+        """Raises UserError if the key is missing."""
         assert config.url is not None and config.model is not None
         self.config = config
         self.record = RewriterRecord(max_caption_tokens=max_tokens)
@@ -36,7 +36,7 @@ class EndpointRewriter:
         return json.dumps([self.config.model, self.instruction, self.config.body], sort_keys=True)
 
     def rewrite(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Index and text of each prompt as the answers come. Raises UserError where the endpoint refuses or stays away."""
+        """Index and text of each prompt as the answers come. Raises UserError if the endpoint refuses or stays away."""
         with ThreadPoolExecutor(self.config.concurrency) as threads:
             asked = {threads.submit(self._ask, prompt): index for index, prompt in enumerate(prompts)}
             try:

@@ -44,7 +44,7 @@ class RewriterRecord:
     ignored_words: tuple[str, ...] = ()
     """Words of prompts that may be left out; see stated.py."""
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What may take the place of a prompt's word."""
+    """Words that may replace a prompt's word."""
     licence: str = ""
     """Licence of the weights and terms of their training data."""
 
@@ -54,7 +54,7 @@ class RewriterRecord:
 
 
 class Rewriter(Protocol):
-    """Writes prompts anew."""
+    """Rewrites prompts."""
 
     record: RewriterRecord
 
@@ -64,7 +64,7 @@ class Rewriter(Protocol):
         ...
 
     def rewrite(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """Index and text of each prompt, as the model wrote it and as it is done. Raises UserError where it is unavailable."""
+        """Index and text of each prompt, as the model wrote it and as it is done. Raises UserError if it is unavailable."""
         ...
 
 
@@ -141,7 +141,7 @@ def open_rewriter(
 
     A trained one computes in float32, an instruct model in the number format that the device is quickest in.
 
-    Raises UserError where it is missing, is no model that writes, or is an instruct model without a chat template.
+    Raises UserError if it is missing, is no model that writes, or is an instruct model without a chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -181,7 +181,7 @@ def chat_messages(prompt: str, instruction: str) -> list[dict[str, str]]:
 
 
 def instruction_for(max_tokens: int) -> str:
-    """INSTRUCTION for a text encoder that reads so many tokens."""
+    """INSTRUCTION for a text encoder that reads this many tokens."""
     return INSTRUCTION.format(max_words=max(10, int(max_tokens * _WORDS_PER_TOKEN)))
 
 
@@ -193,4 +193,4 @@ def _read_record(path: Path) -> RewriterRecord:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
         return RewriterRecord(**values | {"ignored_words": tuple(values.get("ignored_words", ()))})
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is no record of a rewriter ({error}): train it again") from error
+        raise UserError(f"{path} is not the record of a rewriter ({error}): train it again") from error

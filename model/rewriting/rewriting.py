@@ -1,4 +1,4 @@
-"""Prompts of a checkpoint rewritten, checked and kept: each prompt is written anew once for a rewriter.
+"""Prompts of a checkpoint rewritten, checked and kept: each prompt is rewritten once for a rewriter.
 
 A text that is empty, longer than the text encoder reads, or lost a word of its prompt (stated.py) is not used: the prompt is
 drawn as it was written, and its `problem` says why. Nothing else changes a prompt.
@@ -32,9 +32,9 @@ class RewrittenPrompt:
 
     prompt: str
     text: str
-    """As the rewriter wrote it."""
+    """Text as the rewriter wrote it."""
     problem: str = ""
-    """Why the text is not used; empty where it is."""
+    """Reason why the text is not used; empty if it is."""
 
     @property
     def drawn(self) -> str:
@@ -53,7 +53,7 @@ class Rewriting:
     prompts: dict[str, RewrittenPrompt]
 
     def drawn(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """What images of these prompts are drawn of, in order."""
+        """Texts that are drawn for these prompts, in order."""
         return tuple(self.prompts[prompt].drawn for prompt in prompts)
 
     def summary(self) -> str:
@@ -75,7 +75,7 @@ class PromptRewriter:
         self._max_tokens = max_tokens
 
     def rewrite(self, prompts: Sequence[str], *, cache: str | None) -> Rewriting:
-        """Each prompt rewritten, from the folder `cache` or now. Raises UserError where the rewriter is away."""
+        """Each prompt rewritten, from the folder `cache` or now. Raises UserError if the rewriter is away."""
         folder = Folder(cache) if cache else None
         texts = _rewritten(list(dict.fromkeys(prompts)), self._rewriter, identity=self.identity, cache=folder)
         checked = {
@@ -86,7 +86,7 @@ class PromptRewriter:
 
     def _problem(self, prompt: str, text: str) -> str:
         if not text:
-            return "the rewriter wrote nothing, or did not come to an end"
+            return "the rewriter wrote nothing, or did not finish"
         if (number := self._count_tokens(text)) > self._max_tokens:
             return f"{number} tokens, of which the text encoder reads {self._max_tokens}"
         if lost := lost_words(prompt, text, self._rewriter.record):

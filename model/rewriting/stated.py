@@ -34,12 +34,12 @@ class Synonyms(Protocol):
 
     @property
     def synonyms(self) -> Mapping[str, Sequence[str]]:
-        """What may take the place of a word."""
+        """Words that may replace a word."""
         ...
 
 
 def lost_words(prompt: str, rewritten: str, allowed: Synonyms) -> list[str]:
-    """Words of a prompt that its rewritten form no longer states, in order; empty where all is kept."""
+    """Words of a prompt that its rewritten form no longer states, in order; empty if all is kept."""
     found = Counter(map(_stem, _words(rewritten)))
     lost = []
     for word, following in pairwise([*_words(prompt), ""]):

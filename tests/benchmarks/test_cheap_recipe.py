@@ -227,7 +227,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     config = _config(tmp_path)
     claim(config.folder, config.identity())
     claim(config.folder, replace(config, num_seeds=9).identity())
-    with pytest.raises(UserError, match="was begun with another images"):
+    with pytest.raises(UserError, match="was started with another images"):
         claim(config.folder, replace(config, images=64).identity())
 
 

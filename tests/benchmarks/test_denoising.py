@@ -34,7 +34,7 @@ class Guess:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["diffusion", "flow"])
-def test_the_truth_has_no_error_and_a_guess_that_of_its_latents_or_its_noise(objective: Objective) -> None:
+def test_the_ground_truth_has_no_error_and_a_guess_that_of_its_latents_or_its_noise(objective: Objective) -> None:
     assert denoising_error(objective, Guess(objective, LATENTS), LATENTS, noise=NOISE, times=TIMES) == pytest.approx(
         0, abs=1e-6
     )

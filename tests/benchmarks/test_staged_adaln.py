@@ -61,7 +61,7 @@ def test_adaln_single_has_fewer_parameters_by_the_mlps_of_the_blocks() -> None:
     assert per_block - single == depth * (mlp - 6 * width) - mlp + 2 * width * (width + 1) - 2 * width
 
 
-def test_a_killed_training_with_per_block_adaln_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_a_killed_training_with_per_block_adaln_resumes_as_if_nothing_had_been(tmp_path: Path) -> None:
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=40, checkpoint=CheckpointConfig(every_images=20, keep_last=9))
     assert train_per_block(config)
@@ -124,7 +124,7 @@ def test_both_sides_of_a_step_are_timed_in_one_number_format(kind: type[DiT], dt
     torch.testing.assert_close(network(latents(), TIMESTEPS, captions=captions()), expected, rtol=0.05, atol=0.02)
 
 
-def test_costs_are_measured_as_the_training_beside_them_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_measured_as_the_training_next_to_them_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StagedTrainingConfig(out=str(tmp_path), images=64, batch_size=8, num_seeds=1)
     for arm in (SCRATCH, PER_BLOCK):
         write_trained(arm, 0, config, last_loss=0.5)

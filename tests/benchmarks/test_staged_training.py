@@ -176,7 +176,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_a_shipped_network_that_is_replaced_is_judged_anew(tmp_path: Path, evaluations: list[list[str]]) -> None:
+def test_a_shipped_network_that_is_replaced_is_judged_again(tmp_path: Path, evaluations: list[list[str]]) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     config = StagedTrainingConfig(out=str(tmp_path / "out"), shipped=(str(before), str(after)), style="")
     for folder, seed in ((before, 1), (after, 2)):

@@ -19,7 +19,7 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_pictures(folder: Path, *, count: int, seed: int = 0) -> Path:
-    """Pictures of noise, each another, with an alt text beside each."""
+    """Different pictures of noise, with an alt text next to each."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for number in range(count):
@@ -47,7 +47,7 @@ def run_arguments(images: Path | str, out: Path | str, model: Path, *more: str) 
 
 
 def start_captioner(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """The command in a process of its own, its output merged; killed with the test if it still runs."""
+    """The command in a separate process, its output merged; killed with the test if it still runs."""
     return subprocess.Popen(
         [sys.executable, "-m", "captioner.run", *arguments],
         stdout=subprocess.PIPE,

@@ -188,7 +188,7 @@ def test_cost_and_speed_come_from_the_commits_and_the_last_start(capsys: pytest.
     assert compare(capsys, [run], prompts=("dense", "short"))["runs"][0]["hardware"] == "server at http://there/v1"
 
 
-def test_counts_of_other_tokenizers_are_made_anew_for_the_sample(
+def test_counts_of_other_tokenizers_are_computed_again_for_the_sample(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, true_run: str
 ) -> None:
     other = import_run(tmp_path / "short", true_captions(20), t5=T5Config(tokenizer="mini", max_tokens=20))
@@ -292,10 +292,10 @@ def test_the_page_shows_captions_side_by_side_and_fetches_nothing(
         ({"runs": ["a", "b"], "prompts": ["long"]}, "no run has the prompt long: there are dense, short, alt"),
         ({"runs": ["a", "b"], "prompts": ["dense"]}, "b has none of the prompts asked for: it has alt"),
         ({"runs": ["a", "empty"]}, "empty has no caption with text under dense yet: caption first"),
-        ({"runs": ["a", "nothing"]}, "nothing is no captioning run, it has no run.json"),
-        ({"runs": ["a"], "out": "no/folder/x.html"}, "x.html cannot be written, its folder is not there"),
+        ({"runs": ["a", "nothing"]}, "nothing is not a captioning run: it has no run.json"),
+        ({"runs": ["a"], "out": "no/folder/x.html"}, "x.html cannot be written because its folder does not exist"),
         ({"runs": ["a"], "checkpoint": "mini"}, "--checkpoint needs --out"),
-        ({"runs": ["a"], "tabr.generate": '{"seed": 3}'}, "tabr.generate must be without seed"),
+        ({"runs": ["a"], "tabr.generate": '{"seed": 3}'}, "tabr.generate must not hold seed"),
         ({"runs": ["a"], "tabr.num_images": "0"}, "tabr.num_images must be at least 1"),
     ],
 )  # fmt: skip

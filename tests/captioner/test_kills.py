@@ -83,7 +83,7 @@ def test_a_kill_in_the_middle_changes_nothing(
     assert code == 0, output
     assert f"{NUM_IMAGES} planned = {NUM_IMAGES} captioned + 0 rejected" in output
     assert digests(run) == unbroken
-    if victims is not the_worker:  # a run whose worker was killed goes on by itself
+    if victims is not the_worker:  # a run whose worker was killed continues by itself
         assert 0 < interrupted < len(unbroken), "the kill came too late to interrupt anything"
 
 

@@ -69,7 +69,7 @@ def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captio
     expected = broken_images(tmp_path / "images")
     save_pictures(tmp_path / "images", count=11)
     Image.new("RGB", (64, 64), "green").save(tmp_path / "images" / "_DSC1234.JPG")
-    (tmp_path / "images" / "._DSC1234.JPG").write_bytes(b"what macOS leaves beside it")
+    (tmp_path / "images" / "._DSC1234.JPG").write_bytes(b"what macOS leaves next to it")
     (tmp_path / "images" / "_truth").mkdir()
     code, output = caption(
         run_arguments(tmp_path / "images", tmp_path / "run", tiny_llava, "--limits.max_image_pixels", "100000000")
@@ -102,7 +102,7 @@ def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path
     assert table(run, "images")["alt_text"][3].as_py() == "a picture of the number 3"
 
     record = json.loads((run / "run.json").read_text())
-    assert record["settings"]["generation"]["dtype"] == "bfloat16", "auto goes on with what the run was begun in"
+    assert record["settings"]["generation"]["dtype"] == "bfloat16", "auto keeps the format that the run started with"
 
     starts = [json.loads(file.read_text()) for file in sorted((run / "starts").iterdir())]
     assert [start["config"]["limit"] for start in starts] == [9, None]
@@ -196,12 +196,12 @@ def test_a_tar_that_has_gone_ends_the_run_and_rejects_nothing(tmp_path: Path, ti
     one.unlink()
     code, output = caption(run_arguments(images, run, tiny_llava))
     assert code == 2 and "Traceback" not in output, output
-    assert f"{one} was there when its images were planned, and is not now: put it back" in output
+    assert f"{one} existed when its images were planned, and is missing now: restore it" in output
     assert read_status(Folder(str(run))).rejected == 0
 
 
 def in_process(arguments: list[str]) -> tuple[int, str]:
-    """The command without a process of its own, for what ends before Ray starts."""
+    """The command in this process, for what ends before Ray starts."""
     output = io.StringIO()
     with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         code = run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)

@@ -1,4 +1,4 @@
-"""Foreign captions in, by each of the ways in which they are published."""
+"""Imports of third-party captions, in each of the ways in which they are published."""
 
 import bz2
 import gzip
@@ -39,7 +39,7 @@ def _rows(tmp_path: Path, sql: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_images_with_texts_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_with_texts_next_to_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photos"
     for number, text in enumerate(["An owl\non a tree.", "A house and a house.", None]):
         write(folder / f"{number}.jpg", jpeg(number, size=(96, 80)))
@@ -122,7 +122,7 @@ def test_laion_parquet_and_webdataset(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "photos" / "a.jpg", jpeg())
-    with pytest.raises(UserError, match="is no laion"):
+    with pytest.raises(UserError, match="is not laion"):
         _import(tmp_path, "laion", tmp_path / "photos")
     for name, data, message in [("damaged.tar.gz", b"\x1f\x8b no", "damaged"), ("empty.tar", tar_bytes([]), "no .txt")]:
         with pytest.raises(UserError, match=message):

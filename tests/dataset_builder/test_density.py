@@ -152,7 +152,7 @@ def test_the_table_says_what_it_depends_on(run: str, tmp_path: Path, capsys: pyt
     [
         ("{run}", "alt_txt", "there is no column alt_txt: did you mean alt_text"),
         ("{run}", "width", "holds INTEGER, not text"),
-        ("{tmp}", "caption", "no captioning run, no Parquet"),
+        ("{tmp}", "caption", "not a captioning run, a Parquet file"),
         ("{tmp}/absent", "caption", "check the path"),
         ("{tmp}/broken.parquet", "caption", "cannot be read as Parquet"),
     ],

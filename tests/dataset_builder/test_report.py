@@ -178,7 +178,7 @@ def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
 
 
 def _gallery(path: Path, *, nouns: dict[str, int | None]) -> Path:
-    """A page of pictures with so many nouns."""
+    """A page of pictures with this many nouns."""
     data = base64.b64encode(jpeg()).decode()
     pictures = [Picture(key=key, jpeg_base64=data, caption="", figures={"nouns": number}) for key, number in nouns.items()]
     section = Section(title="Gallery", lead="", body=gallery_html(Gallery(pictures=pictures)))

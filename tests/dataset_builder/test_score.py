@@ -91,7 +91,7 @@ def test_scores_are_those_of_open_clip_and_of_the_predictor(run: Path, clip: Pat
     assert scores["c"] | {"clip_mean": None, "clip_least": None} == scores["c"]
 
 
-def test_scoring_goes_on_where_it_ended_and_shows_the_newest(run: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_resumes_where_it_ended_and_shows_the_newest(run: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (str(clip), "none"):
         assert main(ScoreConfig(source=str(run), clip=name)) == 0
     assert [row["clip_mean"] for row in _rows(run, "SELECT clip_mean FROM scores")] == [None] * 3

@@ -1,4 +1,4 @@
-"""The demo: steps are run once and gone on with, and the whole way from scenes to a page that works in a browser."""
+"""The demo: steps are run once and resumed, and the whole pipeline from scenes to a page that works in a browser."""
 
 import json
 import os
@@ -30,7 +30,7 @@ if pathlib.Path("kill").exists():
 sys.exit(130 if pathlib.Path("interrupt").exists() else int(sys.argv[2]))
 """
 QUICK = "examples/openmoji/demo_quick.yaml"
-SECTIONS = ["What came of it", "Scenes and captions", "Photographs", "Concept density", "Data sets", "Training"]
+SECTIONS = ["Results", "Scenes and captions", "Photographs", "Concept density", "Data sets", "Training"]
 SECTIONS += ["The same prompts after each stage", "Scores", "Time"]
 COLUMNS = ("true scene", "pixel", "alignment", "aesthetic", "mini")
 NUM_PROMPTS = 12
@@ -91,7 +91,7 @@ def test_a_step_that_only_prints_changes_none_after_it(here: Path) -> None:
     assert (here / "other").exists()
 
 
-def test_an_interrupted_step_goes_on_with_the_same_settings_alone(here: Path) -> None:
+def test_an_interrupted_step_resumes_with_the_same_settings_alone(here: Path) -> None:
     (here / "interrupt").touch()
     with pytest.raises(KeyboardInterrupt):
         run_steps(here, [_step("a")])
@@ -159,25 +159,28 @@ sys.exit(pathlib.Path("fail").exists())
 
 @pytest.fixture
 def beside(here: Path) -> list[Step]:
-    """A step that waits for what the second one writes, which runs beside it."""
+    """A step that waits for what the second one writes, which runs in parallel."""
     (here / "beside.py").write_text(BESIDE)
     wait = Step(title="wait", module="beside", arguments=("wait",))
     return [wait, Step(title="draw", module="beside", arguments=("draw",), output=Path("drawn"), beside=True)]
 
 
-def test_a_step_beside_the_others_starts_at_once_and_prints_at_its_turn(
+def test_a_step_next_to_the_others_starts_at_once_and_prints_at_its_turn(
     here: Path, beside: list[Step], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_steps(here, beside)
     printed = capfd.readouterr().out
-    order = [printed.index(text) for text in ("== wait", "waited", "== draw", "100%", "\ndrawn", ", beside the steps above")]
+    order = [
+        printed.index(text)
+        for text in ("== wait", "waited", "== draw", "100%", "\ndrawn", ", in parallel with the steps above")
+    ]
     assert order == sorted(order) and "  0%" not in printed
     run_steps(here, beside)
     assert capfd.readouterr().out.count("-- done before") == 2
     assert [one.title for one in read_times(here)] == ["wait", "draw"] and (here / "drawn").read_text() == "ran "
 
 
-def test_a_step_beside_the_others_that_fails_is_run_again(here: Path, beside: list[Step]) -> None:
+def test_a_step_next_to_the_others_that_fails_is_run_again(here: Path, beside: list[Step]) -> None:
     (here / "fail").touch()
     with pytest.raises(UserError, match="the step «draw» ended with exit code 1"):
         run_steps(here, beside)
@@ -186,7 +189,7 @@ def test_a_step_beside_the_others_that_fails_is_run_again(here: Path, beside: li
     assert (here / "drawn").read_text() == "ran ran "
 
 
-def test_a_step_beside_a_failed_one_goes_on_with_the_same_settings_alone(here: Path, beside: list[Step]) -> None:
+def test_a_step_next_to_a_failed_one_resumes_with_the_same_settings_alone(here: Path, beside: list[Step]) -> None:
     failing = Step(title="a", module="probe", arguments=("a", "3"))
     with pytest.raises(UserError, match="the step «a» ended"):
         run_steps(here, [failing, *beside[1:]])

@@ -1,5 +1,10 @@
 """The first look: a page of captions, pictures and an answer that shows any text as it is, and the whole way to it."""
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
@@ -16,6 +21,8 @@ from examples.openmoji.scene_files import TRUTH_FILE
 from examples.openmoji.truth import read_caption, read_truths
 from model.generation.prompt_files import read_prompts
 
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "docs/start/quickstart.md"
 DONE_S = 30
 """Seconds for a look that has nothing left to do; a first one takes less than a minute on two idle cores."""
 EVIL = "<script>alert('x')</script> & \"quotes\""
@@ -90,7 +97,7 @@ def test_the_first_look_is_true_and_a_second_one_finds_everything_done(
 ) -> None:
     config = FirstLookConfig(out=str(tmp_path / "try"))
     assert main(config) == 0
-    capfd.readouterr()
+    _check_quickstart(tmp_path, printed=capfd.readouterr().out.replace(f"{tmp_path}/", ""))
     text = (tmp_path / "try" / "index.html").read_text()
     page = _Page(text)
     captions = {card["h3"]: card["p"] for card in page.cards if "h3" in card}
@@ -107,6 +114,23 @@ def test_the_first_look_is_true_and_a_second_one_finds_everything_done(
     assert capfd.readouterr().out.count("-- done before") == 4
     assert (tmp_path / "try" / "index.html").read_text() == text
     assert len((tmp_path / "try" / LOG).read_text().splitlines()) == 8, "each step started and ended once"
+
+
+def _check_quickstart(folder: Path, *, printed: str) -> None:
+    """Its commands answer in `folder` what the page says; what `make try` does has been `printed`."""
+    text = QUICKSTART.read_text(encoding="utf-8").replace("\\\n", "")
+    blocks = re.findall(r"^```\n\$ (.+)\n((?:.+\n)+?)```$", text, re.MULTILINE)
+    assert [command.split()[1] for command, _ in blocks] == ["try", "query", "query", "query", "status", "generate"]
+    for command, output in blocks:
+        if command.split()[1] in ("query", "status"):
+            words = [sys.executable, "-m", "foundry", *shlex.split(command)[1:]]
+            done = subprocess.run(
+                words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+            )
+            assert done.stdout.strip() == output.strip(), command
+        else:
+            shown = ".*".join(map(re.escape, output.strip().lstrip("…\n").split("…")))
+            assert re.search(shown, printed), command
 
 
 def _true_kinds(out: Path) -> dict[str, Counter[str]]:

@@ -147,12 +147,12 @@ def test_counting(caption: str, counts: dict[str, int]) -> None:
     assert read_caption(caption).counts == counts
 
 
-def test_captions_and_truths_must_pair_up() -> None:
+def test_captions_and_ground_truths_must_pair_up() -> None:
     with pytest.raises(ValueError, match="one truth for each caption"):
         judge(["an owl"], [])
 
 
-def test_truths_are_read_back_from_the_file(tmp_path: Path) -> None:
+def test_ground_truths_are_read_back_from_the_file(tmp_path: Path) -> None:
     wanted = SceneSet(count=20, seed=5, split="unseen", single_objects=False, num_kinds=None, format="parquet")
     write_scenes(wanted, tmp_path / "out")
     truths = read_truths(str(tmp_path / "out" / TRUTH_FILE))

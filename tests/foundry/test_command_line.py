@@ -41,7 +41,7 @@ class Config:
     format: Literal["table", "csv"] = "table"
     """How rows are printed."""
     limit: int | None = None
-    """At most so many."""
+    """At most this many."""
     stage: str = "none"
     """Which preset."""
     reasons: list[str] | None = None

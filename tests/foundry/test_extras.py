@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = ("captioner", "dataset_builder", "foundry", "model", "trainer")
 OPTIONAL = {"torchao", "vllm"}
-"""Of environments of their own, or named by the error that misses them."""
+"""Extras in separate environments, or named by the error that misses them."""
 
 
 def _names(requirements: Iterable[str]) -> set[str]:

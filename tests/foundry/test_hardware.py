@@ -81,7 +81,7 @@ def test_auto_on_apples_gpus_is_measured(is_fast: bool, monkeypatch: pytest.Monk
 def test_the_probe_compares_the_two_formats(
     seconds: tuple[float, float], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock of its own: six products in float32, then six in bfloat16, each so many seconds long."""
+    """On a clock of the test: six products in float32, then six in bfloat16, each this many seconds long."""
     ticks = [tick for length in seconds for _ in range(6) for tick in (0.0, length)]
     monkeypatch.setattr(hardware, "_PROBE_SIDE", 8)
     monkeypatch.setattr("foundry.hardware.time.perf_counter", lambda: ticks.pop(0))

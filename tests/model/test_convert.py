@@ -1,4 +1,4 @@
-"""Checkpoints of others in and out: nothing is lost, everything foreign is refused by name, diffusers opens what we write."""
+"""Checkpoints of others in and out: nothing is lost, everything unknown is refused by name, diffusers opens what we write."""
 
 import copy
 import json
@@ -257,7 +257,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     state = _official(random_network())
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"5000 bytes\) is cut off or no checkpoint"):
+    with pytest.raises(UserError, match=r"5000 bytes\) is truncated or not a checkpoint"):
         _convert("official", "native", path, tmp_path / "native")
 
 
@@ -268,7 +268,7 @@ class _Harmful:
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": _official(random_network()), "args": _Harmful()}, tmp_path / "in.pth")
-    with pytest.raises(UserError, match="cut off or no checkpoint"):
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
         _convert("official", "native", tmp_path / "in.pth", tmp_path / "native")
     assert "executed" not in capsys.readouterr().out
 
@@ -282,7 +282,7 @@ def test_what_the_target_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="heads of width 48: give it"):
         _convert("official", "native", sigma, tmp_path / "out", unstated=UnstatedConfig())
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="already there"):
+    with pytest.raises(UserError, match="already exists"):
         _convert("official", "native", sigma, tmp_path / "out")
 
 
@@ -390,5 +390,5 @@ def test_a_folder_with_a_variant_alone_says_so(tmp_path: Path) -> None:
     folder = _convert("official", "diffusers", _save(tmp_path / "in.pth", random_network()), tmp_path / "diffusers")
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.raises(UserError, match=r"as a variant alone \(diffusion_pytorch_model\.fp16\.safetensors\): fetch the full"):
+    with pytest.raises(UserError, match=r"as a variant \(diffusion_pytorch_model\.fp16\.safetensors\): fetch the full"):
         _convert("diffusers", "native", folder, tmp_path / "native")

@@ -131,7 +131,7 @@ def test_only_a_grid_goes_to_a_png(checkpoint: str, tmp_path: Path) -> None:
     assert (pixels(out)[-SIDE_PX:, -SIDE_PX:] == 255).all()
 
 
-def test_what_was_begun_on_another_machine_is_finished_in_its_format(
+def test_what_was_started_on_another_machine_is_finished_in_its_format(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--prompt", "owl", "--num_inference_steps", "1", "--out", str(tmp_path / "images")]

@@ -47,7 +47,7 @@ class Oracle(torch.nn.Module):
 
 
 def caption(*places: int) -> Captions:
-    """Captions of one token that says which answer they stand for."""
+    """Captions of one token that says which answer they mean."""
     return Captions(
         tokens=torch.tensor(places, dtype=torch.float32)[:, None], lengths=torch.ones(len(places), dtype=torch.long)
     )
@@ -184,7 +184,7 @@ def test_guidance_by_routing_leads_from_a_routed_pass_past_the_whole_one_of_the_
     assert not config.guided and not torch.allclose(full, weak)
 
 
-def test_what_is_not_set_is_not_recorded_so_that_older_evaluations_go_on() -> None:
+def test_what_is_not_set_is_not_recorded_so_that_older_evaluations_resume() -> None:
     assert not {"shift", "guidance_by"} & SamplingConfig().record().keys()
     assert SamplingConfig(shift=2.0, guidance_by="routing").record().items() >= {"shift": 2.0, "guidance_by": "routing"}.items()
 

@@ -142,4 +142,7 @@ def test_the_stages_of_the_recipe_cheap_in_a_row(tmp_path: Path, capsys: pytest.
     assert fit.run(["--stage", "aesthetic", "--config", str(file)]) == 0
     assert "all 8 images are seen" in capsys.readouterr().out
     assert fit.run(["--stage", "aesthetic", "--config", str(file), "--recipe", "paper"]) == 2
-    assert "was begun by the recipe cheap, and paper is asked for: give that one, or another run_dir" in capsys.readouterr().err
+    assert (
+        "was started with the recipe cheap, and paper is asked for: give that one, or another run_dir"
+        in capsys.readouterr().err
+    )

@@ -17,7 +17,7 @@ PROMPTS = (
 asked: list[str] = []
 """The prompts that the judge was asked about, in order."""
 stops_after: list[int] = []
-"""After so many prompts the judge is interrupted."""
+"""After this many prompts the judge is interrupted."""
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:

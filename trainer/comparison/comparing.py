@@ -31,7 +31,7 @@ from trainer.monitoring.run_folder import RunFolder
 from trainer.training.networks import can_compile
 
 _ROUNDS = 2
-"""How often each arm is timed, in turn with the others."""
+"""Number of times that each arm is timed, in turn with the others."""
 
 
 def compare(config: CompareConfig) -> Compared:
@@ -63,7 +63,7 @@ def _seeds(config: CompareConfig) -> range:
 
 
 def _time(config: CompareConfig, opened: Sequence[OpenedArm], kept: Mapping[str, int]) -> dict[str, float] | None:
-    """Seconds of a step of the arms that get their images by them, taken in turn; None where it was told to stop.
+    """Seconds of a step of the arms that get their images by them, taken in turn; None if it was told to stop.
 
     Base is timed with any other arm, since the machine may be another one than before.
     """
@@ -113,7 +113,7 @@ def _train_all(config: CompareConfig, compared: Compared) -> Compared:
 
 
 def _with(compared: Compared, config: CompareConfig, plan: ArmPlan, training: Training) -> Compared:
-    """With the results of a training that is over."""
+    """The comparison with the results of a finished training."""
     if training.diverged:
         return replace(compared, diverged={**compared.diverged, (training.arm, training.seed): training.diverged})
     return replace(
@@ -135,7 +135,7 @@ def _outcome(compared: Compared, training: Training) -> str:
 
 
 def _written(compared: Compared) -> Compared:
-    """The same, after its files are written. Raises UserError where they cannot be."""
+    """The same, after its files are written. Raises UserError if they cannot be."""
     with store_errors(Folder(str(compared.folder))):
         write_results(compared)
         write_page(compared)

@@ -23,30 +23,30 @@ class CompareConfig(TrainConfig):
     arms: tuple[str, ...] = field(metadata={OPTION: "try"})
     """Arms to compare with base, each a technique (repa, repa_stop, sra2, layersync, dispersive, muon, muon_fused, adamw8bit,
     adapter1, adapter2, qk_norm, flow, tread, masking), a YAML file with settings of trainer.fit, or several joined by `+`; in a
-    file of --config they are `arms`."""
+    --config file, they are called `arms`."""
     seeds: int = 3
     """Number of seeds: seed, seed + 1, …; each arm is trained with each of them."""
     equal: Equal = "flops"
-    """Compute that is the same in all arms: flops (by the planner), seconds (timed at the start) or images."""
+    """Measure of compute that is equal in all arms: flops (by the planner), seconds (timed at the start) or images."""
     budget: float | None = None
-    """Minutes that a training of base takes, by a timing at the start; validation is not included."""
+    """Minutes that a training of base takes, estimated at the start; validation is not included."""
     flops: float | None = None
     """Floating-point operations of a training of base, by the planner."""
     num_images: int | None = field(default=None, metadata={OPTION: "images"})
     """Number of images that a training of base sees; default: those of `ladder`, or what `budget` or `flops` allows."""
     validations: int = 8
-    """Number of validations of a training, evenly over it, the last one at its end."""
+    """Number of validations of a training, evenly spaced, the last one at its end."""
     teacher: str = STORED
     """Teacher of the arms repa and repa_stop: a hub id or folder, `mini`, or `stored` in the features."""
     benchmark: str | None = None
-    """Benchmark that each trained network is scored by, as in trainer.evaluate; default: none, the validation loss alone."""
+    """Benchmark that scores each trained network, as in trainer.evaluate; default: none, only the validation loss."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Settings of trainer.evaluate for the benchmark, such as `{"judges": [...], "sampling": {"num_inference_steps": 20}}`."""
 
     stage: StageName = "alignment"
     """Stage whose features are read: pixel (classes), alignment or aesthetic (captions)."""
     run_dir: str = "./runs/compare"
-    """Folder of the comparison. The same command again resumes it; more arms or seeds are added to what is there."""
+    """Folder of the comparison. The same command again resumes it; more arms or seeds are added to the finished ones."""
     init_from: str | None = SCRATCH
     """Start of the weights in all arms: `scratch`, a checkpoint, or a run's folder."""
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(width=384, depth=12, num_heads=6))

@@ -58,7 +58,7 @@ class OpenedArm:
     teacher_width: int
 
     def work(self, images: int) -> TrainingWork:
-        """The operations of a training of so many images. Raises UserError for a teacher that is unavailable."""
+        """The operations of a training on this many images. Raises UserError for a teacher that is unavailable."""
         rung = replace(self.planned.ladder[0], images=images)
         train = replace(self.planned, ladder=(rung,))
         return training_work(train, rung, self.network, caption_tokens=self.caption_tokens, teacher_width=self.teacher_width)
@@ -77,7 +77,7 @@ class ArmPlan:
     images: int
     """A whole number of steps."""
     step_s: float | None = None
-    """Seconds of a step, as timed at the start; None where nothing was timed."""
+    """Seconds of a step, as timed at the start; None if nothing was timed."""
 
     @property
     def arm(self) -> Arm:
@@ -88,7 +88,7 @@ class ArmPlan:
 def find_rung(config: CompareConfig) -> Rung:
     """The resolution that is trained, with its batch size: the ladder's, or that of the features.
 
-    Raises UserError where there are none, or several.
+    Raises UserError if there are none, or several.
     """
     images = config.num_images or BATCH_SIZE
     if config.ladder:
@@ -104,7 +104,8 @@ def find_rung(config: CompareConfig) -> Rung:
             setting="ladder",
         )
     raise UserError(
-        f"{folder.url} holds no features: make them by trainer.precompute, or give another folder or stage", setting="features"
+        f"{folder.url} holds no features: make them with trainer.precompute, or give another folder or stage",
+        setting="features",
     )
 
 
@@ -118,7 +119,7 @@ def _resolutions(folder: Folder) -> list[int]:
 
 
 def kept_images(config: CompareConfig, arms: Sequence[Arm]) -> dict[str, int]:
-    """The images of the arms that the folder has already. Raises UserError where it holds another comparison or other files."""
+    """The images of the arms that the folder has already. Raises UserError if it holds another comparison or other files."""
     folder = Path(config.run_dir)
     path = folder / IDENTITY
     if not path.exists():
@@ -158,7 +159,7 @@ def claim_folder(config: CompareConfig, plans: Sequence[ArmPlan]) -> None:
 
 
 def _identity(config: CompareConfig, base: Arm) -> dict[str, Any]:
-    """What all arms of a folder have in common, in plain JSON: the settings that are not as by default, and the features."""
+    """Settings that all arms of a folder share, in plain JSON: the settings that are not as by default, and the features."""
     (rung,) = base.config.ladder
     store = open_features(base.config, rung)
     settings = dict(differences(CompareConfig(arms=config.arms, num_images=1), config))
@@ -172,7 +173,7 @@ def _content(store: FeatureStore) -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Values as JSON returns them."""
     found: dict[str, Any] = json.loads(json.dumps(dict(values)))
     return found
 
@@ -223,7 +224,7 @@ def _open_arm(arm: Arm, base: dict[str, torch.Tensor], *, num_workers: int) -> t
 
 
 def _check_routing(parts: RungParts) -> None:
-    """Raises UserError where the arm routes no tokens, since it would train as one without."""
+    """Raises UserError if the arm routes no tokens, since it would train as one without."""
     routing, ladder = parts.config.routing, parts.config.ladder
     if reason := routing.is_on and routing.off_reason(ladder, 0, num_tokens=parts.network.base_grid**2):
         raise UserError(f"no token would be routed at {reason}", setting="routing.min_tokens")
@@ -292,7 +293,7 @@ def _steps(config: CompareConfig, arm: OpenedArm, base_images: int, base: Opened
 
 
 def most_steps(flops: float, of_steps: Callable[[int], float]) -> int:
-    """The most steps that so many operations allow; `of_steps` counts those of a number of steps, and grows with it."""
+    """The most steps that this many operations allow; `of_steps` counts those of a number of steps, and grows with it."""
     low, high = 0, 1
     while of_steps(high) <= flops:
         low, high = high, 2 * high

@@ -64,7 +64,7 @@ class Figure:
     name: str
     """The band of a loss, the category, metric and judge of a score, or the cost."""
     estimates: Mapping[str, Estimate]
-    """By arm, as far as there are values."""
+    """Estimates by arm, as far as there are values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +81,10 @@ class Compared:
     is_done: bool = False
     """False where it was told to stop before."""
     rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """Those of results.parquet."""
+    """Rows of results.parquet."""
     scores: Sequence[PromptScore] = ()
     diverged: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """By arm and seed: why a training has no end."""
+    """Reasons, by arm and seed, why a training has no end."""
 
     @property
     def results(self) -> Path:
@@ -123,7 +123,7 @@ def training_rows(plan: ArmPlan, training: Training) -> Iterator[dict[str, Any]]
 
 
 def band_names(number: int) -> list[str]:
-    """The names of so many equal bands of timesteps, from low to high."""
+    """The names of this many equal bands of timesteps, from low to high."""
     width = TIMESTEPS // number
     return [f"{index * width}-{(index + 1) * width}" for index in range(number)]
 

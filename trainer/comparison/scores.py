@@ -32,11 +32,11 @@ class PromptScore:
     num_images: int
     value: float
     held_out: float | None
-    """The same over prompts of held-out combinations; None where there are none."""
+    """The same over prompts of held-out combinations; None if there are none."""
 
     @property
     def name(self) -> str:
-        """What was scored, by which evaluator."""
+        """Name of the metric and the evaluator."""
         return f"{self.category}: {self.metric} by {self.judge}"
 
 

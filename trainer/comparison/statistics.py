@@ -17,7 +17,7 @@ class Difference:
     """Difference of an arm to base, over the seeds that both have."""
 
     values: Mapping[int, float]
-    """By seed: the arm's value minus base's."""
+    """Values by seed: the arm's minus base's."""
 
     @property
     def mean(self) -> float:
@@ -46,7 +46,7 @@ class Estimate:
     """A figure of an arm over its seeds."""
 
     values: Mapping[int, float]
-    """By seed."""
+    """Values by seed."""
     difference: Difference | None = None
     """None for base, where no seed is common, and where the figures of both mean different things."""
 
@@ -77,7 +77,7 @@ def interval_factor(num_seeds: int) -> float | None:
 
 
 def what_seeds_tell(num_seeds: int) -> str:
-    """What so many seeds can tell and what they cannot, in a sentence or two."""
+    """Explanation of what this many seeds can and cannot show, in a sentence or two."""
     factor = interval_factor(num_seeds)
     if factor is None:
         return "One seed gives no interval: a difference may be that of the seed alone. Take three or more."
@@ -86,7 +86,7 @@ def what_seeds_tell(num_seeds: int) -> str:
     return (
         f"With {num_seeds} seeds an interval reaches {factor:.2g} standard deviations of the paired differences to each side: "
         f"a smaller effect is within noise, which does not say that there is none. With {more} seeds it reaches {of_more:.2g}. "
-        "Of 20 differences without a real effect, one is marked all the same."
+        "Of 20 differences without a real effect, one is marked anyway."
     )
 
 

@@ -79,7 +79,7 @@ def cost_rows(compared: Compared) -> Cells:
 
 
 def notes(compared: Compared) -> Iterator[str]:
-    """What the figures mean, and what they cannot tell."""
+    """Notes on what the figures mean, and what they cannot tell."""
     yield (
         "Losses are of the average of the weights, on the same images, captions, noise and timesteps in all arms. Spread: "
         "standard deviation over seeds. Difference: the arm minus base, seed by seed; beyond noise where its interval "

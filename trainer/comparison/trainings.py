@@ -34,7 +34,7 @@ _DIVERGED = "diverged.txt"
 _CHECKPOINTS = 4
 """Checkpoints of a training: what a kill costs is at most the share between two."""
 _LONGEST = 3.0
-"""Steps that take longer than so many times the median are not timed: they compile, or the machine was busy."""
+"""Steps that take longer than this many times the median are not timed: they compile, or the machine was busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,13 @@ class Training:
 
     @property
     def diverged(self) -> str:
-        """Why it could not be trained to its end; empty where it was, or where that is not known yet."""
+        """Reason why it could not be trained to its end; empty if it was, or if that is not known yet."""
         path = self.folder / _DIVERGED
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint at its end; None where it is not done."""
+        """The checkpoint at its end; None if it is not done."""
         newest = newest_checkpoint(self.folder)
         return newest if newest is not None and int(newest.name) >= self.config.images else None
 
@@ -74,7 +74,7 @@ class Training:
 
 
 def make_training(config: CompareConfig, arm: Arm, *, seed: int, images: int) -> Training:
-    """The training of an arm that sees so many images, with validations evenly over it and the last one at its end."""
+    """The training of an arm that sees this many images, with validations evenly over it and the last one at its end."""
     (rung,) = arm.config.ladder
     settings = replace(
         arm.config,
@@ -118,7 +118,7 @@ def train(training: Training) -> bool:
 
 
 def time_step(training: Training) -> float | None:
-    """Seconds of a training step of the arm, the mean over a short training of it; None where it was told to stop.
+    """Seconds of a training step of the arm, the mean over a short training of it; None if it was told to stop.
 
     What a technique does in a share of a training only, it does in that share here too.
     """

@@ -21,25 +21,26 @@ class DataConfig:
     """Settings of the captions that are read and of the loader."""
 
     caption_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each caption variant, by name; one is drawn each time that a sample is read. Empty: equal weights, and
-    `alt_text` for images without a caption."""
+    """Weight of each caption variant, by name; one is drawn each time a sample is read. Empty: equal weights, and `alt_text`
+    for images without a caption."""
     caption_dropout: float = 0.1
-    """Share of samples that are trained with the null caption, or without a class, from 0 to 1. Source: the authors' code."""
+    """Share of samples trained with the null caption, or without a class, from 0 to 1. Source: the authors' code."""
     loader_threads: int = 2
-    """Threads that read batches ahead; 0: batches are read when they are needed. The order does not depend on it."""
+    """Number of threads that read batches ahead; 0: read batches when needed. The order does not depend on it."""
     prefetch: int = 4
-    """Number of batches that are read ahead."""
+    """Number of batches to read ahead."""
     aspect_ratio: AspectRatio = "bucket"
-    """Aspect ratio that micro-conditioning reads: of the bucket to which an image is cropped, as in generation, or the original
-    image's. Source: the authors' code."""
+    """Aspect ratio for micro-conditioning: that of the bucket to which an image is cropped, as in generation, or that of the
+    original image. Source: the authors' code."""
     skip: str | None = None
-    """Samples to leave out: a text file with a key on each line, Parquet with a column `key`, or SQL over the data set that
-    answers with a column `key`. The order of the other samples is then another one."""
+    """Samples to leave out: a text file with a key on each line, Parquet with a column `key`, or a SQL query on the data set
+    that returns a column `key`. It changes the order of the other samples."""
     weights: str | None = None
-    """Weights of samples, how often each is seen in a pass: Parquet with columns `key` and `weight`, or SQL over the data set
-    that answers with them. 0 is never, 2.5 two or three times in turn; samples that are not named have weight 1."""
+    """Weights of samples (how often each is seen per pass): Parquet with columns `key` and `weight`, or a SQL query on the data
+    set that returns them. 0 is never, 2.5 two and three times alternately; samples without a weight have weight 1."""
     dataset: str | None = None
-    """Data set or captioning run that the SQL of `skip` and `weights` asks; default: the one that the features were made of."""
+    """Data set or captioning run that the SQL of `skip` and `weights` queries; default: the one from which the features were
+    made."""
 
     @property
     def paths(self) -> list[str]:
@@ -47,7 +48,7 @@ class DataConfig:
         return [source for source in (self.skip, self.weights, self.dataset) if source and not is_query(source)]
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("caption_weights", "0 or more", all(weight >= 0 for weight in self.caption_weights.values())),
             ("caption_dropout", "from 0 to below 1", 0 <= self.caption_dropout < 1),

@@ -10,16 +10,17 @@ class Rung:
     resolution: int
     """Side of a square image in pixels; FEATURES/<stage>/<resolution> holds its features."""
     images: int
-    """Images seen in training, repetitions counted; the last batch may exceed it."""
+    """Images seen in training, counting repetitions; the last batch may exceed it."""
     batch_size: int
     """Images per optimiser step, over all workers."""
     position_scale: float | None = None
-    """Divisor of positions; none: that of the rung before, interpolated (1 in the first rung of a new network)."""
+    """Divisor of positions; none: that of the previous resolution, interpolated (1 at the first resolution of a new
+    network)."""
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("resolution", "images", "batch_size") if getattr(self, name) < 1]
         if wrong or (self.position_scale is not None and self.position_scale <= 0):
-            raise ValueError(f"rung of {self.resolution} px: expected positive {', '.join(wrong) or 'position_scale'}")
+            raise ValueError(f"ladder, {self.resolution} px: expected positive {', '.join(wrong) or 'position_scale'}")
 
     @property
     def num_steps(self) -> int:
@@ -44,7 +45,7 @@ class LadderPosition:
 
 
 def ladder_position(ladder: tuple[Rung, ...], images_seen: int) -> LadderPosition | None:
-    """The rung that trains the next image; None where the stage is done."""
+    """The rung that trains the next image; None if the stage is done."""
     before = 0
     for index, rung in enumerate(ladder):
         if images_seen < before + rung.images_seen:

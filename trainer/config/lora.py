@@ -15,11 +15,11 @@ class LoraConfig:
     """
 
     rank: int = 0
-    """Rank of the adapter, which switches LoRA on; 0: all weights are trained."""
+    """Rank of the adapter; setting it enables LoRA. 0: train all weights."""
     alpha: float | None = None
     """Numerator of the adapter's scaling, which is alpha / rank; default: the rank."""
     targets: tuple[str, ...] = ()
-    """Layers to adapt, by the ends of their names, as `attn.qkv cross_attn.kv_linear`; default: attention and MLPs of all
+    """Layers to adapt, by the ends of their names, such as `attn.qkv cross_attn.kv_linear`; default: attention and MLPs of all
     blocks."""
     dropout: float = 0.0
     """Share of a layer's inputs that the adapter does not see in training, from 0 to 1."""
@@ -28,9 +28,9 @@ class LoraConfig:
     rslora: bool = False
     """Scale by alpha / sqrt(rank) (rsLoRA), for ranks of 64 and more."""
     base: BaseFormat = "float32"
-    """Number format of the frozen matrices of the blocks: float32, or int8, in a quarter of its memory."""
+    """Number format of the frozen matrices of the blocks: float32, or int8 at a quarter of the memory."""
     trigger_word: str = ""
-    """Word of the prompts that asks for what is learned; recorded in the adapter, and changes nothing."""
+    """Word of the prompts that asks for what is learned; recorded in the adapter, without effect on training."""
 
     @property
     def is_on(self) -> bool:
@@ -39,7 +39,7 @@ class LoraConfig:
 
     @property
     def injection(self) -> Injection | None:
-        """The adapter as it is made; none where LoRA is off."""
+        """The adapter as it is made; none if LoRA is off."""
         if not self.is_on:
             return None
         return Injection(
@@ -53,12 +53,12 @@ class LoraConfig:
         )
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """The settings that a resumed training must share; empty where it is off."""
+        """The settings that a resumed training must share; empty if it is off."""
         injection = self.injection
         return {} if injection is None else {"lora": asdict(injection) | {"targets": list(injection.targets)}}
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("rank", "0 or more", self.rank >= 0),
             ("alpha", "above 0", self.alpha is None or self.alpha > 0),

@@ -11,7 +11,7 @@ DIFFUSION: Literal["diffusion"] = "diffusion"
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes of a network that starts from nothing; one that starts from a checkpoint keeps that checkpoint's.
+    """Sizes of a network that starts from scratch; one that starts from a checkpoint keeps that checkpoint's.
 
     The rest of model.DiTConfig follows from the stage, the features and the objective.
     """
@@ -23,18 +23,18 @@ class NetworkConfig:
     num_heads: int = 16
     """Attention heads per block."""
     patch_size: int = 0
-    """Side of a patch, in latent pixels; 0: 1 where the VAE has 32 pixels per latent or more, else 2."""
+    """Side of a patch, in latent pixels; 0: 1 if the VAE has 32 pixels per latent or more, otherwise 2."""
     mlp_ratio: float = 4.0
     """Hidden channels of a block's MLP, as a multiple of the width."""
     micro_conditioning: bool = False
-    """Condition on the original size and aspect ratio too. A checkpoint without it gains it, at first without an effect."""
+    """Condition on the original size and aspect ratio too. A checkpoint without it gains it, at first without effect."""
     qk_norm: bool = False
     """Normalise queries and keys of self-attention (Sigma)."""
     kv_compression: KVCompression = field(default_factory=KVCompression)
     """Compression of the keys and values of self-attention (Sigma)."""
     text_adapter_blocks: int = 0
-    """Number of transformer blocks on the captions before the network reads them: 0, 1 or 2. A checkpoint with fewer gains the
-    rest, at first without an effect. Source: i1 (arXiv 2606.11289)."""
+    """Number of transformer blocks that process the captions before the network reads them: 0, 1 or 2. A checkpoint with fewer
+    gains the rest, at first without effect. Source: i1 (arXiv 2606.11289)."""
 
     def dit_config(
         self,
@@ -49,7 +49,7 @@ class NetworkConfig:
         num_classes: int = 1000,
         position_scale: float = 1.0,
     ) -> DiTConfig:
-        """The whole configuration, with what features and objective decide. Raises ValueError where it makes no network.
+        """The whole configuration, with what features and objective decide. Raises ValueError if it makes no network.
 
         Micro-conditioning and Sigma's additions are for captions; a class-conditional network is without them.
         """
@@ -84,8 +84,8 @@ class ObjectiveConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Arguments of the objective's class, by name; empty: its defaults."""
     shifts: dict[int, float] = field(default_factory=dict)
-    """Shift of rectified_flow's times towards noise, by resolution in pixels, in place of `settings.shift`: more pixels need
-    more noise. 1 to 2 at 256 px, 1 to 3 at 512, 3.3 to 4 at 1024. Empty: the same at all. Source: i1, PRX, Iris."""
+    """Shift of rectified_flow's times towards noise, by resolution in pixels, instead of `settings.shift`: more pixels need
+    more noise. 1 to 2 at 256 px, 1 to 3 at 512, 3.3 to 4 at 1024. Empty: the same at all resolutions. Source: i1, PRX, Iris."""
 
     @property
     def learned_variance(self) -> bool:
@@ -98,7 +98,7 @@ class ObjectiveConfig:
         return self.settings if shift is None else self.settings | {"shift": shift}
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("shifts", "empty for the objective diffusion", self.name != DIFFUSION or not self.shifts),
             ("shifts", "above 0", all(shift > 0 for shift in self.shifts.values())),

@@ -18,12 +18,12 @@ class OptimConfig:
     lr: float = 2e-5
     """Learning rate after the warm-up. Source: PixArt-alpha, Table 4."""
     schedule: Schedule = "constant"
-    """Schedule of the learning rate: constant, or cosine (down to zero over each rung)."""
+    """Schedule of the learning rate: constant, or cosine (down to zero over each resolution step)."""
     warmup_steps: int = 1000
-    """Steps of linear warm-up at the start of each rung. Source: the authors' code."""
+    """Steps of linear warm-up at the start of each resolution step. Source: the authors' code."""
     weight_decay: float = 0.03
-    """Weight decay of matrices that AdamW trains; norms, biases, embeddings and tables have none, nor have Muon's matrices.
-    Source: the authors' code (there: of all)."""
+    """Weight decay of matrices that AdamW trains; norms, biases, embeddings, tables and Muon's matrices have none. Source: the
+    authors' code (there: of all weights)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moment, per step."""
     eps: float = 1e-10
@@ -32,14 +32,14 @@ class OptimConfig:
     """Maximum norm of the whole gradient; larger ones are scaled down to it. Source: the authors' code."""
 
     muon_split: bool = True
-    """Make each matrix of a fused weight orthogonal by itself (query, key and value); false: the weight as one matrix."""
+    """Orthogonalise query, key and value of a fused weight separately; false: treat the fused weight as one matrix."""
     momentum: float = 0.95
     """Decay rate of Muon's momentum, per step. Source: Jordan et al. 2024."""
     newton_schulz_steps: int = 5
     """Newton-Schulz iterations that make Muon's update orthogonal. Source: Jordan et al. 2024."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
             ("newton_schulz_steps", "1 to 20", 1 <= self.newton_schulz_steps <= 20),
@@ -59,10 +59,11 @@ class EmaConfig:
     half_life_images: int = 79_000_000
     """Half-life of the average, in images. Default: the paper's 0.9999 per step of 178 x 64 images."""
     rampup_ratio: float = 0.05
-    """Upper bound of the half-life, as a share of the images seen in the rung, so that short runs have an average too (EDM)."""
+    """Upper bound of the half-life, as a share of the images seen in the resolution step, so that short runs have an average
+    too (EDM)."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("half_life_images", "1 or more", self.half_life_images >= 1),
             ("rampup_ratio", "above 0", self.rampup_ratio > 0),

@@ -23,20 +23,21 @@ class RoutingConfig:
     """
 
     kind: Literal["off", "tread", "masking"] = "off"
-    """Kind of routing: tread leads a part of the tokens past the middle blocks and back; masking drops it behind the first
-    blocks, and the loss counts the rest."""
+    """Kind of routing: tread leads some of the tokens past the middle blocks and back; masking drops them after the first
+    blocks, and the loss counts only the rest."""
     share: float = 0.5
-    """Share of the tokens that pass the blocks by, between 0 and 1. Source: 0.5 TREAD, 0.5 to 0.75 masking."""
+    """Share of the tokens that skip the blocks, between 0 and 1. Source: 0.5 TREAD, 0.5 to 0.75 masking."""
     blocks_before: int = 2
-    """Number of blocks before, which see all tokens: for masking the patch mixer. Source: TREAD, Nitro-T."""
+    """Number of first blocks, which see all tokens: for masking, the patch mixer. Source: TREAD, Nitro-T."""
     blocks_after: int = 2
-    """Number of blocks behind, which see all tokens again; masking has none. Source: TREAD."""
+    """Number of last blocks, which see all tokens again; masking has none. Source: TREAD."""
     stop_share: float = 0.85
     """Share of each resolution step's images after which all blocks see all tokens. Source: 0.8 to 0.9, TREAD and PRX."""
     last_resolution: bool = False
-    """Route at the last resolution of a ladder of several too. Source: PRX does not."""
+    """Also route at the last resolution of a ladder with several. Source: PRX does not."""
     min_tokens: int = PAYS_FROM
-    """Number of tokens of a square image from which a resolution is routed. Source: PRX gains at 1024 and loses at 256."""
+    """Minimum number of tokens of a square image; smaller resolutions are not routed. Source: PRX gains at 1024 and loses at
+    256."""
 
     @property
     def is_on(self) -> bool:
@@ -45,7 +46,7 @@ class RoutingConfig:
 
     @property
     def blocks(self) -> RoutedBlocks | None:
-        """The blocks that see a part of the tokens; none where it is off."""
+        """The blocks that see a part of the tokens; none if it is off."""
         after = 0 if self.kind == "masking" else self.blocks_after
         return RoutedBlocks(share=self.share, before=self.blocks_before, after=after) if self.is_on else None
 
@@ -59,14 +60,14 @@ class RoutingConfig:
         return round(self.stop_share * ladder[index].num_steps) * ladder[index].batch_size
 
     def off_reason(self, ladder: tuple[Rung, ...], index: int, *, num_tokens: int) -> str:
-        """Why a resolution step is trained without routing, though that is on; empty where it is trained with it."""
+        """Reason why a resolution step is trained without routing although it is on; empty if it is routed."""
         if num_tokens < self.min_tokens:
             return f"{num_tokens} tokens an image, where it does not pay: routing.min_tokens is {self.min_tokens}"
         is_last = len(ladder) > 1 and index == len(ladder) - 1
         return "the last resolution: routing.last_resolution is false" if is_last and not self.last_resolution else ""
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """The settings that a resumed training must share; empty where it is off."""
+        """The settings that a resumed training must share; empty if it is off."""
         return {"routing": asdict(self)} if self.is_on else {}
 
     def does_not_pay(self, num_tokens: int) -> str:
@@ -74,7 +75,7 @@ class RoutingConfig:
         return f"{self.kind} at {num_tokens} tokens an image does not pay" if self.is_on and num_tokens < PAYS_FROM else ""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("share", "above 0 and below 1", 0 < self.share < 1),
             ("blocks_before", "0 or more", self.blocks_before >= 0),

@@ -13,14 +13,14 @@ class CheckpointConfig:
     """Intervals of checkpoints, and which of them are kept."""
 
     every_images: int = 2_000_000
-    """Images between two checkpoints; one more is written at the end of each rung."""
+    """Images between two checkpoints; another one is written at the end of each resolution step."""
     keep_last: int = 3
-    """Number of newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every_images: int = 0
-    """Keep for good the first checkpoint at or after each multiple of this many images; 0: none."""
+    """Keep permanently the first checkpoint at or after each multiple of this many images; 0: none."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("every_images", "1 or more", self.every_images >= 1),
             ("keep_last", "1 or more", self.keep_last >= 1),
@@ -33,19 +33,19 @@ class WatchConfig:
     """Settings of monitoring: logs, validation, sample grids."""
 
     every_steps: int = 20
-    """Steps between two lines of the log and rows of metrics.jsonl."""
+    """Steps between two log lines and rows of metrics.jsonl."""
     validate_every_images: int = 1_000_000
     """Images between two measurements of the validation loss; 0: never measure it."""
     validation_images: int = 1024
-    """Maximum number of images that the validation loss is measured on."""
+    """Maximum number of images for the validation loss."""
     timestep_bands: int = 4
-    """Number of equal bands of timesteps that the validation loss is reported by."""
+    """Number of equal bands of timesteps in which the validation loss is reported."""
     sample_every_images: int = 2_000_000
-    """Images between two grids of samples; 0: draw none."""
+    """Images between two sample grids; 0: draw none."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample grids; empty: captions of the validation split, which need no text encoder."""
     num_samples: int = 8
-    """Number of images of a grid where no prompts are given."""
+    """Number of images in a grid if no prompts are given."""
     sample_steps: int = 20
     """Sampling steps of the sample grids."""
     guidance_scale: float = 4.5
@@ -53,12 +53,12 @@ class WatchConfig:
     spike_factor: float = 3.0
     """Log the samples of a step whose loss exceeds this many times the median of the last 100 steps."""
     record_losses_every_steps: int = 0
-    """Steps between two whose losses are recorded by sample, for the view `losses` of dataset_builder.query; 0: none."""
+    """Record the loss of each sample in every N-th step, for the view `losses` of dataset_builder.query; 0: none."""
     peak_tflops: float | None = None
     """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("every_steps", "1 or more", self.every_steps >= 1),
             ("timestep_bands", "1 or more", self.timestep_bands >= 1),
@@ -77,18 +77,19 @@ class DistributedConfig:
     """Settings of training on several workers. Ray starts them where --num_workers is more than 1."""
 
     sharding: Sharding = "ddp"
-    """Sharding: ddp (each worker has all weights) or fsdp (each has its shard of weights, gradients and optimiser; FSDP2)."""
+    """Sharding: ddp (each worker holds all weights) or fsdp (each holds its shard of weights, gradients and optimiser;
+    FSDP2)."""
     max_failures: int = 3
     """Number of times that lost workers are replaced, from the last checkpoint, before the training stops."""
     cpus_per_worker: int = 1
-    """CPU cores per worker where there is no GPU: Ray reserves them, torch uses as many threads."""
+    """CPU cores per worker if there is no GPU: Ray reserves them, and torch uses as many threads."""
     address: str | None = None
-    """Address of a running Ray cluster. Default: RAY_ADDRESS, which a Ray job sets, else a local Ray that is started here."""
+    """Address of a running Ray cluster. Default: RAY_ADDRESS, which a Ray job sets, otherwise a local Ray is started."""
     timeout_s: int = 1800
     """Timeout of a worker that waits for another one, in seconds."""
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("max_failures", "0 or more", self.max_failures >= 0),
             ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),

@@ -24,8 +24,8 @@ class RepaConfig:
     """
 
     teacher: str | None = None
-    """Name of the teacher that switches REPA on: a hub id or folder of a vision tower (DINOv2, CLIP, SigLIP) or of a
-    vision-language model, whose tower is taken; `mini` is the small world's; `stored` takes what trainer.precompute stored."""
+    """Teacher, which enables REPA: a hub id or folder of a vision tower (DINOv2, CLIP, SigLIP) or of a vision-language model
+    with one; `mini`: the small world's; `stored`: what trainer.precompute stored."""
     revision: str | None = None
     """Commit or tag of a teacher on the hub."""
     weight: float = 0.5
@@ -39,7 +39,7 @@ class RepaConfig:
     stop_images: int | None = None
     """Number of images of the stage after which REPA stops; default: no limit."""
     dtype: AutoDtype = "auto"
-    """Number format of the teacher; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the teacher; auto: bfloat16 if the hardware supports it, otherwise float32."""
 
     @property
     def is_on(self) -> bool:
@@ -47,7 +47,7 @@ class RepaConfig:
         return self.teacher is not None
 
     def chosen_block(self, depth: int) -> int:
-        """The block's number in a network of so many blocks."""
+        """The block's number in a network of this many blocks."""
         return self.block or _aligned_block(depth)
 
     def projector_widths(self, width: int, *, teacher_width: int) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class RepaConfig:
         return (width, hidden, hidden, teacher_width)
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
@@ -75,7 +75,7 @@ class Sra2Config:
     """
 
     enabled: bool = False
-    """Switch SRA 2 on."""
+    """Enable SRA 2."""
     weight: float = 1.0
     """Weight of the loss. Source: SRA 2."""
     block: int | None = None
@@ -89,7 +89,7 @@ class Sra2Config:
         return self.enabled
 
     def chosen_block(self, depth: int) -> int:
-        """The block's number in a network of so many blocks: on the line from 2 of 12 to 8 of 28, and at least 1."""
+        """The block's number in a network of this many blocks: on the line from 2 of 12 to 8 of 28, and at least 1."""
         return self.block or max(1, min(_aligned_block(depth), round(2 + (depth - 12) * 6 / 16)))
 
     def projector_widths(self, width: int, *, patch_values: int) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ class Sra2Config:
         return (*[width] * 5, patch_values)
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
@@ -113,7 +113,7 @@ class LayerSyncConfig:
     """
 
     enabled: bool = False
-    """Switch LayerSync on."""
+    """Enable LayerSync."""
     weight: float = 0.2
     """Weight of the loss. Source: LayerSync."""
     block: int | None = None
@@ -127,7 +127,7 @@ class LayerSyncConfig:
         return self.enabled
 
     def chosen_block(self, depth: int) -> int:
-        """The number of the block that follows, in a network of so many blocks."""
+        """The number of the block that follows, in a network of this many blocks."""
         return self.block or _aligned_block(depth)
 
     def chosen_target(self, depth: int) -> int:
@@ -135,7 +135,7 @@ class LayerSyncConfig:
         return self.target or max(self.chosen_block(depth) + 1, round(depth * 16 / 28))
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
@@ -151,7 +151,7 @@ class DispersiveConfig:
     """
 
     enabled: bool = False
-    """Switch the dispersive loss on."""
+    """Enable the dispersive loss."""
     weight: float = 0.5
     """Weight of the loss. Source: the paper."""
     temperature: float = 0.5
@@ -159,8 +159,8 @@ class DispersiveConfig:
     block: int | None = None
     """Number of the block whose tokens are driven apart, from 1; default: a quarter of the depth."""
     group: int = 64
-    """Number of samples that are compared with each other: successive ones of the batch, so that the loss does not depend on
-    workers or micro-batches. It has to divide a worker's share of the batch, and should be above 32."""
+    """Number of successive samples of the batch that are compared with each other, so that the loss does not depend on workers
+    or micro-batches. It must divide a worker's share of the batch, and should be above 32."""
 
     @property
     def is_on(self) -> bool:
@@ -168,11 +168,11 @@ class DispersiveConfig:
         return self.enabled
 
     def chosen_block(self, depth: int) -> int:
-        """The block's number in a network of so many blocks."""
+        """The block's number in a network of this many blocks."""
         return self.block or max(1, round(depth / 4))
 
     def checks(self) -> list[Check]:
-        """What its values must be."""
+        """Conditions on the values, for error messages."""
         return [
             ("weight", "above 0", self.weight > 0),
             ("temperature", "above 0", self.temperature > 0),

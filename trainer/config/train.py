@@ -29,14 +29,14 @@ class TrainConfig:
     stage: StageName
     """Stage to train: pixel, alignment, aesthetic, or all of these (one after the other); or few_steps, after them."""
     recipe: RecipeName = PAPER
-    """Recipe that the settings of the stage start from: paper (PixArt-alpha's) or cheap (what trains for less since then: see
-    trainer/stages.py); default: that of the runs in run_dir, else paper."""
+    """Recipe that the stage's settings start from: paper (PixArt-alpha's) or cheap (newer techniques, less compute: see
+    trainer/stages.py); default: that of the runs in run_dir, otherwise paper."""
     conditioning: Literal["text", "class"] = "text"
     """Conditioning of the network: text (captions) or class."""
     follows: str | None = None
     """Stage whose newest checkpoint this one starts from."""
     ladder: tuple[Rung, ...] = ()
-    """Ladder of resolutions that are trained one after the other."""
+    """Ladder of resolutions, trained one after the other."""
     features: str = "./features"
     """Folder of features that trainer.precompute wrote, local or a URL."""
     run_dir: str = "./runs"
@@ -50,13 +50,13 @@ class TrainConfig:
     seed: int = 0
     """Random seed for initialisation, data order, noise, timesteps and choice of captions."""
     precision: AutoDtype = "auto"
-    """Number format of matrix products, by autocast; auto: bfloat16 if the hardware supports it, else float32. A resumed
+    """Number format of matrix products, by autocast; auto: bfloat16 if the hardware supports it, otherwise float32. A resumed
     training keeps its format. Weights and optimiser are always float32."""
     compile: bool = True
     """Compile the blocks; without a C++ compiler on this machine the network runs uncompiled, and the log says so."""
     attention: Literal["auto", "math"] = "auto"
-    """Attention kernel: auto lets torch choose; math is matrix products and a softmax, which makes a step half as fast again on
-    CPUs for a few dozen tokens. If blocks are compiled, the compiler chooses."""
+    """Attention kernel: auto lets torch choose; math uses matrix products and a softmax, which makes a step 1.5 times as fast
+    on CPUs for a few dozen tokens. If blocks are compiled, the compiler chooses."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of storing them: a third more time, far less memory."""
     device_tokens: int = 32_768
@@ -89,11 +89,11 @@ class TrainConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     """Token routing: TREAD or masking."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """LoRA: an adapter is trained in place of the weights."""
+    """LoRA: trains an adapter instead of the weights."""
     few_steps: FewStepsConfig = field(default_factory=FewStepsConfig)
     """Distillation to few steps."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Choice of captions, and loading."""
+    """Choice of captions, and data loading."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Intervals of checkpoints."""
     watch: WatchConfig = field(default_factory=WatchConfig)

@@ -41,7 +41,7 @@ class MicroBatch:
     loss_mask: Tensor | None = None
     """(B, 1, h, w) 1 at the latent pixels that the loss counts; none: it counts all."""
     teacher: Tensor | None = None
-    """(B, N, F) float32, what a teacher sees in the clean image; none where it is not stored."""
+    """(B, N, F) float32, what a teacher sees in the clean image; none if it is not stored."""
     is_last: bool = True
     """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
 
@@ -146,7 +146,7 @@ class Collator:
         )
 
     def route(self, bucket: tuple[int, int], positions: Sequence[int]) -> TokenRoute | None:
-        """Tokens that the routed blocks see of samples at these positions; none where all blocks see all."""
+        """Tokens that the routed blocks see of samples at these positions; none if all blocks see all."""
         if self.routed is None or positions[0] >= self.routed_until:  # a whole number of steps: all samples of one agree
             return None
         height, width = self._grid(bucket)
@@ -155,7 +155,7 @@ class Collator:
         return replace(found, kept=self._move(found.kept))
 
     def captions(self, batch: FeatureBatch) -> Captions | None:
-        """Stored, or encoded now; none where the network reads classes."""
+        """Stored, or encoded now; none if the network reads classes."""
         if self.network.conditioning == "class":
             return None
         if batch.captions is not None:

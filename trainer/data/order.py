@@ -60,7 +60,7 @@ class DataOrder:
     ) -> None:
         """`bucket_units`: units and how many samples each has, by bucket, as FeatureStore.samples gives them.
 
-        `weights`: of each unit's samples (rows,), 0 or more; none: 1 for all. Raises ValueError where there is no sample.
+        `weights`: of each unit's samples (rows,), 0 or more; none: 1 for all. Raises ValueError if there is no sample.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
@@ -97,7 +97,7 @@ class DataOrder:
         return [stream.length_before(epoch) // self.batch_size for stream in self._streams]
 
     def _epoch_of(self, index: int) -> int:
-        """The last epoch that begins at or before a batch; epochs can be empty where there are few samples."""
+        """The last epoch that begins at or before a batch; epochs can be empty if there are few samples."""
         images = (index + len(self._streams) + 1) * self.batch_size
         # Rounding keeps back less than an image of each sample that has a weight.
         most = (images + self.num_samples) / sum(stream.mean_length for stream in self._streams)
@@ -174,7 +174,7 @@ class _Stream:
 
 
 class _Weighted:
-    """How often each sample of a stream is in each of its permutations."""
+    """Number of times that each sample of a stream is in each of its permutations."""
 
     def __init__(self, units: Sequence[UnitSize], weights: Mapping[int, Weights], *, key: tuple[int | str, ...]) -> None:
         assert all(len(weights[unit]) == rows for unit, rows in units)
@@ -184,7 +184,7 @@ class _Weighted:
         self.length_before = lru_cache(maxsize=_CACHED_LENGTHS)(self._length_before)
 
     def times(self, unit: int, permutation: int) -> npt.NDArray[np.int64]:
-        """How often each row of a unit is in a permutation (rows,)."""
+        """Number of times that each row of a unit is in a permutation, (rows,)."""
         return self._times_before(unit, permutation + 1) - self._times_before(unit, permutation)
 
     def unit_lengths(self, permutation: int) -> dict[int, int]:
@@ -195,7 +195,8 @@ class _Weighted:
         return sum(int(self._times_before(unit, permutation).sum()) for unit in self._weights)
 
     def _times_before(self, unit: int, permutation: int) -> npt.NDArray[np.int64]:
-        """How often each row is in all permutations before one; multiplied and added as float64, the same on every machine."""
+        """Number of times that each row is in all permutations before one; multiplied and added as float64, the same on every
+        machine."""
         found: npt.NDArray[np.int64] = np.floor(permutation * self._weights[unit] + self._offsets[unit]).astype(np.int64)
         return found
 

@@ -27,7 +27,7 @@ def count_passes(rungs: Sequence[tuple[int, float]]) -> float:
 
 
 def passes_text(passes: float) -> str:
-    """As in "each image is seen 12.5 times"; to three digits."""
+    """Number of passes to three digits, as in "each image is seen 12.5 times"."""
     return f"{passes:.3g}" if passes < 100 else f"{passes:,.0f}"
 
 
@@ -53,7 +53,7 @@ class TrainingSamples:
 
 
 def training_samples(url: str, *, skip: Collection[str] = (), weights: "pa.Table | None" = None) -> TrainingSamples | None:
-    """Training samples of FEATURES/<stage>/<resolution>; None where none can be read, or none are made yet."""
+    """Training samples of FEATURES/<stage>/<resolution>; None if none can be read, or none are made yet."""
     from foundry.errors import UserError
     from foundry.storage.folder import Folder, store_errors
     from trainer.features.plan import TRAIN

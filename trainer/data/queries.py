@@ -27,10 +27,10 @@ def answer_file(training: Path, purpose: Purpose) -> Path:
 
 
 def asked_dataset(features: str) -> str:
-    """The data set or run that features were made of. Raises UserError where they do not tell it."""
+    """The data set or run that features were made of. Raises UserError if they do not tell it."""
     dataset = read_info(Folder(features)).source
     if not dataset:
-        raise UserError(f"{features} does not tell the data set that it was made of: name it", setting="data.dataset")
+        raise UserError(f"{features} does not record the data set that it was made from: name it", setting="data.dataset")
     return dataset
 
 
@@ -48,9 +48,9 @@ def write_answer(sql: str, *, purpose: Purpose, dataset: str, training: Path) ->
 
 
 def answer(sql: str, *, purpose: Purpose, dataset: str, training: Path) -> pa.Table:
-    """What a start of the training would read: the answer in its folder, else that of the data set. Writes nothing.
+    """The answer that a start of the training would read: the one in its folder, else that of the data set. Writes nothing.
 
-    Raises UserError where the data set does not answer.
+    Raises UserError if the data set does not answer.
     """
     path = answer_file(training, purpose)
     if _is_answer(path, _asked(sql, dataset)):
@@ -67,7 +67,7 @@ def _is_answer(path: Path, asked: Mapping[bytes, bytes]) -> bool:
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:
-    """What an answer was asked by; empty where it cannot be read."""
+    """Query of a stored answer; empty if it cannot be read."""
     try:
         return pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):

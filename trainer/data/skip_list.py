@@ -15,7 +15,7 @@ _EXPECTED = "expected a text file with a sample's key on each line, or Parquet w
 
 
 def read_skip_list(location: str | None) -> frozenset[str]:
-    """The keys of a list, a path or a URL; none where there is no list. Raises UserError for anything else."""
+    """The keys of a list, a path or a URL; none if there is no list. Raises UserError for anything else."""
     if location is None:
         return frozenset()
     with read_errors(location, _EXPECTED), open_binary(normalise(location), sequential=True) as file:
@@ -39,7 +39,7 @@ def write_skip_list(path: Path, keys: Iterable[str]) -> None:
 
 
 def check_keys(table: pa.Table, *, where: str, expected: str = _EXPECTED) -> pa.ChunkedArray:
-    """The column `key` of a table. Raises UserError where it is missing, no text, or has empty rows."""
+    """The column `key` of a table. Raises UserError if it is missing, no text, or has empty rows."""
     if "key" not in table.schema.names:
         raise UserError(f"{where} has no column key, found {', '.join(table.schema.names)}: {expected}")
     column = table["key"]

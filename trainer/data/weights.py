@@ -14,7 +14,7 @@ _EXPECTED = "expected Parquet with a column `key` of text, each once, and a colu
 
 
 def read_weights(location: str | None) -> pa.Table | None:
-    """A table of WEIGHTS from a path or a URL; none where there is no file. Raises UserError for anything else."""
+    """A table of WEIGHTS from a path or a URL; none if there is no file. Raises UserError for anything else."""
     if location is None:
         return None
     with read_errors(location, _EXPECTED), open_binary(normalise(location), sequential=True) as file:
@@ -22,7 +22,7 @@ def read_weights(location: str | None) -> pa.Table | None:
 
 
 def check_weights(table: pa.Table, *, where: str, expected: str = _EXPECTED) -> pa.Table:
-    """The columns of WEIGHTS. Raises UserError where one is missing, a key is there twice, or a weight is out of bounds."""
+    """The columns of WEIGHTS. Raises UserError if one is missing, a key is there twice, or a weight is out of bounds."""
     keys = check_keys(table, where=where, expected=expected)
     if len(pc.unique(keys)) < len(keys):
         counted = keys.value_counts()

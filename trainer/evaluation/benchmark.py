@@ -25,7 +25,7 @@ class Prompt:
     """One thing to draw."""
 
     text: str
-    """With the seed, it names the image: prompts of the same text share images."""
+    """Text of the prompt; with the seed, it names the image: prompts of the same text share images."""
     category: str
     """Under which its scores are summed up."""
     held_out: bool = False
@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnPrompts:
-    """Which prompts the images were drawn of."""
+    """Prompts of which the images were drawn."""
 
     statement: str = "prompts: drawn as written"
     """Whether prompts were rewritten, by what, and how many: the line next to every score."""
@@ -49,7 +49,7 @@ class Verdict:
     """A judge's findings on one image."""
 
     values: Mapping[str, float]
-    """By metric; only those that apply to the prompt."""
+    """Values by metric; only those that apply to the prompt."""
     seen: str = ""
     """The judge's observation or answer, for the reader."""
 
@@ -80,16 +80,16 @@ class JudgeSource:
     version: str
     """Changes when its verdicts may: with its weights or thresholds."""
     load: Callable[[], Judge]
-    """Loads the judge. Raises UserError where it is unavailable."""
+    """Loads the judge. Raises UserError if it is unavailable."""
     categories: frozenset[str] | None = None
-    """Whose images it is asked about; None: all."""
+    """Categories whose images it scores; None: all."""
 
 
 class DerivedJudge(Protocol):
     """Makes one verdict on an image of those of other judges."""
 
     def __call__(self, prompt: Prompt, verdicts: Mapping[str, Verdict]) -> Verdict | None:
-        """Derives a verdict from the others on one image, by judge; None where they do not allow it."""
+        """Derives a verdict from the others on one image, by judge; None if they do not allow it."""
         ...
 
 
@@ -114,7 +114,7 @@ class Published:
     source: str
     """The model and the publication."""
     differences: tuple[str, ...] = ()
-    """Why ours cannot be compared with it."""
+    """Reasons why our figure cannot be compared with it."""
     reservations: tuple[str, ...] = ()
     """Further differences that are not known to matter; with neither, ours can be compared."""
 
@@ -130,16 +130,16 @@ class Score:
     num_images: int
     value: float
     standard_error: float | None = None
-    """Standard error of the mean, from the spread of the prompts' means, since images of one prompt are alike; None where the
+    """Standard error of the mean, from the spread of the prompts' means, since images of one prompt are alike; None if the
     value is no mean, or of one prompt."""
     held_out: float | None = None
-    """Over the prompts of held-out combinations; None where there are none."""
+    """Over the prompts of held-out combinations; None if there are none."""
     num_held_out: int = 0
     """Images of these."""
     held_out_error: float | None = None
     """Standard error of their mean."""
     ceiling: float | None = None
-    """The same judge's score of true images of the same prompts; None where there are none."""
+    """The same judge's score of true images of the same prompts; None if there are none."""
     published: Published | None = None
     """The published figure to compare it with."""
 
@@ -160,9 +160,9 @@ class Benchmark:
 
     name: str
     prompts: tuple[Prompt, ...]
-    """In the order in which they are drawn."""
+    """Prompts in the order in which they are drawn."""
     judges: Mapping[str, JudgeSource]
-    """By name."""
+    """Entries by name."""
     metric_of: Mapping[str, str]
     """The metric by which a category is judged first."""
     num_images_per_prompt: int = 1
@@ -172,9 +172,9 @@ class Benchmark:
     own_seeds: bool = False
     """Whether each prompt has its own seeds; else all prompts are drawn from the same noise, as is usual."""
     derived: Mapping[str, DerivedJudge] = field(default_factory=dict)
-    """By name: judges that look at verdicts, not at images."""
+    """Judges by name that look at verdicts, not at images."""
     set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
-    """By name."""
+    """Entries by name."""
     overall: Callable[[Sequence[Score]], Sequence[Score]] | None = None
     """Further figures, of category OVERALL, from those of the categories."""
     published: tuple[Published, ...] = ()
@@ -184,4 +184,4 @@ class Benchmark:
     true_images: TrueImages | None = None
     """Images that fulfil the prompts, where the benchmark knows them."""
     embeddings: Mapping[str, Callable[[], Embedding]] = field(default_factory=dict)
-    """By name: each gives a Fréchet distance from the true images."""
+    """Embeddings by name: each gives a Fréchet distance from the true images."""

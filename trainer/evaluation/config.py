@@ -51,9 +51,10 @@ class GenEvalConfig:
     threshold: float = 0.2
     """Minimum confidence of a detection, from 0 to 1."""
     counting_threshold: float = 0.3
-    """Minimum confidence of a detection where a prompt states a count, from 0 to 1."""
+    """Minimum confidence of a detection for prompts that state a count, from 0 to 1."""
     max_overlap: float = 0.5
-    """Maximum overlap (intersection over union) of objects of a class; a box that overlaps a surer one more is dropped."""
+    """Maximum overlap (intersection over union) of objects of a class; a box that overlaps a more confident one further is
+    dropped."""
     clip: str = "ViT-L-14-quickgelu:openai"
     """CLIP model that names colours: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG."""
 
@@ -71,7 +72,7 @@ class FidConfig:
     weights: str | None = None
     """Weights of the Inception network: the published .pth, or others in safetensors; default: download the published."""
     features: Literal["64", "192", "768", "2048"] = "2048"
-    """Width of the layer whose features are compared. FID uses 2048; the others need fewer images and are another figure."""
+    """Width of the layer whose features are compared. FID uses 2048; the others need fewer images, but are not FID."""
     resolution_px: int | None = None
     """Side in pixels to which all images, the reference too, are centre-cropped and resized; default: keep their sizes."""
 
@@ -89,7 +90,7 @@ class PromptsConfig:
     column: str = "prompt"
     """Column of the prompts."""
     category_column: str | None = None
-    """Column of the category that a prompt's score counts under; default: one category."""
+    """Column with the category of a prompt; default: one category."""
     limit: int | None = None
     """Use only the first N prompts; default: all."""
     clip: str | None = "ViT-L-14-quickgelu:openai"
@@ -143,10 +144,10 @@ class JudgeEndpointConfig:
     timeout_s: float = 300.0
     """Timeout of a request, in seconds."""
     outage_tries: int = 8
-    """Attempts at a question while the endpoint is down; the pauses between them double from 1 s to 60 s. A rate limit (429)
-    uses none up."""
+    """Attempts at a question while the endpoint is down; the pauses between them double from 1 s to 60 s. Rate limits (429) do
+    not count."""
     answer_tries: int = 3
-    """Attempts at a question whose answer is not a verdict; after them the image stays unanswered."""
+    """Attempts at a question whose answer is not a verdict; then the image stays unanswered."""
 
     def __post_init__(self) -> None:
         problems = url_problems(self.url, setting="judge.url") if self.url is not None else []
@@ -197,19 +198,21 @@ class EvaluateConfig:
     lora: tuple[str, ...] = ()
     """LoRA adapters to add to the checkpoint's network, each PATH or PATH:SCALE."""
     images: str | None = None
-    """Folder of images to judge instead of a checkpoint's, named as `model.generate` names them."""
+    """Folder of existing images to evaluate instead of a checkpoint's, named as `model.generate` names them."""
     num_images_per_prompt: int | None = None
     """Number of images per prompt, with the seeds seed, seed + 1, …; default: as the benchmark defines it."""
     seed: int = 0
-    """Random seed of the first image of each prompt; with openmoji of the first prompt, from which the next ones count on."""
+    """Random seed of the first image of each prompt; with openmoji, of the first prompt, and the following prompts count up
+    from it."""
     judges: tuple[str, ...] = ()
-    """Judges that score; default: all of the benchmark."""
+    """Names of the judges (evaluators) to run; default: all of the benchmark."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampler, steps and guidance."""
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(batch_size=16))
     """Device, number format and batch size of the pipeline."""
     rewrite: RewriteConfig = field(default_factory=RewriteConfig)
-    """Rewriter of the prompts; scores say whether prompts were rewritten, and are then not compared with published ones."""
+    """Rewriter of the prompts; the scores say whether prompts were rewritten, and are then not comparable with published
+    ones."""
     num_workers: int = 0
     """Number of Ray workers that draw, each with a GPU if there are any; 0: draw in this process."""
     text_encoder: str | None = None
@@ -217,18 +220,18 @@ class EvaluateConfig:
     vae: str | None = None
     """Folder or hub id of the VAE, if not as pipeline.json records it."""
     features: str | None = None
-    """Features (FEATURES/<stage>/<resolution>) on whose validation split the checkpoint's loss is measured too."""
+    """Features (FEATURES/<stage>/<resolution>) on whose validation split the checkpoint's loss is also measured."""
     validation_images: int = 1024
     """Maximum number of images that the loss is measured on."""
     judge_batch_size: int = 64
-    """Number of images that are judged in a batch."""
+    """Number of images per batch of the judges."""
     judge_device: str = "auto"
     """Device of judges and set metrics: cuda, cpu, …; auto: cuda if available."""
     judge_dtype: AutoDtype = "auto"
     """Number format of judges and set metrics; figures differ slightly. auto: the format that the evaluation began with, else
     bfloat16 if the hardware supports it, else float32."""
     page_images: int = 6
-    """Number of worst and of best images that the page shows per category."""
+    """Number of worst and of best images per category on the page."""
     openmoji: OpenMojiConfig = field(default_factory=OpenMojiConfig)
     """Settings of the benchmark openmoji."""
     t2i_compbench: T2ICompBenchConfig = field(default_factory=T2ICompBenchConfig)

@@ -39,7 +39,7 @@ class Drawing:
         return replace(self.request, prompts=self.rewriting.drawn(self.request.prompts or ()))
 
     def missing(self, indices: Sequence[int]) -> list[int]:
-        """Those of the images of these indices that are missing, or were drawn with other settings."""
+        """The images of these indices that are missing, or were drawn with other settings."""
         return list(missing_files({index: self._file(index) for index in indices}))
 
     def open_pipeline(self) -> Pipeline:

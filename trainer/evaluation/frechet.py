@@ -18,7 +18,8 @@ from foundry.storage.folder import new_file
 
 
 def frechet_distance(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Of features (N, D) and (M, D). Raises ValueError for a set of fewer than two. It is biased: compare equal numbers only.
+    """Fréchet distance of features (N, D) and (M, D). Raises ValueError for a set of fewer than two. It is biased: compare
+    equal numbers only.
 
     The trace of (C1 C2)^½ is the sum of the singular values of R1 R2ᵀ, where C = Rᵀ R: exact also where C is singular.
     """
@@ -34,7 +35,7 @@ def frechet_distance(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Of D features of a set of images."""
+    """Mean and covariance of D features of a set of images."""
 
     mean: npt.NDArray[np.float64]  # (D,)
     covariance: npt.NDArray[np.float64]  # (D, D)
@@ -43,13 +44,13 @@ class Statistics:
 
     @classmethod
     def of(cls, features: npt.NDArray[np.float64]) -> "Statistics":
-        """Of features (N, D), N of 2 or more; the covariance is the unbiased one."""
+        """Statistics of features (N, D), N of 2 or more; the covariance is the unbiased one."""
         covariance = np.atleast_2d(np.cov(features, rowvar=False))
         return cls(mean=features.mean(axis=0), covariance=covariance, num_images=len(features))
 
 
 def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> Statistics:
-    """From an .npz with `mu` and `sigma`. Raises UserError for another file, another width, or one that was taken otherwise."""
+    """Reads an .npz with `mu` and `sigma`. Raises UserError for another file or width, or one computed in another way."""
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in ("mu", "sigma")}
@@ -57,7 +58,7 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
             num_images = int(file["num_images"]) if "num_images" in file else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no file of statistics, an .npz with mu and sigma ({error}): give a folder of images"
+            f"{path} is not a file of statistics, an .npz with mu and sigma ({error}): give a folder of images"
         ) from error
     mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
     if mean.shape != (width,) or covariance.shape != (width, width):
@@ -66,14 +67,16 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
             setting="prompts.fid.features",
         )
     if differing := [name for name, value in taken_by.items() if said.get(name, value) != value]:
-        raise UserError(f"{path} was taken with another {differing[0]} ({said[differing[0]]}): take it anew from its images")
+        raise UserError(
+            f"{path} was computed with another {differing[0]} ({said[differing[0]]}): compute it again from its images"
+        )
     return Statistics(mean=mean, covariance=covariance, num_images=num_images)
 
 
 def kept_statistics(
     path: Path, files: Sequence[Path], taken_by: Mapping[str, str], take: Callable[[], Statistics]
 ) -> Statistics:
-    """Of image files, as `path` keeps them if it was made of the same files in the same way; else taken anew and kept."""
+    """Statistics of image files: those kept in `path` if made from the same files in the same way, else computed and kept."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made_of = hashlib.sha256(json.dumps([stats, dict(taken_by)]).encode()).hexdigest()
     if path.exists():

@@ -50,7 +50,7 @@ class DrawnImage:
         try:
             return decode_image(self.path.read_bytes(), limits=DecodeLimits()).pixels
         except (OSError, ImageError) as error:
-            raise UserError(f"{self.path} is no image that can be read ({error}): draw it again") from error
+            raise UserError(f"{self.path} cannot be read as an image ({error}): draw it again") from error
 
 
 def with_dtypes(config: EvaluateConfig) -> EvaluateConfig:
@@ -104,7 +104,7 @@ def _lora_records(adapters: Sequence[ScaledAdapter]) -> list[dict[str, object]]:
 
 
 def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:
-    """Writes what is evaluated here, with the prompts and their images' names. Raises UserError where something else is."""
+    """Writes what is evaluated here, with the prompts and their images' names. Raises UserError if something else is."""
     identity = _identity(config, benchmark, settings)
     path = out / IDENTITY
     if path.exists():
@@ -156,7 +156,7 @@ def open_images(
 
 
 def drawn_prompts(drawn: Sequence[DrawnImage], rewriting: Rewriting | None, *, of_folder: bool) -> DrawnPrompts:
-    """Which prompts the images were drawn of; of a folder of images, as far as their files say it."""
+    """Prompts of which the images were drawn; for a folder of images, as far as their files say."""
     if rewriting is not None:
         used = {one.prompt: one.drawn for one in rewriting.prompts.values() if not one.problem}
         return DrawnPrompts(statement=f"prompts: {rewriting.summary()}", rewritten=used)

@@ -1,7 +1,7 @@
 """Verdicts of every judge on every image, and on true images of the same prompts; and distances between the two sets.
 
 DIR/verdicts/<judge>.jsonl has a line for each image, written as the judge gives it: an interrupted run resumes there.
-An image that has changed, or a judge of another version, is judged anew.
+An image that has changed, or a judge of another version, is judged again.
 """
 
 import hashlib
@@ -85,7 +85,8 @@ def judge_all(out: Path, benchmark: Benchmark, drawn: Sequence[DrawnImage], *, b
 
 
 def set_scores(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Score]:
-    """By each metric of the benchmark that scores all images together; an image that several prompts share counts once."""
+    """Scores by each metric of the benchmark that scores all images together; an image that several prompts share counts
+    once."""
     images = list({image.path: image for image in drawn}.values())
     return [
         Score(
@@ -100,7 +101,7 @@ def set_scores(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Score]
 
 
 def distances(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Distance]:
-    """By each embedding of the benchmark; none without true images, or of a single image."""
+    """Distances by each embedding of the benchmark; none without true images, or for a single image."""
     if benchmark.true_images is None or len(drawn) < 2:
         return []
     prompts = [image.prompt for image in drawn]

@@ -29,7 +29,7 @@ _SHARD_TIMEOUT_S = 24 * 3600.0  # a shard of staged drawing is a thousand images
 
 
 def dtype_of_drawers(config: EvaluateConfig) -> Dtype:
-    """The number format that `auto` means on the workers that draw. Raises UserError where a node does not answer."""
+    """The number format that `auto` means on the workers that draw. Raises UserError if a node does not answer."""
     settings = _ray_settings(config)
     start_ray(settings)
     return dtype_of_replicas(settings)
@@ -95,7 +95,7 @@ class ShardCommit(Commit):
     """Record of a shard that is drawn."""
 
     not_finite: str = ""
-    """What was said of its images that are NaN or infinite; empty: there are none."""
+    """Message about its images that are NaN or infinite; empty: there are none."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class DrawingJob:
         return self.drawing.open_pipeline()
 
     def check(self, engine: Pipeline) -> None:
-        """Draws the first image of all, in one step and into no file; not staged, where that would load all parts anew.
+        """Draws the first image of all, in one step and into no file; not staged, where that would load all parts again.
 
         That this image is NaN or infinite says nothing about the others.
         """
@@ -150,7 +150,7 @@ class DrawingJob:
         return Drawn(len(payload), left_out, messages[0] if messages else "")
 
     def finish(self, unit: Unit, *, facts: float, output: Drawn, excluded: dict[int, Failure]) -> Commit:
-        """The record of a shard that is drawn, which nobody keeps. Raises JobFailed where an image is left out."""
+        """The record of a shard that is drawn, which nobody keeps. Raises JobFailed if an image is left out."""
         assert isinstance(unit, Shard)
         for position, failure in excluded.items():
             path = self.drawing.paths[unit.indices[position]]

@@ -80,13 +80,14 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 
 def _module_of(name: str) -> BenchmarkModule:
-    """The module of a benchmark, by its name in BENCHMARKS or its path. Raises UserError where it cannot be imported."""
+    """The module of a benchmark, by its name in BENCHMARKS or its path. Raises UserError if it cannot be imported."""
     try:
         module = import_module(BENCHMARKS.get(name, name))
     except ModuleNotFoundError as error:
         raise missing_library(error, preferred="evaluate") or UserError(
-            f"the benchmark {name} needs {error.name}, which is not here: modules of examples/ are in the repository, not in "
-            "the installed package, so run this in a checkout, after `make setup`; one of your own, in its folder"
+            f"the benchmark {name} needs {error.name}, which is not installed: modules of examples/ are in the repository, "
+            f"not in "
+            "the installed package, so run this in a checkout, after `make setup`; run your own benchmark in its folder"
         ) from error
     if not hasattr(module, "open_benchmark"):
         raise UserError(

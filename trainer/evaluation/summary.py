@@ -157,7 +157,7 @@ def _rows(summary: Summary, judged: Iterable[Judged]) -> Iterable[dict[str, Any]
 
 
 def _score_table(title: str, scores: Sequence[Score]) -> tuple[list[str], list[list[Any]]]:
-    """Without the columns that would be empty."""
+    """The table without the columns that would be empty."""
     columns = [title, "judge", "images", "score", "held-out images", "held-out", "ceiling", "published", "comparable"]
     rows = [
         [
@@ -178,7 +178,7 @@ def _score_table(title: str, scores: Sequence[Score]) -> tuple[list[str], list[l
 
 
 def _with_published(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[Score]:
-    """With the published figures of the same category and metric, and what the judging tells of how they compare."""
+    """Scores with the published figures of the same category and metric, and how they compare."""
     published = {(one.category, one.metric): one for one in benchmark.published}
     wanted = Counter(prompt.category for prompt in benchmark.prompts)
     wanted[OVERALL] = len(benchmark.prompts)
@@ -193,7 +193,7 @@ def _with_published(scores: Iterable[Score], benchmark: Benchmark) -> Iterator[S
 
 
 def _score(judged: Iterable[Judged], category: str, judge: str, metric: str) -> Score | None:
-    """None where the judge has no such figure."""
+    """None if the judge has no such figure."""
     found: dict[str, dict[str, list[float]]] = {
         GENERATED: defaultdict(list),
         TRUE: defaultdict(list),

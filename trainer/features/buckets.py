@@ -29,7 +29,7 @@ Pixels = npt.NDArray[np.uint8]
 def bucket_table(resolution: int, *, multiple: int, square: bool = False) -> tuple[Size, ...]:
     """The sizes in pixels, by rising height; all sides are multiples of `multiple`, the pixels along a patch of the network.
 
-    `square`: the one size resolution x resolution. Raises UserError where `multiple` does not divide the resolution.
+    `square`: the one size resolution x resolution. Raises UserError if `multiple` does not divide the resolution.
     """
     if resolution < 1 or resolution % multiple:
         near = max(multiple, round(resolution / multiple) * multiple)
@@ -44,7 +44,7 @@ def bucket_table(resolution: int, *, multiple: int, square: bool = False) -> tup
 
 
 def nearest_buckets(heights: Sides, widths: Sides, table: Sequence[Size]) -> npt.NDArray[np.int32]:
-    """For each image the index in the table of the size whose aspect ratio is nearest on a logarithmic scale, int32."""
+    """Index in the table, for each image, of the size whose aspect ratio is nearest on a logarithmic scale, int32."""
     aspects = np.log(np.asarray(heights) / np.asarray(widths))  # (n,)
     offered = np.log([height / width for height, width in table])  # (buckets,)
     indices: npt.NDArray[np.int32] = np.abs(aspects[:, None] - offered).argmin(axis=1).astype(np.int32)
@@ -71,7 +71,7 @@ def fit(pixels: Pixels, size: "Size") -> Pixels:
 
 
 def decoding_side_px(height: int, width: int, sizes: Sequence["Size"]) -> int:
-    """To which shorter side an image of height x width may be reduced while it is decoded and still cover all `sizes`."""
+    """Shorter side to which an image of height x width may be reduced during decoding and still cover all `sizes`."""
     return max(min(_covering_size(height, width, size)) for size in sizes)
 
 
@@ -95,5 +95,5 @@ def _covering_size(height: int, width: int, size: "Size") -> "Size":
 
 
 def _round(side: float) -> int:
-    """To the nearest pixel, halves up."""
+    """Rounds to the nearest pixel, halves up."""
     return math.floor(side + 0.5)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
+from foundry.storage.locations import normalise
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
 from foundry.wording import say_missing
@@ -39,13 +40,13 @@ class TeacherConfig:
     """A vision tower whose features are stored too, for REPA (trainer.fit with `repa.teacher` stored)."""
 
     name: str | None = None
-    """Name of the tower that switches this on: a hub id or folder (DINOv2, CLIP, SigLIP, a model with a tower), or `mini`."""
+    """Vision tower, which enables this: a hub id or folder (DINOv2, CLIP, SigLIP, a model with a tower), or `mini`."""
     revision: str | None = None
     """Commit or tag of a tower on the hub."""
     dtype: AutoDtype = "auto"
-    """Number format of the tower; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of the tower; auto: bfloat16 if the hardware supports it, otherwise float32."""
     patch_px: int = 16
-    """Pixels of an image along a vector: the VAE's downsampling times the patch_size of the network, 8 x 2 for PixArt."""
+    """Side in pixels of the image area per vector: the VAE's downsampling times the network's patch_size, 8 x 2 for PixArt."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +64,37 @@ class PrecomputeConfig:
     square: bool = False
     """Crop all images square, even in a stage with aspect buckets."""
     captions: Storage = "bfloat16"
-    """Storage of T5's features: bfloat16, int8 (with a scale per token), or none, which trainer.fit --online then encodes."""
+    """Storage of T5's features: bfloat16, int8 (with a scale per token), or none, for trainer.fit --online."""
     vae: VAEConfig = field(default_factory=lambda: VAEConfig(name=UNNAMED, sliced=False))
     """Autoencoder; its name is required."""
     text_encoder: TextEncoderConfig = field(default_factory=lambda: TextEncoderConfig(name=UNNAMED))
     """Encoder of captions; its name is required except in the pixel stage, which reads no captions."""
     latent_scale: Literal["auto", "vae", "measured"] = "auto"
-    """Scale of the latents: vae, of its config; measured, from mean and standard deviation of each channel of these features;
-    auto: vae where its config states one, else measured. A network that starts from a checkpoint keeps that checkpoint's."""
+    """Scale of the latents: vae (from its config); measured (mean and standard deviation of each channel of these features);
+    auto: vae if its config has one, otherwise measured. A network that starts from a checkpoint keeps that checkpoint's."""
     patch_size: int = 0
-    """Side of the network's patches, in latents: buckets are multiples of it. 0: 1 at 32 pixels per latent or more, else 2."""
+    """Side of the network's patches, in latents: buckets are multiples of it. 0: 1 for 32 pixels per latent or more, otherwise
+    2."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """Vision tower whose features are stored too, also for features that are there already."""
+    """Vision tower whose features are stored too; also works for existing features."""
     batch_px: int = 1 << 22
     """Pixels that the VAE encodes at once; the default is 64 images of 256 x 256."""
     unit_size: int = 0
     """Images per unit; 0: 256, fewer above 512 px. The order of training shuffles whole units."""
     validation_share: float = 0.01
-    """Share of the images in the validation split, by a hash of the key; unused where the data set has splits."""
+    """Share of the images in the validation split, chosen by a hash of the key; unused if the data set has splits."""
     min_validation: int = 64
     """Minimum number of validation images, approximately; never more than a tenth of all."""
     seed: int = 0
     """Random seed for the shuffle."""
     ignore: tuple[str, ...] = ("*.mask.png",)
-    """Patterns of files that a search of folders leaves out, such as masks next to images."""
+    """Name patterns of files that a search of folders skips, such as masks next to images."""
     max_rejected: float | None = None
     """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Limits beyond which images are rejected before they are decoded."""
     ray: RaySettings = field(default_factory=RaySettings)
-    """Ray cluster and replicas; a replica is a VAE with a T5."""
+    """Ray cluster and replicas; a replica holds a VAE and a T5."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -126,7 +128,7 @@ class PrecomputeConfig:
 
     @property
     def storage(self) -> Storage:
-        """The storage of captions; none where there are labels."""
+        """The storage of captions; none if there are labels."""
         return "none" if self.features.labels else self.captions
 
     @property
@@ -144,9 +146,13 @@ class PrecomputeConfig:
 
 
 def identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded settings that identify a store: all but the encoders' number formats, which only round."""
+    """The recorded settings that identify a store.
+
+    Encoders' number formats only round, and a data set may be named by a relative or an absolute path: neither counts.
+    """
     parts = {name: recorded[name] for name in ("vae", "text_encoder") if isinstance(recorded.get(name), dict)}
     configs = {"vae": VAEConfig, "text_encoder": TextEncoderConfig}
-    # Settings that were added since a store was begun had their defaults then.
+    # Settings that were added since a store was started had their defaults then.
     added = {name: {one.name: one.default for one in fields(config)} for name, config in configs.items()}
-    return {**recorded, **{name: {**added[name], **part, "dtype": None} for name, part in parts.items()}}
+    encoders = {name: {**added[name], **part, "dtype": None} for name, part in parts.items()}
+    return {**recorded, "dataset": normalise(recorded["dataset"]), **encoders}

@@ -28,7 +28,7 @@ _DTYPE_IN_FINGERPRINTS = "bfloat16"  # in place of T5's: that of the first store
 LatentDtype = Literal["bfloat16", "float16"]
 """Number format of stored latents: two bytes either way, but float16 rounds latents of unit variance eight times less."""
 LatentScaling = Literal["vae", "measured"]
-"""Where the scale of latents comes from: the VAE's config, or mean and deviation of each channel of the stored latents."""
+"""Origin of the scale of latents: the VAE's config, or mean and deviation of each channel of the stored latents."""
 _ADDED_LATER = ("latent_variance", "caption_template", "caption_hidden_state")
 """Fields that a fingerprint covers where they differ from their defaults: stores of before keep their fingerprints."""
 Storage = Literal["none", "bfloat16", "int8"]
@@ -56,7 +56,7 @@ class FeaturesInfo:
     vae: PartConfig
     """The VAE, with its fingerprint."""
     text_encoder: PartConfig | None = None
-    """The T5, with its fingerprint, also where training is to encode with it; none where there are class labels."""
+    """The T5, with its fingerprint, also where training is to encode with it; none if there are class labels."""
     text_encoder_dtype: str = ""
     """Number format that T5 computed in; `/` and the library where its weights were quantised."""
     vae_dtype: str = ""
@@ -66,7 +66,7 @@ class FeaturesInfo:
     latent_variance: bool = True
     """Whether the log-variance of the latents is stored next to their mean; false for a deterministic VAE."""
     latent_scale: LatentScaling = "vae"
-    """Where the scale of the latents comes from."""
+    """Origin of the scale of the latents."""
     latent_scaling: tuple[float, ...] = ()
     """Scaling factor of each channel, measured once all units were made; empty: not measured."""
     latent_shift: tuple[float, ...] = ()
@@ -84,7 +84,7 @@ class FeaturesInfo:
     max_caption_tokens: int = 0
     """Longer captions are cut."""
     class_names: tuple[str, ...] = ()
-    """The classes, by label; empty where there are captions."""
+    """The classes, by label; empty if there are captions."""
     seed: int = 0
     """Random seed of the shuffle and the validation split."""
     unit_size: int = 0
@@ -98,12 +98,12 @@ class FeaturesInfo:
 
     @property
     def own_scale(self) -> LatentScale:
-        """From the VAE's samples to the network's latents, by the VAE's config."""
+        """Scale from the VAE's samples to the network's latents, by the VAE's config."""
         return LatentScale(self.scaling_factor, self.shift_factor)
 
     @property
     def measured_scale(self) -> LatentScale | None:
-        """The same as measured on these features; none where it was not."""
+        """The same as measured on these features; none if it was not."""
         return LatentScale(self.latent_scaling, self.latent_shift) if self.latent_scaling else None
 
     @property
@@ -166,7 +166,7 @@ def precompute_command(
 
 
 def check_reading(pipeline: PipelineConfig, info: FeaturesInfo, *, where: str, trained: str) -> None:
-    """Raises UserError where captions were read otherwise than those that a checkpoint learned from: no other network's."""
+    """Raises UserError if captions were read otherwise than those that a checkpoint learned from: no other network's."""
     for name in ("caption_template", "caption_hidden_state"):
         then, now = getattr(pipeline, name), getattr(info, name)
         if then != now:
@@ -178,11 +178,11 @@ def check_reading(pipeline: PipelineConfig, info: FeaturesInfo, *, where: str, t
 
 
 def read_info(folder: Folder) -> FeaturesInfo:
-    """The features.json of a store. Raises UserError where there is none, or it is of another version or damaged."""
+    """The features.json of a store. Raises UserError if there is none, or it is of another version or damaged."""
     unknown = precompute_command(
         {"vae": None, "text_encoder": None}, dataset="DATASET", out="FEATURES", stage="STAGE", resolution="PX"
     )
-    make = f"make features by {unknown}"
+    make = f"make features with {unknown}"
     try:
         record = json.loads(folder.read(FEATURES_FILE))
     except FileNotFoundError:

@@ -101,7 +101,7 @@ class EncoderFacts:
     """Number format that it computes in."""
     text_encoder: PartConfig | None = None
     text_encoder_dtype: str = ""
-    """Number format that it computes in; empty where there is none."""
+    """Number format that it computes in; empty if there is none."""
     caption_template: str = PLACE
     """The whole text around a caption."""
     caption_width: int = 0
@@ -136,7 +136,7 @@ class Encoders:
         return load_text_encoder(self.text_encoder, device=_device())
 
     def describe(self) -> EncoderFacts:
-        """Loads both and describes them. Raises UserError where one is unavailable."""
+        """Loads both and describes them. Raises UserError if one is unavailable."""
         vae = self.load_vae()
         facts = EncoderFacts(
             vae=_part_config(self.vae.name, vae.part, vae.fingerprint()),
@@ -198,7 +198,7 @@ class PrecomputeJob:
         return Engine(self.encoders.load_vae(), self.encoders.load_text_encoder() if self.encoders.text_encoder else None)
 
     def check(self, engine: Engine) -> None:
-        """Encodes one grey image and one caption. Raises UserError where an encoder answers NaN or infinity."""
+        """Encodes one grey image and one caption. Raises UserError if an encoder answers NaN or infinity."""
         side = 8 * engine.vae.downsampling
         grey = np.full((1, side, side, 3), 128, np.uint8)
         output = self.process(engine, Payload(pixels={side: grey}, texts=["an owl"]), one_by_one=True)
@@ -227,7 +227,7 @@ class PrecomputeJob:
         )
 
     def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
-        """Writes and commits the unit in each store; None where another attempt had committed it already.
+        """Writes and commits the unit in each store; None if another attempt had committed it already.
 
         The captions are written into the first store; the commits of the others name them there.
         """
@@ -290,7 +290,7 @@ class PrecomputeJob:
     def _read(
         self, reader: ImageReader, row: Mapping[str, Any], *, sizes: Mapping[int, Size], labels: Mapping[str, int]
     ) -> tuple[SampleFacts, dict[int, Pixels]]:
-        """One sample, and its pixels for each resolution. Raises ImageError where it cannot be used."""
+        """One sample, and its pixels for each resolution. Raises ImageError if it cannot be used."""
         label = labels.get(row["class_label"]) if labels else None
         if labels and label is None:
             raise ImageError("no_class_label", f"class_label is {row['class_label']!r}")
@@ -349,7 +349,7 @@ def _part_config(name: str, part: FrozenPart | None, fingerprint: str) -> PartCo
 
 
 def _null_caption(encoder: TextEncoder) -> "torch.Tensor":
-    """T5("") (L, F) bf16. Raises UserError where it is not finite: the weights are damaged, or overflow."""
+    """T5("") (L, F) bf16. Raises UserError if it is not finite: the weights are damaged, or overflow."""
     import torch
 
     tokens = encoder.null_captions().tokens.to("cpu", torch.bfloat16).contiguous()

@@ -48,7 +48,7 @@ class FeaturePlan:
 
     @property
     def num_samples(self) -> int:
-        """In all units."""
+        """Number of samples in all units."""
         return sum(unit.num_images for unit in self.units)
 
 
@@ -69,7 +69,7 @@ class PlanSettings:
 
 
 def read_feature_plan(folder: Folder) -> FeaturePlan:
-    """The plan of a store as far as it is published; empty where nothing is."""
+    """The plan of a store as far as it is published; empty if nothing is."""
     names = sorted((name for name in folder.names("plan") if name.endswith(".json")), key=lambda name: int(name[:-5]))
     records = [json.loads(data) for data in folder.read_many([f"plan/{name}" for name in names]).values()]
     return FeaturePlan(
@@ -82,7 +82,7 @@ def read_feature_plan(folder: Folder) -> FeaturePlan:
 def extend_feature_plan(folders: Sequence[Folder], source: FeatureSource, settings: PlanSettings) -> FeaturePlan:
     """Appends units for the samples of the source that are not planned yet, in all stores alike; returns the whole plan.
 
-    The files are in the first store; the others name them there. Raises UserError where stores do not have the same plan.
+    The files are in the first store; the others name them there. Raises UserError if stores do not have the same plan.
     """
     plans = [read_feature_plan(folder) for folder in folders]
     plan = max(plans, key=lambda one: one.num_plans)
@@ -160,7 +160,7 @@ def _insert(database: Any, table: str, select: str, batch: "pa.Table", *, create
 
 
 def _buckets(table: "pa.Table", settings: PlanSettings, source: FeatureSource) -> "pa.Array":
-    """For each sample, its bucket at each resolution, as indices of the tables."""
+    """Bucket of each sample at each resolution, as indices of the tables."""
     import pyarrow as pa
 
     indices: list[npt.NDArray[np.int32]] = []

@@ -40,9 +40,9 @@ class FeatureTasks:
     units: list[FeatureUnit]
     """Units that some store lacks."""
     replica_bytes: float
-    """Bytes of a node's memory that a replica takes, roughly; 0 where nothing is left to do."""
+    """Bytes of a node's memory that a replica takes, roughly; 0 if nothing is left to do."""
     findings: tuple[str, ...] = ()
-    """What was left out of the source, and what else a user should know of it, a line each."""
+    """Findings about the source: what was left out, and what else a user should know, one line each."""
 
 
 def stores_of(config: PrecomputeConfig) -> dict[int, Folder]:
@@ -145,7 +145,7 @@ def toy_warning(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
 
 
 def _in_dtypes_of(info: FeaturesInfo, encoders: Encoders) -> Encoders:
-    """The encoders with `auto` settled: in the number formats that the store was begun in."""
+    """The encoders with `auto` settled: in the number formats that the store was started in."""
     vae, text_encoder = encoders.vae, encoders.text_encoder
     begun = _dtypes(info)
     if vae.dtype == AUTO and begun["vae"]:
@@ -156,7 +156,7 @@ def _in_dtypes_of(info: FeaturesInfo, encoders: Encoders) -> Encoders:
 
 
 def _dtypes(info: FeaturesInfo) -> dict[str, str]:
-    """The number formats that a store was begun in; empty for one that is not recorded."""
+    """The number formats that a store was started in; empty for one that is not recorded."""
     asked = info.settings.get("vae", {}).get("dtype", "")  # what stores of before tell of their VAE
     return {
         "vae": info.vae_dtype or ("" if asked == AUTO else asked),
@@ -165,7 +165,7 @@ def _dtypes(info: FeaturesInfo) -> dict[str, str]:
 
 
 def _other_dtypes(config: PrecomputeConfig, info: FeaturesInfo) -> list[str]:
-    """Options that ask for another number format than the store was begun in."""
+    """Options that ask for another number format than the store was started in."""
     begun, asked = _dtypes(info), {"vae": config.vae.dtype, "text_encoder": config.text_encoder.dtype}
     return [f"{kind}.dtype" for kind, dtype in asked.items() if dtype != AUTO and begun[kind] and dtype != begun[kind]]
 
@@ -185,7 +185,7 @@ def rejected_before(config: PrecomputeConfig, tasks: FeatureTasks) -> int:
 
 
 def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> dict[int, FeaturesInfo] | None:
-    """The features.json of the stores; None where none exists. Raises UserError for stores that have other settings."""
+    """The features.json of the stores; None if none exists. Raises UserError for stores that have other settings."""
     found = {resolution: read_info(folder) for resolution, folder in stores.items() if folder.exists(FEATURES_FILE)}
     settings = identity(config.recorded())
     for resolution, info in found.items():
@@ -270,12 +270,12 @@ def _plan(
 
 
 def _check_same_encoders(infos: Mapping[int, FeaturesInfo], facts: EncoderFacts) -> None:
-    """Raises UserError where the encoders are not those that the stores were begun with."""
+    """Raises UserError if the encoders are not those that the stores were started with."""
     for info in infos.values():
         for kind, before, now in (("vae", info.vae, facts.vae), ("text_encoder", info.text_encoder, facts.text_encoder)):
             if before is not None and now is not None and before.fingerprint != now.fingerprint:
                 raise UserError(
-                    f"the features at {info.resolution} px were begun with another {kind} (fingerprint {before.fingerprint}, "
+                    f"the features at {info.resolution} px were started with another {kind} (fingerprint {before.fingerprint}, "
                     f"now {now.fingerprint}): give that one, or another folder",
                     setting=f"{kind}.name",
                 )

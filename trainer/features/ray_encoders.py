@@ -28,7 +28,7 @@ class Described(Protocol[Facts_co]):
 def start_and_describe(encoders: Described[Facts_co], settings: RaySettings, *, visible: Mapping[str, str]) -> Facts_co:
     """Starts Ray or attaches to it, and loads the encoders once on a worker to see what they are.
 
-    Raises UserError where a node does not see a path of `visible`, or an encoder is unavailable there.
+    Raises UserError if a node does not see a path of `visible`, or an encoder is unavailable there.
     """
     start_ray(settings)
     check_visible(visible)

@@ -60,16 +60,16 @@ class FeatureSource(Protocol):
         """Licence and terms of the images, as far as they are known."""
 
     def tables(self) -> Iterator[pa.Table]:
-        """Its samples as tables of SAMPLE. Raises UserError where it cannot be read."""
+        """Its samples as tables of SAMPLE. Raises UserError if it cannot be read."""
 
     def findings(self) -> Iterator[str]:
-        """What was left out of the source and what a user should know of it, a line each; complete after `tables`."""
+        """Findings about the source: what was left out and what a user should know, one line each; complete after `tables`."""
 
 
 def open_source(url: str, *, ignore: Sequence[str] = MASKS) -> FeatureSource:
     """Finds out what is at `url`; images whose names fit a pattern of `ignore` are left out where they are searched.
 
-    Raises UserError where nothing is that features can be made of.
+    Raises UserError if nothing is that features can be made of.
     """
     from dataset_builder.sql.dataset_files import is_dataset
     from foundry.images.sources import find_sources
@@ -168,7 +168,7 @@ class LabelledImages:
     """The sources that were found there."""
     licence: str = ""
     searched: PassedOver = field(default_factory=PassedOver)
-    """What the search left out."""
+    """Files that the search left out."""
     _indexed: dict[str, PassedOver] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -190,7 +190,7 @@ class LabelledImages:
                     yield _to_samples(rows)
 
     def findings(self) -> Iterator[str]:
-        """What the search and the index left out or took in a way that may be meant otherwise."""
+        """Findings: what the search and the index left out, or interpreted in a way that may not be meant."""
         total = PassedOver()
         for passed_over in (self.searched, *self._indexed.values()):
             total.add(passed_over)
@@ -201,7 +201,7 @@ class LabelledImages:
 
 
 def class_names(source: FeatureSource) -> tuple[str, ...]:
-    """The classes of a source, numbers by value, else by name. Raises UserError where there are none."""
+    """The classes of a source, numbers by value, else by name. Raises UserError if there are none."""
     found: set[str] = set()
     for table in source.tables():
         found |= set(table["class_label"].unique().to_pylist()) - {None}
@@ -249,7 +249,7 @@ def _labels_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _class_label(reader: "ImageReader", row: Mapping[str, Any], passed_over: PassedOver) -> str | None:
-    """The class label in the sidecars of an image, else its folder's name; None where one of them cannot be read."""
+    """The class label in the sidecars of an image, else its folder's name; None if one of them cannot be read."""
     if sidecars := _labels_of(row):
         try:
             label = reader.read_sidecars({**row, "sidecars": sidecars}).class_label

@@ -64,13 +64,13 @@ class FeatureBatch:
     mean: Tensor
     """(B, C, h, w) in the number format of the store, as the VAE gives it, not scaled."""
     log_variance: Tensor | None
-    """(B, C, h, w) likewise; none where the VAE is deterministic."""
+    """(B, C, h, w) likewise; none if the VAE is deterministic."""
     captions: Captions | None
-    """Packed bf16 tokens; none where the store has none: class labels, or training encodes the texts."""
+    """Packed bf16 tokens; none if the store has none: class labels, or training encodes the texts."""
     texts: list[str] | None
-    """The chosen captions' texts, "" for the null caption; none where there are class labels."""
+    """The chosen captions' texts, "" for the null caption; none if there are class labels."""
     class_labels: Tensor | None
-    """(B,) int64; none where there are captions."""
+    """(B,) int64; none if there are captions."""
     sizes: Tensor
     """(B, 2) float32: height and width of the original images in pixels."""
     bucket: Size
@@ -129,7 +129,7 @@ class FeatureStore:
         self.folder = folder
         self.info = info
         self.null_caption = null_caption
-        """T5("") (L, F) bf16; none where there are class labels or no features of captions."""
+        """T5("") (L, F) bf16; none if there are class labels or no features of captions."""
         self.missing_units = len(plan.units) - len(commits)
         """Units that are planned and not made yet."""
         self.num_rejected = sum(commit.num_rejected for commit in commits)
@@ -159,7 +159,7 @@ class FeatureStore:
         try:
             commits = read_commits(folder)
         except ValueError as error:
-            raise UserError(f"{url}: {error}: make the features again by {info.command}") from None
+            raise UserError(f"{url}: {error}: make the features again with {info.command}") from None
         if not any(commit.completed for commit in commits):
             raise UserError(f"{url} has no sample yet: let {info.command} finish")
         keys = dict(_unit_keys(folder, info, commits)) if skip or weights is not None else {}
@@ -176,7 +176,7 @@ class FeatureStore:
 
     @property
     def scale(self) -> LatentScale:
-        """From the VAE's samples to the network's latents, as the features say."""
+        """Scale from the VAE's samples to the network's latents, as the features say."""
         return self.info.scale
 
     def scaled(self, scale: LatentScale | None) -> "FeatureStore":
@@ -189,7 +189,7 @@ class FeatureStore:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that have a sample, in alphabetical order."""
+        """Splits that have a sample, in alphabetical order."""
         return tuple(sorted({self._planned[unit].split for unit in self._commits if self._num_rows(unit)}))
 
     @property
@@ -242,7 +242,7 @@ class FeatureStore:
 
         `with_teacher`: with what the teacher sees, for a store that was opened with it.
 
-        Raises UserError where a file is missing or damaged.
+        Raises UserError if a file is missing or damaged.
         """
         units = {request.unit: self._units[request.unit] for request in requests}
         bucket = self._bucket(requests[0].unit)
@@ -328,7 +328,7 @@ class FeatureStore:
 
 
 def _unit_keys(folder: Folder, info: FeaturesInfo, commits: Sequence[Commit]) -> Iterator[tuple[int, pa.ChunkedArray]]:
-    """The keys of each unit's samples. Raises UserError where a file is missing or damaged."""
+    """The keys of each unit's samples. Raises UserError if a file is missing or damaged."""
     for commit in [one for one in commits if "latents" in one.files]:
         path = commit.files["latents"].path
         try:
@@ -360,17 +360,20 @@ def _unit_weights(
 
 
 def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:
-    """What a teacher sees in all units. Raises UserError where it has not seen some, or saw the latents of other features."""
+    """The teacher's features of all units. Raises UserError if some are missing, or saw the latents of other features."""
     found = read_teacher_info(url)
     command = f"{info.command} --teacher.name NAME"
     if found is None:
         raise UserError(
-            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them by {command}, name a teacher "
+            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them with {command}, name a "
+            f"teacher "
             "that sees the images in training, or give null to train without REPA",
             setting="repa.teacher",
         )
     if found.features not in info.fingerprints:
-        raise UserError(f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it by {command}")
+        raise UserError(
+            f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it with {command}"
+        )
     store = TeacherStore(url, found)
     if missing := {commit.unit for commit in commits if "latents" in commit.files} - store.units:
         raise UserError(

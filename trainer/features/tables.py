@@ -100,7 +100,7 @@ class OpenUnits:
         self._lock = threading.Lock()
 
     def __getitem__(self, number: int) -> UnitViews:
-        """The unit of a number. Raises UserError where a file is missing or damaged."""
+        """The unit of a number. Raises UserError if a file is missing or damaged."""
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)

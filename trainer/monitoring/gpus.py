@@ -2,7 +2,7 @@
 
 Peak: dense matrix products in bf16 (V100: fp16) without sparsity, from the makers' data sheets. Price: a rough default, since
 it changes by month and contract: A100 as the paper's $28,400 for 753 days imply, V100 that price by the paper's factor of 2.2,
-the others as RunPod listed them for single GPUs on demand in spring 2026; none where we know no source.
+the others as RunPod listed them for single GPUs on demand in spring 2026; none if we know no source.
 """
 
 import re
@@ -51,7 +51,7 @@ GPUS: dict[str, Gpu] = {
     "b200": Gpu(device_name="B200", peak_flops=2250e12, memory_bytes=180 * 10**9, price=5.98),
     "mi300x": Gpu(device_name="MI300X", peak_flops=1307e12, memory_bytes=192 * 10**9),
 }
-"""By the name that `--gpu` takes."""
+"""GPUs by the name that `--gpu` takes."""
 
 
 def gpu_of_device(device_name: str) -> Gpu | None:

@@ -51,7 +51,7 @@ class LossRecorder:
     ) -> None:
         """Adds this worker's samples of a step, timesteps and losses (B,) on the device.
 
-        Raises UserError where an earlier file could not be written.
+        Raises UserError if an earlier file could not be written.
         """
         if not self._every_steps or step % self._every_steps:
             return
@@ -66,7 +66,7 @@ class LossRecorder:
             self._write_later()
 
     def flush(self) -> None:
-        """Returns when all rows are on the disk. Raises UserError where they cannot be written."""
+        """Returns when all rows are on the disk. Raises UserError if they cannot be written."""
         if self._steps:
             self._write_later()
         self._wait()
@@ -89,7 +89,7 @@ class LossRecorder:
 
 
 def remove_losses(run: Path, *, after: int) -> None:
-    """Removes the files with rows after so many images seen, whose steps are to be made again, and those cut off by a kill."""
+    """Removes the files with rows after this many images seen, whose steps will be made again, and those cut off by a kill."""
     folder = run / LOSSES_FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
         end = path.name.partition("-")[0]

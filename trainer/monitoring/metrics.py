@@ -76,7 +76,7 @@ class _Interval:
             self.ready.record()
 
     def values(self) -> "_Values":
-        """What was fetched; waits for the copy."""
+        """The fetched values; waits for the copy."""
         assert self.fetched is not None
         if self.ready is not None:
             self.ready.synchronize()
@@ -134,7 +134,7 @@ class MetricsReporter:
         All are on the device. The techniques of a step are the same on all workers. With the `timesteps` (B,) its losses are
         recorded by sample, where the settings say so.
 
-        Raises NotFinite where a loss of an earlier interval was not finite.
+        Raises NotFinite if a loss of an earlier interval was not finite.
         """
         self._now.steps.append(record)
         self._now.losses.append(losses)
@@ -153,7 +153,7 @@ class MetricsReporter:
             self._rotate()
 
     def flush(self) -> None:
-        """Reports all steps so far, and waits for their numbers. Raises NotFinite where one is not finite."""
+        """Reports all steps so far, and waits for their numbers. Raises NotFinite if one is not finite."""
         if self._now.steps:
             self._rotate()
         self._report()
@@ -254,7 +254,7 @@ class MetricsReporter:
         command = shlex.join(
             ["python", "-m", "trainer.fit", "--config", str(self._run.path / CONFIG), "--data.skip", str(path)]
         )
-        return f"the same command would read these samples again; their keys are in {path}, leave them out by: {command}"
+        return f"the same command would read these samples again; their keys are in {path}; to leave them out, run: {command}"
 
     def _name_spikes(self, interval: _Interval, losses: list[Tensor], means: list[float]) -> None:
         for step, own, mean in zip(interval.steps, losses, means, strict=True):

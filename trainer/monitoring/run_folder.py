@@ -70,7 +70,7 @@ class RunFolder:
     def held(self, *, wait_s: float) -> Iterator[None]:
         """Holds the folder's lock, for one training on this machine at a time.
 
-        Raises UserError where another training still has it after `wait_s`: workers that outlive their driver need some seconds
+        Raises UserError if another training still has it after `wait_s`: workers that outlive their driver need some seconds
         to end.
         """
         if not self._writes:
@@ -84,7 +84,7 @@ class RunFolder:
             while not _locked(file.fileno()):
                 if time.monotonic() > until:
                     raise UserError(
-                        f"another training writes to {self.path}: let it end, or give another folder", setting="run_dir"
+                        f"another training writes to {self.path}: wait for it to end, or give another folder", setting="run_dir"
                     )
                 time.sleep(_FOLLOW_S)
             yield
@@ -177,7 +177,7 @@ def printed_log(run: Path) -> Iterator[None]:
 
 
 def recorded_precision(run: Path) -> Dtype | None:
-    """The number format of the run's last start; None where config.yaml is missing or lacks it."""
+    """The number format of the run's last start; None if config.yaml is missing or lacks it."""
     try:
         settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):

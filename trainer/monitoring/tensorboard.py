@@ -15,7 +15,7 @@ _SCALARS = ("loss", "gradient_norm", "lr", "images_per_s", "data_wait", "mfu", "
 
 
 class RunReader:
-    """Copies a run's metrics and samples into events, each once; begins anew where the run went back to a checkpoint."""
+    """Copies a run's metrics and samples into events, each once; starts again where the run went back to a checkpoint."""
 
     def __init__(self, run: Path) -> None:
         if not (run / METRICS).is_file():

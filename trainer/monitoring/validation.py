@@ -55,7 +55,8 @@ class ValidationSet:
     def of(
         cls, store: FeatureStore, collator: Collator, *, num_images: int, weights: dict[str, float], workers: Workers
     ) -> "ValidationSet":
-        """At most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the split."""
+        """Chooses at most `num_images` samples, of all buckets in proportion. Raises UserError for a store without the
+        split."""
         units = store.samples(VALIDATION)
         total = sum(rows for samples in units.values() for _, rows in samples)
         batches, index = [], 0
@@ -131,17 +132,17 @@ def open_validation(
     weights: dict[str, float] | None = None,
     lora: Sequence[LoraChoice] = (),
 ) -> CheckpointValidation:
-    """At most `num_images` of the features' validation split; `weights` choose their captions, by name; `lora` is added to
-    the network.
+    """Opens at most `num_images` of the features' validation split; `weights` choose their captions, by name; `lora` is added
+    to the network.
 
     Raises UserError for features that do not fit the checkpoint.
     """
     network, config = load_checkpoint(checkpoint, dtype=torch.float32, adapters=open_adapters(lora, checkpoint))
     store = FeatureStore.open(features)
     if store.info.text_encoder is None or store.info.caption_storage == "none":
-        raise UserError(f"{features} holds no features of captions: make them by {store.info.command}", setting="features")
+        raise UserError(f"{features} holds no features of captions: make them with {store.info.command}", setting="features")
     if VALIDATION not in store.splits:
-        raise UserError(f"{features} has no validation split: make it by {store.info.command}", setting="features")
+        raise UserError(f"{features} has no validation split: make it with {store.info.command}", setting="features")
     for kind, trained, found in (
         ("vae", config.vae, store.info.vae),
         ("text_encoder", config.text_encoder, store.info.text_encoder),

@@ -21,34 +21,35 @@ class PlanConfig:
     """Stage to plan: pixel, alignment, aesthetic, few_steps, or all (without few_steps); default: the one that the file of
     --fit_config names, else all."""
     recipe: RecipeName | None = None
-    """Recipe of the stages, as in trainer.fit; default: the one that the file of --fit_config names, else paper."""
+    """Recipe of the stages, as in trainer.fit; default: the one named in the --fit_config file, otherwise paper."""
     fit_config: str | None = None
-    """YAML file that trainer.fit will be given by --config; default: the stages' own settings."""
+    """YAML file with the settings for trainer.fit; default: the settings of the stages."""
     gpu: str = "h100"
     """GPU: v100, a100-40gb, a100, a10, l4, l40s, rtx3090, rtx4090, h100-pcie, h100, h200, b200 or mi300x."""
     num_gpus: int = 64
     """Number of GPUs."""
     utilisation: float = 0.3
-    """Share of a GPU's peak that training uses: an assumption. The paper's rows imply 0.07 to 0.28; a run's log has yours."""
+    """Share of a GPU's peak speed that training uses, an assumption. The paper's rows imply 0.07 to 0.28; a run's log has
+    yours."""
     price: float | None = None
-    """Price in dollars per GPU-hour; default: a rough one for the GPU, see trainer/monitoring/gpus.py."""
+    """Price in dollars per GPU-hour; default: a rough price for the GPU, see trainer/monitoring/gpus.py."""
     peak_tflops: float | None = None
     """Peak of the GPU in 10^12 operations per second; default: as in its data sheet."""
     memory_gb: float | None = None
     """Memory of the GPU in 10^9 bytes; default: as in its data sheet."""
     gradient_checkpointing: bool = False
-    """Count GPU-days with gradient checkpointing, as is done anyway if the file sets it; memory is shown with and without."""
+    """Count GPU-days with gradient checkpointing, even if the file does not set it; memory is shown with and without."""
     num_images: int | None = None
-    """Number of images in a stage's data set, for passes and disk, each seen once a pass; default: the samples of its features
-    if they exist, as `data.skip` and `data.weights` choose them, else the paper's 1M, 10M and 14M."""
+    """Number of images in a stage's data set, for passes and disk, each seen once per pass; default: the samples of its
+    features if they exist, as `data.skip` and `data.weights` choose them, otherwise the paper's 1M, 10M and 14M."""
     caption_tokens: float = 120
-    """Mean length of the captions in T5 tokens; the default, the longest that are read, is the upper bound."""
+    """Mean length of the captions in T5 tokens; the default, the longest that T5 reads, is the upper bound."""
     caption_variants: int = 1
     """Number of captions stored per image."""
     latent_channels: int = 4
     """Latent channels of the VAE."""
     latent_variance: bool = True
-    """Count a log-variance for each latent, as AutoencoderKL gives; false for AutoencoderDC, which gives means alone."""
+    """Count a log-variance for each latent, as for AutoencoderKL; false for AutoencoderDC, which only gives means."""
     downsampling: int = 8
     """Downsampling of the VAE: pixels per latent, along a side."""
     teacher_width: int = 768
@@ -129,7 +130,7 @@ class ReadingPlan:
     bf16: float
     int8: float
     online: float
-    """With texts alone."""
+    """Bytes if only texts are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +149,11 @@ class RungPlan:
     """FLOPs of the optimiser per step, over all GPUs: Muon's matrix products."""
     gpu_days: float
     cost: float | None
-    """In dollars; none where no price is known."""
+    """Cost in dollars; none if no price is known."""
     patches: int
     """Patches of an image."""
     techniques: tuple["TechniqueCost", ...] = ()
-    """What the techniques that are on add; it is in gpu_days and memory, not in flops_per_image."""
+    """Costs that enabled techniques add; they are in gpu_days and memory, not in flops_per_image."""
     lora_values: int = 0
     """Values of the LoRA that is trained in place of the weights; 0: all weights are trained."""
     memory: tuple[MemoryPlan, ...]
@@ -165,7 +166,7 @@ class RungPlan:
     routing_warning: str = ""
     """A warning where routing does not pay; empty: it does, or is off."""
     unrouted: str = ""
-    """Why this resolution is trained without routing, though that is on."""
+    """Reason why this resolution is trained without routing although it is on."""
 
     @property
     def passes(self) -> float:

@@ -21,7 +21,7 @@ def dataset_size(train: TrainConfig, rung: Rung, *, num_images: int | None) -> D
     """The size that `num_images` gives, else the features of the rung, else the paper.
 
     Samples that `data.skip` leaves out and weights of `data.weights` count where there are features, as in training.
-    Raises UserError where the files of these cannot be read, or their SQL is not answered.
+    Raises UserError if the files of these cannot be read, or their SQL is not answered.
     """
     if num_images is not None:
         return DatasetSize(num_images, "--num_images")

@@ -51,7 +51,7 @@ class TrainingMemory:
     activations_per_image: float
     """Activations per image of a micro-batch, with its inputs."""
     techniques: float = 0.0
-    """What techniques train, with its gradients and moments, float32; their frozen models."""
+    """Bytes that techniques train, with gradients and moments, float32; and their frozen models."""
 
     @property
     def fixed(self) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _FLOAT_BYTES = 4
 _MOMENTS = 2
 _LEAST_VALUES, _BLOCK_VALUES = 4096, 256
-"""Of torchao: smaller weights, and those that blocks do not divide, keep float32."""
+"""Limits of torchao: smaller weights, and those that blocks do not divide, keep float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

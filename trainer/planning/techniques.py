@@ -28,14 +28,14 @@ _HALF_BYTES = 2
 _STATES = 4
 """Weights, gradients and two moments of a parameter that is trained; it has no average."""
 _SAVED_STATES = 3
-"""Of these, what a checkpoint holds."""
+"""Number of these that a checkpoint holds."""
 _NULL_TOKENS = 1
-"""Of the null caption: T5 ends a text without words after one token."""
+"""Length of the null caption: T5 ends a text without words after one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TechniqueCost:
-    """What a technique adds to a resolution step."""
+    """Cost that a technique adds to a resolution step."""
 
     name: str
     share: float = 1.0
@@ -64,7 +64,7 @@ class TechniqueCost:
         return _FLOAT_BYTES * (_SAVED_STATES * self.parameters + self.copied_parameters)
 
     def fixed_bytes(self, *, shared_by: int) -> float:
-        """Bytes on a GPU whatever the number of images; weights are shared by so many GPUs."""
+        """Bytes on a GPU whatever the number of images; weights are sharded over this many GPUs."""
         return _FLOAT_BYTES * (_STATES * self.parameters + self.copied_parameters) / shared_by + self.frozen_bytes
 
 
@@ -203,7 +203,8 @@ def _projector_parameters(widths: Sequence[int]) -> int:
 
 
 def _projector_bytes(widths: Sequence[int], network: DiTConfig) -> float:
-    """What the layers and SiLU keep, and the last layer's output, its target and what the loss makes of them; in float32."""
+    """Bytes that the layers and SiLU keep, plus the last layer's output, its target and what the loss makes of them; in
+    float32."""
     return _FLOAT_BYTES * _tokens(network) * (widths[0] + 2 * sum(widths[1:-1]) + 5 * widths[-1])
 
 

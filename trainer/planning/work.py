@@ -73,7 +73,7 @@ class AddedWork:
 
 
 def added_work(train: TrainConfig, rung: Rung, network: DiTConfig, *, teacher_width: int = 0) -> AddedWork:
-    """What techniques and optimiser add to the steps of a rung of the ladder. Raises as `training_work`."""
+    """Operations that techniques and optimiser add to the steps of a rung of the ladder. Raises as `training_work`."""
     costs = technique_costs(train, rung, network, stored_width=teacher_width)
     return AddedWork(
         techniques={cost.name: cost.flops_per_image for cost in costs},

@@ -46,7 +46,7 @@ class FitRewriterConfig:
     seed: int = 0
     """Random seed for initialisation and data order."""
     dtype: AutoDtype = "auto"
-    """Number format of matrix products, by autocast; auto: bfloat16 where the hardware has it, else float32."""
+    """Number format of matrix products, by autocast; auto: bfloat16 if the hardware supports it, otherwise float32."""
     ignored_words: tuple[str, ...] = ()
     """Words of prompts that a rewritten prompt may leave out, besides articles, prepositions and words such as `picture`."""
     synonyms: dict[str, list[str]] = field(default_factory=dict)

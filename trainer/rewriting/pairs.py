@@ -39,7 +39,7 @@ def read_pairs(config: FitRewriterConfig) -> list[Pair]:
 def split_pairs(pairs: Sequence[Pair], *, num_validation: int) -> tuple[list[Pair], list[Pair]]:
     """Training and validation pairs: the prompts of the latter have the smallest hashes, and none of them is trained on.
 
-    Raises UserError where too few prompts are left to train on.
+    Raises UserError if too few prompts are left to train on.
     """
     hashes = {pair.prompt: hashlib.sha256(pair.prompt.encode()).digest() for pair in pairs}
     kept_out = set(sorted(hashes, key=hashes.__getitem__)[:num_validation])

@@ -179,7 +179,7 @@ def lr_share(config: FitRewriterConfig, step: int) -> float:
 
 
 def _fitting(pairs: Sequence[Pair], encoder: TextEncoder) -> list[Pair]:
-    """Those whose captions the text encoder reads to the end; says how many do not fit."""
+    """Pairs whose captions the text encoder reads to the end; prints how many do not fit."""
     cut = encoder.count_cut_tokens([pair.caption for pair in pairs])
     fitting = [pair for pair, number in zip(pairs, cut, strict=True) if not number]
     if len(fitting) < len(pairs):

@@ -15,21 +15,21 @@ class SubjectConfig:
     images: str
     """Folder of 5 to 50 images of the subject or style; a .txt of an image's name is its caption."""
     trigger_word: str
-    """Word that will ask for it, such as `sks dog`; captions contain it."""
+    """Word that will ask for the subject, such as `sks dog`; captions contain it."""
     checkpoint: str
-    """Checkpoint that will be adapted: it draws the images that keep what it knows."""
+    """Checkpoint to adapt; it also draws the images that preserve what it knows."""
     out: str
     """Folder for images, captions and weights. The same command resumes it."""
     template: str = "a photo of {word}"
     """Caption of images without a .txt; {word} is the trigger word."""
     class_prompt: str | None = None
-    """Prompt of the class that the subject belongs to, such as `a photo of a dog`, which the network is to keep."""
+    """Prompt for the class of the subject, such as `a photo of a dog`, which the network should not forget."""
     prior_prompts: str | None = None
-    """File of prompts that the network is to keep drawing as it does, in place of one class prompt."""
+    """File of prompts that the network should keep drawing as it does, instead of one class prompt."""
     num_prior_images: int = 200
     """Number of images that the checkpoint draws of these prompts; 0: none, and the network may forget what it knew."""
     prior_weight: float = 1.0
-    """Weight of all these images together, where that of the subject's together is 1."""
+    """Weight of all these images together, relative to 1 for the subject's images together."""
     seed: int = 0
     """Random seed of the first image of each prompt."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -37,7 +37,7 @@ FEW, MANY = 5, 50
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is there for a training."""
+    """Files that are prepared for a training."""
 
     num_images: int
     """Images of the subject."""
@@ -110,7 +110,7 @@ def _copy_images(config: SubjectConfig, folder: Path) -> list[Path]:
         try:
             decode_image(path.read_bytes(), limits=DecodeLimits())
         except (OSError, ImageError) as error:
-            raise UserError(f"{path} is no image that can be read ({error}): remove it", setting="images") from error
+            raise UserError(f"{path} cannot be read as an image ({error}): remove it", setting="images") from error
     folder.mkdir(parents=True, exist_ok=True)
     for path, caption in captions.items():
         shutil.copyfile(path, folder / path.name)

@@ -179,7 +179,7 @@ def test_where_all_images_are_refused_a_grey_one_decides_who_is_to_blame() -> No
         assert len(server.bodies) == 3
 
 
-def test_what_is_no_image_s_fault_ends_all_requests() -> None:
+def test_what_is_not_an_image_s_fault_ends_all_requests() -> None:
     with judge_server(lambda body: fails(403)) as server:
         engine = EndpointEngine(model_at(server.url, concurrency=1), SETTINGS)
         with pytest.raises(Unavailable, match="HTTP 403"):

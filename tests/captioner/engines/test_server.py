@@ -97,7 +97,7 @@ def test_what_cannot_be_answered_is_refused(client: TestClient, body: dict[str, 
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"\xff"])
-def test_what_is_no_json_object_is_refused(client: TestClient, data: bytes) -> None:
+def test_what_is_not_a_json_object_is_refused(client: TestClient, data: bytes) -> None:
     assert client.post("/v1/chat/completions", content=data).status_code == 400
 
 

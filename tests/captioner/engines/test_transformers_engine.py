@@ -187,9 +187,9 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(tiny_llava: Path) -> N
     assert resolve_model(str(tiny_llava)).num_parameters == engine(tiny_llava).model.num_parameters()
 
 
-def test_what_is_no_model_of_images_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_model_of_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="is a llama model, which reads no images"):
+    with pytest.raises(UserError, match="is a llama model, which cannot read images"):
         resolve_model(str(tmp_path))
     with pytest.raises(UserError, match="no config.json"):
         resolve_model(str(tmp_path.parent))

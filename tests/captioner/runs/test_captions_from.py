@@ -147,7 +147,7 @@ def test_a_query_is_changed_while_nothing_is_committed(
         assert caption(ladder, tmp_path / "run", tiny_llava, "--only", "SELECT key FROM rejected") == 1
     assert caption(ladder, tmp_path / "run", tiny_llava, "--only", "SELECT key FROM images LIMIT 2") == 0
     said = capsys.readouterr().out
-    assert "begun again with other only\n" in said and "2 planned = 2 captioned" in said
+    assert "started again with other only\n" in said and "2 planned = 2 captioned" in said
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,15 @@ def test_a_query_is_changed_while_nothing_is_committed(
     [
         (["--images", "photos"], "images must be left out with captions_from"),
         (["--prompts", "PROMPTS"], "use {caption.brief}, but the prompts of that run are dense, medium, short"),
-        (["--captions_from", "OUT/"], "the run that captions are taken from is that of this command, "),
-        (["--captions_from", "/nowhere"], "/nowhere is no captioning run"),
+        (["--captions_from", "OUT/"], "captions_from is the run of this command, "),
+        (["--captions_from", "/nowhere"], "/nowhere is not a captioning run"),
         (
             ["--only", "SELECT key FROM caption"],
             "there is no table caption: did you mean captions or caption_scores or caption_objects? (--only)",
         ),
         (["--only", "SELECT key FROM"], "(--only)"),
         (["--only", "SELECT caption FROM captions"], "the query must return a column key, it returns caption"),
-        (["--only", "SELECT 'nobody' AS key"], "the query names 1 keys that are no images"),
+        (["--only", "SELECT 'nobody' AS key"], "the query names 1 keys that are not images"),
     ],
 )
 def test_mistakes_are_one_line_before_work_begins(

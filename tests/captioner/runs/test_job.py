@@ -179,7 +179,7 @@ def test_images_are_as_large_as_they_were_unless_another_size_is_asked_for(
     assert record is not None and record.settings["model"]["image_side_px"] == 33
     assert "image_side_px" not in record.settings["generation"]
     save_pictures(images, count=1, seed=1)
-    assert caption(images, run, model) == 0, "what a run was begun with stays"
+    assert caption(images, run, model) == 0, "what a run was started with stays"
     assert caption(images, run, model, "--generation.image_side_px", "32") == 2
     assert "holds a run with another model.image_side_px" in capsys.readouterr().err
 

@@ -32,7 +32,7 @@ def planned(config: CaptionConfig) -> tuple[Plan, CaptionJob]:
     return plan, job
 
 
-def test_a_run_of_which_nothing_is_committed_may_be_begun_again(tmp_path: Path, tiny_llava: Path) -> None:
+def test_a_run_of_which_nothing_is_committed_may_be_started_again(tmp_path: Path, tiny_llava: Path) -> None:
     images, run = save_pictures(tmp_path / "images", count=5), Folder(str(tmp_path / "run"))
     config = CaptionConfig(images=[str(images)], out=run.url, model=str(tiny_llava), unit_size=2, t5=T5Config(tokenizer="mini"))
     first, _ = planned(replace(config, prompts="ladder"))

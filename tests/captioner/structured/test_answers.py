@@ -57,7 +57,7 @@ def test_prose_has_a_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("index", range(20))
-def test_the_shipped_schema_takes_the_truth_of_scenes(index: int) -> None:
+def test_the_shipped_schema_takes_the_ground_truth_of_scenes(index: int) -> None:
     truth = structured_caption(draw_scene(seed=3, index=index), seed=3)
     answer = read_answer(json.dumps(truth, indent=2), SCENE_SCHEMA)
     assert (answer.fault, answer.value, json.loads(answer.caption)) == ("", truth, truth)
@@ -137,7 +137,7 @@ def test_a_schema_comes_from_a_file_next_to_the_prompts_or_stands_in_them(tmp_pa
         ("{type: array}", 'it needs "type": "object"'),
     ],
 )
-def test_a_schema_that_cannot_be_had_is_one_line(tmp_path: Path, schema: str, complaint: str) -> None:
+def test_a_schema_that_is_unavailable_is_one_line(tmp_path: Path, schema: str, complaint: str) -> None:
     (tmp_path / "broken.json").write_text("{")
     path = tmp_path / "mine.yaml"
     path.write_text(f"name: mine\nversion: 1\nprompts:\n- {{name: a, text: What, schema: {schema}}}\n")

@@ -72,7 +72,7 @@ def test_the_shipped_tokenizer_is_found_by_its_name() -> None:
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but spiece.model, trained as T5's was: ids of its own for padding, end and unknown, NFKC."""
+    """A folder with nothing but spiece.model, trained as T5's was: separate ids for padding, end and unknown, NFKC."""
     folder = tmp_path_factory.mktemp("spiece")
     sentences = (f"{size} {thing}s sit by the {thing} of {size} ﬁre" for size in WORDS for thing in WORDS)
     options: dict[str, Any] = {
@@ -105,7 +105,7 @@ def test_auto_is_the_small_worlds_for_its_own_model_alone() -> None:
     assert T5Config(tokenizer="mini").of_model("./llava") == T5Config(tokenizer="mini")
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_tokenizer_is_named(tmp_path: Path) -> None:
     view = T5View(T5Config(tokenizer=str(tmp_path)))
     with pytest.raises(UserError, match=f"the T5 tokenizer {tmp_path} cannot be loaded .it has neither"):
         view.measure(["x"])

@@ -124,7 +124,7 @@ def test_building_again_changes_nothing_and_another_recipe_is_refused(config: Bu
         build_dataset(replace(config, where="num_nouns > 2"))
 
 
-def test_an_interrupted_build_is_done_again_and_foreign_folders_are_left_alone(config: BuildConfig, run: str) -> None:
+def test_an_interrupted_build_is_done_again_and_other_folders_are_left_alone(config: BuildConfig, run: str) -> None:
     build_dataset(config)
     out = Folder(config.out)
     record = json.loads(out.read("dataset.json"))
@@ -250,7 +250,7 @@ def test_the_recipe_of_the_demo_is_read_and_its_steps_are_taken(
 
 
 def test_other_mistakes(config: BuildConfig, run: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no captioning run"):
+    with pytest.raises(UserError, match="is not a captioning run"):
         build_dataset(replace(config, captions=(str(tmp_path / "nothing"),)))
     with pytest.raises(UserError, match="is given twice: name each run once"):
         build_dataset(replace(config, captions=(run, f"{run}/")))

@@ -134,7 +134,7 @@ def test_a_file_is_replaced_only_where_that_is_said_and_as_a_whole(tmp_path: Pat
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run and no data set"):
+    with pytest.raises(UserError, match="is neither a run nor a data set"):
         main(ExportConfig(source=str(tmp_path), out=str(tmp_path / "a.duckdb")))
     run = SmallRun().write(Folder(str(tmp_path / "run"))).url
     (tmp_path / "file").write_text("")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == dictionary_page(), "run `make dictionary`"
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == dictionary_page(), "run `make reference`"
 
 
 def test_the_page_explains_every_view_and_column() -> None:

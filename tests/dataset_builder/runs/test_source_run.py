@@ -84,9 +84,9 @@ def test_a_run_over_a_run_over_a_run(source: Folder) -> None:
         ("SELECT key AS name FROM images", "must return a column key, it returns name: SELECT key FROM"),
         ("SELECT key FROM images WHERE false", "names no image of .*: ask it with python -m dataset_builder.query first"),
         ("SELECT NULL AS key", "names no image"),
-        ("SELECT 'img_9' AS key UNION SELECT 'img_1' UNION SELECT 'x'", "names 2 keys that are no images of .*'img_9'"),
+        ("SELECT 'img_9' AS key UNION SELECT 'img_1' UNION SELECT 'x'", "names 2 keys that are not images of .*'img_9'"),
         ("SELECT key FROM image", "there is no table image: did you mean images"),
-        ("DROP TABLE images", "DROP statements are refused"),
+        ("DROP TABLE images", "DROP statements are not allowed"),
         ("SELECT key FROM images; SELECT 1", "expected one SQL statement, found 2"),
         ("SELECT content AS key FROM read_text('/etc/passwd')", "SQL here only reads the views"),
     ],
@@ -97,13 +97,13 @@ def test_a_query_that_is_wrong_is_one_line_and_plans_nothing(source: Folder, onl
     assert not Folder(f"{source.url}/../new").names("plans")
 
 
-def test_what_is_no_run_or_is_gone_is_said(source: Folder, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no captioning run"):
+def test_what_is_not_a_run_or_is_gone_is_said(source: Folder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a captioning run"):
         read_source_record(str(tmp_path))
     run, made = plan(source)
     rows = read_unit(run, made.units()[0])
     source.filesystem.rm_file(source.path(rows[0]["captions_file"]))
-    with pytest.raises(UserError, match="which captions are taken from, is gone: restore that run"):
+    with pytest.raises(UserError, match="the source of the captions, no longer exists: restore that run"):
         read_captions(source, rows)
 
 

@@ -209,8 +209,8 @@ def test_errors_name_the_nearest(run: Database, sql: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{tmp_path} is no captioning run, it has no run\.json"):
+def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path} is not a captioning run: it has no run\.json"):
         open_run(str(tmp_path))
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
@@ -228,7 +228,7 @@ def test_a_lost_file_among_others_is_named_by_the_question_that_needs_it(folder:
     next(Path(folder.root).glob("captions/00000001-*.parquet")).unlink()
     with open_run(folder.url) as run:
         assert rows(run, "SELECT count(*) FROM images") == [(7,)]
-        with pytest.raises(UserError, match=r"captions/00000001-\w+\.parquet cannot be read: check that it is there$"):
+        with pytest.raises(UserError, match=r"captions/00000001-\w+\.parquet cannot be read: check that it exists$"):
             run.fetch("SELECT count(*) FROM captions")
 
 

@@ -69,7 +69,7 @@ def test_the_sums_are_read_in_place_of_the_units_files(run: Folder) -> None:
         assert database.fetch("SELECT count FROM noun_counts WHERE noun = 'owl'")["count"].to_pylist() == [14, 14]
 
 
-def test_a_run_that_goes_on_gets_the_blocks_that_have_become_whole(run: Folder) -> None:
+def test_a_run_that_resumes_gets_the_blocks_that_have_become_whole(run: Folder) -> None:
     merge_counts_of(read_run(run.url))
     SMALL.commit(run, 5, range(15, 18))
     SMALL.commit(run, 6, range(18, 20))

@@ -109,7 +109,7 @@ class CountingFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if path not in self.listings:
             prefix = f"{path.rstrip('/')}/" if path else ""
             names = {prefix + name.removeprefix(prefix).split("/", 1)[0] for name in self.files if name.startswith(prefix)}
-            # In an order of its own, as file systems list.
+            # In an arbitrary order, as file systems list.
             self.listings[path] = sorted(names, key=lambda name: name[::-1])
         return [self.info(name) if detail else name for name in self.listings[path]]
 

@@ -95,7 +95,7 @@ def test_an_image_that_a_list_describes_is_found_once_with_its_columns(tmp_path:
     assert rows["4.jpg"]["class_label"] == "cat"
 
 
-def test_a_list_given_beside_its_folder_counts_as_well(tmp_path: Path) -> None:
+def test_a_list_given_next_to_its_folder_counts_as_well(tmp_path: Path) -> None:
     write(tmp_path / "images" / "1.jpg", b"")
     path = write(tmp_path / "list.csv", "path,caption\nimages/1.jpg,an owl\n")
     (row,) = rows_of(tmp_path / "images", path)

@@ -16,8 +16,8 @@ from tests.foundry.images.containers import jpeg, parquet, rows_of, tar_bytes, w
 @pytest.mark.parametrize(
     ("data", "left_out"),
     [
-        (b"[1]", "the JSON next to the image holds an array and no object"),
-        (b"7", "the JSON next to the image holds a value and no object"),
+        (b"[1]", "the JSON next to the image holds an array, not an object"),
+        (b"7", "the JSON next to the image holds a value, not an object"),
         (b'{"caption": "\\ud800", "n": 3}', "caption holds text that is not valid Unicode"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_broken_sidecar_is_named(tmp_path: Path, name: str, data: bytes, messa
     assert str(tmp_path) in raised.value.message
 
 
-def test_bytes_in_parquet_that_are_no_unicode_leave_out_their_value_alone(tmp_path: Path) -> None:
+def test_bytes_in_parquet_that_are_not_unicode_leave_out_their_value_alone(tmp_path: Path) -> None:
     def text(*values: bytes | None) -> pa.Array:
         offsets = np.cumsum([0, *(len(value or b"") for value in values)], dtype=np.int32)
         return pa.StringArray.from_buffers(

@@ -292,7 +292,7 @@ def test_masks_of_sa1b_are_counted_and_never_carried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_tar", [True, False])
-def test_text_label_and_json_beside_an_image(tmp_path: Path, *, is_tar: bool) -> None:
+def test_text_label_and_json_next_to_an_image(tmp_path: Path, *, is_tar: bool) -> None:
     fields = {"caption": "from json", "label": 4, "url": "http://x", "n": 1, "tags": ["a"], "none": None, "nan": float("nan")}
     members = [("a.jpg", b"1"), ("a.json", json.dumps(fields).encode()), ("b.jpg", b"2"), ("b.txt", "\ufeffan öwl\n".encode())]
     members += [("b.json", json.dumps(fields).encode()), ("b.cls", b"7\n"), ("c.jpg", b"3"), ("c.txt", b" ")]
@@ -307,7 +307,7 @@ def test_text_label_and_json_beside_an_image(tmp_path: Path, *, is_tar: bool) ->
     assert c == NO_FACTS
 
 
-def test_columns_of_a_list_come_before_files_beside_the_image(tmp_path: Path) -> None:
+def test_columns_of_a_list_come_before_files_next_to_the_image(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg", b"1")
     write(tmp_path / "a.json", '{"caption": "json", "label": "cat", "n": 1, "m": 2}')
     write(tmp_path / "metadata.jsonl", '{"file_name": "a.jpg", "text": "list", "n": 5}')

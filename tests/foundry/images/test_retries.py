@@ -125,7 +125,7 @@ def test_a_container_that_has_gone_ends_the_work_and_a_file_that_has_gone_is_rej
     (tmp_path / "b.jpg").unlink()
     assert [row["reason"] for row in read(rows).rejected] == ["unreadable"]
     (tmp_path / "x.tar").unlink()
-    with pytest.raises(StoreError, match="x.tar was there when its images were planned.*put it back"):
+    with pytest.raises(StoreError, match="x.tar existed when its images were planned.*restore it"):
         read(rows)
 
 

@@ -68,7 +68,7 @@ def test_of_tars_joined_by_cat_all_images_are_found(tmp_path: Path, between: byt
     assert list(passed_over.notes.values()) == [(1, f"same.jpg of {path}")]
 
 
-def test_bytes_after_a_tar_that_are_no_tar_are_an_error(tmp_path: Path) -> None:
+def test_bytes_after_a_tar_that_are_not_tar_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", tar_bytes([("a.jpg", b"x")]) + gzip.compress(tar_bytes([("b.jpg", b"x")])) + b"z" * 512)
     with pytest.raises(UserError, match="no tar header there"):
         list(index_tar(str(path), str(tmp_path)))

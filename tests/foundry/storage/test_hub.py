@@ -126,7 +126,7 @@ def test_what_the_hub_has_is_fetched_and_then_found_without_it(hub: str, tmp_pat
 def test_what_the_hub_refuses_is_said_in_words(hub: str, tmp_path: Path) -> None:
     names = ["some/nothing", "some/gated", "some/llava@v2", "a b", "some/unwell"]
     reasons = [
-        "the hub has nothing of that name, or HF_TOKEN does not open it",
+        "the hub has nothing by that name, or HF_TOKEN does not open it",
         "its licence has to be accepted on the hub first, and HF_TOKEN set",
         "it has no revision v2",
         "that is neither a folder nor a hub id",
@@ -143,7 +143,7 @@ def test_a_part_of_a_pipeline_is_fetched_or_its_lack_is_said_in_the_same_words(
 ) -> None:
     monkeypatch.setitem(FILES, "diffusion_pytorch_model.safetensors", FILES["model.safetensors"])
     names = {
-        "some/nothing": "the hub has nothing of that name, or HF_TOKEN does not open it",
+        "some/nothing": "the hub has nothing by that name, or HF_TOKEN does not open it",
         "some/gated": "its licence has to be accepted on the hub first, and HF_TOKEN set",
         "some/a b": "that is neither a folder nor a hub id",
         "some/unwell": "the hub is out of reach, and its cache on this machine does not have it",
@@ -163,7 +163,7 @@ def test_a_repository_of_a_variant_alone_is_named_with_what_to_do(
     monkeypatch.setitem(FILES, "diffusion_pytorch_model.fp16.safetensors", FILES["model.safetensors"])
     monkeypatch.delitem(FILES, "model.safetensors")
     (line,), said = ask("some/vae", hub=hub, home=tmp_path, script=ASK_PART)
-    assert line.startswith("some/vae holds its weights as a variant alone (diffusion_pytorch_model.fp16.safetensors)"), said
+    assert line.startswith("some/vae only holds its weights as a variant (diffusion_pytorch_model.fp16.safetensors)"), said
 
 
 def test_without_a_network_there_is_one_line_at_once(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_what_is_missing_is_empty_and_cannot_be_resumed(run: Folder) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": []}', '{"run_id": 1}'])
-def test_what_is_no_record_is_one_line(run: Folder, content: str) -> None:
+def test_what_is_not_a_record_is_one_line(run: Folder, content: str) -> None:
     run.write("run.json", content.encode())
     with pytest.raises(UserError, match="cannot be read"):
         RunRecord.read(run)

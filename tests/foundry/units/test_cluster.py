@@ -1,4 +1,4 @@
-"""Where replicas go, and which wishes no cluster can meet: those are one line, since Ray would wait for ever."""
+"""Where replicas go, and which wishes no cluster can meet: those are one line, since Ray would wait forever."""
 
 import socket
 import threading
@@ -77,7 +77,7 @@ def test_replicas_on_gpus_do_not_count_the_nodes_memory() -> None:
     assert RaySettings().slots(nodes, on_gpus=True, replica_bytes=36.4e9) == ["one", "one"]
 
 
-def test_a_run_that_lost_its_gpus_does_not_go_on_on_cpus() -> None:
+def test_a_run_that_lost_its_gpus_does_not_resume_on_cpus() -> None:
     assert RaySettings().slots([SMALL], on_gpus=True) == []
 
 

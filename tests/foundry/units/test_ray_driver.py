@@ -166,7 +166,7 @@ def test_only_the_guilty_image_is_rejected(tmp_path: Path, trouble: str, reason:
     assert [commit.completed for commit in commits] == [4, 3, 4]
 
 
-def test_a_slow_image_beside_a_guilty_one_gets_the_time_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_image_next_to_a_guilty_one_gets_the_time_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its share of the time, 1.5 s, would not do, and nothing was committed that says how long an image may take."""
     monkeypatch.setattr("foundry.units.ray_driver.LEAST_LIMIT_S", 0.1)
     settings = RaySettings(num_replicas=1, unit_timeout_s=6)

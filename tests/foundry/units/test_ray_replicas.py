@@ -109,7 +109,7 @@ def test_a_load_that_raises_where_others_work_is_tried_once_more(cluster: Cluste
     assert nodes_of(replicas) == ["a", "b"]
     cluster.ended["load 3"] = raised()
     replicas.collect()
-    assert nodes_of(replicas) == ["a"], "the work goes on with the rest"
+    assert nodes_of(replicas) == ["a"], "the work continues with the rest"
 
 
 def test_a_dead_replica_is_replaced_where_a_slot_is_free(cluster: Cluster) -> None:

@@ -149,7 +149,7 @@ def test_a_part_of_a_whole_diffusers_pipeline_is_found(folder: Path, tmp_path: P
     assert tiny_text_encoder(tmp_path).fingerprint() == encoder.fingerprint()
 
 
-def test_what_is_no_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_an_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no text_encoder in nowhere"):
         load_text_encoder(TextEncoderConfig(name="./nowhere"))
     with pytest.raises(UserError, match="is unavailable"):

@@ -76,7 +76,7 @@ def test_mini_is_the_tower_that_captions_the_small_world() -> None:
     assert empty_vision_tower(VisionTowerConfig(name="mini")).width == tower.width
 
 
-def test_what_is_no_tower_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_is_not_a_tower_is_refused_in_one_line(tmp_path: Path) -> None:
     dino = tmp_path / "dino"
     _save(dino, Dinov2Model(Dinov2Config(**SIZES)))
     (dino / "preprocessor_config.json").unlink()
@@ -87,7 +87,7 @@ def test_what_is_no_tower_is_refused_in_one_line(tmp_path: Path) -> None:
     for name, words in [
         (str(tmp_path / "nowhere"), "there is no vision tower in"),
         (str(tmp_path / "empty"), "holds no config.json"),
-        (str(strange), "is no model's that transformers knows"),
+        (str(strange), "does not belong to a model that transformers can load"),
         (str(save_tiny_t5(tmp_path / "t5")), "has no square patches"),
         (str(dino), "holds no preprocessor_config.json with image_mean"),
     ]:

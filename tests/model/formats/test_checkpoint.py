@@ -106,7 +106,7 @@ def cut_off(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_off, "safetensors is cut off or no safetensors"),
+        (cut_off, "safetensors is truncated or not safetensors"),
         (lambda folder: (folder / TRANSFORMER / WEIGHTS).unlink(), "safetensors is missing"),
         (lambda folder: (folder / TRANSFORMER / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / PIPELINE).write_text("{"), "pipeline.json is not JSON"),
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(folder: Path, damage: Calla
     assert len(str(error.value)) < 400
 
 
-def test_what_is_no_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_what_is_not_a_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a checkpoint .*, found nothing"):
         load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match="a folder without pipeline.json"):

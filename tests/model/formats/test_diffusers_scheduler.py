@@ -11,7 +11,7 @@ from model.formats.diffusers_scheduler import _SCHEDULERS, read_objective
 
 
 def _classes() -> list[type]:
-    names = [name for name in _SCHEDULERS if name != "DPMSolverSDEScheduler"]  # which needs a library of its own
+    names = [name for name in _SCHEDULERS if name != "DPMSolverSDEScheduler"]  # which needs another library
     return [getattr(diffusers, name) for name in names]
 
 

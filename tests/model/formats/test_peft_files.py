@@ -190,7 +190,7 @@ def test_an_adapter_that_peft_made_is_added_as_peft_does(
         assert [scalings.scaling(name) for name in scalings.layers] == pytest.approx([7 / 3] * len(scalings.layers))
 
 
-def test_what_is_no_adapter_of_this_network_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_is_not_an_adapter_of_this_network_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     network = load_checkpoint(checkpoint)[0]
     write_peft_folder(tmp_path / "peft", trained_adapter(network, KINDS[0]), network.config)
     good = load_file(tmp_path / "peft" / "adapter_model.safetensors")
@@ -214,7 +214,7 @@ def test_what_is_no_adapter_of_this_network_is_refused_by_name(checkpoint: Path,
         read_any(str(tmp_path / "peft"), network.config)
     for path, words in [
         (str(tmp_path / "nowhere"), "expected an adapter .*, found none: expected a checkpoint"),
-        (str(checkpoint), "is a whole network, no LoRA: give it as the checkpoint"),
+        (str(checkpoint), "is a whole network, not a LoRA: give it as the checkpoint"),
     ]:
         with pytest.raises(UserError, match=words) as error:
             read_any(path, network.config)
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_a_lora_opens_with_its_base_and_no_other(checkpoint: Pat
     moved = adapted_checkpoint(other, tmp_path / "moved", KINDS[0])
     other.rename(tmp_path / "away")
     with pytest.raises(
-        UserError, match="is a LoRA of .*, which is not there .*: put it back, or name the network as the checkpoint"
+        UserError, match="is a LoRA of .*, which does not exist .*: restore it, or name the network as the checkpoint"
     ):
         load_checkpoint(moved)
     assert open_adapters([LoraChoice(str(moved), 0.5)], tmp_path / "away")[0].scale == 0.5
@@ -266,7 +266,7 @@ def test_the_commands_add_adapters_and_images_say_which(
     assert record["scale"] == 0.5 and record["trigger_word"] == "sks" and len(record["fingerprint"]) == 16
     assert drawn("half", "--lora", f"{adapted}:0.5") == half and "0 images drawn" in capsys.readouterr().out
     drawn("no", "--lora", f"{adapted}:much", expected=2)
-    assert "much is no number" in capsys.readouterr().err
+    assert "much is not a number" in capsys.readouterr().err
     toy = ["--benchmark=tests.trainer.toy_benchmark", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'evaluation'}"]
     toy += ["--sampling.num_inference_steps=1", "--runtime.dtype=float32"]
     for arguments, code in [(["--lora", str(adapted)], 0), (["--lora", f"{adapted}:0.5"], 2), ([], 2)]:

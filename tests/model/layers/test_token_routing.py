@@ -67,7 +67,7 @@ def test_routes_depend_on_seed_and_position_alone_and_leave_the_noise_as_it_is()
     assert not torch.equal(alone, token_ranks(24, seed=8, positions=[9]))
     assert torch.equal(sample_noise((4, 8, 12), seed=7, positions=[5, 9]).noise, before.noise)
     quantiles = before.quantiles.double()
-    assert not torch.isclose(together[:, :1], quantiles[:, None], atol=1e-6).any()  # a stream of their own
+    assert not torch.isclose(together[:, :1], quantiles[:, None], atol=1e-6).any()  # a separate stream
     kept = TokenRoute.by_rank(token_ranks(24, seed=0, positions=range(4000)), BLOCKS).kept
     counts = kept.flatten().bincount(minlength=24) / 4000
     assert bool(((counts - 0.5).abs() < 0.05).all())  # six standard deviations

@@ -119,7 +119,7 @@ def test_a_damaged_file_is_refused_in_a_line(tmp_path: Path) -> None:
     write_adapter(path, adapter_of(adapted_network(KINDS[0]), KINDS[0]))
     header = dict(read_header(path))
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cut off or no safetensors"):
+    with pytest.raises(UserError, match="truncated or not safetensors"):
         read_adapter(path)
     save_file({"blocks.0.attn.qkv.lora_A.weight": torch.zeros(2, 3)}, path, metadata=header)
     with pytest.raises(UserError, match="lacks blocks.0.attn.qkv.lora_B.weight"):
@@ -179,7 +179,7 @@ def test_choices_are_paths_with_scales() -> None:
     assert LoraChoice.parse("runs/dog:0.5") == LoraChoice("runs/dog", 0.5)
     assert LoraChoice.parse("runs/dog") == LoraChoice("runs/dog", 1.0) == LoraChoice.parse("runs/dog:1")
     assert LoraChoice.parse("a:b/c") == LoraChoice("a:b/c", 1.0)
-    for text, words in [("dog:big", "big is no number"), (":1", "expected PATH or PATH:SCALE"), ("dog:nan", "finite scale")]:
+    for text, words in [("dog:big", "big is not a number"), (":1", "expected PATH or PATH:SCALE"), ("dog:nan", "finite scale")]:
         with pytest.raises(ValueError, match=words):
             LoraChoice.parse(text)
     with pytest.raises(ValueError, match="dog is given twice"):

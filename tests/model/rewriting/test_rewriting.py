@@ -110,7 +110,7 @@ def test_of_two_writers_the_first_decides(server: JudgeServer, checkpoint: str, 
     ("reply", "problem"),
     [
         (says(""), "the rewriter wrote nothing"),
-        (says("a red owl", finish_reason="length"), "did not come to an end"),
+        (says("a red owl", finish_reason="length"), "did not finish"),
         (says("a red owl on", finish_reason="content_filter"), "the rewriter wrote nothing"),
         (says("a red owl " * 30), "of which the text encoder reads 20"),
         (says("an owl"), "the rewritten prompt no longer says: red"),

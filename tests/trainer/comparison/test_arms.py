@@ -110,6 +110,6 @@ def test_the_command_reads_the_section_of_its_stage_and_names_its_own_options(
     assert run(["--config", str(path), "--try", "moun"]) == 2
     assert re.search(r"^error: 'moun': expected a technique .*did you mean muon\? \(--try\)$", capsys.readouterr().err)
     assert run(["--features", str(tmp_path), "--images", "640", "--try", "muon"]) == 2
-    assert "holds no features: make them by trainer.precompute" in capsys.readouterr().err
+    assert "holds no features: make them with trainer.precompute" in capsys.readouterr().err
     assert run(["--features", str(tmp_path), "--images", "640"]) == 2
     assert "error: --try is missing" in capsys.readouterr().err

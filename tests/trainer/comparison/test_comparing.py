@@ -201,7 +201,7 @@ def test_killed_in_an_arm_it_resumes_bit_for_bit(compared: Compared, config: Com
     assert _losses(again) == _losses(config)
 
 
-def test_an_arm_that_diverges_is_said_and_the_others_go_on(
+def test_an_arm_that_diverges_is_said_and_the_others_continue(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "hot.yaml").write_text("optim: {lr: 1.0e+38, gradient_clip: 1.0e+30}")

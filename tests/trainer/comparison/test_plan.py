@@ -123,7 +123,7 @@ def test_resolutions_are_found_and_named_where_there_are_several(features: Path,
         write_store(tmp_path, resolution=resolution, num_units=3, rows=1)
     with pytest.raises(UserError, match=r"holds features of 16, 32 px: give one as `\[\{resolution: 16"):
         find_rung(replace(config, features=str(tmp_path)))
-    with pytest.raises(UserError, match="aesthetic holds no features: make them by trainer.precompute"):
+    with pytest.raises(UserError, match="aesthetic holds no features: make them with trainer.precompute"):
         find_rung(replace(config, stage="aesthetic"))
 
 

@@ -49,7 +49,7 @@ def test_the_number_of_threads_changes_nothing(store: FeatureStore, threads: int
     assert_same(batches(store, threads=0), batches(store, threads=threads))
 
 
-def test_a_resumed_run_goes_on(store: FeatureStore) -> None:
+def test_a_resumed_run_continues(store: FeatureStore) -> None:
     assert_same(batches(store)[3:], batches(store, start=3))
 
 

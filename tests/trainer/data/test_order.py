@@ -43,7 +43,7 @@ def test_every_sample_is_seen_once_an_epoch_within_the_rounding(units: Buckets, 
 
 @given(units=buckets(), batch_size=st.integers(1, 12), start=st.integers(0, 200))
 @settings(max_examples=30)
-def test_one_goes_on_from_anywhere(units: Buckets, batch_size: int, start: int) -> None:
+def test_one_resumes_from_anywhere(units: Buckets, batch_size: int, start: int) -> None:
     unbroken = DataOrder(units, seed=0, batch_size=batch_size)
     expected = [unbroken.batch(index) for index in range(start + 3)]
     resumed = DataOrder(units, seed=0, batch_size=batch_size)

@@ -67,7 +67,7 @@ def test_a_png_with_a_long_text_is_judged_and_no_image_is_one_line(gray_images: 
     Image.fromarray(before).save(path, pnginfo=info)
     assert np.array_equal(drawn.pixels(), before)
     path.write_bytes(b"no image")
-    with pytest.raises(UserError, match=f"{path.name} is no image that can be read .*: draw it again"):
+    with pytest.raises(UserError, match=f"{path.name} cannot be read as an image .*: draw it again"):
         drawn.pixels()
 
 
@@ -142,11 +142,11 @@ def test_the_page_shows_the_worst_first_and_fetches_nothing(gray_images: Path, t
         "a blue key (seed 0, held out)",
         "the large owl (seed 0)",
     ]
-    assert "the ceiling is what the same judge finds of true images" in text
+    assert "the ceiling is the same judge's score of true images" in text
     assert not re.findall(r"https?://|src=\"(?!data:)", text)
 
 
-def test_an_interrupted_drawing_goes_on(
+def test_an_interrupted_drawing_resumes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -188,7 +188,7 @@ def test_an_interrupted_judge_is_not_asked_twice(gray_images: Path, tmp_path: Pa
     assert toy_benchmark.asked == []
 
 
-def test_a_changed_image_is_judged_anew(gray_images: Path, tmp_path: Path) -> None:
+def test_a_changed_image_is_judged_again(gray_images: Path, tmp_path: Path) -> None:
     arguments = (f"--images={gray_images}", f"--out={tmp_path / 'out'}")
     _run(*arguments)
     toy_benchmark.asked.clear()
@@ -239,7 +239,7 @@ def test_a_folder_of_another_evaluation_is_refused(
         (("--images=nowhere", "--out={out}"), "3 of 3 images are not in nowhere, the first: a-red-owl-s0.png"),
         (("--checkpoint={out}", "--out={out}/new"), "expected a checkpoint (transformer/ and pipeline.json)"),
         (("--images=nowhere", "--out={out}", "--benchmark=nothing"), "benchmark must be one of t2i_compbench, geneval"),
-        (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not here"),
+        (("--images=nowhere", "--out={out}", "--benchmark=tests.nothing"), "needs tests.nothing, which is not installed"),
         (("--images=nowhere", "--out={out}", "--benchmark=tests.ray_nodes"), "a module with the function open_benchmark"),
         (("--images=nowhere", "--out={out}", "--judges", "clip"), "toy has no judge clip: it has brightness (--judges)"),
         (("--out={out}",), "give either checkpoint or images"),

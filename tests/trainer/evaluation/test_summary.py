@@ -55,7 +55,7 @@ def test_figures_are_those_worked_out_by_hand(gray_images: Path, tmp_path: Path)
     }
 
 
-def test_published_figures_stand_beside_ours_with_what_forbids_comparing(gray_images: Path, tmp_path: Path) -> None:
+def test_published_figures_are_next_to_ours_with_what_forbids_comparing(gray_images: Path, tmp_path: Path) -> None:
     _run(f"--images={gray_images}", f"--out={tmp_path / 'out'}")
     lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
     # The prompts' means are .4 and 1.2, of two images each: ± is .8 / 2^.5 / 2^.5. A single prompt has none.
@@ -111,7 +111,7 @@ def test_shared_images_are_drawn_once(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_workers_draw_the_same_images_and_go_on_where_others_stopped(
+def test_workers_draw_the_same_images_and_resume_where_others_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, alone, together = save_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "alone", tmp_path / "together"

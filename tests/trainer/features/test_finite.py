@@ -31,7 +31,7 @@ def _rejected(features: FeatureStore) -> dict[str, tuple[str, str]]:
     return {row["key"]: (row["reason"], row["message"]) for row in rows}
 
 
-def test_features_that_are_no_numbers_cost_their_sample_alone_at_all_resolutions(tmp_path: Path, dataset: Path) -> None:
+def test_features_that_are_not_numbers_cost_their_sample_alone_at_all_resolutions(tmp_path: Path, dataset: Path) -> None:
     """One NaN in latents at one of two resolutions, one beyond float16, one in the features of a second caption."""
     config = tiny_precompute(tmp_path, dataset, resolution=[32, 64], unit_size=20)
     prepared = prepare(config, describe=Encoders.describe)
@@ -84,7 +84,7 @@ def test_encoders_that_answer_no_numbers_are_refused(tmp_path: Path, dataset: Pa
         prepare(dataclasses.replace(config, out=str(tmp_path / "other")), describe=Encoders.describe)
 
 
-def test_a_store_that_was_begun_in_bfloat16_is_completed_in_it(tmp_path: Path, dataset: Path) -> None:
+def test_a_store_that_was_started_in_bfloat16_is_completed_in_it(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset)
     prepare(config, describe=Encoders.describe)
     path = Path(config.out) / "alignment" / "32" / FEATURES_FILE

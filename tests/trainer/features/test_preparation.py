@@ -211,7 +211,7 @@ def test_a_bucket_without_a_sample_that_can_be_used_is_trained_around(tmp_path: 
     assert train(settings) == 0
 
 
-def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:
+def test_the_same_command_resumes_where_the_commits_end(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset, resolution=[32, 64])
     prepared = prepare(config, describe=Encoders.describe)
     run_plainly(prepared.job, prepared.units[:3])
@@ -227,6 +227,19 @@ def test_the_same_command_goes_on_where_the_commits_end(tmp_path: Path, dataset:
     after = read_commits(Folder(f"{config.out}/alignment/32"))
     assert [commit for commit in after if commit.unit in {one.unit for one in before}] == before
     assert not prepare(config, describe=Encoders.describe).units
+
+
+def test_a_relative_path_to_the_same_data_set_resumes(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_precompute(tmp_path, dataset)
+    prepared = prepare(config, describe=Encoders.describe)
+    run_plainly(prepared.job, prepared.units[:1])
+    monkeypatch.chdir(dataset.parent)
+    again = prepare(dataclasses.replace(config, dataset=dataset.name), describe=Encoders.describe)
+    assert len(again.units) == len(prepared.units) - 1
+    with pytest.raises(UserError, match="made with another dataset"):
+        prepare(
+            dataclasses.replace(config, dataset=str(write_dataset(tmp_path / "other", count=10))), describe=Encoders.describe
+        )
 
 
 def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:
@@ -252,12 +265,12 @@ def test_class_folders_make_labels_by_name(tmp_path: Path) -> None:
         assert batch.captions is None and batch.texts is None and batch.bucket == (16, 16)
 
 
-def test_another_encoder_cannot_go_on(tmp_path: Path, dataset: Path) -> None:
+def test_another_encoder_cannot_resume(tmp_path: Path, dataset: Path) -> None:
     config = tiny_precompute(tmp_path, dataset)
     prepared = prepare(config, describe=Encoders.describe)
     run_plainly(prepared.job, prepared.units[:1])
     save_tiny_vae(tmp_path / "vae", seed=1)
-    with pytest.raises(UserError, match="begun with another vae"):
+    with pytest.raises(UserError, match="started with another vae"):
         prepare(config, describe=Encoders.describe)
 
 

@@ -1,4 +1,5 @@
-"""A store says what it is; what is missing, foreign or damaged is one clear error; a stored caption costs what it must."""
+"""A store says what it is; what is missing, of another kind or damaged is one clear error; a stored caption costs what it
+must."""
 
 import json
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def test_the_units_read_last_stay_open(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_store_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"there are no features in .*: make features by python -m trainer.precompute .* --vae.name VAE "
+        UserError, match=r"there are no features in .*: make features with python -m trainer.precompute .* --vae.name VAE "
     ):
         FeatureStore.open(str(tmp_path / "nothing"))
 

@@ -1,4 +1,4 @@
-"""The validation loss of a checkpoint is the one that its training measured, and foreign features are refused."""
+"""The validation loss of a checkpoint is the one that its training measured, and other features are refused."""
 
 import json
 from pathlib import Path

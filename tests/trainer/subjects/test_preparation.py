@@ -105,7 +105,7 @@ def test_what_cannot_be_learned_from_is_refused_in_a_line(
     refused("2.txt: expected a caption with the trigger word 'sks owl', found 'a small owl'", *PRIOR)
     (photos / "2.txt").unlink()
     (photos / "2.png").write_bytes(b"no image")
-    refused("2.png is no image that can be read", *PRIOR)
+    refused("2.png cannot be read as an image", *PRIOR)
     shutil.copyfile(photos / "1.png", photos / "2.png")
     Image.open(photos / "1.png").convert("RGB").save(photos / "1.jpg")
     refused("1.jpg and 1.png share a name: rename one of them (--images)", *PRIOR)

@@ -1,7 +1,6 @@
 """Compiled blocks: few graphs for all shapes, and exact resume, whichever shape comes first after it."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,17 +15,9 @@ from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.monitoring.run_folder import list_checkpoints, newest_checkpoint, read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_compiled")]
 
 BUCKETS = ((16, 16), (24, 8), (8, 24), (20, 12), (12, 20))
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
 
 
 def _losses(config: TrainConfig) -> dict[int, float]:

@@ -61,7 +61,7 @@ def test_losses_are_those_of_the_first_day(unbroken: TrainConfig) -> None:
     assert found == pytest.approx(GOLDEN, rel=2e-3)
 
 
-def test_a_killed_training_goes_on_bit_for_bit(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_bit_for_bit(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
     train_until_killed(config, "step 8 ")  # two steps after the second checkpoint, or while that is being written
     newest = newest_checkpoint(tmp_path / "runs" / "alignment")
@@ -81,7 +81,7 @@ def test_the_number_of_loader_threads_changes_nothing(
     _same(config, unbroken)
 
 
-def test_a_file_stops_it_and_the_same_command_goes_on(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+def test_a_file_stops_it_and_the_same_command_resumes(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
     with _once_it_runs(config, _make_stop_file):
         assert main(config) == 130

@@ -124,7 +124,7 @@ def test_losses_that_are_not_there_are_explained(dataset: str, tmp_path: Path, c
     assert query(QueryConfig(run=dataset, sql="FROM losses", training=str(tmp_path), format="json")) == 0
     printed = capsys.readouterr()
     assert printed.out == "[]\n" and f"losses is empty, {tmp_path} recorded none yet" in printed.err
-    with pytest.raises(UserError, match="nowhere is no folder of a training: give RUN_DIR/<stage>") as error:
+    with pytest.raises(UserError, match="nowhere is not the folder of a training: give RUN_DIR/<stage>") as error:
         open_stored(dataset, training=str(tmp_path / "nowhere"))
     assert error.value.setting == "training"
     with open_stored(dataset) as database, pytest.raises(UserError, match="there is no table losses"):
@@ -193,7 +193,7 @@ def test_weights_reach_the_store_by_key(features: Path, tmp_path: Path) -> None:
         (None, "cannot read .*w.parquet"),
     ],
 )
-def test_what_is_no_weights_is_said_in_a_line(tmp_path: Path, table: pa.Table | None, message: str) -> None:
+def test_what_is_not_weights_is_said_in_a_line(tmp_path: Path, table: pa.Table | None, message: str) -> None:
     path = tmp_path / "w.parquet"
     if table is None:
         path.write_text("key,weight\n")
@@ -211,7 +211,7 @@ def test_what_is_no_weights_is_said_in_a_line(tmp_path: Path, table: pa.Table | 
         ({"skip": "SELECT caption FROM captions"}, "the answer of the SQL has no column key, found caption"),
         ({"weights": "SELECT key, 2 AS weight FROM captions"}, "has the key img_0 more than once"),
         ({"weights": "SELECT key, -2 AS weight FROM images"}, "expected weights from 0 to 1000, found -2"),
-        ({"skip": "FROM images", "dataset": "/nowhere"}, "/nowhere is no run and no data set"),
+        ({"skip": "FROM images", "dataset": "/nowhere"}, "/nowhere is neither a run nor a data set"),
         ({"weights": "SELECT 'u' || u || 'r' || r AS key, 0 AS weight FROM range(4) a(u), range(6) b(r)"}, "weight 0"),
     ],
 )
@@ -230,7 +230,7 @@ def test_workers_elsewhere_get_absolute_paths_and_the_same_sql(features: Path, t
 
 def test_features_that_do_not_know_their_data_set_ask_for_it(tmp_path: Path) -> None:
     write_store(tmp_path / "features")
-    with pytest.raises(UserError, match="does not tell the data set that it was made of") as error:
+    with pytest.raises(UserError, match="does not record the data set that it was made from") as error:
         main(tiny_config(tmp_path, data=DataConfig(skip="SELECT key FROM images")))
     assert error.value.setting == "data.dataset"
 

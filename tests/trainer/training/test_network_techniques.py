@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,17 +246,9 @@ def test_what_cannot_be_routed_is_refused_in_a_line(features: Path, tmp_path: Pa
             replace(config, routing=routing)
 
 
-@pytest.fixture
-def nothing_compiled() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.usefixtures("traced")
 def test_compiled_blocks_do_the_same_with_few_graphs(unbroken: dict[str, TrainConfig], tmp_path: Path) -> None:
     name = "masking"  # with an adapter too
     config = replace(unbroken[name], run_dir=str(tmp_path / "whole"), compile=True)

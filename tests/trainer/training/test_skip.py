@@ -58,7 +58,7 @@ def test_the_command_that_the_error_names_trains_to_the_end(tmp_path: Path) -> N
         argv = shlex.split(command)[3:]
         with pytest.raises(UserError, match=r"not finite at step \d+, .* samples u\dr0\); the last good .*0012; ") as error:
             _raise(argv) if argv else main(config)
-        command = str(error.value).partition("leave them out by: ")[2]
+        command = str(error.value).partition("to leave them out, run: ")[2]
         met |= set(re.findall(r"samples (u\dr0)\)", str(error.value)))
         assert read_skip_list(str(path)) == met  # the second list has the first one's key too
         assert all(bool(weight.isfinite().all()) for weight in newest_weights(config).values())
@@ -160,7 +160,7 @@ def test_lists_are_text_or_parquet(tmp_path: Path) -> None:
         (b"PAR1 cut off", "cannot read .*list"),
     ],
 )
-def test_what_is_no_list_is_said_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
+def test_what_is_not_a_list_is_said_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "list"
     if isinstance(content, bytes):
         path.write_bytes(content)

@@ -88,7 +88,7 @@ class ObjectJudge:
             yield Verdict(values={CORRECT: float(not wrong)}, seen=seen)
 
     def _found(self, found: Sequence[Detection], task: str) -> dict[str, list[Detection]]:
-        """By class, the surest first."""
+        """Objects by class, the most confident first."""
         least = self.settings.counting_threshold if task == "counting" else self.settings.threshold
         kept = without_repeats([one for one in found if one.confidence > least], max_overlap=self.settings.max_overlap)
         return {name: [one for one in kept if one.name == name][:MAX_OBJECTS] for name in {one.name: None for one in kept}}

@@ -21,7 +21,7 @@ TASKS: Mapping[str, int] = {
     "position": 100,
     "color_attr": 100,
 }
-"""With the number of their prompts."""
+"""Tasks with the number of their prompts."""
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 POSITIONS = ("left of", "right of", "above", "below")
 FILE = "evaluation_metadata.jsonl"
@@ -95,7 +95,8 @@ def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     path = next((file for file in (folder / "prompts" / FILE, folder / FILE) if file.is_file()), None)
     if path is None:
         raise UserError(
-            f"{folder / 'prompts' / FILE} is not there: give a whole copy of GenEval's repository", setting="geneval.folder"
+            f"{folder / 'prompts' / FILE} does not exist: give a complete copy of GenEval's repository",
+            setting="geneval.folder",
         )
     prompts = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
@@ -103,9 +104,9 @@ def read_prompts(folder: Path) -> tuple[Prompt, ...]:
             try:
                 prompts.append(_read(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}, line {number}: no prompt of GenEval ({type(error).__name__}: {error})") from None
+                raise UserError(f"{path}, line {number}: not a prompt of GenEval ({type(error).__name__}: {error})") from None
     if not prompts:
-        raise UserError(f"{path} is empty: give a whole copy of GenEval's repository", setting="geneval.folder")
+        raise UserError(f"{path} is empty: give a complete copy of GenEval's repository", setting="geneval.folder")
     return tuple(prompts)
 
 

@@ -23,7 +23,7 @@ OWN = {
     "people": ("an old man mending a fishing net in a harbour", "a girl in a yellow raincoat jumping over a puddle"),
     "places": ("a narrow street with washing hung between the houses", "a lighthouse on a cliff under heavy clouds"),
 }
-"""For a first try."""
+"""Our own prompts, for a first try."""
 _PIXART = Published(
     category=ALL,
     metric=FID,
@@ -88,7 +88,7 @@ def _read_table(file: Path, settings: PromptsConfig) -> list[Prompt]:
             raise UserError(f"{file}, row {number}: expected text in {' and '.join(columns)}, found none")
         prompts.append(Prompt(text=text.strip(), category=category))
     if not prompts:
-        raise UserError(f"the prompts {file} are empty: expected a prompt at least")
+        raise UserError(f"the prompts {file} are empty: expected at least one prompt")
     return prompts
 
 

@@ -37,7 +37,7 @@ NO_THINGS = ("top", "the side", "the left", "the right")
 THREE_IN_ONE = "3-in-1"
 METRICS = {BLIP: "blip_vqa", DETECTOR: "spatial_not_unidet", CLIP: "clip_similarity", THREE_IN_ONE: "complex"}
 JUDGE_OF = {**dict.fromkeys(ATTRIBUTES, BLIP), SPATIAL: DETECTOR, NON_SPATIAL: CLIP, COMPLEX: THREE_IN_ONE}
-"""By category: whose metric its score is."""
+"""Judges by category, whose metric is the score."""
 LEAST_SCORE = 0.5
 SIDE_PX = 479
 """The shorter side that the authors' detector sees images at: distances are of this size."""
@@ -111,7 +111,7 @@ class SimilarityJudge:
         self.parsed = parsed
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[Prompt]) -> list[Verdict]:
-        """In one batch."""
+        """Scores all images in one batch."""
         texts = [compared_text(prompt, self.parsed) for prompt in prompts]
         cosines = zip(self.clip.cosines(images, texts), texts, strict=True)
         return [Verdict(values={METRICS[CLIP]: cosine}, seen=text) for cosine, text in cosines]
@@ -140,7 +140,7 @@ def three_in_one(prompt: Prompt, verdicts: Mapping[str, Verdict]) -> Verdict | N
 
 
 def relation_of(text: str, parsed: ParsedText, *, is_complex: bool) -> Relation | None:
-    """The relation in a prompt: in a simple one, of its first and its last noun; None where there are no two objects."""
+    """The relation in a prompt: in a simple one, of its first and its last noun; None if there are no two objects."""
     nouns = [word.text for word in parsed.words if word.part_of_speech == "NOUN"]
     named = _around_prepositions(parsed.words) if is_complex else nouns[:1] + nouns[-1:]
     if len(named) != 2:
@@ -190,7 +190,7 @@ def _last_noun(words: Sequence[Word]) -> list[str]:
 
 
 def _first_noun(words: Sequence[Word]) -> list[str]:
-    """Without a common noun, the last of the first name's words."""
+    """The first noun; without a common noun, the last word of the first name."""
     nouns = [word.text for word in words if word.part_of_speech == "NOUN"]
     kinds = [(word.text, word.part_of_speech == "PROPN") for word in words]
     names = [text for (text, is_name), (_, goes_on) in pairwise(kinds) if is_name and not goes_on]

@@ -17,7 +17,7 @@ NUM_PROMPTS = 300
 """Prompts of each category that the published figures are for."""
 BLIP, DETECTOR, CLIP = "blip-vqa", "detector", "clip"
 PARTS = "parts"
-"""In the data of a prompt of `complex`: the judges whose mean is its score."""
+"""Key, in the data of a prompt of `complex`, of the judges whose mean is its score."""
 
 _DATASET = Path("examples") / "dataset"
 _OURS: Mapping[str, Sequence[str]] = {
@@ -70,7 +70,7 @@ def read_prompts(folder: Path) -> tuple[Prompt, ...]:
     """All prompts of a copy of the repository, or of its examples/dataset. Raises UserError that names a missing file."""
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder: clone T2I-CompBench's repository and name its folder", setting="t2i_compbench.folder"
+            f"{folder} is not a folder: clone T2I-CompBench's repository and name its folder", setting="t2i_compbench.folder"
         )
     inside = folder / _DATASET if (folder / _DATASET).is_dir() else folder
     lines = {category: _lines(inside / f"{category}_val.txt") for category in CATEGORIES}
@@ -102,16 +102,16 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(
-            f"{path}: {reason}; give a folder with the file as T2I-CompBench's repository has it",
+            f"{path}: {reason}; give a folder with the file from T2I-CompBench's repository",
             setting="t2i_compbench.folder",
         ) from None
     if not (lines := [line.split("\t")[0].strip() for line in text.splitlines() if line.strip()]):
         raise UserError(
-            f"{path} is empty: give a folder with the file as T2I-CompBench's repository has it", setting="t2i_compbench.folder"
+            f"{path} is empty: give a folder with the file from T2I-CompBench's repository", setting="t2i_compbench.folder"
         )
     return lines
 
 
 def _key(line: str) -> str:
-    """By what a prompt is found in another list: up to the first full stop, in lower case."""
+    """Key by which a prompt is found in another list: up to the first full stop, in lower case."""
     return line.split(".", maxsplit=1)[0].lower()

@@ -1,6 +1,6 @@
 """WISE, the edition of the paper (`wise`): does an image show what its prompt only hints at? Judged by GPT-4o or another.
 
-Three grades from 0 to 2 make an image's WiScore, (.7 consistency + .2 realism + .1 aesthetic quality) / 2; the overall score
+Three grades from 0 to 2 make an image's WiScore, (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2; the overall score
 weighs the categories by their share of the 1,000 prompts.
 
 Source: Niu et al. 2025 (arXiv 2503.07265); its repository, WISE_legacy.
@@ -25,7 +25,7 @@ _PIXART = {"culture": 0.45, "time": 0.50, "space": 0.48, "biology": 0.49, "physi
 
 
 def read_grades(answer: str) -> dict[str, float] | None:
-    """The grades, 0 to 2, and the WiScore, 0 to 1; None where a grade is missing or is none of 0, 1 and 2.
+    """The grades, 0 to 2, and the WiScore, 0 to 1; None if a grade is missing or is none of 0, 1 and 2.
 
     Of a grade that is given again the last counts. Source: the authors' code. Three digits and nothing else are the grades in
     their order.

@@ -18,7 +18,7 @@ from trainer.evaluation.judges.endpoint import ANSWERS, JudgeEndpoint, KeptAnswe
 _THINKING_END = "</think>"
 CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 _FIELDS = {"Prompt": "text", "Explanation": "explanation", "Subcategory": "subcategory"}
-_LACKS = "give a whole copy of the repository of WISE, which is"
+_LACKS = "give a complete copy of the repository of WISE, which is"
 OWN: Mapping[str, tuple[tuple[str, str], ...]] = {
     "culture": (
         ("the vegetable that gets a carved face at the end of October", "A hollowed pumpkin with a face cut into it."),
@@ -130,7 +130,7 @@ def open_edition(edition: Edition, config: EvaluateConfig) -> Benchmark:
 
 
 def overall(edition: Edition, scores: Sequence[Score]) -> list[Score]:
-    """The weighted sum of the categories; none where one is missing."""
+    """The weighted sum of the categories; none if one is missing."""
     by_category = {score.category: score for score in scores if score.metric == edition.metric}
     if by_category.keys() != edition.weights.keys():
         return []
@@ -171,7 +171,7 @@ def _instructions(edition: Edition, path: str | None) -> Instructions:
 
 
 def _differences(edition: Edition, config: EvaluateConfig, *, model: str, num_prompts: int) -> tuple[str, ...]:
-    """Why figures are not those that the leaderboard would show."""
+    """Reasons why figures are not those that the leaderboard would show."""
     whole, found = edition.files.last_ids[CATEGORIES[-1]], []
     if config.wise.folder is None:
         found.append("our own prompts")

@@ -98,7 +98,7 @@ class WiseJudge:
         self._failure: UserError | None = None
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Prompt]) -> Iterator[Verdict]:
-        """Verdicts in order. Raises UserError where the endpoint is out, or answers nothing that is a verdict.
+        """Verdicts in order. Raises UserError if the endpoint is out, or answers nothing that is a verdict.
 
         When it ends early, questions under way are waited for, and their answers kept.
         """

@@ -19,7 +19,7 @@ _BARE = re.compile(r"^\s*([01])\s*$", re.MULTILINE)
 
 
 def read_score(answer: str) -> dict[str, float] | None:
-    """0 or 1, as `Score: 1` or as the only figure on its line; None where there is none, or both."""
+    """0 or 1, as `Score: 1` or as the only figure on its line; None if there is none, or both."""
     found = set(_SCORE.findall(answer) or _BARE.findall(answer))
     return {RIGHT: float(found.pop())} if len(found) == 1 else None
 

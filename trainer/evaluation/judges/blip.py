@@ -82,5 +82,5 @@ def load_blip(source: JudgeModel, placement: Placement, *, image_px: int) -> Bli
 
 
 def cleaned_question(question: str) -> str:
-    """As BLIP's own training saw questions: in lower case, without the signs that it leaves out."""
+    """The question as BLIP's training saw it: in lower case, without the signs that it leaves out."""
     return _NOT_ASKED.sub("", question.lower()).rstrip(" ")

@@ -61,7 +61,7 @@ class ClipScore:
 
 
 def clip_score_judge(name: str, config: "EvaluateConfig") -> JudgeSource:
-    """The judge of a CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG. Raises UserError where it is unavailable."""
+    """The judge of a CLIP: a folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG. Raises UserError if it is unavailable."""
     source = resolve_clip(name)
     return JudgeSource(
         version=f"{source.fingerprint} {config.judge_dtype}", load=lambda: ClipScore(Clip(source, Placement.of(config)))

@@ -17,12 +17,12 @@ from trainer.evaluation.judges.models import JudgeModel, Placement, check_finite
 Pixels = npt.NDArray[np.uint8]
 
 MODEL_TYPES = ("owlvit", "owlv2")
-"""As transformers names them."""
+"""Model types as transformers names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """In pixels, from the upper left corner of the image."""
+    """Box in pixels, from the upper left corner of the image."""
 
     left: float
     top: float
@@ -75,7 +75,7 @@ class Detector:
         self.threshold = threshold
 
     def __call__(self, image: Pixels, names: Sequence[str]) -> list[Detection]:
-        """As Detect says; confidences up to the threshold are no finds."""
+        """See Detect; confidences up to the threshold do not count."""
         import torch
 
         queries = [f"a photo of a {name}" for name in names]
@@ -107,7 +107,8 @@ def load_detector(source: JudgeModel, placement: Placement, *, threshold: float)
 
 
 def without_repeats(found: Sequence[Detection], *, max_overlap: float) -> list[Detection]:
-    """Without boxes that overlap a surer one of the same name by more than `max_overlap`; the surest first."""
+    """The boxes without those that overlap a more confident one of the same name by more than `max_overlap`; the most confident
+    first."""
     kept: list[Detection] = []
     for one in found:
         if all(one.name != other.name or one.box.overlap(other.box) <= max_overlap for other in kept):

@@ -21,7 +21,7 @@ class JudgeEndpoint(ChatEndpoint):
     """A judge that can be asked. Several threads may ask at once."""
 
     def __init__(self, config: JudgeEndpointConfig) -> None:
-        """Raises UserError where the address or the key is missing."""
+        """Raises UserError if the address or the key is missing."""
         if config.url is None:
             raise UserError(
                 "no judge to ask: give the address of an OpenAI-compatible endpoint (docs/evaluation.md)",
@@ -66,7 +66,7 @@ class KeptAnswers:
 
 
 def models_that_answered(path: Path) -> list[str]:
-    """Those that endpoints named in the verdicts of a file, in order; none where there is no file."""
+    """Models that endpoints named in the verdicts of a file, in order; none without a file."""
     return list(dict.fromkeys(row["answered_by"] for row in _verdict_rows(path) if row.get("answered_by")))
 
 

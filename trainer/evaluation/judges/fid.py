@@ -55,7 +55,7 @@ class InceptionWeights:
     fingerprint: str
 
     def read(self) -> "dict[str, torch.Tensor]":
-        """The state dict. Raises UserError where it is unavailable."""
+        """The state dict. Raises UserError if it is unavailable."""
         import torch
 
         if self.path is None:
@@ -150,7 +150,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def find_weights(path: str | None) -> InceptionWeights:
-    """Those of a file, or the published ones. Raises UserError for a file that is not there."""
+    """Weights from a file, or the published ones. Raises UserError if the file does not exist."""
     if path is None:
         return InceptionWeights(path=None, name="the published network", is_published=True, fingerprint=_PUBLISHED)
     file = Path(path).expanduser()
@@ -175,7 +175,8 @@ def _network(weights: InceptionWeights, features: str, device: str) -> "torch.nn
     except RuntimeError as error:
         message = one_line(error, limit=200)
         raise UserError(
-            f"{weights.name} has not the weights of the Inception network of torch-fidelity ({message}): give the published "
+            f"{weights.name} does not have the weights of the Inception network of torch-fidelity ({message}): give the "
+            f"published "
             ".pth, or safetensors of it",
             setting="prompts.fid.weights",
         ) from error
@@ -205,7 +206,7 @@ def _decoded(file: Path) -> npt.NDArray[np.uint8]:
     try:
         return decode_image(file.read_bytes(), limits=DecodeLimits()).pixels
     except (OSError, ImageError) as error:
-        raise UserError(f"the reference image {file} cannot be read ({error}): repair it or take it away") from error
+        raise UserError(f"the reference image {file} cannot be read ({error}): repair it or remove it") from error
 
 
 def _fetched() -> "dict[str, torch.Tensor]":
@@ -218,7 +219,7 @@ def _fetched() -> "dict[str, torch.Tensor]":
         )
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"the Inception network cannot be fetched ({' '.join(str(error).split())[:200]}): fetch {URL_INCEPTION_V3} "
+            f"the Inception network cannot be downloaded ({' '.join(str(error).split())[:200]}): fetch {URL_INCEPTION_V3} "
             "elsewhere, and give the file",
             setting="prompts.fid.weights",
         ) from None

@@ -29,7 +29,7 @@ class Placement:
 
     @classmethod
     def of(cls, config: "EvaluateConfig") -> "Placement":
-        """By judge_device and judge_dtype. Raises foundry.command_line.UserError for a device that is not there."""
+        """Placement from judge_device and judge_dtype. Raises foundry.command_line.UserError for a missing device."""
         runtime = RuntimeConfig(device=config.judge_device, dtype=config.judge_dtype).resolved()
         return cls(device=runtime.device, dtype=runtime.dtype)
 
@@ -39,15 +39,15 @@ class JudgeModel:
     """A model of transformers that can be loaded."""
 
     name: str
-    """As the user gave it: a folder or a hub id."""
+    """Name as the user gave it: a folder or a hub id."""
     revision: str
     """The hub's commit, or a fingerprint of the folder's files."""
     model_type: str
-    """As transformers names the architecture."""
+    """Architecture as transformers names it."""
     on_hub: bool
 
     def load(self, load: Callable[..., LoadedT]) -> LoadedT:
-        """Loads a processor by its from_pretrained, `load`. Raises UserError where that fails."""
+        """Loads a processor by its from_pretrained, `load`. Raises UserError if that fails."""
         try:
             return load(self.name, **self._revision)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -81,7 +81,7 @@ def wanted_judges(config: "EvaluateConfig", makers: Mapping[str, Callable[[], Ju
 
 
 def find_model(name: str, *, setting: str) -> JudgeModel:
-    """Finds a model; `setting` is the configuration field that names it. Raises UserError where it is unavailable."""
+    """Finds a model; `setting` is the configuration field that names it. Raises UserError if it is unavailable."""
     folder = Path(name)
     advice = "give a folder that holds it"
     if folder.is_dir():

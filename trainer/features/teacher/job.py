@@ -60,7 +60,7 @@ class TeacherEncoders:
         return Teacher(load_vision_tower(self.tower, device=device), load_vae(replace(self.vae, sliced=False), device=device))
 
     def describe(self) -> TeacherFacts:
-        """Loads both and describes them. Raises UserError where one is unavailable."""
+        """Loads both and describes them. Raises UserError if one is unavailable."""
         teacher = self.load()
         parameters = [*teacher.tower.model.parameters(), *teacher.vae.model.parameters()]
         return TeacherFacts(
@@ -130,7 +130,7 @@ class TeacherJob:
         return self.encoders.load()
 
     def check(self, engine: Teacher) -> None:
-        """Looks at latents of zeros. Raises UserError where the teacher answers NaN or infinity."""
+        """Looks at latents of zeros. Raises UserError if the teacher answers NaN or infinity."""
         zeros = np.zeros((1, self.features.latent_channels, 8, 8), np.float32)
         if not np.isfinite(self.process(engine, StoredLatents(mean=zeros), one_by_one=True)).all():
             raise UserError("the teacher answers NaN or infinity to latents of zeros: give float32 as its number format")

@@ -33,7 +33,7 @@ class TeacherTasks:
 def prepare_teacher(
     config: PrecomputeConfig, *, describe: Callable[[TeacherEncoders], TeacherFacts]
 ) -> Mapping[int, TeacherTasks]:
-    """What the teacher has to see, by resolution. `describe` loads the tower and the VAE.
+    """Units that the teacher has to encode, by resolution. `describe` loads the tower and the VAE.
 
     Raises UserError for a store with another teacher's features, for another VAE, and for cells that do not fit the latents.
     """
@@ -122,7 +122,7 @@ def _published(url: str, info: TeacherInfo) -> TeacherInfo:
     if replace(found, name=info.name, revision=info.revision) != info:
         told = [f"{one.name} ({one.fingerprint}) in cells of {one.patch_px} px of {one.features}" for one in (found, info)]
         raise UserError(
-            f"{folder.url} holds what {told[0]} saw, expected {told[1]}: remove {folder.url} to make it anew",
+            f"{folder.url} holds what {told[0]} saw, expected {told[1]}: remove {folder.url} to compute it again",
             setting="teacher.name",
         )
     return found

@@ -57,7 +57,7 @@ def teacher_folder(url: str) -> Folder:
 
 
 def read_teacher_info(url: str) -> TeacherInfo | None:
-    """teacher.json of a feature store; None where it has none. Raises UserError for a file that cannot be read."""
+    """teacher.json of a feature store; None if it has none. Raises UserError for a file that cannot be read."""
     folder = teacher_folder(url)
     try:
         record = json.loads(folder.read(TEACHER_FILE))
@@ -83,13 +83,13 @@ class TeacherStore:
 
     @property
     def units(self) -> frozenset[int]:
-        """Those that are made."""
+        """Units that are finished."""
         return frozenset(self._paths)
 
     def read(self, rows: Sequence[tuple[int, int]], keys: Sequence[str], *, pin: bool = False) -> Tensor:
         """The vectors (B, N, F) float16 of samples of one bucket, by unit and stored row.
 
-        Raises UserError where a unit is missing, damaged, or of other samples than these keys.
+        Raises UserError if a unit is missing, damaged, or of other samples than these keys.
         """
         found: Tensor | None = None
         for index, ((unit, row), key) in enumerate(zip(rows, keys, strict=True)):

@@ -99,7 +99,7 @@ def test_a_judge_alone_needs_no_other_models(models: Path, images: Path, tmp_pat
     assert metrics == {"clip_similarity"}
 
 
-def test_what_was_asked_otherwise_is_said_beside_the_published_figures(models: Path) -> None:
+def test_what_was_asked_otherwise_is_said_next_to_the_published_figures(models: Path) -> None:
     settings = T2ICompBenchConfig(blip_image_px=64, spacy_model="other", clip=str(models / "clip"))
     config = EvaluateConfig(
         benchmark="t2i_compbench", images="", out="", judges=("clip",), judge_dtype="bfloat16", t2i_compbench=settings
@@ -120,7 +120,7 @@ def test_what_was_asked_otherwise_is_said_beside_the_published_figures(models: P
     [
         (
             ("--t2i_compbench.folder=/nowhere",),
-            "/nowhere is no folder: clone T2I-CompBench's repository and name its folder (--t2i_compbench.folder)",
+            "/nowhere is not a folder: clone T2I-CompBench's repository and name its folder (--t2i_compbench.folder)",
         ),
         (("--t2i_compbench.blip={models}/owlv2",), "owlv2 is a owlv2: expected a BLIP"),
         (("--t2i_compbench.detector={models}/blip", "--judges", "detector"), "is a blip: expected a detector, owlvit or owlv2"),

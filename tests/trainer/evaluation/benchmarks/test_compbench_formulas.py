@@ -88,7 +88,7 @@ def test_positions(words: str | None, first: Box, second: Box, score: float) -> 
     ("found", "score"),
     [
         ([("owl", 0.8, _box(100, 200)), ("drum", 0.6, _box(300, 200))], 0.2 + 0.15 + 0.5),
-        # The surest owl counts: it stands on the wrong side, and .225 + .15 is below .5.
+        # The most confident owl counts: it is on the wrong side, and 0.225 + 0.15 is below 0.5.
         ([("owl", 0.9, _box(400, 200)), ("owl", 0.8, _box(100, 200)), ("drum", 0.6, _box(300, 200))], 0.0),
         ([("owl", 1.0, _box(100, 200))], 0.0),
         ([], 0.0),

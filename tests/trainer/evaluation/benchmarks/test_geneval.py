@@ -182,7 +182,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
 
 
 def test_an_incomplete_copy_says_which_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="prompts/evaluation_metadata.jsonl is not there"):
+    with pytest.raises(UserError, match="prompts/evaluation_metadata.jsonl does not exist"):
         read_prompts(tmp_path)
 
 

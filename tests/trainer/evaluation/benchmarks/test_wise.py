@@ -112,7 +112,7 @@ def test_the_request_is_that_of_the_original(images: Path, tmp_path: Path, judge
     assert "other settings of the judge" in comparable
 
 
-def test_verified_is_right_or_wrong_and_stands_beside_nothing(images: Path, tmp_path: Path, judge: JudgeServer) -> None:
+def test_verified_is_right_or_wrong_and_has_no_published_figure(images: Path, tmp_path: Path, judge: JudgeServer) -> None:
     right = {"culture": 1, "time": 1, "space": 1, "biology": 0, "physics": 0, "chemistry": 1}
     judge.reply = lambda body: says(f"<think>Score: 0? No.</think>Score: {right[PROMPTS[_prompt_of(body)].category]}")
     assert _run(_arguments(images, tmp_path / "out", judge, benchmark="wise_verified")) == 0
@@ -223,7 +223,7 @@ def test_lost_verdicts_are_made_of_the_kept_answers(images: Path, tmp_path: Path
     assert judge.bodies == []
 
 
-def test_an_outage_ends_in_one_line_and_the_same_command_goes_on(
+def test_an_outage_ends_in_one_line_and_the_same_command_resumes(
     images: Path, tmp_path: Path, judge: JudgeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first_five = list(PROMPTS)[:5]

@@ -68,7 +68,7 @@ def test_grades_make_the_wiscore(answer: str, score: float) -> None:
         "I give it 2, 1, 0",
     ],
 )
-def test_what_is_no_verdict_has_no_grades(answer: str) -> None:
+def test_what_is_not_a_verdict_has_no_grades(answer: str) -> None:
     assert read_grades(answer) is None
 
 

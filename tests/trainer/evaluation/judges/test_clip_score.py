@@ -117,6 +117,6 @@ def test_lists_that_cannot_be_read_are_one_line(tmp_path: Path, name: str, setti
         _opened(PromptsConfig(file=str(tmp_path / name), clip=None, **settings))
 
 
-def test_a_clip_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no CLIP of open_clip"):
+def test_a_clip_that_is_unavailable_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a CLIP of open_clip"):
         _opened(PromptsConfig(clip=str(tmp_path)))

@@ -20,7 +20,7 @@ BODY = {"model": "a judge", "messages": [{"role": "user", "content": [{"type": "
 
 
 class _Pauses(threading.Event):
-    """Notes how long it is waited for, and does not wait: the clock of this test goes on by as much."""
+    """Notes how long it is waited for, and does not wait: the clock of this test advances by as much."""
 
     now = 0.0
 
@@ -104,7 +104,7 @@ def test_the_endpoint_says_how_long_to_wait(judge: JudgeServer) -> None:
 
 
 @pytest.mark.parametrize("words", ["<html>Bad gateway</html>", "[]", '{"choices": []}', '{"error": {"message": "overloaded"}}'])
-def test_what_is_no_completion_is_an_outage(judge: JudgeServer, words: str) -> None:
+def test_what_is_not_a_completion_is_an_outage(judge: JudgeServer, words: str) -> None:
     judge.reply = _in_turn(Reply(body=words), says("yes"))
     assert _endpoint(judge.url)[0].ask(BODY).text == "yes"
 

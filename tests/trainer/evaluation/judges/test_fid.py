@@ -183,9 +183,9 @@ def test_references_that_cannot_be_used_are_one_line(
         (mine, f"the reference {mine} has 1"),
         (broken, f"the reference image {broken / 'a.png'} cannot be read"),
         (wide, "is about 2048 features, the evaluation about 64"),
-        (other, "is no file of statistics"),
-        (pickled, "is no file of statistics"),
-        (taken, "was taken with another resolution_px (256)"),
+        (other, "is not a file of statistics"),
+        (pickled, "is not a file of statistics"),
+        (taken, "was computed with another resolution_px (256)"),
     ]:
         assert evaluated(reference=reference) == 2
         assert complaint in _complaint(capsys)
@@ -214,7 +214,7 @@ def test_the_published_file_is_known_by_its_hash(weights: Path, monkeypatch: pyt
     assert found.read().keys() == load_file(weights).keys()
 
 
-def test_pixarts_fid_stands_beside_ours_and_says_why_not_to_compare(folders: tuple[Path, Path]) -> None:
+def test_pixarts_fid_is_next_to_ours_and_says_why_not_to_compare(folders: tuple[Path, Path]) -> None:
     settings = PromptsConfig(clip=None, fid=FidConfig(reference=str(folders[1])))
     benchmark = open_benchmark(EvaluateConfig(benchmark="prompts", images=str(folders[0]), out="", prompts=settings))
     (published,) = benchmark.published
@@ -236,4 +236,4 @@ def test_weights_of_another_network_are_one_line(
 ) -> None:
     save_file({"layer.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert evaluated(f"--prompts.fid.weights={tmp_path / 'other.safetensors'}") == 2
-    assert "has not the weights of the Inception network" in _complaint(capsys)
+    assert "does not have the weights of the Inception network" in _complaint(capsys)

@@ -147,7 +147,7 @@ def test_what_is_not_of_these_features_is_refused_in_a_line(seen: Path, tmp_path
     with pytest.raises(UserError, match=r"has not seen 1 unit of .*trainer.precompute.*--teacher.name"):
         main(config)
     shutil.rmtree(folder.root)
-    with pytest.raises(UserError, match="holds no features of a teacher, which .* make them by python -m trainer.precompute"):
+    with pytest.raises(UserError, match="holds no features of a teacher, which .* make them with python -m trainer.precompute"):
         main(config)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"vae": VAEConfig(name="mini"), "teacher": TeacherConfig(name=str(seen / "teacher"))}, "come from another VAE"),

@@ -1,6 +1,5 @@
 """LoRA in a training: the adapter alone learns, is averaged and stored, and a training with it keeps all promises of any."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,16 +208,9 @@ def test_samples_are_drawn_by_the_base_with_the_averaged_adapter(tmp_path: Path,
     assert found.loss == pytest.approx(expected, rel=1e-4 if base == "float32" else 1e-2)
 
 
-@pytest.fixture
-def nothing_compiled() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.usefixtures("traced")
 def test_compiled_blocks_train_as_plain_ones(root: Path, tmp_path: Path) -> None:
     plain, compiled = (_config(root, tmp_path / name, compile=name == "compiled") for name in ("plain", "compiled"))
     assert main(plain) == main(compiled) == 0

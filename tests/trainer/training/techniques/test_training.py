@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -236,17 +235,9 @@ def test_techniques_work_in_each_stage_number_format_and_resolution(
     assert all(math.isfinite(loss) for own in losses for loss in own.values())
 
 
-@pytest.fixture
-def nothing_compiled() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.usefixtures("traced")
 def test_compiled_blocks_hand_out_what_plain_ones_do(unbroken: TrainConfig, tmp_path: Path) -> None:
     config = replace(unbroken, run_dir=str(tmp_path / "whole"), compile=True)
     assert main(config) == 0
