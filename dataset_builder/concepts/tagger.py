@@ -5,8 +5,10 @@ lemmatised, is stated by `NounTagger.describe()` and printed with every figure, 
 """
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -263,9 +265,35 @@ def _package_meta(model: str) -> dict[str, Any] | None:
     return meta if isinstance(meta, dict) and isinstance(meta.get("labels"), dict) else None
 
 
+@contextmanager
+def _without_torch(model: str) -> Iterator[None]:
+    """Hides torch from the block, which imports spaCy: thinc, below it, imports torch wherever that is installed.
+
+    That costs each process 1.3 s and 0.5 GB, and only pipelines with a transformer use it. Nothing is hidden from those, nor
+    where torch is loaded already. No other thread may import torch meanwhile.
+    """
+    if "torch" in sys.modules or _has_transformer(model):
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it raises ImportError
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def _has_transformer(model: str) -> bool:
+    """Whether the settings of an installed or saved spaCy pipeline name a transformer; True where they cannot be found."""
+    package = find_spec(model) if model.isidentifier() else None
+    folder = Path(package.origin).parent if package and package.origin else Path(model)
+    settings = list(folder.rglob("config.cfg"))
+    return not settings or any("transformer" in path.read_text(encoding="utf-8").lower() for path in settings)
+
+
 def _load(model: str, components: Sequence[str]) -> "Language":
-    import spacy
-    from spacy.util import is_package
+    with _without_torch(model):
+        import spacy
+        from spacy.util import is_package
 
     try:
         with warnings.catch_warnings():

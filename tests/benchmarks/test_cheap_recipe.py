@@ -26,7 +26,7 @@ from benchmarks.results_folder import claim
 from benchmarks.staged_world import features_folder
 from foundry.errors import UserError
 from model.formats.checkpoint import PartConfig, load_checkpoint, read_transformer_config
-from tests.benchmarks.test_staged_training import run_here
+from tests.in_this_process import run_here
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_techniques import save_tiny_teacher
 from tests.trainer.tiny_training import tiny_config, write_store

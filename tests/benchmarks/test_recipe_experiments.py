@@ -19,7 +19,7 @@ from benchmarks.recipes.rewriting import compare_rewriting
 from benchmarks.recipes.structured_world import make_structured_features
 from benchmarks.staged_world import features_folder
 from examples.openmoji.scene_files import SceneSet, write_scenes
-from tests.benchmarks.test_staged_training import run_here
+from tests.in_this_process import run_here
 from tests.trainer.tiny_training import write_store
 from trainer.comparison.arms import make_arms
 from trainer.features.store import FeatureStore

@@ -1,14 +1,10 @@
 """The staged trainings are fair pairs: figures worked out by hand, starts that hold what they say, trainings that resume."""
 
-import io
 import json
-import runpy
 import shutil
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +40,7 @@ from model.dit import DiT
 from model.dit_config import DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from tests.in_this_process import run_here
 from tests.model.tiny_networks import CLASS, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
@@ -232,15 +229,6 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "run_module", run_here)
     yield
     ray.shutdown()
-
-
-def run_here(module: str, *arguments: str) -> str:
-    """As `python -m module arguments`; returns its output."""
-    said = io.StringIO()
-    with patch("sys.argv", [module, *arguments]), redirect_stdout(said), pytest.raises(SystemExit) as end:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    assert end.value.code == 0, said.getvalue()
-    return said.getvalue()
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -167,7 +167,7 @@ def test_images_that_are_gone_are_counted_and_the_page_is_made(tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dataset_builder.reports.thumbnails.reference_of", lambda row: reference_of({**row, **tar}))
         text = _report(tmp_path / "pictures")
-    assert "3 more could not be read: img_0: /data/gone.tar was there when its images were planned" in text
+    assert "3 more could not be read: img_0: /data/gone.tar existed when its images were planned" in text
     assert "could not be read" not in _report(tmp_path / "pictures", pictures=0)
 
 

@@ -7,10 +7,7 @@ is that file.
 """
 
 import re
-import runpy
 import shlex
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +96,7 @@ def shown(page: Path) -> list[Shown]:
 def _commands_in(block: Block) -> list[Shown]:
     """The commands of a block that begin with `$ `, each with the lines below it."""
     found: list[Shown] = []
-    for line in _joined(block.lines):
+    for line in joined(block.lines):
         if line.startswith("$ "):
             found.append(Shown(line=block.line, kind="command", text=line.removeprefix("$ "), output=()))
         elif found:
@@ -108,7 +105,7 @@ def _commands_in(block: Block) -> list[Shown]:
     return found
 
 
-def _joined(lines: Sequence[str]) -> list[str]:
+def joined(lines: Sequence[str]) -> list[str]:
     """Lines of which one that ends in a backslash is one with the next."""
     return "\n".join(lines).replace("\\\n", " ").split("\n")
 
@@ -119,14 +116,6 @@ def our_commands(text: str) -> Iterator[tuple[str, list[str]]]:
         found = COMMANDS[name].module if name else module
         if found.split(".")[0] in OURS:
             yield found, shlex.split(_with_quoted(rest, text), comments=True)
-
-
-def run_module(module: str, words: Sequence[str]) -> None:
-    """`python -m MODULE WORDS` in this process. Raises the SystemExit that the module ends in."""
-    sys.argv[1:] = words
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the module was imported before
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")

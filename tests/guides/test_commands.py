@@ -1,7 +1,6 @@
 """Every command in a guide parses, to the last option and value; every guide can be found from the list of its folder."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ import pytest
 
 from captioner.prompt_sets import load_prompts
 from foundry import command_line
-from tests.guides.pages import FOLDERS, PAGES, ROOT, blocks, our_commands, run_module
+from tests.guides.pages import FOLDERS, PAGES, ROOT, blocks, joined, our_commands
+from tests.in_this_process import run_here
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 
 
@@ -33,12 +34,11 @@ def only_parsed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return 0
 
     monkeypatch.setattr(command_line, "_call", keep)
-    monkeypatch.setattr(sys, "argv", [""])
     return found
 
 
 @each_page
-def test_its_commands_parse(page: Path, here: Path, only_parsed: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_commands_parse(page: Path, here: Path, only_parsed: list[Any]) -> None:
     for block in blocks(page):
         if block.name:
             (here / block.name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +48,10 @@ def test_its_commands_parse(page: Path, here: Path, only_parsed: list[Any], caps
     for block in blocks(page):
         if block.kind not in ("", "yaml"):
             continue
-        for line in "\n".join(block.lines).replace("\\\n", " ").splitlines():
+        for line in joined(block.lines):
             for module, words in our_commands(line):
                 before = len(only_parsed)
-                with pytest.raises(SystemExit) as end:
-                    run_module(module, words)
-                assert end.value.code == 0, f"{page.name}: {line}\n{capsys.readouterr().err}"
+                run_here(module, *words)
                 assert len(only_parsed) > before or "--help" in words, f"{page.name}: {line} was not parsed"
 
 
@@ -61,9 +59,8 @@ def test_the_check_sees_an_option_that_is_unknown_and_a_value_that_is_wrong(
     only_parsed: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in (["--run_dri", "x"], ["--num_workers", "many"], ["--stage", "pixels"]):
-        with pytest.raises(SystemExit) as end:
-            run_module("trainer.fit", ["--stage", "pixel", *words])
-        assert end.value.code == 2, words
+        with pytest.raises(AssertionError):
+            run_here("trainer.fit", "--stage", "pixel", *words)
     assert "run_dri" in capsys.readouterr().err
     assert only_parsed == []
 
@@ -86,7 +83,7 @@ def test_each_page_is_in_the_list_of_its_folder(folder: str) -> None:
 
 
 def test_most_pages_show_commands() -> None:
-    lines = {page: [line for block in blocks(page) if block.kind == "" for line in block.lines] for page in PAGES}
+    lines = {page: [line for block in blocks(page) if not block.kind for line in joined(block.lines)] for page in PAGES}
     num_commands = {page: sum(1 for line in shown for _ in our_commands(line)) for page, shown in lines.items()}
     assert sum(num_commands.values()) > 100
     assert {page.name for page, number in num_commands.items() if not number} <= {"index.md"}

@@ -6,7 +6,6 @@ import io
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +19,8 @@ from dataset_builder.sql.console import print_answer
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import open_stored
 from foundry.commands import STARTED_BY_T2I
-from tests.guides.pages import PAGES, ROOT, Shown, differences, our_commands, run_module, shown
+from tests.guides.pages import PAGES, ROOT, Shown, differences, our_commands, shown
+from tests.in_this_process import run_here
 
 QUICK = {
     "captioner.status",
@@ -35,6 +35,7 @@ ARCHIVE = "archive/"
 WIDTH = "110"
 MAX_ROWS = 40
 CLI = re.compile(r'duckdb (?:-readonly (?P<file>\S+)|-c) "(?P<sql>[^"]*)"')
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 
 
@@ -46,7 +47,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "examples" / "archive", tmp_path / "archive")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", WIDTH)
-    monkeypatch.setattr(sys, "argv", ["t2i"])
     return tmp_path
 
 
@@ -93,7 +93,7 @@ def _is_here(words: Sequence[str], here: Path) -> bool:
 
 def _captured(call: Callable[[], object]) -> str:
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(text):
         call()
     return text.getvalue()
 
@@ -101,26 +101,28 @@ def _captured(call: Callable[[], object]) -> str:
 def _command(module: str, words: tuple[str, ...], *, is_t2i: bool) -> str:
     """What the command prints as it was typed: `t2i NAME` names other commands so, too."""
 
-    def run() -> None:
+    def run() -> str:
         STARTED_BY_T2I.set(is_t2i)
-        run_module(module, words)
+        return run_here(module, *words)
 
-    return _captured(lambda: contextvars.copy_context().run(run))
+    return contextvars.copy_context().run(run)
 
 
 _planned = cache(_command)
 """The same, once for several pages: the plan of a file is the same everywhere."""
 
 
-def _by_duckdbs_program(command: str) -> str | None:
-    """What DuckDB's own program prints, where it is installed; else the SQL is asked of the duckdb module, and not compared."""
+def _by_duckdbs_program(command: str) -> str:
+    """What DuckDB's own program prints, or where it is not installed the duckdb module, which draws the same boxes."""
     if shutil.which("duckdb"):
         return subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
     found = CLI.fullmatch(command)
     assert found, command
     with duckdb.connect(found["file"] or ":memory:", read_only=bool(found["file"])) as connection:
-        connection.execute(found["sql"])
-    return None
+        answer = None
+        for statement in connection.extract_statements(found["sql"]):
+            answer = connection.sql(statement.query)
+        return _captured(partial(answer.show, max_rows=MAX_ROWS, max_width=int(WIDTH))) if answer else ""
 
 
 SQL = [example for page in PAGES for example in shown(page) if example.kind == "sql"]

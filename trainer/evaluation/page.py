@@ -31,7 +31,7 @@ def write_page(
     num_images: int,
 ) -> None:
     """Writes page.html, with `num_images` of the worst and of the best images of each category."""
-    ceiling = ["the ceiling is the same judge's score of true images"] if benchmark.true_images else []
+    ceiling = ["the ceiling is the score of true images by the same judge"] if benchmark.true_images else []
     sections = [Section(title="Figures", lead="; ".join([*ceiling, *remarks(summary)]), body=_tables(summary))]
     verdicts: dict[tuple[Path | None, str], list[Judged]] = defaultdict(list)
     for one in judged:

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dataset_builder.concepts.tagger import META_NOUNS, Noun, NounTagger, TaggerConfig, lemma_of
+from dataset_builder.concepts.tagger import META_NOUNS, Noun, NounTagger, TaggerConfig, _has_transformer, lemma_of
 from foundry.errors import UserError
 
 # What captions are full of: word and lemma, as a dictionary has it. Tools get some of them wrong (see the test).
@@ -100,6 +101,24 @@ tagging._package_meta = lambda model: None
 assert NounTagger().describe() == quick and "spacy" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_spacy_is_loaded_without_torch_unless_a_transformer_needs_it(tmp_path: Path) -> None:
+    code = """
+import sys
+from dataset_builder.concepts.tagger import NounTagger
+tagger = NounTagger()
+assert [noun.lemma for noun in tagger.tag(["an owl"])[0]] == ["owl"] and "torch" not in sys.modules
+import torch
+assert [noun.lemma for noun in tagger.tag(["a red key"])[0]] == ["key"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for pipe, needed in (("tok2vec", False), ("curated_transformer", True)):
+        folder = tmp_path / pipe
+        folder.mkdir()
+        (folder / "config.cfg").write_text(f'[nlp]\npipeline = ["{pipe}", "tagger"]\n')
+        assert _has_transformer(str(folder)) == needed
+    assert _has_transformer(str(tmp_path / "nowhere"))
 
 
 def test_meta_nouns_are_lemmas() -> None:

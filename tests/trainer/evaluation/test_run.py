@@ -142,7 +142,7 @@ def test_the_page_shows_the_worst_first_and_fetches_nothing(gray_images: Path, t
         "a blue key (seed 0, held out)",
         "the large owl (seed 0)",
     ]
-    assert "the ceiling is the same judge's score of true images" in text
+    assert "the ceiling is the score of true images by the same judge" in text
     assert not re.findall(r"https?://|src=\"(?!data:)", text)
 
 
