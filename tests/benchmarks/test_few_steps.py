@@ -34,7 +34,7 @@ def test_the_better_method_is_named_and_both_are_told(better: str) -> None:
 
 def test_searched_levels_are_the_cheapest_of_all_that_there_are() -> None:
     levels = [1 - step / 9 for step in range(10)]
-    costs = torch.rand(10, 10, generator=torch.Generator().manual_seed(0)).tolist()
+    costs: list[list[float]] = torch.rand(10, 10, generator=torch.Generator().manual_seed(0)).tolist()
     for num in (1, 2, 4, 9):
         found = searched_levels(levels, costs, num)
 
