@@ -46,7 +46,7 @@ docs: $(STAMP)  ## serve the documentation site at http://127.0.0.1:8000; it is 
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --strict $(ARGS)
 
 docs-build: $(STAMP)  ## build the documentation site in build/site; fails on a broken link
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 clean:  ## remove what make and the checks wrote, except .venv
 	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

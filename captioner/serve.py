@@ -20,12 +20,14 @@ class ServeConfig:
     revision: str | None = None
     """Commit or tag of a hub model; default: the newest commit."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any other than a loopback address needs --key_variable."""
+    """Address to listen on. Any other than a loopback address needs --key_variable or --key_file."""
     port: int = 8000
     """Port to listen on; 0: a free port, which is printed."""
     key_variable: str | None = None
     """Name of the environment variable that holds the key which clients must send as a bearer token; default: no key is
     required."""
+    key_file: str | None = None
+    """File that holds this key, instead of a variable."""
     max_request_bytes: int = 32 << 20
     """Maximum size of a request, in bytes."""
     max_waiting: int = 256
@@ -59,7 +61,15 @@ def main(config: ServeConfig) -> int:
         max_request_bytes=config.max_request_bytes, max_waiting=config.max_waiting, max_new_tokens=config.max_new_tokens
     )
     model = resolve_model(config.model, revision=config.revision, image_side_px=config.generation.image_side_px)
-    serve(model, config.generation, limits=limits, host=config.host, port=config.port, key_variable=config.key_variable)
+    serve(
+        model,
+        config.generation,
+        limits=limits,
+        host=config.host,
+        port=config.port,
+        key_variable=config.key_variable,
+        key_file=config.key_file,
+    )
     return 0
 
 

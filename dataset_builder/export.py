@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dataset_builder.exports.database_file import PathKind, export_database
 from foundry.command_line import run_command
+from foundry.reporting.lines import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def main(config: ExportConfig) -> int:
         config.source, config.out, paths=config.paths, training=config.training, overwrite=config.overwrite
     )
     opened = shlex.quote(config.out)
-    print(f"{config.out}: views and macros over {num_files:,} Parquet files; open it with: duckdb -readonly {opened}")
+    say(f"{config.out}: views and macros over {num_files:,} Parquet files; open it with: duckdb -readonly {opened}")
     return 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def main(config: ReportConfig) -> int:
         Path(config.out).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{config.out} cannot be written ({error.strerror}): give another --out") from None
-    print(f"{config.out}: {len(text.encode()):,} bytes; open it in a browser")
+    say(f"{config.out}: {len(text.encode()):,} bytes; open it in a browser")
     return 0
 
 

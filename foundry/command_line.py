@@ -34,6 +34,7 @@ from foundry.commands import as_typed, extra_of
 from foundry.errors import UserError
 from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
+from foundry.reporting.lines import LogFormat, choose_format, say
 from foundry.wording import model_choices, say_missing
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["OPTION", "UserError", "read_settings", "run_command"]
 OPTION = "option"
 """The key of a field's metadata under which the name of its option is, where that is not the field's."""
+_LOG_FORMAT = "log_format"
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
 _MISSING = re.compile(r"the following arguments are required: (.+)")
@@ -97,6 +99,7 @@ def run_command(
         )
         return 0
     set_up_threads()
+    choose_format(_early_format(sys.argv[1:] if argv is None else argv))
     arguments = _with_field_names(sys.argv[1:] if argv is None else argv, config_class)
     extra, prog, example = extra_of(prog.removeprefix("python -m ")), as_typed(prog), as_typed(example)
     parser = _build_parser(config_class, prog=prog, example=example, positional=positional)
@@ -106,11 +109,12 @@ def run_command(
         return 2
     try:
         parser.set_defaults(_preset_values(arguments, presets or {}))
-        values = parser.parse_args(_name_all(arguments, hints, positional=positional))
+        values = parser.parse_args(_name_all(arguments, hints | {_LOG_FORMAT: LogFormat}, positional=positional))
     except argparse.ArgumentError as error:
         return _fail(_explain(str(error), config_class, prog=prog))
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
+    choose_format(values[_LOG_FORMAT])
     try:
         return _call(main, parser, config_class, values)
     except ModuleNotFoundError as error:
@@ -204,7 +208,7 @@ def _with_field_names(arguments: Sequence[str], config_class: type["DataclassIns
 
 
 def _fail(message: str, *, code: int = 2) -> int:
-    print("error:", as_typed(" ".join(message.split())), file=sys.stderr)
+    say(f"error: {as_typed(' '.join(message.split()))}", err=True)
     return code
 
 
@@ -232,6 +236,13 @@ def _build_parser(
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options; may be given several times.")
+    parser.add_argument(
+        f"--{_LOG_FORMAT}",
+        type=LogFormat,
+        default="auto",
+        help="Form of progress and messages: auto (bars on a terminal and in a notebook, else lines), plain (lines), or json "
+        "(a JSON object for each line, with its event, time and numbers).",
+    )
     parser.add_class_arguments(config_class, as_group=False)
     for action in parser._actions:
         action.help = as_typed(action.help) if action.help else action.help
@@ -342,6 +353,14 @@ def _preset_values(arguments: Sequence[str], presets: Presets) -> dict[str, Any]
     return values
 
 
+def _early_format(arguments: Sequence[str]) -> LogFormat:
+    """The format that is asked for in the arguments, so that an error in the others has it too."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument(f"--{_LOG_FORMAT}", dest="chosen", nargs="?", default="auto")
+    given, _ = early.parse_known_args(list(arguments))
+    return given.chosen if given.chosen in get_args(LogFormat) else "auto"
+
+
 def _file_value(path: str, name: str) -> Any:
     with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says what is wrong with the file
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -352,7 +371,7 @@ def _file_value(path: str, name: str) -> Any:
 def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str) -> str:
     """jsonargparse's message as one line that says what to do; an unknown name comes with the nearest known one."""
     text = " ".join(message.split())
-    hints = _flat_hints(config_class)
+    hints = _flat_hints(config_class) | {_LOG_FORMAT: LogFormat}
     if missing := _MISSING.search(text):
         names = [_option_name(name, config_class) for name in missing[1].split(", ")]
         said = say_missing(config_class, names)

@@ -60,6 +60,7 @@ JOBS: dict[str, dict[str, Command]] = {
     },
     "Use and evaluate a network": {
         "generate": Command(module="model.generate", purpose="draw images from prompts", extra="train"),
+        "serve-model": Command(module="model.serve", purpose="serve a checkpoint over HTTP, as OpenAI's images", extra="train"),
         "rewrite": Command(module="model.rewrite", purpose="rewrite prompts into dense captions", extra="train"),
         "evaluate": Command(module="trainer.evaluate", purpose="score a checkpoint by a benchmark", extra="evaluate"),
         "import": Command(module="model.convert", purpose="convert checkpoints from and to other formats", extra="train"),

@@ -8,6 +8,7 @@ import shtab
 
 from foundry.command_line import options_of
 from foundry.commands import COMMANDS
+from foundry.reporting.lines import LogFormat
 
 SHELLS: tuple[str, ...] = tuple(shtab.SUPPORTED_SHELLS)
 
@@ -21,6 +22,7 @@ def completion_script(shell: str) -> str:
         one = commands.add_parser(name, help=command.purpose)
         options = options_of(command.module)
         _add(one, "--config", str)
+        _add(one, "--log_format", LogFormat)
         one.add_argument("--print_config", action="store_true")
         for option, hint in options.hints.items():
             _add(one, f"--{option}", hint)

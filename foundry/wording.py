@@ -60,6 +60,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """`31 s`, `4 min 05 s`, `2 h 13 min`, `3 d 4 h`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def url_problems(url: str, *, setting: str) -> list[str]:
     """Faults of an endpoint's URL, which must not hold a key; `setting` is its name, such as judge.url."""
     address = urlsplit(url)

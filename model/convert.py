@@ -13,6 +13,7 @@ from pathlib import Path
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from model.formats.conversion import Conversion, Origin, Status, Target, export_adapter, read, write, write_report
 
 
@@ -39,21 +40,21 @@ def main(config: ConvertConfig) -> int:
     counts = Counter(key.status for key in conversion.keys)
     statuses: tuple[Status, ...] = ("loaded", "reshaped", "missing", "unexpected")
     if conversion.keys:
-        print(", ".join(f"{status} {counts[status]}" for status in statuses))
+        say(", ".join(f"{status} {counts[status]}" for status in statuses))
     for key in conversion.keys:
         if key.note:
-            print(f"  {key.name}: {key.note}")
+            say(f"  {key.name}: {key.note}")
     if config.report:
         write_report(conversion, Path(config.report))
     if conversion.is_assumed:
-        print(
+        say(
             f"  objective: {conversion.pipeline.objective}, since the folder has no scheduler/scheduler_config.json; where the "
             "network was trained by another, name it by --objective"
         )
     if note := _cleaning_note(config, conversion):
-        print(note)
+        say(note)
     network = conversion.config
-    print(
+    say(
         f"wrote {config.out}: {config.target}, {network.conditioning}-conditional, width {network.width}, depth {network.depth}"
     )
     return 0
@@ -64,10 +65,10 @@ def _export(config: ConvertConfig) -> int:
     if config.source != "native" or config.lora:
         raise UserError("peft: expected a LoRA's checkpoint and source native, without lora", setting="source")
     adapter, scheduler = export_adapter(config.checkpoint, Path(config.out))
-    print(f"wrote {config.out}: a LoRA of rank {adapter.rank}, {adapter.num_parameters:,} values, of {adapter.base}")
-    print(f'  open it: pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "{config.out}")')
+    say(f"wrote {config.out}: a LoRA of rank {adapter.rank}, {adapter.num_parameters:,} values, of {adapter.base}")
+    say(f'  open it: pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "{config.out}")')
     if scheduler is not None:
-        print(f"  sample it: pipeline.scheduler = {scheduler}; no guidance (guidance_scale=1)")
+        say(f"  sample it: pipeline.scheduler = {scheduler}; no guidance (guidance_scale=1)")
     return 0
 
 

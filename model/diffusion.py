@@ -276,6 +276,37 @@ def make_objective(name: str, settings: Mapping[str, Any] | None = None) -> Obje
         raise ValueError(f"objective {name}: {error}") from error
 
 
+def set_steps(
+    scheduler: Any,
+    num: int,
+    *,
+    sigmas: Sequence[float] | None,
+    timesteps: Sequence[int] | None,
+    device: torch.device | str,
+) -> None:
+    """Sets the steps of a scheduler of diffusers: `num` of its own, or those at timesteps, or at noise levels before the shift.
+
+    Solvers in logarithms of the noise levels begin at 0.999, as by themselves.
+    """
+    is_flow_solver = bool(scheduler.config.get("use_flow_sigmas"))
+    if timesteps is not None:
+        scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+    elif sigmas is not None and not is_flow_solver:
+        scheduler.set_timesteps(sigmas=list(sigmas), device=device)
+    else:
+        scheduler.set_timesteps(num, device=device)
+    if not is_flow_solver:
+        return
+    shift, num_train = scheduler.config["flow_shift"], scheduler.config["num_train_timesteps"]
+    if sigmas is not None:
+        levels = torch.tensor(sigmas).clamp(max=1 - 1 / num_train)
+        levels = shift * levels / (1 + (shift - 1) * levels)
+        scheduler.sigmas = torch.cat([levels, scheduler.sigmas[-1:]])
+        scheduler.timesteps = (num_train * levels).to(device)
+    if scheduler.sigmas[-1] > 0:  # SA-Solver's is that of its last step, which would remove no noise
+        scheduler.sigmas[-1] = 1 / num_train
+
+
 def validation_noise(objective: Objective, latents: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Noise (B, C, H, W) and timesteps (B,) that depend on the samples' indices in the validation set alone.
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundry.command_line import run_command
+from foundry.command_line import UserError, run_command
 from foundry.hardware import AUTO, AutoDtype
+from foundry.reporting.lines import say
 from foundry.wording import CHOICE, ModelChoice
 from model.encoders.text_encoder import Quantisation
+from model.formats.checkpoint import find_checkpoint
 from model.generation.drawing import DrawingResult, begun_dtype, draw, image_paths, image_values
 from model.generation.image_files import make_grid, open_image, save_png
-from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.pipeline_parts import RuntimeConfig, Weights
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
 from model.lora.settings import parse_choices
@@ -22,6 +24,8 @@ from model.rewriting.config import RewriteConfig
 from model.sampling import GuidanceBy, SamplingConfig
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from model.rewriting.rewriting import Rewriting
 
 GRID = "grid.png"
@@ -72,6 +76,14 @@ class GenerateConfig:
     """Height in pixels; default: the checkpoint's resolution."""
     width: int | None = None
     """Width in pixels; default: the checkpoint's resolution."""
+    image: str | None = None
+    """Image to begin from, a file; it gives the size of what is drawn."""
+    mask: str | None = None
+    """Mask over the image, a file of its size: white is drawn anew, black is kept; default: all of it is drawn anew."""
+    strength: float = 0.8
+    """Change of the image: share of the steps that are taken, from 0 (none) to 1 (as if there were no image)."""
+    paste_kept: bool = False
+    """Put the image's own pixels back where the mask is black; else they are what the VAE makes of them."""
     resolution_binning: bool = True
     """Draw at the nearest size that PixArt was trained on, then scale and crop."""
     grid: bool = False
@@ -88,12 +100,16 @@ class GenerateConfig:
     """Load text encoder, network and VAE one after the other: XL at 1024 px in 8 GB, with a quantised text encoder."""
     tiled_vae: bool = False
     """Decode in tiles: little memory at any size."""
+    weights: Weights = "full"
+    """Number format of the network's weights: full (dtype), int8 or int4: a half or about a quarter of bfloat16's memory."""
     quantisation: Quantisation = "none"
-    """Quantisation of the text encoder: bitsandbytes or torchao (8 bits), or bitsandbytes_4bit."""
+    """Quantisation of the text encoder: int4, or by a library bitsandbytes, torchao (8 bits) or bitsandbytes_4bit."""
     text_encoder_device: str | None = None
     """Device of the text encoder; cpu keeps it off the GPU."""
     rewrite: RewriteConfig = field(default_factory=RewriteConfig)
     """Rewriter of the prompts."""
+    plan: bool = False
+    """Print the memory that these settings take, computed, and draw nothing."""
     text_encoder: str | None = None
     """Folder or hub id of the text encoder, if not the one in pipeline.json."""
     vae: str | None = None
@@ -104,6 +120,10 @@ class GenerateConfig:
             raise ValueError("expected either --prompt or --prompts_file" + (", found both" if self.prompt is not None else ""))
         if self.scale < 0:
             raise ValueError(f"scale must be 0 or more, found {self.scale}")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength must be 0 to 1, found {self.strength:g}")
+        if (self.mask and not self.image) or (self.paste_kept and not self.mask):
+            raise ValueError("expected --mask with --image, and --paste_kept with --mask")
         self.sampling()
         self.runtime()
         parse_choices(self.lora)
@@ -126,13 +146,15 @@ class GenerateConfig:
             dtype=self.dtype,
             staged=self.staged,
             text_encoder_device=self.text_encoder_device,
+            weights=self.weights,
             quantisation=self.quantisation,
             tiled_vae=self.tiled_vae,
             batch_size=self.batch_size,
         )
 
     def request(self) -> GenerationRequest:
-        """Prompts, seeds and sizes. Raises UserError for a file of prompts that holds none."""
+        """Prompts, seeds and sizes. Raises UserError for a file of prompts that holds none, and for one that is no image."""
+        image, mask = self._edited()
         prompts = (
             (self.prompt,) if self.prompt is not None else read_prompts(self.prompts_file or "", column=self.prompt_column)
         )
@@ -143,9 +165,20 @@ class GenerateConfig:
             seed=self.seed,
             height=self.height,
             width=self.width,
+            image=image,
+            mask_image=mask,
+            strength=self.strength,
+            paste_kept=self.paste_kept,
             resolution_binning=self.resolution_binning,
             sampling=self.sampling(),
         )
+
+    def _edited(self) -> "tuple[Image.Image | None, Image.Image | None]":
+        """The image to begin from, and its mask."""
+        from model.generation.pixels import read_image, read_mask
+
+        image = None if self.image is None else read_image(_read(self.image, setting="image"))
+        return image, None if self.mask is None else read_mask(_read(self.mask, setting="mask"))
 
 
 def main(config: GenerateConfig) -> int:
@@ -153,6 +186,12 @@ def main(config: GenerateConfig) -> int:
     from model.generation.pipeline import open_pipeline
 
     request, runtime = config.request(), config.runtime().resolved()
+    if config.plan:
+        from model.generation.memory import memory_lines
+
+        root = find_checkpoint(config.checkpoint)
+        print("\n".join(memory_lines(root, request, runtime, text_encoder=config.text_encoder, vae=config.vae)))
+        return 0
     paths = image_paths(Path(config.out), request, grid=config.grid)
     if config.dtype == AUTO:  # what was started on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
@@ -160,9 +199,9 @@ def main(config: GenerateConfig) -> int:
     lora = parse_choices(config.lora)
     values = image_values(config.checkpoint, request, runtime, rewriting=rewriting, lora=lora)
     added = "".join(f" + {choice.scale:g} x {choice.path}" for choice in lora)
-    print(f"{config.checkpoint}{added} on {runtime.device} in {runtime.dtype}", flush=True)
+    say(f"{config.checkpoint}{added} on {runtime.device} in {runtime.dtype}")
     if rewriting is not None:
-        print(rewriting.summary(), flush=True)
+        say(rewriting.summary())
         request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
     pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae, lora=lora)
     drawing = draw(pipeline, request, paths, values)
@@ -187,11 +226,18 @@ def _rewriting(config: GenerateConfig, request: GenerationRequest, *, device: st
     return rewriter.rewrite(request.prompts or (), cache=config.rewrite.cache)
 
 
+def _read(path: str, *, setting: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give an image file", setting=setting) from None
+
+
 def _print_summary(drawing: DrawingResult, *, max_caption_tokens: int) -> None:
     images = f"{drawing.num_drawn} image{'' if drawing.num_drawn == 1 else 's'}"
-    print(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
+    say(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
     if cut := drawing.cut_prompts:
-        print(
+        say(
             f"{len(cut)} prompts have more than {max_caption_tokens} tokens, of which the rest is not read; "
             f"the first: {min(cut)[:80]}"
         )

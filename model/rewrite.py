@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foundry.command_line import run_command
+from foundry.reporting.lines import say
 from foundry.wording import CHOICE, ModelChoice
 from model.generation.prompt_files import read_prompts
 from model.rewriting.config import OF_CHECKPOINT, RewriteConfig
@@ -65,7 +66,7 @@ def main(config: RewriteCommandConfig) -> int:
     ]
     with new_file(out) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{out}: {rewriting.summary()}")
+    say(f"{out}: {rewriting.summary()}")
     return 0
 
 

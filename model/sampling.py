@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[int, float, "torch.Tensor"], None]
 """Called after each step with its index from 0, its timestep in 0..1000 and the latents (B, C, h, w), which it may read."""
-
+Predictor = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Guided prediction (B, C, h, w) in float32 of latents (B, C, h, w) and a timestep () or (B,)."""
 GuidanceBy = Literal["prompt", "routing"]
 _ADDED = ("shift", "guidance_by")
 """Settings that earlier versions did not have."""
 SAMPLERS = ("dpm-solver++", "ddim", "euler", "sa-solver", "lcm")
 _STOCHASTIC = ("sa-solver", "lcm")
 """Samplers that draw noise on the way."""
-_NUM_STEPS, _GUIDANCE_SCALE = 20, 4.5
-"""The paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +72,18 @@ class SamplingConfig:
                 ("guidance_scale", "0 or more", scale is None or scale >= 0),
                 ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
                 ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler in (None, "dpm-solver++")),
-                ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),
+                (
+                    "timesteps",
+                    "falling, in 0..999",
+                    self.timesteps is None or _are_falling(self.timesteps, least=0, largest=999),
+                ),
                 ("guidance_by", f"one of {', '.join(get_args(GuidanceBy))}", self.guidance_by in get_args(GuidanceBy)),
                 ("shift", "above 0", self.shift is None or self.shift > 0),
-                ("sigmas", "falling, above 0, 1 at most", self.sigmas is None or _are_falling(self.sigmas, largest=1, above=0)),
+                (
+                    "sigmas",
+                    "falling, above 0, 1 at most",
+                    self.sigmas is None or _are_falling(self.sigmas, least=1e-9, largest=1),
+                ),
             ]
             if not holds
         ]
@@ -90,17 +97,10 @@ class SamplingConfig:
 
     def resolved(self, few_steps: FewSteps | None = None) -> "SamplingConfig":
         """The same with what was left open filled in: as a network was distilled to few steps, else as the paper samples."""
-        given = self.num_inference_steps, self.guidance_scale
-        if few_steps is None or self.timesteps is not None:
-            sampler, defaults = "dpm-solver++", (_NUM_STEPS, _GUIDANCE_SCALE)
-        else:
-            sampler, defaults = few_steps.sampler, (few_steps.num_inference_steps, 1.0)
-        return replace(
-            self,
-            sampler=self.sampler or sampler,
-            num_inference_steps=defaults[0] if given[0] is None else given[0],
-            guidance_scale=defaults[1] if given[1] is None else given[1],
-        )
+        own: dict[str, Any] = {"sampler": "dpm-solver++", "num_inference_steps": 20, "guidance_scale": 4.5}
+        if few_steps is not None and self.timesteps is None:
+            own = {"sampler": few_steps.sampler, "num_inference_steps": few_steps.num_inference_steps, "guidance_scale": 1.0}
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     @property
     def num_steps(self) -> int:
@@ -138,6 +138,20 @@ class Conditioning:
     """(B, 2) height and width in pixels, for a network with micro-conditioning."""
     aspect_ratios: "torch.Tensor | None" = None
     """(B, 1) height / width, for a network with micro-conditioning."""
+    guidance_scales: "torch.Tensor | None" = None
+    """(B, 1, 1, 1) weight of the prompt of each image, above 1, in place of the configuration's."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentEdit:
+    """Image that sampling starts from, and what of it is kept."""
+
+    latents: "torch.Tensor"
+    """(1, C, h, w) latents of the image, float32."""
+    strength: float
+    """Share of the steps that are taken: 0 leaves the image as it is, 1 begins with pure noise."""
+    mask: "torch.Tensor | None" = None
+    """(1, 1, h, w) 1 where the image is drawn anew, 0 where it is kept; none: drawn anew everywhere."""
 
 
 def image_generators(seeds: Sequence[int]) -> "list[torch.Generator]":
@@ -162,6 +176,7 @@ def sample_latents(
     noise: "torch.Tensor",
     config: SamplingConfig,
     generators: "Sequence[torch.Generator] | None" = None,
+    edit: LatentEdit | None = None,
     on_step: OnStep | None = None,
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on the network's device.
@@ -169,26 +184,20 @@ def sample_latents(
     `generators` are read by samplers that add noise and by guidance by routing only. Raises UserError for a sampler that the
     objective does not know.
     """
-    import torch
-
     config = config.resolved()
     device = next(transformer.parameters()).device
-    with torch.no_grad():
-        predict = (
-            _routed_predictor(transformer, conditioning, config, generators or ())
-            if config.routed
-            else _predictor(transformer, conditioning, config)
-        )
-    return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, on_step=on_step)
+    predict = make_predictor(transformer, conditioning, config, generators=generators or ())
+    return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, edit=edit, on_step=on_step)
 
 
 def denoise(
-    predict: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]",
+    predict: Predictor,
     objective: "Objective",
     *,
     noise: "torch.Tensor",
     config: SamplingConfig,
     generators: "Sequence[torch.Generator] | None" = None,
+    edit: LatentEdit | None = None,
     on_step: OnStep | None = None,
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on its device, for any network.
@@ -198,27 +207,93 @@ def denoise(
     """
     import torch
 
-    config = config.resolved()
-    scheduler = make_scheduler(objective, config, device=noise.device)
-    step_options: dict[str, Any] = {"eta": config.eta} if config.eta else {}
-    if config.eta or config.sampler in _STOCHASTIC:
-        assert generators, f"{config.sampler} draws noise from each image's generator"
-        step_options["generator"] = list(generators)
-    latents = noise.to(torch.float32)
+    denoising = Denoising(objective, config, noise=noise, generators=generators or (), edit=edit)
     with torch.no_grad():
-        for step, timestep in enumerate(scheduler.timesteps):
-            prediction = predict(latents, timestep)
-            latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
+        while not denoising.is_done:
+            step, timestep = denoising.num_taken, denoising.timestep
+            denoising.advance(predict(denoising.latents, timestep))
             if on_step is not None:
-                on_step(step, float(timestep), latents)
-    return latents
+                on_step(step, float(timestep), denoising.latents)
+    return denoising.latents
+
+
+class Denoising:
+    """Latents (B, C, h, w) on their way from noise, and the scheduler that takes them one step after the other.
+
+    Source of `edit`: the image-to-image and inpainting pipelines of diffusers. An image is made as noisy as the first step that
+    is taken expects; what is kept of it is put back after each step, as noisy as the next one expects.
+    """
+
+    def __init__(
+        self,
+        objective: "Objective",
+        config: SamplingConfig,
+        *,
+        noise: "torch.Tensor",
+        generators: "Sequence[torch.Generator]" = (),
+        edit: LatentEdit | None = None,
+    ) -> None:
+        """`generators` are read by samplers that add noise. Raises UserError for one that the objective does not know."""
+        import torch
+
+        config = config.resolved()
+        self._scheduler = make_scheduler(objective, config, device=noise.device)
+        self._options: dict[str, Any] = {"eta": config.eta} if config.eta else {}
+        if config.eta or config.sampler in _STOCHASTIC:
+            assert generators, f"{config.sampler} draws noise from each image's generator"
+            self._options["generator"] = list(generators)
+        self._noise = noise.to(torch.float32)
+        self._edit = edit
+        num = len(self._scheduler.timesteps)
+        self._first = self._index = 0 if edit is None else num - int(num * edit.strength)
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(self._index)
+        self.latents = self._noise if edit is None or edit.strength == 1 else self._noised_image()
+        """(B, C, h, w) float32"""
+
+    @property
+    def num_taken(self) -> int:
+        """Number of steps that were taken."""
+        return self._index - self._first
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left."""
+        return self._index == len(self._scheduler.timesteps)
+
+    @property
+    def timestep(self) -> "torch.Tensor":
+        """() that of the next step, in 0..1000."""
+        found: torch.Tensor = self._scheduler.timesteps[self._index]
+        return found
+
+    def advance(self, prediction: "torch.Tensor") -> None:
+        """Takes a step by the guided prediction (B, C, h, w) of the latents at the timestep."""
+        self.latents = self._scheduler.step(prediction, self.timestep, self.latents, **self._options, return_dict=False)[0]
+        self._index += 1
+        if self._edit is not None and self._edit.mask is not None:
+            mask = self._edit.mask.to(self.latents)
+            self.latents = mask * self.latents + (1 - mask) * self._noised_image()
+
+    def _noised_image(self) -> "torch.Tensor":
+        """(B, C, h, w) the image, as noisy as the next step expects."""
+        assert self._edit is not None
+        latents = self._edit.latents.to(self._noise).expand_as(self._noise)
+        if self.is_done:
+            return latents
+        timestep = self._scheduler.timesteps[self._index : self._index + 1]
+        if hasattr(self._scheduler, "scale_noise"):  # that of the samplers of rectified flow alone
+            noised: torch.Tensor = self._scheduler.scale_noise(latents, timestep, self._noise)
+        else:
+            noised = self._scheduler.add_noise(latents, self._noise, timestep)
+        return noised
 
 
 def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "torch.device | str" = "cpu") -> Any:
     """A scheduler of diffusers for an objective, with its timesteps set. Raises UserError for what the two cannot do."""
     import diffusers
 
-    from model.diffusion import RectifiedFlow
+    from model.diffusion import RectifiedFlow, set_steps
 
     config = config.resolved()
     if config.shift is not None:
@@ -239,48 +314,34 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
     if config.sigmas is not None and not is_flow:
         raise UserError("sigmas: expected none for the objective diffusion; give timesteps")
     scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
-    if config.sigmas is not None:
-        _set_sigmas(scheduler, config.sigmas, device=device)
-    elif config.timesteps is not None:
-        scheduler.set_timesteps(timesteps=list(config.timesteps), device=device)
-    else:
-        scheduler.set_timesteps(config.num_inference_steps, device=device)
-    if is_flow and config.sampler == "sa-solver":
-        scheduler.sigmas[-1] = 1 / scheduler.config["num_train_timesteps"]  # by itself its last step removes no noise
-    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
+    set_steps(scheduler, config.num_steps, sigmas=config.sigmas, timesteps=config.timesteps, device=device)
     return scheduler
 
 
-def _set_sigmas(scheduler: Any, sigmas: Sequence[float], *, device: "torch.device | str") -> None:
-    """Noise levels of a flow, before its shift. Solvers in logarithms of them begin at 0.999, as by themselves."""
+def _are_falling(values: Sequence[float], *, least: float, largest: float) -> bool:
+    """Whether there are some, none of them twice, from `largest` at most down to `least` at least."""
+    return len(values) > 0 and list(values) == sorted(set(values), reverse=True) and least <= values[-1] <= values[0] <= largest
+
+
+def make_predictor(
+    transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, *, generators: "Sequence[torch.Generator]" = ()
+) -> Predictor:
+    """The guided prediction of a batch of images. `generators` are read with guidance by routing only."""
     import torch
 
-    if "flow_shift" not in scheduler.config:
-        scheduler.set_timesteps(sigmas=list(sigmas), device=device)
-        return
-    shift, num = scheduler.config["flow_shift"], scheduler.config["num_train_timesteps"]
-    levels = torch.tensor(sigmas).clamp(max=1 - 1 / num)
-    levels = shift * levels / (1 + (shift - 1) * levels)
-    scheduler.set_timesteps(len(sigmas), device=device)
-    scheduler.sigmas = torch.cat([levels, scheduler.sigmas[-1:]])
-    scheduler.timesteps = (num * levels).to(device)
+    with torch.no_grad():
+        if config.routed:
+            return _routed_predictor(transformer, conditioning, config, generators)
+        return _predictor(transformer, conditioning, config)
 
 
-def _are_falling(values: Sequence[float], *, largest: float, above: float = -1) -> bool:
-    """Whether there are some, none of them twice, from `largest` at most down to 0 at least, and `above` a number."""
-    falls = len(values) > 0 and list(values) == sorted(set(values), reverse=True)
-    return falls and max(0, above) <= values[-1] <= values[0] <= largest and values[-1] > above
-
-
-def _predictor(
-    transformer: "DiT", conditioning: Conditioning, config: SamplingConfig
-) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
-    """A function of latents (B, C, h, w) and a timestep () that gives the guided prediction (B, C, h, w) in float32."""
+def _predictor(transformer: "DiT", conditioning: Conditioning, config: SamplingConfig) -> Predictor:
     import torch
 
     from model.dit import Captions
 
     captions, sizes, ratios = conditioning.captions, conditioning.sizes, conditioning.aspect_ratios
+    scale = config.scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     if config.guided:
         assert conditioning.negative_captions is not None, "guidance needs a negative caption for each image"
         captions = Captions.cat([conditioning.negative_captions, captions])  # 2 B
@@ -289,21 +350,22 @@ def _predictor(
     prepared = transformer.prepare(captions.to(next(transformer.parameters()).device))  # keys and values, once for all steps
 
     def predict(latents: "torch.Tensor", timestep: "torch.Tensor") -> "torch.Tensor":
+        timesteps = timestep.to(latents.device, torch.float32).expand(len(latents))  # (B,)
         inputs = torch.cat([latents] * 2) if config.guided else latents  # (2 B, C, h, w)
-        timesteps = timestep.to(inputs.device, torch.float32).expand(len(inputs))  # (2 B,)
+        timesteps = torch.cat([timesteps] * 2) if config.guided else timesteps  # (2 B,)
         output: torch.Tensor = transformer(inputs, timesteps, captions=prepared, sizes=sizes, aspect_ratios=ratios)
         prediction = output[:, : latents.shape[1]].float()  # without the variance: (2 B, C, h, w)
         if not config.guided:
             return prediction
         negative, positive = prediction.chunk(2)  # 2 x (B, C, h, w)
-        return negative + config.scale * (positive - negative)
+        return negative + scale * (positive - negative)
 
     return predict
 
 
 def _routed_predictor(
     transformer: "DiT", conditioning: Conditioning, config: SamplingConfig, generators: "Sequence[torch.Generator]"
-) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
+) -> Predictor:
     """Like `_predictor`, but guided away from a pass whose middle blocks see a part of the tokens, drawn again at each step."""
     import torch
 
@@ -312,6 +374,7 @@ def _routed_predictor(
     device, patch_size = next(transformer.parameters()).device, transformer.config.patch_size
     prepared = transformer.prepare(conditioning.captions.to(device))  # keys and values, once for all steps
     blocks = conditioning.routed
+    scale = config.scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     assert blocks is not None, "guidance by routing needs a network that was trained with it"
     assert generators, "guidance by routing draws tokens from each image's generator"
 
@@ -332,6 +395,6 @@ def _routed_predictor(
             return output[:, : latents.shape[1]].float()  # without the variance: (B, C, h, w)
 
         weak, full = run(TokenRoute.by_rank(ranks.to(device), blocks)), run(None)
-        return weak + config.scale * (full - weak)
+        return weak + scale * (full - weak)
 
     return predict

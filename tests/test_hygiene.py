@@ -24,6 +24,18 @@ MODULES_IN_A_FOLDER = 10
 FORBIDDEN_TEXT = ["/" + "work/", "/" + "root/", "/opt/" + "pypi", "pypi" + ".org", "python" + "hosted.org"]
 NO_NOUN_OR_VERB = {"as", "by", "for", "from", "how", "in", "of", "on", "to", "what", "when", "where", "which", "whose", "why"}
 """Words that no help text and no module's docstring begins with: it begins with what the thing is or does."""
+ANSWERS = {
+    "captioner.compare",
+    "captioner.status",
+    "dataset_builder.density",
+    "dataset_builder.sql.console",
+    "dataset_builder.sql.database",
+    "foundry.command_line",
+    "foundry.reporting.lines",
+    "foundry.t2i",
+    "trainer.plan",
+}
+"""Modules that print what somebody asked for: tables, JSON, help."""
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
 
 
@@ -168,6 +180,19 @@ def test_only_commands_name_their_options() -> None:
             if re.search(r"(?<![\w-])--[a-z]", said) and not is_command:
                 found.append(f"{where}:{node.lineno}: {said[:80]}")
     assert not found
+
+
+def test_progress_and_messages_have_one_way() -> None:
+    """foundry.reporting says what a command does, so that --log_format holds for all of it; print is for its answer alone."""
+    assert _importers("tqdm", *PACKAGES) == []
+    assert {_module(path) for path in _sources(*PACKAGES) if "print" in _called(path)} == ANSWERS
+    assert {name for name in _importers("rich", *PACKAGES) if not name.startswith("foundry.reporting.")} == set()
+
+
+def _called(path: Path) -> set[str]:
+    """Names of the plain functions that a file calls."""
+    calls = (node.func for node in ast.walk(_parse(path)) if isinstance(node, ast.Call))
+    return {one.id for one in calls if isinstance(one, ast.Name)}
 
 
 def test_modules_say_first_what_they_are() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from foundry.units.cluster import check_paths
 from trainer.comparison.config import CompareConfig
 from trainer.stages import STAGES, choose_stage
@@ -30,7 +31,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = choose_stage(sys.argv[1:] if argv is None else argv, STAGES, default=CompareConfig.stage)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return 2
     return run_command(
         CompareConfig,

@@ -8,6 +8,7 @@ commands that follow: data set, features, and the training of a LoRA. docs/adapt
 """
 
 from foundry.command_line import run_command
+from foundry.reporting.lines import say
 from trainer.subjects.config import SubjectConfig
 
 
@@ -17,10 +18,10 @@ def main(config: SubjectConfig) -> int:
 
     prepared = prepare(config)
     drawn = f"{prepared.num_prior} that {config.checkpoint} drew"
-    print(f"{config.out}: {prepared.num_images} images of {config.trigger_word}, {drawn}")
-    print("next:")
+    say(f"{config.out}: {prepared.num_images} images of {config.trigger_word}, {drawn}")
+    say("next:")
     for command in next_commands(config):
-        print(f"  {command}")
+        say(f"  {command}")
     return 0
 
 

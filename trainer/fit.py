@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from foundry.units.cluster import check_paths
 from trainer.config.train import TrainConfig
 from trainer.stages import Stages, choose_stage, offered, recorded_recipe, stages_of
@@ -57,7 +58,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         stages = stages_of(arguments)
         chosen = choose_stage(arguments, offered(stages))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return 2
     return _run(arguments, chosen, stages)
 

@@ -6,6 +6,7 @@ fills in what it leaves open. It learns from short and dense captions of the sam
 
 from foundry.command_line import run_command
 from foundry.commands import as_typed
+from foundry.reporting.lines import say
 from trainer.rewriting.config import FitRewriterConfig
 
 
@@ -13,7 +14,7 @@ def main(config: FitRewriterConfig) -> int:
     """Trains what is still to be trained, says where the rewriter is, and returns 0."""
     from trainer.rewriting.training import fit_rewriter
 
-    print(f"{fit_rewriter(config)}: use it by {as_typed('model.generate and trainer.evaluate')} with --rewrite.model")
+    say(f"{fit_rewriter(config)}: use it by {as_typed('model.generate and trainer.evaluate')} with --rewrite.model")
     return 0
 
 

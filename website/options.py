@@ -33,6 +33,7 @@ ray: {num_replicas: 2}
 
 `--config FILE` reads such a file, and may be given several times. What is typed comes before a file, a later file before an
 earlier one, a file before the defaults. `--print_config` prints the result and starts nothing; `--help` explains the options.
+Every command also has `--log_format auto|plain|json`: [how it shows progress](../../deploying.md#progress-and-logs).
 An unknown name is an error that names the nearest one. [Exit codes](../exit_codes.md) are the same for all commands.
 """
 

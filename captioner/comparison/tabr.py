@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dataset_builder.scores.clip import DEFAULT_CLIP
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,9 +145,9 @@ def draw_captions(
         **settings.generate,
     }
     arguments = [f"--{name}={_argument(value)}" for name, value in options.items()]
-    print("$", shlex.join(["python", "-m", "model.generate", *arguments]), file=sys.stderr, flush=True)
+    say(f"$ {shlex.join(['python', '-m', 'model.generate', *arguments])}", err=True)
     ended = subprocess.run([sys.executable, "-m", "model.generate", *arguments], stdout=subprocess.PIPE, text=True, check=False)
-    print(ended.stdout, end="", file=sys.stderr)  # stdout is for the comparison alone
+    say(ended.stdout.rstrip(), err=True)  # stdout is for the comparison alone
     if ended.returncode:
         raise UserError(
             f"model.generate ended with exit code {ended.returncode}, its message is above: the same command resumes"

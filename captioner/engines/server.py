@@ -5,29 +5,35 @@ other requests of its batch. Images come as data URLs; the server fetches nothin
 """
 
 import asyncio
-import hmac
-import ipaddress
-import json
 import queue
-import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 
 from captioner.engines.generation import NOT_FINITE, Generation, GenerationSettings
 from captioner.engines.model_source import ModelSource, assumed_prompt
 from captioner.engines.transformers_engine import TransformersEngine
 from captioner.prompts import control_token
-from foundry.chat_endpoint import read_key
-from foundry.errors import UserError, one_line
+from foundry.errors import one_line
+from foundry.http.server import (
+    BadRequest,
+    address_of,
+    failure,
+    listen,
+    models_list,
+    new_app,
+    read_json,
+    read_server_key,
+    run_server,
+)
 from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.reporting.lines import say
 from foundry.storage.locations import data_of, is_data_url
 from foundry.units.rejection import ImageError
 
@@ -38,14 +44,6 @@ _IGNORED = {"n": 1, "stream": False, "top_logprobs": 0, "user": None, "stop": No
 
 _GREY, _WORDS = np.full((64, 64, 3), 128, np.uint8), "Describe this image."
 """Question that tests whether the model works."""
-
-
-class BadRequest(Exception):
-    """A request that cannot be answered; the message says what is wrong with it."""
-
-    def __init__(self, message: str, *, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ class Batcher:
         try:
             self._waiting.put_nowait(waiting)
         except queue.Full:
-            raise BadRequest("the server is busy: try again in a second", status=429) from None
+            raise BadRequest("the server is busy: try again in a second", status=429, retry_after_s=1) from None
         return waiting.answer
 
     def close(self) -> None:
@@ -153,22 +151,7 @@ def caption_server(
     """The application. `name` is the model's; `key`, where there is one, must come as a bearer token."""
     defaults = engine.settings  # the batcher sets those of each request
     batcher = Batcher(engine, max_waiting=limits.max_waiting)
-    app = FastAPI(title=f"T2I Foundry: {name}", on_shutdown=[batcher.close])
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
-        given = request.headers.get("authorization", "")
-        if (
-            key is not None
-            and request.url.path != "/health"
-            and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode())
-        ):
-            return _failure("the key is missing or wrong", status=401)
-        return await call_next(request)
-
-    @app.exception_handler(BadRequest)
-    async def bad_request(_request: Request, error: BadRequest) -> JSONResponse:
-        return _failure(str(error), status=error.status)
+    app = new_app(f"T2I Foundry: {name}", key=key, on_shutdown=batcher.close)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -176,12 +159,11 @@ def caption_server(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": name, "object": "model", "created": 0, "owned_by": "t2i-foundry"}
-        return {"object": "list", "data": [model]}
+        return models_list([name])
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Any:
-        body = await _body(request, limits)
+        body = await read_json(request, max_bytes=limits.max_request_bytes)
         question = await asyncio.to_thread(
             read_question, body, name=name, defaults=defaults, limits=limits, image_side_px=image_side_px
         )
@@ -190,47 +172,36 @@ def caption_server(
         except BadRequest:
             raise
         except Exception as error:  # noqa: BLE001 - see Batcher._answer
-            return _failure(f"the model failed: {type(error).__name__}: {error}", status=500)
+            return failure(f"the model failed: {type(error).__name__}: {error}", status=500)
         return _completion(generation, name=name, with_logprobs=bool(body.get("logprobs")))
 
     return app
 
 
 def serve(
-    source: ModelSource, settings: GenerationSettings, *, limits: ServerLimits, host: str, port: int, key_variable: str | None
+    source: ModelSource,
+    settings: GenerationSettings,
+    *,
+    limits: ServerLimits,
+    host: str,
+    port: int,
+    key_variable: str | None,
+    key_file: str | None = None,
 ) -> None:
     """Loads the model and serves it until the process is interrupted. Port 0 is a free one.
 
     Raises UserError for an address that is taken, or open to others without a key.
     """
-    import uvicorn
-
-    key = read_key(key_variable, setting="key_variable")
-    if key is None and not _is_loopback(host):
-        raise UserError(
-            f"{host} can be reached from other machines: name the variable of a key for them", setting="key_variable"
-        )
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(f"{host}:{port} cannot be listened on ({error.strerror}): give another port", setting="port") from None
+    key = read_server_key(key_variable, key_file, host=host)
     if line := assumed_prompt(source.name, source.prompt_format):
-        print(line)
-    with listener:
+        say(line)
+    with listen(host, port) as listener:
         engine = TransformersEngine(source, settings, keep_logprobs=True)
         engine.check(np.full((source.image_side_px, source.image_side_px, 3), 128, np.uint8), _WORDS)
         app = caption_server(engine, name=source.name, limits=limits, image_side_px=source.image_side_px, key=key)
         dtype = str(engine.model.dtype).removeprefix("torch.")
-        address = f"[{host}]" if ":" in host else host
-        print(f"{source.name} in {dtype} on {engine.device}: http://{address}:{listener.getsockname()[1]}/v1", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        say(f"{source.name} in {dtype} on {engine.device}: {address_of(listener)}/v1")
+        run_server(app, listener)
 
 
 def read_question(
@@ -301,22 +272,6 @@ def _pixels(url: str, image_side_px: int) -> np.ndarray:
         raise BadRequest(f"the image cannot be read: {error}", status=422) from None
 
 
-async def _body(request: Request, limits: ServerLimits) -> Mapping[str, Any]:
-    """The JSON object that was sent. Raises BadRequest, before all of it is read where it is too long."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limits.max_request_bytes:
-            raise BadRequest(f"the request exceeds {limits.max_request_bytes} bytes", status=413)
-    try:
-        body = json.loads(data)
-    except ValueError as error:
-        raise BadRequest(f"the request is not valid JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise BadRequest("the request is not a JSON object")
-    return body
-
-
 def _completion(generation: Generation, *, name: str, with_logprobs: bool) -> dict[str, Any]:
     """The answer as JSON. Raises BadRequest (422) where there is none, or the model computed NaN or infinity."""
     if generation.failure:
@@ -336,8 +291,3 @@ def _completion(generation: Generation, *, name: str, with_logprobs: bool) -> di
         "total_tokens": generation.num_input_tokens + generation.num_tokens,
     }
     return {"object": "chat.completion", "created": int(time.time()), "model": name, "choices": [choice], "usage": usage}
-
-
-def _failure(message: str, *, status: int) -> JSONResponse:
-    headers = {"Retry-After": "1"} if status == 429 else {}
-    return JSONResponse({"error": {"message": message, "type": "error", "code": status}}, status_code=status, headers=headers)

@@ -3,7 +3,6 @@
 All state is in the run's folder, so that the same command resumes where the commits end, whenever it was stopped.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
 from foundry.errors import UserError
 from foundry.images.sources import Source, find_sources
+from foundry.reporting.lines import say
 from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path, normalise
@@ -71,7 +71,7 @@ def caption_images(config: CaptionConfig) -> int:
     allowed = _allowed(config, wanted, commits)
     spending = Spending(config.endpoint, commits)
     if (units or retried) and (excess := spending.excess()):
-        print(f"error: {excess}", file=sys.stderr)
+        say(f"error: {excess}", err=True)
         return 1
     if units or retried:
         # An image that is tried again counts once it is rejected again.
@@ -95,7 +95,7 @@ def caption_images(config: CaptionConfig) -> int:
     if units or retried:
         record_types(files, plan)
     if line := spending.line():
-        print(line)
+        say(line)
     with store_errors(run):
         plan = read_plan(run, unit_size=plan.unit_size)
     return _report(run, status_of(plan, commits), allowed=allowed)
@@ -123,11 +123,11 @@ def _prepare(config: CaptionConfig) -> _Planned:
 def _print_beginning(planned: _Planned, *, num_units: int) -> None:
     """Prints what is about to be done, and what was passed over."""
     config, job, plan = planned.config, planned.job, planned.plan
-    print(_headline(config, job, plan, num_units=num_units))
+    say(_headline(config, job, plan, num_units=num_units))
     if line := assumed_prompt(config.model, job.model.prompt_format):
-        print(line)
+        say(line)
     if line := planned.passed_over.line(in_tars=plan.num_passed_over):
-        print(line)
+        say(line)
 
 
 def replica_settings(config: CaptionConfig) -> RaySettings:
@@ -144,14 +144,13 @@ def _on_commit(run: Folder, job: CaptionJob, spending: Spending) -> Callable[[Co
     """Handles each committed unit."""
     warning = ToyWarning(run) if job.model.is_mini else None
     warned: set[str] = set()
-    from tqdm import tqdm
 
     def look(commit: Commit) -> None:
         spending.add(commit)
         if warning is not None:
             warning.look(commit)
         if not warned and (line := invalid_line(commit, job.prompts.prompts)):
-            tqdm.write(line, file=sys.stderr)
+            say(line, err=True)
             warned.add(line)
 
     return look
@@ -195,10 +194,10 @@ def _start_retry(run: Folder, plan: Plan, *, reasons: Sequence[str]) -> tuple[Un
         retry = start_retry(run, plan.units(), reasons=reasons)
     why = f" for {', '.join(sorted(set(reasons)))}" if reasons else ""
     if retry is None:
-        print(f"nothing to retry: no image is rejected{why}")
+        say(f"nothing to retry: no image is rejected{why}")
         return ()
     images, units = counted(retry.num_images, "rejected image"), counted(len(retry.units), "unit")
-    print(f"retry {retry.number}: {images}{why} in {units} to try again")
+    say(f"retry {retry.number}: {images}{why} in {units} to try again")
     return retry.units
 
 
@@ -224,7 +223,7 @@ def _record_start(config: CaptionConfig, run: Folder, job: CaptionJob) -> None:
     cluster = describe_nodes(nodes)
     record_start(run, config, dtype=job.generation.dtype, cluster=cluster, on_gpus=on_gpus, listed=job.model.listed)
     if not on_gpus and (line := memory_line(config.ray, nodes, replica_bytes=job.replica_bytes)):
-        print(line)
+        say(line)
 
 
 def _path_settings(config: CaptionConfig) -> list[str]:
@@ -288,8 +287,8 @@ def _allowed(config: CaptionConfig, wanted: Sequence[Unit], commits: Sequence[Co
 
 def _report(run: Folder, status: RunStatus, *, allowed: int) -> int:
     for line in (status.line(), *status.advice(run.url)):
-        print(line)
+        say(line)
     if status.rejected > allowed:
-        print(f"error: {status.rejected} images are rejected, max_rejected allows {allowed}", file=sys.stderr)
+        say(f"error: {status.rejected} images are rejected, max_rejected allows {allowed}", err=True)
         return 1
     return 0

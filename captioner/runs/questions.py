@@ -1,6 +1,5 @@
 """Questions: what the prompts of a run ask about each image, with its metadata and its captions of another run."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from dataset_builder.runs.carried_types import is_sampled
 from dataset_builder.runs.plan import Plan
 from dataset_builder.runs.source_run import read_captions
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 from foundry.units.rejection import Failure
@@ -82,4 +82,4 @@ def check_metadata_names(prompts: PromptSet, record: RunRecord, plan: Plan) -> N
     problem = f"the prompts {prompts.name} use metadata.{missing}, which the images lack ({known})"
     if not is_sampled(plan):
         raise UserError(f"{problem}: correct the prompts", setting="prompts")
-    print(f"warning: {problem}, as far as the first of them tell: those without it get the fallback", file=sys.stderr)
+    say(f"warning: {problem}, as far as the first of them tell: those without it get the fallback", err=True)

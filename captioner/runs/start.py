@@ -15,6 +15,7 @@ from typing import Any
 from captioner.config import CaptionConfig
 from dataset_builder.runs.plan import discard_plan
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import Commit, committed_units
@@ -130,7 +131,7 @@ def _begin_again(run: Folder, record: RunRecord) -> RunRecord:
     begun = replace(record, carried={} if missing else before.carried)
     begun.write(run)
     others = [*map(_asked_by, different), *["images"] * bool(missing)]
-    print(f"nothing was committed in {run.url} yet: started again with other {', '.join(others)}")
+    say(f"nothing was committed in {run.url} yet: started again with other {', '.join(others)}")
     return begun
 
 

@@ -13,7 +13,7 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Commit, read_commits
 from foundry.units.retries import Retry, open_retry
-from foundry.wording import counted
+from foundry.wording import counted, duration
 
 RECENT_UNITS = 20
 SHORTEST_PAUSE_S = 60.0
@@ -64,9 +64,9 @@ class RunStatus:
         if self.to_retry:
             text += f"; {counted(self.to_retry, 'rejected image')} to retry"
         if self.remaining and self.last_commit_s is not None:
-            text += f"; last commit {_duration(self.last_commit_s)} ago"
+            text += f"; last commit {duration(self.last_commit_s)} ago"
         if self.remaining and self.images_per_s and self.eta_s:
-            text += f"; {self.images_per_s:.1f} images/s, {_duration(self.eta_s)} to go"
+            text += f"; {self.images_per_s:.1f} images/s, {duration(self.eta_s)} to go"
         return text
 
     def advice(self, url: str) -> list[str]:
@@ -138,11 +138,3 @@ def _speed(newest: Sequence[_Step]) -> float | None:
     worked = [(seconds, images) for seconds, images in worked if seconds <= _pause_s(newest)]
     seconds = sum(seconds for seconds, _ in worked)
     return sum(images for _, images in worked) / seconds if seconds else None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

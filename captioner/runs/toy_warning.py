@@ -1,9 +1,8 @@
 """Warning, once in a command, that llava-mini, which has seen nothing but emoji scenes, is captioning photographs."""
 
-import sys
-
 from captioner.config import REAL_MODEL
 from foundry.images.index import LARGEST_SCENE_PX
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit
 
@@ -25,7 +24,6 @@ class ToyWarning:
             return
         import pyarrow as pa
         import pyarrow.parquet as pq
-        from tqdm import tqdm
 
         try:
             data = pa.BufferReader(self._run.read(commit.files["images"].path))
@@ -35,9 +33,9 @@ class ToyWarning:
         self._seen += len(sizes)
         if num_large := sum(min(size["width"], size["height"]) > LARGEST_SCENE_PX for size in sizes):
             self._said = True
-            tqdm.write(
+            say(
                 f"warning: mini only understands 64-pixel emoji scenes, and {num_large} of the {self._seen} images so far are "
                 f"larger than {LARGEST_SCENE_PX} px on both sides: its captions of photographs will be wrong; "
                 f"give another model, such as {REAL_MODEL}",
-                file=sys.stderr,
+                err=True,
             )

@@ -35,6 +35,7 @@ from dataset_builder.sql.views import SCORED
 from foundry.commands import as_typed
 from foundry.errors import UserError
 from foundry.images.metadata import merge_types
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import normalise
 
@@ -55,12 +56,12 @@ def build_and_report(config: BuildConfig) -> int:
     """Builds the data set, prints the funnel and returns 0. Raises UserError as build_dataset does."""
     with store_errors(Folder(config.out)):
         built = build_dataset(config)
-    print("\n".join([*built.notes, *funnel_lines(built.funnel)]))
+    say("\n".join([*built.notes, *funnel_lines(built.funnel)]))
     if built.dataset is None:
-        print("a dry run: nothing is written")
+        say("a dry run: nothing is written")
     else:
         splits = ", ".join(f"{name} {number:,}" for name, number in built.dataset.splits.items())
-        print(f"{config.out}: {splits}; look around with {as_typed('python -m dataset_builder.query')} {config.out}")
+        say(f"{config.out}: {splits}; look around with {as_typed('python -m dataset_builder.query')} {config.out}")
     return 0
 
 

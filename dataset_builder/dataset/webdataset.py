@@ -9,7 +9,6 @@ what the shards are, so that no other command does.
 
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +27,7 @@ from foundry.images.decoding import DecodeLimits, decode_image, image_suffix, is
 from foundry.images.index import REFERENCE_NAMES
 from foundry.images.loading import Refusals
 from foundry.images.reader import ImageReader, content_hash, reference_of
+from foundry.reporting.lines import say
 from foundry.storage.file_kinds import is_ignored
 from foundry.storage.folder import Folder
 from foundry.units.rejection import ImageError
@@ -85,15 +85,15 @@ def export_shards(
     shards = list(_shards(dataset, out, prompt=prompt, images_per_shard=images_per_shard, reencode=reencode))
     there = {shard.name for shard in shards if Folder(out).exists(shard.name)}
     left = [shard for shard in shards if shard.name not in there]
-    print(f"{out}: {len(shards):,} shards, {len(left):,} to write")
+    say(f"{out}: {len(shards):,} shards, {len(left):,} to write")
     images = 0
     failed: dict[str, str] = {}
     for written in _write_all(left, num_workers or usable_cores()):
         images += written.images
         failed |= written.failed
     for key, reason in list(failed.items())[:20]:
-        print(f"left out: {key}: {reason}", file=sys.stderr)
-    print(f"{images:,} images written, {len(failed):,} left out")
+        say(f"left out: {key}: {reason}", err=True)
+    say(f"{images:,} images written, {len(failed):,} left out")
     return 1 if failed else 0
 
 

@@ -26,6 +26,7 @@ from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
 from foundry.images.loading import all_rejected, read_images
 from foundry.images.sources import Source, find_sources
+from foundry.reporting.lines import say
 from foundry.storage.file_kinds import MASKS, PassedOver
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path, normalise
@@ -90,12 +91,12 @@ def import_run(
         job = import_job(source, url, settings=settings, tagger=tagger, t5=t5)
         record, plan = _plan(source, run, settings, images)
         if source.has_archive:
-            print(f"{source.path}: {store_texts(source.path, run):,} texts")
+            say(f"{source.path}: {store_texts(source.path, run):,} texts")
         done = committed_units(run)
         units = [unit for unit in plan.units() if unit.number not in done]
-        print(f"{url}: {plan.num_images:,} images in {counted(plan.num_units, 'unit')}, {len(units):,} to do")
+        say(f"{url}: {plan.num_images:,} images in {counted(plan.num_units, 'unit')}, {len(units):,} to do")
         if line := passed_over.line(in_tars=plan.num_passed_over):
-            print(line)
+            say(line)
         allowed = allowed_rejections(max_rejected, plan.num_images)
         rejected = sum(commit.num_rejected for commit in read_commits(run))
         visible = {path: "" for path in (url, *(one.root for one in images)) if is_local_path(path)}
@@ -105,7 +106,7 @@ def import_run(
         merge_counts_of(files)
         record_types(files, plan)
     rejected = sum(commit.num_rejected for commit in commits)
-    print(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
+    say(f"{plan.num_images:,} images = {sum(commit.completed for commit in commits):,} imported + {rejected:,} rejected")
     return 0 if ended and rejected <= allowed else 1
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dataset_builder.sql.run_files import PlanPart, read_plans
 from foundry.errors import UserError
 from foundry.images.sources import Source, index_sources
+from foundry.reporting.progress import Bar
 from foundry.storage.file_kinds import PassedOver
 from foundry.storage.folder import Folder, store_errors
 from foundry.units.commits import Unit, row_groups_bytes
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
+_SOON_S = 2.0
+"""Indexing that takes less is not shown."""
 UNITS_PER_PART = 400
 
 
@@ -164,7 +167,6 @@ def _index(run: Folder, sources: Sequence[Source], plan: Plan) -> dict[str, Any]
 def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
     """Reads the sources into the table `staged`, numbered in their order; returns what a plan's record says of all."""
     from foundry.images.index import SOURCE_INDEX
-    from foundry.units.run import counting
 
     rows = "SELECT *, nextval('positions') AS position FROM batch"
     database.execute("CREATE SEQUENCE positions")
@@ -172,11 +174,11 @@ def _stage(database: Any, sources: Sequence[Source]) -> dict[str, Any]:
     database.execute(f"CREATE TABLE staged AS {rows}")
     carried: list[dict[str, str]] = []
     passed_over = PassedOver()
-    with counting("indexing") as count:
+    with Bar("indexing", soon_s=_SOON_S) as bar:
         for source in index_sources(sources):
             for batch in source.tables:
                 _insert(database, f"staged ({rows})", batch)
-                count.update(len(batch))
+                bar.advance(len(batch))
             carried.append(source.carried)
             passed_over.add(source.passed_over)
     for finding, (count, where) in passed_over.notes.items():

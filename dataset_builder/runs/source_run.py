@@ -17,6 +17,7 @@ from dataset_builder.runs.plan import Plan, publish_plan, read_plan, write_parts
 from dataset_builder.sql.run_files import RunFiles, read_plans, read_run
 from foundry.errors import StoreError, UserError
 from foundry.images.index import INDEX
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.run_record import RunRecord
 
@@ -80,7 +81,7 @@ def plan_from_run(run: Folder, chosen: ChosenImages | None, *, unit_size: int) -
         record = _index(run, chosen, plan)
         total = sum(part.rows for record in read_plans(chosen.files.folder) for part in record.parts)
     plan = publish_plan(run, plan, record)
-    print(f"{plan.num_images:,} of the {total:,} images of {chosen.files.folder.url}")
+    say(f"{plan.num_images:,} of the {total:,} images of {chosen.files.folder.url}")
     return plan
 
 

@@ -8,6 +8,7 @@ from dataset_builder.scores.job import score_job
 from dataset_builder.scores.plan import find_scored, plan_scores
 from dataset_builder.sql.score_files import score_folder
 from foundry.hardware import Dtype, resolve_dtype
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path
 from foundry.units.cluster import RaySettings, check_paths
@@ -39,7 +40,7 @@ def score_images(
         job = replace(job, dtype=_dtype(out, ray))
     computed = f"; {clip} in {job.dtype}" if left and job.clip else ""
     to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
-    print(f"scores {job.score_id} of {source}: {_num_images(units)} images, {to_do}{computed}")
+    say(f"scores {job.score_id} of {source}: {_num_images(units)} images, {to_do}{computed}")
     budget = allowed_rejections(max_rejected, _num_images(units))
     if left:
         again = {unit.number for unit in left}
@@ -50,7 +51,7 @@ def score_images(
             return False
     commits = read_commits(out)
     rejected = sum(commit.num_rejected for commit in commits)
-    print(f"{_num_images(units)} images = {sum(commit.completed for commit in commits)} scored + {rejected} rejected")
+    say(f"{_num_images(units)} images = {sum(commit.completed for commit in commits)} scored + {rejected} rejected")
     return rejected <= budget
 
 

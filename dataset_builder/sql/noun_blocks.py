@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dataset_builder.sql.run_files import RunFiles, block_id, merged_folder, whole_blocks
+from foundry.reporting.lines import say
 from foundry.storage.folder import store_errors
 from foundry.units.commits import Commit, Unit, commit_unit, read_commits
 
@@ -39,7 +40,7 @@ def merge_counts_of(files: RunFiles) -> int:
             commit_unit(folder, run_id=block_id(members), unit=unit, tables=_sums(files, members))
     if blocks:
         units = sum(map(len, blocks.values()))
-        print(f"the noun counts of {units:,} units were added up in {time.perf_counter() - started:.1f} s")
+        say(f"the noun counts of {units:,} units were added up in {time.perf_counter() - started:.1f} s")
     return len(blocks)
 
 

@@ -65,7 +65,7 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
     from model.diffusion import make_objective
     from model.encoders.vae import VAEConfig, load_vae, to_pixels
     from model.formats.checkpoint import load_checkpoint
-    from model.generation.pipeline import to_output
+    from model.generation.pixels import to_output
     from model.sampling import SamplingConfig, denoise, draw_noise, image_generators
     from trainer.monitoring.sample_grids import ClassPrediction
 

@@ -57,6 +57,10 @@ class RaySettings:
     """Seconds that one call may work on a unit (decode it, run the model, commit it) before it is stopped and retried."""
     load_timeout_s: float = 1800.0
     """Seconds that a replica may take to load the model before it is stopped and retried."""
+    wait_for_gpus: int = 0
+    """Number of GPUs to wait for before the work starts, on a cluster that adds nodes by itself; 0: do not wait."""
+    wait_for_gpus_s: float = 1800.0
+    """Maximum time to wait for these GPUs, in seconds."""
     replica_python: str | None = None
     """Interpreter of the replicas, with the same path on every node, for an engine that needs other library versions; it needs
     the same Python and Ray, and this package. Default: this interpreter."""
@@ -76,6 +80,8 @@ class RaySettings:
                 ("units_in_flight", "1 or more", self.units_in_flight >= 1),
                 ("unit_timeout_s", "above 0", self.unit_timeout_s > 0),
                 ("load_timeout_s", "above 0", self.load_timeout_s > 0),
+                ("wait_for_gpus", "0 or more", self.wait_for_gpus >= 0),
+                ("wait_for_gpus_s", "above 0", self.wait_for_gpus_s > 0),
             ]
             if not holds
         ]

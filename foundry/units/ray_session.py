@@ -7,13 +7,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import LocalRayletDiedError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foundry.errors import RayLost, UserError
 from foundry.hardware import AUTO_VARIABLE, Dtype, auto_dtype
+from foundry.reporting.lines import say
 from foundry.units.bisection import cause_of
 from foundry.units.cluster import Node, RaySettings, alive_nodes, no_answer, unseen_paths
 from foundry.units.workers import describe
+from foundry.wording import counted
 
 VISIBLE_S = 300.0
 START_TRIES = 3
@@ -26,10 +29,37 @@ _TOKEN = (
 def start_ray(settings: RaySettings) -> None:
     """Attaches to the Ray that the settings name, or starts one that ends with this process; once in a process.
 
-    Raises UserError if the address does not answer.
+    Then waits for the GPUs that the settings want. Raises UserError if the address does not answer, or the GPUs don't come.
     """
     if ray.is_initialized():
         return
+    _connect(settings)
+    wait_for_gpus(settings.wait_for_gpus, timeout_s=settings.wait_for_gpus_s, setting="ray.wait_for_gpus_s")
+
+
+def wait_for_gpus(count: int, *, timeout_s: float, setting: str) -> None:
+    """Waits until so many GPUs are free; a cluster with an autoscaler adds nodes meanwhile.
+
+    They are asked for by a placement group, which ends with this process however that ends, and is given back at once: what
+    runs next takes its place long before the autoscaler's idle timeout. Raises UserError after `timeout_s`, with `setting`.
+    """
+    if not count or ray.available_resources().get("GPU", 0) >= count:
+        return
+    say(f"waiting for {counted(count, 'GPU')}, {timeout_s:g} s at most")
+    group = placement_group([{"GPU": 1.0}] * count)
+    came = group.wait(timeout_s)
+    remove_placement_group(group)
+    if not came:
+        held, free = (found.get("GPU", 0) for found in (ray.cluster_resources(), ray.available_resources()))
+        raise UserError(
+            f"{counted(count, 'GPU')} did not get free within {timeout_s:g} s: this Ray has {held:g}, {free:g} of them free; "
+            "wait for fewer, or longer",
+            setting=setting,
+        )
+
+
+def _connect(settings: RaySettings) -> None:
+    """Attaches to the Ray that the settings name, or starts one. Raises UserError where the address does not answer."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls that are started again leave errors that nobody reads
     address = settings.resolved_address

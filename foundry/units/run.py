@@ -1,20 +1,17 @@
 """Run of units on Ray with a progress bar and a rejection budget that stops it; shared by captioning, scoring and features."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from foundry.reporting.lines import say
+from foundry.reporting.progress import Bar
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit
 
 if TYPE_CHECKING:
     from foundry.units.workers import UnitJob
-
-_SOON_S = 2.0
 
 
 class BudgetExceeded(Exception):
@@ -29,20 +26,20 @@ class Progress:
         self.budget = budget
         self.images = self.rejected = self.tokens = 0
         self.started_at = self.ended_at = time.perf_counter()
-        self.bar: Any = None
+        self.bar = Bar("images", total=planned)
 
     def __enter__(self) -> "Progress":
-        self.bar = tqdm(total=self.planned, unit=" images", mininterval=_interval_s(), smoothing=0.1, dynamic_ncols=True)
+        self.bar.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.ended_at = time.perf_counter()
-        self.bar.close()
+        self.bar.__exit__(kind, error, trace)
 
     def start(self) -> None:
         """The models are loaded: from here the speed counts."""
         self.started_at = time.perf_counter()
-        self.bar.reset()
+        self.bar.restart()
 
     def update(self, commit: Commit | None) -> None:
         """Counts a unit; None is one that somebody else committed. Raises BudgetExceeded."""
@@ -53,9 +50,8 @@ class Progress:
         self.rejected += rejected
         self.tokens += commit.num_tokens
         seconds = max(time.perf_counter() - self.started_at, 1e-9)
-        written = f"{self.tokens / seconds:.0f} tokens/s, " if self.tokens else ""
-        self.bar.set_postfix_str(f"{written}{self.rejected} rejected", refresh=False)
-        self.bar.update(commit.planned)
+        written = {"tokens_per_s": round(self.tokens / seconds, 1)} if self.tokens else {}
+        self.bar.advance(commit.planned, **written, rejected=self.rejected)
         self.check_budget(0)
 
     def check_budget(self, num_uncommitted: int) -> None:
@@ -125,7 +121,7 @@ def run_job(
 
     if not within_budget(progress, work, prepare=prepare, what=what):
         return False
-    print(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
+    say(f"start-up {progress.started_at - started:.1f} s, then {progress.summary()}")
     return True
 
 
@@ -137,7 +133,7 @@ def within_budget(
     `prepare` is called before the bar is shown, and not where nothing is left of the budget.
     """
     if progress.budget < 0:
-        print(f"error: more {what} are rejected already than max_rejected allows: raise it to resume", file=sys.stderr)
+        say(f"error: more {what} are rejected already than max_rejected allows: raise it to resume", err=True)
         return False
     if prepare is not None:
         prepare()
@@ -145,16 +141,6 @@ def within_budget(
         with progress:
             work()
     except BudgetExceeded as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return False
     return True
-
-
-def counting(what: str) -> Any:
-    """A tqdm that counts images of unknown number, and says nothing of what takes less than two seconds."""
-    return tqdm(desc=what, unit=" images", delay=_SOON_S, mininterval=_interval_s())
-
-
-def _interval_s() -> float:
-    """Seconds between progress lines; a log file gets fewer."""
-    return 1.0 if sys.stderr.isatty() else 10.0

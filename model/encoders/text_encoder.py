@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from model.dit import Captions
 
-Quantisation = Literal["none", "bitsandbytes", "torchao", "bitsandbytes_4bit"]
+Quantisation = Literal["none", "int4", "bitsandbytes", "torchao", "bitsandbytes_4bit"]
 Cleaning = Literal["none", "lower", "thorough"]
 
 NULL_CAPTION = ""
@@ -54,8 +54,8 @@ class TextEncoderConfig:
     dtype: AutoDtype = "auto"
     """Number format of the encoder and its output; auto: bfloat16 if the hardware supports it, otherwise float32."""
     quantisation: Quantisation = "none"
-    """Quantisation of the weights: bitsandbytes or torchao to 8 bits (T5-XXL takes 6 GB or 5 GB instead of 9.5), or
-    bitsandbytes_4bit to 4 bits (NF4; 4.3 GB)."""
+    """Quantisation of the weights: int4 to 4 bits (T5-XXL takes 2.9 GB instead of 9.5) on any device; by a library
+    bitsandbytes or torchao to 8 bits (6 GB or 5 GB), or bitsandbytes_4bit to 4 bits (NF4; 4.3 GB)."""
     cleaning: Cleaning = "lower"
     """Cleaning of captions: none; lower (lower case, no outer blanks); thorough (as in PixArtAlphaPipeline, for web
     captions)."""
@@ -222,6 +222,8 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    from model.layers.quantised import quantise_layers
+
     logging.disable_progress_bar()
     config = replace(config, dtype=resolve_dtype(config.dtype, device))
     part = find_part(config.name, "text_encoder", revision=config.revision)
@@ -233,7 +235,8 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
         options["attn_implementation"] = "eager"
     if kind == "t5gemma":
         options["is_encoder_decoder"] = False
-    if config.quantisation != "none":
+    by_library = config.quantisation not in ("none", "int4")
+    if by_library:
         options |= {"quantization_config": _quantisation(config), "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(part.tokenizer_folder)
@@ -252,9 +255,10 @@ def load_text_encoder(config: TextEncoderConfig, *, device: str = "cpu") -> Text
             f"{part.tokenizer_folder} has a vocabulary of {len(tokenizer)}, the encoder one of {vocabulary}: "
             "give a folder whose tokenizer.json or spiece.model belongs to it"
         )
-    return TextEncoder(
-        model.eval() if config.quantisation != "none" else model.to(device).eval(), tokenizer, config=config, part=part
-    )
+    if config.quantisation == "int4":
+        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        quantise_layers(model, linear, "int4")
+    return TextEncoder(model.eval() if by_library else model.to(device).eval(), tokenizer, config=config, part=part)
 
 
 def clean_captions(captions: Sequence[str], cleaning: Cleaning) -> list[str]:

@@ -1,10 +1,11 @@
 """Drawing of a request into files: paths and recorded values of its images, and only those that are not there yet."""
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -78,21 +79,8 @@ def image_values(
     root = find_checkpoint(checkpoint)
     adapters = open_loras(lora, root)
     sampling = request.sampling.resolved(few_steps_of(adapters) or read_pipeline_config(root).few_steps)
-    settings = {
-        "checkpoint": checkpoint,
-        "checkpoint_fingerprint": checkpoint_fingerprint(root),
-        "sampler": sampling.sampler,
-        "num_inference_steps": sampling.num_inference_steps,
-        "guidance_scale": sampling.guidance_scale,
-        "eta": sampling.eta,
-        **{key: value for key, value in sampling.record().items() if key in ("shift", "guidance_by")},
-        "height": request.height,
-        "width": request.width,
-        "resolution_binning": request.resolution_binning,
-        "dtype": runtime.dtype,
-        "quantisation": runtime.quantisation,
-        "tiled_vae": runtime.tiled_vae,
-    }
+    request = replace(request, sampling=sampling)
+    settings = drawing_settings(request, runtime, checkpoint=checkpoint, fingerprint=checkpoint_fingerprint(root))
     if lora:
         from model.formats.adapters import adapter_records
 
@@ -105,6 +93,43 @@ def image_values(
         | rewritten_value(prompt, rewriting)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+
+
+def drawing_settings(
+    request: GenerationRequest, runtime: RuntimeConfig, *, checkpoint: str, fingerprint: str
+) -> dict[str, Any]:
+    """What all images of a request are drawn with, as their files record it. `fingerprint` is the checkpoint's."""
+    sampling = request.sampling
+    return {
+        "checkpoint": checkpoint,
+        "checkpoint_fingerprint": fingerprint,
+        "sampler": sampling.sampler,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "eta": sampling.eta,
+        **{key: value for key, value in sampling.record().items() if key in ("shift", "guidance_by")},
+        "height": request.height,
+        "width": request.width,
+        "resolution_binning": request.resolution_binning,
+        "dtype": runtime.dtype,
+        "quantisation": runtime.quantisation,
+        "tiled_vae": runtime.tiled_vae,
+        **({} if runtime.weights == "full" else {"weights": runtime.weights}),
+        **_edit_values(request),
+    }
+
+
+def _edit_values(request: GenerationRequest) -> dict[str, Any]:
+    """What is recorded of an image to edit; nothing where there is none."""
+    if request.image is None:
+        return {}
+    mask = {} if request.mask_image is None else {"mask_image": _digest(request.mask_image), "paste_kept": request.paste_kept}
+    return {"image": _digest(request.image), "strength": request.strength, **mask}
+
+
+def _digest(image: "Image.Image") -> str:
+    """Hash of an image's pixels."""
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def rewritten_value(prompt: str, rewriting: Rewriting | None) -> dict[str, str]:

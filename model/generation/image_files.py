@@ -1,6 +1,7 @@
 """Images on disk: names from prompt and seed, PNG that says what it was drawn from, grids."""
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -44,16 +45,22 @@ def image_names(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
     return names
 
 
-def save_png(image: "Image.Image", path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a PNG with a text entry for each value; complete or not at all. Raises UserError where it cannot be written."""
+def png_bytes(image: "Image.Image", values: Mapping[str, Any]) -> bytes:
+    """A PNG with a text entry for each value."""
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
+    info, buffer = PngInfo(), io.BytesIO()
     for key, text in _texts(values).items():
         info.add_itxt(key, text)
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def save_png(image: "Image.Image", path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a PNG with a text entry for each value; complete or not at all. Raises UserError where it cannot be written."""
     try:
         with new_file(path) as partial:
-            image.save(partial, format="PNG", pnginfo=info)
+            partial.write_bytes(png_bytes(image, values))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -3,9 +3,11 @@
 Weights are counted; activations are those of the real code, run on tensors without data (torch's fake tensors) of two layers,
 since a layer's are freed before the next one's. Assumptions, all on the safe side:
 - attention does not materialise its matrix (flash or memory-efficient kernels);
-- a quantised text encoder has its linear layers at one byte a weight and a float32 scale per row, or at half a byte and a
-  float32 scale per block of 64 weights, but `wo` of its MLPs, which transformers leaves alone, and the embeddings in bf16; its
-  activations are counted twice, for the 8-bit copies of them, or for the weights that are expanded to multiply;
+- a text encoder that a library quantises has its linear layers at one byte a weight and a float32 scale per row, or at half a
+  byte and a float32 scale per block of 64 weights, but `wo` of its MLPs, which transformers leaves alone, and the embeddings in
+  bf16; its activations are counted twice, for the 8-bit copies of them, or for the weights that are expanded to multiply;
+- int4, of either network, takes half a byte a weight and two bf16 values per group of 64, `wo` included; int8 a byte and a bf16
+  scale per row; of the weights the largest layer is expanded, in bf16 and once more while it is;
 - the context of CUDA, its libraries' workspaces and the allocator's gaps take OVERHEAD_BYTES.
 """
 
@@ -13,10 +15,16 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from foundry.errors import NotOnHub, UserError
+from model.encoders.frozen_parts import find_part
 from model.encoders.text_encoder import Quantisation
-from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS
+from model.formats.checkpoint import PartConfig, read_json, read_pipeline_config, read_transformer_config
+from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, RuntimeConfig, Weights
+from model.generation.request import GenerationRequest
+from model.generation.resolution import image_size
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +52,8 @@ STABLE_DIFFUSION_VAE = {
     "sample_size": 512,
 }
 """Sizes of sd-vae-ft-ema and of SDXL's."""
+_EXPANDED_BYTES = 4
+"""For each weight of the layer that is expanded: its code, unpacked to a byte and once more while it is, and bf16."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ def phase_bytes(
     text_encoder: Mapping[str, Any] = T5_XXL,
     vae: Mapping[str, Any] = STABLE_DIFFUSION_VAE,
     quantisation: Quantisation = "bitsandbytes",
+    weights: Weights = "full",
     max_batch_tokens: int = GENERATION_BATCH_TOKENS,
     tiled_vae: bool = True,
 ) -> dict[str, PhaseBytes]:
@@ -82,9 +93,78 @@ def phase_bytes(
         "encode": _encode_bytes(
             text_encoder, quantisation, length=transformer.max_caption_tokens, max_batch_tokens=max_batch_tokens
         ),
-        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size),
+        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size, weights=weights),
         "decode": _decode_bytes(vae, latents, tiled=tiled_vae),
     }
+
+
+def memory_lines(
+    root: Path, request: GenerationRequest, runtime: RuntimeConfig, *, text_encoder: str | None = None, vae: str | None = None
+) -> list[str]:
+    """A table of what the images of a request take, and what of it the device must have; reads configurations alone.
+
+    A text encoder or VAE that is unavailable is taken to be T5-XXL, or Stable Diffusion's, and the table says so. Raises
+    UserError for sizes that do not fit, and for other kinds of either than T5 and AutoencoderKL.
+    """
+    pipeline, transformer = read_pipeline_config(root), read_transformer_config(root)
+    of_text = _part_config("text_encoder", text_encoder, pipeline.text_encoder)
+    of_vae = _part_config("vae", vae, pipeline.vae)
+    downsampling = 2 ** (len(of_vae["block_out_channels"]) - 1)
+    size = image_size(
+        request.height,
+        request.width,
+        resolution=pipeline.resolution,
+        binning=request.resolution_binning,
+        multiple=downsampling * transformer.patch_size,
+    )
+    phases = phase_bytes(
+        transformer,
+        height=size.height,
+        width=size.width,
+        batch_size=min(runtime.batch_size, request.num_images),
+        quantisation=runtime.quantisation,
+        weights=runtime.weights,
+        tiled_vae=runtime.tiled_vae,
+        text_encoder=of_text,
+        vae=of_vae,
+    )
+    assumed = ["T5-XXL"] * (of_text is T5_XXL) + ["Stable Diffusion's VAE"] * (of_vae is STABLE_DIFFUSION_VAE)
+    return [
+        f"{size.height} x {size.width} px, computed for bfloat16, in GB:",
+        f"  {'':<8}{'weights':>9}{'activations':>13}",
+        *(f"  {name:<8}{one.weights / 1e9:>9.2f}{one.activations / 1e9:>13.2f}" for name, one in phases.items()),
+        *([f"  assumed: {' and '.join(assumed)}, since pipeline.json names no files that are here"] if assumed else []),
+        _needed(phases, runtime),
+    ]
+
+
+def _needed(phases: Mapping[str, PhaseBytes], runtime: RuntimeConfig) -> str:
+    """The line that says what the device must have."""
+    if runtime.text_encoder_device not in (None, runtime.device):
+        phases = {name: one for name, one in phases.items() if name != "encode"}
+    if runtime.staged:
+        name, largest = max(phases.items(), key=lambda item: item[1].total)
+        return (
+            f"staged, the device needs {largest.total / 1e9:.2f} GB, for {name}; {OVERHEAD_BYTES / 1e9:g} GB of it is overhead"
+        )
+    total = sum(one.weights for one in phases.values()) + max(one.activations for one in phases.values()) + OVERHEAD_BYTES
+    return f"all parts at once, the device needs {total / 1e9:.2f} GB; {OVERHEAD_BYTES / 1e9:g} GB of it is overhead"
+
+
+def _part_config(kind: Literal["text_encoder", "vae"], name: str | None, stored: PartConfig) -> Mapping[str, Any]:
+    """The settings of a text encoder or VAE; the default one's where nothing is named, or it is not on this machine."""
+    default: Mapping[str, Any] = T5_XXL if kind == "text_encoder" else STABLE_DIFFUSION_VAE
+    if not (name or stored.name):
+        return default
+    try:
+        folder = find_part(name or stored.name, kind, revision=None if name else stored.revision).folder
+    except NotOnHub:
+        return default
+    values = read_json(folder / "config.json", missing=f"{folder / 'config.json'} is missing: fetch it again")
+    found = values.get("model_type") if kind == "text_encoder" else values.get("_class_name")
+    if found not in ("t5", "AutoencoderKL"):
+        raise UserError(f"the memory of {found} ({folder}) is not computed: T5's and AutoencoderKL's alone is")
+    return values
 
 
 def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, length: int, max_batch_tokens: int) -> PhaseBytes:
@@ -96,12 +176,14 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
 
     with torch.device("meta"):
         whole, short = build(config["num_layers"]), build(2)
-    weights = 0
+    weights = largest = 0
     for name, parameter in whole.named_parameters():
         if name == "encoder.embed_tokens.weight":  # tied to `shared`, in a loaded model
             continue
-        quantised = quantisation != "none" and ".wo." not in name and parameter.ndim == 2 and name != "shared.weight"
+        is_linear = parameter.ndim == 2 and name != "shared.weight" and "relative_attention_bias" not in name
+        quantised = is_linear and (quantisation == "int4" or (quantisation != "none" and ".wo." not in name))
         weights += _quantised_bytes(parameter, quantisation) if quantised else 2 * parameter.numel()
+        largest = max(largest, parameter.numel() if is_linear else 0)
     batch = max_batch_tokens // length
 
     def forward() -> None:
@@ -109,19 +191,28 @@ def _encode_bytes(config: Mapping[str, Any], quantisation: Quantisation, *, leng
         short(input_ids=tokens, attention_mask=torch.empty(batch, 1, length, length, dtype=torch.bfloat16))
 
     activations = peak_bytes(short, forward)
-    return PhaseBytes(weights=weights, activations=activations if quantisation == "none" else 2 * activations)
+    if quantisation == "int4":
+        activations += _EXPANDED_BYTES * largest
+    elif quantisation != "none":
+        activations *= 2
+    return PhaseBytes(weights=weights, activations=activations)
 
 
-def _quantised_bytes(parameter: "torch.Tensor", quantisation: Quantisation) -> int:
+def _quantised_bytes(parameter: "torch.Tensor", quantisation: Quantisation | Weights) -> int:
+    if quantisation == "int4":
+        return parameter.numel() // 2 + 2 * 2 * parameter.numel() // 64
+    if quantisation == "int8":
+        return parameter.numel() + 2 * len(parameter)
     if quantisation == "bitsandbytes_4bit":
         return parameter.numel() // 2 + 4 * parameter.numel() // 64
     return parameter.numel() + 4 * len(parameter)
 
 
-def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int) -> PhaseBytes:
+def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int, weights: Weights) -> PhaseBytes:
     import torch
 
     from model.dit import DiT, KeysValues, PreparedCaptions
+    from model.layers.matrices import block_matrices
 
     def build(depth: int) -> DiT:
         compression = dataclasses.replace(config.kv_compression, layers=())  # it only saves memory
@@ -144,10 +235,15 @@ def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size:
         )
 
     keys_values = 2 * 2 * batch_size * config.max_caption_tokens * config.width * config.depth
-    weights = sum(2 * parameter.numel() for parameter in whole.parameters())
+    matrices = () if weights == "full" else block_matrices(whole)
+    stored = [
+        (_quantised_bytes(parameter, weights) if name in matrices else 2 * parameter.numel())
+        for name, parameter in whole.named_parameters()
+    ]
+    expanded = _EXPANDED_BYTES * max((whole.get_parameter(name).numel() for name in matrices), default=0)
     # The scheduler keeps latents and predictions of two steps, in float32.
     scheduler = 8 * 4 * batch_size * config.in_channels * latents[0] * latents[1]
-    return PhaseBytes(weights=weights, activations=peak_bytes(short, forward) + keys_values + scheduler)
+    return PhaseBytes(weights=sum(stored), activations=peak_bytes(short, forward) + keys_values + scheduler + expanded)
 
 
 def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled: bool) -> PhaseBytes:
@@ -155,7 +251,7 @@ def _decode_bytes(config: Mapping[str, Any], latents: tuple[int, int], *, tiled:
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        vae = AutoencoderKL(**config).bfloat16().eval()
+        vae = AutoencoderKL.from_config(dict(config)).bfloat16().eval()
     tile = vae.tile_latent_min_size
     sides = [min(side, tile) for side in latents] if tiled else list(latents)
     activations = peak_bytes(vae, lambda: vae.decode(torch.empty(1, vae.config.latent_channels, *sides, dtype=torch.bfloat16)))

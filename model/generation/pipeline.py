@@ -11,30 +11,36 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import keep_freed_memory
+from foundry.reporting.progress import Bar
 from model.encoders.text_encoder import TextEncoder
-from model.encoders.vae import VAE, to_pixels
+from model.encoders.vae import VAE
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
 from model.generation.not_finite import NotFiniteImages, not_finite
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
+from model.generation.pixels import Output, edit_size, final_image, latent_edit
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.generation.resolution import ImageSize, image_size
-from model.sampling import Conditioning, OnStep, draw_noise, image_generators, make_scheduler, sample_latents
+from model.sampling import (
+    Conditioning,
+    LatentEdit,
+    OnStep,
+    draw_noise,
+    image_generators,
+    make_scheduler,
+    sample_latents,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from PIL import Image
 
     from model.diffusion import Objective
     from model.dit import Captions, DiT
     from model.dit_config import DiTConfig
     from model.lora.settings import LoraChoice
-
-Output = Literal["pil", "numpy", "latents"]
 
 STAGED_IMAGES = 1024
 """Staged, so many images go through a stage before the next is loaded; their latents wait in main memory, 64 MB at 1024 px."""
@@ -56,7 +62,7 @@ class Pipeline:
         self.downsampling = parts.downsampling
         self.runtime = runtime
         self.objective = _objective(config)
-        self._parts = parts
+        self.parts = parts
 
     def __call__(
         self, request: GenerationRequest, *, output: Output = "pil", on_step: OnStep | None = None, progress: bool = False
@@ -78,20 +84,17 @@ class Pipeline:
         Raises UserError for sizes and captions that do not fit the network; and NotFiniteOutput, once all others are done, for
         images that are NaN or infinite.
         """
-        from tqdm import tqdm
-
         request = replace(request, sampling=request.sampling.resolved(self.config.few_steps))
-        size = self._size(request)
-        self._check_guidance(request)
-        make_scheduler(self.objective, request.sampling)  # refuses what does not go together before anything is loaded
+        size = self.check(request)
         wanted = list(range(request.num_images) if images is None else images)
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
         failed = NotFiniteImages(request, num_images=len(wanted))
-        total = len(wanted) * request.sampling.num_steps
-        with tqdm(total=total, unit="step", disable=not progress, delay=1e-3) as bar:  # not shown before the first step
+        total = len(wanted) * request.num_steps
+        edit = self.edit(request)
+        with Bar("drawing", total=total, unit="step", soon_s=1e-3, shown=progress) as bar:  # not shown before the first step
 
             def after_step(step: int, timestep: float, latents: "torch.Tensor") -> None:
-                bar.update(len(latents))
+                bar.advance(len(latents))
                 if on_step is not None:
                     on_step(step, timestep, latents)
 
@@ -100,7 +103,7 @@ class Pipeline:
                 encoded = self._encode(request, chosen)
                 self._release()
                 sound = failed.leave_out(chosen, encoded.finite(request, chosen), self._of_captions(request))
-                latents = self._sample(request, sound, encoded, size=size, on_step=after_step)
+                latents = self._sample(request, sound, encoded, size=size, edit=edit, on_step=after_step)
                 finite = latents.isfinite().flatten(1).all(dim=1)
                 network = not_finite("the network's output", dtype=self.runtime.dtype, other="another checkpoint")
                 sound = failed.leave_out(sound, finite.tolist(), network)
@@ -111,20 +114,33 @@ class Pipeline:
 
     def encode(self, prompts: Sequence[str]) -> "Captions":
         """Features of prompts, for `GenerationRequest.captions` or to keep."""
-        return self._parts.text_encoder.get().encode(prompts)
+        return self.parts.text_encoder.get().encode(prompts)
+
+    def check(self, request: GenerationRequest) -> ImageSize:
+        """Size of the images. Raises UserError for what does not fit the network, before anything is loaded."""
+        size = self._size(request)
+        self._check_guidance(request)
+        make_scheduler(self.objective, request.sampling)
+        return size
+
+    def edit(self, request: GenerationRequest) -> LatentEdit | None:
+        """The image to edit and its mask as latents; None where the request has none."""
+        if request.image is None:
+            return None
+        found = latent_edit(request, self.parts.vae.get())
+        self._release()
+        return found
 
     def _size(self, request: GenerationRequest) -> ImageSize:
         """Size of the images. Raises UserError for sizes and noise that do not fit the network."""
         config = self.transformer_config
         multiple = self.downsampling * config.patch_size * (config.kv_compression.factor if config.kv_compression.layers else 1)
-        size = image_size(
-            request.height,
-            request.width,
-            resolution=self.config.resolution,
-            binning=request.resolution_binning,
-            multiple=multiple,
-        )
-        expected = (request.num_images, *self._latent_shape(size))
+        if request.image is not None:
+            size = edit_size(request, multiple=multiple)
+        else:
+            resolution, binning = self.config.resolution, request.resolution_binning
+            size = image_size(request.height, request.width, resolution=resolution, binning=binning, multiple=multiple)
+        expected = (request.num_images, *self.latent_shape(size))
         if request.noise is not None and tuple(request.noise.shape) != expected:
             raise UserError(
                 f"noise: expected {expected} for {size.height} x {size.width} px, found {tuple(request.noise.shape)}"
@@ -142,7 +158,8 @@ class Pipeline:
                 setting="guidance_by",
             )
 
-    def _latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
+    def latent_shape(self, size: ImageSize) -> tuple[int, int, int]:
+        """C, h and w of the latents of an image of this size."""
         return (self.transformer_config.in_channels, size.height // self.downsampling, size.width // self.downsampling)
 
     def _encode(self, request: GenerationRequest, images: Sequence[int]) -> "EncodedPrompts":
@@ -151,7 +168,7 @@ class Pipeline:
         guided = request.sampling.guided
         captions, negatives, cut = request.captions, request.negative_captions, [0] * len(indices)
         if request.prompts is not None:
-            encoder = self._parts.text_encoder.get()
+            encoder = self.parts.text_encoder.get()
             prompts = [request.prompts[index] for index in indices]
             captions, cut = encoder.encode(prompts), encoder.count_cut_tokens(prompts)
             if guided and negatives is None:
@@ -195,18 +212,19 @@ class Pipeline:
         encoded: "EncodedPrompts",
         *,
         size: ImageSize,
+        edit: LatentEdit | None,
         on_step: OnStep,
     ) -> "torch.Tensor":
         """Latents (images, C, h, w) in float32 on the CPU."""
         import torch
 
-        finished = [torch.empty(0, *self._latent_shape(size))]
-        transformer = self._parts.transformer.get() if images else None
+        finished = [torch.empty(0, *self.latent_shape(size))]
+        transformer = self.parts.transformer.get() if images else None
         for start in range(0, len(images), self.runtime.batch_size):
             batch = images[start : start + self.runtime.batch_size]
             generators = image_generators([request.image_seed(image) for image in batch])
             # Given noise leaves the generators as they are: what ddim draws on the way comes from the seeds.
-            noise = draw_noise(generators, self._latent_shape(size)) if request.noise is None else request.noise[list(batch)]
+            noise = draw_noise(generators, self.latent_shape(size)) if request.noise is None else request.noise[list(batch)]
             assert transformer is not None, "there are images"
             latents = sample_latents(
                 transformer,
@@ -215,20 +233,16 @@ class Pipeline:
                 noise=noise,
                 config=request.sampling,
                 generators=generators,
+                edit=edit,
                 on_step=on_step,
             )
             finished.append(latents.cpu())
         return torch.cat(finished)
 
     def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:
-        import torch
-
         positions = [encoded.positions[index] for index in indices]
         negatives = encoded.negatives
-        sizes = ratios = None
-        if self.transformer_config.micro_conditioning:
-            sizes = torch.tensor([[size.height, size.width]] * len(positions), dtype=torch.float32, device=self.runtime.device)
-            ratios = sizes[:, :1] / sizes[:, 1:]
+        sizes, ratios = self.micro_conditions(size, len(positions))
         return Conditioning(
             captions=encoded.captions.select(positions),
             routed=self.config.routed,
@@ -238,6 +252,15 @@ class Pipeline:
             sizes=sizes,
             aspect_ratios=ratios,
         )
+
+    def micro_conditions(self, size: ImageSize, count: int) -> "tuple[torch.Tensor, torch.Tensor] | tuple[None, None]":
+        """Sizes (count, 2) and aspect ratios (count, 1) that the network is told; None for one that is told none."""
+        import torch
+
+        if not self.transformer_config.micro_conditioning:
+            return None, None
+        sizes = torch.tensor([[size.height, size.width]] * count, dtype=torch.float32, device=self.runtime.device)
+        return sizes, sizes[:, :1] / sizes[:, 1:]
 
     def _decode(
         self,
@@ -251,11 +274,11 @@ class Pipeline:
         failed: NotFiniteImages,
     ) -> Iterator[GeneratedImage]:
         """Images, decoded one by one: a batch would be no quicker at the sizes where time counts."""
-        vae = None if output == "latents" or not images else self._parts.vae.get()
+        vae = None if output == "latents" or not images else self.parts.vae.get()
         for image, own in zip(images, latents, strict=True):
             caption = request.caption_index(image)
             try:
-                pixels = None if vae is None else _fit(vae.decode(own[None]), size)
+                pixels = None if vae is None else final_image(vae.decode(own[None]), request, size, output)
             except NotFiniteOutput as error:
                 failed.leave_out([image], [False], str(error))
                 continue
@@ -265,7 +288,7 @@ class Pipeline:
                 negative_prompt=request.negative_prompt if request.negative_captions is None else None,
                 seed=None if request.noise is not None else request.image_seed(image),
                 num_cut_tokens=encoded.cut[encoded.positions[caption]],
-                image=None if pixels is None else to_output(pixels, output),
+                image=pixels,
                 latents=own,
             )
 
@@ -346,22 +369,3 @@ def _objective(config: PipelineConfig) -> "Objective":
         return make_objective(config.objective, config.objective_settings)
     except ValueError as error:
         raise UserError(f"pipeline.json: {error}") from error
-
-
-def _fit(images: "torch.Tensor", size: ImageSize) -> "torch.Tensor":
-    """Images (B, 3, H, W) in -1..1 scaled and cropped to the final size, as diffusers does, as pixels in 0..1."""
-    if size.resized:
-        from diffusers.image_processor import PixArtImageProcessor
-
-        images = PixArtImageProcessor.resize_and_crop_tensor(images, size.final_width, size.final_height)
-    return to_pixels(images)
-
-
-def to_output(pixels: "torch.Tensor", output: Output) -> "Image.Image | np.ndarray":
-    """One image (1, 3, H, W) in 0..1 as PIL, 8 bits, or as numpy (H, W, 3) float32."""
-    array = pixels[0].permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
-    if output == "numpy":
-        return array
-    from PIL import Image
-
-    return Image.fromarray((array * 255).round().astype("uint8"))

@@ -6,7 +6,7 @@ Staged, each is read when it is needed and dropped when it has done its work, so
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype, resolve_dtype
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from model.lora.settings import LoraChoice
 
 PartT = TypeVar("PartT")
+Weights = Literal["full", "int8", "int4"]
 
 GENERATION_BATCH_TOKENS = 2048
 """Caption tokens that are encoded together when generating: few, since they come on top of the text encoder's weights."""
@@ -35,7 +36,7 @@ GENERATION_BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Devices, number formats and memory of a pipeline. None of them changes the images, beyond rounding."""
+    """Devices, number formats and memory of a pipeline. None changes the images, beyond rounding, but fewer bits of weights."""
 
     device: str = "auto"
     """Device: cuda, cpu, …; auto: cuda if available."""
@@ -48,7 +49,9 @@ class RuntimeConfig:
     text_encoder_device: str | None = None
     """Device of the text encoder; cpu keeps the largest part off the GPU; default: `device`."""
     quantisation: Quantisation = "none"
-    """Quantisation of the text encoder: bitsandbytes or torchao (8 bits), or bitsandbytes_4bit."""
+    """Quantisation of the text encoder: int4, or by a library bitsandbytes, torchao (8 bits) or bitsandbytes_4bit."""
+    weights: Weights = "full"
+    """Number format of the network's weights: full (`dtype`), int8 or int4: a half or about a quarter of bfloat16's memory."""
     tiled_vae: bool = False
     """Decode in tiles: little memory at any size, slightly different pixels at the seams."""
     batch_size: int = 4
@@ -57,6 +60,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("batch_size must be 1 or more")
+        if self.weights not in get_args(Weights):
+            raise ValueError(f"weights must be one of {', '.join(get_args(Weights))}, found {self.weights}")
 
     def resolved(self) -> "RuntimeConfig":
         """The same without `auto`. Raises UserError for a device that this machine does not have."""
@@ -169,7 +174,14 @@ def open_loras(lora: "Sequence[LoraChoice]", root: Path) -> "Sequence[ScaledAdap
 def _load_transformer(root: Path, runtime: RuntimeConfig, adapters: "Sequence[ScaledAdapter]") -> "DiT":
     import torch
 
-    return load_checkpoint(root, dtype=getattr(torch, runtime.dtype), device=runtime.device, adapters=adapters)[0]
+    from model.layers.quantised import quantise_blocks
+
+    dtype = getattr(torch, runtime.dtype)
+    if runtime.weights == "full":
+        return load_checkpoint(root, dtype=dtype, device=runtime.device, adapters=adapters)[0]
+    network = load_checkpoint(root, adapters=adapters)[0]  # quantised before it goes to the device, which never holds all of it
+    quantise_blocks(network, runtime.weights)
+    return network.to(device=runtime.device, dtype=dtype)
 
 
 def _load_text_encoder(config: TextEncoderConfig, expected: PartConfig, runtime: RuntimeConfig) -> TextEncoder:

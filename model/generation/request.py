@@ -40,6 +40,14 @@ class GenerationRequest:
     """Width in pixels; default: the resolution of the checkpoint."""
     resolution_binning: bool = True
     """Draw at the nearest of the sizes that PixArt was trained on, then scale and crop; where there are such sizes."""
+    image: "Image.Image | None" = None
+    """Image that all images of the request begin from, in place of noise alone; it gives their size."""
+    mask_image: "Image.Image | None" = None
+    """Mask over the image, of its size: white is drawn anew, black is kept; none: all of it is drawn anew."""
+    strength: float = 0.8
+    """Change of the image: share of the steps that are taken, from 0 (none) to 1 (as if there were no image)."""
+    paste_kept: bool = False
+    """Put the image's own pixels back where the mask is black; else they are what the VAE makes of them."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampler, steps, guidance."""
 
@@ -55,6 +63,14 @@ class GenerationRequest:
                 (f"seeds: expected {images}, found {len(self.seeds or ())}", self.seeds is None or len(self.seeds) == images),
                 ("seeds: expected 0 to 2^63 - 1", all(0 <= seed < 2**63 for seed in (*(self.seeds or ()), self.seed))),
                 (f"noise: expected that of {images} images", self.noise is None or len(self.noise) == images),
+                ("strength: expected 0 to 1", 0 <= self.strength <= 1),
+                (
+                    f"strength: {self.strength:g} of {self.sampling.num_steps} steps is less than one step: give more, or 0",
+                    self.image is None or self.strength == 0 or self.num_steps > 0,
+                ),
+                ("mask_image: expected with an image alone", self.mask_image is None or self.image is not None),
+                ("paste_kept: expected with a mask alone", not self.paste_kept or self.mask_image is not None),
+                (_other_size(self.image, self.mask_image), not _other_size(self.image, self.mask_image)),
                 (
                     f"negative_captions: expected 1 or {self.num_captions}",
                     self.negative_captions is None or len(self.negative_captions) in (1, self.num_captions),
@@ -74,6 +90,12 @@ class GenerationRequest:
     def num_images(self) -> int:
         """Number of images in all."""
         return self.num_captions * self.num_images_per_prompt
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each image: of those of the sampler, the share that changes an image to edit."""
+        steps = self.sampling.num_steps
+        return steps if self.image is None else int(steps * self.strength)
 
     def caption_index(self, image: int) -> int:
         """Index of the caption of an image."""
@@ -98,3 +120,11 @@ class GeneratedImage:
     image: "Image.Image | np.ndarray | None"
     latents: "torch.Tensor"
     """(C, h, w) float32 on the CPU."""
+
+
+def _other_size(image: "Image.Image | None", mask: "Image.Image | None") -> str:
+    """What is wrong with the size of a mask; empty: nothing."""
+    if image is None or mask is None or image.size == mask.size:
+        return ""
+    sizes = [f"{one.height} x {one.width}" for one in (image, mask)]
+    return f"mask_image: expected the image's size, {sizes[0]} px (height x width), found {sizes[1]}"

@@ -42,11 +42,18 @@ class Int8Linear(nn.Linear):
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach().float()
-        scale = (weight.abs().amax(1) / _LARGEST).clamp(min=_LEAST_SCALE)  # (O,)
-        self.register_buffer("codes", (weight / scale[:, None]).round().to(torch.int8))  # (O, I)
-        self.register_buffer("scale", scale)
+        weight = linear.weight.detach()
+        self.register_buffer("codes", weight.new_empty(weight.shape, dtype=torch.int8))  # (O, I)
+        self.register_buffer("scale", weight.new_empty(len(weight), dtype=torch.float32))  # (O,)
+        self.store(weight)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+
+    def store(self, weight: Tensor) -> None:
+        """Takes another weight (O, I)."""
+        weight = weight.float().to(self.codes.device)
+        scale = (weight.abs().amax(1) / _LARGEST).clamp(min=_LEAST_SCALE)  # (O,)
+        self.codes.copy_((weight / scale[:, None]).round())
+        self.scale.copy_(scale)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

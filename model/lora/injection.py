@@ -14,10 +14,11 @@ from foundry.errors import UserError
 from model.dit import DiT
 from model.dit_config import DiTConfig
 from model.flops import AdaptedLayer, LoraSizes
-from model.layers.int8 import Int8Linear, dequantised
+from model.layers.int8 import dequantised
+from model.layers.matrices import block_matrices
+from model.layers.quantised import quantise_blocks
 from model.lora.adapter import LayerAdapter
 from model.lora.settings import Injection
-from model.matrices import block_matrices
 
 _NAME = "default"
 _BASE = ".base_layer"
@@ -35,7 +36,7 @@ def inject(network: DiT, injection: Injection, *, seed: int) -> None:
 
     layers = target_layers(network, injection.targets)
     if injection.base == "int8":
-        quantise(network)
+        quantise_blocks(network, "int8")
     config = LoraConfig(
         r=injection.rank,
         lora_alpha=injection.alpha,  # peft divides it, and takes any number
@@ -52,16 +53,6 @@ def inject(network: DiT, injection: Injection, *, seed: int) -> None:
             module.cast_input_dtype_enabled = False  # autocast does it, without a copy in float32
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.endswith((_DOWN, _UP, _MAGNITUDE)))
-
-
-def quantise(network: nn.Module) -> None:
-    """Freezes the matrices of all blocks in 8 bits, in place."""
-    for name in block_matrices(network):
-        layer = name.removesuffix(".weight")
-        parent, _, own = layer.rpartition(".")
-        linear = network.get_submodule(layer)
-        assert isinstance(linear, nn.Linear)
-        setattr(network.get_submodule(parent), own, Int8Linear(linear))
 
 
 def target_layers(network: nn.Module, targets: tuple[str, ...]) -> tuple[str, ...]:

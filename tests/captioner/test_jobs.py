@@ -1,5 +1,6 @@
 """The same command as a job on a running Ray with the package installed; test_engine_runs.py ships the code along."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from captioner.runs.status import read_status
 from foundry.storage.folder import Folder
@@ -40,6 +42,23 @@ def test_a_job_captions(head: str, tmp_path: Path, tiny_llava: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     status = read_status(Folder(str(run)))
     assert (status.planned, status.captioned, status.remaining) == (12, 12, 0)
+
+
+def test_the_job_for_kuberay_captions(head: str, tmp_path: Path) -> None:
+    """The entry point and the runtime environment of deploy/kuberay/caption.yaml, submitted as KubeRay does, on other paths."""
+    job = yaml.safe_load((ROOT / "deploy" / "kuberay" / "caption.yaml").read_text())["spec"]
+    words = job["entrypoint"].split()
+    images, run = save_pictures(tmp_path / "images", count=4), tmp_path / "run"
+    here = {"/data/images": str(images), "/data/runs/photos": str(run), "/data/models/llava-1.5-7b-hf": "mini"}
+    words = [here.get(word, word) for word in words]
+    words[words.index("--ray.wait_for_gpus") + 1] = "0"  # there are none
+    small = ["--generation.max_new_tokens", "4", "--ray.num_replicas", "1"]
+    environment = yaml.safe_load(job["runtimeEnvYAML"])
+    submit = [RAY, "job", "submit", "--address", head, "--runtime-env-json", json.dumps(environment), "--"]
+    done = call([*submit, *words, *small])
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = read_status(Folder(str(run)))
+    assert (status.planned, status.captioned, status.remaining) == (4, 4, 0)
 
 
 def test_a_job_refuses_relative_paths(head: str, tmp_path: Path, tiny_llava: Path) -> None:

@@ -221,8 +221,8 @@ def test_a_folder_that_cannot_be_written_and_records_of_something_else_are_one_l
     run.mkdir()
     for content in ("", "{", "[]", "{}", '{"settings": {}}', '{"run_id": 1, "settings": [], "images": {}, "carried": 0}'):
         (run / "run.json").write_text(content)
-        fails(run_arguments(images, run, tiny_llava), "run.json is damaged or of something else")
-        with pytest.raises(UserError, match="damaged or of something else"):
+        fails(run_arguments(images, run, tiny_llava), "run.json is damaged, or belongs to something else")
+        with pytest.raises(UserError, match="damaged, or belongs to something else"):
             read_status(Folder(str(run)))
 
 

@@ -212,6 +212,30 @@ def test_a_negative_prompt_that_is_not_finite_is_the_text_encoders_fault(
         next(images)
 
 
+def test_an_image_is_edited_and_its_file_says_from_what(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, white = Image.new("RGB", (SIDE_PX, SIDE_PX), "navy"), Image.new("L", (SIDE_PX, SIDE_PX))
+    white.paste(255, (SIDE_PX // 2, 0, SIDE_PX, SIDE_PX))
+    image.save(tmp_path / "image.png")
+    white.save(tmp_path / "mask.png")
+    files = ["--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png")]
+    options = ["--prompt", "key", *files, "--paste_kept", "--num_inference_steps", "4", "--out", str(tmp_path / "out.png")]
+    assert run(*options, "--strength", "0.5", checkpoint=checkpoint) == 0
+    drawn = pixels(tmp_path / "out.png")
+    assert np.array_equal(drawn[:, : SIDE_PX // 2], np.asarray(image)[:, : SIDE_PX // 2])
+    assert not np.array_equal(drawn[:, SIDE_PX // 2 :], np.asarray(image)[:, SIDE_PX // 2 :])
+    with Image.open(tmp_path / "out.png") as stored:
+        settings = json.loads(stored.text["settings"])  # type: ignore[attr-defined]
+    assert settings["strength"] == 0.5 and settings["paste_kept"] is True and settings["image"] != settings["mask_image"]
+    assert run(*options, "--strength", "0.5", checkpoint=checkpoint) == 0
+    white.paste(255, (0, 0, SIDE_PX, SIDE_PX))
+    white.save(tmp_path / "mask.png")
+    assert run(*options, "--strength", "0.5", checkpoint=checkpoint) == 0  # another mask is another image
+    said = capsys.readouterr().out
+    assert said.count("1 image drawn") == 2 and said.count("0 images drawn") == 1
+
+
 def test_a_long_prompt_is_reported(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--prompt", "owl " * 40, "--num_inference_steps", "1", "--out", str(tmp_path / "a.png"), checkpoint=checkpoint)
     assert "1 prompts have more than 20 tokens, of which the rest is not read; the first: owl owl" in capsys.readouterr().out
@@ -244,6 +268,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--prompt", "a", "--device", "cuda:99", "--out", "x.png"], "device cuda:99"),
         (["--prompt", "a", "--text_encoder", "./none", "--out", "x.png"], "there is no text_encoder in none"),
         (["--prompt", "a", "--step", "3", "--out", "x.png"], "unknown option step"),
+        (["--prompt", "a", "--mask", "m.png", "--out", "x.png"], "expected --mask with --image"),
+        (["--prompt", "a", "--strength", "2", "--out", "x.png"], "strength must be 0 to 1, found 2"),
+        (["--prompt", "a", "--image", "none.png", "--out", "x.png"], "give an image file (--image)"),
+        (["--prompt", "a", "--image", "EMPTY.txt", "--out", "x.png"], "found not_an_image"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -88,9 +88,11 @@ def test_a_notebook_is_shown_with_its_outputs() -> None:
 
 
 def test_the_site_is_built_strictly_and_fetches_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
+    assert "Documentation built" in built.stderr, "a build that is quiet counts no warning"
+    assert "mkdocs build --strict $(ARGS)" in (ROOT / "Makefile").read_text(encoding="utf-8")
     pages = {path.relative_to(tmp_path / "site").as_posix(): path.read_text() for path in (tmp_path / "site").rglob("*.html")}
     assert {name: found for name, text in pages.items() if (found := ELSEWHERE.findall(text))} == {}
     assert 'src="mermaid.tiny.js"' in pages["index.html"] and (tmp_path / "site" / "mermaid.tiny.js").is_file()

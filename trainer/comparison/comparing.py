@@ -15,6 +15,7 @@ from statistics import fmean
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import is_local_path
 from foundry.wording import counted
@@ -74,7 +75,7 @@ def _time(config: CompareConfig, opened: Sequence[OpenedArm], kept: Mapping[str,
     times: dict[str, list[float]] = {one.arm.name: [] for one in timed}
     for number in range(_ROUNDS):
         for one in timed:
-            print(f"timing {TIMED_STEPS} steps of {one.arm.name}, {number + 1} of {_ROUNDS}", flush=True)
+            say(f"timing {TIMED_STEPS} steps of {one.arm.name}, {number + 1} of {_ROUNDS}")
             images = TIMED_STEPS * one.batch_size
             if (found := time_step(make_training(config, one.arm, seed=config.seed, images=images))) is None:
                 return None
@@ -91,24 +92,24 @@ def _train_all(config: CompareConfig, compared: Compared) -> Compared:
     ]
     left = sum(not training.is_over for _, training in trainings)
     there = f", {len(trainings) - left} of them there already" if left < len(trainings) else ""
-    print(f"{headline(compared)}: {counted(len(trainings), 'training')}{there}", flush=True)
+    say(f"{headline(compared)}: {counted(len(trainings), 'training')}{there}")
     times: list[float] = []
     for plan, planned in trainings:
         training = with_precision_of(planned, trainings[0][1]) if config.precision == AUTO else planned
         is_new, started = not training.is_over, time.monotonic()
         if is_new:
-            print(f"{training.arm}, seed {training.seed}: {plan.images:,} images; log: {training.log}", flush=True)
+            say(f"{training.arm}, seed {training.seed}: {plan.images:,} images; log: {training.log}")
             if not train(training):
-                print("stopped; the same command resumes it", flush=True)
+                say("stopped; the same command resumes it")
                 return _written(compared)
         compared = _with(compared, config, plan, training)
         if is_new:
             times.append(time.monotonic() - started)
             left_s = fmean(times) * (left - len(times))
-            print(f"  {_outcome(compared, training)}; {times[-1]:.0f} s, about {left_s / 60:.1f} min left", flush=True)
+            say(f"  {_outcome(compared, training)}; {times[-1]:.0f} s, about {left_s / 60:.1f} min left")
             _written(compared)
     compared = _written(replace(compared, is_done=True))
-    print(f"\n{markdown(compared)}\n{compared.folder}: {RESULTS}, {SUMMARY_MD} and {PAGE}", flush=True)
+    say(f"\n{markdown(compared)}\n{compared.folder}: {RESULTS}, {SUMMARY_MD} and {PAGE}")
     return compared
 
 

@@ -87,6 +87,8 @@ class DistributedConfig:
     """Address of a running Ray cluster. Default: RAY_ADDRESS, which a Ray job sets, otherwise a local Ray is started."""
     timeout_s: int = 1800
     """Timeout of a worker that waits for another one, in seconds."""
+    wait_for_gpus_s: float = 0.0
+    """Maximum time to wait for a GPU for each worker, on a cluster that adds nodes by itself, in seconds; 0: none."""
 
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""
@@ -94,4 +96,5 @@ class DistributedConfig:
             ("max_failures", "0 or more", self.max_failures >= 0),
             ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),
             ("timeout_s", "1 or more", self.timeout_s >= 1),
+            ("wait_for_gpus_s", "0 or more", self.wait_for_gpus_s >= 0),
         ]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype
 from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.reporting.lines import say
 from foundry.storage.folder import new_file
 from foundry.units.rejection import ImageError
 from model.formats.adapters import adapter_records, open_adapters
@@ -94,6 +95,7 @@ def drawing_settings(config: EvaluateConfig, *, rewriter: str | None = None) -> 
         "sampling": config.sampling.resolved(few_steps_of(adapters) or read_pipeline_config(root).few_steps).record(),
         "dtype": config.runtime.dtype,
         "quantisation": config.runtime.quantisation,
+        **({} if config.runtime.weights == "full" else {"weights": config.runtime.weights}),
         **({"rewriter": rewriter} if rewriter else {}),
     }
 
@@ -203,7 +205,7 @@ def _draw_missing(drawing: Drawing) -> None:
     else:
         drawing.draw(drawing.open_pipeline(), missing, progress=bool(missing))
     seconds = time.monotonic() - start_s
-    print(f"{len(missing)} images drawn in {seconds:.0f} s, {len(drawing.paths) - len(missing)} were there already", flush=True)
+    say(f"{len(missing)} images drawn in {seconds:.0f} s, {len(drawing.paths) - len(missing)} were there already")
 
 
 def _identity(config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from foundry.reporting.progress import Bar, tracked
 from foundry.storage.json_lines import open_rows
 from trainer.evaluation.benchmark import ALL, Benchmark, Embedding, JudgeSource, Prompt, Score, Verdict
 from trainer.evaluation.frechet import frechet_distance
@@ -94,7 +94,7 @@ def set_scores(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> list[Score]
             judge=name,
             metric=name,
             num_images=len(images),
-            value=metric.measure(image.pixels() for image in tqdm(images, desc=name, unit="image", delay=1)),
+            value=metric.measure(image.pixels() for image in tracked(images, name, total=len(images))),
         )
         for name, metric in benchmark.set_metrics.items()
     ]
@@ -144,7 +144,7 @@ def _verdicts(path: Path, name: str, source: JudgeSource, subjects: Sequence[_Su
     judge = None
     verdicts: list[Verdict] = []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(subjects), desc=name, unit="image", delay=1) as bar:
+    with path.open("a", encoding="utf-8") as file, Bar(name, total=len(subjects), soon_s=1.0) as bar:
         for start in range(0, len(subjects), batch_size):
             batch = subjects[start : start + batch_size]
             images = [subject.read() for subject in batch]
@@ -158,7 +158,7 @@ def _verdicts(path: Path, name: str, source: JudgeSource, subjects: Sequence[_Su
                     file.write(_line(keys[index], batch[index], verdict))
                     file.flush()
             verdicts += [kept[key] for key in keys]
-            bar.update(len(batch))
+            bar.advance(len(batch))
     return verdicts
 
 

@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tqdm import tqdm
-
 from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import Dtype
+from foundry.reporting.progress import Bar
 from foundry.storage.locations import absolute_if_there
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit
@@ -64,10 +63,10 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
         for number, shard in enumerate(drawing.shards(indices))
     ]
     not_finite: list[ShardCommit] = []
-    with tqdm(total=len(indices), unit="image") as bar:
+    with Bar("drawing", total=len(indices)) as bar:
 
         def note(commit: Commit | None) -> None:
-            bar.update(commit.completed if commit else 0)
+            bar.advance(commit.completed if commit else 0)
             if isinstance(commit, ShardCommit) and commit.not_finite:
                 not_finite.append(commit)
 
@@ -75,7 +74,7 @@ def draw_on_ray(drawing: Drawing, indices: Sequence[int]) -> None:
             DrawingJob(drawing),
             shards,
             settings=settings,
-            on_start=bar.unpause,
+            on_start=bar.restart,
             on_commit=note,
         )
     if not_finite:

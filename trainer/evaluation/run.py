@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from foundry.errors import UserError
 from foundry.extras import missing_library
 from foundry.hardware import keep_freed_memory
+from foundry.reporting.lines import say
 from model.generation.pipeline_parts import RuntimeConfig
 from model.lora.settings import parse_choices
 from trainer.evaluation.benchmark import Benchmark
@@ -38,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     keep_freed_memory()
     config = with_dtypes(config)
     out, benchmark = Path(config.out), open_benchmark(config)
-    print(_headline(config, benchmark), flush=True)
+    say(_headline(config, benchmark))
     rewriter = _rewriter(config)
     settings = drawing_settings(config, rewriter=rewriter.identity if rewriter else None)
     claim_folder(out, config, benchmark, settings)
@@ -60,8 +61,8 @@ def evaluate(config: EvaluateConfig) -> Summary:
     )
     write_results(out, judged, summary)
     write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
-    print(markdown(summary))
-    print(f"{out}: results.parquet, summary.json, summary.md and page.html")
+    say(markdown(summary))
+    say(f"{out}: results.parquet, summary.json, summary.md and page.html")
     return summary
 
 

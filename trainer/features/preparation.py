@@ -9,6 +9,7 @@ from safetensors.torch import save
 from foundry.errors import UserError
 from foundry.hardware import AUTO
 from foundry.images.index import LARGEST_SCENE_PX
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.commits import committed_units, read_commits
@@ -81,11 +82,11 @@ def prepare(config: PrecomputeConfig, *, describe: Callable[[Encoders], EncoderF
 def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) -> int:
     """Makes the features that are missing and prints what each store holds; returns 0, or 1 where too many samples failed."""
     job, units = tasks.job, tasks.units
-    print(_headline(config, tasks))
+    say(_headline(config, tasks))
     for finding in tasks.findings:
-        print(finding)
+        say(finding)
     if warning := toy_warning(config, tasks):
-        print(warning)
+        say(warning)
     budget = allowed_rejections(config.max_rejected, tasks.plan.num_samples) - rejected_before(config, tasks)
     infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
     done = True
@@ -113,7 +114,7 @@ def _settle_scale(config: PrecomputeConfig, folder: Folder) -> None:
     if config.latent_scale == "vae" and info.latent_scale == "measured":  # asked for before, and not measured yet
         folder.write(FEATURES_FILE, replace(info, latent_scale="vae").to_json())
     elif "measured" in (config.latent_scale, info.latent_scale):
-        print(measure_scale(folder))
+        say(measure_scale(folder))
 
 
 def toy_warning(config: PrecomputeConfig, tasks: FeatureTasks) -> str:
@@ -301,7 +302,7 @@ def _report(stores: Mapping[int, Folder]) -> None:
         rejected = sum((Counter(commit.rejected) for commit in commits), Counter[str]())
         reasons = "".join(f", {count} rejected as {reason}" for reason, count in sorted(rejected.items()))
         samples, num_bytes = sum(commit.completed for commit in commits), sum(file.num_bytes for file in files)
-        print(f"{folder.url}: {counted(samples, 'sample')} at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
+        say(f"{folder.url}: {counted(samples, 'sample')} at {resolution} px, {num_bytes / 1e6:.1f} MB{reasons}")
 
 
 def measure_scale(folder: Folder) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from foundry.errors import NotFinite
+from foundry.wording import duration
 from trainer.config.running import WatchConfig
 from trainer.distributed import Workers
 from trainer.monitoring.losses import LossRecorder
@@ -281,7 +282,7 @@ def _line(row: dict[str, Any], added: Mapping[str, float]) -> str:
     return (
         f"{row['resolution']} px  step {row['step']}  {_short(row['images_seen'])} images  loss {row['loss']:.4f}{losses}  "
         f"norm {row['gradient_norm']:.3g}  lr {row['lr']:.3g}  {row['images_per_s']:.4g} images/s  "
-        f"wait {row['data_wait']:.1%}{mfu}  {row['memory_bytes'] / 1e9:.1f} GB  {_duration(row['eta_s'])} left"
+        f"wait {row['data_wait']:.1%}{mfu}  {row['memory_bytes'] / 1e9:.1f} GB  {duration(row['eta_s'])} left"
     )
 
 
@@ -290,18 +291,6 @@ def _short(number: int) -> str:
         if number >= size:
             return f"{number / size:.2f}{unit}"
     return str(number)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    days, hours = divmod(minutes // 60, 24)
-    return (
-        f"{days} d {hours} h"
-        if days
-        else f"{hours} h {minutes % 60} min"
-        if hours
-        else f"{minutes} min {round(seconds) % 60} s"
-    )
 
 
 def _peak_memory(device: torch.device) -> int:

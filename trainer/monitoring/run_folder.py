@@ -35,6 +35,7 @@ import yaml
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
+from foundry.reporting.lines import report, say
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
 from trainer.config.train import CONFIG_FILE, TrainConfig
@@ -113,12 +114,13 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row."""
         if self._writes:
+            report(row["kind"], **row)
             self._append(METRICS, json.dumps(row))
 
     def say(self, line: str) -> None:
         """Prints a line, once for all workers, and keeps it in log.txt."""
         if self._writes:
-            print(line, flush=True)
+            say(line)
             self._append(LOG, line)
 
     def warn_once(self, warning: TrainingWarning | None) -> None:
@@ -153,19 +155,17 @@ class RunFolder:
 
 @contextmanager
 def printed_log(run: Path) -> Iterator[None]:
-    """While this is open, prints what workers in other processes add to a run's log.txt."""
-    path, ends = run / LOG, threading.Event()
-    seen = path.stat().st_size if path.exists() else 0
+    """While this is open, says what workers in other processes add to a run's log.txt, and reports their metrics."""
+    log, metrics, ends = _Appended(run / LOG), _Appended(run / METRICS), threading.Event()
 
     def follow() -> None:
-        position, last = seen, False
+        last = False
         while not last:
             last = ends.wait(_FOLLOW_S)
-            if path.exists():
-                with path.open(encoding="utf-8") as file:
-                    file.seek(position)
-                    print(file.read(), end="", flush=True)
-                    position = file.tell()
+            for line in log.lines():
+                say(line)
+            for row in map(json.loads, metrics.lines()):
+                report(row["kind"], **row)
 
     thread = threading.Thread(target=follow, name="log", daemon=True)
     thread.start()
@@ -174,6 +174,25 @@ def printed_log(run: Path) -> Iterator[None]:
     finally:
         ends.set()
         thread.join()
+
+
+class _Appended:
+    """Lines that others append to a file from now on. A training that resumes may shorten its metrics first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """The whole lines that came since the last call."""
+        if not self._path.exists():
+            return []
+        self._position = min(self._position, self._path.stat().st_size)
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            whole = file.read().rpartition(b"\n")[0]
+        self._position += len(whole) + 1 if whole else 0
+        return whole.decode("utf-8").split("\n") if whole else []
 
 
 def recorded_precision(run: Path) -> Dtype | None:

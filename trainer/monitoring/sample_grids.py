@@ -17,8 +17,9 @@ from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_tex
 from model.encoders.vae import VAE, VAEConfig, load_vae, to_pixels
 from model.formats.checkpoint import PipelineConfig, check_fingerprint
 from model.generation.image_files import make_grid, save_png
-from model.generation.pipeline import Pipeline, to_output
+from model.generation.pipeline import Pipeline
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig
+from model.generation.pixels import to_output
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig, denoise, draw_noise, image_generators
 from trainer.config.running import WatchConfig

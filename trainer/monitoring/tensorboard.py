@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from trainer.monitoring.run_folder import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class RunReader:
                 self._images.add(path.name)
                 _add_image(self._writer, path)
         self._writer.flush()
-        print(f"{self._run}: {len(rows) - len(self._rows)} new rows in {self._run / FOLDER}", flush=True)
+        say(f"{self._run}: {len(rows) - len(self._rows)} new rows in {self._run / FOLDER}")
         self._rows = rows
 
     def _begin(self) -> None:

@@ -141,7 +141,7 @@ def count_parameters(config: DiTConfig) -> NetworkParameters:
     import torch
 
     from model.dit import DiT
-    from model.matrices import block_matrices
+    from model.layers.matrices import block_matrices
 
     with torch.device("meta"):
         dit = DiT(config)

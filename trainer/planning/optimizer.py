@@ -37,7 +37,7 @@ def optimizer_cost(config: DiTConfig, optim: OptimConfig, lora: LoraSizes | None
     import torch
 
     from model.dit import DiT
-    from model.matrices import block_matrices
+    from model.layers.matrices import block_matrices
 
     with torch.device("meta"):
         network = DiT(config)

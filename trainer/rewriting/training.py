@@ -17,6 +17,7 @@ import torch
 
 from foundry.errors import UserError
 from foundry.hardware import resolve_dtype
+from foundry.reporting.lines import say
 from foundry.storage.folder import new_file, new_folder
 from model.encoders.frozen_parts import find_part
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
@@ -41,7 +42,7 @@ def fit_rewriter(config: FitRewriterConfig) -> Path:
     """Trains what is still to be trained, writes the rewriter and returns its folder. Raises UserError."""
     out = Path(config.out)
     if (out / REWRITER / RECORD).is_file():
-        print(f"{out / REWRITER} is finished; to train another one, give another folder")
+        say(f"{out / REWRITER} is finished; to train another one, give another folder")
         return out / REWRITER
     if config.checkpoint is not None:
         read_pipeline_config(find_checkpoint(config.checkpoint))  # one that is missing is said before the training
@@ -51,7 +52,7 @@ def fit_rewriter(config: FitRewriterConfig) -> Path:
     )
     training, validation = split_pairs(_fitting(read_pairs(config), encoder), num_validation=config.validation_pairs)
     model, tokenizer = _new_model(config, encoder)
-    print(f"{len(training)} pairs to train on, {len(validation)} prompts to validate on", flush=True)
+    say(f"{len(training)} pairs to train on, {len(validation)} prompts to validate on")
     state = _Training(config, model, tokenizer)
     state.run(training, validation)
     record = RewriterRecord(
@@ -101,9 +102,8 @@ class _Training:
                 self._save()
                 rate = len(losses) * config.batch_size / (time.monotonic() - since)
                 mean, measured = sum(losses) / len(losses), self._validation_loss(validation)
-                print(
+                say(
                     f"step {self.step}/{config.steps}, {rate:.0f} pairs/s, loss {mean:.4f}, validation {measured:.4f}",
-                    flush=True,
                 )
                 since, losses = time.monotonic(), []
 
@@ -148,7 +148,7 @@ class _Training:
         number = len(list(self.model.parameters()))
         states = {index: {name: tensors[f"optimizer.{index}.{name}"] for name in _MOMENTS} for index in range(number)}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
-        print(f"resumes after step {metadata['step']}", flush=True)
+        say(f"resumes after step {metadata['step']}")
         return int(metadata["step"])
 
 
@@ -183,7 +183,7 @@ def _fitting(pairs: Sequence[Pair], encoder: TextEncoder) -> list[Pair]:
     cut = encoder.count_cut_tokens([pair.caption for pair in pairs])
     fitting = [pair for pair, number in zip(pairs, cut, strict=True) if not number]
     if len(fitting) < len(pairs):
-        print(f"{len(pairs) - len(fitting)} of {len(pairs)} pairs are left out: their captions exceed the text encoder's limit")
+        say(f"{len(pairs) - len(fitting)} of {len(pairs)} pairs are left out: their captions exceed the text encoder's limit")
     return fitting
 
 
@@ -231,7 +231,7 @@ def _report(rewriter: LocalRewriter, validation: Sequence[Pair]) -> None:
     texts = dict(rewriter.rewrite([pair.prompt for pair in validation]))
     record = rewriter.record
     kept = sum(not lost_words(pair.prompt, texts[index], record) for index, pair in enumerate(validation))
-    print(f"{kept} of {len(validation)} rewritten validation prompts keep every word of theirs, or a synonym")
+    say(f"{kept} of {len(validation)} rewritten validation prompts keep every word of theirs, or a synonym")
 
 
 def _name_in_checkpoint(checkpoint: str, rewriter: LocalRewriter) -> None:
@@ -240,7 +240,7 @@ def _name_in_checkpoint(checkpoint: str, rewriter: LocalRewriter) -> None:
     part = PartConfig(name=str(rewriter.part.folder.resolve()), fingerprint=rewriter.fingerprint)
     with new_file(root / PIPELINE) as partial:
         write_json(partial, replace(read_pipeline_config(root), rewriter=part).to_dict())
-    print(f"{root / PIPELINE} names it as this checkpoint's rewriter")
+    say(f"{root / PIPELINE} names it as this checkpoint's rewriter")
 
 
 def _identity(config: FitRewriterConfig) -> str:

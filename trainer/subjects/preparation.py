@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.reporting.lines import say
 from foundry.storage.file_kinds import is_image
 from foundry.storage.folder import new_file
 from foundry.units.rejection import ImageError
@@ -103,7 +104,7 @@ def _copy_images(config: SubjectConfig, folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"{source} holds no images: give a folder of {FEW} to {MANY}", setting="images")
     if not FEW <= len(files) <= MANY:
-        print(f"{source} holds {len(files)} images; DreamBooth is meant for {FEW} to {MANY}", flush=True)
+        say(f"{source} holds {len(files)} images; DreamBooth is meant for {FEW} to {MANY}")
     _check_stems(files)
     captions = {path: _caption(path, config) for path in files}
     for path in files:
@@ -149,7 +150,7 @@ def _draw_prior(config: SubjectConfig, folder: Path) -> list[Path]:
     drawing = draw(pipeline, request, paths, image_values(config.checkpoint, request, runtime))
     for index, path in enumerate(paths):
         path.with_suffix(".txt").write_text(prompts[request.caption_index(index)] + "\n", encoding="utf-8")
-    print(f"{drawing.num_drawn} images of what {config.checkpoint} knows drawn, {drawing.num_present} were there", flush=True)
+    say(f"{drawing.num_drawn} images of what {config.checkpoint} knows drawn, {drawing.num_present} were there")
     return paths
 
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype
+from foundry.reporting.lines import say
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
@@ -215,7 +216,7 @@ def can_compile(workers: Workers) -> bool:
     """True where torch finds a C++ compiler; prints a line where it does not."""
     found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
     if not found and workers.is_first:
-        print("no C++ compiler on this machine: the network runs uncompiled, which is slower", flush=True)
+        say("no C++ compiler on this machine: the network runs uncompiled, which is slower")
     return found
 
 

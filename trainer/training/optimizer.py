@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from foundry.errors import UserError
-from model.matrices import block_matrices
+from model.layers.matrices import block_matrices
 from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
 from trainer.training.techniques.muon import Muon, MuonSettings

@@ -21,7 +21,7 @@ from foundry.hardware import AUTO_VARIABLE, cpu_environment
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import absolute, absolute_if_there, is_local_path
 from foundry.units.cluster import RaySettings
-from foundry.units.ray_session import check_visible, start_ray
+from foundry.units.ray_session import check_visible, start_ray, wait_for_gpus
 from trainer.config.data import is_query
 from trainer.config.techniques import STORED
 from trainer.config.train import TrainConfig
@@ -40,6 +40,8 @@ def train_on_ray(config: TrainConfig) -> bool:
     with store_errors(Folder(str(run))):
         run.mkdir(parents=True, exist_ok=True)
     start_ray(RaySettings(address=config.distributed.address))
+    if wait_s := config.distributed.wait_for_gpus_s:
+        wait_for_gpus(config.num_workers, timeout_s=wait_s, setting="distributed.wait_for_gpus_s")
     teacher = config.repa.teacher or ""
     paths = (str(run), config.features, *config.data.paths, *([teacher] if Path(teacher).is_absolute() else []))
     check_visible({path: "" for path in paths if is_local_path(path)})

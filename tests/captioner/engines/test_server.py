@@ -12,9 +12,10 @@ from fastapi.testclient import TestClient
 
 from captioner.engines.generation import Generation, GenerationSettings
 from captioner.engines.model_source import resolve_model
-from captioner.engines.server import BadRequest, Batcher, Question, ServerLimits, _completion, caption_server, serve
+from captioner.engines.server import Batcher, Question, ServerLimits, _completion, caption_server, serve
 from captioner.engines.transformers_engine import TransformersEngine
 from foundry.chat_endpoint import image_message, image_url
+from foundry.http.server import BadRequest
 from tests.captioner.tiny_llava import save_tiny_llava
 
 SETTINGS = GenerationSettings(dtype="float32", batch_size=4, max_new_tokens=8)

@@ -220,7 +220,7 @@ def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
 def test_a_lost_file_is_named(folder: Folder) -> None:
     for path in Path(folder.root).glob("captions/*.parquet"):
         path.unlink()
-    with pytest.raises(UserError, match=r"captions.*check that its files are there"):
+    with pytest.raises(UserError, match=r"captions.*check that its files exist"):
         open_run(folder.url)
 
 

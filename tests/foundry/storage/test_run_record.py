@@ -73,7 +73,7 @@ def test_what_is_missing_is_empty_and_cannot_be_resumed(run: Folder) -> None:
     record = RunRecord.read(run)
     assert record == RunRecord(run_id="x")
     assert (record.unit_size, record.max_tokens, record.prompt_names) == (0, 0, [])
-    with pytest.raises(UserError, match=r"run\.json is damaged or of something else"):
+    with pytest.raises(UserError, match=r"run\.json is damaged, or belongs to something else"):
         record.check(run)
     with pytest.raises(UserError, match="has schema version 0"):
         RunRecord(run_id="x", settings=SETTINGS | {"schema_version": 0}).check(run)

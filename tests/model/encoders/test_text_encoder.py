@@ -142,6 +142,17 @@ def test_quantised_weights_need_their_library(tmp_path: Path, quantisation: str,
         assert mlp.DenseReluDense.wo.weight.dtype == quantised.model.shared.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_four_bits_need_no_library(tmp_path: Path, dtype: str) -> None:
+    folder = save_tiny_t5(tmp_path, width=64)
+    small = load_text_encoder(TextEncoderConfig(name=str(folder), quantisation="int4", dtype=dtype))  # type: ignore[arg-type]
+    found, expected = small.encode(["a red owl"]).tokens, tiny_text_encoder(folder).encode(["a red owl"]).tokens
+    assert str(found.dtype) == f"torch.{dtype}"
+    assert 0 < ((found.float() - expected).norm() / expected.norm()).item() < 0.3
+    assert small.fingerprint() == tiny_text_encoder(folder).fingerprint()
+    assert not any(isinstance(module, torch.nn.Linear) for module in small.model.modules())  # `wo` of the MLPs too
+
+
 def test_a_part_of_a_whole_diffusers_pipeline_is_found(folder: Path, tmp_path: Path) -> None:
     encoder = tiny_text_encoder(folder)
     encoder.model.save_pretrained(tmp_path / "text_encoder")

@@ -267,6 +267,18 @@ def test_bfloat16_draws_nearly_the_same(checkpoint: Path) -> None:
     assert 0 < ((rounded - exact).norm() / exact.norm()).item() < 0.1
 
 
+def test_weights_of_few_bits_draw_nearly_the_same(checkpoint: Path) -> None:
+    request = GenerationRequest(prompts=PROMPTS, sampling=SamplingConfig(num_inference_steps=5))
+    exact = latents_of(open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32")), request)
+    errors = []
+    for weights in ("int8", "int4"):
+        pipeline = open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32", weights=weights))
+        errors.append(float((latents_of(pipeline, request) - exact).norm() / exact.norm()))
+    assert 0 < errors[0] < 0.05 and errors[0] < errors[1] < 0.5, errors
+    with pytest.raises(ValueError, match="weights must be one of full, int8, int4, found int2"):
+        RuntimeConfig(weights="int2")  # type: ignore[arg-type]
+
+
 def test_a_prompt_that_is_too_long_says_how_much_is_not_read(checkpoint: Path) -> None:
     sampling = SamplingConfig(num_inference_steps=1)
     request = GenerationRequest(prompts=("owl", "owl " * 30), sampling=sampling)

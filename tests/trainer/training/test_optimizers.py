@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from foundry.errors import UserError
 from model.dit import DiT, DiTConfig
-from model.matrices import block_matrices
+from model.layers.matrices import block_matrices
 from tests.trainer.tiny_training import (
     CAPTION_WIDTH,
     newest_weights,

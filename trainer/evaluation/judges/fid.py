@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from foundry.errors import UserError, one_line
 from foundry.images.decoding import DecodeLimits, decode_image
+from foundry.reporting.progress import tracked
 from foundry.storage.file_kinds import is_ignored_path, is_image
 from foundry.storage.model_files import files_fingerprint
 from foundry.units.rejection import ImageError
@@ -100,7 +100,7 @@ class Fid:
         if not path.is_dir():
             return read_statistics(path, width=int(self.config.features), taken_by=taken_by)
         files = sorted(file for file in path.rglob("*") if file.is_file() and _is_reference(file.relative_to(path)))
-        images = (_decoded(file) for file in tqdm(files, desc="reference", unit="image", delay=1))
+        images = (_decoded(file) for file in tracked(files, "reference", total=len(files)))
         return kept_statistics(self.out / REFERENCE, files, taken_by, lambda: self._statistics(images, f"the reference {path}"))
 
     def _statistics(self, images: Iterable[npt.NDArray[np.uint8]], whose: str) -> Statistics:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from foundry.errors import UserError
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder
 from foundry.storage.locations import absolute, is_local_path
 from foundry.units.commits import committed_units, read_commits
@@ -52,9 +53,7 @@ def run_teacher(config: PrecomputeConfig, tasks: Mapping[int, TeacherTasks], *, 
     for resolution, task in tasks.items():
         folder = teacher_folder(task.job.store)
         num = sum(unit.num_images for unit in task.units)
-        print(
-            f"teacher {task.job.info.name} at {resolution} px: {counted(num, 'sample')} in {counted(len(task.units), 'unit')}"
-        )
+        say(f"teacher {task.job.info.name} at {resolution} px: {counted(num, 'sample')} in {counted(len(task.units), 'unit')}")
         before = sum(commit.num_rejected for commit in read_commits(folder))
         visible = {f"{task.job.store}/{FEATURES_FILE}": task.job.features.fingerprint}
         if task.units and not run_job(
@@ -72,7 +71,7 @@ def run_teacher(config: PrecomputeConfig, tasks: Mapping[int, TeacherTasks], *, 
         num_bytes = sum(file.num_bytes for commit in commits for file in commit.files.values())
         samples, rejected = sum(commit.planned for commit in commits), sum(commit.num_rejected for commit in commits)
         without = f", {counted(rejected, 'sample')} without finite vectors: see rejected/" if rejected else ""
-        print(f"{folder.url}: {counted(samples, 'sample')}, {num_bytes / 1e6:.1f} MB{without}")
+        say(f"{folder.url}: {counted(samples, 'sample')}, {num_bytes / 1e6:.1f} MB{without}")
     return 0
 
 

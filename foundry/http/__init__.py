@@ -1,0 +1,1 @@
+"""HTTP servers: what those of captions and of images have in common."""

@@ -1,0 +1,1 @@
+"""Image server: requests in OpenAI's form, drawn together step by step, with adapters by name and metrics."""

@@ -1,0 +1,61 @@
+"""A training's lines and metrics as it reports them: for people, or as JSON, from this process or from workers elsewhere."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from foundry.reporting.lines import choose_format
+from trainer.distributed import Workers
+from trainer.monitoring.run_folder import LOG, METRICS, RunFolder, printed_log
+
+ROW = {"kind": "train", "step": 3, "images_seen": 12, "loss": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _same_format_after() -> Iterator[None]:
+    yield
+    choose_format("auto")
+
+
+def rows(text: str) -> list[dict[str, object]]:
+    found = [json.loads(line) for line in text.splitlines()]
+    return [{key: value for key, value in row.items() if key != "time"} for row in found]
+
+
+def test_a_training_says_lines_and_in_json_its_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path, Workers())
+    run.add_metrics(ROW)
+    run.say("step 3")
+    assert capsys.readouterr().out == "step 3\n"
+    choose_format("json")
+    run.add_metrics(ROW)
+    run.say("step 3")
+    assert rows(capsys.readouterr().out) == [{"event": "train", **ROW}, {"event": "message", "text": "step 3"}]
+    assert (tmp_path / LOG).read_text() == "step 3\n" * 2, "log.txt is for people in every format"
+    RunFolder(tmp_path, Workers(rank=1, num=2)).say("not the first")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("log_format", ["plain", "json"])
+def test_what_workers_write_is_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    choose_format(log_format)  # type: ignore[arg-type]
+    (tmp_path / LOG).write_text("of an earlier start\n")
+    (tmp_path / METRICS).write_text((json.dumps(ROW) + "\n") * 2)
+    with printed_log(tmp_path):
+        (tmp_path / METRICS).write_text(json.dumps(ROW) + "\n")  # a start drops rows that are measured again
+        with (tmp_path / LOG).open("a") as log:
+            log.write("starts\nstep 3 of é\nhalf a li")
+    out = capsys.readouterr().out
+    if log_format == "plain":
+        assert out == "starts\nstep 3 of é\n"
+    else:
+        assert rows(out) == [{"event": "message", "text": "starts"}, {"event": "message", "text": "step 3 of é"}]
+
+
+def test_metrics_that_workers_append_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choose_format("json")
+    with printed_log(tmp_path):
+        (tmp_path / METRICS).write_text(json.dumps(ROW) + "\n" + '{"kind": "tr')
+    assert rows(capsys.readouterr().out) == [{"event": "train", **ROW}]
