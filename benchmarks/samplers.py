@@ -120,7 +120,9 @@ def _reference(pipeline: "Pipeline") -> tuple[list[float], list[list[float]]]:
     prompts = tuple(one.text for one in draw_prompts(count=_SEARCHED_PROMPTS, seed=99))
     levels = [1 - step / _REFERENCE_STEPS for step in range(_REFERENCE_STEPS + 1)]
     sampling = SamplingConfig(sampler="euler", sigmas=tuple(levels[:-1]))
-    noise = torch.randn(len(prompts), *pipeline._latent_shape(pipeline._size(GenerationRequest(prompts=prompts))))
+    noise = torch.randn(
+        len(prompts), *pipeline.latent_shape(pipeline.check(GenerationRequest(prompts=prompts, sampling=sampling)))
+    )
     after: dict[int, list[torch.Tensor]] = {}
     request = GenerationRequest(prompts=prompts, noise=noise, sampling=sampling)
     pipeline(request, output="latents", on_step=lambda step, _, latents: after.setdefault(step, []).append(latents.clone()))

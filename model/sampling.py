@@ -104,25 +104,23 @@ class SamplingConfig:
 
     @property
     def num_steps(self) -> int:
-        """Steps that will be taken, whichever setting gives them; of a resolved configuration."""
+        """Steps that will be taken, whichever setting gives them."""
         given = self.sigmas if self.timesteps is None else self.timesteps
-        assert self.num_inference_steps is not None, "resolved"
-        return self.num_inference_steps if given is None else len(given)
+        return (self.num_inference_steps or 20) if given is None else len(given)
 
     @property
     def scale(self) -> float:
-        """Guidance scale of a resolved configuration."""
-        assert self.guidance_scale is not None, "resolved"
-        return self.guidance_scale
+        """Guidance scale; the paper's where it was left open, as number of steps."""
+        return 4.5 if self.guidance_scale is None else self.guidance_scale
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt is read at all; of a resolved configuration."""
+        """Whether the negative prompt is read at all."""
         return self.scale > 1 and self.guidance_by == "prompt"
 
     @property
     def routed(self) -> bool:
-        """Whether guidance leads away from a pass whose middle blocks see a part of the tokens; likewise."""
+        """Whether guidance leads away from a pass whose middle blocks see a part of the tokens."""
         return self.scale > 1 and self.guidance_by == "routing"
 
 

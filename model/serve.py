@@ -53,8 +53,8 @@ class ServeConfig:
     """Guidance of requests that give none; 1 or less: no guidance, at half the work. Default: 4.5, or none for a network of few
     steps, which guides itself."""
     sampler: str | None = None
-    """Sampler of requests that give none: dpm-solver++, ddim, sa-solver, euler (rectified flow only) or lcm; default: dpm-solver++,
-    or that of a network of few steps."""
+    """Sampler of requests that give none: dpm-solver++, ddim, sa-solver, euler (rectified flow only) or lcm; default:
+    dpm-solver++, or that of a network of few steps."""
     shift: float | None = None
     """Shift of rectified flow's times of requests that give none; default: as trained."""
     device: str = "auto"
