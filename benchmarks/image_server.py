@@ -126,9 +126,9 @@ def _server(config: ImageServerConfig) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         assert process.stdout is not None
         try:
-            line = process.stdout.readline()
-            if "http://" not in line:
-                raise UserError(f"model.serve did not start: {line.strip() or 'see above'}")
+            line = next((line for line in process.stdout if "http://" in line), None)
+            if line is None:
+                raise UserError("model.serve did not start: its error is above")
             yield line.split()[-1]
         finally:
             process.terminate()

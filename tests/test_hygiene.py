@@ -33,6 +33,7 @@ ANSWERS = {
     "foundry.command_line",
     "foundry.reporting.lines",
     "foundry.t2i",
+    "model.generate",
     "trainer.plan",
 }
 """Modules that print what somebody asked for: tables, JSON, help."""

@@ -214,13 +214,13 @@ class Engine:
         self.metrics.step_seconds.inc(time.monotonic() - begun_s)
 
     def _finish_done(self) -> None:
-        for image in [image for image, row in self._active.items() if row.denoising.is_done]:
+        for image, row in [(image, row) for image, row in self._active.items() if row.denoising.is_done]:
+            self._leave(image)  # before it is answered, so that metrics of an answered request are those of the others
             if not image.job.is_over:
-                self._guarded([image], self._finish, image)
-            self._leave(image)
+                self._guarded([image], self._finish, image, row)
 
-    def _finish(self, image: _Image) -> None:
-        job, request, row = image.job, image.job.request, self._active[image]
+    def _finish(self, image: _Image, row: Row) -> None:
+        job, request = image.job, image.job.request
         latents = row.denoising.latents
         if not bool(latents.isfinite().all()):
             dtype = self.pipeline.runtime.dtype

@@ -108,8 +108,8 @@ def test_long_indexing_is_counted_and_short_one_is_not(
 ) -> None:
     plan_images(run, save(tmp_path / "short", "a.jpg"))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("foundry.units.run._SOON_S", 1e-9)
-    monkeypatch.setattr("foundry.units.run._interval_s", lambda: 0.0)
+    monkeypatch.setattr("dataset_builder.runs.plan._SOON_S", 0.0)
+    monkeypatch.setattr("foundry.reporting.progress.LINE_EVERY_S", 0.0)
     plan_images(run, save(tmp_path / "long", "b.jpg", "c.jpg"))
     assert "indexing: 2 images" in capsys.readouterr().err
 

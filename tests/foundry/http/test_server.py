@@ -81,4 +81,5 @@ def test_sigterm_lets_requests_under_way_finish() -> None:
     thread.join(30)
     output = process.stdout.read()
     assert process.wait(30) == 0 and answers[0].json() == "done"
+    process.stdout.close()
     assert output.split("\n")[:3] == ["stop", "shut down", "returned"]

@@ -171,7 +171,7 @@ def test_adapters_have_names() -> None:
         (["a/b"], "expected NAME=PATH"),
         (["a b=c"], "expected NAME=PATH"),
         (["a=b", "a=c"], "a is given twice"),
-        (["a=b:c"], "is no number"),
+        (["a=b:c"], "is not a number"),
     ]:
         with pytest.raises(ValueError, match=message):
             parse_named(wrong)

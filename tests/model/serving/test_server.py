@@ -322,6 +322,7 @@ def test_a_client_that_goes_away_costs_nothing(served: tuple[str, int], gate: Ga
     assert found.endswith(" 1.0")
     client.request("POST", "/v1/images/generations", json.dumps({"prompt": "an owl", "steps": 3}))
     assert client.getresponse().status == 200
+    client.close()
     assert len(gate.steps) == 1 + 3  # of the 90 steps that the first asked for one was under way
 
 
