@@ -200,8 +200,8 @@ def test_what_does_not_fit_is_refused_at_once(new_engine: NewEngine) -> None:
     engine = new_engine()
     with pytest.raises(UserError, match="multiples of 4 px, found 30 x 32"):
         engine.submit(order(height=30))
-    with pytest.raises(UserError, match="expected dpm-solver"):
-        engine.submit(order(sampler="ddim"))
+    with pytest.raises(UserError, match="eta: expected 0 for the objective rectified_flow"):
+        engine.submit(order(sampler="ddim", eta=0.5))
 
 
 def test_a_stop_finishes_what_is_under_way_alone(new_engine: NewEngine, gate: Gate) -> None:
