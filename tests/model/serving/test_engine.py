@@ -22,7 +22,7 @@ from tests.model.tiny_parts import poison_captions
 
 
 def order(prompt: str = "a red owl", *, steps: int = 3, n: int = 1, seed: int = 0, **options: Any) -> GenerationRequest:
-    sampling = {name: options.pop(name) for name in ("guidance_scale", "sampler") if name in options}
+    sampling = {name: options.pop(name) for name in ("guidance_scale", "sampler", "eta") if name in options}
     return GenerationRequest(
         prompts=(prompt,),
         num_images_per_prompt=n,
