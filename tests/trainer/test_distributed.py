@@ -1,7 +1,5 @@
 """Two workers train what one trains, within rounding, and read each other's checkpoints; samples, captions encoded online."""
 
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 
 from dataset_builder.sql.dataset_files import open_stored
 from foundry.errors import UserError
@@ -19,6 +16,7 @@ from model.formats.checkpoint import PartConfig
 from tests.dataset_builder.small_run import SmallRun
 from tests.model.tiny_parts import save_tiny_t5, save_tiny_vae, tiny_text_encoder, tiny_vae
 from tests.trainer.tiny_training import tiny_config, write_store
+from tests.trainer.two_workers import train_together
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
@@ -27,20 +25,6 @@ from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
-
-
-def _train_together(config: TrainConfig) -> None:
-    """Two processes, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(_worker, args=(config, port), nprocs=2, start_method="spawn")
-
-
-def _worker(rank: int, config: TrainConfig, port: int) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    assert main(config) == 0
 
 
 def _metrics(config: TrainConfig, kind: str) -> list[dict[str, Any]]:
@@ -72,11 +56,11 @@ def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding,
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
     half = (Rung(resolution=16, images=8, batch_size=4),)
-    _train_together(replace(config, ladder=half))
+    train_together(replace(config, ladder=half))
     assert main(config) == 0
     other = replace(config, run_dir=str(tmp_path / "other"))
     assert main(replace(other, ladder=half)) == 0
-    _train_together(other)
+    train_together(other)
     for mixed in (config, other):
         for kind in ("train", "validation"):
             assert _rows(mixed, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
@@ -94,7 +78,7 @@ def test_two_workers_see_and_record_what_one_does(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, images=16, watch=watch, data=data)
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
-    _train_together(config)
+    train_together(config)
     assert _rows(config, "train") == pytest.approx(_rows(alone, "train"), rel=1e-4)
     sql = "SELECT images_seen, key, timestep, round(loss, 3) AS loss FROM losses ORDER BY ALL"
     recorded = []
@@ -112,11 +96,11 @@ def test_shards_of_eight_bits_resume_bit_for_bit_on_as_many_workers(tmp_path: Pa
     distributed = DistributedConfig(sharding="fsdp")
     unbroken = tiny_config(tmp_path, images=16, distributed=distributed, optim=optim, network=network)
     broken = replace(unbroken, run_dir=str(tmp_path / "broken"))
-    _train_together(unbroken)
-    _train_together(replace(broken, ladder=(Rung(resolution=16, images=8, batch_size=4),)))
+    train_together(unbroken)
+    train_together(replace(broken, ladder=(Rung(resolution=16, images=8, batch_size=4),)))
     with pytest.raises(UserError, match="optimiser adamw8bit sharded among 2 workers then, adamw8bit now"):
         main(broken)
-    _train_together(broken)
+    train_together(broken)
     assert _rows(broken, "train") == _rows(unbroken, "train")
     ours, theirs = _weights(broken), _weights(unbroken)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -17,7 +17,7 @@ from model.dit import DiT
 from model.formats.checkpoint import PipelineConfig, load_checkpoint, read_transformer_config, save_checkpoint
 from model.layers.text_adapter import AdapterBlock
 from tests.model.tiny_networks import random_network
-from tests.trainer.test_distributed import _rows, _train_together
+from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import (
     CAPTION_WIDTH,
     ROOT,
@@ -28,6 +28,7 @@ from tests.trainer.tiny_training import (
     write_store,
 )
 from tests.trainer.training.test_loop import _same
+from tests.trainer.two_workers import train_together
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.routing import RoutingConfig
@@ -271,7 +272,7 @@ def test_two_workers_are_one_within_rounding(features: Path, tmp_path: Path, nam
     )
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
-    _train_together(config)
+    train_together(config)
     assert _rows(config, "train") == pytest.approx(_rows(alone, "train"), rel=1e-4)
     ours, theirs = newest_weights(config), newest_weights(alone)
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)

@@ -213,7 +213,7 @@ def test_settings_out_of_bounds_are_named() -> None:
 @pytest.mark.slow
 def test_shards_of_unequal_rows_get_the_update_of_the_whole(tmp_path: Path) -> None:
     """Weights of 7, 9, 1 and 4 rows among three workers: some have fewer rows, some none; the second round has one matrix."""
-    start_processes(_step_sharded, args=(str(tmp_path / "store"),), nprocs=3, start_method="spawn")
+    start_processes(_step_sharded, args=(str(tmp_path / "store"),), nprocs=3, start_method="forkserver")
 
 
 def _step_sharded(rank: int, store: str) -> None:

@@ -23,7 +23,7 @@ from model.formats.checkpoint import (
     read_own_adapter,
     read_pipeline_config,
 )
-from tests.trainer.test_distributed import _rows, _train_together
+from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import (
     continued_from,
     newest_weights,
@@ -33,6 +33,7 @@ from tests.trainer.tiny_training import (
     write_store,
 )
 from tests.trainer.training.techniques.test_training import _state_tensors
+from tests.trainer.two_workers import train_together
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.lora import LoraConfig
@@ -373,7 +374,7 @@ def test_two_workers_are_one_within_rounding(bases: Bases, tmp_path: Path, shard
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
     assert main(replace(config, ladder=(Rung(resolution=16, images=8, batch_size=4),))) == 0
-    _train_together(config)
+    train_together(config)
     for kind in ("train", "validation"):
         ours, theirs = _rows(config, kind), _rows(alone, kind)
         shared = ours.keys() & theirs.keys()

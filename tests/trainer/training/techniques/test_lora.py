@@ -21,8 +21,9 @@ from model.formats.checkpoint import (
 )
 from model.generation.pipeline_parts import RuntimeConfig
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
-from tests.trainer.test_distributed import _rows, _train_together
+from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import continued_from, tiny_config, train_until_killed, training_losses, write_store
+from tests.trainer.two_workers import train_together
 from trainer.config.ladder import Rung
 from trainer.config.lora import LoraConfig
 from trainer.config.network import NetworkConfig
@@ -239,11 +240,11 @@ def test_two_workers_are_one_within_rounding(root: Path, tmp_path: Path, shardin
     alone = replace(config, run_dir=str(tmp_path / "alone"))
     assert main(alone) == 0
     if sharding == "ddp":
-        _train_together(replace(config, ladder=HALF))
+        train_together(replace(config, ladder=HALF))
         assert main(config) == 0
     else:
         assert main(replace(config, ladder=HALF)) == 0
-        _train_together(config)
+        train_together(config)
     for kind in ("train", "validation"):
         assert _rows(config, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
     ours, theirs = _adapter(config), _adapter(alone)

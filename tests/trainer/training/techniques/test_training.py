@@ -19,10 +19,11 @@ from foundry.errors import UserError
 from model.diffusion import Diffusion
 from model.dit import HiddenStates
 from model.formats.checkpoint import read_transformer_config
-from tests.trainer.test_distributed import _rows, _train_together
+from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
 from tests.trainer.tiny_training import ROOT, _plain, continued_from, newest_weights, training_losses
 from tests.trainer.training.test_loop import _same
+from tests.trainer.two_workers import train_together
 from trainer.config.ladder import Rung
 from trainer.config.optim import OptimConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding, WatchConfig
@@ -255,11 +256,11 @@ def test_two_workers_are_one_within_rounding(root: Path, tmp_path: Path, shardin
     assert main(alone) == 0
     half = replace(config, ladder=(Rung(resolution=16, images=8, batch_size=4),))
     if sharding == "ddp":
-        _train_together(half)
+        train_together(half)
         assert main(config) == 0
     else:
         assert main(half) == 0
-        _train_together(config)
+        train_together(config)
     assert _rows(config, "train") == pytest.approx(_rows(alone, "train"), rel=1e-4)
     for ours, theirs in zip(_technique_losses(config), _technique_losses(alone), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
