@@ -9,6 +9,7 @@ from trainer.data.passes import count_passes
 from trainer.monitoring.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
+    from trainer.planning.encoding import EncodingPlan
     from trainer.planning.memory import TrainingMemory
     from trainer.planning.techniques import TechniqueCost
 
@@ -157,6 +158,8 @@ class RungPlan:
     """Values of the LoRA that is trained in place of the weights; 0: all weights are trained."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
+    encoding: "EncodingPlan | None"
+    """Work of making the features; None for encoders that a plan does not know."""
     images_per_s: float
     """Images per second, of all GPUs together."""
     reading: ReadingPlan
