@@ -5,35 +5,18 @@ teacher, and the padding of captions within a batch are not counted.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from model.generation.memory import STABLE_DIFFUSION_VAE, T5_XXL
-
-if TYPE_CHECKING:
-    from trainer.planning.config import PlanConfig
+from trainer.planning.config import EncodingPlan, PlanConfig
 
 _T5: Mapping[str, Any] = T5_XXL
 _VAE: Mapping[str, Any] = STABLE_DIFFUSION_VAE
 _VAE_DOWNSAMPLING = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodingPlan:
-    """FLOPs of `trainer.precompute` for a rung; captions are in the first rung of a stage alone, the others share them."""
-
-    flops_per_image: float
-    """FLOPs of the VAE's encoder per image."""
-    flops_per_caption: float
-    """FLOPs of the text encoder per caption; 0: none is encoded for this rung."""
-    flops: float
-    """FLOPs of all images and captions."""
-    gpu_hours: float
-    """Hours of one GPU at the plan's share of its peak."""
-
-
-def encoding_plan(config: "PlanConfig", *, resolution: int, num_images: int, has_captions: bool) -> EncodingPlan | None:
+def encoding_plan(config: PlanConfig, *, resolution: int, num_images: int, has_captions: bool) -> EncodingPlan | None:
     """The work of a rung's features; None for encoders of other sizes than PixArt-alpha's, which a plan does not know."""
     if config.downsampling != _VAE_DOWNSAMPLING or (has_captions and config.caption_width != _T5["d_model"]):
         return None
