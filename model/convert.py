@@ -64,9 +64,11 @@ def _export(config: ConvertConfig) -> int:
     """Writes an adapter for peft and diffusers, and says how it is opened."""
     if config.source != "native" or config.lora:
         raise UserError("peft: expected a LoRA's checkpoint and source native, without lora", setting="source")
-    adapter = export_adapter(config.checkpoint, Path(config.out))
+    adapter, scheduler = export_adapter(config.checkpoint, Path(config.out))
     say(f"wrote {config.out}: a LoRA of rank {adapter.rank}, {adapter.num_parameters:,} values, of {adapter.base}")
     say(f'  open it: pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "{config.out}")')
+    if scheduler is not None:
+        say(f"  sample it: pipeline.scheduler = {scheduler}; no guidance (guidance_scale=1)")
     return 0
 
 

@@ -23,6 +23,9 @@ ModelFn = Callable[[Tensor, Tensor], Tensor]
 _BIN = 1 / 255
 """Half the width of a bin in which the first step's likelihood is counted: DiT keeps that of 8-bit pixels for latents too."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_DPM_SOLVER = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++"}
+CONSISTENCY_STEPS = 50
+"""Steps of the teacher between noise and image, of which consistency distillation takes one. Source: LCM, section 4.3."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +58,20 @@ class Objective(Protocol):
         mask (B, 1, H, W): 1 at the latent pixels that count, 0 elsewhere; None: all count.
         """
 
+    def levels(self, num: int) -> Tensor:
+        """Timesteps (num + 1,) of even steps from image to noise, rising, float32."""
+
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """The latents (B, C, H, W) that a prediction (B, C, H, W) finds in noisy ones at timesteps (B,), float32."""
+
+    def move(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, to: Tensor) -> Tensor:
+        """A first-order step (DDIM's, Euler's) of noisy latents from timesteps (B,) to others (B,), float32."""
+
     def scheduler_config(self, sampler: str) -> dict[str, Any]:
-        """Settings of diffusers' scheduler for a sampler. Raises ValueError for one that cannot sample this objective."""
+        """Settings of diffusers' scheduler for a sampler, with its class as `_class_name`.
+
+        Raises ValueError for one that cannot sample this objective.
+        """
 
 
 @dataclass(frozen=True)
@@ -141,8 +156,22 @@ class Diffusion:
         nats = torch.where((timesteps == 0).view(-1, 1, 1, 1), -likelihood, divergence)  # (B, C, H, W)
         return _mean(nats, mask) / math.log(2)
 
+    def levels(self, num: int) -> Tensor:
+        """0, and the last timestep of each of `num` equal parts, whole numbers."""
+        return (torch.arange(num + 1) * self.num_train_timesteps // num - 1).clamp(min=0).float()
+
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """(noisy - sqrt(1 - alpha_bar) noise) / sqrt(alpha_bar), the noise being the prediction."""
+        at = self._at(timesteps)
+        return (noisy.float() - at.noise * prediction.float()) / at.signal  # (B, C, H, W)
+
+    def move(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, to: Tensor) -> Tensor:
+        """DDIM's step without noise: the latents and the noise that the prediction finds, mixed as at the timesteps `to`."""
+        at = self._at(to)
+        return at.signal * self.clean(noisy, prediction, timesteps) + at.noise * prediction.float()  # (B, C, H, W)
+
     def scheduler_config(self, sampler: str) -> dict[str, Any]:
-        """dpm-solver++ or ddim; the settings of the published PixArt pipelines."""
+        """dpm-solver++, ddim, sa-solver or lcm; the settings of the published PixArt pipelines."""
         schedule = {
             "num_train_timesteps": self.num_train_timesteps,
             "beta_start": self.beta_start,
@@ -150,11 +179,13 @@ class Diffusion:
             "beta_schedule": "linear",
             "prediction_type": "epsilon",
         }
-        if sampler == "dpm-solver++":
-            return schedule | {"algorithm_type": "dpmsolver++", "solver_order": 2, "timestep_spacing": "linspace"}
-        if sampler == "ddim":
-            return schedule | {"clip_sample": False, "timestep_spacing": "trailing"}
-        raise ValueError(f"sampler: expected dpm-solver++ or ddim for the objective diffusion, found {sampler}")
+        samplers: dict[str, dict[str, Any]] = {
+            "dpm-solver++": {**_DPM_SOLVER, "solver_order": 2, "timestep_spacing": "linspace"},
+            "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False, "timestep_spacing": "trailing"},
+            "sa-solver": {"_class_name": "SASolverScheduler", "timestep_spacing": "linspace"},
+            "lcm": {"_class_name": "LCMScheduler", "original_inference_steps": CONSISTENCY_STEPS},
+        }
+        return schedule | _chosen(samplers, sampler, "diffusion")
 
     def _at(self, timesteps: Tensor) -> "_Schedule":
         """The schedule's values at whole timesteps, each (B, 1, 1, 1)."""
@@ -181,8 +212,7 @@ class RectifiedFlow:
 
     def timesteps_at(self, quantiles: Tensor) -> Tensor:
         """Logit-normal, shifted."""
-        times = torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantiles))
-        return self.num_train_timesteps * self.shift * times / (1 + (self.shift - 1) * times)
+        return self._shifted(torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantiles)))
 
     def sample_timesteps(self, num: int, *, generator: torch.Generator) -> Tensor:
         """Random timesteps (num,) on the generator's device."""
@@ -202,20 +232,35 @@ class RectifiedFlow:
         error = _mean((prediction - (noise.float() - latents.float())).square(), mask)  # (B,)
         return Losses(total=error, parts={"mse": error})
 
+    def levels(self, num: int) -> Tensor:
+        """Even times, shifted."""
+        return self._shifted(torch.arange(num + 1) / num)
+
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """noisy - t velocity."""
+        return self.move(noisy, prediction, timesteps, torch.zeros_like(timesteps))
+
+    def move(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, to: Tensor) -> Tensor:
+        """Euler's step along the velocity."""
+        length = ((to.float() - timesteps.float()) / self.num_train_timesteps).view(-1, 1, 1, 1)
+        return noisy.float() + length * prediction.float()  # (B, C, H, W)
+
     def scheduler_config(self, sampler: str) -> dict[str, Any]:
-        """dpm-solver++ (also what an exported pipeline has) or euler."""
-        if sampler == "dpm-solver++":
-            return {
-                "num_train_timesteps": self.num_train_timesteps,
-                "algorithm_type": "dpmsolver++",
-                "solver_order": 2,
-                "prediction_type": "flow_prediction",
-                "use_flow_sigmas": True,
-                "flow_shift": self.shift,
-            }
-        if sampler == "euler":
-            return {"num_train_timesteps": self.num_train_timesteps, "shift": self.shift}
-        raise ValueError(f"sampler: expected dpm-solver++ or euler for the objective rectified_flow, found {sampler}")
+        """dpm-solver++ (also what an exported pipeline has), ddim (of first order, Euler's steps), euler, sa-solver or lcm."""
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": self.shift}
+        samplers: dict[str, dict[str, Any]] = {
+            "dpm-solver++": {**_DPM_SOLVER, "solver_order": 2, **flow},
+            "ddim": {**_DPM_SOLVER, "solver_order": 1, **flow},
+            "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": self.shift},
+            "sa-solver": {"_class_name": "SASolverScheduler", **flow},
+            # diffusers' PixArt pipelines cannot call FlowMatchLCMScheduler. This has as much noise, nearly all of it new.
+            "lcm": {**_DPM_SOLVER, "algorithm_type": "sde-dpmsolver++", "solver_order": 1, **flow},
+        }
+        return {"num_train_timesteps": self.num_train_timesteps, **_chosen(samplers, sampler, "rectified_flow")}
+
+    def _shifted(self, times: Tensor) -> Tensor:
+        """The timesteps of times in 0..1 before the shift."""
+        return self.num_train_timesteps * self.shift * times / (1 + (self.shift - 1) * times)
 
 
 OBJECTIVES: dict[str, type[Diffusion] | type[RectifiedFlow]] = {"diffusion": Diffusion, "rectified_flow": RectifiedFlow}
@@ -229,6 +274,37 @@ def make_objective(name: str, settings: Mapping[str, Any] | None = None) -> Obje
         return OBJECTIVES[name](**(settings or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"objective {name}: {error}") from error
+
+
+def set_steps(
+    scheduler: Any,
+    num: int,
+    *,
+    sigmas: Sequence[float] | None,
+    timesteps: Sequence[int] | None,
+    device: torch.device | str,
+) -> None:
+    """Sets the steps of a scheduler of diffusers: `num` of its own, or those at timesteps, or at noise levels before the shift.
+
+    Solvers in logarithms of the noise levels begin at 0.999, as by themselves.
+    """
+    is_flow_solver = bool(scheduler.config.get("use_flow_sigmas"))
+    if timesteps is not None:
+        scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+    elif sigmas is not None and not is_flow_solver:
+        scheduler.set_timesteps(sigmas=list(sigmas), device=device)
+    else:
+        scheduler.set_timesteps(num, device=device)
+    if not is_flow_solver:
+        return
+    shift, num_train = scheduler.config["flow_shift"], scheduler.config["num_train_timesteps"]
+    if sigmas is not None:
+        levels = torch.tensor(sigmas).clamp(max=1 - 1 / num_train)
+        levels = shift * levels / (1 + (shift - 1) * levels)
+        scheduler.sigmas = torch.cat([levels, scheduler.sigmas[-1:]])
+        scheduler.timesteps = (num_train * levels).to(device)
+    if scheduler.sigmas[-1] > 0:  # SA-Solver's is that of its last step, which would remove no noise
+        scheduler.sigmas[-1] = 1 / num_train
 
 
 def validation_noise(objective: Objective, latents: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -294,6 +370,14 @@ def _binned_log_likelihood(values: Tensor, *, mean: Tensor, log_std: Tensor) -> 
     below = torch.where(values < -0.999, 0.0, torch.special.ndtr((centred - _BIN) * scale))
     above = torch.where(values > 0.999, 1.0, torch.special.ndtr((centred + _BIN) * scale))
     return (above - below).clamp(min=1e-12).log()
+
+
+def _chosen(samplers: Mapping[str, dict[str, Any]], sampler: str, objective: str) -> dict[str, Any]:
+    """The settings of a sampler. Raises ValueError, with those that there are, for one that is not among them."""
+    if sampler not in samplers:
+        *others, last = samplers
+        raise ValueError(f"sampler: expected {', '.join(others)} or {last} for the objective {objective}, found {sampler}")
+    return samplers[sampler]
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:

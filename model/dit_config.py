@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 Conditioning = Literal["text", "class"]
+FewStepsMethod = Literal["consistency", "rectification"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,29 @@ class RoutedBlocks:
     def num_kept(self, num_tokens: int) -> int:
         """Tokens that the blocks see, of this many; at least one."""
         return max(1, round((1 - self.share) * num_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewSteps:
+    """Distillation of a network: what it was trained to do in few steps, and what follows for sampling."""
+
+    method: FewStepsMethod
+    """consistency: each prediction leads to the image, which sampler lcm makes noisy again. rectification: each leads straight
+    to the next of the steps, which sampler ddim takes."""
+    num_inference_steps: int
+    """Number of steps that it was trained for; more or fewer can be taken."""
+    guidance_scale: float
+    """Guidance scale of the network that taught it: its own predictions are guided already."""
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(FewStepsMethod) or self.num_inference_steps < 1 or self.guidance_scale < 1:
+            expected = f"a method of {', '.join(get_args(FewStepsMethod))}, 1 step or more and a guidance scale of 1 or more"
+            raise ValueError(f"few_steps: expected {expected}, found {self}")
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that fits it."""
+        return "lcm" if self.method == "consistency" else "ddim"
 
 
 @dataclass(frozen=True)

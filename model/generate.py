@@ -39,7 +39,8 @@ class GenerateConfig:
     out: str
     """Path of the images: a .png for one image or a grid, a folder for several images."""
     checkpoint: str = field(metadata={CHOICE: ModelChoice(real="FOLDER", what=_OWN, toy="only draws 64-pixel emoji scenes")})
-    """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or `mini`: the bundled toy."""
+    """Folder with transformer/ and pipeline.json, a training's folder (its newest checkpoint), or the shipped toy: `mini`, or
+    `mini-few-steps`, which draws in 4 steps."""
     lora: tuple[str, ...] = ()
     """LoRA adapters to add to the network, each PATH or PATH:SCALE: runs or checkpoints of a LoRA training, .safetensors files,
     folders written by peft."""
@@ -55,15 +56,17 @@ class GenerateConfig:
     """Number of images per prompt, with the seeds seed, seed + 1, …"""
     seed: int = 0
     """Seed of the first image of each prompt."""
-    num_inference_steps: int = 20
-    """Number of steps of the sampler."""
-    guidance_scale: float = 4.5
-    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
+    num_inference_steps: int | None = None
+    """Number of steps of the sampler; default: 20, or those that a network of few steps was trained for."""
+    guidance_scale: float | None = None
+    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work. Default: 4.5, or none for a
+    network of few steps, which guides itself."""
     guidance_by: GuidanceBy = "prompt"
-    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see only some of
-    the tokens (routing), for networks that TREAD trained."""
-    sampler: str = "dpm-solver++"
-    """Sampler: dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
+    """Guidance away from the negative prompt (prompt), or from a pass of the same prompt whose middle blocks see a part of the
+    tokens (routing), for networks that TREAD trained."""
+    sampler: str | None = None
+    """Sampler: dpm-solver++, ddim (of first order), sa-solver (adds noise on the way), euler (rectified flow only) or lcm (for
+    networks distilled by consistency); default: dpm-solver++, or that of a network of few steps."""
     eta: float = 0.0
     """Noise of ddim: 0 for none, 1 for as much as in the forward process."""
     shift: float | None = None

@@ -5,7 +5,8 @@ from a weaker pass of the same prompt: v_route + w (v_full - v_route), each step
 Each image has its own seed: its noise is drawn by itself, on the CPU and in float32, so that it depends neither on the
 batch nor on the device. The latents stay in float32 between the steps; the network computes in the dtype of its weights.
 
-Source: Ho and Salimans 2022 (guidance), Lu et al. 2022 (DPM-Solver++), Song et al. 2020 (DDIM).
+Source: Ho and Salimans 2022 (guidance), Lu et al. 2022 (DPM-Solver++), Song et al. 2020 (DDIM), Xue et al. 2023 (SA-Solver),
+Luo et al. 2023 (LCM).
 Shapes: B images, C latent channels, h x w the sides of the latents.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundry.errors import UserError
+from model.dit_config import FewSteps
 
 if TYPE_CHECKING:
     import torch
@@ -24,38 +26,36 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[int, float, "torch.Tensor"], None]
 """Called after each step with its index from 0, its timestep in 0..1000 and the latents (B, C, h, w), which it may read."""
-
 Predictor = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """Guided prediction (B, C, h, w) in float32 of latents (B, C, h, w) and a timestep () or (B,)."""
-
 GuidanceBy = Literal["prompt", "routing"]
 _ADDED = ("shift", "guidance_by")
 """Settings that earlier versions did not have."""
-SCHEDULERS = {
-    "dpm-solver++": "DPMSolverMultistepScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "FlowMatchEulerDiscreteScheduler",
-}
-"""Samplers by name, and their classes in diffusers."""
+SAMPLERS = ("dpm-solver++", "ddim", "euler", "sa-solver", "lcm")
+_STOCHASTIC = ("sa-solver", "lcm")
+"""Samplers that draw noise on the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Sampler settings. The defaults are the paper's."""
+    """Sampler settings. The defaults are the paper's, or those of a network that was distilled to few steps."""
 
-    sampler: str = "dpm-solver++"
-    """Sampler: dpm-solver++ (both objectives), ddim (diffusion) or euler (rectified flow)."""
-    num_inference_steps: int = 20
-    """Number of steps; each is one or, with guidance, two passes through the network."""
-    guidance_scale: float = 4.5
-    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work."""
+    sampler: str | None = None
+    """Sampler: dpm-solver++, ddim (of first order), sa-solver (adds noise on the way), euler (rectified flow) or lcm (networks
+    distilled by consistency); default: dpm-solver++, or as a network of few steps was trained for."""
+    num_inference_steps: int | None = None
+    """Number of steps, each one or, with guidance, two passes through the network; default: 20, or those that a network of few
+    steps was trained for."""
+    guidance_scale: float | None = None
+    """Weight of the prompt against the negative prompt; 1 or less: no guidance, at half the work. Default: 4.5, or none for a
+    network of few steps, which guides itself."""
     eta: float = 0.0
     """Noise of ddim: 0 for none, 1 for as much as in the forward process."""
     timesteps: tuple[int, ...] | None = None
     """Timesteps instead of the scheduler's own, falling, in 0..999; diffusion with dpm-solver++ only."""
     sigmas: tuple[float, ...] | None = None
-    """Noise levels instead of the scheduler's own, falling, in 0..1, before the objective's shift; euler only. As with
-    timesteps, num_inference_steps is then not read."""
+    """Noise levels in place of the scheduler's own, falling, above 0, 1 at most, before the objective's shift; rectified flow
+    only. As with timesteps, num_inference_steps is then not read."""
     shift: float | None = None
     """Shift of rectified flow's times towards noise; none: that of pipeline.json, which the network was trained with last."""
     guidance_by: GuidanceBy = "prompt"
@@ -63,19 +63,27 @@ class SamplingConfig:
     the tokens (routing), for networks that TREAD trained."""
 
     def __post_init__(self) -> None:
+        steps, scale = self.num_inference_steps, self.guidance_scale
         problems = [
             f"{name} must be {bound}"
             for name, bound, holds in [
-                ("sampler", f"one of {', '.join(SCHEDULERS)}", self.sampler in SCHEDULERS),
-                ("num_inference_steps", "1 to 1000", 1 <= self.num_inference_steps <= 1000),
-                ("guidance_scale", "0 or more", self.guidance_scale >= 0),
+                ("sampler", f"one of {', '.join(SAMPLERS)}", self.sampler in (None, *SAMPLERS)),
+                ("num_inference_steps", "1 to 1000", steps is None or 1 <= steps <= 1000),
+                ("guidance_scale", "0 or more", scale is None or scale >= 0),
                 ("eta", "0, or up to 1 with ddim", self.eta == 0 or (self.sampler == "ddim" and 0 < self.eta <= 1)),
-                ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler == "dpm-solver++"),
-                ("timesteps", "falling, in 0..999", self.timesteps is None or _are_falling(self.timesteps, largest=999)),
-                ("sigmas", "given with euler only", self.sigmas is None or self.sampler == "euler"),
+                ("timesteps", "given with dpm-solver++ only", self.timesteps is None or self.sampler in (None, "dpm-solver++")),
+                (
+                    "timesteps",
+                    "falling, in 0..999",
+                    self.timesteps is None or _are_falling(self.timesteps, least=0, largest=999),
+                ),
                 ("guidance_by", f"one of {', '.join(get_args(GuidanceBy))}", self.guidance_by in get_args(GuidanceBy)),
                 ("shift", "above 0", self.shift is None or self.shift > 0),
-                ("sigmas", "falling, in 0..1", self.sigmas is None or _are_falling(self.sigmas, largest=1)),
+                (
+                    "sigmas",
+                    "falling, above 0, 1 at most",
+                    self.sigmas is None or _are_falling(self.sigmas, least=1e-9, largest=1),
+                ),
             ]
             if not holds
         ]
@@ -87,21 +95,33 @@ class SamplingConfig:
         values = asdict(self)
         return {key: value for key, value in values.items() if key not in _ADDED or value != getattr(SamplingConfig, key)}
 
+    def resolved(self, few_steps: FewSteps | None = None) -> "SamplingConfig":
+        """The same with what was left open filled in: as a network was distilled to few steps, else as the paper samples."""
+        own: dict[str, Any] = {"sampler": "dpm-solver++", "num_inference_steps": 20, "guidance_scale": 4.5}
+        if few_steps is not None and self.timesteps is None:
+            own = {"sampler": few_steps.sampler, "num_inference_steps": few_steps.num_inference_steps, "guidance_scale": 1.0}
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
     @property
     def num_steps(self) -> int:
         """Steps that will be taken, whichever setting gives them."""
         given = self.sigmas if self.timesteps is None else self.timesteps
-        return self.num_inference_steps if given is None else len(given)
+        return (self.num_inference_steps or 20) if given is None else len(given)
+
+    @property
+    def scale(self) -> float:
+        """Guidance scale; the paper's where it was left open, as number of steps."""
+        return 4.5 if self.guidance_scale is None else self.guidance_scale
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is read at all."""
-        return self.guidance_scale > 1 and self.guidance_by == "prompt"
+        return self.scale > 1 and self.guidance_by == "prompt"
 
     @property
     def routed(self) -> bool:
         """Whether guidance leads away from a pass whose middle blocks see a part of the tokens."""
-        return self.guidance_scale > 1 and self.guidance_by == "routing"
+        return self.scale > 1 and self.guidance_by == "routing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +179,10 @@ def sample_latents(
 ) -> "torch.Tensor":
     """Latents (B, C, h, w) in float32 from noise (B, C, h, w), on the network's device.
 
-    `generators` are read with eta and with guidance by routing only. Raises UserError for a sampler that the objective does not
-    know.
+    `generators` are read by samplers that add noise and by guidance by routing only. Raises UserError for a sampler that the
+    objective does not know.
     """
+    config = config.resolved()
     device = next(transformer.parameters()).device
     predict = make_predictor(transformer, conditioning, config, generators=generators or ())
     return denoise(predict, objective, noise=noise.to(device), config=config, generators=generators, edit=edit, on_step=on_step)
@@ -210,11 +231,15 @@ class Denoising:
         generators: "Sequence[torch.Generator]" = (),
         edit: LatentEdit | None = None,
     ) -> None:
-        """`generators` are read with eta only. Raises UserError for a sampler that the objective does not know."""
+        """`generators` are read by samplers that add noise. Raises UserError for one that the objective does not know."""
         import torch
 
+        config = config.resolved()
         self._scheduler = make_scheduler(objective, config, device=noise.device)
-        self._options: dict[str, Any] = {"eta": config.eta, "generator": list(generators)} if config.eta else {}
+        self._options: dict[str, Any] = {"eta": config.eta} if config.eta else {}
+        if config.eta or config.sampler in _STOCHASTIC:
+            assert generators, f"{config.sampler} draws noise from each image's generator"
+            self._options["generator"] = list(generators)
         self._noise = noise.to(torch.float32)
         self._edit = edit
         num = len(self._scheduler.timesteps)
@@ -266,8 +291,9 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
     """A scheduler of diffusers for an objective, with its timesteps set. Raises UserError for what the two cannot do."""
     import diffusers
 
-    from model.diffusion import RectifiedFlow
+    from model.diffusion import RectifiedFlow, set_steps
 
+    config = config.resolved()
     if config.shift is not None:
         if not isinstance(objective, RectifiedFlow):
             raise UserError(
@@ -275,24 +301,24 @@ def make_scheduler(objective: "Objective", config: SamplingConfig, *, device: "t
             )
         objective = replace(objective, shift=config.shift)
     try:
-        settings = objective.scheduler_config(config.sampler)
+        settings = objective.scheduler_config(config.sampler or "")
     except ValueError as error:
         raise UserError(str(error)) from error
+    is_flow = isinstance(objective, RectifiedFlow)
+    if config.eta and is_flow:
+        raise UserError("eta: expected 0 for the objective rectified_flow: take the sampler sa-solver for noise on the way")
     if config.timesteps is not None and settings.get("use_flow_sigmas"):
-        raise UserError("timesteps: expected none for the objective rectified_flow; give sigmas, with the sampler euler")
-    scheduler = getattr(diffusers, SCHEDULERS[config.sampler]).from_config(settings)
-    if config.sigmas is not None:
-        scheduler.set_timesteps(sigmas=list(config.sigmas), device=device)
-    elif config.timesteps is not None:
-        scheduler.set_timesteps(timesteps=list(config.timesteps), device=device)
-    else:
-        scheduler.set_timesteps(config.num_inference_steps, device=device)
+        raise UserError("timesteps: expected none for the objective rectified_flow; give sigmas")
+    if config.sigmas is not None and not is_flow:
+        raise UserError("sigmas: expected none for the objective diffusion; give timesteps")
+    scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    set_steps(scheduler, config.num_steps, sigmas=config.sigmas, timesteps=config.timesteps, device=device)
     return scheduler
 
 
-def _are_falling(values: Sequence[float], *, largest: float) -> bool:
-    """Whether there are some, none of them twice, from `largest` at most down to 0 at least."""
-    return len(values) > 0 and list(values) == sorted(set(values), reverse=True) and 0 <= values[-1] <= values[0] <= largest
+def _are_falling(values: Sequence[float], *, least: float, largest: float) -> bool:
+    """Whether there are some, none of them twice, from `largest` at most down to `least` at least."""
+    return len(values) > 0 and list(values) == sorted(set(values), reverse=True) and least <= values[-1] <= values[0] <= largest
 
 
 def make_predictor(
@@ -313,7 +339,7 @@ def _predictor(transformer: "DiT", conditioning: Conditioning, config: SamplingC
     from model.dit import Captions
 
     captions, sizes, ratios = conditioning.captions, conditioning.sizes, conditioning.aspect_ratios
-    scale = config.guidance_scale if conditioning.guidance_scales is None else conditioning.guidance_scales
+    scale = config.scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     if config.guided:
         assert conditioning.negative_captions is not None, "guidance needs a negative caption for each image"
         captions = Captions.cat([conditioning.negative_captions, captions])  # 2 B
@@ -346,7 +372,7 @@ def _routed_predictor(
     device, patch_size = next(transformer.parameters()).device, transformer.config.patch_size
     prepared = transformer.prepare(conditioning.captions.to(device))  # keys and values, once for all steps
     blocks = conditioning.routed
-    scale = config.guidance_scale if conditioning.guidance_scales is None else conditioning.guidance_scales
+    scale = config.scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     assert blocks is not None, "guidance by routing needs a network that was trained with it"
     assert generators, "guidance by routing draws tokens from each image's generator"
 

@@ -47,12 +47,14 @@ class ServeConfig:
     """Limits of requests and of the queue."""
     grace_s: int = 30
     """Time after SIGTERM in which images under way are finished, in seconds; requests that wait get status 503 at once."""
-    num_inference_steps: int = 20
-    """Number of steps of requests that give none."""
-    guidance_scale: float = 4.5
-    """Guidance of requests that give none; 1 or less: no guidance, at half the work."""
-    sampler: str = "dpm-solver++"
-    """Sampler of requests that give none: dpm-solver++, ddim (diffusion only) or euler (rectified flow only)."""
+    num_inference_steps: int | None = None
+    """Number of steps of requests that give none; default: 20, or those that a network of few steps was trained for."""
+    guidance_scale: float | None = None
+    """Guidance of requests that give none; 1 or less: no guidance, at half the work. Default: 4.5, or none for a network of few
+    steps, which guides itself."""
+    sampler: str | None = None
+    """Sampler of requests that give none: dpm-solver++, ddim, sa-solver, euler (rectified flow only) or lcm; default:
+    dpm-solver++, or that of a network of few steps."""
     shift: float | None = None
     """Shift of rectified flow's times of requests that give none; default: as trained."""
     device: str = "auto"
@@ -119,11 +121,12 @@ def main(config: ServeConfig) -> int:
         pipeline = open_pipeline(root, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)
         adapters = NamedAdapters(parse_named(config.lora), root)
         rewriter = _rewriter(config, device=runtime.text_encoder_device or runtime.device)
-        warm_up(pipeline, config.sampling())
+        sampling = config.sampling().resolved(pipeline.config.few_steps)
+        warm_up(pipeline, sampling)
         reader = RequestReader(
             name=config.name or Path(config.checkpoint).resolve().name,
             adapters=adapters.scales,
-            sampling=config.sampling(),
+            sampling=sampling,
             limits=config.limits,
             resolution=pipeline.config.resolution,
         )

@@ -1,5 +1,7 @@
 """Command that trains a network: `python -m trainer.fit --stage pixel|alignment|aesthetic|all`; --num_workers N uses Ray Train.
 
+`--stage few_steps` distils the network of the stage aesthetic, so that it draws in four steps.
+
 `--recipe cheap` has the stages alignment and aesthetic, and needs less compute than the paper's recipe.
 
 A stage starts from the newest checkpoint of the stage before, and the same command again resumes it. SIGTERM,
@@ -14,7 +16,7 @@ from foundry.errors import UserError
 from foundry.reporting.lines import say
 from foundry.units.cluster import check_paths
 from trainer.config.train import TrainConfig
-from trainer.stages import Stages, choose_stage, recorded_recipe, stages_of
+from trainer.stages import Stages, choose_stage, offered, recorded_recipe, stages_of
 
 _INTERRUPTED = 130
 
@@ -54,7 +56,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         stages = stages_of(arguments)
-        chosen = choose_stage(arguments, stages)
+        chosen = choose_stage(arguments, offered(stages))
     except UserError as error:
         say(f"error: {error}", err=True)
         return 2
@@ -81,7 +83,7 @@ def _run(arguments: list[str], chosen: list[str], stages: Stages) -> int:
         start,
         prog="python -m trainer.fit",
         example="python -m trainer.fit --stage aesthetic",
-        presets={"stage": stages},
+        presets={"stage": offered(stages)},
         argv=chosen,
     )
 

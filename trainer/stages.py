@@ -21,6 +21,9 @@ lengths are ours. With DiT-XL/2 it takes a ninth of the operations of the table.
     aesthetic   512       51M    50K   1024  flow, text adapter, Muon, TREAD for the first 85 %
     aesthetic   1024       5M    10K    512  flow, text adapter, Muon
 
+After the stages of either recipe comes few_steps, which distils the network (trainer/training/techniques/few_steps.py): with
+full weights, or as a LoRA.
+
 It wants long captions, 300 tokens of them, and latents of 16 channels or 32 pixels each, which are choices of the features.
 """
 
@@ -33,11 +36,12 @@ from typing import Any
 import yaml
 
 from foundry.errors import UserError
+from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig, ObjectiveConfig
 from trainer.config.optim import EmaConfig, OptimConfig
 from trainer.config.routing import RoutingConfig
-from trainer.config.techniques import STORED, RepaConfig
+from trainer.config.techniques import STORED, FewStepsConfig, RepaConfig
 from trainer.config.train import CONFIG_FILE, PAPER, RecipeName, TrainConfig
 
 
@@ -135,6 +139,29 @@ def cheap_aesthetic() -> TrainConfig:
     )
 
 
+def few_steps() -> TrainConfig:
+    """Few steps: the network of the stage aesthetic learns to draw in four, at 512 px, from itself with guidance.
+
+    Source: LCM (arXiv 2310.04378) and PixArt-delta (2401.05252) for the method, consistency distillation.
+    Deviation: lengths and rates are ours, and were not tried at this size.
+    """
+    return TrainConfig(
+        stage="few_steps",
+        follows="aesthetic",
+        ladder=(Rung(resolution=512, images=4_000 * 256, batch_size=256),),
+        optim=OptimConfig(lr=1e-5, warmup_steps=200, weight_decay=0.0, gradient_clip=1.0),
+        ema=EmaConfig(half_life_images=20_000),
+        data=DataConfig(caption_dropout=0.0),
+        few_steps=FewStepsConfig(enabled=True),
+    )
+
+
+def cheap_few_steps() -> TrainConfig:
+    """The same for the recipe cheap, at 1024 px."""
+    ladder = (Rung(resolution=1024, images=4_000 * 128, batch_size=128),)
+    return replace(few_steps(), recipe="cheap", ladder=ladder, network=_NETWORK, objective=_OBJECTIVE)
+
+
 Stages = Mapping[str, Callable[[], TrainConfig]]
 """Stages in the order of training."""
 STAGES: Stages = {"pixel": pixel, "alignment": alignment, "aesthetic": aesthetic}
@@ -143,7 +170,15 @@ RECIPES: Mapping[RecipeName, Stages] = {
     PAPER: STAGES,
     "cheap": {"alignment": cheap_alignment, "aesthetic": cheap_aesthetic},
 }
+AFTER: Mapping[RecipeName, Stages] = {PAPER: {"few_steps": few_steps}, "cheap": {"few_steps": cheap_few_steps}}
+"""Stages that come after those of a recipe, and are not in `all`."""
 SECTION = "stages"
+
+
+def offered(stages: Stages) -> Stages:
+    """The stages of a recipe, and those that come after them."""
+    recipe = next(name for name, own in RECIPES.items() if own is stages)
+    return {**stages, **AFTER[recipe]}
 
 
 def stages_of(arguments: Sequence[str]) -> Stages:

@@ -70,10 +70,10 @@ def _draw(config: PixelConfig, kinds: Sequence[str], *, noise_seeds: Sequence[in
     from trainer.monitoring.sample_grids import ClassPrediction
 
     network, pipeline = load_checkpoint(config.checkpoint, dtype=torch.float32)
-    sizes, sampling = network.config, SamplingConfig(guidance_scale=GUIDANCE)
+    sizes, sampling = network.config, SamplingConfig(guidance_scale=GUIDANCE).resolved()
     if sizes.conditioning != "class":
         raise UserError(f"{config.checkpoint} reads captions: give a checkpoint of the pixel stage")
-    predict = ClassPrediction(network, torch.tensor(_labels(config, kinds)), sampling.guidance_scale)
+    predict = ClassPrediction(network, torch.tensor(_labels(config, kinds)), sampling.scale)
     noise = draw_noise(image_generators(noise_seeds), (sizes.in_channels, sizes.sample_size, sizes.sample_size))
     objective = make_objective(pipeline.objective, pipeline.objective_settings)
     latents = denoise(predict, objective, noise=noise, config=sampling)  # (B, C, h, w)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
-from model.dit_config import DiTConfig, RoutedBlocks
+from model.dit_config import DiTConfig, FewSteps, RoutedBlocks
 from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.encoders.text_encoder import Cleaning
@@ -34,6 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 ADAPTER = "lora.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
+MINI_FEW_STEPS = "mini-few-steps"
 _NULL_CAPTION = "y_embedder.y_embedding"
 _TYPES = {
     "resolution": int,
@@ -42,11 +43,13 @@ _TYPES = {
     "latent_shift": list,
     "caption_hidden_state": int,
     "share": float,
+    "num_inference_steps": int,
+    "guidance_scale": float,
     "before": int,
     "after": int,
 }
 """Types of fields in JSON that are no text."""
-_ADDED_LATER = ("latent_scaling", "latent_shift", "caption_template", "caption_hidden_state", "routed", "rewriter")
+_ADDED_LATER = ("latent_scaling", "latent_shift", "caption_template", "caption_hidden_state", "routed", "rewriter", "few_steps")
 """Fields of pipeline.json that earlier versions do not know: without them, they read what is written here."""
 
 
@@ -92,6 +95,8 @@ class PipelineConfig:
     """Licence of the weights and terms of their training data."""
     routed: RoutedBlocks | None = None
     """Blocks that training led a part of the tokens past and back (TREAD), as guidance by routing does again; none: no such."""
+    few_steps: FewSteps | None = None
+    """Few steps that the network was distilled to; none: it was not."""
 
     def __post_init__(self) -> None:
         for name in ("latent_scaling", "latent_shift"):  # JSON has lists
@@ -125,8 +130,9 @@ class PipelineConfig:
         if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
         parts: dict[str, Any] = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae", "rewriter")}
-        if "routed" in rest:
-            parts["routed"] = _strict(RoutedBlocks, rest.pop("routed"))
+        for name, kind in (("routed", RoutedBlocks), ("few_steps", FewSteps)):
+            if name in rest:
+                parts[name] = _strict(kind, rest.pop(name))
         config: PipelineConfig = _strict(cls, rest | parts)
         return config
 
@@ -254,12 +260,13 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The folder of a checkpoint: `mini` is the shipped one, of a training's folder it is the newest.
+    """The folder of a checkpoint: `mini` and `mini-few-steps` are the shipped ones, of a training's folder it is the newest.
 
     Raises UserError if there is none, and says what was found.
     """
-    is_mini = str(folder) == MINI
-    root = mini_checkpoint() if is_mini else Path(folder).expanduser()
+    shipped = {MINI: mini_checkpoint(), MINI_FEW_STEPS: mini_checkpoint().with_name("few_steps")}
+    is_mini = str(folder) in shipped
+    root = shipped.get(str(folder), Path(folder).expanduser())
     if is_checkpoint(root):
         return root
     if of_training := [path for path in sorted(root.glob("checkpoints/[0-9]*")) if is_checkpoint(path)]:
@@ -348,7 +355,7 @@ def _strict(dataclass_type: type[Any], values: Any) -> Any:
             near = difflib.get_close_matches(key, list(known), n=1)
             raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         expected = _TYPES.get(key, str)
-        if not isinstance(value, expected | PartConfig | RoutedBlocks) and not (key == "revision" and value is None):
+        if not isinstance(value, expected | PartConfig | RoutedBlocks | FewSteps) and not (key == "revision" and value is None):
             raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
     required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:

@@ -160,21 +160,27 @@ def _cast(state: "Mapping[str, Tensor]", dtype: str) -> "Mapping[str, Tensor]":
     return state if dtype == "stored" else {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
 
 
-def export_adapter(path: str, out: Path) -> "Adapter":
-    """Writes the adapter of a LoRA's checkpoint as a folder of peft, and returns it.
+def export_adapter(path: str, out: Path) -> "tuple[Adapter, str | None]":
+    """Writes the adapter of a LoRA's checkpoint as a folder of peft; returns it, and the scheduler that one of few steps needs.
 
     Raises UserError if there is none, or diffusers cannot hold its network.
     """
     from model.formats.adapters import read_any
-    from model.formats.checkpoint import find_checkpoint, read_transformer_config
+    from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
+    from model.formats.diffusers_files import diffusers_scheduler
     from model.formats.peft_files import write_peft_folder
 
     if out.exists():
         raise UserError(f"{out} already exists: give another OUT, or remove it")
-    config = read_transformer_config(find_checkpoint(path))
-    adapter = read_any(path, config)
+    root = find_checkpoint(path)
+    config, pipeline = read_transformer_config(root), read_pipeline_config(root)
+    adapter = read_any(str(root), config)
     write_peft_folder(out, adapter, config)
-    return adapter
+    if pipeline.few_steps is None:
+        return adapter, None
+    settings = diffusers_scheduler(pipeline)
+    values = ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "_class_name")
+    return adapter, f"{settings['_class_name']}({values})"
 
 
 def _read_native(path: Path, lora: Sequence[LoraChoice]) -> Conversion:

@@ -5,6 +5,7 @@ Source: diffusers 0.42, PixArtTransformer2DModel, DiTTransformer2DModel, PixArtA
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -14,18 +15,21 @@ from torch import Tensor
 from foundry.errors import UserError
 from foundry.storage.model_files import in_place_of_weights
 from model.diffusion import make_objective
-from model.dit_config import DiTConfig, UnstatedConfig
+from model.dit_config import DiTConfig, FewSteps, UnstatedConfig
 from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import PUBLISHED, UNNAMED, find_part
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import downsampling_of
 from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
-from model.formats.diffusers_scheduler import read_objective
-from model.sampling import SCHEDULERS
+from model.formats.diffusers_scheduler import CONSISTENCY, read_objective
 
 _INDEX = "model_index.json"
 _CLEANING = "_caption_cleaning"
 """Key of model_index.json in folders that we write; diffusers ignores keys that begin with an underscore."""
+_FEW_STEPS = "_few_steps"
+"""Key likewise, of a network that was distilled to few steps."""
+_PIXART_LCM = FewSteps(method="consistency", num_inference_steps=4, guidance_scale=4.5)
+"""Of the published PixArt-LCM: its card draws in 4 steps; the guidance scale is PixArt-alpha's, for it records none."""
 _ASSUMED = "diffusion"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _ADAPTERS = [f"{name}.{suffix}" for name in ("adapter_model", "pytorch_lora_weights") for suffix in ("safetensors", "bin")]
@@ -109,14 +113,23 @@ def write_folder(
     about = {"_diffusers_version": version("diffusers")}
     network = "PixArtTransformer2DModel" if text else "DiTTransformer2DModel"
     write_json(folder / TRANSFORMER / "config.json", {"_class_name": network, **about, **_config_to_diffusers(config)})
-    scheduler = SCHEDULERS[_SAMPLER]
-    settings = make_objective(pipeline.objective, pipeline.objective_settings).scheduler_config(_SAMPLER)
+    settings = diffusers_scheduler(pipeline)
+    scheduler = settings["_class_name"]
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **about, **settings})
+    write_json(folder / _SCHEDULER, {"_class_name": scheduler, **about, **settings})
     sigma = config.max_caption_tokens == _SIGMA_TOKENS
     kind = ("PixArtSigmaPipeline" if sigma else "PixArtAlphaPipeline") if text else "DiTPipeline"
     index = {"_class_name": kind, **about, "scheduler": ["diffusers", scheduler], TRANSFORMER: ["diffusers", network]}
-    write_json(folder / _INDEX, index | ({_CLEANING: pipeline.caption_cleaning} if text else {}) | parts)
+    own: dict[str, Any] = {_CLEANING: pipeline.caption_cleaning} if text else {}
+    if pipeline.few_steps is not None:
+        own[_FEW_STEPS] = asdict(pipeline.few_steps)
+    write_json(folder / _INDEX, index | own | parts)
+
+
+def diffusers_scheduler(pipeline: PipelineConfig) -> dict[str, Any]:
+    """Settings of the scheduler by which diffusers samples a network, with its class."""
+    sampler = _SAMPLER if pipeline.few_steps is None else pipeline.few_steps.sampler
+    return make_objective(pipeline.objective, pipeline.objective_settings).scheduler_config(sampler)
 
 
 def _check_pipeline(pipeline: PipelineConfig, *, text: bool, copy_parts: bool) -> None:
@@ -276,7 +289,9 @@ def _pipeline_config(folder: Path, config: DiTConfig, assumed_objective: str) ->
     path = folder / _SCHEDULER
     objective = assumed_objective
     settings: dict[str, Any] = {}
+    few_steps = None
     if path.is_file():
+        few_steps = _few_steps(folder, path)
         objective, settings = read_objective(_read_json(path), learned_variance=config.learned_variance)
         if objective != assumed_objective != _ASSUMED:
             raise UserError(
@@ -296,7 +311,19 @@ def _pipeline_config(folder: Path, config: DiTConfig, assumed_objective: str) ->
         vae=PartConfig(name=own.get("vae", published)),
         caption_cleaning=_cleaning(folder / _INDEX) if config.conditioning == "text" else PipelineConfig.caption_cleaning,
         licence="see the source",
+        few_steps=few_steps,
     )
+
+
+def _few_steps(folder: Path, scheduler: Path) -> FewSteps | None:
+    """As a folder of ours records it; of another whose scheduler is LCM's, as PixArt-LCM; else none."""
+    recorded = _read_json(folder / _INDEX).get(_FEW_STEPS) if (folder / _INDEX).is_file() else None
+    if recorded is None:
+        return _PIXART_LCM if _read_json(scheduler).get("_class_name") == CONSISTENCY else None
+    try:
+        return FewSteps(**recorded)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / _INDEX}: {_FEW_STEPS}: {error}") from error
 
 
 def _cleaning(index: Path) -> Cleaning:

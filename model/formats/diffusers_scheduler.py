@@ -14,7 +14,9 @@ from foundry.errors import UserError
 from model.diffusion import Diffusion, RectifiedFlow
 
 _FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-# Samplers of a plain diffusion or a plain flow. Not LCM or TCD, which are of distilled networks.
+CONSISTENCY = "LCMScheduler"
+"""Sampler of diffusions that were distilled by consistency."""
+# Samplers of a plain diffusion or a plain flow. Not TCD, which is of networks that are distilled otherwise.
 _SCHEDULERS = (
     *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler"),
     *("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
@@ -48,8 +50,9 @@ def read_objective(scheduler: Mapping[str, Any], *, learned_variance: bool) -> t
     Raises UserError for another class, and for a field that is not represented here.
     """
     name = scheduler.get("_class_name")
-    if name not in _SCHEDULERS:
+    if name not in (*_SCHEDULERS, CONSISTENCY):
         raise UserError(f"scheduler: expected one of {', '.join(_SCHEDULERS)}, found {name}: another objective")
+    assert name is not None, "it is among them"
     defaults = _defaults(name)
     stated = {key: value for key, value in scheduler.items() if not key.startswith("_")}
     values = defaults | stated

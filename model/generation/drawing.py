@@ -5,15 +5,15 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype
-from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint, read_pipeline_config
 from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
-from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.pipeline_parts import RuntimeConfig, few_steps_of, open_loras
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.rewriting.rewriting import Rewriting
 
@@ -77,11 +77,14 @@ def image_values(
     are written.
     """
     root = find_checkpoint(checkpoint)
+    adapters = open_loras(lora, root)
+    sampling = request.sampling.resolved(few_steps_of(adapters) or read_pipeline_config(root).few_steps)
+    request = replace(request, sampling=sampling)
     settings = drawing_settings(request, runtime, checkpoint=checkpoint, fingerprint=checkpoint_fingerprint(root))
     if lora:
-        from model.formats.adapters import adapter_records, open_adapters
+        from model.formats.adapters import adapter_records
 
-        settings["lora"] = adapter_records(open_adapters(lora, root))
+        settings["lora"] = adapter_records(adapters)
     if rewriting is not None:
         settings |= {"rewriter": rewriting.rewriter, "rewriter_identity": rewriting.identity}
     prompts, seeds = _prompts_and_seeds(request)

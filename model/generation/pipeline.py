@@ -9,7 +9,7 @@ Shapes: B images, C latent channels, h x w the sides of the latents, H x W those
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ class Pipeline:
         transformer_config: "DiTConfig",
         runtime: RuntimeConfig,
     ) -> None:
-        self.config = config
+        self.config = replace(config, few_steps=parts.few_steps or config.few_steps)
         self.transformer_config = transformer_config
         self.downsampling = parts.downsampling
         self.runtime = runtime
@@ -84,6 +84,7 @@ class Pipeline:
         Raises UserError for sizes and captions that do not fit the network; and NotFiniteOutput, once all others are done, for
         images that are NaN or infinite.
         """
+        request = replace(request, sampling=request.sampling.resolved(self.config.few_steps))
         size = self.check(request)
         wanted = list(range(request.num_images) if images is None else images)
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
@@ -147,7 +148,9 @@ class Pipeline:
         return size
 
     def _check_guidance(self, request: GenerationRequest) -> None:
-        """Raises UserError for guidance by routing where the network was not trained with it."""
+        """Raises UserError for guidance by routing where the network does not know it, and for captions without others."""
+        if request.sampling.guided and request.captions is not None and request.negative_captions is None:
+            raise UserError("negative_captions: expected with captions under guidance, since no prompt is encoded then")
         if request.sampling.routed and self.config.routed is None:
             raise UserError(
                 "guidance by routing is for networks that TREAD trained, and this checkpoint's pipeline.json names no routed "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, AutoDtype, resolve_dtype
+from model.dit_config import FewSteps
 from model.encoders.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, VAEConfig, load_vae, read_downsampling
 from model.formats.checkpoint import (
@@ -107,6 +108,8 @@ class Parts:
     vae: Part[VAE]
     downsampling: int
     """Pixels per latent, along a side: the VAE's, known before it is loaded."""
+    few_steps: FewSteps | None = None
+    """Distillation of an adapter that is added to the network; none: as pipeline.json says."""
 
 
 def checkpoint_parts(
@@ -141,16 +144,28 @@ def checkpoint_parts(
         tiled=runtime.tiled_vae,
     )
     keep = not runtime.staged
-    adapters = _open_adapters(lora, root)
+    adapters = open_loras(lora, root)
     return Parts(
         transformer=Part(lambda: _load_transformer(root, runtime, adapters), keep=keep),
         text_encoder=Part(lambda: _load_text_encoder(text_encoder_config, config.text_encoder, runtime), keep=keep),
         vae=Part(lambda: _load_vae(vae_config, config, runtime), keep=keep),
         downsampling=read_downsampling(vae_config),
+        few_steps=few_steps_of(adapters),
     )
 
 
-def _open_adapters(lora: "Sequence[LoraChoice]", root: Path) -> "Sequence[ScaledAdapter]":
+def few_steps_of(adapters: "Sequence[ScaledAdapter]") -> FewSteps | None:
+    """The distillation among adapters of a network. Raises UserError for several that differ."""
+    found = {one.adapter.few_steps: one.source for one in adapters if one.adapter.few_steps is not None}
+    if len(found) > 1:
+        raise UserError(
+            f"{' and '.join(found.values())} are distilled to few steps differently: give one of them", setting="lora"
+        )
+    return next(iter(found), None)
+
+
+def open_loras(lora: "Sequence[LoraChoice]", root: Path) -> "Sequence[ScaledAdapter]":
+    """The adapters of a checkpoint. Raises UserError for what is missing, or is one of another network."""
     from model.formats.adapters import open_adapters
 
     return open_adapters(lora, root)

@@ -75,10 +75,6 @@ class GenerationRequest:
                     f"negative_captions: expected 1 or {self.num_captions}",
                     self.negative_captions is None or len(self.negative_captions) in (1, self.num_captions),
                 ),
-                (
-                    "negative_captions: expected with captions under guidance, since no prompt is encoded then",
-                    not self.sampling.guided or self.captions is None or self.negative_captions is not None,
-                ),
             ]
             if not holds
         ]

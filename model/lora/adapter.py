@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from foundry.errors import UserError
+from model.dit_config import FewSteps
 from model.encoders.frozen_parts import fingerprint
 
 
@@ -60,6 +61,8 @@ class Adapter:
     """Fingerprint of its weights; empty: unknown."""
     trigger_word: str = ""
     """Word of the prompts that asks for what was learned; empty: none."""
+    few_steps: FewSteps | None = None
+    """Few steps that it distils the network to; none: it is no such adapter."""
 
     @property
     def rank(self) -> int:

@@ -3,7 +3,9 @@
 blocks.0.attn.qkv.lora_A.weight (r, I)    .lora_B.weight (O, r)    .alpha ()    .lora_magnitude_vector (O,), of a DoRA
 """
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,11 +13,13 @@ from torch import Tensor
 
 from foundry.errors import UserError
 from foundry.storage.folder import new_file
+from model.dit_config import FewSteps
 from model.lora.adapter import Adapter, LayerAdapter
 
 VERSION = "1"
 _KIND = "t2i-foundry lora"
 _DOWN, _UP, _ALPHA, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "alpha", "lora_magnitude_vector"
+_FEW_STEPS = "few_steps"
 _PARTS = (_DOWN, _UP, _ALPHA, _MAGNITUDE)
 
 
@@ -72,7 +76,17 @@ def read_adapter(path: Path) -> Adapter:
         base=header.get("base", ""),
         base_fingerprint=header.get("base_fingerprint", ""),
         trigger_word=header.get("trigger_word", ""),
+        few_steps=_few_steps(header, path),
     )
+
+
+def _few_steps(header: Mapping[str, str], path: Path) -> FewSteps | None:
+    if _FEW_STEPS not in header:
+        return None
+    try:
+        return FewSteps(**json.loads(header[_FEW_STEPS]))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {_FEW_STEPS} in its header: {error}") from error
 
 
 def _layer(name: str, found: Mapping[str, Tensor], path: Path) -> LayerAdapter:
@@ -86,6 +100,7 @@ def _layer(name: str, found: Mapping[str, Tensor], path: Path) -> LayerAdapter:
 
 def _header(adapter: Adapter) -> dict[str, str]:
     alphas = {layer.alpha for layer in adapter.layers.values()}
+    few_steps = {} if adapter.few_steps is None else {_FEW_STEPS: json.dumps(asdict(adapter.few_steps))}
     return {
         "format": "pt",
         "kind": _KIND,
@@ -97,4 +112,5 @@ def _header(adapter: Adapter) -> dict[str, str]:
         "rslora": str(adapter.rslora).lower(),
         "dora": str(adapter.dora).lower(),
         "trigger_word": adapter.trigger_word,
+        **few_steps,
     }

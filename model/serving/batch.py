@@ -84,7 +84,7 @@ class Batch:
         pipeline, kind = self._pipeline, rows[0].kind
         transformer: DiT = pipeline.parts.transformer.get()
         sizes, ratios = pipeline.micro_conditions(kind.size, len(rows))
-        scales = torch.tensor([row.request.sampling.guidance_scale for row in rows], device=pipeline.runtime.device)
+        scales = torch.tensor([row.request.sampling.scale for row in rows], device=pipeline.runtime.device)
         conditioning = Conditioning(
             captions=Captions.cat([row.captions for row in rows]),
             routed=pipeline.config.routed,

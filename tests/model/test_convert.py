@@ -16,7 +16,7 @@ from torch import Tensor
 from foundry.errors import UserError
 from model.convert import ConvertConfig, main
 from model.dit import PRESETS, Captions, DiT, KVCompression, position_table
-from model.dit_config import UnstatedConfig
+from model.dit_config import FewSteps, UnstatedConfig
 from model.formats.checkpoint import PipelineConfig, load_checkpoint, save_checkpoint
 from model.generation.pipeline import open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
@@ -343,7 +343,7 @@ def test_the_objective_goes_both_ways_and_another_one_is_refused(tmp_path: Path)
             {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True},
             "rescale_betas_zero_snr: expected",
         ),
-        ({"_class_name": "LCMScheduler"}, "found LCMScheduler: another objective"),
+        ({"_class_name": "TCDScheduler"}, "found TCDScheduler: another objective"),
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
             "use_dynamic_shifting: expected",
@@ -352,6 +352,9 @@ def test_the_objective_goes_both_ways_and_another_one_is_refused(tmp_path: Path)
         path.write_text(json.dumps(written | change))
         with pytest.raises(UserError, match=message):
             _convert("diffusers", "native", tmp_path / "0-diffusers", tmp_path / "none")
+    path.write_text(json.dumps(written | {"_class_name": "LCMScheduler"}))  # as PixArt-LCM
+    back = load_checkpoint(_convert("diffusers", "native", tmp_path / "0-diffusers", tmp_path / "lcm"))[1]
+    assert back.few_steps == FewSteps(method="consistency", num_inference_steps=4, guidance_scale=4.5)
 
 
 def test_the_objective_of_a_folder_without_a_scheduler_is_asked_for_and_said(

@@ -258,7 +258,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--prompts_file", "nowhere.txt", "--out", "x"], "nowhere.txt cannot be read: No such file"),
         (["--prompt", "a", "--height", "30", "--out", "x.png"], "multiples of 4 px, found 30 x 32"),
         (["--prompt", "a", "--num_inference_steps", "0", "--out", "x.png"], "num_inference_steps must be 1 to 1000"),
-        (["--prompt", "a", "--sampler", "ddim", "--out", "x.png"], "expected dpm-solver++ or euler"),
+        (["--prompt", "a", "--sampler", "ddim", "--eta", "1", "--out", "x.png"], "eta: expected 0 for the objective"),
         (
             ["--prompt", "a", "--num_images_per_prompt", "2", "--out", "x.png"],
             "one image, not for 2: give a folder, or draw a grid (--out)",

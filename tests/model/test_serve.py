@@ -43,7 +43,7 @@ def test_it_says_where_it_serves_once_it_has_drawn(
         (["--limits.max_images", "0"], "max_images must be 1 or more, found 0"),
         (["--grace_s", "-1"], "grace_s 0 or more"),
         (["--sampler", "magic"], "sampler must be one of"),
-        (["--sampler", "ddim"], "expected dpm-solver++ or euler for the objective rectified_flow"),
+        (["--sampler", "heun"], "sampler must be one of dpm-solver++, ddim"),
         (["--text_encoder", "./none"], "there is no text_encoder in none"),
         (["--rewrite.model", "./none"], "there is no rewriter in none"),
     ],

@@ -105,7 +105,7 @@ def test_a_file_says_something_of_each_stage_and_flags_go_over_it(tmp_path: Path
     assert printed("--stage", "aesthetic", "--config", str(config), "--seed", "9")["seed"] == 9
     config.write_text("stages: {pixels: {seed: 3}}")
     assert fit.run(["--stage", "pixel", "--config", str(config)]) == 2
-    assert "expected pixel, alignment, aesthetic, found pixels" in capsys.readouterr().err
+    assert "expected pixel, alignment, aesthetic, few_steps, found pixels" in capsys.readouterr().err
 
 
 def test_a_stage_without_its_predecessor_names_the_command(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Training techniques that add a loss: each a dataclass, off by default, with the sizes of what it trains.
+"""Training techniques that add a loss, or replace it: each a dataclass, off by default, with the sizes of what it trains.
 
 The losses themselves are in trainer/training/techniques/. Sizes are here, since a plan needs them too.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from foundry.hardware import AutoDtype
+from model.dit_config import FewSteps, FewStepsMethod
 from trainer.config.check import Check
 
 STORED = "stored"
@@ -176,6 +178,59 @@ class DispersiveConfig:
             ("temperature", "above 0", self.temperature > 0),
             ("block", "1 or more", self.block is None or self.block >= 1),
             ("group", "2 or more", self.group >= 2),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepsConfig:
+    """Distillation of the network that training starts from to few steps; the stage few_steps switches it on.
+
+    Source: LCM (arXiv 2310.04378), PixArt-delta (2401.05252); rectification: PeRFlow (2405.07510).
+    """
+
+    enabled: bool = False
+    """Switch the distillation on; it replaces the loss of the objective."""
+    method: FewStepsMethod = "consistency"
+    """Method: consistency, or rectification (rectified flow only)."""
+    num_inference_steps: int = 4
+    """Number of sampling steps that the network is trained for; rectification has a window for each."""
+    guidance_scale: float = 4.5
+    """Guidance scale of the teacher, which the network then has inside."""
+    teacher_steps: int = 4
+    """Number of guided steps of the teacher in a window (rectification); consistency has one of 50 from noise to image."""
+    start_share: float = 0.5
+    """Share of the samples that are at the start of their window, where sampling reads the network (rectification)."""
+    huber: float = 0.001
+    """Size of a difference from which its distance grows linearly (consistency). Source: LCM's public code."""
+    target_decay: float = 0.95
+    """Share of the target, a moving average of the network, that is kept in a step (consistency). Source: LCM's public code."""
+
+    @property
+    def is_on(self) -> bool:
+        """True where it takes part in the training."""
+        return self.enabled
+
+    @property
+    def result(self) -> FewSteps | None:
+        """What the network can do then; none where it is off."""
+        if not self.is_on:
+            return None
+        return FewSteps(method=self.method, num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """The settings that a resumed training must share; empty where it is off."""
+        values = asdict(self)
+        return {"few_steps": {name: value for name, value in values.items() if name != "enabled"}} if self.is_on else {}
+
+    def checks(self) -> list[Check]:
+        """What its values must be."""
+        return [
+            ("num_inference_steps", "1 to 50", 1 <= self.num_inference_steps <= 50),
+            ("guidance_scale", "1 or more", self.guidance_scale >= 1),
+            ("teacher_steps", "1 or more", self.teacher_steps >= 1),
+            ("start_share", "0 to 1", 0 <= self.start_share <= 1),
+            ("huber", "above 0", self.huber > 0),
+            ("target_decay", "from 0 to below 1", 0 <= self.target_decay < 1),
         ]
 
 

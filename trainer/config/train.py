@@ -12,9 +12,9 @@ from trainer.config.network import NetworkConfig, ObjectiveConfig
 from trainer.config.optim import EmaConfig, OptimConfig
 from trainer.config.routing import RoutingConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, WatchConfig
-from trainer.config.techniques import DispersiveConfig, LayerSyncConfig, RepaConfig, Sra2Config
+from trainer.config.techniques import DispersiveConfig, FewStepsConfig, LayerSyncConfig, RepaConfig, Sra2Config
 
-StageName = Literal["pixel", "alignment", "aesthetic", "all"]
+StageName = Literal["pixel", "alignment", "aesthetic", "few_steps", "all"]
 RecipeName = Literal["paper", "cheap"]
 SCRATCH = "scratch"
 PAPER: RecipeName = "paper"
@@ -27,7 +27,7 @@ class TrainConfig:
     """All settings of `python -m trainer.fit`."""
 
     stage: StageName
-    """Stage to train: pixel, alignment, aesthetic, or all (one after the other)."""
+    """Stage to train: pixel, alignment, aesthetic, or all of these (one after the other); or few_steps, after them."""
     recipe: RecipeName = PAPER
     """Recipe that the stage's settings start from: paper (PixArt-alpha's) or cheap (newer techniques, less compute: see
     trainer/stages.py); default: that of the runs in run_dir, otherwise paper."""
@@ -90,6 +90,8 @@ class TrainConfig:
     """Token routing: TREAD or masking."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """LoRA: trains an adapter instead of the weights."""
+    few_steps: FewStepsConfig = field(default_factory=FewStepsConfig)
+    """Distillation to few steps."""
     data: DataConfig = field(default_factory=DataConfig)
     """Choice of captions, and data loading."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -117,17 +119,30 @@ class TrainConfig:
             "dispersive": self.dispersive,
             "routing": self.routing,
             "lora": self.lora,
+            "few_steps": self.few_steps,
             "data": self.data,
             "checkpoint": self.checkpoint,
             "watch": self.watch,
             "distributed": self.distributed,
         }
+        losses = (self.repa, self.sra2, self.layersync, self.dispersive, self.routing)
         return [
             ("ladder", "one rung or more", bool(self.ladder) or self.stage == "all"),
             ("num_workers", "1 or more", self.num_workers >= 1),
             ("seed", "0 or more", self.seed >= 0),
             ("device_tokens", "1 or more", self.device_tokens >= 1),
             ("optim.name", "adamw or adamw8bit with lora", not self.lora.is_on or self.optim.name != "muon"),
+            ("conditioning", "text with few_steps", not self.few_steps.is_on or self.conditioning == "text"),
+            (
+                "few_steps",
+                "off with other losses and token routing",
+                not self.few_steps.is_on or not any(o.is_on for o in losses),
+            ),
+            (
+                "few_steps.method",
+                "consistency for the objective diffusion",
+                self.few_steps.method != "rectification" or self.objective.name == "rectified_flow",
+            ),
             *((f"{name}.{setting}", bound, holds) for name, part in parts.items() for setting, bound, holds in part.checks()),
         ]
 
@@ -141,6 +156,11 @@ class TrainConfig:
         """Images seen at the end of the stage."""
         return sum(rung.images_seen for rung in self.ladder)
 
+    @property
+    def features_stage(self) -> str:
+        """The stage whose features are read: a distillation has those of the stage that it follows."""
+        return self.follows if self.few_steps.is_on and self.follows else self.stage
+
     def features_folder(self, rung: Rung) -> str:
         """The feature store of a rung."""
-        return f"{self.features.rstrip('/')}/{self.stage}/{rung.resolution}"
+        return f"{self.features.rstrip('/')}/{self.features_stage}/{rung.resolution}"

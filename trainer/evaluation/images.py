@@ -21,11 +21,12 @@ from foundry.reporting.lines import say
 from foundry.storage.folder import new_file
 from foundry.units.rejection import ImageError
 from model.formats.adapters import adapter_records, open_adapters
-from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint, read_pipeline_config
 from model.generation.drawing import REWRITTEN_PROMPT
 from model.generation.image_files import image_names
-from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.pipeline_parts import RuntimeConfig, few_steps_of
 from model.generation.request import GenerationRequest
+from model.lora.adapter import ScaledAdapter
 from model.lora.settings import parse_choices
 from model.rewriting.rewriting import Rewriting
 from trainer.evaluation.benchmark import Benchmark, DrawnPrompts, Prompt
@@ -86,10 +87,12 @@ def drawing_settings(config: EvaluateConfig, *, rewriter: str | None = None) -> 
     """
     if config.checkpoint is None:
         return None
+    root = find_checkpoint(config.checkpoint)
+    adapters = open_adapters(parse_choices(config.lora), root)
     return {
-        "checkpoint_fingerprint": checkpoint_fingerprint(find_checkpoint(config.checkpoint)),
-        **({"lora": _lora_records(config)} if config.lora else {}),
-        "sampling": config.sampling.record(),
+        "checkpoint_fingerprint": checkpoint_fingerprint(root),
+        **({"lora": _lora_records(adapters)} if config.lora else {}),
+        "sampling": config.sampling.resolved(few_steps_of(adapters) or read_pipeline_config(root).few_steps).record(),
         "dtype": config.runtime.dtype,
         "quantisation": config.runtime.quantisation,
         **({} if config.runtime.weights == "full" else {"weights": config.runtime.weights}),
@@ -97,11 +100,9 @@ def drawing_settings(config: EvaluateConfig, *, rewriter: str | None = None) -> 
     }
 
 
-def _lora_records(config: EvaluateConfig) -> list[dict[str, object]]:
+def _lora_records(adapters: Sequence[ScaledAdapter]) -> list[dict[str, object]]:
     """The adapters that are added to the network, by what they are and not by where they lie."""
-    assert config.checkpoint is not None
-    records = adapter_records(open_adapters(parse_choices(config.lora), config.checkpoint))
-    return [{name: value for name, value in record.items() if name != "lora"} for record in records]
+    return [{name: value for name, value in record.items() if name != "lora"} for record in adapter_records(adapters)]
 
 
 def claim_folder(out: Path, config: EvaluateConfig, benchmark: Benchmark, settings: Mapping[str, Any] | None) -> None:

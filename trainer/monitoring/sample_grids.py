@@ -55,7 +55,9 @@ class SampleGrids:
         self._pipeline = pipeline
         self._subjects = subjects
         self._vae = vae
-        self._sampling = SamplingConfig(num_inference_steps=config.sample_steps, guidance_scale=config.guidance_scale)
+        few_steps = pipeline.few_steps  # which says by itself how it is sampled
+        steps, scale = (None, None) if few_steps else (config.sample_steps, config.guidance_scale)
+        self._sampling = SamplingConfig(num_inference_steps=steps, guidance_scale=scale).resolved(few_steps)
 
     def draw(self, network: DiT, images_seen: int) -> Path:
         """Writes samples/<images seen>.png, with what it shows inside."""
@@ -84,7 +86,7 @@ class SampleGrids:
         device = next(network.parameters()).device
         generators = image_generators(range(len(self._subjects.labels)))
         noise = draw_noise(generators, (config.in_channels, config.sample_size, config.sample_size)).to(device)
-        predict = ClassPrediction(network, torch.tensor(self._subjects.labels, device=device), self._sampling.guidance_scale)
+        predict = ClassPrediction(network, torch.tensor(self._subjects.labels, device=device), self._sampling.scale)
         latents = denoise(predict, self._objective(), noise=noise, config=self._sampling)
         images = [to_output(to_pixels(self._vae.decode(own[None])), "pil") for own in latents]
         return [image for image in images if isinstance(image, Image)]

@@ -18,7 +18,8 @@ class PlanConfig:
     """Settings of `python -m trainer.plan`."""
 
     stage: StageName | None = None
-    """Stage to plan: pixel, alignment, aesthetic, or all; default: the one named in the --fit_config file, otherwise all."""
+    """Stage to plan: pixel, alignment, aesthetic, few_steps, or all (without few_steps); default: the one that the file of
+    --fit_config names, else all."""
     recipe: RecipeName | None = None
     """Recipe of the stages, as in trainer.fit; default: the one named in the --fit_config file, otherwise paper."""
     fit_config: str | None = None

@@ -28,7 +28,7 @@ def dataset_size(train: TrainConfig, rung: Rung, *, num_images: int | None) -> D
     folder = train.features_folder(rung)
     plain = training_samples(folder)
     if plain is None or not plain.stored:
-        return DatasetSize(PAPER_DATASET_IMAGES[train.stage], "as in the paper")
+        return DatasetSize(PAPER_DATASET_IMAGES[train.features_stage], "as in the paper")
     if train.data.skip is None and train.data.weights is None:
         return DatasetSize(plain.stored, folder)
     chosen = training_samples(folder, skip=_skipped(train, folder), weights=_weights(train, folder))

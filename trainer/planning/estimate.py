@@ -19,9 +19,8 @@ from trainer.planning.dataset import dataset_size
 from trainer.planning.encoding import encoding_plan
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
-from trainer.planning.techniques import TechniqueCost, technique_costs
-from trainer.planning.work import planned_lora
-from trainer.stages import choose_stage, named_by, stages_of
+from trainer.planning.techniques import TechniqueCost, planned_lora, technique_costs
+from trainer.stages import choose_stage, named_by, offered, stages_of
 
 _KEY_BYTES = 100
 """A row of a feature store without latents and captions: key, sizes, names of the captions."""
@@ -50,9 +49,9 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
     recipe = config.recipe or (PAPER if config.fit_config is None else None)
     given = {"config": config.fit_config, "stage": config.stage, "recipe": recipe}
     arguments = [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
-    stages = stages_of(arguments)
-    chosen = named_by(arguments, "stage") or "all"
-    names = [name for name in stages if chosen in (name, "all")]
+    recipe_stages = stages_of(arguments)
+    stages, chosen = offered(recipe_stages), named_by(arguments, "stage") or "all"
+    names = [name for name in stages if name == chosen or (chosen == "all" and name in recipe_stages)]
     if config.fit_config is None:
         return [stages[name]() for name in names]
     found: list[TrainConfig] = []
@@ -82,7 +81,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     routing, index, num_tokens = train.routing, train.ladder.index(rung), network.base_grid**2
     share = routing.routed_images(train.ladder, index, num_tokens=num_tokens) / rung.images_seen
     flops, again = _flops(network, config, routing.blocks, share=share, lora=lora)
-    techniques = technique_costs(train, rung, network, stored_width=config.teacher_width)
+    techniques = technique_costs(train, rung, network, stored_width=config.teacher_width, caption_tokens=config.caption_tokens)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     work += rung.num_steps * optimizer_flops
     gpu_days = work / (config.device.peak_flops * config.utilisation * 86_400)

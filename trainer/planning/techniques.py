@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
+from model.flops import LoraSizes, dit_flops, total
 from trainer.config.ladder import Rung
 from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig
 from trainer.config.train import TrainConfig
@@ -28,6 +29,8 @@ _STATES = 4
 """Weights, gradients and two moments of a parameter that is trained; it has no average."""
 _SAVED_STATES = 3
 """Number of these that a checkpoint holds."""
+_NULL_TOKENS = 1
+"""Length of the null caption: T5 ends a text without words after one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class TechniqueCost:
     """Bytes per image of a micro-batch."""
     stored_bytes: float = 0.0
     """Bytes of features per image of the data set."""
+    copied_parameters: int = 0
+    """Further copies of the network's parameters that are trained, float32, all together."""
 
     @property
     def mean_flops(self) -> float:
@@ -56,17 +61,29 @@ class TechniqueCost:
     @property
     def checkpoint_bytes(self) -> float:
         """Bytes in a checkpoint."""
-        return _SAVED_STATES * _FLOAT_BYTES * self.parameters
+        return _FLOAT_BYTES * (_SAVED_STATES * self.parameters + self.copied_parameters)
 
     def fixed_bytes(self, *, shared_by: int) -> float:
         """Bytes on a GPU whatever the number of images; weights are sharded over this many GPUs."""
-        return _STATES * _FLOAT_BYTES * self.parameters / shared_by + self.frozen_bytes
+        return _FLOAT_BYTES * (_STATES * self.parameters + self.copied_parameters) / shared_by + self.frozen_bytes
 
 
-def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig, *, stored_width: int = 0) -> tuple[TechniqueCost, ...]:
+def planned_lora(train: TrainConfig, network: DiTConfig) -> LoraSizes | None:
+    """The sizes of the adapter that is trained; none where all weights are."""
+    if train.lora.injection is None:
+        return None
+    from model.lora.injection import lora_sizes
+
+    return lora_sizes(network, train.lora.injection)
+
+
+def technique_costs(
+    train: TrainConfig, rung: Rung, network: DiTConfig, *, stored_width: int = 0, caption_tokens: float | None = None
+) -> tuple[TechniqueCost, ...]:
     """The cost of each technique that is on; `stored_width`: channels of a teacher whose features are stored.
 
-    Raises UserError for a teacher or VAE that is unavailable.
+    `caption_tokens`: mean length of the captions; default: the longest that the network reads. Raises UserError for a teacher
+    or VAE that is unavailable.
     """
     before = sum(other.images_seen for other in train.ladder[: train.ladder.index(rung)])
     return tuple(
@@ -76,6 +93,7 @@ def technique_costs(train: TrainConfig, rung: Rung, network: DiTConfig, *, store
             _sra2(train, rung, network) if train.sra2.is_on else None,
             _layersync(train.layersync, network) if train.layersync.is_on else None,
             _dispersive(train.dispersive, network) if train.dispersive.is_on else None,
+            _few_steps(train, network, caption_tokens=caption_tokens) if train.few_steps.is_on else None,
         )
         if cost is not None
     )
@@ -129,6 +147,37 @@ def _dispersive(dispersive: DispersiveConfig, network: DiTConfig) -> TechniqueCo
         flops_per_image=3 * 2.0 * dispersive.group * values,
         activations_per_image=7 * _FLOAT_BYTES * values,
     )
+
+
+def _few_steps(train: TrainConfig, network: DiTConfig, *, caption_tokens: float | None) -> TechniqueCost:
+    """Forward passes of the teacher, with the caption and with the null caption, and of the target; copies of their weights.
+
+    Activations of passes without gradients are below those of the step.
+    """
+    few_steps, grid = train.few_steps, (network.base_grid, network.base_grid)
+    tokens = network.max_caption_tokens if caption_tokens is None else caption_tokens
+    captioned, plain = (total(dit_flops(network, grid=grid, caption_tokens=num)).forward for num in (tokens, _NULL_TOKENS))
+    is_consistency = few_steps.method == "consistency"
+    num_guided = 1 if is_consistency else few_steps.teacher_steps
+    lora = planned_lora(train, network)
+    trained = _network_parameters(network) if lora is None else lora.num_parameters
+    # While a copy is in the network's place, the network's own weights are kept beside it.
+    num_copies = (2 if is_consistency else 1) + 1
+    return TechniqueCost(
+        name="few_steps",
+        flops_per_image=num_guided * (captioned + plain) + is_consistency * captioned,
+        copied_parameters=num_copies * trained,
+    )
+
+
+@lru_cache
+def _network_parameters(network: DiTConfig) -> int:
+    import torch
+
+    from model.dit import DiT
+
+    with torch.device("meta"):
+        return _num_parameters(DiT(network))
 
 
 def _tokens(network: DiTConfig) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from model.dit_config import DiTConfig
-from model.flops import LoraSizes, training_flops
+from model.flops import training_flops
 from trainer.config.ladder import Rung
 from trainer.config.train import TrainConfig
 from trainer.planning.optimizer import optimizer_cost
-from trainer.planning.techniques import TechniqueCost, technique_costs
+from trainer.planning.techniques import TechniqueCost, planned_lora, technique_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,6 @@ class TrainingWork:
         return network + sum(acting) + images / self.rung.batch_size * self.optimizer
 
 
-def planned_lora(train: TrainConfig, network: DiTConfig) -> LoraSizes | None:
-    """The sizes of the adapter that is trained; none if all weights are."""
-    if train.lora.injection is None:
-        return None
-    from model.lora.injection import lora_sizes
-
-    return lora_sizes(network, train.lora.injection)
-
-
 def training_work(
     train: TrainConfig, rung: Rung, network: DiTConfig, *, caption_tokens: float, teacher_width: int = 0
 ) -> TrainingWork:
@@ -62,7 +53,7 @@ def training_work(
         image=training_flops(network, grid=grid, caption_tokens=caption_tokens, lora=lora),
         routed_image=training_flops(network, grid=grid, caption_tokens=caption_tokens, routed=routed, lora=lora),
         routed_images=train.routing.routed_images(train.ladder, index, num_tokens=num_tokens),
-        techniques=technique_costs(train, rung, network, stored_width=teacher_width),
+        techniques=technique_costs(train, rung, network, stored_width=teacher_width, caption_tokens=caption_tokens),
         optimizer=optimizer_cost(network, train.optim).step_flops,
     )
 

@@ -200,6 +200,8 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
     if state.lora is not None:  # its frozen weights are in its base
         network = {name: network[name] for name in state.ema.weights}
     found = {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
+    if state.distillation is not None:
+        found |= state.distillation.tensors()
     for shared in state.techniques:
         name, technique = shared.technique.name, shared.technique
         if weights := _detached(technique):

@@ -30,15 +30,14 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The network has the average's weights inside, and its own again after, bit for bit."""
+        self._reshard()  # a forward without a backward pass has left whole weights behind
         own = [parameter.clone() for parameter in self._parameters()]
         with torch.no_grad():
             torch._foreach_copy_(self._parameters(), _local(self.weights.values()))
             try:
                 yield
             finally:
-                for module in self._network.modules():
-                    if isinstance(module, FSDPModule):
-                        module.reshard()  # else its next forward would read the average, gathered before
+                self._reshard()  # else its next forward would read the average, gathered before
                 torch._foreach_copy_(self._parameters(), own)
 
     def full_weights(self, *, keep: bool) -> dict[str, Tensor]:
@@ -51,6 +50,11 @@ class Ema:
     def whole_averages(self, *, keep: bool) -> dict[str, Tensor]:
         """The same of the parameters that are trained alone."""
         return _wholes(self.weights, keep=keep)
+
+    def _reshard(self) -> None:
+        for module in self._network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _parameters(self) -> list[Tensor]:
         return _local(parameter.detach() for parameter in self._network.parameters() if parameter.requires_grad)

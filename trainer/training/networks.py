@@ -33,6 +33,7 @@ from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
+from trainer.training.techniques.few_steps import Distillation
 from trainer.training.techniques.lora import LoraState
 from trainer.training.techniques.technique import SharedTechnique
 from trainer.training.train_step import TrainState
@@ -202,6 +203,7 @@ def make_state(
         images_seen=0,
         techniques=techniques,
         lora=lora,
+        distillation=Distillation(network, config) if config.few_steps.is_on else None,
     )
 
 
@@ -273,7 +275,7 @@ def features_command(
         parts,
         dataset="DATASET",
         out=config.features,
-        stage=config.stage,
+        stage=config.features_stage,
         resolution=str(rung.resolution),
         more="--captions none" if config.online else "",
     )

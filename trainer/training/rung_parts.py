@@ -34,9 +34,10 @@ from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
 from trainer.training.networks import network_around, with_positions
 from trainer.training.optimizer import learning_rate, optimizer_record
+from trainer.training.techniques.few_steps import distilling
 from trainer.training.techniques.lora import averaged_network
 from trainer.training.techniques.opening import check_groups_fit, check_teacher, group_of, open_work
-from trainer.training.techniques.technique import technique_records
+from trainer.training.techniques.technique import setting_records
 from trainer.training.train_step import StepSettings, TrainState
 
 
@@ -90,6 +91,7 @@ def open_rung(
     check_buckets(network.config, store.info, where=store.folder.url)
     check_caption_weights(config.data.caption_weights, store)
     collator = _open_collator(config, network.config, store, workers, position=position, group=group_of(state.techniques))
+    collator = distilling(collator, config, state.distillation, store)
     check_groups_fit(collator, store)
     check_teacher(state.techniques, network.config, store)
     pipeline = pipeline_config(config, store.info, rung.resolution)
@@ -150,7 +152,7 @@ def step_record(
     parts: RungParts, batch: FeatureBatch, settings: StepSettings, *, images_seen: int, wait_s: float
 ) -> StepRecord:
     """The record of the step with these settings after which the stage has seen `images_seen` images."""
-    acting = [shared.technique.name for shared in settings.techniques]
+    acting = [*(shared.technique.name for shared in settings.techniques), *parts.config.few_steps.record()]
     added = parts.added_work.flops(acting, num_images=parts.position.rung.batch_size)
     position, rung = parts.position, parts.position.rung
     in_rung = images_seen - position.images_before
@@ -225,7 +227,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
         optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
-        techniques=technique_records(state.techniques) | parts.config.routing.record() | parts.config.lora.record(),
+        techniques=setting_records(parts.config, state.techniques),
     )
     checkpoints.save(state, parts.pipeline, position)
 
@@ -242,6 +244,7 @@ def pipeline_config(config: TrainConfig, info: FeaturesInfo, resolution: int) ->
         latent_shift=info.latent_shift,
         licence="; ".join(terms),
         routed=config.routing.blocks if config.routing.kind == "tread" else None,
+        few_steps=config.few_steps.result,
     )
     if info.text_encoder is None:
         return common

@@ -20,9 +20,10 @@ from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
 from trainer.training.optimizer import optimizer_record
+from trainer.training.techniques.few_steps import check_teacher_checkpoint
 from trainer.training.techniques.lora import adapted, check_same_network, find_base
 from trainer.training.techniques.opening import check_group, open_techniques
-from trainer.training.techniques.technique import SharedTechnique, technique_records
+from trainer.training.techniques.technique import SharedTechnique, setting_records
 from trainer.training.train_step import TrainState
 
 
@@ -117,9 +118,7 @@ def check_resume(
             ("resolution", was.rung.resolution, now and now.rung.resolution),
             ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
-            *_technique_settings(
-                position.techniques, technique_records(techniques) | config.routing.record() | config.lora.record()
-            ),
+            *_technique_settings(position.techniques, setting_records(config, techniques)),
         ]
         if old != new
     ]
@@ -145,6 +144,8 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
         techniques = open_techniques(config, fresh, store, workers)
         return make_state(new_network(fresh, seed=config.seed), config, workers, techniques)
     check_parts(start.checkpoint, config, rung, info)
+    if config.few_steps.is_on and not start.resumes:
+        check_teacher_checkpoint(config, start.checkpoint, rung)
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
     check_routing(config, target)
@@ -184,7 +185,11 @@ def _adapted_state(
 
 
 def _check_lora(config: TrainConfig, start: Start) -> None:
-    """Raises UserError where a LoRA has no network to adapt."""
+    """Raises UserError where a LoRA has no network to adapt, or a distillation none to learn from."""
+    if config.few_steps.is_on and start.checkpoint is None:
+        raise UserError(
+            "few steps are distilled from a network that is trained already: give its checkpoint", setting="init_from"
+        )
     if config.lora.is_on and start.checkpoint is None:
         raise UserError("a LoRA adapts a network that is trained already: give its checkpoint", setting="init_from")
 

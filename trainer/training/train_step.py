@@ -14,6 +14,7 @@ from model.dit import DiT, HiddenStates
 from trainer.data.batches import MicroBatch
 from trainer.training.ema import Ema, whole
 from trainer.training.optimizer import set_learning_rate
+from trainer.training.techniques.few_steps import Distillation
 from trainer.training.techniques.lora import LoraState
 from trainer.training.techniques.technique import SharedTechnique, synchronised
 
@@ -34,6 +35,8 @@ class TrainState:
     """Losses that are added to the objective's, with what they train."""
     lora: LoraState | None = None
     """The adapter that is trained; none: all weights are."""
+    distillation: Distillation | None = None
+    """Weights that teach a distillation to few steps; none: there is none."""
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the network's, then those of techniques."""
@@ -97,6 +100,8 @@ def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroB
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(settings.ema_decay)
+    if state.distillation is not None:
+        state.distillation.update()
     return StepResult(
         losses=torch.cat(losses),
         gradient_norm=norm.detach(),

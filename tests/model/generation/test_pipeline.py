@@ -317,7 +317,7 @@ def test_encoders_that_a_checkpoint_does_not_name_are_asked_for(checkpoint: Path
         ({"width": -4}, "multiples of 4 px"),
         ({"height": 0}, "multiples of 4 px, found 0 x 32"),
         ({"noise": torch.zeros(1, 4, 8, 8)}, r"noise: expected \(1, 4, 16, 16\)"),
-        ({"sampling": SamplingConfig(sampler="ddim")}, "expected dpm-solver\\+\\+ or euler"),
+        ({"sampling": SamplingConfig(sampler="ddim", eta=0.5)}, "eta: expected 0 for the objective rectified_flow"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(

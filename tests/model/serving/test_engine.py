@@ -22,7 +22,7 @@ from tests.model.tiny_parts import poison_captions
 
 
 def order(prompt: str = "a red owl", *, steps: int = 3, n: int = 1, seed: int = 0, **options: Any) -> GenerationRequest:
-    sampling = {name: options.pop(name) for name in ("guidance_scale", "sampler") if name in options}
+    sampling = {name: options.pop(name) for name in ("guidance_scale", "sampler", "eta") if name in options}
     return GenerationRequest(
         prompts=(prompt,),
         num_images_per_prompt=n,
@@ -200,8 +200,8 @@ def test_what_does_not_fit_is_refused_at_once(new_engine: NewEngine) -> None:
     engine = new_engine()
     with pytest.raises(UserError, match="multiples of 4 px, found 30 x 32"):
         engine.submit(order(height=30))
-    with pytest.raises(UserError, match="expected dpm-solver"):
-        engine.submit(order(sampler="ddim"))
+    with pytest.raises(UserError, match="eta: expected 0 for the objective rectified_flow"):
+        engine.submit(order(sampler="ddim", eta=0.5))
 
 
 def test_a_stop_finishes_what_is_under_way_alone(new_engine: NewEngine, gate: Gate) -> None:

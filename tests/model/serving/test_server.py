@@ -103,7 +103,7 @@ def test_a_prompt_that_is_too_long_for_the_encoder_says_so(client: TestClient) -
     [
         ({"prompt": "an owl", "n": 11}, 400, "n", "expected 1 to 10"),
         ({"prompt": "an owl", "size": "30x32"}, 400, None, "multiples of 4 px, found 32 x 30"),
-        ({"prompt": "an owl", "sampler": "ddim"}, 400, None, "expected dpm-solver++ or euler"),
+        ({"prompt": "an owl", "sampler": "ddim", "eta": 0.5}, 400, None, "eta: expected 0 for the objective"),
         ({"prompt": "an owl", "response_format": "url"}, 400, "response_format", "keeps no images"),
         ({"prompt": "an owl", "model": "other"}, 404, "model", "there is no model 'other'"),
         ({"prompt": "an owl", "rewrite": True}, 400, "rewrite", "no rewriter"),

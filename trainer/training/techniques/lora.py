@@ -11,7 +11,7 @@ import torch
 
 from foundry.errors import UserError
 from model.dit import DiT
-from model.dit_config import DiTConfig
+from model.dit_config import DiTConfig, FewSteps
 from model.formats.checkpoint import MINI, base_of, checkpoint_fingerprint, mini_checkpoint, read_own_adapter
 from model.lora.adapter import Adapter, ScaledAdapter, with_adapters
 from model.lora.injection import base_weights, inject, trained_layers
@@ -29,6 +29,8 @@ class LoraState:
     """Checkpoint of the frozen weights: an absolute folder, or `mini`."""
     base_fingerprint: str
     trigger_word: str = ""
+    few_steps: FewSteps | None = None
+    """Few steps that the adapter distils its base to; none: it does not."""
 
     def adapter(self, weights: dict[str, torch.Tensor]) -> Adapter:
         """The adapter among a network's tensors."""
@@ -38,6 +40,7 @@ class LoraState:
             base=self.base,
             base_fingerprint=self.base_fingerprint,
             trigger_word=self.trigger_word,
+            few_steps=self.few_steps,
         )
 
 
@@ -63,7 +66,11 @@ def adapted(network: DiT, injection: Injection, config: TrainConfig, *, name: st
     """Freezes the network and puts an adapter into it. Raises UserError for targets that are no layers."""
     inject(network, injection, seed=config.seed)
     return LoraState(
-        injection=injection, base=name, base_fingerprint=checkpoint_fingerprint(base), trigger_word=config.lora.trigger_word
+        injection=injection,
+        base=name,
+        base_fingerprint=checkpoint_fingerprint(base),
+        trigger_word=config.lora.trigger_word,
+        few_steps=config.few_steps.result,
     )
 
 

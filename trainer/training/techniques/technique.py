@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.dit import Linear
 from trainer.config.ladder import LadderPosition
 from trainer.config.running import Sharding
+from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.distributed import Workers
 
@@ -98,9 +99,10 @@ def share(technique: Technique, *, workers: Workers, sharding: Sharding) -> Shar
     return SharedTechnique(technique, DistributedDataParallel(technique, gradient_as_bucket_view=True))
 
 
-def technique_records(techniques: Sequence[SharedTechnique]) -> dict[str, dict[str, Any]]:
-    """The settings of techniques that a resumed training must share, by name."""
-    return {shared.technique.name: shared.technique.record for shared in techniques}
+def setting_records(config: TrainConfig, techniques: Sequence[SharedTechnique]) -> dict[str, dict[str, Any]]:
+    """The settings of techniques, routing, LoRA and distillation that a resumed training must share, by name."""
+    records = {shared.technique.name: shared.technique.record for shared in techniques}
+    return records | config.routing.record() | config.lora.record() | config.few_steps.record()
 
 
 @contextmanager

@@ -162,16 +162,16 @@ def test_prompts_of_the_users_own_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("no json", "line 2: no prompt of GenEval"),
-        ('{"tag": "feelings", "include": [], "prompt": "x"}', "line 2: no prompt of GenEval.*tag feelings"),
-        ('{"tag": "colors", "prompt": "x"}', "line 2: no prompt of GenEval.*include"),
+        ("no json", "line 2: not a prompt of GenEval"),
+        ('{"tag": "feelings", "include": [], "prompt": "x"}', "line 2: not a prompt of GenEval.*tag feelings"),
+        ('{"tag": "colors", "prompt": "x"}', "line 2: not a prompt of GenEval.*include"),
         ('{"tag": "colors", "include": [], "prompt": "x"}', "nothing to include"),
         ('{"tag": "colors", "include": [{"class": "owl", "count": 1, "color": "mauve"}], "prompt": "x"}', "color mauve"),
         (
             '{"tag": "position", "include": [{"class": "owl", "count": 1, "position": ["above", 0]}], "prompt": "x"}',
             r"position \['above', 0\]",
         ),
-        ("[]", "line 2: no prompt of GenEval"),
+        ("[]", "line 2: not a prompt of GenEval"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
