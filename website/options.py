@@ -19,22 +19,24 @@ _HEAD = "| option | type | default | what it does |\n|---|---|---|---|"
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping", Any: "any value"}
 _INDEX = """# Commands
 
-`t2i NAME` and `python -m MODULE` start the same command.
-[Which command for which job](../../start/commands.md) says when to use it.
+`t2i NAME` and `python -m MODULE` run the same command.
+[Which command for which job](../../start/commands.md) helps you to choose one.
 
-Options are given by name, in any order: `--limit 100` or `--limit=100`. `--flag` alone is `--flag true`. A list takes several
-values: `--images a b`. A dot leads into a section: `--ray.num_replicas 2`. Every option can also be in a YAML file, where
-sections are nested:
+Options have names and may come in any order: `--limit 100` or `--limit=100`. `--flag` alone means `--flag true`. A list takes
+several values: `--images a b`. Options of a section have its name and a dot in front: `--ray.num_replicas 2`. You can also
+write options into a YAML file, where sections are nested:
 
 ```yaml
 limit: 100
 ray: {num_replicas: 2}
 ```
 
-`--config FILE` reads such a file, and may be given several times. What is typed comes before a file, a later file before an
-earlier one, a file before the defaults. `--print_config` prints the result and starts nothing; `--help` explains the options.
-Every command also has `--log_format auto|plain|json`: [how it shows progress](../../deploying.md#progress-and-logs).
-An unknown name is an error that names the nearest one. [Exit codes](../exit_codes.md) are the same for all commands.
+`--config FILE` reads such a file, and you may repeat it. Typed options override files, later files override earlier ones, and
+files override defaults. `--print_config` prints the resulting settings without starting anything; `--help` explains the
+options.
+Every command also accepts `--log_format auto|plain|json`, which selects
+[how it reports progress](../../deploying.md#progress-and-logs).
+For an unknown name, the error suggests the nearest one. [Exit codes](../exit_codes.md) are the same for all commands.
 """
 
 
@@ -78,11 +80,11 @@ def _page(name: str, command: Command, options: Options) -> str:
     ]
     if options.positional:
         named = ", ".join(f"`--{one}`" for one in options.positional)
-        head.append(f"Given by position, in this order, or by name: {named}.\n")
+        head.append(f"You may also give these by position, in this order: {named}.\n")
     chosen = [(field, value, make) for field, makers in options.presets.items() for value, make in makers.items()]
     presets = {f"{field} {value}": asdict(make()) for field, value, make in chosen}
     if presets:
-        head.append("Where a default depends on another option, its value is in brackets; `--print_config` prints yours.\n")
+        head.append("Some defaults depend on the option in brackets; `--print_config` prints the values of your command.\n")
     sections = list(_sections(options.config_class, "", presets, options.texts))
     return "\n".join([*head, *sections, _made()])
 
