@@ -7,7 +7,7 @@ python -m dataset_builder.query RUN                      an interactive prompt
 
 from dataclasses import dataclass
 
-from dataset_builder.sql.console import AnswerFormat, converse, print_answer
+from dataset_builder.sql.console import AnswerFormat, answer, converse
 from foundry.command_line import run_command
 
 
@@ -18,7 +18,7 @@ class QueryConfig:
     run: str
     """Folder or URL of a captioning run or a data set."""
     sql: str = ""
-    """SQL query, or several separated by ;. Default: an interactive prompt."""
+    """SQL query, several separated by ;, or a command of the prompt such as \\d captions. Default: an interactive prompt."""
     training: str | None = None
     """Folder of a training, RUN_DIR/<stage>, whose recorded losses are the view `losses`."""
     format: AnswerFormat = "table"
@@ -37,8 +37,7 @@ def main(config: QueryConfig) -> int:
 
     with open_stored(config.run, training=config.training) as database:
         if config.sql.strip():
-            for statement in database.statements(config.sql):
-                print_answer(database, statement, answer_format=config.format, max_rows=config.max_rows)
+            answer(database, config.sql, answer_format=config.format, max_rows=config.max_rows)
             return 0
     converse(config.run, training=config.training, answer_format=config.format, max_rows=config.max_rows)
     return 0

@@ -145,6 +145,10 @@ def _tree(block: str) -> list[str]:
     return paths
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
 def test_the_readme_shows_commands_and_a_true_file_tree() -> None:
     readme = ROOT / "README.md"
     assert _commands(readme)

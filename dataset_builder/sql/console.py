@@ -48,6 +48,18 @@ def print_answer(database: "Database", statement: str, *, answer_format: AnswerF
         _print_json(database, statement)
 
 
+def answer(database: "Database", text: str, *, answer_format: AnswerFormat, max_rows: int) -> None:
+    """Prints the answers to SQL, one statement or several, or to a command of the prompt such as \\d captions.
+
+    Raises UserError for a question that has no answer, and for an unknown command.
+    """
+    if command := _command(text):
+        _answer_command(database, command)
+        return
+    for statement in database.statements(text):
+        print_answer(database, statement, answer_format=answer_format, max_rows=max_rows)
+
+
 def converse(run: str, *, training: str | None, answer_format: AnswerFormat, max_rows: int) -> None:
     """Asks for SQL on standard input until \\q or its end; errors are printed, and the conversation continues."""
     from dataset_builder.sql.dataset_files import open_stored
@@ -64,11 +76,8 @@ def converse(run: str, *, training: str | None, answer_format: AnswerFormat, max
                 reopened = open_stored(run, training=training)
                 database.close()
                 database = reopened
-            elif text.startswith(("\\", ".")):
-                _answer_command(database, text)
             else:
-                for statement in database.statements(text):
-                    print_answer(database, statement, answer_format=answer_format, max_rows=max_rows)
+                answer(database, text, answer_format=answer_format, max_rows=max_rows)
         except UserError as error:
             print(as_typed(f"error: {error}"), file=sys.stderr)
         except KeyboardInterrupt:

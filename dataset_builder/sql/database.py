@@ -172,6 +172,8 @@ class Database:
         """Turns what duckdb raises into a UserError."""
         try:
             yield
+        except BrokenPipeError:  # whoever reads the answer has seen enough
+            raise
         except (duckdb.Error, OSError) as error:  # a stream of Arrow batches reports duckdb's errors as OSError
             raise UserError(self._explain(error)) from None
 

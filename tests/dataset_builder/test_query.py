@@ -132,6 +132,23 @@ def test_columns_are_explained(command: str, ask: Ask, monkeypatch: pytest.Monke
     ]
 
 
+def test_commands_of_the_prompt_are_answered_without_it(ask: Ask) -> None:
+    assert "mean of the tokens' natural log-probabilities" in ask("\\d captions")
+    assert "one row per image and prompt" in ask(".tables")
+    with pytest.raises(UserError, match="there is no command"):
+        ask("\\x")
+
+
+def test_a_reader_that_leaves_early_is_no_mistake_in_sql(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        ask("SELECT 1")
+
+
 def test_an_empty_view_says_what_fills_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = SmallRun().write(Folder(str(tmp_path / "run")))
     assert main(QueryConfig(run=folder.url, sql="FROM Caption_Scores; FROM captions", format="csv")) == 0

@@ -22,7 +22,10 @@ def _rows(name: str, *beginnings: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "beginnings"),
     [
-        ("first-real-model.md", ("features, captions in int8", "training at 256 px", "training of 200,000")),
+        (
+            "first-real-model.md",
+            ("features, captions in int8", "training at 256 px", "features of the 200,000", "training of these"),
+        ),
         ("fine-tune-pixart.md", ("memory of the GPU", "time")),
     ],
 )

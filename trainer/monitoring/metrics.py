@@ -8,6 +8,7 @@ import math
 import resource
 import shlex
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -297,4 +298,5 @@ def _peak_memory(device: torch.device) -> int:
     """Peak memory so far in bytes: of the GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

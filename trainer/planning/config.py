@@ -124,6 +124,20 @@ class DiskPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodingPlan:
+    """FLOPs of `trainer.precompute` for a rung; captions are in the first rung of a stage alone, the others share them."""
+
+    flops_per_image: float
+    """FLOPs of the VAE's encoder per image."""
+    flops_per_caption: float
+    """FLOPs of the text encoder per caption; 0: none is encoded for this rung."""
+    flops: float
+    """FLOPs of all images and captions."""
+    gpu_hours: float
+    """Hours of one GPU at the plan's share of its peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingPlan:
     """Bytes of features that all GPUs together read per second, by the storage of captions."""
 
@@ -158,6 +172,8 @@ class RungPlan:
     """Values of the LoRA that is trained in place of the weights; 0: all weights are trained."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
+    encoding: EncodingPlan | None
+    """Work of making the features; None for encoders that a plan does not know."""
     images_per_s: float
     """Images per second, of all GPUs together."""
     reading: ReadingPlan

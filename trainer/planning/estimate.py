@@ -16,6 +16,7 @@ from trainer.config.running import Sharding
 from trainer.config.train import PAPER, TrainConfig
 from trainer.planning.config import DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.dataset import dataset_size
+from trainer.planning.encoding import encoding_plan
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.techniques import TechniqueCost, planned_lora, technique_costs
@@ -102,6 +103,12 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         lora_values=0 if lora is None else lora.num_parameters,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
+        encoding=encoding_plan(
+            config,
+            resolution=rung.resolution,
+            num_images=dataset.num_images,
+            has_captions=_has_captions(train, rung),
+        ),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
         routed=share,
@@ -183,9 +190,13 @@ def _activations(network: DiTConfig, checkpointing: bool, precision: str, lora: 
     return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision, lora=lora)
 
 
+def _has_captions(train: TrainConfig, rung: Rung) -> bool:
+    """Whether the features of this rung hold captions; the other rungs of the stage share them."""
+    return train.conditioning == "text" and rung is train.ladder[0]
+
+
 def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanConfig, *, num_images: int) -> DiskPlan:
-    has_captions = train.conditioning == "text" and rung is train.ladder[0]
-    captions = num_images * config.caption_variants * has_captions
+    captions = num_images * config.caption_variants * _has_captions(train, rung)
     bf16, int8, text = _caption_bytes(config)
     return DiskPlan(
         latents=num_images * _latents_bytes(network, config),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _COST = ("stage", "px", "images", "passes", "steps", "batch", "TFLOP/image", "FLOP", "GPU-days", "days", "dollars")
 _SIZES = ("stage", "px", "sharding", "recompute", "weights", "grads", "optim", "EMA", "copies", "an image", "images", "total")
 _DISK = ("stage", "px", "images", "latents", "captions bf16", "captions int8", "--online")
+_ENCODING = ("stage", "px", "images", "TFLOP/image", "TFLOP/caption", "FLOP", "GPU-hours", "hours", "dollars")
 _READING = ("stage", "px", "images/s", "bf16", "int8", "--online")
 _PAPER = ("stage", "px", "images", "V100-days", "FLOP", "used")
 _TECHNIQUES = (
@@ -39,6 +40,7 @@ def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
         *([_technique_section(rungs, config)] if any(rung.techniques for rung in rungs) else []),
         _memory_section(rungs, config),
         _disk_section(rungs, config),
+        _encoding_section(rungs, config),
         _reading_section(rungs, config),
         _paper_section(),
         _summary(rungs, config),
@@ -166,6 +168,34 @@ def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     yield f"In all {', '.join(answers)}{stored}. Resolutions of a stage share their captions."
 
 
+def _encoding_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+    plans = [(rung, rung.encoding) for rung in rungs if rung.encoding is not None]
+    if len(plans) < len(rungs):
+        yield "Making the features: no estimate for other encoders than Stable Diffusion's VAE and T5-XXL"
+        return
+    price = config.device.price
+    rows = [
+        (
+            rung.stage,
+            rung.resolution,
+            _count(rung.dataset.num_images),
+            f"{work.flops_per_image / 1e12:.2f}",
+            f"{work.flops_per_caption / 1e12:.2f}" if work.flops_per_caption else "-",
+            f"{work.flops:.2e}",
+            _hours(work.gpu_hours),
+            _hours(work.gpu_hours / config.num_gpus),
+            _money(None if price is None else work.gpu_hours * price),
+        )
+        for rung, work in plans
+    ]
+    yield "Making the features with Stable Diffusion's VAE and T5-XXL, at the same share of the peak"
+    yield from _aligned(_ENCODING, rows)
+    in_all = sum(work.gpu_hours for _, work in plans)
+    cost = "" if price is None else f", ${in_all * price:,.0f}"
+    without = "without reading and decoding images, a teacher and padding of captions"
+    yield f"In all {_hours(in_all / config.num_gpus)} hours{cost}, {without}."
+
+
 def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
     yield f"GB/s of features that {config.num_gpus} GPUs read while they train; their disk must give it"
     rows = [
@@ -234,6 +264,10 @@ def _gb(num_bytes: float) -> str:
 
 def _duration(days: float) -> str:
     return f"{days:.2f} days" if days >= 1 else f"{24 * days:.1f} hours"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _money(dollars: float | None) -> str:

@@ -1,7 +1,10 @@
 """Training metrics: a spike with its keys, the time that is spent waiting for data, MFU."""
 
 import itertools
+import resource
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,3 +59,15 @@ def test_the_figures_of_an_interval_fit_each_other(tmp_path: Path) -> None:
     seconds = 10 / row["images_per_s"]
     assert seconds > 0 and row["eta_s"] == pytest.approx(990 * seconds / 10)
     assert row["data_wait"] == pytest.approx(5 * 0.01 / seconds) and row["mfu"] == pytest.approx(5e6 / seconds / 1e8)
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_memory_is_in_bytes_on_each_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, unit: int) -> None:
+    reporter = MetricsReporter(RunFolder(tmp_path, Workers()), SETTINGS, Workers(), peak_flops=None)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7_000_000))
+    for step in range(1, 6):
+        _add(reporter, step, 1.0, 3.0)
+    reporter.flush()
+    (row,) = read_metrics(tmp_path)
+    assert row["memory_bytes"] == 7_000_000 * unit
