@@ -15,11 +15,12 @@ Trainings are folders of --out; after a kill the same command resumes them.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.commands import run_module
 from benchmarks.report import print_report
 from benchmarks.results_folder import claim
-from benchmarks.world_scores import WorldScorer, mean
+from benchmarks.world_scores import WorldScorer
 from foundry.command_line import run_command
 
 STEPS = (4, 2, 1)
@@ -95,7 +96,7 @@ def _scores(config: FewStepsBenchmarkConfig, arms: Mapping[str, tuple[str, int]]
         pipeline = open_pipeline(checkpoint, runtime=RuntimeConfig(dtype="float32", batch_size=32))
         sampling = SamplingConfig(num_inference_steps=steps)
         by_seed = scorer.scores(pipeline, sampling, num_seeds=config.images_per_prompt)
-        found[name] = {metric: mean(values) for metric, values in sorted(by_seed.items())}
+        found[name] = {metric: fmean(values) for metric, values in sorted(by_seed.items())}
         print(f"{name}: {found[name]['all']:.3f}", flush=True)
     return found
 

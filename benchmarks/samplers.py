@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.report import print_report
-from benchmarks.world_scores import WorldScorer, mean
+from benchmarks.world_scores import WorldScorer
 from foundry.command_line import run_command
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def main(config: SamplersConfig) -> int:
             for spacing in SPACINGS:
                 sampling = SamplingConfig(sampler=sampler, sigmas=chosen[spacing])
                 found[sampler, spacing, steps] = scorer.scores(pipeline, sampling, num_seeds=config.num_seeds)
-                print(f"{sampler}, {spacing}, {steps}: {mean(found[sampler, spacing, steps]['all']):.3f}", flush=True)
+                print(
+                    f"{sampler}, {spacing}, {steps}: {statistics.fmean(found[sampler, spacing, steps]['all']):.3f}", flush=True
+                )
     text = _table(found, config.steps)
     Path(config.out).mkdir(parents=True, exist_ok=True)
     (Path(config.out) / "samplers.md").write_text(text, encoding="utf-8")
@@ -150,8 +152,8 @@ def _table(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]], step
             cells = []
             for num in steps:
                 scores = found[sampler, spacing, num]
-                cells += [f"{100 * mean(scores['all']):.1f} ± {100 * _spread(scores['all']):.1f}"]
-                cells += [f"{100 * mean(scores['object']):.1f}"]
+                cells += [f"{100 * statistics.fmean(scores['all']):.1f} ± {100 * _spread(scores['all']):.1f}"]
+                cells += [f"{100 * statistics.fmean(scores['object']):.1f}"]
             rows.append(f"| {sampler} | {spacing} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -160,7 +162,7 @@ def _figures(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]]) ->
     figures: dict[str, float] = {}
     for (sampler, spacing, steps), scores in found.items():
         name = f"{sampler}_{spacing.replace(' ', '_')}_{steps}"
-        figures |= {f"all_{name}": mean(scores["all"]), f"object_{name}": mean(scores["object"])}
+        figures |= {f"all_{name}": statistics.fmean(scores["all"]), f"object_{name}": statistics.fmean(scores["object"])}
         figures[f"spread_{name}"] = _spread(scores["all"])
     return figures
 

@@ -1,6 +1,6 @@
 """Scores of a pipeline on held-out prompts of the small world by both evaluators, in this process: nothing is kept."""
 
-from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,10 +42,5 @@ class WorldScorer:
                     for metric, value in verdict.values.items():
                         values.setdefault(metric, []).append(value)
             for metric, numbers in values.items():
-                found.setdefault(metric, []).append(mean(numbers))
+                found.setdefault(metric, []).append(fmean(numbers))
         return found
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)

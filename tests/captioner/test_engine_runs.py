@@ -5,7 +5,6 @@ vLLM needs VLLM_PYTHON, the interpreter of an environment that has it (docs/capt
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from dataset_builder.sql.run_files import open_run
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units
 from tests.captioner.conftest import caption, run_arguments, start_captioner
-from tests.ray_nodes import RAY, ray_head
+from tests.ray_nodes import RAY, free_ports, ray_head
 
 pytestmark = pytest.mark.slow
 
@@ -75,9 +74,7 @@ def expected(scenes: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of captioner.serve."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "captioner.serve", "--model", "mini", "--port", str(port), *FLOAT32]
     process = subprocess.Popen(command, cwd=ROOT)
     try:

@@ -2,11 +2,11 @@
 
 import multiprocessing
 import os
-import socket
 
 import torch
 from torch.multiprocessing.spawn import start_processes
 
+from tests.ray_nodes import free_ports
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 
@@ -15,9 +15,7 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(["trainer.train
 
 def train_together(config: TrainConfig) -> None:
     """Trains with two workers, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     start_processes(_worker, args=(config, port), nprocs=2, start_method="forkserver")
 
 

@@ -1,7 +1,6 @@
 """Training says how often it will see its images, and warns once of too many passes and of more than a week."""
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
+from tests.ray_nodes import free_ports
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.config.ladder import LadderPosition, Rung
 from trainer.config.running import WatchConfig
@@ -155,9 +155,7 @@ def test_a_long_training_says_so_once_also_when_it_is_resumed(tmp_path: Path, ca
 def test_two_workers_warn_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=WEEKS, watch=QUIET)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with _stopped_at(config, f"step {FIRST_STEPS + 10} "):
         start_processes(_work, args=(config, port), nprocs=2, start_method="spawn")
     _assert_both_warnings(config, capfd.readouterr().out, num_workers="2 workers")
