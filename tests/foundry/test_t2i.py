@@ -14,7 +14,7 @@ from foundry.commands import COMMANDS, STARTED_BY_T2I, as_typed
 from foundry.t2i import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("captioner", "dataset_builder", "trainer", "model", "foundry")
+PACKAGES = ("captioner", "dataset_builder", "trainer", "model", "publisher", "foundry")
 
 
 def _t2i(*arguments: str) -> subprocess.CompletedProcess[str]:

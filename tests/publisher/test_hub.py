@@ -21,8 +21,8 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.locations import describe, open_binary, walk
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from publisher import pull, push
 from tests.hub_server import TOKEN, HubServer, StoredRepository
-from trainer import pull, push
 
 NAME = "me/owls"
 
@@ -76,7 +76,7 @@ def test_what_is_there_is_not_sent_again(hub: HubServer, dataset: Path, tmp_path
 def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
     hub.held_from = 2
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "trainer.push", str(dataset), NAME]
+    command = [sys.executable, "-m", "publisher.push", str(dataset), NAME]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until = time.monotonic() + 60
     while len(hub.uploaded_oids) < 2 and process.poll() is None and time.monotonic() < until:
@@ -231,6 +231,6 @@ def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
 
 def test_runs_are_not_written_to_the_hub(hub: HubServer) -> None:
     for write in (Folder.create, Folder.write):
-        with pytest.raises(UserError, match="write to a folder, then push that: t2i push FOLDER USER/NAME"):
+        with pytest.raises(UserError, match="write to a folder, then push that: python -m publisher.push FOLDER USER/NAME"):
             write(Folder("hf://datasets/me/run"), "run.json", b"{}")
     assert not hub.requests
