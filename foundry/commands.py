@@ -35,6 +35,7 @@ JOBS: dict[str, dict[str, Command]] = {
         "density": Command(module="dataset_builder.density", purpose="print the concept density of captions and other texts"),
         "report": Command(module="dataset_builder.report", purpose="write a page about a run or a data set"),
         "export": Command(module="dataset_builder.export", purpose="write a database for DuckDB's own program"),
+        "clean": Command(module="dataset_builder.clean", purpose="find and delete what killed jobs left over"),
     },
     "Build data sets": {
         "score": Command(
