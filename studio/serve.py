@@ -4,11 +4,12 @@ python -m studio.serve RUN OTHER_RUN DATASET runs        captions side by side, 
 python -m studio.serve --checkpoints runs/aesthetic mini        drawing and blind comparison alone
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from foundry.command_line import run_command
 from foundry.reporting.lines import say
+from model.rewriting.config import RewriteConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,10 @@ class StudioConfig:
     """Captioning runs, data sets and trainings to open: folders, or URLs of the first two."""
     checkpoints: tuple[str, ...] = ()
     """Checkpoints to draw with, as model.generate names them; those of the trainings that are open are added."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters that may be added when drawing: trainings or checkpoints of a LoRA, .safetensors files, folders of peft."""
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
+    """Rewriter of prompts for those who ask for it; default: the one that the checkpoint names."""
     out: str = "studio"
     """Folder for what you make: drawings, verdicts, recipes."""
     host: str = "127.0.0.1"
@@ -55,7 +60,15 @@ def main(config: StudioConfig) -> int:
     cache = Path(config.cache).expanduser() if config.cache else default_cache()
     with (
         listen(config.host, config.port) as listener,
-        open_workplace(config.open, checkpoints=config.checkpoints, out=Path(config.out), cache=cache) as place,
+        open_workplace(
+            config.open,
+            checkpoints=config.checkpoints,
+            loras=config.lora,
+            rewrite=config.rewrite,
+            device=config.device,
+            out=Path(config.out),
+            cache=cache,
+        ) as place,
     ):
         app = studio_app(place, key=key)
         say(f"the studio is at {address_of(listener)}{'' if key is None else '/?key=YOUR_KEY'}; Ctrl-C ends it")

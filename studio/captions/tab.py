@@ -9,9 +9,9 @@ import gradio as gr
 
 from dataset_builder.reviews import FLAG_VALUES
 from foundry.errors import UserError
-from studio.captions.filters import EDITED, UNFLAGGED, CaptionFilter, Range
+from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
-from studio.components import PICK, SHOW_DETAIL, announced, hint
+from studio.components import PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
 from studio.html import failure, quiet
 
 _ANY = "any"
@@ -47,7 +47,7 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
     shown = [state, gallery, line]
     wiring = _Wiring(tab)
     inputs = [state, *filters.values()]
-    ask.click(lambda now, sql: tab.sql(now.source, sql), [state, question], answer, api_visibility="private")
+    ask.click(lambda now, sql: tab.sql(now.source, sql), [state, question], answer, **PRIVATE)
     pages: list[Any] = []
     for trigger, handler, given in (
         (page.load, wiring.open, [state]),
@@ -56,26 +56,26 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
         (filters["text"].submit, wiring.filter, inputs),
         (histograms.select, wiring.brush, [state]),
     ):
-        pages.append(trigger(handler, given, [*shown, detail], api_visibility="private"))
+        pages.append(trigger(handler, given, [*shown, detail], **PRIVATE))
     for event in pages[:2]:  # another source may have other prompts and statuses
-        event.then(wiring.choices, [state], [filters["prompt"], filters["status"]], api_visibility="private")
-    cleared = clear.click(wiring.cleared, None, [filters[name] for name in _CLEARED], api_visibility="private")
-    pages.append(cleared.then(wiring.filter, inputs, [*shown, detail], api_visibility="private"))
+        event.then(wiring.choices, [state], [filters["prompt"], filters["status"]], **PRIVATE)
+    cleared = clear.click(wiring.cleared, None, [filters[name] for name in _CLEARED], **PRIVATE)
+    pages.append(cleared.then(wiring.filter, inputs, [*shown, detail], **PRIVATE))
     for event in pages:
-        event.then(wiring.histograms, [state], histograms, api_visibility="private")
-    following.click(wiring.next, [state], [*shown, detail], api_visibility="private")
-    previous.click(wiring.previous, [state], [*shown, detail], api_visibility="private")
+        event.then(wiring.histograms, [state], histograms, **PRIVATE)
+    following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
+    previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
     _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
 
 
 def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> None:
     """What happens when a picture is chosen, and when its caption is edited or flagged."""
     prompt, text, by, message = (review[name] for name in ("prompt", "text", "by", "message"))
-    picked = gallery.select(wiring.pick, [state], [*shown, prompt, text, message], api_visibility="private")
-    picked.then(None, None, None, js=SHOW_DETAIL, api_visibility="private")
-    prompt.change(wiring.text_of, [state, prompt], text, api_visibility="private")
+    picked = gallery.select(wiring.pick, [state], [*shown, prompt, text, message], **PRIVATE)
+    picked.then(None, None, None, js=SHOW_DETAIL, **PRIVATE)
+    prompt.change(wiring.text_of, [state, prompt], text, **PRIVATE)
     for button, handler, value in ((review["save"], wiring.edit, text), (review["set"], wiring.flag, review["flag"])):
-        button.click(handler, [state, prompt, value, by], [*shown, message], api_visibility="private")
+        button.click(handler, [state, prompt, value, by], [*shown, message], **PRIVATE)
 
 
 _CLEARED = ("text", "prompt", "status", "path", "flag", "words_from", "words_to", "density_from", "density_to", "order")
@@ -92,11 +92,11 @@ def _filters(titles: list[tuple[str, int]]) -> dict[str, Any]:
         "flag": gr.Dropdown([_ANY, *FLAG_VALUES, UNFLAGGED, EDITED], value=_ANY, label="Flag", elem_id="flag_filter"),
     }
     with gr.Row():
-        filters["words_from"] = gr.Number(label="Words from", precision=0, value=None, min_width=80)
-        filters["words_to"] = gr.Number(label="to", precision=0, value=None, min_width=80)
+        filters["words_from"] = number_box("Words from", empty="0", elem_id="words_from")
+        filters["words_to"] = number_box("Words to", empty="any")
     with gr.Row():
-        filters["density_from"] = gr.Number(label="Different nouns from", precision=0, value=None, min_width=80)
-        filters["density_to"] = gr.Number(label="to", precision=0, value=None, min_width=80)
+        filters["density_from"] = number_box("Different nouns from", empty="0")
+        filters["density_to"] = number_box("Different nouns to", empty="any")
     filters["order"] = gr.Dropdown(list(ORDERS), value=next(iter(ORDERS)), label="Order")
     return filters
 
@@ -127,7 +127,10 @@ class _Wiring:
     def filter(self, state: GalleryState, source: int, *values: Any) -> list[Any]:
         text, prompt, status, path, flag, words_from, words_to, density_from, density_to, order = values
         bounds = {"num_words": (words_from, words_to), "density": (density_from, density_to)}
-        ranges = [_range(figure, low, high) for figure, (low, high) in bounds.items()]
+        try:
+            ranges = [_range(figure, low, high) for figure, (low, high) in bounds.items()]
+        except UserError as error:
+            return [state, gr.skip(), failure(str(error)), gr.skip()]
         chosen = CaptionFilter(
             text=(text or "").strip(),
             prompt=_chosen(prompt),
@@ -140,7 +143,7 @@ class _Wiring:
         return self._shown(lambda: self._tab.show(now), now)
 
     def cleared(self) -> list[Any]:
-        return ["", _ANY, _ANY, "", _ANY, None, None, None, None, next(iter(ORDERS))]
+        return ["", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]
 
     def brush(self, state: GalleryState, event: gr.EventData) -> list[Any]:
         if event.clear:
@@ -226,7 +229,8 @@ def _chosen(value: str | None) -> str:
     return "" if value in (None, _ANY) else str(value)
 
 
-def _range(figure: str, low: float | None, high: float | None) -> Range | None:
+def _range(figure: str, given_low: str, given_high: str) -> Range | None:
+    low, high = (read_number(given, name=FIGURES[figure]) for given in (given_low, given_high))
     if low is None and high is None:
         return None
     return Range(figure=figure, low=-1e18 if low is None else low, high=1e18 if high is None else high)

@@ -38,19 +38,18 @@ from foundry.hardware import Dtype, cpu_name
 from foundry.reporting.lines import report, say
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
-from trainer.config.train import CONFIG_FILE, TrainConfig
+from trainer.config.train import CONFIG_FILE, LOCK_FILE, METRICS_FILE, STARTS_FILE, STOP_FILE, TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
 from trainer.monitoring.losses import remove_losses
 
-METRICS = "metrics.jsonl"
+METRICS = METRICS_FILE
 CHECKPOINTS = "checkpoints"
 CONFIG = CONFIG_FILE
 LOG = "log.txt"
 NOT_FINITE = "not_finite.txt"
-STOP = "STOP"
-_LOCK = ".lock"
+STOP = STOP_FILE
 _FOLLOW_S = 0.5
 _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -79,7 +78,7 @@ class RunFolder:
             return
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / _LOCK).open("w")
+            lock = (self.path / LOCK_FILE).open("w")
         with lock as file:
             until = time.monotonic() + wait_s
             while not _locked(file.fileno()):
@@ -109,7 +108,7 @@ class RunFolder:
             (self.path / STOP).unlink(missing_ok=True)
             _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
             _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
-        self._append("starts.jsonl", json.dumps(record))
+        self._append(STARTS_FILE, json.dumps(record))
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row."""
