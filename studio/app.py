@@ -52,7 +52,7 @@ def studio_app(place: "Workplace", *, key: str | None) -> FastAPI:
     blocks = _page(tabs)
     blocks.queue(default_concurrency_limit=_CONCURRENT, api_open=False)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    mounted = gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         app,
         blocks,
         path="/",
@@ -100,7 +100,7 @@ def _page(tabs: _Tabs) -> "gr.Blocks":
 def _add_pictures(app: FastAPI, pictures: Pictures) -> None:
     @app.get("/pictures/{source}/{version}/{number}/{size}")
     def picture(source: int, version: str, number: int, size: str) -> Response:
-        found = pictures.get(source, version, number, size) if size in SIDES_PX else None  # type: ignore[arg-type]
+        found = pictures.get(source, version, number, size) if size in SIDES_PX else None
         if found is None:
             return _missing()
         return Response(

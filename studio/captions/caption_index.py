@@ -4,6 +4,7 @@ A filter reads all captions once and keeps the numbers of the rows that meet it;
 those rows alone. No query has an OFFSET: a page begins after the last row of the one before, wherever that is.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dataset_builder.sql.database import Connection
-from studio.captions.filters import FIGURES, CaptionFilter
+from studio.captions.filters import FIGURES, WHOLE, CaptionFilter
 
 PAGE_ROWS = 24
 BINS = 24
@@ -49,10 +50,13 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True)
 class FigureBins:
-    """Captions by equal bins of a figure, from its least to its greatest value in the whole index."""
+    """Captions by equal bins of a figure, from its least to its greatest value in the whole index.
+
+    The least and the greatest value of each bin; those of a figure that counts are whole numbers.
+    """
 
     figure: str
-    edges: list[float]
+    bins: list[tuple[float, float]]
     counts: list[int]
 
 
@@ -136,25 +140,19 @@ class CaptionIndex:
 
     def histograms(self, chosen: CaptionFilter) -> list[FigureBins]:
         """The captions that meet a filter by each figure that has more than one value."""
-        spans = {figure: span for figure, span in self._spans.items() if span[1] > span[0]}
-        if not spans:
+        bins = {figure: _bins(figure, *span) for figure, span in self._spans.items() if span[1] > span[0]}
+        if not bins:
             return []
-        relation = self._hits_of(chosen)
-        width = {figure: (high - low) / BINS for figure, (low, high) in spans.items()}
-        bins = ", ".join(
-            f"least(floor((r.{figure} - {low!r}) / {width[figure]!r})::INT, {BINS - 1}) AS {figure}"
-            for figure, (low, _) in spans.items()
+        numbered = ", ".join(
+            f"least(floor((r.{figure} - {found[0][0]!r}) / {found[1][0] - found[0][0]!r})::INT, {len(found) - 1}) AS {figure}"
+            for figure, found in bins.items()
         )
-        binned = f"WITH binned AS MATERIALIZED (SELECT {bins} FROM {relation}) "
-        each = (f"SELECT '{figure}' AS figure, {figure} AS bin, count(*) AS n FROM binned GROUP BY ALL" for figure in spans)
+        binned = f"WITH binned AS MATERIALIZED (SELECT {numbered} FROM {self._hits_of(chosen)}) "
+        each = (f"SELECT '{figure}' AS figure, {figure} AS bin, count(*) AS n FROM binned GROUP BY ALL" for figure in bins)
         counts = {(row["figure"], row["bin"]): row["n"] for row in self._rows(binned + " UNION ALL ".join(each))}
         return [
-            FigureBins(
-                figure=figure,
-                edges=[low + width[figure] * number for number in range(BINS)] + [high],
-                counts=[counts.get((figure, number), 0) for number in range(BINS)],
-            )
-            for figure, (low, high) in spans.items()
+            FigureBins(figure=figure, bins=found, counts=[counts.get((figure, number), 0) for number in range(len(found))])
+            for figure, found in bins.items()
         ]
 
     def values(self, column: Literal["prompt", "status", "run"]) -> list[str]:
@@ -201,3 +199,13 @@ class CaptionIndex:
             found = cursor.execute(sql, list(parameters))
             names = [column[0] for column in found.description or ()]
             return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def _bins(figure: str, low: float, high: float) -> list[tuple[float, float]]:
+    """At least two equal bins between two different values, both of which are in one."""
+    if figure not in WHOLE:
+        width = (high - low) / BINS
+        return [(low + width * number, low + width * (number + 1)) for number in range(BINS)]
+    width = math.ceil((high - low + 1) / BINS)
+    starts = [low + width * number for number in range(math.ceil((high - low + 1) / width))]
+    return [(start, start + width - 1) for start in starts]

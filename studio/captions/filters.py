@@ -13,6 +13,8 @@ FIGURES = {
     "aesthetic": "aesthetic score",
 }
 """Columns of the index that have a histogram and can be sorted by, and what people call them."""
+WHOLE = ("num_words", "num_nouns", "density", "num_t5_tokens")
+"""Figures that count something."""
 UNFLAGGED = "no flag"
 EDITED = "edited"
 

@@ -8,6 +8,7 @@ files that are the same. It is written under a hidden name and renamed, hence wh
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,7 @@ def write_index(
         if older:
             shutil.copyfile(older[-1], partial)
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
+        connection.execute(f"SET threads = {max(1, (os.cpu_count() or 1) // 2)}")  # the rest is for the first pages
         connection.execute(f"ATTACH {literal(str(partial))} AS idx")
         kept = _keep(connection, pieces) if older else _create(connection, "idx")
         left = [piece for piece in pieces if piece.number not in kept]

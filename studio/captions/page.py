@@ -91,10 +91,10 @@ def _alt(row: Mapping[str, Any]) -> str:
 def _histogram(one: FigureBins, chosen: Range | None) -> str:
     name, most = FIGURES[one.figure], max([*one.counts, 1])
     bars = []
-    for number, count in enumerate(one.counts):
-        low, high = one.edges[number], one.edges[number + 1]
-        is_in = chosen is None or (low < chosen.high and high > chosen.low)
-        label = f"{name} {short_number(low)} to {short_number(high)}: {count:,} captions"
+    for number, ((low, high), count) in enumerate(zip(one.bins, one.counts, strict=True)):
+        is_in = chosen is None or (low <= chosen.high and high >= chosen.low)
+        span = short_number(low) if low == high else f"{short_number(low)} to {short_number(high)}"
+        label = f"{name} {span}: {count:,} captions"
         focus = "0" if number == 0 else "-1"
         pressed = "true" if chosen and is_in else "false"
         bars.append(
@@ -109,7 +109,7 @@ def _histogram(one: FigureBins, chosen: Range | None) -> str:
     return (
         f'<div class="histogram"><h4>{name} <span class="quiet">{limits}</span>{clear}</h4>'
         f'<div class="bars" role="group" aria-label="Filter by {name}; arrow keys move">{"".join(bars)}</div>'
-        f'<div class="axis"><span>{short_number(one.edges[0])}</span><span>{short_number(one.edges[-1])}</span></div></div>'
+        f'<div class="axis"><span>{short_number(one.bins[0][0])}</span><span>{short_number(one.bins[-1][1])}</span></div></div>'
     )
 
 

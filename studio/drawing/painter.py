@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from foundry.errors import UserError
 from model.lora.settings import LoraChoice
 from model.rewriting.config import OF_CHECKPOINT, RewriteConfig
 from studio.loading import LOADING
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from model.generation.pipeline import Pipeline
     from model.rewriting.rewriting import PromptRewriter, Rewriting
 
@@ -45,7 +45,7 @@ class Drawn:
     drawn_prompt: str
     remark: str
     """Line about the rewriting and about what the text encoder did not read; empty where there is nothing to say."""
-    image: "Image"
+    image: Image.Image
     values: dict[str, Any]
     """Values for the PNG: whoever has them can draw it again."""
 
@@ -98,11 +98,11 @@ class Painter:
             if rewriting is not None:
                 request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
             (found,) = pipeline(request)
+        image = found.image
+        assert isinstance(image, Image.Image), "the pipeline was asked for Pillow's images"
         prompt = (request.prompts or ("",))[0]
         remark = _remark(settings, rewriting, num_cut=found.num_cut_tokens)
-        return Drawn(
-            checkpoint=checkpoint, settings=settings, drawn_prompt=prompt, remark=remark, image=found.image, values=values
-        )
+        return Drawn(checkpoint=checkpoint, settings=settings, drawn_prompt=prompt, remark=remark, image=image, values=values)
 
     def _check(self, checkpoint: str, settings: DrawSettings) -> None:
         if checkpoint not in self.checkpoints:

@@ -79,8 +79,8 @@ def curves(trainings: Mapping[str, Path]) -> dict[str, list[Curve]]:
     charts: dict[str, list[Curve]] = {}
     for name, folder in trainings.items():
         rows = read_metrics(folder)
-        train = [row for row in rows if row["kind"] == "train"]
-        validation = [row for row in rows if row["kind"] == "validation"]
+        train: list[dict[str, Any]] = [row for row in rows if row["kind"] == "train"]
+        validation: list[dict[str, Any]] = [row for row in rows if row["kind"] == "validation"]
         found = {title: [(row["images_seen"], row.get(figure)) for row in train] for figure, title in TRAIN_CURVES.items()}
         found["Validation loss"] = [(row["images_seen"], row["loss"]) for row in validation]
         for number, title in enumerate(_bands(validation)):
@@ -114,8 +114,8 @@ def is_running(folder: Path) -> bool:
 def status_row(name: str, folder: Path, *, now: float | None = None) -> dict[str, Any]:
     """The newest figures of a training, and whether it runs."""
     rows = read_metrics(folder)
-    train = next((row for row in reversed(rows) if row["kind"] == "train"), {})
-    validation = next((row for row in reversed(rows) if row["kind"] == "validation"), {})
+    train: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "train"), {})
+    validation: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "validation"), {})
     idle_s = (time.time() if now is None else now) - (folder / METRICS_FILE).stat().st_mtime
     state = "runs on this machine" if is_running(folder) else f"wrote last {duration(max(idle_s, 0))} ago"
     if (folder / STOP_FILE).exists():

@@ -19,9 +19,7 @@ def add_training_tab(tab: TrainingTab, page: gr.Blocks) -> None:
     charts = gr.HTML(tab.curves(names), elem_id="charts")
     with gr.Row():
         one = gr.Dropdown(names, value=names[0], label="Training", elem_id="training")
-        position = gr.Slider(
-            1, _last(tab, names[0]), value=_last(tab, names[0]), step=1, label="Sample grid", elem_id="grid_at"
-        )
+        position = gr.Slider(1, **_span(tab, names[0]), step=1, label="Sample grid, from first to last", elem_id="grid_at")
     grid = gr.HTML(tab.grid(names[0], len(tab.grids(names[0]))), elem_id="grid")
     with gr.Row():
         stop = gr.Button("Stop this training", variant="stop", elem_id="stop")
