@@ -2,8 +2,8 @@
 
 A synthetic run (benchmarks/synthetic_run.py) whose images are JPEGs of one tar replaces the captioner's. first_page_s is from
 opening the run to the HTML of the first page with its thumbnails, without an index, as on the first visit; first_html_s leaves
-the thumbnails out; reopened_s is with an index. index_s is until the thread that writes the index is done. filter_s is the first
-page under a filter that nobody asked for before, with its count; page_s another page, also in another order; histogram_s all
+the thumbnails out; reopened_s is with an index. index_s is until the index is written by its thread. filter_s is the first page
+under a filter that nobody asked for before, with its count; page_s another page, also in another order; histogram_s all
 histograms under such a filter. Pages include their thumbnails. Of several, the median and the worst.
 """
 

@@ -63,7 +63,8 @@ class CaptionsTab:
         gallery = gallery_html(page.rows, pictures=self._pictures(state), picked=state.picked)
         line = f"page {len(state.starts):,}"
         if index is source.version(version) and source.is_indexed:
-            line = f"{index.count(state.chosen):,} captions, {line}"
+            number = index.count(state.chosen)
+            line = f"{number:,} caption{'' if number == 1 else 's'}, {line}"
         else:
             line += f"; {source.progress}"
         return Shown(state=state, gallery=gallery, line=line)

@@ -49,6 +49,8 @@ class CaptionSource:
         self._ready = threading.Event()
         self._index: CaptionIndex | None = None
         self._preview: CaptionIndex | None = None
+        self._writer: threading.Thread | None = None
+        self._closes = False
         self._reviews_lock = threading.Lock()
         self._run_reviews: dict[str, Reviews] = {}
 
@@ -83,7 +85,8 @@ class CaptionSource:
             self._open()
         else:
             self.first()  # before the thread takes the processor
-            threading.Thread(target=self._write, name="studio-index", daemon=True).start()
+            self._writer = threading.Thread(target=self._write, name="studio-index", daemon=True)
+            self._writer.start()
 
     def newest(self) -> RunFiles | DatasetFiles:
         """The run or the data set as it is now, with what was committed and reviewed since it was opened."""
@@ -93,7 +96,10 @@ class CaptionSource:
         return found
 
     def close(self) -> None:
-        """Closes the index and the preview."""
+        """Closes the index and the preview; an index that is being written is given up after the files in hand."""
+        self._closes = True
+        if self._writer is not None:
+            self._writer.join()
         self._ending.close()
 
     def first(self) -> CaptionIndex:
@@ -207,6 +213,8 @@ class CaptionSource:
 
     def _on_progress(self, done: int, planned: int) -> None:
         self._progress = (done, planned)
+        if self._closes:
+            raise InterruptedError("the studio was closed")
 
 
 @contextmanager
