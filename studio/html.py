@@ -4,6 +4,9 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from foundry.errors import UserError
+from foundry.extras import missing_library
+
 _LINE = 34
 _LINES = 5
 # Gradio's template engine reads ${…} and {{…}} in what it shows; as entities they are text.
@@ -30,6 +33,12 @@ def table(rows: Sequence[dict[str, Any]], *, caption: str, empty: str = "No rows
 def failure(message: str) -> str:
     """A message that is read out at once."""
     return f'<p role="alert" class="problem">{text(message)}</p>'
+
+
+def reason(error: UserError | ModuleNotFoundError) -> str:
+    """An error as a sentence; of a library that an extra installs, what to type."""
+    found = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
+    return str(found or error)
 
 
 def quiet(message: str) -> str:

@@ -13,7 +13,7 @@ from studio.captions.filters import FIGURES, CaptionFilter, Range
 from studio.captions.page import ShownCaption, detail_html, gallery_html, histograms_html
 from studio.captions.reviewing import nouns_of, save_edit, save_flag
 from studio.captions.source import PREVIEW, CaptionSource
-from studio.html import failure, table
+from studio.html import failure, reason, table
 
 MOST_SQL_ROWS = 500
 PICTURES = "/pictures"
@@ -174,4 +174,4 @@ def _nouns(found: Sequence[tuple[CaptionSource, dict[str, Any]]]) -> tuple[list[
     try:
         return [nouns_of(source, [row])[0] for source, row in found], ""
     except (UserError, ModuleNotFoundError) as error:
-        return [None] * len(found), str(error)
+        return [None] * len(found), reason(error)

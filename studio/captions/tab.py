@@ -12,7 +12,7 @@ from foundry.errors import UserError
 from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
 from studio.components import PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
-from studio.html import failure, quiet
+from studio.html import failure, quiet, reason
 
 _ANY = "any"
 _NOTHING = quiet("Choose a picture to see its captions side by side, to edit one or to flag it.")
@@ -207,7 +207,7 @@ class _Wiring:
             said = act()
             shown, detail = self._tab.show(state), self._tab.detail(state)
         except (UserError, ModuleNotFoundError) as error:
-            return [state, gr.skip(), gr.skip(), gr.skip(), failure(_said(error))]
+            return [state, gr.skip(), gr.skip(), gr.skip(), failure(reason(error))]
         return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, announced(quiet(said))]
 
     def _shown(self, show: Any, state: GalleryState) -> list[Any]:
@@ -216,13 +216,6 @@ class _Wiring:
         except UserError as error:
             return [state, gr.skip(), failure(str(error)), gr.skip()]
         return [shown.state, shown.gallery, announced(quiet(shown.line)), _NOTHING]
-
-
-def _said(error: Exception) -> str:
-    from foundry.extras import missing_library
-
-    found = missing_library(error) if isinstance(error, ModuleNotFoundError) else None
-    return str(found or error)
 
 
 def _chosen(value: str | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from foundry.errors import UserError
 from studio.drawing.history import Drawing, History
 from studio.drawing.painter import DrawSettings, Painter
-from studio.html import failure, quiet, text
+from studio.html import failure, quiet, reason, text
 
 DRAWINGS = "/drawings"
 _PER_PAGE = 24
@@ -30,7 +30,7 @@ class DrawTab:
             try:
                 done.append(drawing_html(self.history.add(self.painter.draw(checkpoint, settings))))
             except (UserError, ModuleNotFoundError) as error:
-                done.append(failure(f"{checkpoint}: {error}"))
+                done.append(failure(f"{checkpoint}: {reason(error)}"))
         yield _row(done)
 
     def past(self, before: str = "") -> tuple[str, str]:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from foundry.errors import UserError
 from studio.components import PRIVATE, announced, hint, number_box, read_number, read_whole
-from studio.html import failure, quiet
+from studio.html import failure, quiet, reason
 from studio.judging.page import JudgeTab, no_pair
 
 _PROMPTS = "\n".join(
@@ -47,7 +47,7 @@ def add_judge_tab(tab: JudgeTab, page: gr.Blocks) -> None:
             steps_given, scale_given = read_whole(num_steps, name="steps"), read_number(scale, name="guidance")
             found, html = tab.new_pair([one, other], lines or "", steps=steps_given, guidance=scale_given)
         except (UserError, ModuleNotFoundError) as error:
-            return [gr.skip(), gr.skip(), failure(str(error))]
+            return [gr.skip(), gr.skip(), failure(reason(error))]
         return [found, html, ""]
 
     def judge(side: str) -> Callable[[str, str], list[Any]]:
