@@ -66,6 +66,10 @@ JOBS: dict[str, dict[str, Command]] = {
         "evaluate": Command(module="trainer.evaluate", purpose="score a checkpoint by a benchmark", extra="evaluate"),
         "import": Command(module="model.convert", purpose="convert checkpoints from and to other formats", extra="train"),
     },
+    "Share": {
+        "push": Command(module="trainer.push", purpose="publish a data set or a model on the Hugging Face hub", extra="train"),
+        "pull": Command(module="trainer.pull", purpose="fetch a data set or a model from there", extra="density"),
+    },
 }
 COMMANDS: dict[str, Command] = dict(chain.from_iterable(commands.items() for commands in JOBS.values()))
 _NAMES = {command.module: name for name, command in COMMANDS.items()}

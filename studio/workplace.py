@@ -12,7 +12,7 @@ from model.formats.checkpoint import find_checkpoint, read_transformer_config
 from model.rewriting.config import RewriteConfig
 from studio.captions.source import CaptionSource, open_sources
 from studio.drawing.painter import Painter
-from trainer.config.train import METRICS_FILE
+from trainer.monitoring.tracking.rows import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ def open_workplace(
 def _trainings(name: str) -> list[Path]:
     """The trainings in a folder: itself, or the stages below it."""
     folder = Path(name)
-    found = [path.parent for pattern in (METRICS_FILE, f"*/{METRICS_FILE}") for path in sorted(folder.glob(pattern))]
+    found = [path.parent for pattern in (METRICS, f"*/{METRICS}") for path in sorted(folder.glob(pattern))]
     if not found:
         raise UserError(
-            f"{name} is no captioning run (run.json), no data set (dataset.json) and no training ({METRICS_FILE}): "
+            f"{name} is no captioning run (run.json), no data set (dataset.json) and no training ({METRICS}): "
             "give a folder that captioner.run, dataset_builder.build or trainer.fit wrote"
         )
     return found

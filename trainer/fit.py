@@ -23,11 +23,13 @@ _INTERRUPTED = 130
 
 def main(config: TrainConfig) -> int:
     """Trains one stage here or on Ray; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
+    from trainer.monitoring.tracking.process import check_trackers
     from trainer.training.start import check_start, check_workers
 
     check_paths([config.features, config.run_dir, *config.data.paths])
     _check_recipe(config)
     check_workers(config, config.num_workers)
+    check_trackers(config.watch)
     check_start(config)
     if config.num_workers > 1:
         from trainer.training.ray_workers import train_on_ray

@@ -13,7 +13,8 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.json_lines import read_rows
 from foundry.wording import duration
-from trainer.config.train import LOCK_FILE, METRICS_FILE, SAMPLES_FOLDER, STARTS_FILE, STOP_FILE
+from trainer.config.train import LOCK_FILE, STARTS_FILE, STOP_FILE
+from trainer.monitoring.tracking.rows import METRICS, SAMPLES
 
 CURVE_POINTS = 80
 TRAIN_CURVES = {
@@ -63,7 +64,7 @@ def training_names(folders: Sequence[Path]) -> dict[str, Path]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All whole rows of a training's metrics, read again where the file has changed. Raises UserError if it cannot be read."""
-    path = folder / METRICS_FILE
+    path = folder / METRICS
     with store_errors(Folder(str(folder))):
         status = path.stat()
         return _read(path, status.st_mtime_ns, status.st_size)
@@ -116,7 +117,7 @@ def status_row(name: str, folder: Path, *, now: float | None = None) -> dict[str
     rows = read_metrics(folder)
     train: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "train"), {})
     validation: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "validation"), {})
-    idle_s = (time.time() if now is None else now) - (folder / METRICS_FILE).stat().st_mtime
+    idle_s = (time.time() if now is None else now) - (folder / METRICS).stat().st_mtime
     state = "runs on this machine" if is_running(folder) else f"wrote last {duration(max(idle_s, 0))} ago"
     if (folder / STOP_FILE).exists():
         state += "; asked to stop"
@@ -137,8 +138,8 @@ def status_row(name: str, folder: Path, *, now: float | None = None) -> dict[str
 
 def stop(folder: Path) -> str:
     """Asks a training to save a checkpoint and end, wherever it runs, and returns a line about it."""
-    if not (folder / METRICS_FILE).exists():
-        raise UserError(f"{folder} is no training: it has no {METRICS_FILE}")
+    if not (folder / METRICS).exists():
+        raise UserError(f"{folder} is no training: it has no {METRICS}")
     Folder(str(folder)).write(STOP_FILE, b"asked for in the studio\n")
     return (
         f"made {folder / STOP_FILE}: the training saves a checkpoint after its present step and ends; start it again to resume"
@@ -155,7 +156,7 @@ def resume_command(folder: Path) -> str:
 
 def grids(folder: Path) -> list[Grid]:
     """The sample grids of a training, the earliest first."""
-    paths = sorted(path for path in (folder / SAMPLES_FOLDER).glob("*.png") if path.stem.isdigit())
+    paths = sorted(path for path in (folder / SAMPLES).glob("*.png") if path.stem.isdigit())
     return [Grid(images_seen=int(path.stem), path=path, texts=_texts(path, path.stat().st_mtime_ns)) for path in paths]
 
 

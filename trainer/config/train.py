@@ -20,7 +20,7 @@ SCRATCH = "scratch"
 PAPER: RecipeName = "paper"
 CONFIG_FILE = "config.yaml"
 """The file in a run's folder that holds all settings of its last start."""
-METRICS_FILE, STARTS_FILE, STOP_FILE, LOCK_FILE, SAMPLES_FOLDER = "metrics.jsonl", "starts.jsonl", "STOP", ".lock", "samples"
+STARTS_FILE, STOP_FILE, LOCK_FILE = "starts.jsonl", "STOP", ".lock"
 """Other names in a run's folder, which trainer/monitoring/run_folder.py explains; here, readers need no torch."""
 
 

@@ -23,13 +23,14 @@ from model.generation.pixels import to_output
 from model.generation.request import GenerationRequest
 from model.sampling import SamplingConfig, denoise, draw_noise, image_generators
 from trainer.config.running import WatchConfig
-from trainer.config.train import SAMPLES_FOLDER, TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.order import OrderedBatch
 from trainer.features.info import FeaturesInfo
 from trainer.features.store import FeatureStore
+from trainer.monitoring.tracking.rows import SAMPLES
 from trainer.monitoring.validation import ValidationSet
 
-FOLDER = SAMPLES_FOLDER
+FOLDER = SAMPLES
 _BATCH = 4
 
 
