@@ -131,7 +131,7 @@ def _rows(run: Folder, path: str, data: bytes) -> Iterable[dict[str, Any]]:
 def _with_current(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """The table; of the rows of a caption, the last one counts."""
     if not rows:
-        return schema.empty_table()
+        return pa.Table.from_batches([], schema=schema)  # pyarrow imports pandas for what comes from Python's values
     last = {(row["key"], row["prompt"]): number for number, row in enumerate(rows)}
     marked = [{**row, "is_current": last[row["key"], row["prompt"]] == number} for number, row in enumerate(rows)]
     return pa.Table.from_pylist(marked, schema=schema)

@@ -22,6 +22,8 @@ from studio.captions.index_file import SUFFIX, memory_index, open_index, pieces_
 from studio.folders import hashed_folder
 
 PREVIEW = "preview"
+_HEAD_START_S = 2.0
+"""Time for the first page and its pictures, unless something waits for the index."""
 _PREVIEW_PIECES = 4
 """Pieces that are looked through for the first page: the first ones may have few captions."""
 
@@ -50,6 +52,7 @@ class CaptionSource:
         self._index: CaptionIndex | None = None
         self._preview: CaptionIndex | None = None
         self._writer: threading.Thread | None = None
+        self._wanted = threading.Event()
         self._closes = False
         self._reviews_lock = threading.Lock()
         self._run_reviews: dict[str, Reviews] = {}
@@ -98,6 +101,7 @@ class CaptionSource:
     def close(self) -> None:
         """Closes the index and the preview; an index that is being written is given up after the files in hand."""
         self._closes = True
+        self._wanted.set()
         if self._writer is not None:
             self._writer.join()
         self._ending.close()
@@ -130,6 +134,7 @@ class CaptionSource:
 
     def index(self, *, wait_s: float = 600.0, on_wait: Callable[[str], None] = lambda _: None) -> CaptionIndex:
         """The whole index, when it is there. `on_wait` hears how far it is. Raises UserError if it cannot be written."""
+        self._wanted.set()
         until = time.monotonic() + wait_s
         while not self._ready.wait(0.2):
             on_wait(self.progress)
@@ -194,6 +199,7 @@ class CaptionSource:
         index.set_reviews(edits, flags)
 
     def _write(self) -> None:
+        self._wanted.wait(_HEAD_START_S)
         try:
             write_index(self._path, self.stored, self.pieces, on_progress=self._on_progress)
             self._open()

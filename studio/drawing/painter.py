@@ -25,15 +25,25 @@ class DrawSettings:
     """Settings of an image; what is None is the checkpoint's own default."""
 
     prompt: str
+    """Prompt as a person wrote it."""
     negative_prompt: str = ""
+    """Negative prompt; empty: the null caption."""
     seed: int = 0
+    """Random seed of the image."""
     num_inference_steps: int | None = None
+    """Number of steps."""
     guidance_scale: float | None = None
+    """Weight of the prompt against the negative prompt."""
     height: int | None = None
+    """Height in pixels."""
     width: int | None = None
+    """Width in pixels."""
     lora: str = ""
+    """Adapter to add, one of those that are open; empty: none."""
     lora_scale: float = 1.0
+    """Factor of the adapter's change."""
     rewrites: bool = False
+    """Whether the prompt is rewritten first."""
 
 
 @dataclass(frozen=True, kw_only=True)

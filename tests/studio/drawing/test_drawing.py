@@ -144,7 +144,8 @@ def test_the_interval_is_wilsons(wins: int, trials: int) -> None:
 
 def test_a_tally_leaves_ties_out_of_the_share() -> None:
     found = tally([VERDICT, VERDICT, replace(VERDICT, better="second"), *[replace(VERDICT, better="tie")] * 5])
-    assert (found.first_better, found.second_better, found.ties, found.share) == (2, 1, 5, pytest.approx(2 / 3))
+    assert (found.first_better, found.second_better, found.ties) == (2, 1, 5)
+    assert found.share == pytest.approx(2 / 3)
     only_ties = tally([replace(VERDICT, better="tie")])
     assert (only_ties.share, only_ties.low) == (None, None)
     assert tally_rows([only_ties])[0]["A's share of decided"] is None

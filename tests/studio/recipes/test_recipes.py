@@ -92,5 +92,5 @@ def test_a_name_is_no_path(tab: RecipeTab, name: str) -> None:
     ],
 )
 def test_what_is_no_recipe_is_said(tab: RecipeTab, runs: list[str] | None, changes: dict[str, object], reason: str) -> None:
-    html = tab.funnel(_run(tab) if runs is None else runs, Sliders(**{**vars(ANY), **changes}))  # type: ignore[arg-type]
+    html = tab.funnel(_run(tab) if runs is None else runs, Sliders(**{**vars(ANY), **changes}))
     assert 'role="alert"' in html and reason in html and "root:" not in html
