@@ -15,6 +15,10 @@ class UserError(ValueError):
         super().__init__(message)
         self.setting = setting
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback: IPython asks for it by this name."""
+        return [f"{type(self).__name__}: {self}{f' ({self.setting}=…)' if self.setting else ''}"]
+
 
 class StoreError(UserError):
     """A store that did not answer, or refused. `is_alone` where it may be for this one image: a refusal, or a web address.

@@ -34,7 +34,7 @@ def read_thumbnails(rows: Sequence[Mapping[str, Any]]) -> Thumbnails:
     with ImageReader() as reader:
         for index, row in enumerate(rows):
             try:
-                found[row["key"]] = thumbnail(_data(reader, row))
+                found[row["key"]] = thumbnail(image_data(reader, row))
             except ImageError as error:
                 unread.append(f"{row['key']}: {error.message}")
             except StoreError as error:
@@ -45,8 +45,8 @@ def read_thumbnails(rows: Sequence[Mapping[str, Any]]) -> Thumbnails:
     return Thumbnails(by_key=found, unread=unread)
 
 
-def _data(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
-    """Raises ImageError and StoreError."""
+def image_data(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
+    """The encoded image of a row. Raises ImageError and StoreError."""
     data: bytes = row.get("data") or reader.read(reference_of(row))
     if row.get("content_hash", content_hash(data)) != content_hash(data):
         raise ImageError("changed", "its bytes have changed since it was captioned")

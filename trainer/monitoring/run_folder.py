@@ -38,13 +38,13 @@ from foundry.hardware import Dtype, cpu_name
 from foundry.reporting.lines import report, say
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import read_rows
-from trainer.config.train import CONFIG_FILE, TrainConfig
+from trainer.config.train import CONFIG_FILE, METRICS_FILE, TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
 from trainer.monitoring.losses import remove_losses
 
-METRICS = "metrics.jsonl"
+METRICS = METRICS_FILE
 CHECKPOINTS = "checkpoints"
 CONFIG = CONFIG_FILE
 LOG = "log.txt"
