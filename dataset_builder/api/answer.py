@@ -2,10 +2,11 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from foundry.api.functions import explained_extras
 from foundry.errors import UserError, one_line
+from foundry.extras import missing_library
 from foundry.wording import counted
 
 if TYPE_CHECKING:
@@ -39,19 +40,15 @@ class Answer:
 
     def df(self) -> "pd.DataFrame":
         """The rows as a pandas DataFrame. Raises UserError if pandas is not installed."""
-        with explained_extras(_EXTRA):
-            import pandas as pd  # noqa: F401 - Arrow's own message would not say what to install
-
-            return self._table.to_pandas()
+        _library("pandas")  # Arrow's own message would not say what to install
+        return self._table.to_pandas()
 
     def pl(self) -> "pl.DataFrame":
         """The rows as a polars DataFrame. Raises UserError if polars is not installed, and for types that it does not have."""
-        with explained_extras(_EXTRA):
-            import polars as pl
-
+        polars = _library("polars")
         try:
-            return pl.DataFrame(self._table)
-        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            return polars.DataFrame(self._table)
+        except (TypeError, ValueError, polars.exceptions.PolarsError) as error:
             raise _no_such_type("polars", error) from None
 
     def dataset(self) -> "datasets.Dataset":
@@ -59,9 +56,7 @@ class Answer:
 
         Raises UserError if `datasets` is not installed, and for types that it does not have, such as maps.
         """
-        with explained_extras(_EXTRA):
-            import datasets
-
+        datasets = _library("datasets")
         try:
             return datasets.Dataset(self._table)
         except (NotImplementedError, TypeError, ValueError) as error:
@@ -109,8 +104,17 @@ def _cell(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
 
 
+def _library(name: str) -> Any:
+    """The module. Raises UserError if it is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        line = f"this needs {name}, which is not installed: pip install {name}"  # of a checkout that is not installed itself
+        raise missing_library(error, preferred=_EXTRA) or UserError(line) from None
+
+
 def _no_such_type(library: str, error: Exception) -> UserError:
-    return UserError(
-        f"{library} cannot hold this answer ({one_line(error, limit=200)}): leave the column out, cast it in the SQL, or use "
-        ".arrow()"
-    )
+    reason = one_line(error, limit=200).rstrip(".")
+    return UserError(f"{library} cannot hold this answer ({reason}): leave the column out, cast it in the SQL, or use .arrow()")

@@ -1,6 +1,7 @@
 """Runs and data sets in a notebook: the answers of SQL in each library, images, density, status, and builds."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_an_answer_is_the_same_in_every_library(small: str, rows: list[dict[str,
 def test_an_answer_is_the_same_in_polars(small: str, rows: list[dict[str, Any]]) -> None:
     pytest.importorskip("polars")
     assert open_run(small).sql(SQL).pl().to_dicts() == rows
+
+
+@pytest.mark.parametrize(("method", "library"), [("df", "pandas"), ("pl", "polars"), ("dataset", "datasets")])
+def test_a_library_that_is_missing_is_one_line(small: str, method: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = open_run(small).sql("SELECT key FROM captions")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=f"this needs {library}, which is not installed: pip install "):
+        getattr(answer, method)()
+    assert len(answer.arrow()) == len(answer)
 
 
 def test_types_that_a_library_does_not_have_are_one_line() -> None:
