@@ -1,4 +1,4 @@
-"""Recipe of a data set: which images and captions of runs go into it, and where it goes. Imports neither pyarrow nor SQL."""
+"""Recipe of a data set: what it takes of captioning runs, and where it is written. Imports neither pyarrow nor SQL."""
 
 from dataclasses import dataclass, field
 

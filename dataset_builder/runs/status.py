@@ -127,7 +127,7 @@ def status_of(plan: Plan, commits: Sequence[Commit], *, retry: Retry | None = No
 
 @dataclass(frozen=True)
 class _Step:
-    """A commit as far as speed goes: its time and its unit's own duration in seconds, and its images."""
+    """What the speed needs of a commit: its time, the duration of its unit in seconds, and its images."""
 
     at: float
     images: int
