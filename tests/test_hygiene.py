@@ -27,6 +27,7 @@ NO_NOUN_OR_VERB = {"as", "by", "for", "from", "how", "in", "of", "on", "to", "wh
 ANSWERS = {
     "captioner.compare",
     "captioner.status",
+    "dataset_builder.clean",
     "dataset_builder.density",
     "dataset_builder.sql.console",
     "dataset_builder.sql.database",

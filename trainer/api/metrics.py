@@ -7,7 +7,7 @@ from typing import Any
 from dataset_builder.api.answer import Answer
 from foundry.errors import UserError
 from foundry.storage.json_lines import read_rows
-from trainer.config.train import METRICS_FILE
+from trainer.monitoring.tracking.rows import METRICS
 
 
 def load_metrics(*runs: "str | os.PathLike[str]", kind: str | None = None) -> Answer:
@@ -36,12 +36,12 @@ def load_metrics(*runs: "str | os.PathLike[str]", kind: str | None = None) -> An
 
 def _rows(run: Path) -> list[dict[str, Any]]:
     """Raises UserError for a folder that is no training's."""
-    path = run / METRICS_FILE
+    path = run / METRICS
     if path.exists():
         return read_rows(path)
-    stages = sorted(found.parent.name for found in run.glob(f"*/{METRICS_FILE}"))
+    stages = sorted(found.parent.name for found in run.glob(f"*/{METRICS}"))
     found = f": it has the trainings {', '.join(stages)}" if stages else ""
-    raise UserError(f"{run} has no {METRICS_FILE}{found}: give the folder of a training, RUN_DIR/<stage>")
+    raise UserError(f"{run} has no {METRICS}{found}: give the folder of a training, RUN_DIR/<stage>")
 
 
 def _nothing(runs: "tuple[str | os.PathLike[str], ...]", kind: str | None) -> list[str]:

@@ -124,11 +124,13 @@ def open_training(folder: "str | os.PathLike[str]") -> Training:
 
 def fit_stage(config: TrainConfig) -> bool:
     """Trains one stage here or on Ray; returns whether it is done, or was stopped. Raises UserError."""
+    from trainer.monitoring.tracking.process import check_trackers
     from trainer.training.start import check_start, check_workers
 
     check_paths([config.features, config.run_dir, *config.data.paths])
     _check_recipe(config)
     check_workers(config, config.num_workers)
+    check_trackers(config.watch)
     check_start(config)
     if config.num_workers > 1:
         from trainer.training.ray_workers import train_on_ray

@@ -20,8 +20,6 @@ SCRATCH = "scratch"
 PAPER: RecipeName = "paper"
 CONFIG_FILE = "config.yaml"
 """The file in a run's folder that holds all settings of its last start."""
-METRICS_FILE = "metrics.jsonl"
-"""The file in a run's folder with a line for each interval, validation and spike."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from trainer.features.store import FeatureStore
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
 from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
+from trainer.monitoring.tracking.process import tracked
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, lora_text, open_features, sizes_text
 from trainer.training.rung import RungTraining
@@ -56,7 +57,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     position = ladder_position(config.ladder, start.images_seen)
     if position is None:
         run.say(f"{config.stage}: all {start.images_seen} images are seen, the newest checkpoint is {start.checkpoint}")
-        return True
+        with tracked(run, config.watch, is_first=workers.is_first):
+            return True
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     check_workers(config, workers.num)
     keep_freed_memory()
@@ -81,7 +83,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
         )
     if workers.is_first:
         run.warn_once(stage_passes_warning(chosen, position.rung, images_per_pass=store.images_per_pass(TRAIN)))
-    stopped_in = _train_rungs(chosen, workers, run, position=position, state=state, store=store)
+    with tracked(run, config.watch, is_first=workers.is_first):
+        stopped_in = _train_rungs(chosen, workers, run, position=position, state=state, store=store)
     ending = "done" if stopped_in is None else "stopped; the same command resumes it"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {run.path / CHECKPOINTS}")
     return stopped_in is None
