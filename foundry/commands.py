@@ -67,8 +67,10 @@ JOBS: dict[str, dict[str, Command]] = {
         "import": Command(module="model.convert", purpose="convert checkpoints from and to other formats", extra="train"),
     },
     "Share": {
-        "push": Command(module="trainer.push", purpose="publish a data set or a model on the Hugging Face hub", extra="train"),
-        "pull": Command(module="trainer.pull", purpose="fetch a data set or a model from there", extra="density"),
+        "push": Command(
+            module="publisher.push", purpose="publish a data set or a model on the Hugging Face hub", extra="train"
+        ),
+        "pull": Command(module="publisher.pull", purpose="fetch a data set or a model from there", extra="density"),
     },
 }
 COMMANDS: dict[str, Command] = dict(chain.from_iterable(commands.items() for commands in JOBS.values()))
