@@ -26,6 +26,7 @@ from foundry.storage.folder import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Connection = duckdb.DuckDBPyConnection
 _BATCH_ROWS = 4096
 _OLDEST_READER = "v1.3.0"  # the first DuckDB that knows the lambdas of the macros
 # What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.
@@ -98,7 +99,7 @@ class Database:
 
     @cached_property
     def views(self) -> dict[str, list[str]]:
-        """The views and their columns; looked up when first asked for, since every look goes through the list of files."""
+        """The views and their columns; looked up when first asked for, since every look reads the list of files."""
         return {name: _columns(self._connection, name) for name in self.comments}
 
     def __enter__(self) -> Self:
