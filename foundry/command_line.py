@@ -34,7 +34,7 @@ from foundry.commands import as_typed, extra_of
 from foundry.errors import UserError
 from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
-from foundry.reporting.lines import LogFormat, asked_format, choose_format, say
+from foundry.reporting.lines import LOG_FORMAT, LogFormat, asked_format, choose_format, say
 from foundry.wording import model_choices, say_missing
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["OPTION", "UserError", "read_settings", "run_command"]
 OPTION = "option"
 """The key of a field's metadata under which the name of its option is, where that is not the field's."""
-_LOG_FORMAT = "log_format"
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 Presets = Mapping[str, Mapping[str, Callable[[], "DataclassInstance"]]]
 _MISSING = re.compile(r"the following arguments are required: (.+)")
@@ -109,12 +108,12 @@ def run_command(
         return 2
     try:
         parser.set_defaults(_preset_values(arguments, presets or {}))
-        values = parser.parse_args(_name_all(arguments, hints | {_LOG_FORMAT: LogFormat}, positional=positional))
+        values = parser.parse_args(_name_all(arguments, hints | {LOG_FORMAT: LogFormat}, positional=positional))
     except argparse.ArgumentError as error:
         return _fail(_explain(str(error), config_class, prog=prog))
     except SystemExit as stop:  # --help and --print_config
         return int(stop.code or 0)
-    choose_format(values[_LOG_FORMAT])
+    choose_format(values[LOG_FORMAT])
     try:
         return _call(main, parser, config_class, values)
     except ModuleNotFoundError as error:
@@ -240,7 +239,7 @@ def _build_parser(
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options; may be given several times.")
     parser.add_argument(
-        f"--{_LOG_FORMAT}",
+        f"--{LOG_FORMAT}",
         type=LogFormat,
         default="auto",
         help="Form of progress and messages: auto (bars on a terminal and in a notebook, else lines), plain (lines), or json "
@@ -366,7 +365,7 @@ def _file_value(path: str, name: str) -> Any:
 def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str) -> str:
     """jsonargparse's message as one line that says what to do; an unknown name comes with the nearest known one."""
     text = " ".join(message.split())
-    hints = _flat_hints(config_class) | {_LOG_FORMAT: LogFormat}
+    hints = _flat_hints(config_class) | {LOG_FORMAT: LogFormat}
     if missing := _MISSING.search(text):
         names = [_option_name(name, config_class) for name in missing[1].split(", ")]
         said = say_missing(config_class, names)

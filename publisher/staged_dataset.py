@@ -7,6 +7,7 @@ import yaml
 
 from dataset_builder.reports.card import licence_fields
 from dataset_builder.sql.dataset_files import DATASET_RECORD, DatasetFiles, open_stored, read_dataset
+from dataset_builder.sql.score_files import SCORES_FOLDER
 from foundry.errors import UserError
 from foundry.reporting.lines import say
 from foundry.storage.locations import is_url
@@ -29,7 +30,7 @@ def stage_dataset(path: str, staging: Path, *, licence: str, public: bool) -> st
         raise UserError(f"{path} has images whose licence is not stated: name it before everybody sees them", setting="licence")
     root = Path(dataset.folder.root)
     names = [DATASET_RECORD, *(file["path"] for file in dataset.record["files"])]
-    names += [str(file.relative_to(root)) for file in sorted((root / "scores").rglob("*")) if _is_published(file, root)]
+    names += [str(file.relative_to(root)) for file in sorted((root / SCORES_FOLDER).rglob("*")) if _is_published(file, root)]
     for name in names:
         link(root / name, staging / name)
     (staging / CARD).write_text(_card(root, licence), encoding="utf-8")

@@ -20,9 +20,11 @@ _INTERRUPTED = 130
 def main(config: CompareConfig) -> int:
     """Trains, prints the tables and writes the page; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
     from trainer.comparison.comparing import compare
+    from trainer.monitoring.tracking.process import check_trackers
 
     files = [word for word in config.arms if word.endswith((".yaml", ".yml"))]
     check_paths([config.features, config.run_dir, *config.data.paths, *files])
+    check_trackers(config.watch)
     return 0 if compare(config).is_done else _INTERRUPTED
 
 

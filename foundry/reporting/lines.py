@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
+LOG_FORMAT = "log_format"
+"""Name of the option."""
 LogFormat = Literal["auto", "plain", "json"]
 """auto: bars on a terminal and in a notebook, lines elsewhere; plain: lines; json: a JSON object for each line."""
 _KINDS = ("error", "warning")
@@ -33,7 +35,7 @@ OUTPUT = Output()
 def asked_format(arguments: Sequence[str]) -> LogFormat:
     """The format that a command's arguments ask for, before they are parsed: an error in them has it too."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--log_format", dest="chosen", nargs="?", default="auto")
+    early.add_argument(f"--{LOG_FORMAT}", dest="chosen", nargs="?", default="auto")
     given, _ = early.parse_known_args(list(arguments))
     return given.chosen if given.chosen in get_args(LogFormat) else "auto"
 

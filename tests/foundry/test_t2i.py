@@ -16,7 +16,7 @@ from foundry.reporting.lines import choose_format
 from foundry.t2i import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("captioner", "dataset_builder", "trainer", "model", "publisher", "foundry")
+PACKAGES = ("captioner", "dataset_builder", "trainer", "model", "publisher", "studio", "foundry")
 
 
 def _t2i(*arguments: str) -> subprocess.CompletedProcess[str]:

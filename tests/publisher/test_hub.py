@@ -170,6 +170,9 @@ def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: py
     from diffusers import PixArtAlphaPipeline
 
     assert pushed("mini", "me/mini") == 0
+    commits = len(hub.repositories["model", "me/mini"].commits)
+    assert pushed("mini", "me/mini") == 0
+    assert len(hub.repositories["model", "me/mini"].commits) == commits, "the same weights are the same files"
     assert pulled(tmp_path / "mini", "me/mini") == 0
     assert "--source diffusers --target native" in capsys.readouterr().out
     pipeline = PixArtAlphaPipeline.from_pretrained(tmp_path / "mini")

@@ -128,7 +128,7 @@ def time_step(training: Training) -> float | None:
         config,
         run_dir=f"{Path(config.run_dir).parent.parent.parent}/{TIMED}",
         ladder=(replace(rung, images=TIMED_STEPS * rung.batch_size),),
-        watch=replace(config.watch, every_steps=1, validate_every_images=0, record_losses_every_steps=0),
+        watch=replace(config.watch, every_steps=1, validate_every_images=0, record_losses_every_steps=0, tracker=""),
     )
     shutil.rmtree(short.run_dir, ignore_errors=True)
     try:
