@@ -47,9 +47,10 @@ class Answer:
         """The rows as a polars DataFrame. Raises UserError if polars is not installed, and for types that it does not have."""
         polars = _library("polars")
         try:
-            return polars.DataFrame(self._table)
+            frame: pl.DataFrame = polars.DataFrame(self._table)
         except (TypeError, ValueError, polars.exceptions.PolarsError) as error:
             raise _no_such_type("polars", error) from None
+        return frame
 
     def dataset(self) -> "datasets.Dataset":
         """The rows as a `datasets.Dataset` of Hugging Face, in memory.
