@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("captioner", "dataset_builder", "foundry", "model", "publisher", "trainer")
+OURS = ("captioner", "dataset_builder", "foundry", "model", "publisher", "studio", "trainer")
 CORE = "core"
 CORE_BYTES = 400_000_000
 """Maximum size of the core, without pip and setuptools, which every environment has."""
@@ -114,6 +114,11 @@ def _check_s3(env: Environment, work: Path) -> None:
     env.run("python", "-c", "import fsspec; fsspec.filesystem('s3')", cwd=work)
 
 
+def _check_studio(env: Environment, work: Path) -> None:
+    env.run("python", "-c", "import gradio, studio.app", cwd=work)
+    env.run("t2i", "studio", "nowhere", "--port", "0", cwd=work, expected=2, said="no captioning run")
+
+
 def _check_notebooks(env: Environment, work: Path) -> None:
     env.run("python", "-c", "import datasets, ipykernel, matplotlib, nbclient, nbformat, pandas, polars", cwd=work)
 
@@ -123,6 +128,7 @@ CHECKS = {
     "density": _check_density,
     "s3": _check_s3,
     "notebooks": _check_notebooks,
+    "studio": _check_studio,
     "caption": _check_caption,
     "train": _check_train,
     "evaluate": _check_evaluate,

@@ -35,6 +35,9 @@ class SyntheticRun:
     num_units: int
     num_nouns: int
     seed: int = 0
+    images: tuple[str, tuple[tuple[int, int], ...]] | None = None
+    """A tar, and the first byte and the length of each image in it, which the rows refer to in turn; none: a tar that is not
+    there."""
 
     @property
     def unit_size(self) -> int:
@@ -138,7 +141,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
     }
     columns["caption_raw"] = columns["caption"]
     yield "captions", pa.table({name: columns[name] for name in CAPTIONS.names}, schema=CAPTIONS)
-    yield "images", _images(rng, keys).select(IMAGES.names)
+    yield "images", _images(rng, keys, run, first=images.start).select(IMAGES.names)
     found, count = np.unique(codes, return_counts=True)
     count_t5 = np.bincount(codes[place < T5_NOUNS], minlength=run.num_nouns)[found]
     with_noun = np.bincount(pairs // size, minlength=run.num_nouns)[found]
@@ -146,7 +149,7 @@ def _tables(run: SyntheticRun, number: int, images: range) -> "Iterator[tuple[st
     yield "noun_counts", pa.table(dict(zip(NOUN_COUNTS.names, counts, strict=True)), schema=NOUN_COUNTS)
 
 
-def _images(rng: "np.random.Generator", keys: list[str]) -> "pa.Table":
+def _images(rng: "np.random.Generator", keys: list[str], run: SyntheticRun, *, first: int) -> "pa.Table":
     import pyarrow as pa
 
     from foundry.images.index import IMAGES
@@ -163,7 +166,21 @@ def _images(rng: "np.random.Generator", keys: list[str]) -> "pa.Table":
         "height": rng.integers(256, 2048, size),
         "format": ["JPEG"] * size,
     }
+    if run.images is not None:
+        tar, ranges = run.images
+        own = [ranges[number % len(ranges)] for number in range(first, first + size)]
+        known |= {"uri": [tar] * size, "byte_offset": [one[0] for one in own], "byte_length": [one[1] for one in own]}
+        known["content_hash"] = [_hash_of(tar, *one) for one in own]
     return pa.table({name: known.get(name, [None] * size) for name in IMAGES.names}, schema=IMAGES)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: str, offset: int, length: int) -> str:
+    from foundry.images.reader import content_hash
+
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        return content_hash(file.read(length))
 
 
 def _texts(

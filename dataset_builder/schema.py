@@ -1,4 +1,4 @@
-"""Tables of captions, noun counts and scores of runs, and of samples, funnel and dropped images of data sets."""
+"""Tables of captions, noun counts, scores and reviews of runs, and of samples, funnel and dropped images of data sets."""
 
 import pyarrow as pa
 
@@ -86,6 +86,40 @@ GROUPS = pa.schema(
         pa.field("near_group", pa.int64()),
         pa.field("is_copy", pa.bool_(), nullable=False),
         pa.field("is_kept", pa.bool_(), nullable=False),
+    ]
+)
+
+# Captions that people rewrote, in the order of the saves (reviews.py). The counts are those of the text after the edit.
+EDITS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("edited_by", pa.string(), nullable=False),
+        pa.field("edited_at", pa.timestamp("ms"), nullable=False),
+        pa.field("before", pa.string(), nullable=False),
+        pa.field("after", pa.string(), nullable=False),
+        pa.field("is_current", pa.bool_(), nullable=False),
+        *(
+            CAPTIONS.field(name)
+            for name in (
+                *("status", "num_words", "num_t5_tokens", "num_nouns", "num_distinct_nouns", "num_meta_nouns"),
+                *("num_t5_nouns", "nouns"),
+            )
+        ),
+        pa.field("file", pa.string(), nullable=False),
+    ]
+)
+
+# Judgements of captions by people: good, bad, look again, or empty where one was taken back.
+FLAGS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("flag", pa.string(), nullable=False),
+        pa.field("flagged_by", pa.string(), nullable=False),
+        pa.field("flagged_at", pa.timestamp("ms"), nullable=False),
+        pa.field("is_current", pa.bool_(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
     ]
 )
 

@@ -34,6 +34,7 @@ JOBS: dict[str, dict[str, Command]] = {
         "query": Command(module="dataset_builder.query", purpose="answer SQL about a run or a data set"),
         "density": Command(module="dataset_builder.density", purpose="print the concept density of captions and other texts"),
         "report": Command(module="dataset_builder.report", purpose="write a page about a run or a data set"),
+        "studio": Command(module="studio.serve", purpose="open a page over runs, data sets and trainings", extra="studio"),
         "export": Command(module="dataset_builder.export", purpose="write a database for DuckDB's own program"),
         "clean": Command(module="dataset_builder.clean", purpose="find and delete what killed jobs left over"),
     },

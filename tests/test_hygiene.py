@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher")
+PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher", "studio")
 BESIDE = ("examples", "benchmarks", "website")
 HEAVY = {"torch", "torchvision", "ray", "pyarrow", "transformers", "diffusers", "spacy", "duckdb", "open_clip", "datasets"}
 ONE_FILE = ("duckdb", "spacy", "open_clip")

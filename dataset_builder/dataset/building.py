@@ -23,6 +23,7 @@ from dataset_builder.dataset.selection import (
     funnel_table,
     groups_sql,
     histograms,
+    num_edited,
     num_left,
     select,
 )
@@ -98,7 +99,11 @@ def build_dataset(config: BuildConfig) -> Built:
             folder = _new_folder(config.out)
             with _writer(folder, config, runs) as writer:
                 funnel = _write(writer, state, embed=config.embed)
-            record = _record(config, runs, writer) | {"identity": identity, "structured": _structured(state)}
+            record = _record(config, runs, writer) | {
+                "identity": identity,
+                "structured": _structured(state),
+                "edited_captions": num_edited(state),
+            }
             return Built(funnel, _publish(folder, record, funnel, histograms(state)), (*notes, *state.notes))
     return Built(funnel, None, (*notes, *state.notes))
 
@@ -145,7 +150,9 @@ def _identity(config: BuildConfig, runs: dict[str, RunFiles]) -> str:
     recipe = {name: value for name, value in asdict(config).items() if name not in _NOT_PART_OF_IT}
     state = [[run.record.run_id, [commit.attempt for commit in run.commits]] for run in runs.values()]
     scores = [[commit.attempt for commit in run.scores.commits] if run.scores else [] for run in runs.values()]
-    return hashlib.sha256(json.dumps([recipe, state, scores], sort_keys=True).encode()).hexdigest()[:16]
+    reviews = [list(run.reviews.files) for run in runs.values()]
+    parts = [recipe, state, scores, *([reviews] if any(reviews) else [])]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _built_before(url: str, identity: str) -> Built:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.dataset.recipe import RecipeConfig
+from dataset_builder.reviews.edited_captions import edited_sql
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted, value_sql
@@ -70,6 +71,11 @@ class SelectionState:
     def run_name(self, number: str = "picked.run") -> str:
         """SQL for the name of a run by its number."""
         return f"[{', '.join(map(literal, self.names))}][{number} + 1]"
+
+    def captions(self, number: int, relation: str) -> str:
+        """SQL for a relation of captions of a run, by its number, with the texts of people where they rewrote it."""
+        run = list(self.runs.values())[number]
+        return f"({edited_sql(relation, f'run_{number}.edits')})" if len(run.reviews.edits) else relation
 
     def uniform(self, purpose: str) -> str:
         """SQL for a number in [0, 1) that depends on the seed, the purpose and the key alone."""
@@ -154,11 +160,31 @@ def _candidates_sql(state: SelectionState, number: int) -> str:
     figures = [f"{sql} AS {column}" for column, sql in CAPTION_FIGURES.items()]
     figures.append(value_sql(run.record.structured_prompts))
     images = [quoted(column) for column in run.image_columns if column != "key"]
+    captions = state.captions(number, f"run_{number}.stored.captions")
+    reviews, joins = _reviews_sql(run, number)
     return (
-        f"SELECT {literal(name)} AS run, c.unit, i.key, {', '.join([*own, *figures, *images])}, s.* EXCLUDE (key) "
-        f"FROM run_{number}.images i LEFT JOIN run_{number}.stored.captions c USING (key) "
-        f"LEFT JOIN run_{number}.scores s USING (key)"
+        f"SELECT {literal(name)} AS run, c.unit, i.key, {', '.join([*own, *figures, *reviews, *images])}, s.* EXCLUDE (key) "
+        f"FROM run_{number}.images i LEFT JOIN {captions} c USING (key) "
+        f"LEFT JOIN run_{number}.scores s USING (key){joins}"
     )
+
+
+def _reviews_sql(run: RunFiles, number: int) -> tuple[list[str], str]:
+    """The columns `flag` and `is_edited` of a caption `c`, and the joins that they need: none where nobody has reviewed."""
+    columns, joins = ["NULL::VARCHAR AS flag", "false AS is_edited"], ""
+    if len(run.reviews.flags):
+        columns[0] = "nullif(flagged.value, '') AS flag"
+        joins += _current_sql(f"run_{number}.flags", "flag", called="flagged")
+    if len(run.reviews.edits):
+        columns[1] = "edited.value IS NOT NULL AS is_edited"
+        joins += _current_sql(f"run_{number}.edits", "true", called="edited")
+    return columns, joins
+
+
+def _current_sql(table: str, value: str, *, called: str) -> str:
+    """A join of the current reviews; its columns have names that no other relation has."""
+    current = f"(SELECT key AS {called}_key, prompt AS {called}_prompt, {value} AS value FROM {table} WHERE is_current)"
+    return f" LEFT JOIN {current} {called} ON {called}_key = c.key AND {called}_prompt = c.prompt"
 
 
 def _value(index: int) -> str:

@@ -86,7 +86,8 @@ def thin_nouns(state: SelectionState) -> None:
         return
     number = state.add_step(Step("max_per_noun", f"capped: one of its nouns is in more than {most} images"))
     captions = " UNION ALL ".join(
-        f"SELECT {index}::SMALLINT AS run, key, prompt, nouns FROM run_{index}.captions" for index in range(len(state.names))
+        f"SELECT {index}::SMALLINT AS run, key, prompt, nouns FROM {state.captions(index, f'run_{index}.captions')}"
+        for index in range(len(state.names))
     )
     left = "(SELECT run, key FROM picked WHERE step IS NULL)"
     uncapped = ", ".join(map(literal, sorted(META_NOUNS.union(state.config.uncapped_nouns))))

@@ -1,8 +1,9 @@
 """Rows of a data set: the chosen images with their captions, read from the runs stretch by stretch, their aspect bucket, and
 their bytes in the `Image` format of Hugging Face datasets where they are embedded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dataset_builder.dataset.caption_steps import CAPTION_FIGURES, SelectionState
@@ -42,7 +43,13 @@ def sample_batches(state: SelectionState) -> "Iterator[pa.Table]":
     where the keys of its units do not overlap, as those of a sorted source do not.
     """
     runs = [
-        _Run(number=number, name=name, files=files, prompts=_prompts(state.bench, number, files, state.renamed))
+        _Run(
+            number=number,
+            name=name,
+            files=files,
+            prompts=_prompts(state.bench, number, files, state.renamed),
+            captions=partial(state.captions, number),
+        )
         for number, (name, files) in enumerate(state.runs.items())
     ]
     for owner in runs:
@@ -84,6 +91,8 @@ class _Run:
     name: str
     files: RunFiles
     prompts: dict[str, str]
+    captions: Callable[[str], str]
+    """SQL for a relation of its captions with the texts that people rewrote."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +175,11 @@ def _texts(part: _Part, *, among: str = "") -> Iterator[tuple[str, str]]:
     fields += [f"{name} := {sql}" for name, sql in CAPTION_FIGURES.items()]
     kept = f"SELECT key, prompt FROM survey WHERE {_of(part.run.number, part.units)} AND step IS NULL"
     kept += f" AND key IN ({among})" if among else ""
+    captions = part.run.captions(part.files("captions"))
     for number, (prompt, called) in enumerate(part.run.prompts.items()):
         sql = (
             f"SELECT key, struct_pack(prompt := {literal(called)}, {', '.join(fields)}) AS caption "
-            f"FROM {part.files('captions')} c JOIN ({kept}) USING (key, prompt) WHERE prompt = {literal(prompt)}"
+            f"FROM {captions} c JOIN ({kept}) USING (key, prompt) WHERE prompt = {literal(prompt)}"
         )
         yield f"text_{part.run.number}_{number}", sql
 

@@ -49,6 +49,20 @@ def num_left(state: SelectionState) -> int:
     return int(state.rows("SELECT count(*) AS images FROM chosen")[0]["images"])
 
 
+def num_edited(state: SelectionState) -> int:
+    """The captions of the data set that people rewrote."""
+    edits = [
+        f"SELECT {number} AS run, key, prompt FROM run_{number}.edits WHERE is_current"
+        for number, run in enumerate(state.runs.values())
+        if len(run.reviews.edits)
+    ]
+    if not edits:
+        return 0
+    joined = "kept JOIN chosen ON chosen.run = owner AND chosen.key = kept.key"
+    found = f"({' UNION ALL '.join(edits)}) e ON e.run = kept.run AND e.key = kept.key AND e.prompt = kept.prompt"
+    return int(state.rows(f"SELECT count(*) AS captions FROM {joined} JOIN {found}")[0]["captions"])
+
+
 def funnel_table(state: SelectionState, *, lost: Mapping[str, int] | None = None) -> pa.Table:
     """schema.FUNNEL of the steps; `lost` are images that could not be read afterwards, by reason."""
     planned = state.rows("SELECT (SELECT count(*) FROM picked) + (SELECT count(*) FROM rejected) AS images")[0]["images"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dataset_builder.sql.dataset_files import DATASET_RECORD
+from foundry.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +53,8 @@ def dataset_card(dataset: "DatasetFiles", funnel: "pa.Table", histograms: dict[s
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     made = f"{sum(dataset.splits.values()):,} images with captions, made on {record['created_at'][:10]} by T2I Foundry."
+    if edited := record.get("edited_captions", 0):
+        made += f" People rewrote {counted(edited, 'caption')} of them; all others are the models'."
     return f"{_front_matter(dataset)}\n# {record['name']}\n\n{made}\n\n{body}\n"
 
 

@@ -76,7 +76,8 @@ def lines_svg(title: str, series: Sequence[Series], *, x_name: str = "", is_log:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     floor = 0.0 if from_zero else min(ys) - 0.05 * (max(ys) - min(ys))
     right = _RIGHT if from_zero else _NAMES
-    frame = _Frame(low=min(xs), high=max(xs), floor=floor, top=max([*ys, floor + 1e-9]), right=right, is_log=is_log)
+    top = max([*ys, floor + max(1e-9, 1e-9 * abs(floor))])  # values that are all the same have a height too
+    frame = _Frame(low=min(xs), high=max(xs), floor=floor, top=top, right=right, is_log=is_log)
     drawn = []
     for number, line in enumerate(series):
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)

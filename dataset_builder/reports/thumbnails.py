@@ -1,4 +1,4 @@
-"""Thumbnails of images for a page: JPEGs in base64."""
+"""Thumbnails of images for a page: JPEGs, in base64 where they are part of it."""
 
 import base64
 import io
@@ -46,7 +46,7 @@ def read_thumbnails(rows: Sequence[Mapping[str, Any]]) -> Thumbnails:
 
 
 def image_data(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
-    """The encoded image of a row. Raises ImageError and StoreError."""
+    """The bytes of a row's image. Raises ImageError, also where its `content_hash` is of other bytes, and StoreError."""
     data: bytes = row.get("data") or reader.read(reference_of(row))
     if row.get("content_hash", content_hash(data)) != content_hash(data):
         raise ImageError("changed", "its bytes have changed since it was captioned")
@@ -55,9 +55,14 @@ def image_data(reader: ImageReader, row: Mapping[str, Any]) -> bytes:
 
 def thumbnail(data: bytes) -> str:
     """A JPEG in base64. Raises ImageError."""
-    pixels = decode_image(data, limits=DecodeLimits(), target_side_px=_SIDE_PX).pixels
+    return base64.b64encode(thumbnail_jpeg(data)).decode()
+
+
+def thumbnail_jpeg(data: bytes, *, side_px: int = _SIDE_PX) -> bytes:
+    """A JPEG whose shorter side has about this length, and the longer one at most twice it. Raises ImageError."""
+    pixels = decode_image(data, limits=DecodeLimits(), target_side_px=side_px).pixels
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    image.thumbnail((2 * _SIDE_PX, 2 * _SIDE_PX))
+    image.thumbnail((2 * side_px, 2 * side_px))
     image.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

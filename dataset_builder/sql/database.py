@@ -26,6 +26,7 @@ from foundry.storage.folder import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Connection = duckdb.DuckDBPyConnection
 _BATCH_ROWS = 4096
 _OLDEST_READER = "v1.3.0"  # the first DuckDB that knows the lambdas of the macros
 # What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dataset_builder.reviews.records import Reviews, read_reviews
 from dataset_builder.schema import CAPTIONS, NOUN_COUNTS, TALLIES
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
 from dataset_builder.sql.views import (
@@ -53,6 +54,8 @@ VIEWS = {
     "scores": "one row per image of the newest scoring: CLIP, aesthetic, sharpness",
     "caption_scores": "one row per image and prompt of the newest scoring, with the CLIP score of each sentence",
     "embeddings": "one row per image of the newest scoring: its CLIP embedding, of length 1",
+    "edits": "one row per edit of a caption by a person; the current one of each caption is what a data set takes",
+    "flags": "one row per judgement of a caption by a person: good, bad, look again",
 }
 
 STORED = SCORED | {
@@ -148,7 +151,7 @@ class RunFiles:
 
     def tables(self) -> dict[str, pa.Table]:
         """The views that do not come from files."""
-        return {"commits": commits_table(self)}
+        return {"commits": commits_table(self), "edits": self.reviews.edits, "flags": self.reviews.flags}
 
     def statements(self) -> list[str]:
         """The statements that create the other views on the relations of `stored`."""
@@ -190,6 +193,11 @@ class RunFiles:
             commits = [commit for commit in (self.scores.commits if self.scores else ()) if kind in commit.files]
             found[kind] = dict(zip([commit.unit for commit in commits], self.paths(kind), strict=True))
         return found
+
+    @cached_property
+    def reviews(self) -> Reviews:
+        """The edits and flags of people, as they are when first asked for."""
+        return read_reviews(self.folder)
 
     @property
     def image_columns(self) -> list[str]:
@@ -265,7 +273,7 @@ def fitting_blocks(run: Folder, commits: Sequence[Commit]) -> tuple[Commit, ...]
 
 
 def view_sql(run: RunFiles) -> list[str]:
-    """The statements that create VIEWS, but for `commits`, on the relations of `stored`."""
+    """The statements that create VIEWS, but for those of `tables`, on the relations of `stored`."""
     prompts, value = run.record.prompt_names, value_sql(run.record.structured_prompts)
     return [
         _images_sql(run),

@@ -21,7 +21,7 @@ _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_
 SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
 
 OWN_COLUMNS = (
-    *("run", "unit", "value", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
+    *("run", "unit", "value", "flag", "is_edited", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
     *(field.name for field in SAMPLE_CAPTION),
 )
 """Names that no column of a source has in SQL, so that it is called the same in a run, a data set and --where, and is never

@@ -20,6 +20,8 @@ SCRATCH = "scratch"
 PAPER: RecipeName = "paper"
 CONFIG_FILE = "config.yaml"
 """The file in a run's folder that holds all settings of its last start."""
+STARTS_FILE, STOP_FILE, LOCK_FILE = "starts.jsonl", "STOP", ".lock"
+"""Other names in a run's folder, which trainer/monitoring/run_folder.py explains; here, readers need no torch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ from foundry.reporting.lines import report, say
 from foundry.reporting.progress import Bar, shows_bars
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import AppendedLines, read_rows
-from trainer.config.train import CONFIG_FILE, TrainConfig
+from trainer.config.train import CONFIG_FILE, LOCK_FILE, STARTS_FILE, STOP_FILE, TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
@@ -52,8 +52,7 @@ CHECKPOINTS = "checkpoints"
 CONFIG = CONFIG_FILE
 LOG = "log.txt"
 NOT_FINITE = "not_finite.txt"
-STOP = "STOP"
-_LOCK = ".lock"
+STOP = STOP_FILE
 _FOLLOW_S = 0.5
 _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -82,7 +81,7 @@ class RunFolder:
             return
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / _LOCK).open("w")
+            lock = (self.path / LOCK_FILE).open("w")
         with lock as file:
             until = time.monotonic() + wait_s
             while not _locked(file.fileno()):
@@ -112,7 +111,7 @@ class RunFolder:
             (self.path / STOP).unlink(missing_ok=True)
             _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
             _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        self._append("starts.jsonl", json.dumps(record))
+        self._append(STARTS_FILE, json.dumps(record))
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row."""

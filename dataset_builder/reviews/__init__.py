@@ -1,0 +1,1 @@
+"""Edits and flags of captions by people, as files of a run."""

@@ -1,0 +1,1 @@
+"""Studio: a page in the browser over runs, data sets and trainings."""

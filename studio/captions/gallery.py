@@ -1,0 +1,177 @@
+"""Captions tab as plain functions: what a person did, as values, to what is shown, as HTML. Knows nothing of Gradio."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dataset_builder.concepts.tagger import Noun
+from dataset_builder.reviews.records import Flag
+from dataset_builder.sql.database import open_files
+from foundry.errors import UserError
+from studio.captions.caption_index import Cursor, Order
+from studio.captions.filters import FIGURES, CaptionFilter, Range
+from studio.captions.page import ShownCaption, detail_html, gallery_html, histograms_html
+from studio.captions.reviewing import nouns_of, save_edit, save_flag
+from studio.captions.source import PREVIEW, CaptionSource
+from studio.html import failure, reason, table
+
+MOST_SQL_ROWS = 500
+PICTURES = "/pictures"
+OrderName = str
+ORDERS: dict[OrderName, Order] = {"as in the files": Order()}
+ORDERS |= {f"most {name}": Order(figure=figure, direction="descending") for figure, name in FIGURES.items()}
+ORDERS |= {f"fewest {name}": Order(figure=figure) for figure, name in FIGURES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryState:
+    """What a person looks at: a source, a filter, an order, the beginnings of the pages so far, and the picked row."""
+
+    source: int = 0
+    chosen: CaptionFilter = field(default_factory=CaptionFilter)
+    order: Order = field(default_factory=Order)
+    starts: tuple[Cursor | None, ...] = (None,)
+    following: Cursor | None = None
+    version: str = ""
+    """Name of the index that the numbers of rows are of."""
+    picked: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A page: the new state, the gallery and a line about it."""
+
+    state: GalleryState
+    gallery: str
+    line: str
+
+
+class CaptionsTab:
+    """Pages, filters, details, edits, flags and SQL over the sources of a studio."""
+
+    def __init__(self, sources: Sequence[CaptionSource]) -> None:
+        self.sources = sources
+
+    def show(self, state: GalleryState, *, on_wait: Callable[[str], None] = lambda _: None) -> Shown:
+        """The page that a state is at. The first one, without a filter, does not wait for the index."""
+        source = self.sources[state.source]
+        is_first = state.starts == (None,) and state.chosen == CaptionFilter() and state.order == Order()
+        index = source.first() if is_first else source.index(on_wait=on_wait)
+        version = source.version_name()
+        page = index.page(state.chosen, state.order, after=state.starts[-1])
+        state = replace(state, following=page.after, version=version)
+        gallery = gallery_html(page.rows, pictures=self._pictures(state), picked=state.picked)
+        line = f"page {len(state.starts):,}"
+        if index is source.version(version) and source.is_indexed:
+            number = index.count(state.chosen)
+            line = f"{number:,} caption{'' if number == 1 else 's'}, {line}"
+        else:
+            line += f"; {source.progress}"
+        return Shown(state=state, gallery=gallery, line=line)
+
+    def next_page(self, state: GalleryState, *, on_wait: Callable[[str], None] = lambda _: None) -> Shown:
+        """The page after this one, or this one where it is the last."""
+        if state.following is None:
+            return self.show(state, on_wait=on_wait)
+        source = self.sources[state.source]
+        after = state.following
+        if state.version == PREVIEW and state.version != source.version_name():
+            after = Cursor(n=source.index().number_of(source.first_rows([after.n])[0]))
+        return self.show(replace(state, starts=(*state.starts, after), picked=None), on_wait=on_wait)
+
+    def previous_page(self, state: GalleryState) -> Shown:
+        """The page before this one, or this one where it is the first."""
+        return self.show(replace(state, starts=state.starts[:-1] or (None,), picked=None))
+
+    def histograms(self, state: GalleryState, *, on_wait: Callable[[str], None] = lambda _: None) -> str:
+        """The histograms of the captions that meet the filter."""
+        index = self.sources[state.source].index(on_wait=on_wait)
+        return histograms_html(index.histograms(state.chosen), state.chosen.ranges)
+
+    def filtered(self, state: GalleryState, chosen: CaptionFilter, order: OrderName = "as in the files") -> GalleryState:
+        """The state at the first page of another filter and order."""
+        return GalleryState(source=state.source, chosen=chosen, order=ORDERS[order])
+
+    def brushed(self, state: GalleryState, *, figure: str, low: float, high: float, extends: bool) -> GalleryState:
+        """The state after a bar of a histogram was chosen; `extends` joins it to the range that is chosen already."""
+        before = next((one for one in state.chosen.ranges if one.figure == figure), None)
+        if extends and before:
+            low, high = min(low, before.low), max(high, before.high)
+        return replace(
+            state,
+            chosen=state.chosen.with_range(Range(figure=figure, low=low, high=high)),
+            starts=(None,),
+            picked=None,
+        )
+
+    def unbrushed(self, state: GalleryState, *, figure: str) -> GalleryState:
+        """The state without a range of this figure."""
+        return replace(state, chosen=state.chosen.without_range(figure), starts=(None,), picked=None)
+
+    def choices(self, state: GalleryState) -> tuple[list[str], list[str]]:
+        """The prompts and the statuses of the source's captions, as far as they are read."""
+        index = self.sources[state.source].first()
+        return index.values("prompt"), index.values("status")
+
+    def picked_rows(self, state: GalleryState) -> list[dict[str, Any]]:
+        """The captions of the picked image in its source, that of the picked row first. Raises UserError if none is picked."""
+        index = self.sources[state.source].version(state.version)
+        rows = index.rows([state.picked]) if index and state.picked is not None else []
+        if index is None or not rows:
+            raise UserError("no caption is picked: choose one in the gallery")
+        return [*rows, *(row for row in index.rows_of(rows[0]["key"]) if row["n"] != rows[0]["n"])]
+
+    def detail(self, state: GalleryState) -> str:
+        """The picked image with its captions of all prompts, and those of the other sources that have it."""
+        own = self.picked_rows(state)
+        found = [(self.sources[state.source], row) for row in own]
+        for number, source in enumerate(self.sources):
+            if number != state.source and source.is_indexed:
+                found += [(source, row) for row in source.index().rows_of(own[0]["key"])]
+        nouns, problem = _nouns(found)
+        shown = [
+            ShownCaption(source=source.title, row=row, nouns=tagged) for (source, row), tagged in zip(found, nouns, strict=True)
+        ]
+        return detail_html(shown, picture=f"{self._pictures(state)}/{own[0]['n']}/large", problem=problem)
+
+    def edit(self, state: GalleryState, *, prompt: str, text: str, by: str) -> str:
+        """Saves a person's text for a caption of the picked image. Raises UserError as save_edit does."""
+        row = next((row for row in self.picked_rows(state) if row["prompt"] == prompt), None)
+        if row is None:
+            raise UserError(f"the picked image has no caption of the prompt {prompt or '(none)'}: choose one of its prompts")
+        return save_edit(self.sources[state.source], row, text, by=by)
+
+    def flag(self, state: GalleryState, *, prompts: Sequence[str], flag: Flag | str, by: str) -> str:
+        """Flags captions of the picked image, or takes flags back by an empty one. Raises UserError as save_flag does."""
+        rows = [row for row in self.picked_rows(state) if row["prompt"] in prompts]
+        if not rows:
+            raise UserError("no caption is chosen: choose a prompt of the picked image")
+        return save_flag(self.sources[state.source], rows, flag, by=by)  # type: ignore[arg-type]
+
+    def sql(self, source: int, question: str) -> str:
+        """The answer to SQL over a source, by the locked database of dataset_builder.query, as a table or as an error."""
+        if not question.strip():
+            return failure("expected a query, such as SELECT * FROM captions LIMIT 5")
+        rows: list[dict[str, Any]] = []
+        try:
+            with open_files(self.sources[source].newest()) as database:
+                hints = database.hints(question)
+                for batch in database.batches(question):
+                    rows += batch.to_pylist()
+                    if len(rows) > MOST_SQL_ROWS:
+                        break
+        except UserError as error:
+            return failure(str(error))
+        more = f", the first {MOST_SQL_ROWS:,} rows" if len(rows) > MOST_SQL_ROWS else ""
+        return "".join(failure(hint) for hint in hints) + table(rows[:MOST_SQL_ROWS], caption=f"Answer{more}")
+
+    def _pictures(self, state: GalleryState) -> str:
+        return f"{PICTURES}/{state.source}/{state.version}"
+
+
+def _nouns(found: Sequence[tuple[CaptionSource, dict[str, Any]]]) -> tuple[list[list[Noun] | None], str]:
+    """The nouns of each caption; none, and the reason, where the tagger is unavailable."""
+    try:
+        return [nouns_of(source, [row])[0] for source, row in found], ""
+    except (UserError, ModuleNotFoundError) as error:
+        return [None] * len(found), reason(error)

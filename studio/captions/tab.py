@@ -1,0 +1,229 @@
+"""Components of the captions tab and what they call."""
+
+import getpass
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from dataset_builder.reviews.records import FLAG_VALUES
+from foundry.errors import UserError
+from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
+from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
+from studio.components import PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
+from studio.html import failure, quiet, reason
+
+_ANY = "any"
+_NOTHING = quiet("Choose a picture to see its captions side by side, to edit one or to flag it.")
+_SQL = "SELECT prompt, count(*) AS captions, avg(num_nouns) AS nouns FROM captions GROUP BY prompt"
+
+
+def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
+    """Adds the components to the tab that is open."""
+    state = gr.State(GalleryState())
+    titles = [(source.title, number) for number, source in enumerate(tab.sources)]
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            filters = _filters(titles)
+            with gr.Row():
+                apply = gr.Button("Apply filters", variant="primary", elem_id="apply")
+                clear = gr.Button("Clear")
+            with gr.Accordion("Histograms", open=True):
+                histograms = gr.HTML(quiet("…"), elem_id="histograms", js_on_load=PICK)
+        with gr.Column(scale=3, min_width=420):
+            line = gr.HTML(quiet("Opening …"), elem_id="line")
+            gallery = gr.HTML(elem_id="gallery", js_on_load=PICK)
+            with gr.Row():
+                previous = gr.Button("Previous page", elem_id="previous")
+                following = gr.Button("Next page", elem_id="next")
+            detail = gr.HTML(_NOTHING, elem_id="detail")
+            review = _review()
+    with gr.Accordion("SQL", open=False):
+        hint("The views and macros of t2i query, read-only; docs/sql lists them.")
+        question = gr.Textbox(_SQL, label="SQL query", lines=3, elem_id="sql")
+        ask = gr.Button("Run query", elem_id="ask")
+        answer = gr.HTML(elem_id="answer")
+    shown = [state, gallery, line]
+    wiring = _Wiring(tab)
+    inputs = [state, *filters.values()]
+    ask.click(lambda now, sql: tab.sql(now.source, sql), [state, question], answer, **PRIVATE)
+    pages: list[Any] = []
+    for trigger, handler, given in (
+        (page.load, wiring.open, [state]),
+        (filters["source"].change, wiring.filter, inputs),
+        (apply.click, wiring.filter, inputs),
+        (filters["text"].submit, wiring.filter, inputs),
+        (histograms.select, wiring.brush, [state]),
+    ):
+        pages.append(trigger(handler, given, [*shown, detail], **PRIVATE))
+    for event in pages[:2]:  # another source may have other prompts and statuses
+        event.then(wiring.choices, [state], [filters["prompt"], filters["status"]], **PRIVATE)
+    cleared = clear.click(wiring.cleared, None, [filters[name] for name in _CLEARED], **PRIVATE)
+    pages.append(cleared.then(wiring.filter, inputs, [*shown, detail], **PRIVATE))
+    for event in pages:
+        event.then(wiring.histograms, [state], histograms, **PRIVATE)
+    following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
+    previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
+    _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
+
+
+def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> None:
+    """What happens when a picture is chosen, and when its caption is edited or flagged."""
+    prompt, text, by, message = (review[name] for name in ("prompt", "text", "by", "message"))
+    picked = gallery.select(wiring.pick, [state], [*shown, prompt, text, message], **PRIVATE)
+    picked.then(None, None, None, js=SHOW_DETAIL, **PRIVATE)
+    prompt.change(wiring.text_of, [state, prompt], text, **PRIVATE)
+    for button, handler, value in ((review["save"], wiring.edit, text), (review["set"], wiring.flag, review["flag"])):
+        button.click(handler, [state, prompt, value, by], [*shown, message], **PRIVATE)
+
+
+_CLEARED = ("text", "prompt", "status", "path", "flag", "words_from", "words_to", "density_from", "density_to", "order")
+
+
+def _filters(titles: list[tuple[str, int]]) -> dict[str, Any]:
+    """The components of the filters, in the order in which `_Wiring.filter` takes their values."""
+    filters: dict[str, Any] = {
+        "source": gr.Dropdown(titles, value=0, label="Run or data set, and its model", elem_id="source"),
+        "text": gr.Textbox(label="Text in the caption", placeholder="red owl", elem_id="text"),
+        "prompt": gr.Dropdown([_ANY], value=_ANY, label="Prompt", elem_id="prompt"),
+        "status": gr.Dropdown([_ANY], value=_ANY, label="State of the caption"),
+        "path": gr.Textbox(label="Source (part of its path)"),
+        "flag": gr.Dropdown([_ANY, *FLAG_VALUES, UNFLAGGED, EDITED], value=_ANY, label="Flag", elem_id="flag_filter"),
+    }
+    with gr.Row():
+        filters["words_from"] = number_box("Words from", empty="0", elem_id="words_from")
+        filters["words_to"] = number_box("Words to", empty="any")
+    with gr.Row():
+        filters["density_from"] = number_box("Different nouns from", empty="0")
+        filters["density_to"] = number_box("Different nouns to", empty="any")
+    filters["order"] = gr.Dropdown(list(ORDERS), value=next(iter(ORDERS)), label="Order")
+    return filters
+
+
+def _review() -> dict[str, Any]:
+    with gr.Accordion("Edit and flag the chosen caption", open=True):
+        with gr.Row():
+            prompt = gr.Dropdown([], label="Caption of the prompt", elem_id="review_prompt")
+            by = gr.Textbox(getpass.getuser(), label="Your name, saved with the change", elem_id="by")
+        written = gr.Textbox(label="Caption", lines=4, elem_id="edited")
+        with gr.Row():
+            save = gr.Button("Save the caption", variant="primary", elem_id="save")
+            flag = gr.Radio([*FLAG_VALUES, "none"], label="Flag", value=FLAG_VALUES[0], elem_id="flag")
+            set_flag = gr.Button("Set the flag", elem_id="set_flag")
+        message = gr.HTML(elem_id="message")
+    return {"prompt": prompt, "by": by, "text": written, "save": save, "flag": flag, "set": set_flag, "message": message}
+
+
+class _Wiring:
+    """Values of components to values of the tab, and back; an error is shown where the result would be."""
+
+    def __init__(self, tab: CaptionsTab) -> None:
+        self._tab = tab
+
+    def open(self, state: GalleryState) -> list[Any]:
+        return self._shown(lambda: self._tab.show(state), state)
+
+    def filter(self, state: GalleryState, source: int, *values: Any) -> list[Any]:
+        text, prompt, status, path, flag, words_from, words_to, density_from, density_to, order = values
+        bounds = {"num_words": (words_from, words_to), "density": (density_from, density_to)}
+        try:
+            ranges = [_range(figure, low, high) for figure, (low, high) in bounds.items()]
+        except UserError as error:
+            return [state, gr.skip(), failure(str(error)), gr.skip()]
+        chosen = CaptionFilter(
+            text=(text or "").strip(),
+            prompt=_chosen(prompt),
+            status=_chosen(status),
+            source=(path or "").strip(),
+            flag=_chosen(flag),
+            ranges=tuple(one for one in ranges if one),
+        )
+        now = self._tab.filtered(replace(state, source=source), chosen, order)
+        return self._shown(lambda: self._tab.show(now), now)
+
+    def cleared(self) -> list[Any]:
+        return ["", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]
+
+    def brush(self, state: GalleryState, event: gr.EventData) -> list[Any]:
+        if event.clear:
+            now = self._tab.unbrushed(state, figure=event.figure)
+        else:
+            now = self._tab.brushed(
+                state, figure=event.figure, low=float(event.low), high=float(event.high), extends=bool(event.shift)
+            )
+        return self._shown(lambda: self._tab.show(now), now)
+
+    def histograms(self, state: GalleryState) -> Iterator[str]:
+        source = self._tab.sources[state.source]
+        if not source.is_indexed:
+            yield quiet(source.progress)
+        try:
+            yield self._tab.histograms(state)
+        except UserError as error:
+            yield failure(str(error))
+
+    def choices(self, state: GalleryState) -> list[Any]:
+        prompts, statuses = self._tab.choices(state)
+        now = state.chosen
+        return [
+            gr.Dropdown([_ANY, *prompts], value=now.prompt or _ANY),
+            gr.Dropdown([_ANY, *statuses], value=now.status or _ANY),
+        ]
+
+    def next(self, state: GalleryState) -> list[Any]:
+        return self._shown(lambda: self._tab.next_page(state), state)
+
+    def previous(self, state: GalleryState) -> list[Any]:
+        return self._shown(lambda: self._tab.previous_page(state), state)
+
+    def pick(self, state: GalleryState, event: gr.EventData) -> list[Any]:
+        now = replace(state, picked=int(event.pick))
+        try:
+            rows = self._tab.picked_rows(now)
+            shown, detail = self._tab.show(now), self._tab.detail(now)
+        except UserError as error:
+            return [state, gr.skip(), announced(failure(str(error))), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+        prompts = gr.Dropdown([row["prompt"] for row in rows], value=rows[0]["prompt"])
+        text = rows[0]["edited"] or rows[0]["caption"]
+        return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, prompts, text, ""]
+
+    def text_of(self, state: GalleryState, prompt: str) -> Any:
+        try:
+            rows = self._tab.picked_rows(state)
+        except UserError:
+            return gr.skip()
+        return next((row["edited"] or row["caption"] for row in rows if row["prompt"] == prompt), gr.skip())
+
+    def edit(self, state: GalleryState, prompt: str, text: str, by: str) -> list[Any]:
+        return self._reviewed(state, lambda: self._tab.edit(state, prompt=prompt or "", text=text, by=by))
+
+    def flag(self, state: GalleryState, prompt: str, flag: str, by: str) -> list[Any]:
+        chosen = "" if flag == "none" else flag
+        return self._reviewed(state, lambda: self._tab.flag(state, prompts=[prompt or ""], flag=chosen, by=by))
+
+    def _reviewed(self, state: GalleryState, act: Any) -> list[Any]:
+        try:
+            said = act()
+            shown, detail = self._tab.show(state), self._tab.detail(state)
+        except (UserError, ModuleNotFoundError) as error:
+            return [state, gr.skip(), gr.skip(), gr.skip(), failure(reason(error))]
+        return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, announced(quiet(said))]
+
+    def _shown(self, show: Any, state: GalleryState) -> list[Any]:
+        try:
+            shown = show()
+        except UserError as error:
+            return [state, gr.skip(), failure(str(error)), gr.skip()]
+        return [shown.state, shown.gallery, announced(quiet(shown.line)), _NOTHING]
+
+
+def _chosen(value: str | None) -> str:
+    return "" if value in (None, _ANY) else str(value)
+
+
+def _range(figure: str, given_low: str, given_high: str) -> Range | None:
+    low, high = (read_number(given, name=FIGURES[figure]) for given in (given_low, given_high))
+    if low is None and high is None:
+        return None
+    return Range(figure=figure, low=-1e18 if low is None else low, high=1e18 if high is None else high)

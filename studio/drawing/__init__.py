@@ -1,0 +1,1 @@
+"""Drawing with checkpoints: requests, pipelines that stay loaded, the history on disk."""

@@ -1,0 +1,1 @@
+"""Blind comparison of two checkpoints: pairs, verdicts on disk, their tally."""

@@ -1,0 +1,1 @@
+"""Recipes of data sets: sliders, the funnel of a dry run, YAML."""

@@ -1,0 +1,1 @@
+"""Trainings as they run: curves, sample grids, stopping and resuming."""

@@ -1,0 +1,187 @@
+"""Trainings in their folders: metrics, state, sample grids, the request to stop, the command that resumes. Needs no torch."""
+
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from foundry.errors import UserError
+from foundry.storage.folder import Folder, store_errors
+from foundry.storage.json_lines import read_rows
+from foundry.wording import duration
+from trainer.config.train import LOCK_FILE, STARTS_FILE, STOP_FILE
+from trainer.monitoring.tracking.rows import METRICS, SAMPLES
+
+CURVE_POINTS = 80
+TRAIN_CURVES = {
+    "loss": "Training loss",
+    "images_per_s": "Images per second",
+    "data_wait": "Share of time spent waiting for data",
+    "mfu": "Model FLOPs utilisation of the GPU",
+    "memory_bytes": "Peak memory, bytes",
+    "gradient_norm": "Gradient norm",
+    "lr": "Learning rate",
+}
+_TIMESTEPS = 1000
+_LOCKS = Path("/proc/locks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A figure of one training by the images that its stage has seen."""
+
+    training: str
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A grid of samples, and the prompts in it."""
+
+    images_seen: int
+    path: Path
+    texts: tuple[str, ...]
+
+
+def training_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Short names that tell trainings apart: the ends of their paths."""
+    names: dict[str, Path] = {}
+    for folder in folders:
+        parts = folder.absolute().parts
+        choices = ["/".join(parts[-number:]) for number in range(1, len(parts) + 1)]
+        taken = [other.absolute().parts for other in folders if other != folder]
+        name = next(
+            (choice for number, choice in enumerate(choices, 1) if all(other[-number:] != parts[-number:] for other in taken)),
+            str(folder),
+        )
+        names[name] = folder
+    return names
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All whole rows of a training's metrics, read again where the file has changed. Raises UserError if it cannot be read."""
+    path = folder / METRICS
+    with store_errors(Folder(str(folder))):
+        status = path.stat()
+        return _read(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, _changed_ns: int, _num_bytes: int) -> list[dict[str, Any]]:
+    return read_rows(path)
+
+
+def curves(trainings: Mapping[str, Path]) -> dict[str, list[Curve]]:
+    """The curves of several trainings by what they show: those of TRAIN_CURVES, the validation loss and its bands."""
+    charts: dict[str, list[Curve]] = {}
+    for name, folder in trainings.items():
+        rows = read_metrics(folder)
+        train: list[dict[str, Any]] = [row for row in rows if row["kind"] == "train"]
+        validation: list[dict[str, Any]] = [row for row in rows if row["kind"] == "validation"]
+        found = {title: [(row["images_seen"], row.get(figure)) for row in train] for figure, title in TRAIN_CURVES.items()}
+        found["Validation loss"] = [(row["images_seen"], row["loss"]) for row in validation]
+        for number, title in enumerate(_bands(validation)):
+            found[title] = [
+                (row["images_seen"], row["bands"][number] if number < len(row["bands"]) else None) for row in validation
+            ]
+        for title, points in found.items():
+            drawn = thinned([(x, y) for x, y in points if y is not None and math.isfinite(y)])
+            if drawn:
+                charts.setdefault(title, []).append(Curve(training=name, points=drawn))
+    return dict(sorted(charts.items(), key=lambda chart: (chart[0] != TRAIN_CURVES["loss"], "loss" not in chart[0])))
+
+
+def thinned(points: Sequence[tuple[float, float]], *, most: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """At most so many points: means of equally many neighbours."""
+    size = -(-len(points) // most) or 1
+    parts = (points[start : start + size] for start in range(0, len(points), size))
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process of this machine trains here: it holds the folder's lock. The lock itself is not touched."""
+    try:
+        number = (folder / LOCK_FILE).stat().st_ino
+        locks = _LOCKS.read_text(encoding="ascii")
+    except OSError:
+        return False  # never started, or a machine without this list
+    return any(" FLOCK " in line and f":{number} " in line for line in locks.splitlines())
+
+
+def status_row(name: str, folder: Path, *, now: float | None = None) -> dict[str, Any]:
+    """The newest figures of a training, and whether it runs."""
+    rows = read_metrics(folder)
+    train: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "train"), {})
+    validation: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "validation"), {})
+    idle_s = (time.time() if now is None else now) - (folder / METRICS).stat().st_mtime
+    state = "runs on this machine" if is_running(folder) else f"wrote last {duration(max(idle_s, 0))} ago"
+    if (folder / STOP_FILE).exists():
+        state += "; asked to stop"
+    return {
+        "training": name,
+        "state": state,
+        "images seen": train.get("images_seen"),
+        "px": train.get("resolution"),
+        "loss": train.get("loss"),
+        "validation loss": validation.get("loss"),
+        "images/s": train.get("images_per_s"),
+        "data wait": _percent(train.get("data_wait")),
+        "MFU": _percent(train.get("mfu")),
+        "memory": f"{train['memory_bytes'] / 1e9:.1f} GB" if train.get("memory_bytes") else None,
+        "left": duration(train["eta_s"]) if train.get("eta_s") is not None else None,
+    }
+
+
+def stop(folder: Path) -> str:
+    """Asks a training to save a checkpoint and end, wherever it runs, and returns a line about it."""
+    if not (folder / METRICS).exists():
+        raise UserError(f"{folder} is no training: it has no {METRICS}")
+    Folder(str(folder)).write(STOP_FILE, b"asked for in the studio\n")
+    return (
+        f"made {folder / STOP_FILE}: the training saves a checkpoint after its present step and ends; start it again to resume"
+    )
+
+
+def resume_command(folder: Path) -> str:
+    """The command of the training's last start: the same command resumes it. Raises UserError where none is recorded."""
+    starts = read_rows(folder / STARTS_FILE)
+    if not starts:
+        raise UserError(f"{folder} has no {STARTS_FILE}, so its command is unknown: train with trainer.fit")
+    return shlex.join(["python", "-m", "trainer.fit", *map(str, starts[-1]["argv"][1:])])
+
+
+def grids(folder: Path) -> list[Grid]:
+    """The sample grids of a training, the earliest first."""
+    paths = sorted(path for path in (folder / SAMPLES).glob("*.png") if path.stem.isdigit())
+    return [Grid(images_seen=int(path.stem), path=path, texts=_texts(path, path.stat().st_mtime_ns)) for path in paths]
+
+
+@lru_cache(maxsize=256)
+def _texts(path: Path, _changed_ns: int) -> tuple[str, ...]:
+    """The prompts that a grid's PNG records; none where it records none."""
+    import json
+
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        said = getattr(image, "text", {}).get("texts", "[]")
+    try:
+        return tuple(map(str, json.loads(said)))
+    except ValueError:
+        return ()
+
+
+def _bands(validation: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Titles of the bands of timesteps."""
+    number = max((len(row.get("bands", ())) for row in validation), default=0)
+    width = _TIMESTEPS // max(number, 1)
+    return [f"Validation loss, timesteps {index * width} to {(index + 1) * width}" for index in range(number)]
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
