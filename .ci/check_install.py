@@ -120,7 +120,7 @@ def _check_studio(env: Environment, work: Path) -> None:
 
 
 def _check_notebooks(env: Environment, work: Path) -> None:
-    env.run("python", "-c", "import ipykernel, matplotlib, nbclient, nbformat", cwd=work)
+    env.run("python", "-c", "import datasets, ipykernel, matplotlib, nbclient, nbformat, pandas, polars", cwd=work)
 
 
 CHECKS = {
