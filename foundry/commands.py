@@ -36,6 +36,7 @@ JOBS: dict[str, dict[str, Command]] = {
         "report": Command(module="dataset_builder.report", purpose="write a page about a run or a data set"),
         "studio": Command(module="studio.serve", purpose="open a page over runs, data sets and trainings", extra="studio"),
         "export": Command(module="dataset_builder.export", purpose="write a database for DuckDB's own program"),
+        "clean": Command(module="dataset_builder.clean", purpose="find and delete what killed jobs left over"),
     },
     "Build data sets": {
         "score": Command(
@@ -67,8 +68,10 @@ JOBS: dict[str, dict[str, Command]] = {
         "import": Command(module="model.convert", purpose="convert checkpoints from and to other formats", extra="train"),
     },
     "Share": {
-        "push": Command(module="trainer.push", purpose="publish a data set or a model on the Hugging Face hub", extra="train"),
-        "pull": Command(module="trainer.pull", purpose="fetch a data set or a model from there", extra="density"),
+        "push": Command(
+            module="publisher.push", purpose="publish a data set or a model on the Hugging Face hub", extra="train"
+        ),
+        "pull": Command(module="publisher.pull", purpose="fetch a data set or a model from there", extra="density"),
     },
 }
 COMMANDS: dict[str, Command] = dict(chain.from_iterable(commands.items() for commands in JOBS.values()))

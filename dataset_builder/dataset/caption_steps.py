@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dataset_builder.dataset.recipe import RecipeConfig
-from dataset_builder.reviews import edited_sql
+from dataset_builder.reviews.edited_captions import edited_sql
 from dataset_builder.schema import CAPTIONS
 from dataset_builder.sql.run_files import RunFiles
 from dataset_builder.sql.views import literal, quoted, value_sql

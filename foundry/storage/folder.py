@@ -115,7 +115,7 @@ class Folder:
         if is_on_hub(self.url):
             raise UserError(
                 f"{self.url}: expected a folder or an object store, found the Hugging Face hub, which takes whole folders: "
-                "write to a folder, then push that: t2i push FOLDER USER/NAME"
+                "write to a folder, then push that: python -m publisher.push FOLDER USER/NAME"
             )
 
     @contextmanager

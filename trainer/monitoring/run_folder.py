@@ -37,6 +37,7 @@ import yaml
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.reporting.lines import report, say
+from foundry.reporting.progress import Bar, shows_bars
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import AppendedLines, read_rows
 from trainer.config.train import CONFIG_FILE, LOCK_FILE, STARTS_FILE, STOP_FILE, TrainConfig
@@ -155,8 +156,12 @@ class RunFolder:
 
 
 @contextmanager
-def printed_log(run: Path) -> Iterator[None]:
-    """While this is open, says what workers in other processes add to a run's log.txt, and reports their metrics."""
+def printed_log(run: Path, *, stage: str = "", images: int | None = None) -> Iterator[None]:
+    """While this is open, says what workers in other processes add to a run's log.txt, and reports their metrics.
+
+    On a terminal a bar shows how far the `stage` of this many `images` is.
+    """
+    bar = Bar(stage, total=images, shown=bool(stage) and shows_bars())
     log, metrics, ends = AppendedLines(run / LOG), AppendedLines(run / METRICS), threading.Event()
 
     def follow() -> None:
@@ -167,14 +172,24 @@ def printed_log(run: Path) -> Iterator[None]:
                 say(line)
             for row in map(json.loads, metrics.lines()):
                 report(row["kind"], **row)
+                if row["kind"] == "train":
+                    _move(bar, row["images_seen"])
 
     thread = threading.Thread(target=follow, name="log", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
+    with bar:
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+
+
+def _move(bar: Bar, images_seen: int) -> None:
+    """Moves a bar to where a training is: its first row says where it began, and a worker that is lost takes it back."""
+    if not bar.counted.reached:
+        bar.counted.before = images_seen
+    bar.advance(images_seen - bar.counted.reached)
 
 
 def recorded_precision(run: Path) -> Dtype | None:

@@ -12,6 +12,7 @@ import torch
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
+from foundry.reporting.progress import Bar, shows_bars
 from foundry.wording import counted
 from trainer.config.data import is_query
 from trainer.config.ladder import LadderPosition, ladder_position
@@ -101,11 +102,13 @@ def _train_rungs(
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
         parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
-        return RungTraining(parts, state, reporter, checkpoints, timer)
+        return RungTraining(parts, state, reporter, checkpoints, timer, bar)
 
     now: LadderPosition | None = position
+    is_shown = workers.is_first and shows_bars()  # elsewhere the lines of the log say how far it is
+    bar = Bar(config.stage, total=config.images, before=state.images_seen, shown=is_shown)
     try:
-        with attention_kernel(config.attention), StopSignal(run, workers) as stop:
+        with attention_kernel(config.attention), StopSignal(run, workers) as stop, bar:
             while now is not None and open_training(now, store).run(stop):  # which frees one rung's parts before the next
                 now = ladder_position(config.ladder, state.images_seen)
                 if now is not None:

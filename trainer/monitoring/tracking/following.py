@@ -99,7 +99,8 @@ class Follower:
 
     def _say(self, line: str) -> None:
         with suppress(OSError):  # the training was killed
-            print(line, file=self._answers, flush=True)
+            self._answers.write(line + "\n")
+            self._answers.flush()
 
 
 def read_facts(run: Path, *, project: str | None) -> TrackedRun:
@@ -136,7 +137,3 @@ def main(run: str, name: str, project: str) -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
     with TrackerState(Path(run), name).held(wait=True):
         Follower(Path(run), name, project=project or None, answers=answers).follow(ends)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -18,6 +18,8 @@ from trainer.monitoring.tracking.clients import missing_packages
 END_S = 60.0
 """Time that a tracker has at the end of a training to store what it was sent."""
 
+_FOLLOW = "import sys; from trainer.monitoring.tracking.following import main; main(*sys.argv[1:])"
+
 
 def check_trackers(watch: WatchConfig) -> None:
     """Raises UserError, before anything is trained, for a tracker whose package is missing."""
@@ -44,9 +46,8 @@ class _Process:
         self._run = run
         self._name = name
         self._ends = False
-        module = "trainer.monitoring.tracking.following"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(run.path.absolute()), name, project or ""],
+            [sys.executable, "-c", _FOLLOW, str(run.path.absolute()), name, project or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -21,12 +21,12 @@ from model.formats.checkpoint import (
     write_json,
 )
 from model.formats.conversion import Origin, export_adapter, read, write
+from publisher.model_card import Evaluated, Published, model_card
+from publisher.pulled import RECORD
 from trainer.evaluation.images import IDENTITY
 from trainer.evaluation.summary import SUMMARY_MD
 from trainer.monitoring.run_folder import CHECKPOINTS, CONFIG, read_metrics
 from trainer.monitoring.tracking.rows import SAMPLES
-from trainer.publishing.model_card import Evaluated, Published, model_card
-from trainer.publishing.pulled import RECORD
 
 FORMAT_VERSION = 1
 _SETTINGS = ("stage", "recipe", "seed", "precision", "ladder", "optim", "ema")

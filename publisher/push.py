@@ -1,4 +1,4 @@
-"""Command that publishes a data set, a checkpoint or a LoRA on the Hugging Face hub: `python -m trainer.push PATH USER/NAME`.
+"""Command that publishes a data set, a checkpoint or a LoRA on the Hugging Face hub: `python -m publisher.push PATH USER/NAME`.
 
 A data set goes as it is, with its card; a checkpoint as a folder that diffusers opens, a LoRA as one of peft, with samples and
 training facts. A new repository is private. The same command again finishes a push that was stopped. The token is HF_TOKEN.
@@ -14,7 +14,7 @@ from foundry.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
-    """All settings of `python -m trainer.push`."""
+    """All settings of `python -m publisher.push`."""
 
     path: str
     """Folder of a data set, of a checkpoint, or of a training, whose newest checkpoint is taken; `mini` is the bundled one."""
@@ -39,7 +39,7 @@ def main(config: PushConfig) -> int:
     from dataset_builder.sql.dataset_files import is_dataset
     from foundry.reporting.lines import say
     from foundry.storage.hub import Repository, push_folder
-    from trainer.publishing.dataset import stage_dataset
+    from publisher.staged_dataset import stage_dataset
 
     of_dataset = is_dataset(config.path)
     repository = Repository(name=config.repository, kind="dataset" if of_dataset else "model")
@@ -50,7 +50,7 @@ def main(config: PushConfig) -> int:
                 raise UserError(f"{config.path} is a data set, and evaluations are of models", setting="evaluation")
             record = stage_dataset(config.path, staging, licence=config.licence, public=config.public)
         else:
-            from trainer.publishing.model import stage_model
+            from publisher.staged_model import stage_model
 
             record = stage_model(
                 config.path,
@@ -65,7 +65,7 @@ def main(config: PushConfig) -> int:
             staging, repository, record=record, public=config.public, replace=config.replace, message=config.message
         )
     seen_by = "public" if config.public else "private"
-    say(f"{address}: {seen_by}; fetch it with python -m trainer.pull {config.repository} FOLDER")
+    say(f"{address}: {seen_by}; fetch it with python -m publisher.pull {config.repository} FOLDER")
     return 0
 
 
@@ -74,8 +74,8 @@ if __name__ == "__main__":
         run_command(
             PushConfig,
             main,
-            prog="python -m trainer.push",
-            example="python -m trainer.push datasets/photos USER/photos --licence cc-by-4.0",
+            prog="python -m publisher.push",
+            example="python -m publisher.push datasets/photos USER/photos --licence cc-by-4.0",
             positional=("path", "repository"),
         )
     )

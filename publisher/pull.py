@@ -1,4 +1,4 @@
-"""Command that fetches a data set or a model from the Hugging Face hub: `python -m trainer.pull USER/NAME FOLDER`.
+"""Command that fetches a data set or a model from the Hugging Face hub: `python -m publisher.pull USER/NAME FOLDER`.
 
 The same command again finishes a download that was stopped. A private repository needs HF_TOKEN.
 """
@@ -11,7 +11,7 @@ from foundry.command_line import run_command
 
 @dataclass(frozen=True, kw_only=True)
 class PullConfig:
-    """All settings of `python -m trainer.pull`."""
+    """All settings of `python -m publisher.pull`."""
 
     repository: str
     """Repository on the hub, USER/NAME or ORGANISATION/NAME."""
@@ -29,7 +29,7 @@ def main(config: PullConfig) -> int:
 
     from foundry.reporting.lines import say
     from foundry.storage.hub import Repository, find_kind, pull_folder
-    from trainer.publishing.pulled import describe
+    from publisher.pulled import describe
 
     kind = find_kind(config.repository) if config.kind == "auto" else config.kind
     pull_folder(Repository(name=config.repository, kind=kind), Path(config.out), revision=config.revision)
@@ -42,8 +42,8 @@ if __name__ == "__main__":
         run_command(
             PullConfig,
             main,
-            prog="python -m trainer.pull",
-            example="python -m trainer.pull USER/photos datasets/photos",
+            prog="python -m publisher.pull",
+            example="python -m publisher.pull USER/photos datasets/photos",
             positional=("repository", "out"),
         )
     )

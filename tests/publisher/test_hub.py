@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfFileSystem, constants
@@ -21,18 +22,20 @@ from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.locations import describe, open_binary, walk
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from publisher import pull, push
 from tests.hub_server import TOKEN, HubServer, StoredRepository
-from trainer import pull, push
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer import fit
 
 NAME = "me/owls"
 
 
-def pushed(path: Path | str, name: str = NAME, **changes: object) -> int:
-    return push.main(push.PushConfig(path=str(path), repository=name, **changes))  # type: ignore[arg-type]
+def pushed(path: Path | str, name: str = NAME, **changes: Any) -> int:
+    return push.main(push.PushConfig(path=str(path), repository=name, **changes))
 
 
-def pulled(out: Path, name: str = NAME, **changes: object) -> int:
-    return pull.main(pull.PullConfig(repository=name, out=str(out), **changes))  # type: ignore[arg-type]
+def pulled(out: Path, name: str = NAME, **changes: Any) -> int:
+    return pull.main(pull.PullConfig(repository=name, out=str(out), **changes))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,7 +79,7 @@ def test_what_is_there_is_not_sent_again(hub: HubServer, dataset: Path, tmp_path
 def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
     hub.held_from = 2
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "trainer.push", str(dataset), NAME]
+    command = [sys.executable, "-m", "publisher.push", str(dataset), NAME]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until = time.monotonic() + 60
     while len(hub.uploaded_oids) < 2 and process.poll() is None and time.monotonic() < until:
@@ -231,6 +234,36 @@ def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
 
 def test_runs_are_not_written_to_the_hub(hub: HubServer) -> None:
     for write in (Folder.create, Folder.write):
-        with pytest.raises(UserError, match="write to a folder, then push that: t2i push FOLDER USER/NAME"):
+        with pytest.raises(UserError, match="write to a folder, then push that: python -m publisher.push FOLDER USER/NAME"):
             write(Folder("hf://datasets/me/run"), "run.json", b"{}")
     assert not hub.requests
+
+
+def test_the_card_of_a_training_has_its_facts(hub: HubServer, tmp_path: Path) -> None:
+    """Samples, losses and evaluation too; an evaluation of other weights is refused."""
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=20)
+    assert fit.main(config) == 0
+    run, evaluation = Path(config.run_folder), tmp_path / "evaluation"
+    (run / "samples").mkdir()
+    for images_seen in (12, 20, 99):
+        Image.new("RGB", (8, 8)).save(run / "samples" / f"{images_seen:012d}.png")
+    evaluation.mkdir()
+    (evaluation / "summary.md").write_text("| owls | 0.5 |\n")
+    (evaluation / "evaluation.json").write_text('{"benchmark": "prompts", "checkpoint": "another"}')
+    changes = {"copy_parts": False, "licence": "apache-2.0", "evaluation": (str(evaluation),)}
+    with pytest.raises(UserError, match="evaluates other weights"):
+        pushed(run, "me/net", **changes)
+    fingerprint = checkpoint_fingerprint(find_checkpoint(run))
+    (evaluation / "evaluation.json").write_text(json.dumps({"benchmark": "prompts", "checkpoint": fingerprint}))
+    assert pushed(run, "me/net", **changes) == 0
+    files = hub.files("me/net", "model")
+    card, facts = files["README.md"].decode(), json.loads(files["t2i.json"])
+    assert (
+        "license: apache-2.0" in card
+        and "| owls | 0.5 |" in card
+        and "| images seen | 20 (20 of 16 px in batches of 4) |" in card
+    )
+    assert "![samples](samples/000000000020.png)" in card and "samples/000000000020.png" in files
+    assert facts["training"]["images_seen"] == 20 and facts["training"]["last"]["validation"]["images_seen"] == 20
+    assert str(tmp_path) not in card + json.dumps(facts)

@@ -1,0 +1,1 @@
+"""Tests of dataset_builder/reviews."""
