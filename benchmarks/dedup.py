@@ -1,8 +1,8 @@
 """Recall of near copies by `build --dedup`, and the growth of its time with the images: `python -m benchmarks.dedup`.
 
-Random perceptual hashes and embeddings with planted copies. Pairs are compared with all pairs by brute force on a part; the
-whole goes through find_duplicates as `build` calls it, with all images and with a quarter of them: `growth` is 4 where time is
-proportional, 16 where each image is compared with each. hamming_recall has to be 1: the index misses no pair.
+Random perceptual hashes and embeddings with planted copies. On a part, pairs are compared with all
+pairs by brute force. find_duplicates runs as `build` calls it, on all images and on a quarter of them: `growth` is 4 where the
+time is proportional, 16 where each image is compared with each. hamming_recall has to be 1: the index misses no pair.
 """
 
 import resource

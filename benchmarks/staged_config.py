@@ -59,7 +59,7 @@ class StagedTrainingConfig:
             raise ValueError("pixel_image_cost must be between 0 and 1")
         if self.images % (MEASUREMENTS * self.batch_size):
             raise ValueError(
-                f"images must be a multiple of {MEASUREMENTS} batches: after so many equal parts the loss is measured"
+                f"images must be a multiple of {MEASUREMENTS} batches: the loss is measured at the end of each part"
             )
 
     @property

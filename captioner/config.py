@@ -1,6 +1,5 @@
 """Configuration of a captioning run."""
 
-import shlex
 from dataclasses import dataclass, field
 
 from captioner.engines.endpoint_settings import EndpointSettings
@@ -21,8 +20,6 @@ REJECTED_FOR = tuple(
     reason for reason in REJECTION_REASONS if reason not in ("changed", "no_caption", "no_class_label", "out_of_range")
 )
 """Reasons for which captioning rejects an image; the others are those of what is done with captions later."""
-ASKED_ANEW = ("invalid_json", "refusal")
-"""Statuses of captions whose images are captioned again in a new run, since greedy decoding repeats an answer."""
 UNIT_SIZE = 512
 UNIT_BYTES = 1 << 30
 """Maximum size of the decoded images of a unit, since a few units per replica are in memory at one time."""
@@ -112,25 +109,24 @@ class CaptionConfig:
             ]
             if not holds
         ]
-        asked = set(self.retry_rejected or ())
         found += [("max_rejected", problem) for problem in max_rejected_problems(self.max_rejected)]
-        retry = [
-            f"retry_rejected: {status} is a status of captions, not of images: {caption_anew(status, run=self.out)}"
-            for status in sorted(asked.intersection(ASKED_ANEW))
-        ]
-        retry += retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
+        retry = _retry_problems(set(self.retry_rejected or ()), run=self.out)
         found += [("", problem) for problem in retry]  # they begin with the setting's name, and end in a command
         if found:
             raise UserError("; ".join(problem for _, problem in found), setting=found[0][0] if len(found) == 1 else "")
 
 
-def caption_anew(status: str, *, run: str) -> str:
-    """Advice about the captions of a run that have this status, as part of a sentence."""
-    return (
-        "caption these images again with other settings, in a new run, with python -m captioner.run "
-        f"--captions_from {shlex.quote(run)} --only \"SELECT key FROM captions WHERE status = '{status}'\" --out NEW "
-        "with the prompts, model and engine to use"
-    )
+def _retry_problems(asked: set[str], *, run: str) -> list[str]:
+    """What is wrong with the reasons for which rejected images are tried again; reasons of captions come with advice."""
+    if not asked:
+        return []
+    from dataset_builder.runs.status import ASKED_ANEW, caption_anew
+
+    problems = [
+        f"retry_rejected: {status} is a status of captions, not of images: {caption_anew(status, run=run)}"
+        for status in sorted(asked.intersection(ASKED_ANEW))
+    ]
+    return problems + retry_problems(asked.difference(ASKED_ANEW), reasons=REJECTED_FOR)
 
 
 def default_unit_size(image_side_px: int) -> int:

@@ -20,7 +20,7 @@ def main(config: StatusConfig) -> int:
     import json
     from dataclasses import asdict
 
-    from captioner.runs.status import read_status
+    from dataset_builder.runs.status import read_status
     from foundry.storage.folder import Folder
 
     status = read_status(Folder(config.run))

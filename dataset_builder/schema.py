@@ -89,7 +89,7 @@ GROUPS = pa.schema(
     ]
 )
 
-# Captions that people rewrote, in the order of the saves (reviews/files.py). The counts are those of the text after the edit.
+# Captions that people rewrote, in the order of the saves (reviews.py). The counts are those of the text after the edit.
 EDITS = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

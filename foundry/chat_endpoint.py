@@ -187,7 +187,7 @@ class ChatEndpoint:
         self._client = httpx.Client(
             timeout=endpoint.timeout_s,
             verify=ssl.create_default_context(),  # the certificates of this machine, which may know one of the user's own
-            follow_redirects=False,  # the key goes to the given address alone
+            follow_redirects=False,  # the key is sent to the given address alone
             limits=httpx.Limits(max_connections=None),
             headers={"Accept-Encoding": "identity"},
         )

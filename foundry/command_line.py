@@ -144,19 +144,22 @@ def field_texts(config_class: type["DataclassInstance"]) -> dict[str, str]:
     return {param.arg_name: param.description or "" for one in classes for param in parse_from_object(one).params}
 
 
-def read_settings(config_class: type[ConfigT], settings: Mapping[str, Any], *, defaults: ConfigT, prog: str) -> ConfigT:
+def read_settings(
+    config_class: type[ConfigT], settings: Mapping[str, Any], *, prog: str, defaults: ConfigT | None = None
+) -> ConfigT:
     """The configuration `defaults` with nested `settings` in its place, checked as a file of --config of the command `prog` is.
 
-    Raises UserError for names and values that the command would refuse.
+    Raises UserError for names and values that the command would refuse, and without `defaults` for settings that are missing.
     """
     parser = _build_parser(config_class, prog=prog, example="", positional=())
-    parser.set_defaults(asdict(defaults))
+    if defaults is not None:
+        parser.set_defaults(asdict(defaults))
     try:
         return _configuration(parser, config_class, parser.parse_object(dict(settings)))
     except argparse.ArgumentError as error:
         raise UserError(_explain(str(error), config_class, prog=prog)) from None
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error), setting=getattr(error, "setting", "")) from None
 
 
 def _configuration(parser: ArgumentParser, config_class: type[ConfigT], values: Namespace) -> ConfigT:

@@ -15,15 +15,23 @@ class UserError(ValueError):
         super().__init__(message)
         self.setting = setting
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback: IPython asks for it by this name."""
+        return [f"{type(self).__name__}: {self}{f' ({self.setting}=…)' if self.setting else ''}"]
+
 
 class StoreError(UserError):
     """A store that did not answer, or refused. `is_alone` where it may be for this one image: a refusal, or a web address.
 
-    `may_pass`: whether another try may succeed.
+    `may_pass`: whether another try may succeed. `advice` ends the message of a run that stops; `finding` is the message without
+    it, for an image that is rejected.
     """
 
-    def __init__(self, message: str, *, is_alone: bool = False, may_pass: bool = False, setting: str = "") -> None:
-        super().__init__(message, setting=setting)
+    def __init__(
+        self, finding: str, *, advice: str = "", is_alone: bool = False, may_pass: bool = False, setting: str = ""
+    ) -> None:
+        super().__init__(f"{finding}; {advice}" if advice else finding, setting=setting)
+        self.finding = finding
         self.is_alone = is_alone
         self.may_pass = may_pass
 

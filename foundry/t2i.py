@@ -42,7 +42,7 @@ def _run(name: str, arguments: list[str]) -> None:
     STARTED_BY_T2I.set(True)
     folder = os.getcwd()
     if not sys.flags.safe_path and not {"", folder} & set(sys.path):
-        sys.path.append(folder)  # a benchmark of one's own is named by its module
+        sys.path.append(folder)  # users name their own benchmarks by module
     sys.argv[1:] = arguments
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
 

@@ -236,11 +236,8 @@ def _read(path: str, *, setting: str) -> bytes:
 def _print_summary(drawing: DrawingResult, *, max_caption_tokens: int) -> None:
     images = f"{drawing.num_drawn} image{'' if drawing.num_drawn == 1 else 's'}"
     say(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
-    if cut := drawing.cut_prompts:
-        say(
-            f"{len(cut)} prompts have more than {max_caption_tokens} tokens, of which the rest is not read; "
-            f"the first: {min(cut)[:80]}"
-        )
+    if line := drawing.cut_line(max_caption_tokens):
+        say(line)
 
 
 if __name__ == "__main__":

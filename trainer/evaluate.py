@@ -12,14 +12,17 @@ summary.json, summary.md, page.html
 """
 
 from foundry.command_line import run_command
+from foundry.reporting.lines import say
 from trainer.evaluation.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> int:
     """Evaluates what is not evaluated yet, and prints the summary; returns 0."""
     from trainer.evaluation.run import evaluate
+    from trainer.evaluation.summary import markdown
 
-    evaluate(config)
+    say(markdown(evaluate(config)))
+    say(f"{config.out}: results.parquet, summary.json, summary.md and page.html")
     return 0
 
 

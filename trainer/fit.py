@@ -14,43 +14,17 @@ from collections.abc import Sequence
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.reporting.lines import asked_format, choose_format, say
-from foundry.units.cluster import check_paths
 from trainer.config.train import TrainConfig
-from trainer.stages import Stages, choose_stage, offered, recorded_recipe, stages_of
+from trainer.stages import Stages, choose_stage, offered, stages_of
 
 _INTERRUPTED = 130
 
 
 def main(config: TrainConfig) -> int:
     """Trains one stage here or on Ray; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
-    from trainer.monitoring.tracking.process import check_trackers
-    from trainer.training.start import check_start, check_workers
+    from trainer.api.training import fit_stage
 
-    check_paths([config.features, config.run_dir, *config.data.paths])
-    _check_recipe(config)
-    check_workers(config, config.num_workers)
-    check_trackers(config.watch)
-    check_start(config)
-    if config.num_workers > 1:
-        from trainer.training.ray_workers import train_on_ray
-
-        done = train_on_ray(config)
-    else:
-        from trainer.training.loop import train_here
-
-        done = train_here(config, device=config.device)
-    return 0 if done else _INTERRUPTED
-
-
-def _check_recipe(config: TrainConfig) -> None:
-    """Raises UserError if the run was started with another recipe."""
-    begun_by = recorded_recipe(config.run_folder)
-    if begun_by not in (None, config.recipe):
-        raise UserError(
-            f"{config.run_folder} was started with the recipe {begun_by}, and {config.recipe} is asked for: give that one, or "
-            "another run_dir",
-            setting="recipe",
-        )
+    return 0 if fit_stage(config) else _INTERRUPTED
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -6,46 +6,16 @@ Writes FEATURES/<stage>/<resolution>/, from which trainer.fit reads. Runs on Ray
 again resumes it. Several resolutions are computed in one pass: each image is decoded and each caption encoded once.
 """
 
-import time
-from typing import TYPE_CHECKING
-
 from foundry.command_line import run_command
-from foundry.storage.folder import Folder, store_errors
-from foundry.storage.locations import absolute, is_local_path
-from foundry.units.cluster import check_paths
 from model.encoders.frozen_parts import PUBLISHED
 from trainer.features.config import PrecomputeConfig
-
-if TYPE_CHECKING:
-    from trainer.features.job import EncoderFacts, Encoders
 
 
 def main(config: PrecomputeConfig) -> int:
     """Makes the features; returns 0, or 1 where units failed or more samples were rejected than allowed. Raises UserError."""
-    started = time.perf_counter()
-    from trainer.features.preparation import prepare, run_tasks
+    from trainer.api.features import precompute
 
-    check_paths([config.dataset, config.out])
-    visible = {absolute(path): "" for path in [config.dataset] if is_local_path(path)}
-
-    def describe(encoders: "Encoders") -> "EncoderFacts":
-        from trainer.features.ray_encoders import start_and_describe
-
-        return start_and_describe(encoders, config.ray, visible=visible)
-
-    with store_errors(Folder(config.out)):
-        code = run_tasks(config, prepare(config, describe=describe), started=started)
-        return code or (0 if config.teacher.name is None else _see(config))
-
-
-def _see(config: PrecomputeConfig) -> int:
-    """Makes the teacher's features of all stores; returns as main does. Raises UserError."""
-    started = time.perf_counter()
-    from trainer.features.ray_encoders import start_and_describe
-    from trainer.features.teacher.preparation import prepare_teacher, run_teacher
-
-    tasks = prepare_teacher(config, describe=lambda encoders: start_and_describe(encoders, config.ray, visible={}))
-    return run_teacher(config, tasks, started=started)
+    return precompute(config)
 
 
 if __name__ == "__main__":

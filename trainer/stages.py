@@ -187,7 +187,7 @@ def stages_of(arguments: Sequence[str]) -> Stages:
     Raises UserError for a stage that the recipe has not. The parser refuses the name of a recipe that there is not.
     """
     stage = named_by(arguments, "stage")
-    recipe = named_by(arguments, "recipe") or _recipe_of_runs(named_by(arguments, "run_dir") or TrainConfig.run_dir, stage)
+    recipe = named_by(arguments, "recipe") or recipe_of_runs(named_by(arguments, "run_dir") or TrainConfig.run_dir, stage)
     stages = next((stages for name, stages in RECIPES.items() if name == recipe), STAGES)
     if stage in STAGES and stage not in stages:
         raise UserError(
@@ -203,7 +203,7 @@ def recorded_recipe(run: str) -> str | None:
     return None if recipe is None else str(recipe)
 
 
-def _recipe_of_runs(run_dir: str, stage: str | None) -> str | None:
+def recipe_of_runs(run_dir: str, stage: str | None) -> str | None:
     """The recipe of the stage's run, else of another stage's: stages follow each other in one folder."""
     recipes = (recorded_recipe(f"{run_dir}/{name}") for name in (stage, *STAGES) if name is not None)
     return next((recipe for recipe in recipes if recipe is not None), None)

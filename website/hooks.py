@@ -4,6 +4,7 @@ README is the first page; CHANGELOG, CONTRIBUTING and the like are pages. A file
 under code/, so that the built site needs nothing else to be read.
 """
 
+import html
 import json
 import posixpath
 import re
@@ -33,6 +34,13 @@ _FRAMES_ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
 _STYLE = "site.css"
 _DIAGRAM = 'class="mermaid"'
 _FENCE = re.compile(r"^( *)(```+|~~~+)[^\n]*\n.*?^\1\2[^\n]*$", re.MULTILINE | re.DOTALL)
+_OPENING = re.compile(r"^( *(?:```+|~~~+))[ ]*$", re.MULTILINE)
+_PROMPT = re.compile(r"^ *\$ ", re.MULTILINE)
+_CODE_BLOCK = re.compile(r'<div class="highlight">(?=<pre>(.*?)</pre>)', re.DOTALL)
+_PROMPT_SPAN, _OUTPUT_SPAN = '<span class="gp">', re.compile(r'<span class="go">.*?</span>\n?', re.DOTALL)
+_CELL, _CELL_CODE = re.compile(r"<td\b.*?</td>", re.DOTALL), re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+_WORD = re.compile(r"(?<!\S)(\S{1,32})(?!\S)")
+_TAG = re.compile(r"<[^>]+>")
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 _LIST_ITEM = re.compile(r"(?:[-*+]|\d+\.) ")
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json", ".md": "markdown"}
@@ -70,6 +78,14 @@ def on_page_markdown(markdown: str, *, page: "Page", **_: object) -> str:
     return outside_fences(markdown, lambda text: _with_blank_lines(_LINK.sub(lambda link: _on_site(link[1], source), text)))
 
 
+def on_page_content(page_html: str, **_: object) -> str:
+    """The page with what the copy button of a console block copies, and with the options in its tables each in one piece.
+
+    By itself the button copies prompts and outputs too, and a browser breaks a line inside `--data.skip`.
+    """
+    return _CELL.sub(_with_whole_words, _CODE_BLOCK.sub(_with_commands, page_html))
+
+
 def on_post_page(output: str, *, page: "Page", **_: object) -> str:
     """The page with scripts that the theme would fetch from elsewhere: for search without a server, and for its diagrams."""
     here = posixpath.dirname(page.file.dest_uri) or "."
@@ -84,10 +100,10 @@ def on_post_template(output: str, **_: object) -> str:
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
-    """The text with all but its code blocks changed."""
+    """The text with all but its code blocks changed; those with commands after `$ ` become console blocks."""
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):
-        parts += [change(markdown[end : fence.start()]), fence[0]]
+        parts += [change(markdown[end : fence.start()]), _as_console(fence[0])]
         end = fence.end()
     return "".join([*parts, change(markdown[end:])])
 
@@ -124,6 +140,25 @@ def _folder_pages(name: str) -> list[str]:
     order = {link: number for number, link in reversed(list(enumerate(linked)))}
     pages = sorted(path.name for path in folder.glob("*.md"))
     return [f"{name}{page}" for page in sorted(pages, key=lambda page: (page != "index.md", order.get(page, len(order))))]
+
+
+def _as_console(fence: str) -> str:
+    """A block without a language as a console block, if it has commands after `$ `."""
+    return _OPENING.sub(r"\1console", fence, count=1) if _PROMPT.search(fence) else fence
+
+
+def _with_commands(block: re.Match[str]) -> str:
+    """The beginning of a highlighted block; that of a console block with what its copy button copies."""
+    if _PROMPT_SPAN not in block[1]:
+        return block[0]
+    commands = _TAG.sub("", _OUTPUT_SPAN.sub("", re.sub(r'<span class="gp">.*?</span>', "", block[1])))
+    text = "&#10;".join(html.escape(html.unescape(line)) for line in commands.split("\n") if line.strip())
+    return f'<div class="highlight" data-copy="{text}">'
+
+
+def _with_whole_words(cell: re.Match[str]) -> str:
+    """A cell of a table whose code does not break inside a word, unless that is long."""
+    return _CELL_CODE.sub(lambda code: _WORD.sub(r'<span class="word">\1</span>', code[0]), cell[0])
 
 
 def _links(markdown: str) -> list[str]:

@@ -17,12 +17,12 @@ from captioner.runs.job import CaptionJob, caption_job, query_of
 from captioner.runs.questions import check_metadata_names
 from captioner.runs.spending import Spending
 from captioner.runs.start import begin, check_commits, check_folder, committed_settings, keeps_plan, record_start, settle_dtype
-from captioner.runs.status import RunStatus, status_of
 from captioner.runs.toy_warning import ToyWarning
 from dataset_builder.concepts.t5_view import AUTO
 from dataset_builder.runs.carried_types import record_types
 from dataset_builder.runs.plan import Plan, extend_plan, read_plan
 from dataset_builder.runs.source_run import chosen_images, plan_from_run, read_source_record
+from dataset_builder.runs.status import RunStatus, status_of
 from dataset_builder.sql.noun_blocks import merge_counts_of
 from dataset_builder.sql.run_files import RunFiles
 from foundry.errors import UserError

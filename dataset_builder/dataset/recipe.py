@@ -1,4 +1,4 @@
-"""Recipe of a data set: which images and captions of runs go into it, and where it goes. Imports neither pyarrow nor SQL."""
+"""Recipe of a data set: what it takes of captioning runs, and where it is written. Imports neither pyarrow nor SQL."""
 
 from dataclasses import dataclass, field
 
@@ -91,11 +91,22 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(RecipeConfig):
-    """The recipe, its runs and the folder of the result. Raises ValueError as RecipeConfig does, and for no runs."""
+class SelectionConfig(RecipeConfig):
+    """The recipe and its runs. Raises ValueError as RecipeConfig does, and for no runs."""
 
     captions: tuple[str, ...]
     """Captioning runs, folders or URLs; of an unfinished run, the committed units are used."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.captions:
+            raise ValueError("captions must name at least one captioning run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(SelectionConfig):
+    """The recipe, its runs and the folder of the result. Raises ValueError as SelectionConfig does."""
+
     out: str
     """Folder or URL of the data set: a new one, or the same data set again."""
     name: str = ""
@@ -104,8 +115,3 @@ class BuildConfig(RecipeConfig):
     """Store image bytes in the samples instead of references."""
     dry_run: bool = False
     """Print the funnel and write nothing."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.captions:
-            raise ValueError("captions must name at least one captioning run")

@@ -11,6 +11,7 @@ from dataset_builder.concepts.corpus import CountedText, Texts, counts_of_prompt
 from dataset_builder.concepts.density import density_of, rarefied
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import META_NOUNS, TaggerConfig
+from dataset_builder.reports.density_settings import DensitySettings
 from dataset_builder.reports.density_table import DensityRow
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import is_dataset, open_stored
@@ -18,6 +19,17 @@ from dataset_builder.sql.views import quoted
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import is_run
+
+
+def density_rows(settings: DensitySettings) -> tuple[list[DensityRow], int]:
+    """The rows of the table, with the number of captions in their samples. Raises UserError for what cannot be counted."""
+    texts = list(
+        counted_texts(
+            settings.sources, columns=settings.column, tagger=settings.tagger, t5=settings.t5, num_workers=settings.num_workers
+        )
+    )
+    sample_size = choose_sample_size(texts, wanted=settings.sample_size)
+    return [density_row(text, sample_size=sample_size) for text in texts], sample_size
 
 
 def counted_texts(

@@ -1,1 +1,1 @@
-"""Reviews of captions by people: edits and flags, as files of a run, and what they change."""
+"""Edits and flags of captions by people, as files of a run."""

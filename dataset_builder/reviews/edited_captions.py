@@ -1,6 +1,16 @@
-"""Captions with the texts of people in place of the model's, as SQL."""
+"""Captions of a run with the texts that people have edited, as SQL."""
 
-from dataset_builder.reviews.files import COUNTED
+COUNTED = (
+    "status",
+    "num_words",
+    "num_t5_tokens",
+    "num_nouns",
+    "num_distinct_nouns",
+    "num_meta_nouns",
+    "num_t5_nouns",
+    "nouns",
+)
+"""Columns of schema.CAPTIONS that an edit has anew, for its own text."""
 
 
 def edited_sql(captions: str, edits: str) -> str:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from dataset_builder.scores.config import ScoreConfig
 from dataset_builder.scores.job import score_job
 from dataset_builder.scores.plan import find_scored, plan_scores
 from dataset_builder.sql.score_files import score_folder
@@ -20,19 +21,17 @@ from foundry.wording import counted
 _DTYPE_FILE = "dtype"
 
 
-def score_images(
-    source: str, *, clip: str, aesthetic: str | None, batch_size: int, max_rejected: float | None, ray: RaySettings
-) -> bool:
+def score_images(config: ScoreConfig) -> bool:
     """Scores the images of a run or data set; False if more of them are rejected than the budget allows.
 
-    `clip` is a name for scores.clip.resolve_clip, `aesthetic` the path of a predictor. Raises UserError for a source or a
-    model that is unavailable.
+    Raises UserError for a source or a model that is unavailable.
     """
     started = time.perf_counter()
+    source, clip, aesthetic, ray = config.source, config.clip, config.aesthetic, config.ray
     check_paths([path for path in (source, aesthetic) if path])
     with store_errors(Folder(source)):
         scored = find_scored(source)
-        job = score_job(scored, clip=clip, aesthetic=aesthetic, batch_size=batch_size)
+        job = score_job(scored, clip=clip, aesthetic=aesthetic, batch_size=config.batch_size)
         out = score_folder(scored.folder, job.score_id)
         units = plan_scores(scored, out)
         left = _left(units, read_commits(out))
@@ -41,7 +40,7 @@ def score_images(
     computed = f"; {clip} in {job.dtype}" if left and job.clip else ""
     to_do = f"{len(left)} of {counted(len(units), 'unit')} to do"
     say(f"scores {job.score_id} of {source}: {_num_images(units)} images, {to_do}{computed}")
-    budget = allowed_rejections(max_rejected, _num_images(units))
+    budget = allowed_rejections(config.max_rejected, _num_images(units))
     if left:
         again = {unit.number for unit in left}
         rejected = sum(commit.num_rejected for commit in read_commits(out) if commit.unit not in again)

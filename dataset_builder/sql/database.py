@@ -99,7 +99,7 @@ class Database:
 
     @cached_property
     def views(self) -> dict[str, list[str]]:
-        """The views and their columns; looked up when first asked for, since every look goes through the list of files."""
+        """The views and their columns; looked up when first asked for, since every look reads the list of files."""
         return {name: _columns(self._connection, name) for name in self.comments}
 
     def __enter__(self) -> Self:

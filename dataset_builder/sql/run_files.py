@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataset_builder.reviews.files import Reviews, read_reviews
+from dataset_builder.reviews.records import Reviews, read_reviews
 from dataset_builder.schema import CAPTIONS, NOUN_COUNTS, TALLIES
 from dataset_builder.sql.score_files import ScoreFiles, newest_scores, unscored
 from dataset_builder.sql.views import (

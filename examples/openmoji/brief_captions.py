@@ -3,7 +3,7 @@
 A network that reads dense captions alone does not learn to place two objects by "a large owl left of a small key", since such
 captions always name the places too. So the dense captions are read and said again in few words, with some things left open: a
 text for each key in a tar, of which `python -m dataset_builder.convert --source sam-llava` makes a run. With `--open true` only
-captions of several objects are said again, and never with places: where all goes is then for the network to settle.
+captions of several objects are said again, and never with places, so that the network decides where each object is.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Scenes as files: JPEGs with text next to them, WebDataset tars, or Parquet with the images inside; and their ground truth.
 
-The truth goes to `_truth.parquet`, whose leading underscore keeps it from being taken for a source of images.
+The truth is written to `_truth.parquet`, whose leading underscore keeps it from being taken for a source of images.
 """
 
 import dataclasses

@@ -143,7 +143,7 @@ def text_figures(model: TextReader, batch: TextBatch) -> Figures:
 
 
 def _answered(name: str, logits: Tensor, answers: Tensor, figures: dict[str, float]) -> list[Tensor]:
-    """The cross entropy of the questions that have an answer, if any has one; the share that was right goes to `figures`."""
+    """Cross entropy of the questions with an answer, if there are any; adds the share of right answers to `figures`."""
     asked = answers != _IGNORED
     if not asked.any():
         return []

@@ -18,7 +18,7 @@ class TrainT5Config:
     out: str = "runs/t5-mini/model"
     """Folder of the finished model; the shipped one is never written unless it is named."""
     tokenizer: str = "model/pretrained/t5-mini"
-    """Folder of the tokenizer, which train_tokenizers writes; it goes into `out` too."""
+    """Folder of the tokenizer, which train_tokenizers writes; it is copied to `out`."""
     run_dir: str = "runs/t5-mini"
     """Folder of the training state."""
     seed: int = 0

@@ -1,7 +1,7 @@
 """HTTP server of a command: its address and key, bodies within a limit, errors in OpenAI's form, a stop in good order.
 
 Errors are {"error": {"message", "type", "param", "code"}}, as clients of OpenAI read them. The key is asked for by a plain ASGI
-middleware: Starlette's own would hide from the endpoints that a client goes away.
+middleware: Starlette's own would hide from the endpoints that a client disconnects.
 """
 
 import hmac

@@ -62,7 +62,7 @@ class Refusals:
             self._in_a_row += 1
             if not error.is_alone or self._in_a_row == self._most:
                 raise
-            raise ImageError("unreadable", str(error)) from error
+            raise ImageError("unreadable", error.finding) from error
         except ImageError:
             self._in_a_row = 0
             raise

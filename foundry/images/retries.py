@@ -91,10 +91,10 @@ def _judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError
     if side == "image":
         return ImageError("unreadable", found)
     if side == "refusal":
-        return StoreError(f"cannot read {found}; check the permissions", is_alone=True, may_pass=False)
+        return StoreError(f"cannot read {found}", advice="check the permissions", is_alone=True, may_pass=False)
     if side == "store":
         advice = "the same command resumes once the store answers"
-        return StoreError(f"cannot read {found}; {advice}", is_alone=is_web, may_pass=True)
+        return StoreError(f"cannot read {found}", advice=advice, is_alone=is_web, may_pass=True)
     return None
 
 

@@ -20,7 +20,7 @@ _KINDS = ("error", "warning")
 
 @dataclass
 class Output:
-    """How this process reports. Bars and lines share it, since a line goes above the bar."""
+    """How this process reports. Bars and lines share it, since lines are printed above the bar."""
 
     format: LogFormat = "auto"
     consoles: list[Any] = field(default_factory=list)

@@ -109,7 +109,7 @@ class Bar:
         self._show()
 
     def advance(self, count: int = 1, **numbers: float) -> None:
-        """So many pieces more are done; `numbers` are other figures, as they are now."""
+        """Adds finished pieces; `numbers` are other figures, with their present values."""
         self.counted.done += count
         self.counted.numbers |= numbers
         self._show()

@@ -118,7 +118,7 @@ class RaySettings:
         """Slots of the replicas, the node id of each, spread evenly: as many as the nodes hold, or `num_replicas`.
 
         `on_gpus`: what uses_gpus said at the start, since a run that has lost its GPUs must not continue on CPUs, where
-        captions differ. A `num_replicas` beyond the cores goes round the nodes again, and the replicas share the cores.
+        captions differ. Beyond the number of cores, replicas are placed on the nodes in turn and share cores.
         `replica_bytes`: what a replica on a CPU takes of a node's memory; 0: unknown. `num_replicas` takes precedence.
         """
         if not self.num_replicas:

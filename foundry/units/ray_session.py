@@ -38,7 +38,7 @@ def start_ray(settings: RaySettings) -> None:
 
 
 def wait_for_gpus(count: int, *, timeout_s: float, setting: str) -> None:
-    """Waits until so many GPUs are free; a cluster with an autoscaler adds nodes meanwhile.
+    """Waits until `count` GPUs are free; a cluster with an autoscaler adds nodes meanwhile.
 
     They are asked for by a placement group, which ends with this process however that ends, and is given back at once: what
     runs next takes its place long before the autoscaler's idle timeout. Raises UserError after `timeout_s`, with `setting`.
@@ -68,7 +68,7 @@ def _connect(settings: RaySettings) -> None:
         return
     advice = "start one, or leave the address out"
     if "://" in address:
-        raise UserError(f"{address} is not host:port or auto: {advice}; to a cluster from outside goes `ray job submit`")
+        raise UserError(f"{address} is not host:port or auto: {advice}; from outside a cluster, use `ray job submit`")
     unanswered = no_answer(address) if ":" in address else ""
     if unanswered:
         raise UserError(f"no Ray answers at {address} ({unanswered}): {advice}")

@@ -84,7 +84,7 @@ class PipelineConfig:
     latent_shift: tuple[float, ...] = ()
     """Shift of each latent channel likewise."""
     rewriter: PartConfig = field(default_factory=PartConfig)
-    """Rewriter of prompts that goes with the network, where there is one; it draws nothing by itself."""
+    """Rewriter of prompts for this network, if there is one; it draws nothing by itself."""
     caption_cleaning: Cleaning = "lower"
     """Cleaning of captions in training: see TextEncoderConfig."""
     caption_template: str = PLACE

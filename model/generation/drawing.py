@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype
+from foundry.wording import counted
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint, read_pipeline_config
 from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
 from model.generation.pipeline_parts import RuntimeConfig, few_steps_of, open_loras
@@ -41,6 +42,16 @@ class DrawingResult:
     """Prompts with more tokens than the text encoder reads."""
     unsaved: "list[Image.Image]"
     """Images drawn now that are kept in no file."""
+
+    def cut_line(self, max_caption_tokens: int) -> str:
+        """A line about prompts that the text encoder does not read to their end; empty: it reads all."""
+        if not self.cut_prompts:
+            return ""
+        number = len(self.cut_prompts)
+        return (
+            f"{counted(number, 'prompt')} {'has' if number == 1 else 'have'} more than {max_caption_tokens} tokens, of which "
+            f"the rest is not read; the first: {min(self.cut_prompts)[:80]}"
+        )
 
 
 def image_paths(out: Path, request: GenerationRequest, *, grid: bool) -> list[Path] | None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from model.lora.settings import LoraChoice
 
 STAGED_IMAGES = 1024
-"""Staged, so many images go through a stage before the next is loaded; their latents wait in main memory, 64 MB at 1024 px."""
+"""Images that pass a part, if staged, before the next is loaded; their latents wait in main memory, 64 MB at 1024 px."""
 
 
 class Pipeline:

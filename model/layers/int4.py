@@ -47,7 +47,7 @@ class Int4Linear(nn.Module):
         self.least.copy_(least)
 
     def expanded(self, dtype: torch.dtype) -> Tensor:
-        """(O, I) the weight that it stands for."""
+        """(O, I) the weight that it represents."""
         codes = torch.stack([self.codes & _LARGEST, self.codes >> 4], dim=2).flatten(1)  # (O, 64 G)
         groups = codes.unflatten(1, (-1, GROUP)).to(dtype)  # (O, G, 64)
         weight: Tensor = groups.mul_(self.step.to(dtype)).add_(self.least.to(dtype)).flatten(1)  # (O, 64 G)

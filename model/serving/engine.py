@@ -150,7 +150,7 @@ class Engine:
         self._thread.join()
 
     def _drawing_s(self, num_images: int) -> int:
-        """About how many seconds so many images take."""
+        """Estimated seconds for this number of images."""
         each_s = self._seconds / self.num_drawn if self.num_drawn else 1.0  # unknown before the first
         return max(1, min(_LONGEST_RETRY_S, math.ceil(each_s * num_images)))
 

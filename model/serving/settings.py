@@ -32,7 +32,7 @@ class ServerLimits:
         values = {name: value for name, value in vars(self).items() if value is not None}
         problems = [f"{name} must be 1 or more, found {value}" for name, value in values.items() if value < 1]
         if self.max_waiting < self.max_images:
-            problems.append("max_waiting must be max_images or more, so that a request of so many images can wait")
+            problems.append("max_waiting must be max_images or more, so that the largest request can wait")
         if problems:
             raise ValueError("; ".join(problems))
 

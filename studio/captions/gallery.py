@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dataset_builder.concepts.tagger import Noun
-from dataset_builder.reviews.files import Flag
+from dataset_builder.reviews.records import Flag
 from dataset_builder.sql.database import open_files
 from foundry.errors import UserError
 from studio.captions.caption_index import Cursor, Order

@@ -8,7 +8,8 @@ from dataset_builder.concepts.noun_counts import count_captions, load_tagger
 from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import Noun, TaggerConfig
 from dataset_builder.json_text import words_of_json
-from dataset_builder.reviews.files import COUNTED, FLAG_VALUES, Edit, Flag, FlagRow, read_reviews, save_edits, save_flags
+from dataset_builder.reviews.edited_captions import COUNTED
+from dataset_builder.reviews.records import FLAG_VALUES, Edit, Flag, FlagRow, read_reviews, save_edits, save_flags
 from dataset_builder.sql.run_files import RunFiles, read_run
 from foundry.errors import UserError
 from studio.captions.source import CaptionSource

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builder.json_text import words_of_json
-from dataset_builder.reviews.files import Reviews, read_reviews
+from dataset_builder.reviews.records import Reviews, read_reviews
 from dataset_builder.sql.dataset_files import DatasetFiles, find_dataset
 from dataset_builder.sql.run_files import RunFiles, find_run
 from foundry.errors import UserError, one_line

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from dataset_builder.reviews.files import FLAG_VALUES
+from dataset_builder.reviews.records import FLAG_VALUES
 from foundry.errors import UserError
 from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState

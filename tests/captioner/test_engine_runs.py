@@ -22,7 +22,7 @@ from captioner.engines.generation import GenerationSettings
 from captioner.engines.model_source import resolve_model
 from captioner.engines.transformers_engine import TransformersModel
 from captioner.prompt_sets import PROMPT_SETS
-from captioner.runs.status import read_status
+from dataset_builder.runs.status import read_status
 from dataset_builder.sql.run_files import open_run
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units

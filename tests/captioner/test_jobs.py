@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from captioner.runs.status import read_status
+from dataset_builder.runs.status import read_status
 from foundry.storage.folder import Folder
 from tests.captioner.conftest import run_arguments, save_pictures
 from tests.ray_nodes import RAY, ray_head

@@ -8,7 +8,7 @@ import ray
 
 from captioner.config import CaptionConfig
 from captioner.run import main
-from captioner.runs.status import read_status
+from dataset_builder.runs.status import read_status
 from foundry.command_line import run_command
 from foundry.storage.folder import Folder
 from foundry.units.commits import read_commits

@@ -15,7 +15,7 @@ from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
 from captioner.run import main
 from captioner.runs.captioning import _allowed
 from captioner.runs.job import caption_job
-from captioner.runs.status import read_status
+from dataset_builder.runs.status import read_status
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import auto_dtype

@@ -16,9 +16,10 @@ from dataset_builder.convert import ConvertConfig
 from dataset_builder.convert import main as convert
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig, DedupConfig
-from dataset_builder.score import ScoreConfig, main
+from dataset_builder.score import main
 from dataset_builder.scores.aesthetic import AestheticPredictor
 from dataset_builder.scores.clip import resolve_clip, sentence_tokens
+from dataset_builder.scores.config import ScoreConfig
 from dataset_builder.scores.image_quality import sharpness
 from dataset_builder.scores.job import ScoreJob
 from dataset_builder.sql.dataset_files import open_stored

@@ -1,9 +1,9 @@
 """Pages of docs/sql, docs/tutorials and docs/how-to: the commands, SQL and Python that they show, and what they say comes out.
 
 In a block of code a line that begins with `$ ` is a command, and the lines below it are what it prints. A block `sql` is
-asked of the folder that the last comment `<!-- ask: FOLDER -->` names, and the block below it is the answer. In what is
-printed, a line `…` is any number of lines, and `…` in a line any text. A block `yaml` or `python` that begins with `# NAME`
-is that file.
+asked of the folder that the last comment `<!-- ask: FOLDER -->` names, and the block below it is the answer; so it is with the
+blocks `python` of a page, which are one program, while a block `py` is not run. In what is printed, a line `…` is any number of
+lines, and `…` in a line any text. A block `yaml` or `python` that begins with `# NAME` is that file.
 """
 
 import re

@@ -54,8 +54,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_its_answers_are_true(page: Path, here: Path) -> None:
     wrong = []
     opened: dict[str, Database] = {}
+    scope: dict[str, object] = {"__name__": "guide"}
     for example in shown(page):
-        printed = _printed(example, here, opened)
+        printed = _printed(example, here, opened, scope)
         if printed is not None and example.output and (difference := differences(example.output, printed.splitlines())):
             wrong.append(f"{page.name}:{example.line}: {example.text}\n{difference}")
     for database in opened.values():
@@ -63,14 +64,17 @@ def test_its_answers_are_true(page: Path, here: Path) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
-def _printed(example: Shown, here: Path, opened: dict[str, Database]) -> str | None:
-    """What an example prints; None for a command that is not run here. A folder is opened once for a page."""
+def _printed(example: Shown, here: Path, opened: dict[str, Database], scope: dict[str, object]) -> str | None:
+    """What an example prints; None for a command that is not run here. A folder is opened once for a page.
+
+    The Python of a page is one program, with the names in `scope`.
+    """
     if example.kind == "sql":
         if example.asked not in opened:
             opened[example.asked] = open_stored(example.asked)
         return _captured(lambda: print_answer(opened[example.asked], example.text, answer_format="table", max_rows=MAX_ROWS))
     if example.kind == "python":
-        return _captured(lambda: exec(example.text, {"__name__": "guide"}))
+        return _captured(lambda: exec(example.text, scope))
     if example.text.startswith("duckdb "):
         return _by_duckdbs_program(example.text)
     found = list(our_commands(example.text))

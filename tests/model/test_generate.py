@@ -238,7 +238,7 @@ def test_an_image_is_edited_and_its_file_says_from_what(
 
 def test_a_long_prompt_is_reported(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--prompt", "owl " * 40, "--num_inference_steps", "1", "--out", str(tmp_path / "a.png"), checkpoint=checkpoint)
-    assert "1 prompts have more than 20 tokens, of which the rest is not read; the first: owl owl" in capsys.readouterr().out
+    assert "1 prompt has more than 20 tokens, of which the rest is not read; the first: owl owl" in capsys.readouterr().out
 
 
 @pytest.fixture

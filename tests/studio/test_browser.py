@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dataset_builder.reviews.files import read_reviews
+from dataset_builder.reviews.records import read_reviews
 from foundry.storage.folder import Folder
 from tests.studio.world import HOSTILE, write_picture_run, write_training
 

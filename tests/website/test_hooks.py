@@ -1,5 +1,6 @@
 """The site is built strictly, has the whole repository's pages, and shows what GitHub shows."""
 
+import html
 import json
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import markdown
 import pytest
 
 from website import hooks
@@ -73,6 +75,25 @@ def test_search_needs_no_other_site() -> None:
     output = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
     assert hooks.on_post_page(output, page=_page("reference/files.md")) == '<script src="../iframe-worker.js"></script>'
     assert hooks.on_post_template(output) == '<script src="iframe-worker.js"></script>'
+
+
+def test_the_copy_button_of_a_console_block_has_the_commands_alone() -> None:
+    commands = '$ python -m a.b --out "x" \\\n    --more <n>\nprinted\n\n$ t2i status\nok'
+    text = f"```\n{commands}\n```\n\n```\nno command\n```\n\n```yaml\na: $ 1\n```"
+    source = hooks.outside_fences(text, lambda part: part)
+    assert source == text.replace("```\n$ python", "```console\n$ python", 1)
+    page = markdown.markdown(source, extensions=["pymdownx.superfences", "pymdownx.highlight"])
+    copied = re.findall(r'data-copy="([^"]*)"', hooks.on_page_content(page))
+    assert [html.unescape(one) for one in copied] == ['python -m a.b --out "x" \\\n    --more <n>\nt2i status']
+
+
+def test_options_in_tables_stay_in_one_piece() -> None:
+    page = "<p><code>--a.b c</code></p><table><tr><td>x <code>--data.skip s.parquet</code></td></tr></table>"
+    word = '<span class="word">{}</span>'.format
+    expected = page.replace("--data.skip s.parquet", f"{word('--data.skip')} {word('s.parquet')}")
+    assert hooks.on_page_content(page) == expected
+    long = f"<td><code>{'x' * 40}</code></td>"
+    assert hooks.on_page_content(long) == long, "a long word may break"
 
 
 def test_a_notebook_is_shown_with_its_outputs() -> None:

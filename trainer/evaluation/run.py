@@ -16,7 +16,7 @@ from trainer.evaluation.config import BENCHMARKS, EvaluateConfig
 from trainer.evaluation.images import claim_folder, drawing_settings, drawn_prompts, open_images, with_dtypes
 from trainer.evaluation.judging import distances, judge_all, set_scores
 from trainer.evaluation.page import write_page
-from trainer.evaluation.summary import Summary, markdown, summarise, write_results
+from trainer.evaluation.summary import Summary, summarise, write_results
 from trainer.monitoring.validation import ValidationLoss, validation_loss
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ def evaluate(config: EvaluateConfig) -> Summary:
     )
     write_results(out, judged, summary)
     write_page(out, benchmark, drawn=drawn, judged=judged, summary=summary, num_images=config.page_images)
-    say(markdown(summary))
-    say(f"{out}: results.parquet, summary.json, summary.md and page.html")
     return summary
 
 

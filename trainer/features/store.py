@@ -148,7 +148,7 @@ class FeatureStore:
     def open(
         cls, url: str, *, skip: Collection[str] = (), weights: pa.Table | None = None, with_teacher: bool = False
     ) -> "FeatureStore":
-        """Opens FEATURES/<stage>/<resolution>. A store that is still being made can be read as far as it goes.
+        """Opens FEATURES/<stage>/<resolution>. Of a store that is still being made, what is committed can be read.
 
         `skip`: keys of samples to leave out; `weights`: a table of WEIGHTS, samples that it does not name have weight 1. For
         either the keys of all units are read. `with_teacher`: what a teacher sees too.

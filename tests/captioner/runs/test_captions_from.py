@@ -9,8 +9,8 @@ import pytest
 from captioner.config import CaptionConfig
 from captioner.run import main
 from captioner.runs.job import CaptionJob
-from captioner.runs.status import read_status
 from dataset_builder.dataset.recipe import BuildConfig
+from dataset_builder.runs.status import read_status
 from dataset_builder.sql.run_files import open_run
 from foundry.command_line import run_command
 from foundry.storage.folder import Folder

@@ -14,7 +14,7 @@ import pytest
 from captioner.config import CaptionConfig
 from captioner.engines.model_source import LLAVA_PROMPT
 from captioner.run import main
-from captioner.runs.status import read_status
+from dataset_builder.runs.status import read_status
 from dataset_builder.sql.run_files import open_run
 from foundry.command_line import run_command
 from foundry.images.index import ImageReference

@@ -13,8 +13,8 @@ from captioner.config import CaptionConfig
 from captioner.run import main
 from dataset_builder import report
 from dataset_builder.dataset.recipe import BuildConfig
-from dataset_builder.score import ScoreConfig
 from dataset_builder.score import main as score
+from dataset_builder.scores.config import ScoreConfig
 from dataset_builder.sql.run_files import open_run
 from foundry.command_line import run_command
 from foundry.units.commits import Unit

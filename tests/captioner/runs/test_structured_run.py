@@ -10,13 +10,13 @@ import pytest
 
 from captioner.config import CaptionConfig
 from captioner.run import main
-from captioner.runs.status import read_status
 from captioner.status import StatusConfig
 from captioner.status import main as show_status
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.dataset.webdataset import export_shards
 from dataset_builder.reports.sections import gallery, statuses
+from dataset_builder.runs.status import read_status
 from dataset_builder.sql.database import Database
 from dataset_builder.sql.dataset_files import open_stored, read_dataset
 from dataset_builder.sql.run_files import open_run

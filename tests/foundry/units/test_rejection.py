@@ -6,7 +6,7 @@ import pytest
 
 from captioner.config import CaptionConfig
 from dataset_builder.convert import ConvertConfig
-from dataset_builder.score import ScoreConfig
+from dataset_builder.scores.config import ScoreConfig
 from foundry.units.rejection import allowed_rejections, max_rejected_problems
 from trainer.features.config import PrecomputeConfig
 

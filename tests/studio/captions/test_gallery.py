@@ -9,7 +9,7 @@ import pytest
 
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
-from dataset_builder.reviews.files import read_reviews
+from dataset_builder.reviews.records import read_reviews
 from foundry.errors import UserError
 from studio.captions.caption_index import Cursor
 from studio.captions.filters import CaptionFilter

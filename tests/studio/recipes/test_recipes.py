@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataset_builder.reviews.files import FlagRow, save_flags
+from dataset_builder.reviews.records import FlagRow, save_flags
 from foundry.errors import UserError
 from studio.captions.source import CaptionSource
 from studio.recipes.page import RecipeTab, Sliders

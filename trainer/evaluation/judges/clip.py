@@ -32,7 +32,7 @@ class Clip:
         return self._checked(self.encoder.embed_images(np.stack([image_pixels(image, self.source) for image in images])))
 
     def embed_texts(self, texts: Sequence[str]) -> "torch.Tensor":
-        """Embeddings of length 1 (T, D); what goes beyond CLIP's 77 tokens is not read."""
+        """Embeddings of length 1 (T, D); tokens after CLIP's 77th are not read."""
         return self._checked(self.encoder.embed_texts(sentence_tokens(texts, self.source)))
 
     def cosines(self, images: Sequence[npt.NDArray[np.uint8]], texts: Sequence[str]) -> list[float]:

@@ -1,7 +1,7 @@
 """Zero-shot detectors of transformers, OWL-ViT and OWLv2: boxes of named objects, each with a confidence.
 
-A detector is asked about the objects of one image's prompt and about no others; each box goes to the likeliest of them. Images
-go through one by one: queries are filled up in a batch, which would let an image's neighbours change its boxes.
+A detector is asked about the objects of one image's prompt and about no others; each box is assigned to the likeliest of them.
+Images are processed one by one, because a batch pads the queries, so that an image's neighbours would change its boxes.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.runs.status import RunStatus, read_status
+from dataset_builder.runs.status import RunStatus, read_status
 from foundry.storage.folder import Folder
 from foundry.storage.schema import SCHEMA_VERSION
 from foundry.units.commits import Commit, commit_name

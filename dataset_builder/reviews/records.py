@@ -21,16 +21,12 @@ from foundry.storage.folder import Folder, store_errors
 FORMAT_VERSION = 1
 Flag = Literal["good", "bad", "look again"]
 FLAG_VALUES: tuple[Flag, ...] = get_args(Flag)
-COUNTED = (
-    *("status", "num_words", "num_t5_tokens", "num_nouns", "num_distinct_nouns", "num_meta_nouns", "num_t5_nouns", "nouns"),
-)
-"""Columns of schema.CAPTIONS that an edit has anew, for its own text."""
 _FOLDERS = {"edits": EDITS, "flags": FLAGS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """A caption that a person rewrote. `counted` are the columns COUNTED of the new text."""
+    """A caption that a person rewrote. `counted` are the columns edited_captions.COUNTED of the new text."""
 
     key: str
     prompt: str

@@ -1,20 +1,22 @@
 """Status of a captioning run: images planned, captioned and rejected, and the speed, from its plan and its commits alone."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from captioner.config import ASKED_ANEW, caption_anew
-from captioner.runs.start import read_record
 from dataset_builder.runs.plan import Plan, read_plan
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
+from foundry.storage.run_record import RunRecord
 from foundry.units.commits import Commit, read_commits
 from foundry.units.retries import Retry, open_retry
 from foundry.wording import counted, duration
 
+ASKED_ANEW = ("invalid_json", "refusal")
+"""Statuses of captions whose images are captioned again in a new run, since greedy decoding repeats an answer."""
 RECENT_UNITS = 20
 SHORTEST_PAUSE_S = 60.0
 PAUSE_UNITS = 3.0
@@ -80,11 +82,21 @@ class RunStatus:
         ]
 
 
+def caption_anew(status: str, *, run: str) -> str:
+    """Advice about the captions of a run that have this status, as part of a sentence."""
+    return (
+        "caption these images again with other settings, in a new run, with python -m captioner.run "
+        f"--captions_from {shlex.quote(run)} --only \"SELECT key FROM captions WHERE status = '{status}'\" --out NEW "
+        "with the prompts, model and engine to use"
+    )
+
+
 def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     """Reads the status of a run at this time. Raises UserError if there is none."""
-    record = read_record(run)
+    record = RunRecord.read(run)
     if record is None:
         raise UserError(f"{run.url} holds no captioning run (no run.json): give the folder that captioner.run wrote")
+    record.check(run)
     with store_errors(run):
         plan = read_plan(run, unit_size=record.unit_size)
         return status_of(plan, read_commits(run), retry=open_retry(run, plan.units()), now=now)
@@ -115,7 +127,7 @@ def status_of(plan: Plan, commits: Sequence[Commit], *, retry: Retry | None = No
 
 @dataclass(frozen=True)
 class _Step:
-    """A commit as far as speed goes: its time and its unit's own duration in seconds, and its images."""
+    """What the speed needs of a commit: its time, the duration of its unit in seconds, and its images."""
 
     at: float
     images: int

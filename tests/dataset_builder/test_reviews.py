@@ -8,7 +8,8 @@ import pytest
 
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
-from dataset_builder.reviews.files import COUNTED, Edit, FlagRow, read_reviews, save_edits, save_flags
+from dataset_builder.reviews.edited_captions import COUNTED
+from dataset_builder.reviews.records import Edit, FlagRow, read_reviews, save_edits, save_flags
 from dataset_builder.sql.dataset_files import open_stored
 from dataset_builder.sql.run_files import read_run
 from foundry.errors import UserError

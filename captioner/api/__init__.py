@@ -1,0 +1,1 @@
+"""Python API of captioning: runs from images, cleaned captions."""

@@ -1,0 +1,1 @@
+"""Python API of networks: images from prompts."""

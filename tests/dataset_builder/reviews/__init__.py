@@ -1,1 +1,0 @@
-"""Tests of dataset_builder/reviews."""

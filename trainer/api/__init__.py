@@ -1,0 +1,1 @@
+"""Python API of training: features, trainings and their metrics, plans, evaluations."""
