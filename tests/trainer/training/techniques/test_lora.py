@@ -24,8 +24,8 @@ from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import continued_from, tiny_config, train_until_killed, training_losses, write_store
 from tests.trainer.two_workers import train_together
+from trainer.config.adaptation import LoraConfig
 from trainer.config.ladder import Rung
-from trainer.config.lora import LoraConfig
 from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding, WatchConfig
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_in_a_line(root: Path, unbroken: TrainConfi
         (replace(fresh, lora=replace(LORA, targets=("qvk",))), "has no linear layer qvk", "lora.targets"),
         (
             replace(fresh, network=NetworkConfig(width=24, depth=2, num_heads=2, micro_conditioning=True)),
-            "a LoRA cannot give .* what it lacks",
+            "neither a LoRA nor a control can give .* what it lacks",
             "network",
         ),
     ]:
