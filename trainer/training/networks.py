@@ -280,14 +280,15 @@ def features_command(
 ) -> str:
     """The command that makes them, with the parts that are known to be needed."""
     parts = {"vae": vae} | ({"text_encoder": text_encoder} if config.conditioning == "text" else {})
-    control = [f"--control.kind {config.control.kind}"] if config.control.is_on else []
+    more = ["--captions none"] if config.online else []
+    more += [f"--control.kind {config.control.kind}"] if config.control.is_on else []
     return precompute_command(
         parts,
         dataset="DATASET",
         out=config.features,
         stage=config.features_stage,
         resolution=str(rung.resolution),
-        more=" ".join([*(["--captions none"] if config.online else []), *control]),
+        more=" ".join(more),
     )
 
 

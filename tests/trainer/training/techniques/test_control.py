@@ -187,7 +187,9 @@ def test_features_with_control_images_train_all_else_as_without(root: Path) -> N
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("traced")
 def test_compiled_blocks_train_as_plain_ones(root: Path, tmp_path: Path) -> None:
-    plain, compiled = (_config(root, tmp_path / name, compile=name == "compiled") for name in ("plain", "compiled"))
+    quick: dict[str, Any] = {"images": 8, "watch": WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0)}
+    control = replace(CONTROL, blocks=1)  # each kind of block once
+    plain, compiled = (_config(root, tmp_path / str(on), control, compile=on, **quick) for on in (False, True))
     assert main(plain) == main(compiled) == 0
     assert training_losses(compiled) == pytest.approx(training_losses(plain), rel=1e-3)
 
