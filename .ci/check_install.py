@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("captioner", "dataset_builder", "foundry", "model", "trainer")
+OURS = ("captioner", "dataset_builder", "foundry", "model", "publisher", "trainer")
 CORE = "core"
 CORE_BYTES = 400_000_000
 """Maximum size of the core, without pip and setuptools, which every environment has."""

@@ -34,7 +34,7 @@ from foundry.commands import as_typed, extra_of
 from foundry.errors import UserError
 from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
-from foundry.reporting.lines import LogFormat, choose_format, say
+from foundry.reporting.lines import LogFormat, asked_format, choose_format, say
 from foundry.wording import model_choices, say_missing
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def run_command(
         )
         return 0
     set_up_threads()
-    choose_format(_early_format(sys.argv[1:] if argv is None else argv))
+    choose_format(asked_format(sys.argv[1:] if argv is None else argv))
     arguments = _with_field_names(sys.argv[1:] if argv is None else argv, config_class)
     extra, prog, example = extra_of(prog.removeprefix("python -m ")), as_typed(prog), as_typed(example)
     parser = _build_parser(config_class, prog=prog, example=example, positional=positional)
@@ -351,14 +351,6 @@ def _preset_values(arguments: Sequence[str], presets: Presets) -> dict[str, Any]
         if isinstance(chosen, str) and chosen in choices:
             values |= asdict(choices[chosen]())
     return values
-
-
-def _early_format(arguments: Sequence[str]) -> LogFormat:
-    """The format that is asked for in the arguments, so that an error in the others has it too."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument(f"--{_LOG_FORMAT}", dest="chosen", nargs="?", default="auto")
-    given, _ = early.parse_known_args(list(arguments))
-    return given.chosen if given.chosen in get_args(LogFormat) else "auto"
 
 
 def _file_value(path: str, name: str) -> Any:

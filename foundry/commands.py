@@ -35,6 +35,7 @@ JOBS: dict[str, dict[str, Command]] = {
         "density": Command(module="dataset_builder.density", purpose="print the concept density of captions and other texts"),
         "report": Command(module="dataset_builder.report", purpose="write a page about a run or a data set"),
         "export": Command(module="dataset_builder.export", purpose="write a database for DuckDB's own program"),
+        "clean": Command(module="dataset_builder.clean", purpose="find and delete what killed jobs left over"),
     },
     "Build data sets": {
         "score": Command(
@@ -64,6 +65,12 @@ JOBS: dict[str, dict[str, Command]] = {
         "rewrite": Command(module="model.rewrite", purpose="rewrite prompts into dense captions", extra="train"),
         "evaluate": Command(module="trainer.evaluate", purpose="score a checkpoint by a benchmark", extra="evaluate"),
         "import": Command(module="model.convert", purpose="convert checkpoints from and to other formats", extra="train"),
+    },
+    "Share": {
+        "push": Command(
+            module="publisher.push", purpose="publish a data set or a model on the Hugging Face hub", extra="train"
+        ),
+        "pull": Command(module="publisher.pull", purpose="fetch a data set or a model from there", extra="density"),
     },
 }
 COMMANDS: dict[str, Command] = dict(chain.from_iterable(commands.items() for commands in JOBS.values()))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from foundry.commands import COMMANDS, JOBS, STARTED_BY_T2I
+from foundry.reporting.lines import asked_format, choose_format, say
 
 _COMPLETION = "--print_completion"
 _USAGE = "usage: t2i COMMAND [options]"
@@ -18,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns 0 for what t2i answers itself; 2 without a name, which prints the list of commands, and for an unknown one, with
     the nearest that there is.
     """
-    name, *arguments = (list(sys.argv[1:]) if argv is None else list(argv)) or [""]
+    name, *arguments = given = (list(sys.argv[1:]) if argv is None else list(argv)) or [""]
+    choose_format(asked_format(given))
     if name in COMMANDS:
         _run(name, arguments)
     elif name in ("-h", "--help"):
@@ -88,5 +90,5 @@ def _nearest(name: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print("error:", message, file=sys.stderr)
+    say(f"error: {message}", err=True)
     return 2

@@ -15,6 +15,7 @@ from pathlib import Path
 from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.reporting.lines import say
+from foundry.storage.locations import is_url
 from model.formats.conversion import Conversion, Origin, Status, Target, export_adapter, read, write, write_report
 
 
@@ -34,6 +35,10 @@ class ConvertConfig(Origin):
 
 def main(config: ConvertConfig) -> int:
     """Converts, prints a summary of the keys and returns 0."""
+    if is_url(config.out):
+        raise UserError(
+            f"{config.out}: expected a path on this machine, found a URL: write there, then push or copy it", setting="out"
+        )
     if config.target == "peft":
         return _export(config)
     if config.target == "controlnet":

@@ -2,10 +2,19 @@
 
 import io
 import runpy
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from types import ModuleType
 from unittest.mock import patch
 
 import pytest
+
+from foundry.hardware import auto_dtype
+from foundry.units.cluster import Node
+from foundry.units.commits import Commit, Unit
+from foundry.units.workers import UnitJob
+from tests.foundry.units.plain_loop import run_plainly
+from trainer.features.job import EncoderFacts, Encoders
 
 
 def run_here(module: str, *arguments: str) -> str:
@@ -15,3 +24,35 @@ def run_here(module: str, *arguments: str) -> str:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert end.value.code == 0, said.getvalue()
     return said.getvalue()
+
+
+@contextmanager
+def commands_here(*modules: ModuleType) -> Iterator[None]:
+    """The commands that these modules start run in this process, and their units in a plain loop in place of Ray's workers."""
+    session, this_node = "foundry.units.ray_session", Node(node_id="here", name="here", cpus=1, gpus=0)
+    replaced: dict[str, Callable[..., object]] = {
+        "foundry.units.ray_driver.run_units": _run_units,
+        f"{session}.start_ray": lambda _: None,
+        f"{session}.check_visible": lambda _: None,
+        f"{session}.cluster_nodes": lambda: [this_node],
+        f"{session}.replicas_use_gpus": lambda _: False,
+        f"{session}.dtype_of_replicas": lambda _: auto_dtype("cpu"),
+        "trainer.features.ray_encoders.start_and_describe": _describe,
+    }
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(patch.object(module, "run_module", run_here))
+        for name, replacement in replaced.items():
+            stack.enter_context(patch(name, replacement))
+        yield
+
+
+def _run_units(
+    job: UnitJob, units: Sequence[Unit], *, on_start: Callable[[], None], on_commit: Callable[[Commit], None], **_: object
+) -> None:
+    on_start()
+    run_plainly(job, units, on_commit=on_commit)
+
+
+def _describe(encoders: Encoders, _: object, *, visible: Mapping[str, str]) -> EncoderFacts:
+    return encoders.in_dtype(auto_dtype("cpu")).describe()

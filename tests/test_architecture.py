@@ -9,7 +9,7 @@ from importlinter.api import read_configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
-PACKAGES = ("foundry", "dataset_builder", "captioner", "model", "trainer")
+PACKAGES = ("foundry", "dataset_builder", "captioner", "model", "publisher", "trainer")
 
 
 def test_imports_follow_the_arrows() -> None:

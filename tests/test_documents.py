@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from foundry.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "examples", "benchmarks", "website")
+OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher", "examples", "benchmarks", "website")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MODEL_COMMAND = re.compile(r"python3? -m ((?:captioner\.run|trainer\.precompute|model\.generate) [^`\n]*)")
 FENCE = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model")
+PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher")
 BESIDE = ("examples", "benchmarks", "website")
 HEAVY = {"torch", "torchvision", "ray", "pyarrow", "transformers", "diffusers", "spacy", "duckdb", "open_clip", "datasets"}
 ONE_FILE = ("duckdb", "spacy", "open_clip")
@@ -27,6 +27,7 @@ NO_NOUN_OR_VERB = {"as", "by", "for", "from", "how", "in", "of", "on", "to", "wh
 ANSWERS = {
     "captioner.compare",
     "captioner.status",
+    "dataset_builder.clean",
     "dataset_builder.density",
     "dataset_builder.sql.console",
     "dataset_builder.sql.database",

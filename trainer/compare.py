@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
-from foundry.reporting.lines import say
+from foundry.reporting.lines import asked_format, choose_format, say
 from foundry.units.cluster import check_paths
 from trainer.comparison.config import CompareConfig
 from trainer.stages import STAGES, choose_stage
@@ -28,8 +28,10 @@ def main(config: CompareConfig) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    choose_format(asked_format(arguments))
     try:
-        chosen = choose_stage(sys.argv[1:] if argv is None else argv, STAGES, default=CompareConfig.stage)
+        chosen = choose_stage(arguments, STAGES, default=CompareConfig.stage)
     except UserError as error:
         say(f"error: {error}", err=True)
         return 2

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from foundry.command_line import run_command
 from foundry.errors import UserError
-from foundry.reporting.lines import say
+from foundry.reporting.lines import asked_format, choose_format, say
 from foundry.units.cluster import check_paths
 from trainer.config.train import TrainConfig
 from trainer.stages import Stages, choose_stage, offered, recorded_recipe, stages_of
@@ -23,11 +23,13 @@ _INTERRUPTED = 130
 
 def main(config: TrainConfig) -> int:
     """Trains one stage here or on Ray; returns 0 when it is done, 130 when it was stopped. Raises UserError."""
+    from trainer.monitoring.tracking.process import check_trackers
     from trainer.training.start import check_start, check_workers
 
     check_paths([config.features, config.run_dir, *config.data.paths])
     _check_recipe(config)
     check_workers(config, config.num_workers)
+    check_trackers(config.watch)
     check_start(config)
     if config.num_workers > 1:
         from trainer.training.ray_workers import train_on_ray
@@ -54,6 +56,7 @@ def _check_recipe(config: TrainConfig) -> None:
 def run(argv: Sequence[str] | None = None) -> int:
     """The command; `--stage all` is one for each stage of the recipe, and ends with the first that does not get to its end."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    choose_format(asked_format(arguments))
     try:
         stages = stages_of(arguments)
         chosen = choose_stage(arguments, offered(stages))

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +39,8 @@ from foundry.errors import UserError
 from foundry.images.metadata import merge_types
 from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
-from foundry.storage.locations import normalise
+from foundry.storage.hub import push_folder, repository_at
+from foundry.storage.locations import is_on_hub, normalise
 
 _NOT_PART_OF_IT = ("captions", "out", "dry_run")
 _MARK = "unfinished.txt"
@@ -55,7 +58,7 @@ class Built:
 def build_and_report(config: BuildConfig) -> int:
     """Builds the data set, prints the funnel and returns 0. Raises UserError as build_dataset does."""
     with store_errors(Folder(config.out)):
-        built = build_dataset(config)
+        built = _build_on_hub(config) if is_on_hub(config.out) else build_dataset(config)
     say("\n".join([*built.notes, *funnel_lines(built.funnel)]))
     if built.dataset is None:
         say("a dry run: nothing is written")
@@ -63,6 +66,20 @@ def build_and_report(config: BuildConfig) -> int:
         splits = ", ".join(f"{name} {number:,}" for name, number in built.dataset.splits.items())
         say(f"{config.out}: {splits}; look around with {as_typed('python -m dataset_builder.query')} {config.out}")
     return 0
+
+
+def _build_on_hub(config: BuildConfig) -> Built:
+    """The same in a repository of the hub: built in a temporary folder, and pushed."""
+    repository = repository_at(config.out)
+    if repository.kind != "dataset":
+        raise UserError(f"{config.out}: expected hf://datasets/USER/NAME, found no data set's repository", setting="out")
+    if config.dry_run or is_dataset(config.out):
+        return build_dataset(config)
+    with tempfile.TemporaryDirectory(prefix="t2i-build-") as scratch:
+        folder = Path(scratch) / repository.name.rpartition("/")[2]
+        built = build_dataset(replace(config, out=str(folder)))
+        push_folder(folder, repository, record=DATASET_RECORD, public=False, replace=False, message="Build by T2I Foundry")
+    return built
 
 
 def build_dataset(config: BuildConfig) -> Built:

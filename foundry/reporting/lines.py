@@ -3,13 +3,15 @@
 What a command answers (a table, JSON, SQL) is not said but printed, and is the same in every format.
 """
 
+import argparse
 import json
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 LogFormat = Literal["auto", "plain", "json"]
 """auto: bars on a terminal and in a notebook, lines elsewhere; plain: lines; json: a JSON object for each line."""
@@ -26,6 +28,14 @@ class Output:
 
 
 OUTPUT = Output()
+
+
+def asked_format(arguments: Sequence[str]) -> LogFormat:
+    """The format that a command's arguments ask for, before they are parsed: an error in them has it too."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--log_format", dest="chosen", nargs="?", default="auto")
+    given, _ = early.parse_known_args(list(arguments))
+    return given.chosen if given.chosen in get_args(LogFormat) else "auto"
 
 
 def choose_format(chosen: LogFormat) -> None:

@@ -27,11 +27,18 @@ class Counted:
     total: int | None
     """Number of pieces; None: unknown."""
     done: int = 0
-    """Number of pieces that are done."""
+    """Number of pieces that are done now; the speed is theirs."""
+    before: int = 0
+    """Number of pieces that an earlier start has done."""
     started: float = field(default_factory=time.perf_counter)
     """When the speed began to count, by time.perf_counter()."""
     numbers: dict[str, float] = field(default_factory=dict)
     """Other figures by name; `_per_s` at its end is a speed."""
+
+    @property
+    def reached(self) -> int:
+        """Number of pieces that are done."""
+        return self.before + self.done
 
     @property
     def seconds(self) -> float:
@@ -46,13 +53,13 @@ class Counted:
     @property
     def left_s(self) -> float | None:
         """Seconds until all are done at this speed; None where that is unknown."""
-        return None if self.total is None or not self.done else max(0, self.total - self.done) / self.per_s
+        return None if self.total is None or not self.done else max(0, self.total - self.reached) / self.per_s
 
     def words(self) -> str:
         """`512 of 2000 images, 48.1 images/s, 31 s left, 3168 tokens/s, 2 rejected`."""
-        of = counted(self.done, self.unit) if self.total is None else f"{self.done} of {counted(self.total, self.unit)}"
+        of = counted(self.reached, self.unit) if self.total is None else f"{self.reached} of {counted(self.total, self.unit)}"
         parts = [of, f"{self.per_s:.3g} {self.unit}s/s"]
-        if self.left_s is not None and self.done != self.total:
+        if self.left_s is not None and self.reached != self.total:
             parts.append(f"{duration(self.left_s)} left")
         for name, value in self.numbers.items():
             speed = name.removesuffix("_per_s")
@@ -62,7 +69,7 @@ class Counted:
     def facts(self) -> dict[str, Any]:
         """The same for a program."""
         left_s = None if self.left_s is None else round(self.left_s, 1)
-        own = {"what": self.what, "unit": self.unit, "done": self.done, "total": self.total}
+        own = {"what": self.what, "unit": self.unit, "done": self.reached, "total": self.total}
         return own | {"seconds": round(self.seconds, 3), "per_s": round(self.per_s, 3), "left_s": left_s} | self.numbers
 
 
@@ -70,9 +77,17 @@ class Bar:
     """Progress of some work, while it is open. `soon_s`: work that takes less is not shown; `shown` false shows nothing."""
 
     def __init__(
-        self, what: str, *, total: int | None = None, unit: str = "image", soon_s: float = 0.0, shown: bool = True
+        self,
+        what: str,
+        *,
+        total: int | None = None,
+        unit: str = "image",
+        before: int = 0,
+        soon_s: float = 0.0,
+        shown: bool = True,
     ) -> None:
-        self.counted = Counted(what=what, unit=unit, total=total)
+        """`before`: pieces of the total that an earlier start has done."""
+        self.counted = Counted(what=what, unit=unit, total=total, before=before)
         self._opened = time.perf_counter()
         self._soon_s = soon_s
         self._shown = shown
@@ -112,6 +127,11 @@ def tracked(items: Iterable[ItemT], what: str, *, total: int | None = None, unit
         for item in items:
             yield item
             bar.advance()
+
+
+def shows_bars() -> bool:
+    """Whether progress is a bar here: on a terminal or in a notebook, and not lines or JSON."""
+    return OUTPUT.format == "auto" and (_is_notebook() or sys.stderr.isatty())
 
 
 class _View(Protocol):
@@ -180,7 +200,7 @@ class _Terminal:
         OUTPUT.consoles.append(self._progress.console)
 
     def show(self, counted: Counted) -> None:
-        self._progress.update(self._task, completed=counted.done, words=counted.words())
+        self._progress.update(self._task, completed=counted.reached, words=counted.words())
 
     def close(self, counted: Counted, *, is_done: bool) -> None:  # noqa: ARG002
         self.show(counted)
@@ -207,7 +227,7 @@ class _Notebook:
     def _update(self, counted: Counted) -> None:
         self._last = time.perf_counter()
         text = f"{counted.what}: {counted.words()}"
-        share = "" if counted.total is None else f' value="{counted.done}" max="{max(1, counted.total)}"'
+        share = "" if counted.total is None else f' value="{counted.reached}" max="{max(1, counted.total)}"'
         bar = f"<label>{html.escape(counted.what)} <progress{share}></progress> {html.escape(counted.words())}</label>"
         self._handle.update({"text/html": bar, "text/plain": text}, raw=True)
 

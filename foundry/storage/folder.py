@@ -17,7 +17,7 @@ from typing import IO, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from foundry.errors import UserError, one_line
-from foundry.storage.locations import is_store_failure, local_names, open_filesystem, remote_names
+from foundry.storage.locations import is_on_hub, is_store_failure, local_names, open_filesystem, remote_names
 
 
 class Folder:
@@ -83,6 +83,7 @@ class Folder:
 
         Atomic: a reader sees all of the bytes or no file (a hard link on POSIX, If-None-Match on S3).
         """
+        self._check_writable()
         path = self.path(name)
         if not self.is_local:
             try:
@@ -100,6 +101,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file atomically, replacing one that exists."""
+        self._check_writable()
         if self.is_local:
             path = Path(self.path(name))
             with _hidden_path(path) as partial:
@@ -107,6 +109,14 @@ class Folder:
                 os.replace(partial, path)
         else:
             self.filesystem.pipe_file(self.path(name), data)
+
+    def _check_writable(self) -> None:
+        """Raises UserError for the hub: each file would be a commit, and none can be created only if it is not there."""
+        if is_on_hub(self.url):
+            raise UserError(
+                f"{self.url}: expected a folder or an object store, found the Hugging Face hub, which takes whole folders: "
+                "write to a folder, then push that: python -m publisher.push FOLDER USER/NAME"
+            )
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:

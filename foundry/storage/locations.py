@@ -59,6 +59,11 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
+def is_on_hub(location: str) -> bool:
+    """Whether a location is in a repository of the Hugging Face hub: `hf://datasets/USER/NAME/…`, `hf://USER/NAME/…`."""
+    return location.startswith("hf://")
+
+
 def is_data_url(location: str) -> bool:
     """Whether a location is its own content: `data:image/png;base64,…`."""
     return location.startswith(_DATA)
@@ -318,7 +323,8 @@ def _list(folder: str, passed_over: PassedOver) -> tuple[list[str], list[str]]:
 
 def _from_info(info: dict[str, Any]) -> Details:
     modified = next(
-        (info[name] for name in ("ETag", "mtime", "LastModified", "last_modified", "created") if info.get(name)), None
+        (info[name] for name in ("ETag", "mtime", "LastModified", "last_modified", "created", "blob_id") if info.get(name)),
+        None,
     )
     text = modified.isoformat() if isinstance(modified, datetime) else None if modified is None else str(modified)
     return Details(is_folder=info["type"] == "directory", num_bytes=info.get("size"), modified=text)

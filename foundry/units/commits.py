@@ -200,6 +200,12 @@ def read_commits(folder: Folder) -> list[Commit]:
     return [reduce(_followed_by, [_parse(found[name]) for name in several]) for several in names.values()]
 
 
+def named_files(folder: Folder) -> set[str]:
+    """Paths, inside the filesystem, of the files that any record names, also one that a retry has followed."""
+    names = [f"commits/{name}" for name in folder.names("commits")] + [f"{_RETRIES}/{name}" for name in folder.names(_RETRIES)]
+    return {folder.path(file.path) for data in folder.read_many(names).values() for file in _parse(data).files.values()}
+
+
 def check_not_all(folder: Folder, *, num_not_finite: int, num_images: int, advice: str) -> None:
     """Raises UserError if the model computes NaN or infinity for all images of a unit, and nothing is committed yet: then
     the model is at fault. A single image proves nothing.

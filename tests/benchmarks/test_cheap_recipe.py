@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import yaml
 
 from benchmarks import cheap_recipe, staged_judgement, staged_world
@@ -26,7 +25,7 @@ from benchmarks.results_folder import claim
 from benchmarks.staged_world import features_folder
 from foundry.errors import UserError
 from model.formats.checkpoint import PartConfig, load_checkpoint, read_transformer_config
-from tests.in_this_process import run_here
+from tests.in_this_process import commands_here
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_techniques import save_tiny_teacher
 from tests.trainer.tiny_training import tiny_config, write_store
@@ -131,12 +130,9 @@ def _config(tmp_path: Path, **settings: object) -> CheapRecipeConfig:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All commands, and one Ray for all of them, without the seconds that each takes to start in its own process."""
-    for module in (staged_judgement, staged_world):
-        monkeypatch.setattr(module, "run_module", run_here)
-    yield
-    ray.shutdown()
+def in_this_process() -> Iterator[None]:
+    with commands_here(staged_judgement, staged_world):
+        yield
 
 
 def test_both_recipes_are_trained_to_whole_trainings_and_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

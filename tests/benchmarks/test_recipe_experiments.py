@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import ray
 import yaml
 
 from benchmarks import recipe_experiments, staged_world
@@ -19,7 +18,7 @@ from benchmarks.recipes.rewriting import compare_rewriting
 from benchmarks.recipes.structured_world import make_structured_features
 from benchmarks.staged_world import features_folder
 from examples.openmoji.scene_files import SceneSet, write_scenes
-from tests.in_this_process import run_here
+from tests.in_this_process import commands_here
 from tests.trainer.tiny_training import write_store
 from trainer.comparison.arms import make_arms
 from trainer.features.store import FeatureStore
@@ -98,12 +97,9 @@ def test_the_rewriter_is_compared_seed_by_seed_and_evaluated_once(tmp_path: Path
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All commands, and one Ray for all of them, without the seconds that each takes to start in its own process."""
-    for module in (staged_world, structured_world):
-        monkeypatch.setattr(module, "run_module", run_here)
-    yield
-    ray.shutdown()
+def in_this_process() -> Iterator[None]:
+    with commands_here(staged_world, structured_world):
+        yield
 
 
 @pytest.mark.slow

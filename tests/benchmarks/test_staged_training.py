@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import yaml
 
@@ -40,7 +39,7 @@ from model.dit import DiT
 from model.dit_config import DiTConfig
 from model.flops import training_flops
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, load_checkpoint, save_checkpoint
-from tests.in_this_process import run_here
+from tests.in_this_process import commands_here
 from tests.model.tiny_networks import CLASS, random_network
 from tests.trainer.tiny_training import CAPTION_WIDTH, write_store
 from trainer import fit
@@ -223,12 +222,9 @@ def write_trained(arm: Arm, seed: int, config: StagedTrainingConfig, *, last_los
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All commands, and one Ray for all of them, without the seconds that each takes to start in its own process."""
-    for module in (staged_judgement, staged_trainings, staged_world):
-        monkeypatch.setattr(module, "run_module", run_here)
-    yield
-    ray.shutdown()
+def in_this_process() -> Iterator[None]:
+    with commands_here(staged_judgement, staged_trainings, staged_world):
+        yield
 
 
 @pytest.mark.usefixtures("in_this_process")

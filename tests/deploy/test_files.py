@@ -160,6 +160,7 @@ def test_the_build_sees_the_packages_and_no_data() -> None:
         "deploy",
         "foundry",
         "model",
+        "publisher",
         "pyproject.toml",
         "requirements.lock",
         "trainer",

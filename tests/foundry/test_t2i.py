@@ -1,6 +1,7 @@
 """`t2i NAME` is `python -m MODULE`: every command has a name, and says the name that the user typed."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from foundry.commands import COMMANDS, STARTED_BY_T2I, as_typed
+from foundry.reporting.lines import choose_format
 from foundry.t2i import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("captioner", "dataset_builder", "trainer", "model", "foundry")
+PACKAGES = ("captioner", "dataset_builder", "trainer", "model", "publisher", "foundry")
 
 
 def _t2i(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +40,20 @@ def test_the_page_on_installing_says_what_each_command_needs() -> None:
     }
     for name, command in COMMANDS.items():
         assert f"`{name}`" in rows[command.extra], f"{name} is not in the row of the extra {command.extra or 'core'}"
+
+
+@pytest.mark.parametrize("arguments", [["caption_images"], ["--unknown"]])
+def test_errors_of_t2i_itself_are_json_where_that_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main([*arguments, "--log_format", "json"]) == 2
+    finally:
+        choose_format("auto")
+    (row,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert row["event"] == "error" and row["text"].startswith(f"there is no command {arguments[0]}: ")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: there is no command {arguments[0]}: ")
 
 
 def _imported(*arguments: str) -> tuple[str, set[str]]:

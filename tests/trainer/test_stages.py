@@ -232,7 +232,7 @@ def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
 
 
 def test_tensorboard_reads_the_metrics(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=20)

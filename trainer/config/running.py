@@ -6,6 +6,7 @@ from typing import Literal
 from trainer.config.check import Check
 
 Sharding = Literal["ddp", "fsdp"]
+TRACKERS = ("wandb", "trackio", "mlflow", "tensorboard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,24 @@ class WatchConfig:
     """Log the samples of a step whose loss exceeds this many times the median of the last 100 steps."""
     record_losses_every_steps: int = 0
     """Record the loss of each sample in every N-th step, for the view `losses` of dataset_builder.query; 0: none."""
+    tracker: str = ""
+    """Trackers that get metrics and samples while training: wandb, trackio, mlflow, tensorboard; several with commas."""
+    tracker_project: str | None = None
+    """Project (W&B, trackio) or experiment (MLflow) of a new tracked run; default: that of the tracker's own environment
+    variable, otherwise t2i-foundry."""
     peak_tflops: float | None = None
     """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers."""
+        return tuple(dict.fromkeys(name for part in self.tracker.split(",") if (name := part.strip())))
 
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""
         return [
             ("every_steps", "1 or more", self.every_steps >= 1),
+            ("tracker", f"names among {', '.join(TRACKERS)}, with commas", set(self.trackers) <= set(TRACKERS)),
             ("timestep_bands", "1 or more", self.timestep_bands >= 1),
             ("validation_images", "1 or more", self.validation_images >= 1),
             ("num_samples", "1 or more", self.num_samples >= 1),

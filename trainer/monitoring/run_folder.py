@@ -10,6 +10,7 @@ not_finite.txt  keys of samples whose loss was not finite, for --data.skip
 samples/        grids of samples
 checkpoints/    see trainer/training/checkpoints.py
 .lock           held by the training that writes here
+trackers/       what trackers of --watch.tracker have already: trainer/monitoring/tracking/rows.py
 STOP            create this file to have the training save a checkpoint and end
 """
 
@@ -36,15 +37,17 @@ import yaml
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
 from foundry.reporting.lines import report, say
+from foundry.reporting.progress import Bar, shows_bars
 from foundry.storage.folder import Folder, new_file, store_errors
-from foundry.storage.json_lines import read_rows
+from foundry.storage.json_lines import AppendedLines, read_rows
 from trainer.config.train import CONFIG_FILE, TrainConfig
 from trainer.data.passes import TrainingWarning
 from trainer.data.skip_list import read_skip_list, write_skip_list
 from trainer.distributed import Workers
 from trainer.monitoring.losses import remove_losses
+from trainer.monitoring.tracking import rows
 
-METRICS = "metrics.jsonl"
+METRICS = rows.METRICS
 CHECKPOINTS = "checkpoints"
 CONFIG = CONFIG_FILE
 LOG = "log.txt"
@@ -103,12 +106,12 @@ class RunFolder:
             "device": _device_name(workers.device),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
-        rows = [row for row in read_metrics(self.path) if row["images_seen"] <= images_seen]
+        kept = [row for row in read_metrics(self.path) if row["images_seen"] <= images_seen]
         with self.writing():
             remove_losses(self.path, after=images_seen)
             (self.path / STOP).unlink(missing_ok=True)
             _replace(self.path / CONFIG, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
-            _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+            _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self._append("starts.jsonl", json.dumps(record))
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
@@ -154,9 +157,13 @@ class RunFolder:
 
 
 @contextmanager
-def printed_log(run: Path) -> Iterator[None]:
-    """While this is open, says what workers in other processes add to a run's log.txt, and reports their metrics."""
-    log, metrics, ends = _Appended(run / LOG), _Appended(run / METRICS), threading.Event()
+def printed_log(run: Path, *, stage: str = "", images: int | None = None) -> Iterator[None]:
+    """While this is open, says what workers in other processes add to a run's log.txt, and reports their metrics.
+
+    On a terminal a bar shows how far the `stage` of this many `images` is.
+    """
+    bar = Bar(stage, total=images, shown=bool(stage) and shows_bars())
+    log, metrics, ends = AppendedLines(run / LOG), AppendedLines(run / METRICS), threading.Event()
 
     def follow() -> None:
         last = False
@@ -166,33 +173,24 @@ def printed_log(run: Path) -> Iterator[None]:
                 say(line)
             for row in map(json.loads, metrics.lines()):
                 report(row["kind"], **row)
+                if row["kind"] == "train":
+                    _move(bar, row["images_seen"])
 
     thread = threading.Thread(target=follow, name="log", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
+    with bar:
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
 
 
-class _Appended:
-    """Lines that others append to a file from now on. A training that resumes may shorten its metrics first."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = path.stat().st_size if path.exists() else 0
-
-    def lines(self) -> list[str]:
-        """The whole lines that came since the last call."""
-        if not self._path.exists():
-            return []
-        self._position = min(self._position, self._path.stat().st_size)
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            whole = file.read().rpartition(b"\n")[0]
-        self._position += len(whole) + 1 if whole else 0
-        return whole.decode("utf-8").split("\n") if whole else []
+def _move(bar: Bar, images_seen: int) -> None:
+    """Moves a bar to where a training is: its first row says where it began, and a worker that is lost takes it back."""
+    if not bar.counted.reached:
+        bar.counted.before = images_seen
+    bar.advance(images_seen - bar.counted.reached)
 
 
 def recorded_precision(run: Path) -> Dtype | None:

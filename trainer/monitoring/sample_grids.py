@@ -27,9 +27,10 @@ from trainer.config.train import TrainConfig
 from trainer.data.order import OrderedBatch
 from trainer.features.info import FeaturesInfo
 from trainer.features.store import FeatureStore
+from trainer.monitoring.tracking.rows import SAMPLES
 from trainer.monitoring.validation import ValidationSet
 
-FOLDER = "samples"
+FOLDER = SAMPLES
 _BATCH = 4
 
 

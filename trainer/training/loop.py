@@ -12,6 +12,7 @@ import torch
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype, keep_freed_memory
+from foundry.reporting.progress import Bar, shows_bars
 from foundry.wording import counted
 from trainer.config.data import is_query
 from trainer.config.ladder import LadderPosition, ladder_position
@@ -23,6 +24,7 @@ from trainer.features.store import FeatureStore
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
 from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
+from trainer.monitoring.tracking.process import tracked
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.networks import attention_kernel, lora_text, open_features, sizes_text
 from trainer.training.rung import RungTraining
@@ -57,7 +59,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     position = ladder_position(config.ladder, start.images_seen)
     if position is None:
         run.say(f"{config.stage}: all {start.images_seen} images are seen, the newest checkpoint is {start.checkpoint}")
-        return True
+        with tracked(run, config.watch, is_first=workers.is_first):
+            return True
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process needs none
     check_workers(config, workers.num)
     keep_freed_memory()
@@ -84,7 +87,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
         )
     if workers.is_first:
         run.warn_once(stage_passes_warning(chosen, position.rung, images_per_pass=store.images_per_pass(TRAIN)))
-    stopped_in = _train_rungs(chosen, workers, run, position=position, state=state, store=store)
+    with tracked(run, config.watch, is_first=workers.is_first):
+        stopped_in = _train_rungs(chosen, workers, run, position=position, state=state, store=store)
     ending = "done" if stopped_in is None else "stopped; the same command resumes it"
     run.say(f"{config.stage}: {ending}; {state.images_seen} images seen, checkpoints in {run.path / CHECKPOINTS}")
     return stopped_in is None
@@ -101,11 +105,13 @@ def _train_rungs(
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
         parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
-        return RungTraining(parts, state, reporter, checkpoints, timer)
+        return RungTraining(parts, state, reporter, checkpoints, timer, bar)
 
     now: LadderPosition | None = position
+    is_shown = workers.is_first and shows_bars()  # elsewhere the lines of the log say how far it is
+    bar = Bar(config.stage, total=config.images, before=state.images_seen, shown=is_shown)
     try:
-        with attention_kernel(config.attention), StopSignal(run, workers) as stop:
+        with attention_kernel(config.attention), StopSignal(run, workers) as stop, bar:
             while now is not None and open_training(now, store).run(stop):  # which frees one rung's parts before the next
                 now = ladder_position(config.ladder, state.images_seen)
                 if now is not None:

@@ -49,7 +49,10 @@ def train_on_ray(config: TrainConfig) -> bool:
     if config.device == "cuda" and not use_gpu:
         raise UserError(f"cuda for {config.num_workers} workers: this Ray has no GPU", setting="device")
     try:
-        with printed_log(run), StopSignals() as stop:  # the workers' own output stays in Ray's files
+        with (
+            printed_log(run, stage=config.stage, images=config.images),
+            StopSignals() as stop,
+        ):  # the workers' own output stays in Ray's files
             result = _finished(_trainer(config, run, use_gpu=use_gpu), run, stop)
     except ray.train.TrainingFailedError as error:
         if isinstance(found := getattr(error, "controller_failure", None), UserError):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from foundry.reporting.progress import Bar
 from trainer.features.store import FeatureBatch
 from trainer.monitoring.forecast import StepTimer
 from trainer.monitoring.metrics import MetricsReporter
@@ -30,6 +31,7 @@ class RungTraining:
     reporter: MetricsReporter
     checkpoints: Checkpoints
     timer: StepTimer
+    bar: Bar
 
     def run(self, stop: StopSignal) -> bool:
         """Trains to the rung's end; returns whether it got there."""
@@ -57,6 +59,7 @@ class RungTraining:
         batch = replace(batch, captions=collator.captions(batch))  # encoded here where they are not stored
         result = train_step(state, collator.objective, collator.micro_batches(batch, positions), settings)
         state.images_seen += size
+        self.bar.advance(size)
         record = step_record(self.parts, batch, settings, images_seen=state.images_seen, wait_s=wait_s)
         self.reporter.add(
             record,

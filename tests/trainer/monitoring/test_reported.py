@@ -1,13 +1,18 @@
 """A training's lines and metrics as it reports them: for people, or as JSON, from this process or from workers elsewhere."""
 
+import io
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from foundry.reporting.lines import choose_format
+from tests.trainer.tiny_training import tiny_config, write_store
 from trainer.distributed import Workers
+from trainer.fit import main
 from trainer.monitoring.run_folder import LOG, METRICS, RunFolder, printed_log
 
 ROW = {"kind": "train", "step": 3, "images_seen": 12, "loss": 0.5}
@@ -59,3 +64,36 @@ def test_metrics_that_workers_append_are_reported(tmp_path: Path, capsys: pytest
     with printed_log(tmp_path):
         (tmp_path / METRICS).write_text(json.dumps(ROW) + "\n" + '{"kind": "tr')
     assert rows(capsys.readouterr().out) == [{"event": "train", **ROW}]
+
+
+class Terminal(io.StringIO):
+    """A stream that says that a person looks at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_how_far_a_training_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a resumed training too; the lines of the log stay as they are."""
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=24)
+    assert main(config) == 0
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main(replace(config, ladder=(replace(config.ladder[0], images=40),))) == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "alignment" in shown and "━" in shown and "40 of 40 images" in shown
+    assert not re.search(r"\b(0|4|8|12|16|20) of 40 images", shown), "it starts where the earlier start ended"
+    assert "step 10  40 images" in (Path(config.run_folder) / LOG).read_text()
+
+
+def test_a_bar_follows_workers_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal)
+    with printed_log(tmp_path, stage="alignment", images=24):
+        rows = [{"kind": "train", "images_seen": seen} for seen in (12, 16)] + [{"kind": "validation", "images_seen": 8}]
+        (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "16 of 24 images" in terminal.getvalue()

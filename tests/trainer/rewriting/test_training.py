@@ -1,6 +1,7 @@
 """Training of a rewriter: killed and resumed it ends bit-equal; its pairs are those of the sources; it fits a checkpoint."""
 
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -43,22 +44,26 @@ def _fit(parts: Path, out: Path, *arguments: str) -> int:
     return run_command(FitRewriterConfig, fit_rewriter.main, prog="python -m trainer.fit_rewriter", example="", argv=argv)
 
 
+def _fit_until_killed(parts: Path, out: Path) -> None:
+    """Dies right after the step 4, with what it learned since step 4's checkpoint unsaved."""
+    original = training.batch_of_step
+
+    def dies(pairs: list[Pair], *, step: int, batch_size: int, seed: int) -> list[Pair]:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(pairs, step=step, batch_size=batch_size, seed=seed)
+
+    training.batch_of_step = dies  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    _fit(parts, out, "--steps=7")
+
+
 def test_a_killed_training_ends_bit_equal(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _fit(parts, tmp_path / "whole", "--steps=7") == 0
-    killed = os.fork()
-    if not killed:  # a child that dies right after the step 4, with what it learned since unsaved
-        original = training.batch_of_step
-
-        def dies(pairs: list[Pair], *, step: int, batch_size: int, seed: int) -> list[Pair]:
-            if step == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(pairs, step=step, batch_size=batch_size, seed=seed)
-
-        training.batch_of_step = dies  # type: ignore[assignment]
-        torch.set_num_threads(1)
-        _fit(parts, tmp_path / "killed", "--steps=7")
-        os._exit(1)
-    assert os.WTERMSIG(os.waitpid(killed, 0)[1]) == signal.SIGKILL
+    killed = multiprocessing.get_context("forkserver").Process(target=_fit_until_killed, args=(parts, tmp_path / "killed"))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "rewriter").exists()
     assert _fit(parts, tmp_path / "killed", "--steps=7") == 0
     assert "resumes after step 4" in capsys.readouterr().out

@@ -1,0 +1,269 @@
+"""Data sets and models on the hub: what is pushed is what is pulled, also after a kill; what the hub refuses is one line."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfFileSystem, constants
+from PIL import Image
+
+from dataset_builder.dataset.building import build_and_report
+from dataset_builder.dataset.recipe import BuildConfig
+from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
+from foundry.errors import UserError
+from foundry.storage.folder import Folder
+from foundry.storage.locations import describe, open_binary, walk
+from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
+from publisher import pull, push
+from tests.hub_server import TOKEN, HubServer, StoredRepository
+from tests.trainer.tiny_training import tiny_config, write_store
+from trainer import fit
+
+NAME = "me/owls"
+
+
+def pushed(path: Path | str, name: str = NAME, **changes: Any) -> int:
+    return push.main(push.PushConfig(path=str(path), repository=name, **changes))
+
+
+def pulled(out: Path, name: str = NAME, **changes: Any) -> int:
+    return pull.main(pull.PullConfig(repository=name, out=str(out), **changes))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_of_the_hub(path)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _is_of_the_hub(path: Path) -> bool:
+    return ".cache" in path.parts or path.name == ".gitattributes"
+
+
+def test_a_data_set_comes_back_as_it_was(
+    hub: HubServer, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pushed(dataset) == 0
+    said = capsys.readouterr().out
+    assert f"{hub.url}/datasets/{NAME}: private" in said
+    assert "warning: paths on this machine, such as /data/img_0.jpg, refer to 5 images" in said
+    repository = hub.repositories["dataset", NAME]
+    assert repository.private and list(repository.files)[-1] == DATASET_RECORD, "the record comes last"
+    assert DATASET_RECORD not in list(repository.commits.values())[-2]
+    assert pulled(tmp_path / "copy") == 0
+    assert contents(tmp_path / "copy") == contents(dataset) == hub.files(NAME)
+    with open_stored(str(tmp_path / "copy")) as copy, open_stored(str(dataset)) as original:
+        sql = "SELECT * FROM captions ORDER BY key, prompt"
+        assert copy.fetch(sql).equals(original.fetch(sql))
+    assert "look around with" in capsys.readouterr().out
+
+
+def test_what_is_there_is_not_sent_again(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    pushed(dataset)
+    num_uploads, commits = len(hub.uploaded_oids), len(hub.repositories["dataset", NAME].commits)
+    pushed(dataset)
+    assert (len(hub.uploaded_oids), len(hub.repositories["dataset", NAME].commits)) == (num_uploads, commits)
+    pulled(tmp_path / "copy")
+    hub.requests.clear()
+    pulled(tmp_path / "copy")
+    assert not [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+
+
+def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    hub.held_from = 2
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "publisher.push", str(dataset), NAME]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 60
+    while len(hub.uploaded_oids) < 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    first = list(hub.uploaded_oids)
+    assert len(first) == 2
+    with pytest.raises(UserError, match="me/owls has no dataset.json and no t2i.json: its push is not finished"):
+        pulled(tmp_path / "half")
+    hub.held_from = None
+    hub.release.set()
+    pushed(dataset)
+    assert hub.files(NAME) == contents(dataset)
+    large = {hashlib.sha256(data).hexdigest() for data, of_lfs in hub.repositories["dataset", NAME].files.values() if of_lfs}
+    assert len(large) > 2, "some were not there when it was killed"
+    assert {hub.uploaded_oids.count(oid) for oid in first} == {1}, "what was there is not sent again"
+
+
+def test_other_files_are_replaced_only_if_told(hub: HubServer, dataset: Path) -> None:
+    pushed(dataset)
+    repository = hub.repositories["dataset", NAME]
+    repository.files["samples/old.parquet"] = (b"old", True)
+    repository.files[DATASET_RECORD] = (b"{}", False)
+    repository.commit("by somebody")
+    with pytest.raises(UserError, match=r"me/owls holds other files \(dataset.json, samples/old.parquet\)") as refused:
+        pushed(dataset)
+    assert refused.value.setting == "replace"
+    pushed(dataset, replace=True)
+    assert hub.files(NAME) == contents(dataset)
+
+
+def test_a_public_repository_is_asked_for(hub: HubServer, dataset: Path) -> None:
+    with pytest.raises(UserError, match="has images whose licence is not stated"):
+        pushed(dataset, public=True)
+    assert not hub.repositories, "nothing is created before"
+    pushed(dataset, public=True, licence="cc-by-4.0")
+    assert not hub.repositories["dataset", NAME].private
+    card = hub.files(NAME)["README.md"].decode()
+    assert "license: cc-by-4.0\n" in card and "Licence of this data set: cc-by-4.0." in card
+    assert "## Concept density" in card and "task_categories" in card
+    with pytest.raises(UserError, match="me/owls is public"):
+        pushed(dataset, licence="cc-by-4.0")
+
+
+@pytest.mark.parametrize("token", ["hf_wrong", ""])
+def test_a_token_that_the_hub_refuses(hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=r"the hub refuses me/owls \(401\): set HF_TOKEN to a token that may write") as refused:
+        pushed(dataset)
+    assert not token or token not in str(refused.value)
+
+
+def test_a_repository_of_somebody_else(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the hub refuses you/owls \(403\)"):
+        pushed(dataset, "you/owls")
+    with pytest.raises(UserError, match="you/owls is nothing that this token can read"):
+        pulled(tmp_path / "copy", "you/owls")
+    with pytest.raises(UserError, match="expected a repository USER/NAME, found owls"):
+        pushed(dataset, "owls")
+
+
+def test_offline_and_out_of_reach_are_one_line(
+    hub: HubServer, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: run this without it"):
+        pushed(dataset)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: run this without it"):
+        pulled(tmp_path / "copy", kind="dataset")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"me/owls is out of reach at http://127.0.0.1:9 .*run this again to resume"):
+        pushed(dataset)
+
+
+def test_a_folder_with_other_files_is_left_alone(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    pushed(dataset)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="full holds other files"):
+        pulled(tmp_path / "full")
+    assert contents(tmp_path / "full") == {"mine.txt": b"mine"}
+
+
+def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import PixArtAlphaPipeline
+
+    assert pushed("mini", "me/mini") == 0
+    assert pulled(tmp_path / "mini", "me/mini") == 0
+    assert "--source diffusers --target native" in capsys.readouterr().out
+    pipeline = PixArtAlphaPipeline.from_pretrained(tmp_path / "mini")
+    assert pipeline.transformer.num_parameters() > 1e6
+    facts = json.loads((tmp_path / "mini" / "t2i.json").read_text())
+    assert facts["fingerprint"] == checkpoint_fingerprint(find_checkpoint("mini"))
+    card = (tmp_path / "mini" / "README.md").read_text()
+    assert 'PixArtAlphaPipeline.from_pretrained("me/mini")' in card and "pipeline_tag: text-to-image" in card
+    assert "license_name: " in card and facts["licence"] in card
+    assert str(Path.cwd()) not in card + json.dumps(facts), "no paths of this machine"
+
+
+def test_a_lora_opens_in_generate(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from model.formats.adapters import open_adapters
+    from model.lora.settings import parse_choices
+
+    assert pushed("mini-few-steps", "me/lora") == 0
+    assert pulled(tmp_path / "lora", "me/lora") == 0
+    assert "draw with it" in capsys.readouterr().out
+    (adapter,) = open_adapters(parse_choices((str(tmp_path / "lora"),)), "mini")
+    assert adapter.adapter.layers
+    assert "PeftModel.from_pretrained" in (tmp_path / "lora" / "README.md").read_text()
+
+
+def test_no_token_gets_into_what_is_pushed(hub: HubServer, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pushed(dataset)
+    assert TOKEN.encode() not in b"".join(hub.files(NAME).values())
+    assert TOKEN not in capsys.readouterr().out
+
+
+def test_a_data_set_is_built_and_asked_on_the_hub(hub: HubServer, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, run = f"hf://datasets/{NAME}", str(dataset.parent / "owls")
+    config = BuildConfig(captions=(run,), out=url, splits={"train": 1.0})
+    assert build_and_report(config) == 0
+    assert hub.repositories["dataset", NAME].private
+    with open_stored(url) as there, open_stored(str(dataset)) as here:
+        sql = "SELECT key, prompt, caption FROM captions ORDER BY ALL"
+        assert there.fetch(sql).equals(here.fetch(sql))
+    HfFileSystem.clear_instance_cache()
+    assert build_and_report(config) == 0
+    assert f"{url} is built already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="expected hf://datasets/USER/NAME"):
+        build_and_report(replace(config, out="hf://me/owls"))
+
+
+def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
+    repository = StoredRepository(private=True)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(tmp_path / "image.png")
+        repository.files[f"images/a{number}.png"] = ((tmp_path / "image.png").read_bytes(), True)
+    repository.commit("images")
+    hub.repositories["dataset", "me/pictures"] = repository
+    folder = "hf://datasets/me/pictures/images"
+    assert [listing.files for listing in walk(folder)] == [["a0.png", "a1.png", "a2.png"]]
+    details = describe(f"{folder}/a1.png")
+    assert details.num_bytes == len(repository.files["images/a1.png"][0]) and details.modified, "a change is noticed"
+    with open_binary(f"{folder}/a2.png") as file, Image.open(file) as image:
+        assert image.size == (64, 48) and image.convert("RGB").getpixel((0, 0)) == (160, 0, 0)
+    with pytest.raises(UserError, match="no such file or folder"):
+        describe("hf://datasets/me/nothing/images")
+
+
+def test_runs_are_not_written_to_the_hub(hub: HubServer) -> None:
+    for write in (Folder.create, Folder.write):
+        with pytest.raises(UserError, match="write to a folder, then push that: python -m publisher.push FOLDER USER/NAME"):
+            write(Folder("hf://datasets/me/run"), "run.json", b"{}")
+    assert not hub.requests
+
+
+def test_the_card_of_a_training_has_its_facts(hub: HubServer, tmp_path: Path) -> None:
+    """Samples, losses and evaluation too; an evaluation of other weights is refused."""
+    write_store(tmp_path / "features")
+    config = tiny_config(tmp_path, images=20)
+    assert fit.main(config) == 0
+    run, evaluation = Path(config.run_folder), tmp_path / "evaluation"
+    (run / "samples").mkdir()
+    for images_seen in (12, 20, 99):
+        Image.new("RGB", (8, 8)).save(run / "samples" / f"{images_seen:012d}.png")
+    evaluation.mkdir()
+    (evaluation / "summary.md").write_text("| owls | 0.5 |\n")
+    (evaluation / "evaluation.json").write_text('{"benchmark": "prompts", "checkpoint": "another"}')
+    changes = {"copy_parts": False, "licence": "apache-2.0", "evaluation": (str(evaluation),)}
+    with pytest.raises(UserError, match="evaluates other weights"):
+        pushed(run, "me/net", **changes)
+    fingerprint = checkpoint_fingerprint(find_checkpoint(run))
+    (evaluation / "evaluation.json").write_text(json.dumps({"benchmark": "prompts", "checkpoint": fingerprint}))
+    assert pushed(run, "me/net", **changes) == 0
+    files = hub.files("me/net", "model")
+    card, facts = files["README.md"].decode(), json.loads(files["t2i.json"])
+    assert (
+        "license: apache-2.0" in card
+        and "| owls | 0.5 |" in card
+        and "| images seen | 20 (20 of 16 px in batches of 4) |" in card
+    )
+    assert "![samples](samples/000000000020.png)" in card and "samples/000000000020.png" in files
+    assert facts["training"]["images_seen"] == 20 and facts["training"]["last"]["validation"]["images_seen"] == 20
+    assert str(tmp_path) not in card + json.dumps(facts)
