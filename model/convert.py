@@ -3,7 +3,8 @@
 in:  official (PixArt-alpha and Sigma, .pth or .safetensors), dit (class-conditional DiT), diffusers (a folder), native,
      or preset: an untrained network of these sizes, to try the other commands
 out: native (a folder of this package), official (a file), diffusers (a folder that PixArtAlphaPipeline.from_pretrained opens),
-     peft (of a LoRA's checkpoint: its adapter, a folder that PeftModel.from_pretrained opens)
+     peft (of a LoRA's checkpoint: its adapter, a folder that PeftModel.from_pretrained opens),
+     controlnet (of a control's checkpoint: the control, a folder that diffusers' research example for PixArt opens)
 For all other targets, a LoRA's checkpoint becomes a whole network; --lora merges further adapters.
 """
 
@@ -23,7 +24,7 @@ class ConvertConfig(Origin):
     """Settings of `python -m model.convert`: the input, with what is known about it, and the output."""
 
     out: str
-    """Output: a new folder (native, diffusers, peft) or a file that ends in .pth, .pt or .safetensors (official)."""
+    """Output: a new folder (native, diffusers, peft, controlnet) or a file ending in .pth, .pt or .safetensors (official)."""
     target: Target
     """Format of the output."""
     copy_parts: bool = True
@@ -40,6 +41,8 @@ def main(config: ConvertConfig) -> int:
         )
     if config.target == "peft":
         return _export(config)
+    if config.target == "controlnet":
+        return _export_control(config)
     conversion = read(config)
     write(conversion, Path(config.out), target=config.target, copy_parts=config.copy_parts)
     counts = Counter(key.status for key in conversion.keys)
@@ -74,6 +77,24 @@ def _export(config: ConvertConfig) -> int:
     say(f'  open it: pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "{config.out}")')
     if scheduler is not None:
         say(f"  sample it: pipeline.scheduler = {scheduler}; no guidance (guidance_scale=1)")
+    return 0
+
+
+def _export_control(config: ConvertConfig) -> int:
+    """Writes a control for diffusers' research example, and says how it is opened."""
+    from model.dit_config import DiTConfig
+    from model.formats.controls import CLASS, export_control
+
+    if config.source != "native" or config.lora:
+        raise UserError("controlnet: expected a control's checkpoint and source native, without lora", setting="source")
+    control, width = export_control(config.checkpoint, Path(config.out))
+    say(
+        f"wrote {config.out}: a control of {control.num_blocks} blocks, {control.num_parameters:,} values, of {control.base}, "
+        f"trained on {control.condition or 'unknown images'}"
+    )
+    say(f"  open it: {CLASS}.from_pretrained({config.out!r}), a class of diffusers' examples/research_projects/pixart")
+    if width != DiTConfig.width:
+        say(f"  that class has a width of {DiTConfig.width}, and this network {width}: change it there")
     return 0
 
 

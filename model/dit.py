@@ -3,6 +3,7 @@
     latents ─► patches + positions ─► blocks (self-attention, cross-attention, MLP) ─► final layer ─► prediction
     timesteps (, sizes) ─► t ─► one MLP for all blocks ─► S;  block i is modulated by S + E(i)        (adaLN-single)
     captions ─► projected once per forward (─► text adapter) ─► keys and values of every block
+    control, where there is one ─► copies of the first blocks ─► added to what the blocks after them read
 
 The class-conditional DiT, from which the text-conditional one starts, is the same without captions; each of its blocks has
 the MLP of its modulation to itself. Parameters bear the names of the official checkpoints.
@@ -10,13 +11,14 @@ the MLP of its modulation to itself. Parameters bear the names of the official c
 Shapes: B samples, C latent channels, H x W latent pixels, h x w patches of p x p, N = h w tokens, D width, d width of a head,
 T caption tokens of the whole batch, L tokens of its longest caption, F channels of the text encoder.
 
-Source: PixArt-alpha (arXiv 2310.00426), section 2; DiT (2212.09748); PixArt-Sigma (2403.04692), sections 3.2 and 3.3.
+Source: PixArt-alpha (arXiv 2310.00426), section 2; DiT (2212.09748); PixArt-Sigma (2403.04692), sections 3.2 and 3.3;
+PixArt-delta (2401.05252), section 4.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -65,6 +67,7 @@ class PreparedCaptions:
     """Keys and values of all blocks, for sampling: computed once for all steps. See `DiT.prepare`."""
 
     blocks: tuple[KeysValues, ...]
+    control_blocks: tuple[KeysValues, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------- positions and times
@@ -294,6 +297,33 @@ class ClassBlock(nn.Module):
         return x + gate_mlp * self.mlp(_modulate(x, shift_mlp, scale_mlp))  # type: ignore[no-any-return]
 
 
+class ControlBlock(nn.Module):
+    """A trained copy of a block of a frozen network, which reads a control image too (ControlNet-Transformer).
+
+    The linear layers around it start at zero: at first the network computes what it computes without.
+    """
+
+    def __init__(self, config: DiTConfig, *, index: int) -> None:
+        super().__init__()
+        self.is_first = index == 0
+        if self.is_first:
+            self.before = Linear(config.width, config.width)
+        self.block = TextBlock(config, index=index)
+        self.after = Linear(config.width, config.width)
+
+    def forward(
+        self, both: tuple[Tensor, Tensor], shared: Tensor, captions: CaptionTokens | KeysValues, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens behind the block that it copies, which the first copy alone reads, and the control's, 2 x (B, N, D): to the
+        control's behind this copy, and what the next block's input gains, 2 x (B, N, D).
+        """
+        x, states = both
+        if self.is_first:
+            states = x + self.before(states)  # (B, N, D)
+        states = self.block(states, shared, captions, grid)  # (B, N, D)
+        return states, self.after(states)
+
+
 class FinalLayer(nn.Module):
     """Layer norm, modulation, and a linear map of each token to its patch of the output."""
 
@@ -351,6 +381,10 @@ class DiT(nn.Module):
             self.ar_embedder = FrequencyEmbedder(config.width // 3)
         blocks = [TextBlock(config, index=index) if text else ClassBlock(config) for index in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
+        self.control_blocks = nn.ModuleList()
+        """Copies of the first blocks: see model/control/. Block i + 1 reads what copy i adds; empty: there is no control."""
+        self.control_scale = 1.0
+        """Factor of what the copies add."""
         self.final_layer = FinalLayer(config)
         self.text_adapter = nn.ModuleList([AdapterBlock(config) for _ in range(config.text_adapter_blocks)])
         self._positions: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
@@ -366,26 +400,35 @@ class DiT(nn.Module):
         aspect_ratios: Tensor | None = None,
         hidden: HiddenStates | None = None,
         route: TokenRoute | None = None,
+        control: Tensor | None = None,
     ) -> Tensor:
         """The prediction (B, C_out, H, W) for noisy latents; with learned_variance its second half is the variance's.
 
         latents (B, C, H, W), sides multiples of the patch size; timesteps (B,) in 0..1000, whole or not; captions of B (text);
         class_labels (B,) int64, None for no class (class); sizes (B, 2) the original height and width in pixels and
         aspect_ratios (B, 1) height / width (micro_conditioning); hidden is filled with the outputs of the blocks that it names;
-        route: tokens that its blocks see alone. Raises ValueError for what does not fit.
+        route: tokens that its blocks see alone; control (B, C, H, W): latents of the control image, none: the copies are not
+        run. Raises ValueError for what does not fit.
         """
         grid = self._check_latents(latents)
         self._check_conditions(len(latents), timesteps=timesteps, labels=class_labels, sizes=sizes, ratios=aspect_ratios)
         self._check_captions(captions, batch=len(latents))
         self._check_route(route, batch=len(latents))
-        x = self.x_embedder(latents)  # (B, N, D)
-        x = x + self._position(grid, x.device)  # (B, N, D)
+        self._check_control(control, latents=latents, is_routed=route is not None)
+        x = self._embed(latents, grid)  # (B, N, D)
+        states = None if control is None else self._embed(control, grid)  # (B, N, D)
         with torch.autocast(x.device.type, enabled=False):  # in the weights' own precision
             condition = self._condition(timesteps, class_labels, sizes, aspect_ratios)  # (B, D)
             shared = self.t_block(condition).unflatten(1, (6, -1)) if captions is not None else condition  # (B, 6, D)
         everything: Tensor | None = None  # (B, N, D) where blocks are routed; else nothing is kept longer than it is needed
         first, last = (route.blocks.before, self.config.depth - route.blocks.after) if route is not None else (0, 0)
-        for number, (block, text) in enumerate(zip(self.blocks, self._texts(captions), strict=True), start=1):
+        texts = self._texts(captions)
+        control_texts = self._control_texts(captions, texts)
+        for number, (block, text) in enumerate(zip(self.blocks, texts, strict=True), start=1):
+            if states is not None and 1 < number <= len(self.control_blocks) + 1:
+                copy, own = self.control_blocks[number - 2], control_texts[number - 2]
+                states, added = self._run(copy, (x, states), shared, own, grid)  # (B, N, D) each
+                x = x + self.control_scale * added
             if route is not None and number == first + 1:
                 everything, x = x, route.take(x)  # (B, K, D)
             inputs = (x, shared, grid) if text is None else (x, shared, text, grid)
@@ -402,7 +445,11 @@ class DiT(nn.Module):
         self._check_captions(captions, batch=len(captions))
         tokens = self._project(captions)
         blocks = [block for block in self.blocks if isinstance(block, TextBlock)]
-        return PreparedCaptions(blocks=tuple(block.cross_attn.keys_values(tokens) for block in blocks))
+        copies = [copy.block for copy in self.control_blocks if isinstance(copy, ControlBlock)]
+        return PreparedCaptions(
+            blocks=tuple(block.cross_attn.keys_values(tokens) for block in blocks),
+            control_blocks=tuple(block.cross_attn.keys_values(tokens) for block in copies),
+        )
 
     def compile_blocks(self, *, dynamic: bool | None = None) -> None:
         """torch.compile for each block in place: one compilation serves all, and names in the state dict stay as they are.
@@ -410,7 +457,7 @@ class DiT(nn.Module):
         dynamic: as torch.compile has it; True compiles for all shapes at once, so that none depends on which came first.
         With FSDP2, shard first: docs/network.md.
         """
-        for block in (*self.text_adapter, *self.blocks):
+        for block in (*self.text_adapter, *self.blocks, *self.control_blocks):
             block.compile(dynamic=dynamic)
 
     def rebase(self, config: DiTConfig) -> None:
@@ -463,11 +510,15 @@ class DiT(nn.Module):
             papers_inputs = _PAPERS_INPUTS.get(name, module.in_features)
             nn.init.normal_(module.weight, std=0.02 * (papers_inputs / module.in_features) ** 0.5, generator=generator)
 
-    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+    def _embed(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, D) of latents (B, C, H, W), with their positions."""
+        return self.x_embedder(latents) + self._position(grid, latents.device)  # type: ignore[no-any-return]
+
+    def _run(self, block: nn.Module, *inputs: object) -> Any:
         """A block's output, of which the backward pass finds either all or the inputs alone."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(*inputs)  # type: ignore[no-any-return]
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _condition(
         self, timesteps: Tensor, class_labels: Tensor | None, sizes: Tensor | None, aspect_ratios: Tensor | None
@@ -488,6 +539,14 @@ class DiT(nn.Module):
         if isinstance(captions, PreparedCaptions):
             return captions.blocks
         return [None if captions is None else self._project(captions)] * self.config.depth
+
+    def _control_texts(
+        self, captions: Captions | PreparedCaptions | None, texts: Sequence[CaptionTokens | KeysValues | None]
+    ) -> Sequence[CaptionTokens | KeysValues | None]:
+        """Captions as each copy reads them; `texts`: as the blocks do."""
+        if isinstance(captions, PreparedCaptions):
+            return captions.control_blocks
+        return texts[: len(self.control_blocks)]  # all of them are the same tokens
 
     def _project(self, captions: Captions) -> CaptionTokens:
         """The captions' tokens at the network's width, and where they go when attention wants them side by side."""
@@ -566,6 +625,16 @@ class DiT(nn.Module):
         if len(route.kept) != batch:
             raise ValueError(f"route: expected tokens of {batch} samples, found {len(route.kept)}")
         self.config.check_routed(route.blocks)
+
+    def _check_control(self, control: Tensor | None, *, latents: Tensor, is_routed: bool) -> None:
+        """Raises ValueError for a control of another shape, and where there can be none."""
+        if control is None:
+            return
+        if not self.control_blocks or is_routed:
+            reason = "where tokens are routed" if is_routed else "for a network without copies of its blocks"
+            raise ValueError(f"control: expected none {reason}")
+        if control.shape != latents.shape:
+            raise ValueError(f"control: expected {list(latents.shape)} as the latents, found {list(control.shape)}")
 
     def _check_captions(self, captions: Captions | PreparedCaptions | None, *, batch: int) -> None:
         """Raises ValueError for captions of another number, width or length, and where there should be none."""

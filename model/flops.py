@@ -4,14 +4,14 @@ Counted are matrix products, attention and convolutions, two operations to a mul
 FlopCounterMode counts them; nothing is counted for activations, norms and sums. A backward pass makes two products for each
 product forward, one for the weights and one for the input, or one where the input needs no gradient. What gradient
 checkpointing or an attention kernel computes twice is not in it: utilisation is that of the model's own work. A network that is
-frozen around a LoRA makes no products for its weights, and none before the first layer that is trained; the norms of a DoRA,
-which do not grow with the images, are not counted.
+frozen around a LoRA or a control makes no products for its weights, and none before the first layer that is trained; the norms
+of a DoRA, which do not grow with the images, are not counted.
 
 D width, N patches, M keys of self-attention, L caption tokens, F channels of the text encoder; all figures are for one image.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from model.dit_config import DiTConfig, RoutedBlocks
@@ -80,17 +80,36 @@ class LoraSizes:
         return sum(self.tensors)
 
 
+@dataclass(frozen=True)
+class ControlSizes:
+    """Sizes of a control, which is trained next to a frozen network."""
+
+    num_blocks: int
+    """Copied blocks."""
+    tensors: tuple[int, ...]
+    """The number of values of each of its tensors."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of its values."""
+        return sum(self.tensors)
+
+
+AdaptationSizes = LoraSizes | ControlSizes
+"""Sizes of what is trained in place of a network's weights."""
+
+
 def dit_flops(
     config: DiTConfig,
     *,
     grid: tuple[int, int],
     caption_tokens: float = 0.0,
     routed: RoutedBlocks | None = None,
-    lora: LoraSizes | None = None,
+    adapted: AdaptationSizes | None = None,
 ) -> dict[str, Flops]:
     """Operations of an image of a grid (h, w) of patches with this many caption tokens, by layer; blocks are summed up.
 
-    `routed`: blocks that see a part of the tokens; `lora`: the network is frozen, and this alone is trained.
+    `routed`: blocks that see a part of the tokens; `adapted`: the network is frozen, and this alone is trained.
     """
     num, width = grid[0] * grid[1], config.width
     patch_values = config.patch_size**2 * config.in_channels
@@ -110,7 +129,9 @@ def dit_flops(
         layers["captions"] = _linear(caption_tokens, config.caption_width, width, reads_data=True)
         layers["captions"] += _linear(caption_tokens, width, width)
         layers["text-adapter"] = _adapter_block(config, caption_tokens) * config.text_adapter_blocks
-    return layers if lora is None else _adapted(layers, config, lora, num=num, caption_tokens=caption_tokens)
+    if isinstance(adapted, ControlSizes):
+        return _controlled(layers, config, adapted.num_blocks, num=num, caption_tokens=caption_tokens)
+    return layers if adapted is None else _adapted(layers, config, adapted, num=num, caption_tokens=caption_tokens)
 
 
 def total(layers: Mapping[str, Flops]) -> Flops:
@@ -124,10 +145,10 @@ def training_flops(
     grid: tuple[int, int],
     caption_tokens: float = 0.0,
     routed: RoutedBlocks | None = None,
-    lora: LoraSizes | None = None,
+    adapted: AdaptationSizes | None = None,
 ) -> float:
     """Operations that training on one image takes, forward and backward."""
-    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens, routed=routed, lora=lora)).training
+    return total(dit_flops(config, grid=grid, caption_tokens=caption_tokens, routed=routed, adapted=adapted)).training
 
 
 def _adapted(
@@ -149,6 +170,31 @@ def _adapted(
         reads_data = of_captions and not text_is_trained
         result["lora"] += _linear(rows, inputs, lora.rank, reads_data=reads_data) + _linear(rows, lora.rank, outputs)
     return result
+
+
+def _controlled(
+    layers: Mapping[str, Flops], config: DiTConfig, num_copies: int, *, num: int, caption_tokens: float
+) -> dict[str, Flops]:
+    """The layers of a frozen network and of its control; what is before the first copy's output makes no gradient."""
+    early = {"patches", "conditions", "captions", "text-adapter"}
+    result = {name: flops.without_gradient if name in early else flops.frozen for name, flops in layers.items()}
+    result["patches"] *= 2  # those of the control image too
+    for name, flops in _blocks(_first_blocks(config, 1), num, caption_tokens).items():
+        result[name] += Flops(backward=-flops.frozen.backward)
+    # Captions need no gradient: the copies' keys and values none of their input, those of the other frozen blocks none at all.
+    captions = _linear(caption_tokens, config.width, 2 * config.width).forward
+    unneeded = captions + _attention(num, caption_tokens, config.width).forward
+    result["cross-attention"] += Flops(backward=-unneeded * (config.depth - 1))
+    around = _linear(num, config.width, config.width, reads_data=True) + _linear(num, config.width, config.width) * num_copies
+    copies = _blocks(_first_blocks(config, num_copies), num, caption_tokens)
+    result["control"] = total(copies) + around + Flops(backward=-captions * num_copies)
+    return result
+
+
+def _first_blocks(config: DiTConfig, num: int) -> DiTConfig:
+    """A network of the first blocks alone."""
+    layers = tuple(layer for layer in config.kv_compression.layers if layer < num)
+    return replace(config, depth=num, kv_compression=replace(config.kv_compression, layers=layers))
 
 
 def _blocks(config: DiTConfig, num: int, caption_tokens: float) -> dict[str, Flops]:

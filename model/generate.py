@@ -12,6 +12,7 @@ from foundry.command_line import UserError, run_command
 from foundry.hardware import AUTO, AutoDtype
 from foundry.reporting.lines import say
 from foundry.wording import CHOICE, ModelChoice
+from model.control.settings import ControlChoice
 from model.encoders.text_encoder import Quantisation
 from model.formats.checkpoint import find_checkpoint
 from model.generation.drawing import DrawingResult, begun_dtype, draw, image_paths, image_values
@@ -19,7 +20,7 @@ from model.generation.image_files import make_grid, open_image, save_png
 from model.generation.pipeline_parts import RuntimeConfig, Weights
 from model.generation.prompt_files import read_prompts
 from model.generation.request import GenerationRequest
-from model.lora.settings import parse_choices
+from model.lora.settings import LoraChoice, parse_choices
 from model.rewriting.config import RewriteConfig
 from model.sampling import GuidanceBy, SamplingConfig
 
@@ -44,6 +45,13 @@ class GenerateConfig:
     lora: tuple[str, ...] = ()
     """LoRA adapters to add to the network, each PATH or PATH:SCALE: runs or checkpoints of a LoRA training, .safetensors files,
     folders written by peft."""
+    control: str | None = None
+    """Control to put into the network, PATH or PATH:SCALE: the run or checkpoint of a control training, its .safetensors file,
+    or a folder of diffusers."""
+    control_image: str | None = None
+    """Control image, a file, which the images follow: an edge map, white on black; scaled and cropped to the images' size."""
+    compute_edges: bool = False
+    """Compute the edges of the control image, which is then a picture, as in training."""
     prompt: str | None = None
     """Prompt of the images."""
     prompts_file: str | None = None
@@ -124,9 +132,12 @@ class GenerateConfig:
             raise ValueError(f"strength must be 0 to 1, found {self.strength:g}")
         if (self.mask and not self.image) or (self.paste_kept and not self.mask):
             raise ValueError("expected --mask with --image, and --paste_kept with --mask")
+        if (self.control is None) != (self.control_image is None) or (self.compute_edges and self.control is None):
+            raise ValueError("expected --control with --control_image, and --compute_edges with both")
         self.sampling()
         self.runtime()
         parse_choices(self.lora)
+        self.chosen_control()
 
     def sampling(self) -> SamplingConfig:
         """Sampler, number of steps and guidance."""
@@ -152,6 +163,10 @@ class GenerateConfig:
             batch_size=self.batch_size,
         )
 
+    def chosen_control(self) -> ControlChoice | None:
+        """The control; None if there is none."""
+        return None if self.control is None else ControlChoice.parse(self.control)
+
     def request(self) -> GenerationRequest:
         """Prompts, seeds and sizes. Raises UserError for a file of prompts that holds none, and for one that is no image."""
         image, mask = self._edited()
@@ -170,6 +185,8 @@ class GenerateConfig:
             strength=self.strength,
             paste_kept=self.paste_kept,
             resolution_binning=self.resolution_binning,
+            control_image=self._control_image(),
+            compute_edges=self.compute_edges,
             sampling=self.sampling(),
         )
 
@@ -179,6 +196,13 @@ class GenerateConfig:
 
         image = None if self.image is None else read_image(_read(self.image, setting="image"))
         return image, None if self.mask is None else read_mask(_read(self.mask, setting="mask"))
+
+    def _control_image(self) -> "Image.Image | None":
+        from model.generation.pixels import read_image
+
+        if self.control_image is None:
+            return None
+        return read_image(_read(self.control_image, setting="control_image"), setting="control_image")
 
 
 def main(config: GenerateConfig) -> int:
@@ -190,20 +214,24 @@ def main(config: GenerateConfig) -> int:
         from model.generation.memory import memory_lines
 
         root = find_checkpoint(config.checkpoint)
-        print("\n".join(memory_lines(root, request, runtime, text_encoder=config.text_encoder, vae=config.vae)))
+        names = {"text_encoder": config.text_encoder, "vae": config.vae}
+        print("\n".join(memory_lines(root, request, runtime, **names, control=config.chosen_control())))
         return 0
     paths = image_paths(Path(config.out), request, grid=config.grid)
     if config.dtype == AUTO:  # what was started on another machine is finished in its format
         runtime = replace(runtime, dtype=begun_dtype(paths) or runtime.dtype)
     rewriting = _rewriting(config, request, device=runtime.text_encoder_device or runtime.device)
-    lora = parse_choices(config.lora)
-    values = image_values(config.checkpoint, request, runtime, rewriting=rewriting, lora=lora)
-    added = "".join(f" + {choice.scale:g} x {choice.path}" for choice in lora)
+    lora, control = parse_choices(config.lora), config.chosen_control()
+    chosen: list[LoraChoice | ControlChoice] = [*lora, *([control] if control else [])]
+    values = image_values(config.checkpoint, request, runtime, rewriting=rewriting, lora=lora, control=control)
+    added = "".join(f" + {choice.scale:g} x {choice.path}" for choice in chosen)
     say(f"{config.checkpoint}{added} on {runtime.device} in {runtime.dtype}")
     if rewriting is not None:
         say(rewriting.summary())
         request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
-    pipeline = open_pipeline(config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae, lora=lora)
+    pipeline = open_pipeline(
+        config.checkpoint, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae, lora=lora, control=control
+    )
     drawing = draw(pipeline, request, paths, values)
     _print_summary(drawing, max_caption_tokens=pipeline.transformer_config.max_caption_tokens)
     if config.grid:

@@ -138,6 +138,8 @@ class Conditioning:
     """(B, 1) height / width, for a network with micro-conditioning."""
     guidance_scales: "torch.Tensor | None" = None
     """(B, 1, 1, 1) weight of the prompt of each image, above 1, in place of the configuration's."""
+    control: "torch.Tensor | None" = None
+    """(B, C, h, w) latents of the control images, for a network with a control; the negative pass reads them too."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -338,20 +340,19 @@ def _predictor(transformer: "DiT", conditioning: Conditioning, config: SamplingC
 
     from model.dit import Captions
 
-    captions, sizes, ratios = conditioning.captions, conditioning.sizes, conditioning.aspect_ratios
+    captions, control = conditioning.captions, conditioning.control
+    sizes, ratios = conditioning.sizes, conditioning.aspect_ratios
     scale = config.scale if conditioning.guidance_scales is None else conditioning.guidance_scales
     if config.guided:
         assert conditioning.negative_captions is not None, "guidance needs a negative caption for each image"
         captions = Captions.cat([conditioning.negative_captions, captions])  # 2 B
-        sizes = sizes if sizes is None else torch.cat([sizes] * 2)  # (2 B, 2)
-        ratios = ratios if ratios is None else torch.cat([ratios] * 2)  # (2 B, 1)
+        control, sizes, ratios = (one if one is None else torch.cat([one] * 2) for one in (control, sizes, ratios))  # (2 B, …)
     prepared = transformer.prepare(captions.to(next(transformer.parameters()).device))  # keys and values, once for all steps
 
     def predict(latents: "torch.Tensor", timestep: "torch.Tensor") -> "torch.Tensor":
-        timesteps = timestep.to(latents.device, torch.float32).expand(len(latents))  # (B,)
-        inputs = torch.cat([latents] * 2) if config.guided else latents  # (2 B, C, h, w)
-        timesteps = torch.cat([timesteps] * 2) if config.guided else timesteps  # (2 B,)
-        output: torch.Tensor = transformer(inputs, timesteps, captions=prepared, sizes=sizes, aspect_ratios=ratios)
+        times, num = timestep.to(latents.device, torch.float32).expand(len(latents)), 2 if config.guided else 1
+        inputs, times = torch.cat([latents] * num), torch.cat([times] * num)  # (B or 2 B, C, h, w), (B or 2 B,)
+        output: torch.Tensor = transformer(inputs, times, captions=prepared, sizes=sizes, aspect_ratios=ratios, control=control)
         prediction = output[:, : latents.shape[1]].float()  # without the variance: (2 B, C, h, w)
         if not config.guided:
             return prediction

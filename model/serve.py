@@ -121,12 +121,13 @@ def main(config: ServeConfig) -> int:
         pipeline = open_pipeline(root, runtime=runtime, text_encoder=config.text_encoder, vae=config.vae)
         adapters = NamedAdapters(parse_named(config.lora), root)
         rewriter = _rewriter(config, device=runtime.text_encoder_device or runtime.device)
-        sampling = config.sampling().resolved(pipeline.config.few_steps)
-        warm_up(pipeline, sampling)
+        warm_up(pipeline, config.sampling())
         reader = RequestReader(
             name=config.name or Path(config.checkpoint).resolve().name,
             adapters=adapters.scales,
-            sampling=sampling,
+            sampling=config.sampling(),
+            few_steps=adapters.few_steps,
+            own_few_steps=pipeline.config.few_steps,
             limits=config.limits,
             resolution=pipeline.config.resolution,
         )

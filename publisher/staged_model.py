@@ -18,9 +18,9 @@ from model.formats.checkpoint import (
     is_adapted,
     read_pipeline_config,
     read_transformer_config,
-    write_json,
 )
 from model.formats.conversion import Origin, export_adapter, read, write
+from model.formats.json_files import write_json
 from publisher.model_card import Evaluated, Published, model_card
 from publisher.pulled import RECORD
 from trainer.evaluation.images import IDENTITY

@@ -1,14 +1,12 @@
 """Checkpoint folder: `transformer/` (config.json, safetensors with official parameter names) and `pipeline.json`.
 
 That of a LoRA training holds transformer/lora.safetensors in place of the weights: the adapter, which names the checkpoint that
-it is added to when it is read.
+it is added to when it is read. That of a control training holds transformer/control.safetensors: no network by itself.
 pipeline.json holds all else that generating needs: the objective, the resolution, which text encoder and VAE with their
 fingerprints, how captions are cleaned, the licence. Loads are strict. A folder appears whole or not at all.
 """
 
 import dataclasses
-import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +19,12 @@ from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import PRETRAINED, UNNAMED, fingerprint
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import LatentScale
+from model.formats.json_files import read_part, strict, write_json
 
 if TYPE_CHECKING:
     import torch
 
+    from model.control.control import Control
     from model.dit import DiT
     from model.lora.adapter import Adapter, ScaledAdapter
 
@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ADAPTER = "lora.safetensors"
+CONTROL = "control.safetensors"
 PIPELINE = "pipeline.json"
 MINI = "mini"
 MINI_FEW_STEPS = "mini-few-steps"
@@ -129,11 +130,12 @@ class PipelineConfig:
         rest = dict(values)
         if (version := rest.pop("format_version", None)) != FORMAT_VERSION:
             raise ValueError(f"expected format_version {FORMAT_VERSION}, found {version}")
-        parts: dict[str, Any] = {name: _strict(PartConfig, rest.pop(name, {})) for name in ("text_encoder", "vae", "rewriter")}
+        names = ("text_encoder", "vae", "rewriter")
+        parts: dict[str, Any] = {name: strict(PartConfig, rest.pop(name, {}), types=_TYPES) for name in names}
         for name, kind in (("routed", RoutedBlocks), ("few_steps", FewSteps)):
             if name in rest:
-                parts[name] = _strict(kind, rest.pop(name))
-        config: PipelineConfig = _strict(cls, rest | parts)
+                parts[name] = strict(kind, rest.pop(name), types=_TYPES)
+        config: PipelineConfig = strict(cls, rest | parts, types=_TYPES)
         return config
 
 
@@ -167,6 +169,7 @@ def load_checkpoint(
 
 def _checkpoint_tensors(root: Path, expected: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     """The tensors of these names and shapes in a checkpoint; of a LoRA's, those of its base with the adapter added."""
+    check_is_network(root)
     path = root / TRANSFORMER / WEIGHTS
     if is_adapted(root):
         from model.lora.adapter import ScaledAdapter, with_adapters
@@ -187,6 +190,28 @@ def is_adapted(root: Path) -> bool:
     return (root / TRANSFORMER / ADAPTER).is_file()
 
 
+def is_control(root: Path) -> bool:
+    """Whether a checkpoint holds a control and not a network."""
+    return (root / TRANSFORMER / CONTROL).is_file()
+
+
+def check_is_network(root: Path) -> None:
+    """Raises UserError for a checkpoint that holds a control."""
+    if is_control(root):
+        base = read_own_control(root).base
+        raise UserError(
+            f"{root} is a control of {base}, and no network: give {base} as the checkpoint and {root} as its control",
+            setting="control",
+        )
+
+
+def read_own_control(root: Path) -> "Control":
+    """The control of a control's checkpoint. Raises UserError if it cannot be read."""
+    from model.control.file import read_control
+
+    return read_control(root / TRANSFORMER / CONTROL)
+
+
 def read_own_adapter(root: Path) -> "Adapter":
     """The adapter of a LoRA's checkpoint. Raises UserError if it cannot be read."""
     from model.lora.file import read_adapter
@@ -194,26 +219,26 @@ def read_own_adapter(root: Path) -> "Adapter":
     return read_adapter(root / TRANSFORMER / ADAPTER)
 
 
-def base_of(root: Path, adapter: "Adapter") -> Path:
-    """The checkpoint that a LoRA's is added to. Raises UserError if it is missing or another one."""
+def base_of(root: Path, part: "Adapter | Control") -> Path:
+    """The checkpoint that a LoRA or a control is added to. Raises UserError if it is missing or another one."""
     try:
-        base = find_checkpoint(adapter.base)
+        base = find_checkpoint(part.base)
     except UserError as error:
         raise UserError(
-            f"{root} is a LoRA of {adapter.base}, which does not exist ({error}): restore it, or name the network as the "
-            f"checkpoint and {root} as its LoRA"
+            f"{root} is a {part.what} of {part.base}, which does not exist ({error}): restore it, or name the network as the "
+            f"checkpoint and {root} as its {part.what}"
         ) from error
-    check_base(adapter, checkpoint_fingerprint(base), source=str(root), base=str(base))
+    check_base(part, checkpoint_fingerprint(base), source=str(root), base=str(base))
     return base
 
 
-def check_base(adapter: "Adapter", found: str, *, source: str, base: str) -> None:
-    """Raises UserError if an adapter was trained on other weights than those with the fingerprint `found`."""
-    if adapter.base_fingerprint and adapter.base_fingerprint != found:
+def check_base(part: "Adapter | Control", found: str, *, source: str, base: str) -> None:
+    """Raises UserError if a LoRA or a control was trained on other weights than those with the fingerprint `found`."""
+    if part.base_fingerprint and part.base_fingerprint != found:
         raise UserError(
-            f"{source} is a LoRA of {adapter.base or 'a network'} with the fingerprint {adapter.base_fingerprint}, and {base} "
+            f"{source} is a {part.what} of {part.base or 'a network'} with the fingerprint {part.base_fingerprint}, and {base} "
             f"has {found}: give the network that it was trained on",
-            setting="lora",
+            setting=part.what.lower(),
         )
 
 
@@ -236,6 +261,13 @@ def save_adapter_checkpoint(folder: str | Path, adapter: "Adapter", network: DiT
     from model.lora.file import write_adapter
 
     return _save(Path(folder), lambda transformer: write_adapter(transformer / ADAPTER, adapter), network, config)
+
+
+def save_control_checkpoint(folder: str | Path, control: "Control", network: DiTConfig, config: PipelineConfig) -> Path:
+    """Writes the checkpoint of a control; `network` is the configuration of its base. Otherwise as save_checkpoint does."""
+    from model.control.file import write_control
+
+    return _save(Path(folder), lambda transformer: write_control(transformer / CONTROL, control), network, config)
 
 
 def _save(target: Path, write_weights: Callable[[Path], None], network: DiTConfig, config: PipelineConfig) -> Path:
@@ -290,7 +322,7 @@ def find_checkpoint(folder: str | Path) -> Path:
 def read_pipeline_config(root: Path) -> PipelineConfig:
     """pipeline.json of a checkpoint folder."""
     try:
-        return PipelineConfig.from_dict(_read_part(root / PIPELINE))
+        return PipelineConfig.from_dict(read_part(root / PIPELINE))
     except (TypeError, ValueError) as error:
         raise UserError(f"{root / PIPELINE}: {error}") from error
 
@@ -299,13 +331,14 @@ def read_transformer_config(root: Path) -> DiTConfig:
     """transformer/config.json of a checkpoint folder."""
     path = root / TRANSFORMER / "config.json"
     try:
-        return DiTConfig.from_dict(_read_part(path))
+        return DiTConfig.from_dict(read_part(path))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def checkpoint_fingerprint(root: Path) -> str:
     """Fingerprint of the network's weights: tells one training from another, not float32 from bf16."""
+    check_is_network(root)
     if is_adapted(root):
         return read_own_adapter(root).fingerprint()
     from safetensors import SafetensorError, safe_open
@@ -343,46 +376,6 @@ def check_fingerprint(kind: str, expected: PartConfig, *, name: str, found: str,
             f"but {name} has the fingerprint {found}: {advice or 'give the right one'}",
             setting="" if advice else kind,
         )
-
-
-def _strict(dataclass_type: type[Any], values: Any) -> Any:
-    """A dataclass from JSON values; ValueError for a key that is missing, unknown or of another type."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"expected an object for {dataclass_type.__name__}, found {values!r}")
-    known = {entry.name: entry for entry in dataclasses.fields(dataclass_type)}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, list(known), n=1)
-            raise ValueError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        expected = _TYPES.get(key, str)
-        if not isinstance(value, expected | PartConfig | RoutedBlocks | FewSteps) and not (key == "revision" and value is None):
-            raise ValueError(f"{key}: expected {expected.__name__}, found {value!r}")
-    required = [key for key, entry in known.items() if entry.default is entry.default_factory is dataclasses.MISSING]
-    if missing := [key for key in required if key not in values]:
-        raise ValueError(f"missing: {', '.join(missing)}")
-    return dataclass_type(**values)
-
-
-def _read_part(path: Path) -> dict[str, Any]:
-    return read_json(path, missing=f"{path} is missing: the checkpoint is not complete")
-
-
-def read_json(path: Path, *, missing: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError if it is none, with the text `missing` where there is no file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
-    return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object, indented."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_tensors(path: Path) -> "dict[str, torch.Tensor]":

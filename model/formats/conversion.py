@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Source = Literal["official", "dit", "diffusers", "native", "preset"]
-Target = Literal["native", "official", "diffusers", "peft"]
+Target = Literal["native", "official", "diffusers", "peft", "controlnet"]
 Status = Literal["loaded", "reshaped", "missing", "unexpected"]
 Weights = Literal["auto", "ema", "raw"]
 ObjectiveName = Literal["diffusion", "rectified_flow"]

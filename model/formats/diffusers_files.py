@@ -20,8 +20,9 @@ from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import PUBLISHED, UNNAMED, find_part
 from model.encoders.text_encoder import Cleaning
 from model.encoders.vae import downsampling_of
-from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig, read_json, write_json
+from model.formats.checkpoint import TRANSFORMER, WEIGHTS, PartConfig, PipelineConfig
 from model.formats.diffusers_scheduler import CONSISTENCY, read_objective
+from model.formats.json_files import read_json, write_json
 
 _INDEX = "model_index.json"
 _CLEANING = "_caption_cleaning"

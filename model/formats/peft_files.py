@@ -20,7 +20,7 @@ from torch import Tensor
 from foundry.errors import UserError
 from foundry.storage.folder import new_folder
 from model.dit_config import DiTConfig
-from model.formats.checkpoint import read_json
+from model.formats.json_files import read_json
 from model.formats.state_dicts import diffusers_names
 from model.lora.adapter import Adapter, LayerAdapter
 from model.lora.file import read_header

@@ -14,7 +14,7 @@ from foundry.hardware import Dtype
 from foundry.wording import counted
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint, read_pipeline_config
 from model.generation.image_files import ImageFile, image_names, is_drawn, save_png
-from model.generation.pipeline_parts import RuntimeConfig, few_steps_of, open_loras
+from model.generation.pipeline_parts import RuntimeConfig, few_steps_of, open_control_choice, open_loras
 from model.generation.request import GeneratedImage, GenerationRequest
 from model.rewriting.rewriting import Rewriting
 
@@ -24,6 +24,7 @@ REWRITTEN_PROMPT = "rewritten_prompt"
 if TYPE_CHECKING:
     from PIL import Image
 
+    from model.control.settings import ControlChoice
     from model.generation.pipeline import Pipeline
     from model.lora.settings import LoraChoice
 
@@ -81,11 +82,12 @@ def image_values(
     *,
     rewriting: Rewriting | None = None,
     lora: "Sequence[LoraChoice]" = (),
+    control: "ControlChoice | None" = None,
 ) -> list[dict[str, Any]]:
     """Values that each image is drawn from, for its PNG: whoever has them can draw it again. `runtime` is resolved.
 
-    `lora` is added to the checkpoint's network. `rewriting` holds the prompts of the request as they are drawn; None: as they
-    are written.
+    `lora` is added to the checkpoint's network, `control` put into it. `rewriting` holds the prompts of the
+    request as they are drawn; None: as they are written.
     """
     root = find_checkpoint(checkpoint)
     adapters = open_loras(lora, root)
@@ -96,6 +98,10 @@ def image_values(
         from model.formats.adapters import adapter_records
 
         settings["lora"] = adapter_records(adapters)
+    if (opened := open_control_choice(control, root)) is not None and control is not None:
+        from model.formats.controls import control_record
+
+        settings["control"] = control_record(control, opened[0])
     if rewriting is not None:
         settings |= {"rewriter": rewriting.rewriter, "rewriter_identity": rewriting.identity}
     prompts, seeds = _prompts_and_seeds(request)
@@ -131,11 +137,14 @@ def drawing_settings(
 
 
 def _edit_values(request: GenerationRequest) -> dict[str, Any]:
-    """What is recorded of an image to edit; nothing where there is none."""
+    """What is recorded of an image to edit and of a control image; nothing where there is none."""
+    control: dict[str, Any] = {}
+    if request.control_image is not None:
+        control = {"control_image": _digest(request.control_image), "compute_edges": request.compute_edges}
     if request.image is None:
-        return {}
+        return control
     mask = {} if request.mask_image is None else {"mask_image": _digest(request.mask_image), "paste_kept": request.paste_kept}
-    return {"image": _digest(request.image), "strength": request.strength, **mask}
+    return {"image": _digest(request.image), "strength": request.strength, **mask, **control}
 
 
 def _digest(image: "Image.Image") -> str:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from foundry.errors import NotOnHub, UserError
 from model.encoders.frozen_parts import find_part
 from model.encoders.text_encoder import Quantisation
-from model.formats.checkpoint import PartConfig, read_json, read_pipeline_config, read_transformer_config
-from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, RuntimeConfig, Weights
+from model.formats.checkpoint import PartConfig, read_pipeline_config, read_transformer_config
+from model.formats.json_files import read_json
+from model.generation.pipeline_parts import GENERATION_BATCH_TOKENS, RuntimeConfig, Weights, open_control_choice
 from model.generation.request import GenerationRequest
 from model.generation.resolution import image_size
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from model.control.settings import ControlChoice
     from model.dit_config import DiTConfig
 
 OVERHEAD_BYTES = 1_000_000_000
@@ -81,11 +83,12 @@ def phase_bytes(
     weights: Weights = "full",
     max_batch_tokens: int = GENERATION_BATCH_TOKENS,
     tiled_vae: bool = True,
+    copies: int = 0,
 ) -> dict[str, PhaseBytes]:
     """Bytes of the phases encode, denoise and decode for guided images of height x width px; all in bf16.
 
-    `text_encoder` and `vae` are settings of T5Config and AutoencoderKL. Staged, a device needs the largest total; else about
-    the sum of all weights with the largest activations.
+    `text_encoder` and `vae` are settings of T5Config and AutoencoderKL; `copies`: copied blocks of a control. Staged, a device
+    needs the largest total; else about the sum of all weights with the largest activations.
     """
     downsampling = 2 ** (len(vae["block_out_channels"]) - 1)
     latents = (height // downsampling, width // downsampling)
@@ -93,13 +96,19 @@ def phase_bytes(
         "encode": _encode_bytes(
             text_encoder, quantisation, length=transformer.max_caption_tokens, max_batch_tokens=max_batch_tokens
         ),
-        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size, weights=weights),
+        "denoise": _denoise_bytes(transformer, latents, batch_size=2 * batch_size, weights=weights, copies=copies),
         "decode": _decode_bytes(vae, latents, tiled=tiled_vae),
     }
 
 
 def memory_lines(
-    root: Path, request: GenerationRequest, runtime: RuntimeConfig, *, text_encoder: str | None = None, vae: str | None = None
+    root: Path,
+    request: GenerationRequest,
+    runtime: RuntimeConfig,
+    *,
+    text_encoder: str | None = None,
+    vae: str | None = None,
+    control: "ControlChoice | None" = None,
 ) -> list[str]:
     """A table of what the images of a request take, and what of it the device must have; reads configurations alone.
 
@@ -127,6 +136,7 @@ def memory_lines(
         tiled_vae=runtime.tiled_vae,
         text_encoder=of_text,
         vae=of_vae,
+        copies=0 if (opened := open_control_choice(control, root)) is None else opened[0].num_blocks,
     )
     assumed = ["T5-XXL"] * (of_text is T5_XXL) + ["Stable Diffusion's VAE"] * (of_vae is STABLE_DIFFUSION_VAE)
     return [
@@ -208,9 +218,12 @@ def _quantised_bytes(parameter: "torch.Tensor", quantisation: Quantisation | Wei
     return parameter.numel() + 4 * len(parameter)
 
 
-def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size: int, weights: Weights) -> PhaseBytes:
+def _denoise_bytes(
+    config: "DiTConfig", latents: tuple[int, int], *, batch_size: int, weights: Weights, copies: int
+) -> PhaseBytes:
     import torch
 
+    from model.control.control import control_blocks, control_sizes
     from model.dit import DiT, KeysValues, PreparedCaptions
     from model.layers.matrices import block_matrices
 
@@ -220,26 +233,30 @@ def _denoise_bytes(config: "DiTConfig", latents: tuple[int, int], *, batch_size:
 
     with torch.device("meta"):
         whole, short = build(config.depth), build(2)
+        short.control_blocks = control_blocks(short.config, min(copies, 1)).to(torch.bfloat16)
 
     def forward() -> None:
         shape = (batch_size, config.max_caption_tokens, config.num_heads, config.head_width)
         bias = torch.empty(batch_size, 1, 1, config.max_caption_tokens, dtype=torch.bfloat16)
         keys = torch.empty(shape, dtype=torch.bfloat16)
-        micro = config.micro_conditioning
+        micro, shown = config.micro_conditioning, (batch_size, config.in_channels, *latents)
+        of_block = KeysValues(keys, keys, bias)
         short(
-            torch.empty(batch_size, config.in_channels, *latents),
+            torch.empty(shown),
             torch.empty(batch_size),
-            captions=PreparedCaptions(blocks=(KeysValues(keys, keys, bias),) * 2),
+            captions=PreparedCaptions(blocks=(of_block,) * 2, control_blocks=(of_block,)),
+            control=torch.empty(shown) if copies else None,
             sizes=torch.empty(batch_size, 2) if micro else None,
             aspect_ratios=torch.empty(batch_size, 1) if micro else None,
         )
 
-    keys_values = 2 * 2 * batch_size * config.max_caption_tokens * config.width * config.depth
+    keys_values = 2 * 2 * batch_size * config.max_caption_tokens * config.width * (config.depth + copies)
     matrices = () if weights == "full" else block_matrices(whole)
     stored = [
         (_quantised_bytes(parameter, weights) if name in matrices else 2 * parameter.numel())
         for name, parameter in whole.named_parameters()
     ]
+    stored += [2 * control_sizes(config, copies).num_parameters] if copies else []
     expanded = _EXPANDED_BYTES * max((whole.get_parameter(name).numel() for name in matrices), default=0)
     # The scheduler keeps latents and predictions of two steps, in float32.
     scheduler = 8 * 4 * batch_size * config.in_channels * latents[0] * latents[1]

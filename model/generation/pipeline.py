@@ -9,20 +9,21 @@ Shapes: B images, C latent channels, h x w the sides of the latents, H x W those
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.errors import NotFiniteOutput, UserError
 from foundry.hardware import keep_freed_memory
 from foundry.reporting.progress import Bar
+from model.control.settings import EDGES
 from model.encoders.text_encoder import TextEncoder
 from model.encoders.vae import VAE
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
 from model.generation.not_finite import NotFiniteImages, not_finite
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
-from model.generation.pixels import Output, edit_size, final_image, latent_edit
-from model.generation.request import GeneratedImage, GenerationRequest
+from model.generation.pixels import Output, control_latents, edit_size, final_image, latent_edit
+from model.generation.request import EncodedPrompts, GeneratedImage, GenerationRequest
 from model.generation.resolution import ImageSize, image_size
 from model.sampling import (
     Conditioning,
@@ -37,6 +38,7 @@ from model.sampling import (
 if TYPE_CHECKING:
     import torch
 
+    from model.control.settings import ControlChoice
     from model.diffusion import Objective
     from model.dit import Captions, DiT
     from model.dit_config import DiTConfig
@@ -90,7 +92,7 @@ class Pipeline:
         together = STAGED_IMAGES if self.runtime.staged else self.runtime.batch_size
         failed = NotFiniteImages(request, num_images=len(wanted))
         total = len(wanted) * request.num_steps
-        edit = self.edit(request)
+        edit, control = self.edit(request), self._control(request, size)
         with Bar("drawing", total=total, unit="step", soon_s=1e-3, shown=progress) as bar:  # not shown before the first step
 
             def after_step(step: int, timestep: float, latents: "torch.Tensor") -> None:
@@ -103,7 +105,7 @@ class Pipeline:
                 encoded = self._encode(request, chosen)
                 self._release()
                 sound = failed.leave_out(chosen, encoded.finite(request, chosen), self._of_captions(request))
-                latents = self._sample(request, sound, encoded, size=size, edit=edit, on_step=after_step)
+                latents = self._sample(request, sound, encoded, size=size, edit=edit, control=control, on_step=after_step)
                 finite = latents.isfinite().flatten(1).all(dim=1)
                 network = not_finite("the network's output", dtype=self.runtime.dtype, other="another checkpoint")
                 sound = failed.leave_out(sound, finite.tolist(), network)
@@ -120,6 +122,7 @@ class Pipeline:
         """Size of the images. Raises UserError for what does not fit the network, before anything is loaded."""
         size = self._size(request)
         self._check_guidance(request)
+        self._check_control(request, size)
         make_scheduler(self.objective, request.sampling)
         return size
 
@@ -130,6 +133,37 @@ class Pipeline:
         found = latent_edit(request, self.parts.vae.get())
         self._release()
         return found
+
+    def _control(self, request: GenerationRequest, size: ImageSize) -> "torch.Tensor | None":
+        """Latents (1 or images, C, h, w) of the control image; None where the request has none."""
+        if request.control_image is None:
+            given = request.control_latents
+            return None if given is None else given.to(self.runtime.device)
+        found = control_latents(request, self.parts.vae.get(), size).to(self.runtime.device)
+        self._release()
+        return found
+
+    def _check_control(self, request: GenerationRequest, size: ImageSize) -> None:
+        """Raises UserError for a control without its image, an image without a control, and what the two cannot do."""
+        condition = self.parts.control
+        if (condition is not None) != request.has_control:
+            raise UserError(
+                "a control image is for a network with a control: name it"
+                if request.has_control
+                else "the network has a control, which follows a control image: give one, or leave the control out",
+                setting="control" if request.has_control else "control_image",
+            )
+        if request.compute_edges and condition != EDGES:
+            raise UserError(
+                f"the control was trained on {condition or 'images that its files do not name'}, not on the edges that are "
+                f"computed here ({EDGES}): give an image as in its training",
+                setting="compute_edges",
+            )
+        if request.has_control and request.sampling.routed:
+            raise UserError("guidance by routing is not there with a control: take guidance by prompt", setting="guidance_by")
+        found, shape = request.control_latents, self.latent_shape(size)
+        if found is not None and tuple(found.shape) not in ((1, *shape), (request.num_images, *shape)):
+            raise UserError(f"control_latents: expected {(request.num_images, *shape)}, found {tuple(found.shape)}")
 
     def _size(self, request: GenerationRequest) -> ImageSize:
         """Size of the images. Raises UserError for sizes and noise that do not fit the network."""
@@ -162,7 +196,7 @@ class Pipeline:
         """C, h and w of the latents of an image of this size."""
         return (self.transformer_config.in_channels, size.height // self.downsampling, size.width // self.downsampling)
 
-    def _encode(self, request: GenerationRequest, images: Sequence[int]) -> "EncodedPrompts":
+    def _encode(self, request: GenerationRequest, images: Sequence[int]) -> EncodedPrompts:
         """Features of the prompts of images; the text encoder is not loaded where captions are given."""
         indices = sorted({request.caption_index(image) for image in images})
         guided = request.sampling.guided
@@ -209,10 +243,11 @@ class Pipeline:
         self,
         request: GenerationRequest,
         images: Sequence[int],
-        encoded: "EncodedPrompts",
+        encoded: EncodedPrompts,
         *,
         size: ImageSize,
         edit: LatentEdit | None,
+        control: "torch.Tensor | None",
         on_step: OnStep,
     ) -> "torch.Tensor":
         """Latents (images, C, h, w) in float32 on the CPU."""
@@ -229,7 +264,10 @@ class Pipeline:
             latents = sample_latents(
                 transformer,
                 self.objective,
-                self._conditioning(encoded, [request.caption_index(image) for image in batch], size=size),
+                replace(
+                    self._conditioning(encoded, [request.caption_index(image) for image in batch], size=size),
+                    control=None if control is None else control[list(batch) if len(control) > 1 else [0] * len(batch)],
+                ),
                 noise=noise,
                 config=request.sampling,
                 generators=generators,
@@ -239,7 +277,7 @@ class Pipeline:
             finished.append(latents.cpu())
         return torch.cat(finished)
 
-    def _conditioning(self, encoded: "EncodedPrompts", indices: Sequence[int], *, size: ImageSize) -> Conditioning:
+    def _conditioning(self, encoded: EncodedPrompts, indices: Sequence[int], *, size: ImageSize) -> Conditioning:
         positions = [encoded.positions[index] for index in indices]
         negatives = encoded.negatives
         sizes, ratios = self.micro_conditions(size, len(positions))
@@ -266,7 +304,7 @@ class Pipeline:
         self,
         request: GenerationRequest,
         images: Sequence[int],
-        encoded: "EncodedPrompts",
+        encoded: EncodedPrompts,
         latents: "torch.Tensor",
         *,
         size: ImageSize,
@@ -302,24 +340,6 @@ class Pipeline:
                 torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedPrompts:
-    """Features of the prompts of some images, on the CPU, where they wait for the network."""
-
-    captions: "Captions"
-    negatives: "Captions | None"
-    cut: list[int]
-    """Tokens of each prompt that were not read."""
-    positions: dict[int, int]
-    """Position here of each caption of the request."""
-
-    def finite(self, request: GenerationRequest, images: Sequence[int]) -> list[bool]:
-        """Whether all that each image is drawn from is finite: its caption and its negative one."""
-        captions, negatives = _finite(self.captions), _finite(self.negatives) if self.negatives else [True]
-        positions = [self.positions[request.caption_index(image)] for image in images]
-        return [captions[position] and negatives[position if len(negatives) > 1 else 0] for position in positions]
-
-
 def open_pipeline(
     checkpoint: str | Path,
     *,
@@ -327,8 +347,9 @@ def open_pipeline(
     text_encoder: str | None = None,
     vae: str | None = None,
     lora: "Sequence[LoraChoice]" = (),
+    control: "ControlChoice | None" = None,
 ) -> Pipeline:
-    """The pipeline of a checkpoint, with the adapters `lora` added to its network.
+    """The pipeline of a checkpoint, with the adapters `lora` added to its network and a control put into it.
 
     `text_encoder` and `vae` say where else they are; they must be the same ones. Nothing is loaded yet but
     adapters, and all is looked for. Raises UserError for what is missing.
@@ -339,7 +360,7 @@ def open_pipeline(
     transformer_config = read_transformer_config(root)
     if transformer_config.conditioning != "text":
         raise UserError(f"{root} draws classes, not prompts: it is the class-conditional network of the pixel stage")
-    parts = checkpoint_parts(root, runtime, text_encoder=text_encoder, vae=vae, lora=lora)
+    parts = checkpoint_parts(root, runtime, text_encoder=text_encoder, vae=vae, lora=lora, control=control)
     return Pipeline(read_pipeline_config(root), parts, transformer_config=transformer_config, runtime=runtime)
 
 
@@ -355,11 +376,6 @@ def pipeline_in_memory(
     )
     runtime = RuntimeConfig(device=str(next(transformer.parameters()).device), batch_size=batch_size)
     return Pipeline(config, parts, transformer_config=transformer.config, runtime=runtime)
-
-
-def _finite(captions: "Captions") -> list[bool]:
-    """Whether the features of each caption are finite."""
-    return [bool(own.all()) for own in captions.tokens.isfinite().all(dim=1).split(captions.lengths.tolist())]
 
 
 def _objective(config: PipelineConfig) -> "Objective":

@@ -23,6 +23,8 @@ from model.formats.checkpoint import (
 )
 
 if TYPE_CHECKING:
+    from model.control.control import Control
+    from model.control.settings import ControlChoice
     from model.dit import DiT
     from model.lora.adapter import ScaledAdapter
     from model.lora.settings import LoraChoice
@@ -110,6 +112,8 @@ class Parts:
     """Pixels per latent, along a side: the VAE's, known before it is loaded."""
     few_steps: FewSteps | None = None
     """Distillation of an adapter that is added to the network; none: as pipeline.json says."""
+    control: "str | None" = None
+    """Control images that the network has a control for, as edges/1, "" if that is unknown; none: it has no control."""
 
 
 def checkpoint_parts(
@@ -119,8 +123,9 @@ def checkpoint_parts(
     text_encoder: str | None = None,
     vae: str | None = None,
     lora: "Sequence[LoraChoice]" = (),
+    control: "ControlChoice | None" = None,
 ) -> Parts:
-    """The parts of a checkpoint, none loaded yet; `lora` is added to the network, and read here, being small.
+    """The parts of a checkpoint, none loaded yet; `lora` is added to the network, `control` put into it; both are read here.
 
     `text_encoder` and `vae` say where else they are: they must be the same.
     """
@@ -145,12 +150,14 @@ def checkpoint_parts(
     )
     keep = not runtime.staged
     adapters = open_loras(lora, root)
+    opened = open_control_choice(control, root)
     return Parts(
-        transformer=Part(lambda: _load_transformer(root, runtime, adapters), keep=keep),
+        transformer=Part(lambda: _load_transformer(root, runtime, adapters, opened), keep=keep),
         text_encoder=Part(lambda: _load_text_encoder(text_encoder_config, config.text_encoder, runtime), keep=keep),
         vae=Part(lambda: _load_vae(vae_config, config, runtime), keep=keep),
         downsampling=read_downsampling(vae_config),
         few_steps=few_steps_of(adapters),
+        control=None if opened is None else opened[0].condition,
     )
 
 
@@ -171,17 +178,33 @@ def open_loras(lora: "Sequence[LoraChoice]", root: Path) -> "Sequence[ScaledAdap
     return open_adapters(lora, root)
 
 
-def _load_transformer(root: Path, runtime: RuntimeConfig, adapters: "Sequence[ScaledAdapter]") -> "DiT":
+def open_control_choice(control: "ControlChoice | None", root: Path) -> "tuple[Control, float] | None":
+    """The control of a checkpoint and its scale. Raises UserError for what is missing, or is one of another network."""
+    if control is None:
+        return None
+    from model.formats.controls import open_control
+
+    return open_control(control, root), control.scale
+
+
+def _load_transformer(
+    root: Path, runtime: RuntimeConfig, adapters: "Sequence[ScaledAdapter]", control: "tuple[Control, float] | None"
+) -> "DiT":
     import torch
 
+    from model.control.control import put_control
     from model.layers.quantised import quantise_blocks
 
     dtype = getattr(torch, runtime.dtype)
     if runtime.weights == "full":
-        return load_checkpoint(root, dtype=dtype, device=runtime.device, adapters=adapters)[0]
-    network = load_checkpoint(root, adapters=adapters)[0]  # quantised before it goes to the device, which never holds all of it
-    quantise_blocks(network, runtime.weights)
-    return network.to(device=runtime.device, dtype=dtype)
+        network = load_checkpoint(root, dtype=dtype, device=runtime.device, adapters=adapters)[0]
+    else:
+        network = load_checkpoint(root, adapters=adapters)[0]  # quantised before it goes to the device: never all of it there
+        quantise_blocks(network, runtime.weights)
+        network = network.to(device=runtime.device, dtype=dtype)
+    if control is not None:
+        put_control(network, control[0], scale=control[1])
+    return network
 
 
 def _load_text_encoder(config: TextEncoderConfig, expected: PartConfig, runtime: RuntimeConfig) -> TextEncoder:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from foundry.errors import UserError
 from model.encoders.vae import VAE, to_pixels
 from model.generation.request import GenerationRequest
-from model.generation.resolution import ImageSize
+from model.generation.resolution import ImageSize, fit
 from model.sampling import LatentEdit
 
 if TYPE_CHECKING:
@@ -25,11 +25,14 @@ _WHITE = 128
 """The least grey of a mask that counts as white."""
 
 
-def read_image(data: bytes, *, max_pixels: int | None = None) -> "Image.Image":
-    """An image to edit, from the bytes of its file, upright and in RGB. Raises UserError where there is none in them."""
+def read_image(data: bytes, *, max_pixels: int | None = None, setting: str = "image") -> "Image.Image":
+    """An image to edit or a control image, from the bytes of its file, upright and in RGB.
+
+    Raises UserError, with the setting that names the file, where there is none in them.
+    """
     from PIL import Image
 
-    return Image.fromarray(_decoded(data, max_pixels, setting="image"))
+    return Image.fromarray(_decoded(data, max_pixels, setting=setting))
 
 
 def read_mask(data: bytes, *, max_pixels: int | None = None) -> "Image.Image":
@@ -73,6 +76,19 @@ def latent_edit(request: GenerationRequest, vae: VAE) -> LatentEdit:
     latents = vae.encode(_tensor(request.image)).sample(vae.scale, generator=None).cpu()  # (1, C, h, w)
     mask = None if request.mask_image is None else _latent_mask(request.mask_image, factor=vae.downsampling)
     return LatentEdit(latents=latents, strength=request.strength, mask=mask)
+
+
+def control_latents(request: GenerationRequest, vae: VAE, size: ImageSize) -> "torch.Tensor":
+    """Latents (1, C, h, w) of the control image at the size that is drawn, float32 on the CPU."""
+    import numpy as np
+    from PIL import Image
+
+    from model.control.edges import edge_map
+
+    assert request.control_image is not None
+    pixels = fit(np.asarray(request.control_image.convert("RGB")), (size.height, size.width))
+    shown = Image.fromarray(edge_map(pixels) if request.compute_edges else pixels)
+    return vae.encode(_tensor(shown)).sample(vae.scale, generator=None).cpu()
 
 
 def final_image(

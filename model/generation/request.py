@@ -1,5 +1,6 @@
-"""Generation requests and their results: prompts and seeds, and images that record both."""
+"""Generation requests, their prompts encoded, and their results: prompts and seeds, and images that record both."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,12 @@ class GenerationRequest:
     """Change of the image: share of the steps that are taken, from 0 (none) to 1 (as if there were no image)."""
     paste_kept: bool = False
     """Put the image's own pixels back where the mask is black; else they are what the VAE makes of them."""
+    control_image: "Image.Image | None" = None
+    """Control image of all images of the request, for a network with a control; scaled and cropped to what is drawn."""
+    compute_edges: bool = False
+    """Compute the edges of the control image, a picture; else it is an edge map already."""
+    control_latents: "torch.Tensor | None" = None
+    """Latents (1 or images, C, h, w) in place of the control image."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampler, steps, guidance."""
 
@@ -70,6 +77,14 @@ class GenerationRequest:
                 ),
                 ("mask_image: expected with an image alone", self.mask_image is None or self.image is not None),
                 ("paste_kept: expected with a mask alone", not self.paste_kept or self.mask_image is not None),
+                (
+                    "compute_edges: expected with a control image alone",
+                    not self.compute_edges or self.control_image is not None,
+                ),
+                (
+                    "control_image or control_latents: expected one of them",
+                    self.control_image is None or self.control_latents is None,
+                ),
                 (_other_size(self.image, self.mask_image), not _other_size(self.image, self.mask_image)),
                 (
                     f"negative_captions: expected 1 or {self.num_captions}",
@@ -80,6 +95,11 @@ class GenerationRequest:
         ]
         if problems:
             raise UserError("; ".join(problems))
+
+    @property
+    def has_control(self) -> bool:
+        """Whether the images follow a control image."""
+        return self.control_image is not None or self.control_latents is not None
 
     @property
     def num_captions(self) -> int:
@@ -122,9 +142,32 @@ class GeneratedImage:
     """(C, h, w) float32 on the CPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompts:
+    """Features of the prompts of some images, on the CPU, where they wait for the network."""
+
+    captions: "Captions"
+    negatives: "Captions | None"
+    cut: list[int]
+    """Tokens of each prompt that were not read."""
+    positions: dict[int, int]
+    """Position here of each caption of the request."""
+
+    def finite(self, request: GenerationRequest, images: Sequence[int]) -> list[bool]:
+        """Whether all that each image is drawn from is finite: its caption and its negative one."""
+        captions, negatives = _finite(self.captions), _finite(self.negatives) if self.negatives else [True]
+        positions = [self.positions[request.caption_index(image)] for image in images]
+        return [captions[position] and negatives[position if len(negatives) > 1 else 0] for position in positions]
+
+
 def _other_size(image: "Image.Image | None", mask: "Image.Image | None") -> str:
     """What is wrong with the size of a mask; empty: nothing."""
     if image is None or mask is None or image.size == mask.size:
         return ""
     sizes = [f"{one.height} x {one.width}" for one in (image, mask)]
     return f"mask_image: expected the image's size, {sizes[0]} px (height x width), found {sizes[1]}"
+
+
+def _finite(captions: "Captions") -> list[bool]:
+    """Whether the features of each caption are finite."""
+    return [bool(own.all()) for own in captions.tokens.isfinite().all(dim=1).split(captions.lengths.tolist())]

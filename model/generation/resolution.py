@@ -1,13 +1,19 @@
-"""Sides of images: the requested size, the drawn size and PixArt's table of sizes.
+"""Sides of images: the requested size, the drawn size and PixArt's table of sizes; the resize and crop to one of them.
 
 Source: PixArt-alpha, section 2.3 (40 aspect ratios from 0.25 to 4); the tables are those of diffusers' PixArt pipelines, which
 list 33 of them up to 1024 px and 40 at 2048.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from foundry.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 BINNED_RESOLUTIONS = (256, 512, 1024, 2048)
 
@@ -65,3 +71,34 @@ def check_sides(*, height: int, width: int, multiple: int) -> None:
         raise UserError(
             f"height and width must be multiples of {multiple} px, found {height} x {width}: try {near[0]} x {near[1]}"
         )
+
+
+def fit(pixels: "npt.NDArray[np.uint8]", size: tuple[int, int]) -> "npt.NDArray[np.uint8]":
+    """The image (H, W, 3) at exactly `size` (height, width): resized so that it covers it, the rest cropped on both sides.
+
+    The aspect ratio is kept. An image that covers the size to the pixel, as decoding leaves most, is only cropped.
+    """
+    import numpy as np
+    from PIL import Image
+
+    height, width = size
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    if covering_size(pixels.shape[0], pixels.shape[1], size) == pixels.shape[:2]:
+        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    scale = max(height / pixels.shape[0], width / pixels.shape[1])
+    # Never below zero: rounding may take off a little more than there is.
+    beyond = [max(0.0, (side - kept / scale) / 2) for side, kept in ((pixels.shape[1], width), (pixels.shape[0], height))]
+    # Only what is kept is resized: an image of 10 x 10,000 pixels must not become one of 256 x 256,000.
+    box = (beyond[0], beyond[1], pixels.shape[1] - beyond[0], pixels.shape[0] - beyond[1])
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
+def covering_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The least size of the image's own aspect ratio, to the pixel, that covers `size`."""
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], _round(height * scale)), max(size[1], _round(width * scale))
+
+
+def _round(side: float) -> int:
+    """Rounds to the nearest pixel, halves up."""
+    return math.floor(side + 0.5)

@@ -12,6 +12,7 @@ Shapes: O outputs, I inputs, r rank of a layer.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class LayerAdapter:
 class Adapter:
     """Changes of layers of one network, and what is known about it."""
 
+    what: ClassVar[str] = "LoRA"
+    """Name of its kind, for messages."""
     layers: Mapping[str, LayerAdapter]
     """Changes by our name of the layer, as blocks.0.attn.qkv."""
     rslora: bool = False

@@ -35,17 +35,25 @@ class LoraChoice:
 
     @classmethod
     def parse(cls, text: str) -> "LoraChoice":
-        """Parses PATH or PATH:SCALE. Raises ValueError for a scale that is not a number, and for an empty path."""
-        path, colon, scale = text.rpartition(":")
-        if not colon or "/" in scale:
-            path, scale = text, "1"
-        try:
-            value = float(scale)
-        except ValueError:
-            raise ValueError(f"lora: expected PATH or PATH:SCALE, found {text}: {scale} is not a number") from None
-        if not path.strip() or not math.isfinite(value):
-            raise ValueError(f"lora: expected PATH or PATH:SCALE with a finite scale, found {text!r}")
-        return cls(path, value)
+        """Parses PATH or PATH:SCALE. Raises ValueError as path_and_scale."""
+        return cls(*path_and_scale(text, name="lora"))
+
+
+def path_and_scale(text: str, *, name: str) -> tuple[str, float]:
+    """Parses PATH or PATH:SCALE, the value of the setting `name`; the scale is 1 where none is given.
+
+    Raises ValueError for a scale that is not a number, and for an empty path.
+    """
+    path, colon, scale = text.rpartition(":")
+    if not colon or "/" in scale:
+        path, scale = text, "1"
+    try:
+        value = float(scale)
+    except ValueError:
+        raise ValueError(f"{name}: expected PATH or PATH:SCALE, found {text}: {scale} is not a number") from None
+    if not path.strip() or not math.isfinite(value):
+        raise ValueError(f"{name}: expected PATH or PATH:SCALE with a finite scale, found {text!r}")
+    return path, value
 
 
 def parse_choices(texts: Sequence[str]) -> tuple[LoraChoice, ...]:

@@ -29,6 +29,8 @@ class NamedAdapters:
         self._adapters: dict[str, Adapter] = {name: one.adapter for name, one in zip(choices, opened, strict=True)}
         self.scales = {name: choice.scale for name, choice in choices.items()}
         """Scale of each, where a request gives none."""
+        self.few_steps = {name: one.few_steps for name, one in self._adapters.items() if one.few_steps is not None}
+        """Few steps of those that distil the network, which change how a request is sampled."""
         layers = {layer for adapter in self._adapters.values() for layer in adapter.layers}
         self._stored: dict[str, Tensor] = {}
         if layers:

@@ -7,12 +7,13 @@ import difflib
 import math
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
 from foundry.http.server import BadRequest
+from model.dit_config import FewSteps
 from model.generation.request import GenerationRequest
 from model.lora.settings import LoraChoice
 from model.sampling import SamplingConfig
@@ -78,7 +79,11 @@ class RequestReader:
     adapters: Mapping[str, float]
     """Adapters that there are, with the scale of each where a request gives none."""
     sampling: SamplingConfig
-    """Settings of requests that give none."""
+    """Settings of requests that give none; what they leave open is filled in as `model.generate` does."""
+    few_steps: Mapping[str, FewSteps] = field(default_factory=dict)
+    """Few steps of the adapters that distil the network, by name."""
+    own_few_steps: FewSteps | None = None
+    """Those that the checkpoint itself was distilled to; none: it was not."""
     limits: ServerLimits
     resolution: int
     """Side of the checkpoint's images, in pixels."""
@@ -100,6 +105,8 @@ class RequestReader:
         height, width = self._size(given.get("size", "auto"))
         if image is not None:
             self._check_area("image", height=image.height, width=image.width)
+        adapters = self._adapters(given)
+        sampling = self._sampling(given).resolved(self._few_steps_with(adapters))
         edit = {name: given[name] for name in _EDIT_FIELDS if name in given}
         try:
             request = GenerationRequest(
@@ -111,12 +118,12 @@ class RequestReader:
                 width=width,
                 image=image,
                 mask_image=mask,
-                sampling=self._sampling(given),
+                sampling=sampling,
                 **edit,
             )
         except UserError as error:
             raise BadRequest(str(error)) from None
-        return ImageOrder(request=request, adapters=self._adapters(given), rewrite=given.get("rewrite"))
+        return ImageOrder(request=request, adapters=adapters, rewrite=given.get("rewrite"))
 
     def _checked(self, body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that are set and read. Raises BadRequest for one that is unknown, or of another type."""
@@ -184,6 +191,14 @@ class RequestReader:
             return replace(self.sampling, **{_SAMPLING.get(name, name): value for name, value in values.items()})
         except ValueError as error:
             raise BadRequest(str(error).replace("guidance_scale", "guidance"), param=next(iter(values))) from None
+
+    def _few_steps_with(self, adapters: Sequence[tuple[str, float]]) -> FewSteps | None:
+        """Few steps of the network with these adapters. Raises BadRequest for adapters that differ in it."""
+        found = {self.few_steps[name]: name for name, _ in adapters if name in self.few_steps}
+        if len(found) > 1:
+            names = " and ".join(found.values())
+            raise BadRequest(f"lora: {names} are distilled to few steps differently: give one of them", param="lora")
+        return next(iter(found), self.own_few_steps)
 
     def _adapters(self, given: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
         """Names and scales: those of `lora`, and the one that is the model's name."""

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.control.control import add_copies, control_sizes
 from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig, KVCompression
 from model.flops import LoraSizes, dit_flops, total, training_flops
@@ -21,11 +22,15 @@ ADAPTED = dataclasses.replace(TEXT, text_adapter_blocks=2)
 BATCH, TOKENS = 2, 12
 
 
-def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool, lora: Injection | None = None) -> int:
+def _counted(
+    config: DiTConfig, grid: tuple[int, int], *, backward: bool, lora: Injection | None = None, copies: int = 0
+) -> int:
     """Operations of a batch by torch's counter; plain attention, since it does not know the fused kernel of CPUs."""
     dit = DiT(config).initialise(torch.Generator().manual_seed(0))
     if lora is not None:
         inject(dit, lora, seed=0)
+    if copies:
+        add_copies(dit, copies)
     sides = [patches * config.patch_size for patches in grid]
     text, micro = config.conditioning == "text", config.micro_conditioning
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -36,6 +41,7 @@ def _counted(config: DiTConfig, grid: tuple[int, int], *, backward: bool, lora: 
             class_labels=None if text else torch.zeros(BATCH, dtype=torch.int64),
             sizes=torch.rand(BATCH, 2) if micro else None,
             aspect_ratios=torch.rand(BATCH, 1) if micro else None,
+            control=torch.randn(BATCH, config.in_channels, *sides) if copies else None,
         )
         if backward:
             output.sum().backward()
@@ -62,11 +68,18 @@ def test_a_lora_makes_no_gradients_of_the_weights(config: DiTConfig, targets: tu
     config, grid = dataclasses.replace(config, depth=12), (8, 6)
     injection = Injection(rank=8, alpha=8.0, targets=targets)
     sizes = lora_sizes(config, injection)
-    computed = BATCH * training_flops(config, grid=grid, caption_tokens=TOKENS, lora=sizes)
+    computed = BATCH * training_flops(config, grid=grid, caption_tokens=TOKENS, adapted=sizes)
     assert computed == pytest.approx(_counted(config, grid, backward=True, lora=injection), rel=0.03)
-    assert training_flops(config, grid=grid, caption_tokens=TOKENS, lora=LoraSizes((), 8)) < 0.75 * training_flops(
+    assert training_flops(config, grid=grid, caption_tokens=TOKENS, adapted=LoraSizes((), 8)) < 0.75 * training_flops(
         config, grid=grid, caption_tokens=TOKENS
     )
+
+
+@pytest.mark.parametrize("config", [TEXT, ADAPTED, dataclasses.replace(SIGMA, kv_compression=KVCompression())])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_control_makes_gradients_of_its_copies_and_what_follows_them(config: DiTConfig, copies: int) -> None:
+    computed = training_flops(config, grid=(8, 6), caption_tokens=TOKENS, adapted=control_sizes(config, copies))
+    assert BATCH * computed == _counted(config, (8, 6), backward=True, copies=copies)
 
 
 def test_the_class_conditional_xl_takes_what_its_authors_say() -> None:

@@ -107,7 +107,8 @@ def _commit(folder: Folder, unit: PlannedUnit, info: FeaturesInfo, encoder: Text
         )
         for row in range(unit.num_images)
     ]
-    tables = {"latents": latents_table(facts, latents, info.latent_dtype)}
+    control = torch.randn(shape, generator=torch.Generator().manual_seed(100 + unit.number)) if info.control else None
+    tables = {"latents": latents_table(facts, latents, info.latent_dtype, control=control)}
     if info.caption_storage != "none":
         lengths = torch.randint(1, info.max_caption_tokens, (2 * unit.num_images,), generator=generator)
         tokens = torch.randn(int(lengths.sum()), info.caption_width, generator=generator)

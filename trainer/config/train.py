@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foundry.hardware import AutoDtype
+from trainer.config.adaptation import ControlConfig, LoraConfig
 from trainer.config.check import Check, Checked
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
-from trainer.config.lora import LoraConfig
 from trainer.config.network import NetworkConfig, ObjectiveConfig
 from trainer.config.optim import EmaConfig, OptimConfig
 from trainer.config.routing import RoutingConfig
@@ -92,6 +92,8 @@ class TrainConfig:
     """Token routing: TREAD or masking."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """LoRA: trains an adapter instead of the weights."""
+    control: ControlConfig = field(default_factory=ControlConfig)
+    """Control: trains copies of the first blocks, which follow a control image, instead of the weights."""
     few_steps: FewStepsConfig = field(default_factory=FewStepsConfig)
     """Distillation to few steps."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -121,12 +123,14 @@ class TrainConfig:
             "dispersive": self.dispersive,
             "routing": self.routing,
             "lora": self.lora,
+            "control": self.control,
             "few_steps": self.few_steps,
             "data": self.data,
             "checkpoint": self.checkpoint,
             "watch": self.watch,
             "distributed": self.distributed,
         }
+        control = self.control
         losses = (self.repa, self.sra2, self.layersync, self.dispersive, self.routing)
         return [
             ("ladder", "one rung or more", bool(self.ladder) or self.stage == "all"),
@@ -134,6 +138,18 @@ class TrainConfig:
             ("seed", "0 or more", self.seed >= 0),
             ("device_tokens", "1 or more", self.device_tokens >= 1),
             ("optim.name", "adamw or adamw8bit with lora", not self.lora.is_on or self.optim.name != "muon"),
+            ("optim.name", "adamw or adamw8bit with control", not control.is_on or self.optim.name != "muon"),
+            ("conditioning", "text with control", not control.is_on or self.conditioning == "text"),
+            (
+                "control",
+                "off with lora, few_steps, other losses and token routing",
+                not control.is_on or not any(other.is_on for other in (self.lora, self.few_steps, *losses)),
+            ),
+            (
+                "watch.prompts",
+                "none with control, since they have no control images: samples then show the validation split",
+                not control.is_on or not self.watch.prompts,
+            ),
             ("conditioning", "text with few_steps", not self.few_steps.is_on or self.conditioning == "text"),
             (
                 "few_steps",

@@ -42,6 +42,9 @@ class MicroBatch:
     """(B, 1, h, w) 1 at the latent pixels that the loss counts; none: it counts all."""
     teacher: Tensor | None = None
     """(B, N, F) float32, what a teacher sees in the clean image; none if it is not stored."""
+    control: Tensor | None = None
+    """(B, C, h, w) float32, latents of the control images; zeros where there is none for a sample; none: no control is
+    trained."""
     is_last: bool = True
     """Last micro-batch of a step: gradients are all-reduced in its backward pass."""
 
@@ -75,6 +78,7 @@ class Prediction:
                 aspect_ratios=self.batch.aspect_ratios,
                 hidden=self.hidden,
                 route=self.batch.route,
+                control=self.batch.control,
             )
 
 
@@ -99,6 +103,8 @@ class Collator:
     """Samples that a loss looks at together: a micro-batch has a multiple of them."""
     routed: RoutedBlocks | None = None
     """Blocks that see a part of the tokens; behind them the loss counts these alone if no block follows (masking)."""
+    control_dropout: float = 0.0
+    """Share of samples whose control image is blank."""
     routed_until: int = 0
     """Images of the stage after which all blocks see all tokens."""
 
@@ -127,6 +133,7 @@ class Collator:
                 route=(route := self.route(batch.bucket, positions[rows.start : rows.stop])),
                 loss_mask=self._loss_mask(route, batch.bucket),
                 teacher=None if batch.teacher is None else self._move(batch.teacher[rows.start : rows.stop]).float(),
+                control=self.control(batch, rows, dropped=drawn.dropout < self.control_dropout),
                 is_last=rows.stop == len(positions),
             )
 
@@ -143,7 +150,15 @@ class Collator:
             class_labels=None if labels is None else self._move(labels),
             sizes=self.sizes(batch, rows),
             aspect_ratios=self.aspect_ratios(batch, rows),
+            control=self.control(batch, rows),
         )
+
+    def control(self, batch: FeatureBatch, rows: range, *, dropped: Tensor | None = None) -> Tensor | None:
+        """Scaled latents of the control images (B, C, h, w) float32, zeros for those `dropped` (B,); none without a control."""
+        if batch.control is None:
+            return None
+        latents = self.scale.to_latents(self._move(batch.control[rows.start : rows.stop]).float())
+        return latents if dropped is None else latents.masked_fill(self._move(dropped)[:, None, None, None], 0.0)
 
     def route(self, bucket: tuple[int, int], positions: Sequence[int]) -> TokenRoute | None:
         """Tokens that the routed blocks see of samples at these positions; none if all blocks see all."""

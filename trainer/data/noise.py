@@ -25,7 +25,7 @@ class SampleNoise:
     quantiles: Tensor
     """(B,) in 0..1: quantiles of the objective's distribution of timesteps."""
     dropout: Tensor
-    """(B,) in 0..1: below the share of class dropout, a sample loses its class."""
+    """(B,) in 0..1: below the share of dropout, a sample loses its class or, where captions are read, its control image."""
 
 
 def sample_noise(shape: tuple[int, int, int], *, seed: int, positions: Sequence[int]) -> SampleNoise:

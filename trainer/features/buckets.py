@@ -1,10 +1,9 @@
-"""Aspect buckets: the sizes to which images are cropped, the nearest one for each image, and the resize and crop themselves.
+"""Aspect buckets: the sizes to which images are cropped, the nearest one for each image.
 
 Source: PixArt-alpha, section 2.3: aspect ratios from 0.25 to 4, one of them per batch. The tables of 256, 512, 1024 and 2048 px
 are diffusers' (model/generation/resolution.py); those of other resolutions are computed by the same rule.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from model.generation.resolution import BINNED_RESOLUTIONS, size_table
+from model.generation.resolution import BINNED_RESOLUTIONS, covering_size, size_table
 
 if TYPE_CHECKING:
     import torch
@@ -51,28 +50,9 @@ def nearest_buckets(heights: Sides, widths: Sides, table: Sequence[Size]) -> npt
     return indices
 
 
-def fit(pixels: Pixels, size: "Size") -> Pixels:
-    """The image at exactly `size` (height, width): resized so that it covers it, aspect kept, the rest cropped on both sides.
-
-    An image that covers the size to the pixel, as decoding leaves most, is only cropped.
-    """
-    from PIL import Image
-
-    height, width = size
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    if _covering_size(pixels.shape[0], pixels.shape[1], size) == pixels.shape[:2]:
-        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
-    scale = max(height / pixels.shape[0], width / pixels.shape[1])
-    # Never below zero: rounding may take off a little more than there is.
-    beyond = [max(0.0, (side - kept / scale) / 2) for side, kept in ((pixels.shape[1], width), (pixels.shape[0], height))]
-    # Only what is kept is resized: an image of 10 x 10,000 pixels must not become one of 256 x 256,000.
-    box = (beyond[0], beyond[1], pixels.shape[1] - beyond[0], pixels.shape[0] - beyond[1])
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=box))
-
-
 def decoding_side_px(height: int, width: int, sizes: Sequence["Size"]) -> int:
     """Shorter side to which an image of height x width may be reduced during decoding and still cover all `sizes`."""
-    return max(min(_covering_size(height, width, size)) for size in sizes)
+    return max(min(covering_size(height, width, size)) for size in sizes)
 
 
 def to_signed(pixels: "torch.Tensor") -> "torch.Tensor":
@@ -86,14 +66,3 @@ def _computed_table(resolution: int, multiple: int) -> tuple[Size, ...]:
     heights = range(multiple, 2 * resolution + 1, multiple)
     sizes = [(height, max(multiple, round(area / height / multiple) * multiple)) for height in heights]
     return tuple((height, width) for height, width in sizes if 1 / MAX_ASPECT <= height / width <= MAX_ASPECT)
-
-
-def _covering_size(height: int, width: int, size: "Size") -> "Size":
-    """The least size of the image's own aspect ratio, to the pixel, that covers `size`."""
-    scale = max(size[0] / height, size[1] / width)
-    return max(size[0], _round(height * scale)), max(size[1], _round(width * scale))
-
-
-def _round(side: float) -> int:
-    """Rounds to the nearest pixel, halves up."""
-    return math.floor(side + 0.5)

@@ -10,6 +10,7 @@ from foundry.storage.locations import normalise
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
 from foundry.wording import say_missing
+from model.control.settings import ControlKind
 from model.encoders.frozen_parts import UNNAMED
 from model.encoders.text_encoder import TextEncoderConfig
 from model.encoders.vae import VAEConfig
@@ -49,6 +50,14 @@ class TeacherConfig:
     """Side in pixels of the image area per vector: the VAE's downsampling times the network's patch_size, 8 x 2 for PixArt."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlImagesConfig:
+    """Control images of the samples, whose latents are stored too, for trainer.fit with `control.kind`."""
+
+    kind: ControlKind = "none"
+    """Kind of the control images, which enables this: edges (computed from each image as it is cropped), or none."""
+
+
 @dataclass(frozen=True)
 class PrecomputeConfig:
     """All settings of `python -m trainer.precompute`."""
@@ -77,6 +86,8 @@ class PrecomputeConfig:
     2."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """Vision tower whose features are stored too; also works for existing features."""
+    control: ControlImagesConfig = field(default_factory=ControlImagesConfig)
+    """Control images whose latents are stored too, for trainer.fit with the same control.kind."""
     batch_px: int = 1 << 22
     """Pixels that the VAE encodes at once; the default is 64 images of 256 x 256."""
     unit_size: int = 0
@@ -142,6 +153,7 @@ class PrecomputeConfig:
         kept += [] if self.features.labels else ["text_encoder"]
         values = {name: value for name, value in asdict(self).items() if name in kept}
         values |= {"patch_size": self.patch_size} if self.patch_size else {}
+        values |= {"control": self.control.kind} if self.control.kind != "none" else {}
         return values | {"unit_size": self.samples_per_unit, "resolution": sorted(self.resolution)}
 
 

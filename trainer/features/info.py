@@ -29,7 +29,7 @@ LatentDtype = Literal["bfloat16", "float16"]
 """Number format of stored latents: two bytes either way, but float16 rounds latents of unit variance eight times less."""
 LatentScaling = Literal["vae", "measured"]
 """Origin of the scale of latents: the VAE's config, or mean and deviation of each channel of the stored latents."""
-_ADDED_LATER = ("latent_variance", "caption_template", "caption_hidden_state")
+_ADDED_LATER = ("latent_variance", "caption_template", "caption_hidden_state", "control")
 """Fields that a fingerprint covers where they differ from their defaults: stores of before keep their fingerprints."""
 Storage = Literal["none", "bfloat16", "int8"]
 """Storage of the features of captions; none: only the texts are stored, for training that encodes them itself."""
@@ -65,6 +65,8 @@ class FeaturesInfo:
     """Number format of the stored latents."""
     latent_variance: bool = True
     """Whether the log-variance of the latents is stored next to their mean; false for a deterministic VAE."""
+    control: str = ""
+    """Control images whose latents are stored too, and the version of what computed them, as edges/1; empty: none."""
     latent_scale: LatentScaling = "vae"
     """Origin of the scale of the latents."""
     latent_scaling: tuple[float, ...] = ()
@@ -128,8 +130,9 @@ class FeaturesInfo:
         """The command that makes such a store, with all resolutions that it was made with in one pass."""
         parts = {"vae": self.vae} | ({} if self.class_names else {"text_encoder": self.text_encoder})
         resolution = " ".join(str(one) for one in self.settings.get("resolution", [self.resolution]))
+        control = f"--control.kind {self.control.partition('/')[0]}" if self.control else ""
         return precompute_command(
-            parts, dataset=self.source or "DATASET", out="FEATURES", stage=self.stage, resolution=resolution
+            parts, dataset=self.source or "DATASET", out="FEATURES", stage=self.stage, resolution=resolution, more=control
         )
 
     def to_json(self) -> bytes:

@@ -8,11 +8,12 @@ Shapes: n samples of the unit, C latent channels, h x w the sides of the latents
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, Dtype, resolve_dtype
@@ -22,12 +23,14 @@ from foundry.images.reader import ImageReader
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
+from model.control.edges import edge_map
 from model.encoders.caption_template import PLACE
 from model.encoders.frozen_parts import FrozenPart
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, states_scale
 from model.formats.checkpoint import PartConfig
-from trainer.features.buckets import Pixels, Size, decoding_side_px, fit, to_signed
+from model.generation.resolution import fit
+from trainer.features.buckets import Pixels, Size, decoding_side_px, to_signed
 from trainer.features.info import FeaturesInfo
 from trainer.features.plan import PlannedUnit
 from trainer.features.tables import SampleFacts, captions_table, latents_table
@@ -54,6 +57,8 @@ class Payload:
 
     pixels: Mapping[int, Pixels]
     texts: Sequence[str]
+    control: Mapping[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """Control images likewise, (n, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class Output:
     latents: Mapping[int, LatentDistribution]
     captions: "Captions | None"
     seconds: Mapping[str, float]
+    control: "Mapping[int, torch.Tensor]" = field(default_factory=dict)
+    """Latents of control images likewise, the means."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,11 @@ class PrecomputeJob:
         payload = Payload(
             pixels={resolution: np.stack(images) for resolution, images in pixels.items() if images},
             texts=[text for one in samples for _, text in one.captions],
+            control={
+                resolution: np.stack([edge_map(image) for image in images])
+                for resolution, images in pixels.items()
+                if images and self.infos[resolution].control
+            },
         )
         return payload, Facts(samples=samples, rejected=read.rejected, seconds=time.perf_counter() - started)
 
@@ -217,14 +229,17 @@ class PrecomputeJob:
         latents = {
             resolution: self._encode(engine.vae, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
         }
+        control = {
+            resolution: self._encode(engine.vae, np.repeat(grey[..., None], 3, axis=3), one_by_one=one_by_one).mean
+            for resolution, grey in payload.control.items()
+        }
         encoded = time.perf_counter()
         captions = None
         if engine.text_encoder is not None and payload.texts:
             found = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one)
             captions = found.to("cpu", torch.bfloat16)
-        return Output(
-            latents=latents, captions=captions, seconds={"vae": encoded - started, "t5": time.perf_counter() - encoded}
-        )
+        seconds = {"vae": encoded - started, "t5": time.perf_counter() - encoded}
+        return Output(latents=latents, captions=captions, seconds=seconds, control=control)
 
     def finish(self, unit: Unit, *, facts: Facts, output: Output, excluded: dict[int, Failure]) -> Commit | None:
         """Writes and commits the unit in each store; None if another attempt had committed it already.
@@ -273,7 +288,8 @@ class PrecomputeJob:
         tables = {}
         if facts.samples:
             dtype = self.infos[resolution].latent_dtype
-            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], dtype)
+            control = output.control.get(resolution)
+            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], dtype, control=control)
         if with_captions and output.captions is not None:
             names = [[name for name, _ in one.captions] for one in facts.samples]
             as_int8 = self.infos[resolution].caption_storage == "int8"
@@ -313,7 +329,8 @@ def _failures(samples: Sequence[SampleFacts], output: Output, infos: Mapping[int
     for resolution, latents in output.latents.items():
         half = resolution not in infos or infos[resolution].latent_dtype == "float16"
         parts = [latents.mean] if latents.log_variance is None else [latents.mean, latents.log_variance]
-        for index, both in enumerate(torch.stack(parts, dim=1)):  # (2, C, h, w), or (1, C, h, w) without a variance
+        parts += [output.control[resolution]] if resolution in output.control else []
+        for index, both in enumerate(torch.stack(parts, dim=1)):  # (2, C, h, w), or 1 without a variance, and 1 for a control
             if not bool(both.isfinite().all()):
                 failures[index] = Failure(
                     reason="not_finite", message=f"the VAE's latents at {resolution} px are NaN or infinite"
@@ -340,8 +357,10 @@ def _without(facts: Facts, output: Output, left_out: Collection[int]) -> tuple[F
         resolution: LatentDistribution(one.mean[kept], None if one.log_variance is None else one.log_variance[kept])
         for resolution, one in output.latents.items()
     }
+    control = {resolution: one[kept] for resolution, one in output.control.items()}
     captions = output.captions.select(numbers) if output.captions is not None and numbers else None
-    return replace(facts, samples=[facts.samples[index] for index in kept]), replace(output, latents=latents, captions=captions)
+    own = replace(output, latents=latents, captions=captions, control=control)
+    return replace(facts, samples=[facts.samples[index] for index in kept]), own
 
 
 def _part_config(name: str, part: FrozenPart | None, fingerprint: str) -> PartConfig:

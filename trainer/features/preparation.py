@@ -16,6 +16,7 @@ from foundry.units.commits import committed_units, read_commits
 from foundry.units.rejection import allowed_rejections
 from foundry.units.run import run_job
 from foundry.wording import counted
+from model.control.settings import CONDITIONS
 from model.dit_config import default_patch_size
 from model.encoders.frozen_parts import PUBLISHED, Kind, is_mini
 from trainer.features.buckets import bucket_table
@@ -191,8 +192,9 @@ def _existing_infos(config: PrecomputeConfig, stores: Mapping[int, Folder]) -> d
     settings = identity(config.recorded())
     for resolution, info in found.items():
         before = identity(info.settings)
-        different = [name for name in settings if before.get(name) != settings[name]]
+        different = [name for name in settings if name != "control" and before.get(name) != settings[name]]
         different += _other_dtypes(config, info)
+        different += ["control.kind"] if info.control != CONDITIONS[config.control.kind] else []
         different += ["latent_scale"] if config.latent_scale == "vae" and info.measured_scale else []
         if different:
             raise UserError(
@@ -241,6 +243,7 @@ def _info(
         text_encoder_dtype=f"{facts.text_encoder_dtype}{quantised}" if facts.text_encoder else "",
         vae_dtype=facts.vae_dtype,
         latent_variance=facts.has_variance,
+        control=CONDITIONS[config.control.kind],
         latent_scale="measured" if measured else "vae",
         caption_storage=config.storage,
         caption_cleaning=text.cleaning,

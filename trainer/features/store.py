@@ -22,15 +22,13 @@ from torch import Tensor
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, read_commits
-from foundry.wording import counted
 from model.dit import Captions
 from model.encoders.vae import LatentScale
 from trainer.features.buckets import Size
 from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, LatentScaling, read_info
 from trainer.features.plan import read_feature_plan
 from trainer.features.tables import OpenUnits, UnitViews, damaged_unit, from_int8, read_keys, to_int8
-from trainer.features.teacher.store import FOLDER as TEACHER_FOLDER
-from trainer.features.teacher.store import TeacherStore, read_teacher_info
+from trainer.features.teacher.store import TeacherStore, open_teacher
 
 WEIGHTS = pa.schema([pa.field("key", pa.string()), pa.field("weight", pa.float64())])
 """Weights of samples: see trainer/data/order.py."""
@@ -77,6 +75,8 @@ class FeatureBatch:
     """h, w."""
     teacher: Tensor | None = None
     """(B, N, F) float16, what a teacher sees in each of N cells; none unless it is asked for."""
+    control: Tensor | None = None
+    """(B, C, h, w) latents of the control images, as `mean`; none unless the store was opened with them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +120,11 @@ class FeatureStore:
         kept_rows: Mapping[int, npt.NDArray[np.int64]] | None = None,
         weights: Mapping[int, npt.NDArray[np.float64]] | None = None,
         teacher: TeacherStore | None = None,
+        with_control: bool = False,
     ) -> None:
         """`kept_rows`: the rows that stay in each unit from which samples are left out; `weights`: of the rows that stay.
 
-        `teacher`: its features of all units.
+        `teacher`: its features of all units; `with_control`: samples are read with their control images.
         """
         plan = read_feature_plan(folder)
         self.folder = folder
@@ -142,16 +143,24 @@ class FeatureStore:
         """Weight of each sample (rows,) by unit, see trainer/data/order.py; none: all have weight 1."""
         self.teacher = teacher
         """What a teacher sees; none unless the store was opened with it."""
+        self._with_control = with_control
         self._units = OpenUnits(folder, self._commits, command=info.command)
 
     @classmethod
     def open(
-        cls, url: str, *, skip: Collection[str] = (), weights: pa.Table | None = None, with_teacher: bool = False
+        cls,
+        url: str,
+        *,
+        skip: Collection[str] = (),
+        weights: pa.Table | None = None,
+        with_teacher: bool = False,
+        control: str = "",
     ) -> "FeatureStore":
         """Opens FEATURES/<stage>/<resolution>. Of a store that is still being made, what is committed can be read.
 
         `skip`: keys of samples to leave out; `weights`: a table of WEIGHTS, samples that it does not name have weight 1. For
-        either the keys of all units are read. `with_teacher`: what a teacher sees too.
+        either the keys of all units are read. `with_teacher`: what a teacher sees too; `control`:
+        latents of these control images too.
         Raises UserError for one that is missing, foreign, damaged or empty, and where the teacher has not seen all units.
         """
         folder = Folder(url)
@@ -162,6 +171,12 @@ class FeatureStore:
             raise UserError(f"{url}: {error}: make the features again with {info.command}") from None
         if not any(commit.completed for commit in commits):
             raise UserError(f"{url} has no sample yet: let {info.command} finish")
+        if control and info.control != control:
+            raise UserError(
+                f"{url} has control images {info.control or 'none'}, expected {control}: make features in another folder with "
+                f"{replace(info, control=control).command}",
+                setting="control.kind",
+            )
         keys = dict(_unit_keys(folder, info, commits)) if skip or weights is not None else {}
         kept_rows = _kept_rows(keys, skip)
         return cls(
@@ -171,7 +186,8 @@ class FeatureStore:
             null_caption=_read_null_caption(folder, info),
             kept_rows=kept_rows,
             weights=None if weights is None else _unit_weights(keys, kept_rows, weights),
-            teacher=_open_teacher(url, info, commits) if with_teacher else None,
+            teacher=open_teacher(url, info, commits) if with_teacher else None,
+            with_control=bool(control),
         )
 
     @property
@@ -273,17 +289,26 @@ class FeatureStore:
             sizes=torch.tensor([[sample.value("height"), sample.value("width")] for sample in samples]).float(),
             bucket=bucket,
             teacher=teacher,
+            control=self._control(samples, bucket, pin=pin) if self._with_control else None,
         )
 
     def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> list[Tensor]:
-        """Mean and, where there is one, log-variance (B, C, h, w), each copied once from where it lies."""
-        shape = (len(samples), self.info.latent_channels, *bucket)
-        dtype = getattr(torch, self.info.latent_dtype)
-        found = [torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(2 if self.info.latent_variance else 1)]
-        bits = [tensor.view(torch.int16).numpy().reshape(len(samples), -1) for tensor in found]
-        for index, sample in enumerate(samples):
-            row = sample.unit.latents.latents[sample.row].reshape(len(bits), -1)
-            for part, values in zip(bits, row, strict=True):
+        """Mean and, where there is one, log-variance (B, C, h, w)."""
+        rows = [sample.unit.latents.latents[sample.row] for sample in samples]
+        return self._copied(rows, bucket, num=2 if self.info.latent_variance else 1, pin=pin)
+
+    def _control(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> Tensor:
+        """Latents of the control images (B, C, h, w)."""
+        stored = [(sample.unit.latents.control, sample.row) for sample in samples]
+        return self._copied([bits[row] for bits, row in stored if bits is not None], bucket, num=1, pin=pin)[0]
+
+    def _copied(self, rows: Sequence[npt.NDArray[np.int16]], bucket: Size, *, num: int, pin: bool) -> list[Tensor]:
+        """The bits of samples as `num` tensors (B, C, h, w), each copied once from where it lies."""
+        shape, dtype = (len(rows), self.info.latent_channels, *bucket), getattr(torch, self.info.latent_dtype)
+        found = [torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(num)]
+        parts = [tensor.view(torch.int16).numpy().reshape(len(rows), -1) for tensor in found]
+        for index, row in enumerate(rows):
+            for part, values in zip(parts, row.reshape(num, -1), strict=True):
                 part[index] = values
         return found
 
@@ -357,30 +382,6 @@ def _unit_weights(
         indices = np.asarray(pc.fill_null(pc.index_in(own, value_set=known), len(known)))
         found[unit] = values[indices][kept_rows[unit]] if unit in kept_rows else values[indices]
     return found
-
-
-def _open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:
-    """The teacher's features of all units. Raises UserError if some are missing, or saw the latents of other features."""
-    found = read_teacher_info(url)
-    command = f"{info.command} --teacher.name NAME"
-    if found is None:
-        raise UserError(
-            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them with {command}, name a "
-            f"teacher "
-            "that sees the images in training, or give null to train without REPA",
-            setting="repa.teacher",
-        )
-    if found.features not in info.fingerprints:
-        raise UserError(
-            f"{url}/{TEACHER_FOLDER} is of other features ({found.features}): remove it, and make it with {command}"
-        )
-    store = TeacherStore(url, found)
-    if missing := {commit.unit for commit in commits if "latents" in commit.files} - store.units:
-        raise UserError(
-            f"the teacher {found.name} has not seen {counted(len(missing), 'unit')} of {url}: let {command} finish",
-            setting="repa.teacher",
-        )
-    return store
 
 
 def _labels(samples: Sequence[_Sample]) -> Tensor:

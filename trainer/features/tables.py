@@ -1,7 +1,8 @@
 """The two files of a unit of features as Arrow tables, views of them without a copy, and the cache of open units.
 
 `latents` has one row per sample; its latents are the mean and then, where the VAE has one, the log-variance as the VAE gives
-them, little-endian and float16; bf16 in stores that an earlier version began.
+them, little-endian and float16; bf16 in stores that an earlier version began. Where control images were asked for, a column
+`control` has the mean of their latents likewise.
 `captions` has the T5 tokens of the same samples in the same order, without padding: bf16, or int8 with a float32 scale each.
 Both are uncompressed Arrow files of one record batch, so that a local file is memory-mapped and read by plain copies.
 
@@ -70,6 +71,7 @@ class LatentViews:
 
     latents: npt.NDArray[np.int16]  # (n, 2 C h w) or (n, C h w), the bits of FeaturesInfo.latent_dtype
     table: pa.Table
+    control: npt.NDArray[np.int16] | None = None  # (n, C h w) likewise
 
     def texts(self, row: int) -> list[tuple[str, str]]:
         """Name and text of each caption variant of a sample."""
@@ -132,23 +134,32 @@ def damaged_unit(folder: Folder, number: int, error: Exception, *, command: str)
     return UserError(f"{folder.url}, unit {number}: {error}; delete commits/{number:08d}.json and run {command}")
 
 
-def latents_table(facts: Sequence[SampleFacts], latents: "LatentDistribution", dtype: LatentDtype = "float16") -> pa.Table:
-    """The file `latents`: facts of n samples and their distributions (n, C, h, w), in the number format of their store."""
+def latents_table(
+    facts: Sequence[SampleFacts],
+    latents: "LatentDistribution",
+    dtype: LatentDtype = "float16",
+    *,
+    control: "torch.Tensor | None" = None,
+) -> pa.Table:
+    """The file `latents`: facts of n samples and their distributions (n, C, h, w), in the number format of their store.
+
+    `control`: latents of their control images (n, C, h, w).
+    """
     import torch
 
     parts = [latents.mean] if latents.log_variance is None else [latents.mean, latents.log_variance]
     stacked = torch.stack(parts, dim=1).to(getattr(torch, dtype))  # (n, 2, C, h, w), or (n, 1, C, h, w) without a variance
-    num_bytes = stacked[0].numel() * 2
-    data = pa.py_buffer(_bits(stacked.contiguous()))
     captions = [[{"name": name, "text": text} for name, text in one.captions] for one in facts]
     columns: dict[str, pa.Array] = {
         "key": pa.array([one.key for one in facts], pa.string()),
-        "latents": pa.Array.from_buffers(pa.binary(num_bytes), len(facts), [None, data]),
+        "latents": _rows(stacked),
         "height": pa.array([one.height for one in facts], pa.int32()),
         "width": pa.array([one.width for one in facts], pa.int32()),
         "class_label": pa.array([one.class_label for one in facts], pa.int32()),
         "captions": pa.array(captions, _TEXTS),
     }
+    if control is not None:
+        columns["control"] = _rows(control.to(stacked.dtype))
     return pa.table(columns)
 
 
@@ -196,9 +207,8 @@ def from_int8(tokens: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
 def open_latents(source: Any, *, where: str) -> LatentViews:
     """Views into a file `latents`, given as an Arrow input."""
     table = _open(source, where=where)
-    column = table["latents"].chunk(0)
-    data = np.frombuffer(column.buffers()[1], dtype=np.int16)
-    return LatentViews(data.reshape(len(column), -1), table)
+    control = _bits_of(table, "control") if "control" in table.column_names else None
+    return LatentViews(_bits_of(table, "latents"), table, control)
 
 
 def read_keys(source: Any, *, where: str) -> pa.ChunkedArray:
@@ -230,6 +240,19 @@ def _open(source: Any, *, where: str) -> pa.Table:
         check_version(file.schema, where=where)
         table: pa.Table = file.read_all()
     return table
+
+
+def _rows(values: "torch.Tensor") -> pa.Array:
+    """Values (n, …) of two bytes each, as one binary value for each row."""
+    data = pa.py_buffer(_bits(values.contiguous()))
+    return pa.Array.from_buffers(pa.binary(values[0].numel() * 2), len(values), [None, data])
+
+
+def _bits_of(table: pa.Table, name: str) -> npt.NDArray[np.int16]:
+    """The bits (n, …) of such a column, as a view into the file."""
+    column = table[name].chunk(0)
+    data = np.frombuffer(column.buffers()[1], dtype=np.int16)
+    return data.reshape(len(column), -1)
 
 
 def _bits(tensor: "torch.Tensor") -> npt.NDArray[np.uint8]:

@@ -46,6 +46,8 @@ class Subjects:
     """The null caption, which guidance leads away from."""
     labels: tuple[int, ...] = ()
     """Classes instead of captions."""
+    control: Tensor | None = None
+    """(samples, C, h, w) latents of control images, where a control is trained."""
 
 
 class SampleGrids:
@@ -74,11 +76,15 @@ class SampleGrids:
             text_encoder=Part(_no_text_encoder, keep=True),
             vae=Part(lambda: self._vae, keep=True),
             downsampling=self._vae.downsampling,
+            control=None if self._subjects.control is None else "",
         )
         runtime = RuntimeConfig(device=str(next(network.parameters()).device), batch_size=_BATCH)
         pipeline = Pipeline(self._pipeline, parts, transformer_config=network.config, runtime=runtime)
         request = GenerationRequest(
-            captions=self._subjects.captions, negative_captions=self._subjects.null_caption, sampling=self._sampling
+            captions=self._subjects.captions,
+            negative_captions=self._subjects.null_caption,
+            control_latents=self._subjects.control,
+            sampling=self._sampling,
         )
         return [drawn.image for drawn in pipeline(request) if isinstance(drawn.image, Image)]
 
@@ -123,18 +129,20 @@ def choose_subjects(
     if info.class_names:
         labels = tuple(range(min(watch.num_samples, len(info.class_names))))
         return Subjects(texts=info.class_names[: len(labels)], captions=None, null_caption=None, labels=labels)
-    texts, captions = watch.prompts, None
+    texts, captions, control = watch.prompts, None, None
     if not texts and samples is not None:
         largest = max((batch for _, batch in samples.batches), key=_size)
         found = store.read([samples.request(*sample) for sample in largest.samples[: watch.num_samples]])
         texts, captions = tuple(found.texts or ()), found.captions
+        control = None if found.control is None else store.scale.to_latents(found.control.float())
     if not texts:
         return None
     if captions is not None and store.null_caption is not None:
         null = Captions(tokens=store.null_caption, lengths=torch.tensor([len(store.null_caption)]))
-        return Subjects(texts=texts, captions=captions, null_caption=null)
+        return Subjects(texts=texts, captions=captions, null_caption=null, control=control)
     encoder = encoder or open_text_encoder(config, info)
-    return Subjects(texts=texts, captions=encoder.encode(texts).to("cpu"), null_caption=encoder.null_captions().to("cpu"))
+    captions, null = encoder.encode(texts).to("cpu"), encoder.null_captions().to("cpu")
+    return Subjects(texts=texts, captions=captions, null_caption=null, control=control)
 
 
 def open_text_encoder(config: TrainConfig, info: FeaturesInfo, *, device: str = "cpu") -> TextEncoder:

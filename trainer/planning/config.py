@@ -169,7 +169,9 @@ class RungPlan:
     techniques: tuple["TechniqueCost", ...] = ()
     """Costs that enabled techniques add; they are in gpu_days and memory, not in flops_per_image."""
     lora_values: int = 0
-    """Values of the LoRA that is trained in place of the weights; 0: all weights are trained."""
+    """Values of the LoRA that is trained in place of the weights; 0: there is none."""
+    control_values: int = 0
+    """Values of the control likewise."""
     memory: tuple[MemoryPlan, ...]
     disk: DiskPlan
     encoding: EncodingPlan | None

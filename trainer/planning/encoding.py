@@ -16,11 +16,16 @@ _VAE: Mapping[str, Any] = STABLE_DIFFUSION_VAE
 _VAE_DOWNSAMPLING = 8
 
 
-def encoding_plan(config: PlanConfig, *, resolution: int, num_images: int, has_captions: bool) -> EncodingPlan | None:
-    """The work of a rung's features; None for encoders of other sizes than PixArt-alpha's, which a plan does not know."""
+def encoding_plan(
+    config: PlanConfig, *, resolution: int, num_images: int, has_captions: bool, images_each: int = 1
+) -> EncodingPlan | None:
+    """The work of a rung's features; None for encoders of other sizes than PixArt-alpha's, which a plan does not know.
+
+    `images_each`: images that are encoded of each, 2 with control images.
+    """
     if config.downsampling != _VAE_DOWNSAMPLING or (has_captions and config.caption_width != _T5["d_model"]):
         return None
-    image = vae_flops(resolution, latent_channels=config.latent_channels)
+    image = images_each * vae_flops(resolution, latent_channels=config.latent_channels)
     caption = t5_flops(config.caption_tokens) if has_captions else 0.0
     flops = num_images * (image + config.caption_variants * caption)
     hours = flops / (config.device.peak_flops * config.utilisation * 3600)

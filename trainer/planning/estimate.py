@@ -9,7 +9,7 @@ from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import AUTO
 from model.dit_config import DiTConfig, RoutedBlocks
-from model.flops import LoraSizes, dit_flops, total
+from model.flops import AdaptationSizes, ControlSizes, LoraSizes, dit_flops, total
 from model.lora.settings import Injection
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
@@ -19,7 +19,7 @@ from trainer.planning.dataset import dataset_size
 from trainer.planning.encoding import encoding_plan
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
-from trainer.planning.techniques import TechniqueCost, planned_lora, technique_costs
+from trainer.planning.techniques import TechniqueCost, planned_adaptation, technique_costs
 from trainer.stages import choose_stage, named_by, offered, stages_of
 
 _KEY_BYTES = 100
@@ -76,11 +76,11 @@ def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
     network = _network(train, rung, config)
     recomputes = config.gradient_checkpointing or train.gradient_checkpointing
-    lora = planned_lora(train, network)
-    optimizer_flops = optimizer_cost(network, train.optim, lora).step_flops
+    adapted = planned_adaptation(train, network)
+    optimizer_flops = optimizer_cost(network, train.optim, adapted).step_flops
     routing, index, num_tokens = train.routing, train.ladder.index(rung), network.base_grid**2
     share = routing.routed_images(train.ladder, index, num_tokens=num_tokens) / rung.images_seen
-    flops, again = _flops(network, config, routing.blocks, share=share, lora=lora)
+    flops, again = _flops(network, config, routing.blocks, share=share, adapted=adapted)
     techniques = technique_costs(train, rung, network, stored_width=config.teacher_width, caption_tokens=config.caption_tokens)
     work = rung.images_seen * (flops + again * recomputes + sum(cost.mean_flops for cost in techniques))
     work += rung.num_steps * optimizer_flops
@@ -100,7 +100,8 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         cost=None if config.device.price is None else 24 * gpu_days * config.device.price,
         patches=num_tokens,
         techniques=techniques,
-        lora_values=0 if lora is None else lora.num_parameters,
+        lora_values=adapted.num_parameters if isinstance(adapted, LoraSizes) else 0,
+        control_values=adapted.num_parameters if isinstance(adapted, ControlSizes) else 0,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
         encoding=encoding_plan(
@@ -108,6 +109,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
             resolution=rung.resolution,
             num_images=dataset.num_images,
             has_captions=_has_captions(train, rung),
+            images_each=2 if train.control.is_on else 1,
         ),
         images_per_s=images_per_s,
         reading=_reading_plan(train, network, config, images_per_s=images_per_s),
@@ -118,14 +120,14 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
 
 
 def _flops(
-    network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, *, share: float, lora: LoraSizes | None
+    network: DiTConfig, config: PlanConfig, routed: RoutedBlocks | None, *, share: float, adapted: AdaptationSizes | None
 ) -> tuple[float, float]:
     """FLOPs of an image's training, and those that recomputing its blocks adds; `share` of the images are routed."""
 
     def of(blocks: RoutedBlocks | None) -> tuple[float, float]:
         grid = (network.base_grid, network.base_grid)
-        layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens, routed=blocks, lora=lora)
-        blocks_layers = ("text-adapter", "self-attention", "cross-attention", "mlp", "lora")
+        layers = dit_flops(network, grid=grid, caption_tokens=config.caption_tokens, routed=blocks, adapted=adapted)
+        blocks_layers = ("text-adapter", "self-attention", "cross-attention", "mlp", "lora", "control")
         again = sum(layers[name].forward for name in blocks_layers if name in layers)
         return total(layers).training, again
 
@@ -159,19 +161,21 @@ def _memory_plans(
     precision = "float32" if without_bfloat16 else train.precision
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
     shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
+    control = planned_adaptation(train, network) if train.control.is_on else None
+    adapted = control if isinstance(control, ControlSizes) else train.lora.injection
     as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
     plans = []
     for sharding in shardings:
         for checkpointing in (False, True):
             memory = training_memory(
                 network,
-                _activations(network, checkpointing, precision, train.lora.injection),
+                _activations(network, checkpointing, precision, adapted),
                 num_gpus=num_gpus,
                 sharding=sharding,
                 precision=precision,
                 optim=train.optim,
                 techniques=techniques,
-                lora=train.lora.injection,
+                adapted=adapted,
             )
             plan = MemoryPlan(
                 sharding=sharding,
@@ -185,9 +189,11 @@ def _memory_plans(
 
 
 @lru_cache
-def _activations(network: DiTConfig, checkpointing: bool, precision: str, lora: Injection | None) -> Activations:
+def _activations(
+    network: DiTConfig, checkpointing: bool, precision: str, adapted: Injection | ControlSizes | None
+) -> Activations:
     grid = (network.base_grid, network.base_grid)
-    return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision, lora=lora)
+    return measure_activations(network, grid=grid, gradient_checkpointing=checkpointing, precision=precision, adapted=adapted)
 
 
 def _has_captions(train: TrainConfig, rung: Rung) -> bool:
@@ -199,7 +205,7 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
     captions = num_images * config.caption_variants * _has_captions(train, rung)
     bf16, int8, text = _caption_bytes(config)
     return DiskPlan(
-        latents=num_images * _latents_bytes(network, config),
+        latents=num_images * _latents_bytes(train, network, config),
         captions_bf16=captions * bf16,
         captions_int8=captions * int8,
         texts=captions * text,
@@ -208,16 +214,16 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
 
 def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:
     """An image is read with one of its captions."""
-    latents = _latents_bytes(network, config)
+    latents = _latents_bytes(train, network, config)
     bf16, int8, text = _caption_bytes(config) if train.conditioning == "text" else (0.0, 0.0, 0.0)
     return ReadingPlan(
         bf16=images_per_s * (latents + bf16), int8=images_per_s * (latents + int8), online=images_per_s * (latents + text)
     )
 
 
-def _latents_bytes(network: DiTConfig, config: PlanConfig) -> int:
-    """Bytes of an image's mean and, unless the VAE is deterministic, log-variance in float16."""
-    parts = 2 if config.latent_variance else 1
+def _latents_bytes(train: TrainConfig, network: DiTConfig, config: PlanConfig) -> int:
+    """Bytes of an image's mean and, unless the VAE is deterministic, log-variance in float16; and its control image's mean."""
+    parts = (2 if config.latent_variance else 1) + train.control.is_on
     return 2 * parts * network.in_channels * network.sample_size**2 + _KEY_BYTES
 
 

@@ -14,9 +14,11 @@ Assumptions, on the safe side:
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
+from model.flops import ControlSizes
 from model.lora.settings import Injection
 from trainer.config.optim import OptimConfig
 from trainer.config.running import Sharding
@@ -102,22 +104,23 @@ def training_memory(
     precision: str = "bfloat16",
     optim: OptimConfig,
     techniques: Sequence[TechniqueCost] = (),
-    lora: Injection | None = None,
+    adapted: Injection | ControlSizes | None = None,
 ) -> TrainingMemory:
     """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision.
 
-    `lora`: the settings of the adapter that is trained in place of the weights.
+    `adapted`: the settings of a LoRA, or the sizes of a control, that is trained in place of the weights.
     """
     from model.lora.injection import lora_sizes
 
     counted = count_parameters(config)
-    adapter = lora_sizes(config, lora) if lora is not None else None
+    adapter = lora_sizes(config, adapted) if isinstance(adapted, Injection) else adapted
     shared_by = num_gpus if sharding == "fsdp" else 1
     trained = _FLOAT_BYTES * (counted.all if adapter is None else adapter.num_parameters) / shared_by
     low, travels_low = precision != "float32", config.conditioning == "text"
-    copies = 2 * counted.block_matrices if low and not (shared_by > 1 and travels_low) else 0
+    share = 1 + (adapter.num_blocks / config.depth if isinstance(adapter, ControlSizes) else 0)
+    copies = 2 * share * counted.block_matrices if low and not (shared_by > 1 and travels_low) else 0
     weights = _FLOAT_BYTES * counted.all / shared_by + (trained if adapter is not None else 0)
-    if lora is not None and lora.base == "int8":  # whole on every GPU, and no copies of them
+    if isinstance(adapted, Injection) and adapted.base == "int8":  # whole on every GPU, and no copies of them
         frozen = _FLOAT_BYTES * (counted.all - counted.matrices) / shared_by
         weights, copies = frozen + _FLOAT_BYTES * counted.matrices - counted.saved_by_int8 + trained, 0
     gathered = 0
@@ -163,39 +166,59 @@ def measure_activations(
     grid: tuple[int, int],
     gradient_checkpointing: bool,
     precision: str = "bfloat16",
-    lora: Injection | None = None,
+    adapted: Injection | ControlSizes | None = None,
 ) -> Activations:
     """Bytes of activations per image of a grid (h, w) of patches, without the bf16 copy of the weights.
 
-    `lora`: the settings of the adapter that is trained in place of the weights.
+    `adapted`: the settings of a LoRA, or the sizes of a control, that is trained in place of the weights.
     """
     # Blocks with compression only save memory, and are not alike: depth would not be linear.
     plain = replace(config, kv_compression=replace(config.kv_compression, layers=()))
-    one, two = (
-        _peaks(replace(plain, depth=depth), grid, gradient_checkpointing=gradient_checkpointing, precision=precision, lora=lora)
-        for depth in (1, 2)
-    )
-    more = config.depth - 1
+    measure = partial(_peaks, grid=grid, gradient_checkpointing=gradient_checkpointing, precision=precision)
+    if isinstance(adapted, ControlSizes):
+        first, deeper, both = (measure(replace(plain, depth=depth), copies=num) for depth, num in ((2, 1), (3, 1), (3, 2)))
+        copies = adapted.num_blocks - 1
+        return _extrapolated(first, (deeper, config.depth - 2), others=(deeper, both, copies))
+    one, two = (measure(replace(plain, depth=depth), lora=adapted) for depth in (1, 2))
+    return _extrapolated(one, (two, config.depth - 1))
+
+
+def _extrapolated(
+    first: Activations, more: tuple[Activations, int], *, others: tuple[Activations, Activations, int] | None = None
+) -> Activations:
+    """Bytes per image of `first`, with what one more block adds to it, so many times; `others`: what one more copy adds."""
+
+    def of(one: float, two: float, less: float, greater: float) -> float:
+        return (one + more[1] * (two - one) + (others[2] if others else 0) * (greater - less)) / _MEASURED_IMAGES
+
+    low, high = (others[0], others[1]) if others else (first, first)
     return Activations(
-        forward=(one.forward + more * (two.forward - one.forward)) / _MEASURED_IMAGES,
-        backward=(one.backward + more * (two.backward - one.backward)) / _MEASURED_IMAGES,
+        forward=of(first.forward, more[0].forward, low.forward, high.forward),
+        backward=of(first.backward, more[0].backward, low.backward, high.backward),
     )
 
 
 def _matrix_parts(dit: "DiT") -> "list[torch.nn.Module]":
     """The parts of the blocks that run in low precision: attention and MLPs, but not the modulation."""
-    names = ("attn", "cross_attn", "mlp")
-    blocks = (*dit.text_adapter, *dit.blocks)
+    names = ("attn", "cross_attn", "mlp", "before", "after")
+    blocks = (*dit.text_adapter, *dit.blocks, *dit.control_blocks, *(copy.block for copy in dit.control_blocks))
     return [getattr(block, name) for block in blocks for name in names if hasattr(block, name)]
 
 
 def _peaks(
-    config: DiTConfig, grid: tuple[int, int], *, gradient_checkpointing: bool, precision: str, lora: Injection | None
+    config: DiTConfig,
+    *,
+    grid: tuple[int, int],
+    gradient_checkpointing: bool,
+    precision: str,
+    lora: Injection | None = None,
+    copies: int = 0,
 ) -> Activations:
     """The peaks of a whole batch of _MEASURED_IMAGES, besides the weights and gradients."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from model.control.control import add_copies
     from model.diffusion import Diffusion
     from model.dit import DiT
     from model.generation.memory import replace_tensors, storage_counter
@@ -206,11 +229,13 @@ def _peaks(
         dit = DiT(config)
         if lora is not None:
             inject(dit, replace(lora, base="float32"), seed=0)
+        if copies:
+            add_copies(dit, copies)
     trained = {name for name, parameter in dit.named_parameters() if parameter.requires_grad}
     if low:
         for module in _matrix_parts(dit):
             module.to(torch.bfloat16)
-    if lora is not None:
+    if lora is not None or copies:
         for name in trained:  # in float32, as they are trained
             dit.get_parameter(name).data = dit.get_parameter(name).data.float()
     dit.gradient_checkpointing = gradient_checkpointing
@@ -221,6 +246,8 @@ def _peaks(
                 parameter.requires_grad_()
                 parameter.grad = torch.empty_like(parameter)
     part, num_bytes = _part(config, grid, without_data)
+    if copies:
+        part, num_bytes = replace(part, control=torch.empty_like(part.latents)), num_bytes + part.latents.nbytes
     state = [*dit.state_dict().values(), *(parameter.grad for parameter in dit.parameters() if parameter.grad is not None)]
     counter = storage_counter({tensor.untyped_storage()._cdata for tensor in state})
     with counter:

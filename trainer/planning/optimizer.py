@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
-from model.flops import LoraSizes
+from model.flops import AdaptationSizes
 from trainer.config.optim import OptimConfig
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class OptimizerCost:
 
 
 @lru_cache
-def optimizer_cost(config: DiTConfig, optim: OptimConfig, lora: LoraSizes | None = None) -> OptimizerCost:
-    """The cost for the network of a configuration, or for the LoRA that is trained in its place."""
-    if lora is not None:
+def optimizer_cost(config: DiTConfig, optim: OptimConfig, adapted: AdaptationSizes | None = None) -> OptimizerCost:
+    """The cost for the network of a configuration, or for the LoRA or control that is trained in its place."""
+    if adapted is not None:
         in_eight_bits = optim.name == "adamw8bit"
-        moments = sum(_moment_bytes(size, in_eight_bits=in_eight_bits) for size in lora.tensors)
+        moments = sum(_moment_bytes(size, in_eight_bits=in_eight_bits) for size in adapted.tensors)
         return OptimizerCost(num_bytes=_MOMENTS * moments, step_flops=0.0)
     import torch
 

@@ -61,6 +61,8 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
         )
     if values := max(rung.lora_values for rung in rungs):
         yield f"LoRA: {values:,} values are trained; the weights are frozen, and make no gradients"
+    if values := max(rung.control_values for rung in rungs):
+        yield f"control: {values:,} values are trained; the network is frozen, and its weights make no gradients"
     rows = [
         (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), _money(rung.cost))
         for rung in rungs

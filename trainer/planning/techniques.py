@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from model.dit_config import DiTConfig
-from model.flops import LoraSizes, dit_flops, total
+from model.flops import AdaptationSizes, dit_flops, total
 from trainer.config.ladder import Rung
 from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig
 from trainer.config.train import TrainConfig
@@ -68,8 +68,12 @@ class TechniqueCost:
         return _FLOAT_BYTES * (_STATES * self.parameters + self.copied_parameters) / shared_by + self.frozen_bytes
 
 
-def planned_lora(train: TrainConfig, network: DiTConfig) -> LoraSizes | None:
-    """The sizes of the adapter that is trained; none where all weights are."""
+def planned_adaptation(train: TrainConfig, network: DiTConfig) -> AdaptationSizes | None:
+    """The sizes of the LoRA or control that is trained; none where all weights are."""
+    if train.control.is_on:
+        from model.control.control import control_sizes
+
+        return control_sizes(network, train.control.chosen_blocks(network.depth))
     if train.lora.injection is None:
         return None
     from model.lora.injection import lora_sizes
@@ -159,8 +163,8 @@ def _few_steps(train: TrainConfig, network: DiTConfig, *, caption_tokens: float 
     captioned, plain = (total(dit_flops(network, grid=grid, caption_tokens=num)).forward for num in (tokens, _NULL_TOKENS))
     is_consistency = few_steps.method == "consistency"
     num_guided = 1 if is_consistency else few_steps.teacher_steps
-    lora = planned_lora(train, network)
-    trained = _network_parameters(network) if lora is None else lora.num_parameters
+    adapted = planned_adaptation(train, network)
+    trained = _network_parameters(network) if adapted is None else adapted.num_parameters
     # While a copy is in the network's place, the network's own weights are kept beside it.
     num_copies = (2 if is_consistency else 1) + 1
     return TechniqueCost(

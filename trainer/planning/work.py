@@ -11,7 +11,7 @@ from model.flops import training_flops
 from trainer.config.ladder import Rung
 from trainer.config.train import TrainConfig
 from trainer.planning.optimizer import optimizer_cost
-from trainer.planning.techniques import TechniqueCost, planned_lora, technique_costs
+from trainer.planning.techniques import TechniqueCost, planned_adaptation, technique_costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,12 @@ def training_work(
     Raises UserError for a teacher or VAE that is unavailable.
     """
     grid = (network.base_grid, network.base_grid)
-    lora, routed = planned_lora(train, network), train.routing.blocks
+    adapted, routed = planned_adaptation(train, network), train.routing.blocks
     index, num_tokens = train.ladder.index(rung), network.base_grid**2
     return TrainingWork(
         rung=rung,
-        image=training_flops(network, grid=grid, caption_tokens=caption_tokens, lora=lora),
-        routed_image=training_flops(network, grid=grid, caption_tokens=caption_tokens, routed=routed, lora=lora),
+        image=training_flops(network, grid=grid, caption_tokens=caption_tokens, adapted=adapted),
+        routed_image=training_flops(network, grid=grid, caption_tokens=caption_tokens, routed=routed, adapted=adapted),
         routed_images=train.routing.routed_images(train.ladder, index, num_tokens=num_tokens),
         techniques=technique_costs(train, rung, network, stored_width=teacher_width, caption_tokens=caption_tokens),
         optimizer=optimizer_cost(network, train.optim).step_flops,

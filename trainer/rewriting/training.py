@@ -21,7 +21,8 @@ from foundry.reporting.lines import say
 from foundry.storage.folder import new_file, new_folder
 from model.encoders.frozen_parts import find_part
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
-from model.formats.checkpoint import PIPELINE, PartConfig, find_checkpoint, read_pipeline_config, write_json
+from model.formats.checkpoint import PIPELINE, PartConfig, find_checkpoint, read_pipeline_config
+from model.formats.json_files import write_json
 from model.rewriting.rewriter import RECORD, LocalRewriter, RewriterRecord, open_rewriter
 from model.rewriting.stated import lost_words
 from trainer.rewriting.config import FitRewriterConfig

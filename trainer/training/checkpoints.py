@@ -1,6 +1,6 @@
 """Checkpoints of a training: written by a thread while it runs, whole or not there, and loaded on any number of workers.
 
-    RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read (of a LoRA, the adapter's)
+    RUN/checkpoints/<images seen>/  transformer/, pipeline.json   the EMA weights: what others read (of a LoRA or control, its)
                                     training/                     weights, EMA, optimiser by torch.distributed.checkpoint
                                     position.json                 the position in the training
 
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
-from model.formats.checkpoint import PipelineConfig, save_adapter_checkpoint, save_checkpoint
+from model.formats.checkpoint import PipelineConfig, save_adapter_checkpoint, save_checkpoint, save_control_checkpoint
 from trainer.config.data import AspectRatio
 from trainer.config.ladder import Rung
 from trainer.config.running import CheckpointConfig
@@ -33,6 +33,7 @@ from trainer.distributed import Workers
 from trainer.monitoring.run_folder import CHECKPOINTS, list_checkpoints, newest_checkpoint
 from trainer.training.networks import network_around
 from trainer.training.optimizer import make_moments, named_moments
+from trainer.training.techniques.control import averaged_control
 from trainer.training.techniques.lora import averaged_adapter
 from trainer.training.train_step import TrainState
 
@@ -197,7 +198,7 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
     make_moments(state.optimizer)
     moments = named_moments(state.optimizer, state.network)
     network = _detached(state.network)
-    if state.lora is not None:  # its frozen weights are in its base
+    if state.has_base:  # its frozen weights are in its base
         network = {name: network[name] for name in state.ema.weights}
     found = {"network": network, "ema": dict(state.ema.weights), "optimizer": moments}
     if state.distillation is not None:
@@ -210,11 +211,14 @@ def training_tensors(state: TrainState) -> dict[str, Any]:
 
 
 def _averages(state: TrainState, pipeline: PipelineConfig, *, keep: bool) -> Callable[[Path], object] | None:
-    """What writes the average's weights into a folder: the network, or its LoRA; none unless `keep`. All workers call it."""
+    """What writes the average's weights into a folder: network, LoRA or control; none unless `keep`. All workers call it."""
     config = state.network.config
     if state.lora is not None:
         adapter = averaged_adapter(state.ema, state.lora, keep=keep)
         return None if adapter is None else lambda folder: save_adapter_checkpoint(folder, adapter, config, pipeline)
+    if state.control is not None:
+        control = averaged_control(state.ema, state.control, keep=keep)
+        return None if control is None else lambda folder: save_control_checkpoint(folder, control, config, pipeline)
     weights = state.ema.full_weights(keep=keep)
     return (lambda folder: save_checkpoint(folder, network_around(config, weights), pipeline)) if keep else None
 

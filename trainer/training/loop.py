@@ -30,6 +30,7 @@ from trainer.training.networks import attention_kernel, lora_text, open_features
 from trainer.training.rung import RungTraining
 from trainer.training.rung_parts import open_rung, peak_flops
 from trainer.training.start import Start, check_workers, cleaning_note, find_start, keep_scale, open_state, run_path
+from trainer.training.techniques.control import control_text
 from trainer.training.train_step import TrainState
 
 _WAIT_FOR_RUN_S = 60.0
@@ -72,6 +73,8 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     _say_start(config, workers, run, start, sizes=sizes_text(state.network.config))
     if state.lora is not None:
         run.say(lora_text(state))
+    if state.control is not None:
+        run.say(control_text(state.network, state.control))
     if note := cleaning_note(start, config, store.info):
         run.say(note)
     if scale_line:

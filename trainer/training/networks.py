@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype
 from foundry.reporting.lines import say
+from model.control.control import control_blocks, num_copies
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
 from model.initialisation import initialise_from_class_dit
@@ -33,6 +34,7 @@ from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
 from trainer.training.ema import Ema
 from trainer.training.optimizer import make_optimizer
+from trainer.training.techniques.control import ControlState
 from trainer.training.techniques.few_steps import Distillation
 from trainer.training.techniques.lora import LoraState
 from trainer.training.techniques.technique import SharedTechnique
@@ -155,9 +157,10 @@ def network_from(checkpoint: Path, config: DiTConfig, *, seed: int) -> DiT:
 
 
 def network_around(config: DiTConfig, weights: Mapping[str, Tensor]) -> DiT:
-    """A network around tensors that exist already, without a copy."""
+    """A network around tensors that exist already, without a copy; with a control where they hold one."""
     with torch.device("meta"):
         network = DiT(config)
+        network.control_blocks = control_blocks(config, num_copies(weights))
     network.load_state_dict(weights, assign=True)
     return network
 
@@ -169,16 +172,17 @@ def make_state(
     techniques: tuple[SharedTechnique, ...] = (),
     *,
     lora: LoraState | None = None,
+    control: ControlState | None = None,
 ) -> TrainState:
     """The network on its device, shared among the workers as the settings say, with its optimiser and average.
 
-    `lora`: the adapter that was put into it, which alone is trained.
+    `lora` or `control`: what was put into it, which alone is trained.
     """
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
     model: torch.nn.Module = network
     if workers.num > 1 and config.distributed.sharding == "fsdp":
-        for block in (*network.text_adapter, *network.blocks):
+        for block in (*network.text_adapter, *network.blocks, *network.control_blocks):
             fully_shard(block, mp_policy=_gathered(config))
         fully_shard(network)
     elif workers.num > 1:
@@ -203,6 +207,7 @@ def make_state(
         images_seen=0,
         techniques=techniques,
         lora=lora,
+        control=control,
         distillation=Distillation(network, config) if config.few_steps.is_on else None,
     )
 
@@ -245,7 +250,11 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
     try:
         store = FeatureStore.open(
-            config.features_folder(rung), skip=skip, weights=weights, with_teacher=config.repa.teacher == STORED
+            config.features_folder(rung),
+            skip=skip,
+            weights=weights,
+            with_teacher=config.repa.teacher == STORED,
+            control=config.control.condition,
         )
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})", setting=error.setting) from None
@@ -271,13 +280,15 @@ def features_command(
 ) -> str:
     """The command that makes them, with the parts that are known to be needed."""
     parts = {"vae": vae} | ({"text_encoder": text_encoder} if config.conditioning == "text" else {})
+    more = ["--captions none"] if config.online else []
+    more += [f"--control.kind {config.control.kind}"] if config.control.is_on else []
     return precompute_command(
         parts,
         dataset="DATASET",
         out=config.features,
         stage=config.features_stage,
         resolution=str(rung.resolution),
-        more="--captions none" if config.online else "",
+        more=" ".join(more),
     )
 
 

@@ -8,9 +8,8 @@ from foundry.errors import UserError
 from foundry.wording import counted
 from model.diffusion import Objective, make_objective
 from model.dit import DiTConfig
-from model.flops import LoraSizes, training_flops
+from model.flops import AdaptationSizes, training_flops
 from model.formats.checkpoint import PipelineConfig
-from model.lora.injection import lora_sizes
 from trainer.config.ladder import LadderPosition, Rung
 from trainer.config.routing import ADVICE
 from trainer.config.train import TrainConfig
@@ -29,6 +28,7 @@ from trainer.monitoring.metrics import StepRecord
 from trainer.monitoring.run_folder import RunFolder
 from trainer.monitoring.sample_grids import SampleGrids, choose_subjects, open_text_encoder, open_vae
 from trainer.monitoring.validation import ValidationSet, measure
+from trainer.planning.techniques import planned_adaptation
 from trainer.planning.work import AddedWork
 from trainer.training.checkpoints import Checkpoints, Position
 from trainer.training.ema import ema_decay
@@ -66,10 +66,9 @@ class RungParts:
         return self.collator.network
 
     @property
-    def lora(self) -> LoraSizes | None:
-        """The sizes of the adapter; none where all weights are trained."""
-        injection = self.config.lora.injection
-        return None if injection is None else lora_sizes(self.network, injection)
+    def adapted(self) -> AdaptationSizes | None:
+        """The sizes of the LoRA or control; none where all weights are trained."""
+        return planned_adaptation(self.config, self.network)
 
     @property
     def precision(self) -> torch.dtype:
@@ -181,7 +180,7 @@ def warn_of_duration(parts: RungParts, *, images_seen: int, step_s: float) -> No
         is_routed = routing.routed_images(ladder, ladder.index(rung), num_tokens=side**2) > 0
         routed = routing.blocks if is_routed else None
         tokens = parts.network.max_caption_tokens
-        return training_flops(parts.network, grid=(side, side), caption_tokens=tokens, routed=routed, lora=parts.lora)
+        return training_flops(parts.network, grid=(side, side), caption_tokens=tokens, routed=routed, adapted=parts.adapted)
 
     warning = duration_warning(
         parts.config,
@@ -304,7 +303,7 @@ def _batch_flops(parts: RungParts, batch: FeatureBatch, *, images_seen: int) -> 
     tokens = 0.0 if batch.captions is None else float(batch.captions.lengths.float().mean())
     grid = (batch.bucket[0] // network.patch_size, batch.bucket[1] // network.patch_size)
     routed = collator.routed if images_seen < collator.routed_until else None
-    return training_flops(network, grid=grid, caption_tokens=tokens, routed=routed, lora=parts.lora)
+    return training_flops(network, grid=grid, caption_tokens=tokens, routed=routed, adapted=parts.adapted)
 
 
 def _open_collator(
@@ -324,6 +323,7 @@ def _open_collator(
         text_encoder=open_text_encoder(config, info, device=str(workers.device)) if encodes else None,
         original_aspect_ratio=config.data.aspect_ratio == "image",
         group=group,
+        control_dropout=config.control.dropout,
         routed=config.routing.blocks,
         routed_until=position.images_before + routed,
     )

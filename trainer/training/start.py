@@ -10,7 +10,6 @@ from foundry.storage.locations import is_local_path
 from model.dit import DiT
 from model.dit_config import DiTConfig
 from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
-from model.lora.settings import Injection
 from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
@@ -20,6 +19,7 @@ from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.training.checkpoints import Position, load_training
 from trainer.training.networks import config_from, features_command, make_state, network_from, new_config, new_network
 from trainer.training.optimizer import optimizer_record
+from trainer.training.techniques.control import controlled
 from trainer.training.techniques.few_steps import check_teacher_checkpoint
 from trainer.training.techniques.lora import adapted, check_same_network, find_base
 from trainer.training.techniques.opening import check_group, open_techniques
@@ -70,7 +70,7 @@ def find_start(config: TrainConfig) -> Start:
 
 def check_start(config: TrainConfig) -> None:
     """Raises UserError where a stage has nothing to start from: before a folder is made or Ray is started."""
-    _check_lora(config, find_start(config))
+    _check_has_start(config, find_start(config))
 
 
 def run_path(config: TrainConfig) -> Path:
@@ -138,7 +138,7 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     """The state that a training begins with or resumes from. Raises UserError for parts that do not fit together."""
     info = store.info
     if start.checkpoint is None:
-        _check_lora(config, start)
+        _check_has_start(config, start)
         fresh = new_config(config, rung, info)
         check_routing(config, fresh)
         techniques = open_techniques(config, fresh, store, workers)
@@ -149,8 +149,8 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     source = read_transformer_config(start.checkpoint)
     target = config_from(source, config, rung, info)
     check_routing(config, target)
-    if (injection := config.lora.injection) is not None:
-        return _adapted_state(config, injection, start, target, store=store, workers=workers)
+    if config.lora.is_on or config.control.is_on:
+        return _state_on_base(config, start, target, store=store, workers=workers)
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
@@ -166,10 +166,10 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     return state
 
 
-def _adapted_state(
-    config: TrainConfig, injection: Injection, start: Start, target: DiTConfig, *, store: FeatureStore, workers: Workers
+def _state_on_base(
+    config: TrainConfig, start: Start, target: DiTConfig, *, store: FeatureStore, workers: Workers
 ) -> TrainState:
-    """The state of a LoRA: the base as it was found, with an adapter that is new or the checkpoint's."""
+    """The state of a LoRA or a control: the base as it was found, with one that is new or the checkpoint's."""
     assert start.checkpoint is not None
     techniques = open_techniques(config, target, store, workers)
     if start.resumes:
@@ -177,21 +177,25 @@ def _adapted_state(
     base, name = find_base(start.checkpoint, resumes=start.resumes)
     check_same_network(read_transformer_config(base), target, checkpoint=base)
     network = network_from(base, target, seed=config.seed)
-    lora = adapted(network, injection, config, name=name, base=base)
-    state = make_state(network, config, workers, techniques, lora=lora)
+    injection = config.lora.injection
+    lora = None if injection is None else adapted(network, injection, config, name=name, base=base)
+    control = controlled(network, config.control, name=name, base=base) if config.control.is_on else None
+    state = make_state(network, config, workers, techniques, lora=lora, control=control)
     if start.resumes:
         load_training(start.checkpoint, state, workers)
     return state
 
 
-def _check_lora(config: TrainConfig, start: Start) -> None:
-    """Raises UserError where a LoRA has no network to adapt, or a distillation none to learn from."""
+def _check_has_start(config: TrainConfig, start: Start) -> None:
+    """Raises UserError where a LoRA or a control has no network to start from, or a distillation none to learn from."""
     if config.few_steps.is_on and start.checkpoint is None:
         raise UserError(
             "few steps are distilled from a network that is trained already: give its checkpoint", setting="init_from"
         )
     if config.lora.is_on and start.checkpoint is None:
         raise UserError("a LoRA adapts a network that is trained already: give its checkpoint", setting="init_from")
+    if config.control.is_on and start.checkpoint is None:
+        raise UserError("a control is of a network that is trained already: give its checkpoint", setting="init_from")
 
 
 def check_routing(config: TrainConfig, network: DiTConfig) -> None:

@@ -14,6 +14,7 @@ from model.dit import DiT, HiddenStates
 from trainer.data.batches import MicroBatch
 from trainer.training.ema import Ema, whole
 from trainer.training.optimizer import set_learning_rate
+from trainer.training.techniques.control import ControlState
 from trainer.training.techniques.few_steps import Distillation
 from trainer.training.techniques.lora import LoraState
 from trainer.training.techniques.technique import SharedTechnique, synchronised
@@ -35,8 +36,15 @@ class TrainState:
     """Losses that are added to the objective's, with what they train."""
     lora: LoraState | None = None
     """The adapter that is trained; none: all weights are."""
+    control: ControlState | None = None
+    """The control that is trained; likewise."""
     distillation: Distillation | None = None
     """Weights that teach a distillation to few steps; none: there is none."""
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the network's own weights are frozen, and in a base."""
+        return self.lora is not None or self.control is not None
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the network's, then those of techniques."""

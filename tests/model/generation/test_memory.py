@@ -11,7 +11,8 @@ from foundry.command_line import run_command
 from model.diffusion import Diffusion
 from model.dit import Captions
 from model.dit_config import PRESETS
-from model.formats.checkpoint import PipelineConfig, write_json
+from model.formats.checkpoint import PipelineConfig
+from model.formats.json_files import write_json
 from model.generate import GenerateConfig, main
 from model.generation.memory import OVERHEAD_BYTES, phase_bytes
 from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, sample_latents

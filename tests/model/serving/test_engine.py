@@ -1,6 +1,7 @@
 """Images are those of the pipeline, whatever they were drawn with; who goes away costs nothing, and a failure is its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 
 from foundry.errors import NotFiniteOutput, UserError
 from model.dit import DiT
+from model.dit_config import FewSteps
 from model.generation.pipeline import Pipeline, open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GeneratedImage, GenerationRequest
+from model.lora.file import read_adapter, write_adapter
 from model.lora.settings import LoraChoice
 from model.sampling import SamplingConfig
 from model.serving.adapters import NamedAdapters
 from model.serving.engine import Busy, Engine, Job, Stopping, warm_up
+from model.serving.image_request import RequestReader
+from model.serving.settings import ServerLimits
 from tests.model.serving.conftest import BATCH_SIZE, MAX_WAITING, Gate, NewEngine
 from tests.model.tiny_parts import poison_captions
 
@@ -132,6 +137,34 @@ def test_adapters_are_those_of_the_pipeline_and_leave_nothing_behind(
     jobs = [submit(order(), scales) for scales in ((), (("owl", 1.0),), (("owl", 0.5),), (("owl", 1.0),), ())]
     for job, expected in zip(jobs, (plain, whole, half, whole, plain), strict=True):
         assert_same(job.answer.result(60), expected)
+
+
+def test_an_adapter_of_few_steps_is_sampled_as_by_the_pipeline(checkpoint: Path, lora: Path, tmp_path: Path) -> None:
+    few = FewSteps(method="consistency", num_inference_steps=3, guidance_scale=4.5)
+    path = tmp_path / "few.safetensors"
+    write_adapter(path, replace(read_adapter(lora), few_steps=few))
+    runtime = RuntimeConfig(dtype="float32", batch_size=BATCH_SIZE)
+    adapters = NamedAdapters({"few": LoraChoice(str(path)), "owl": LoraChoice(str(lora))}, checkpoint)
+    reader = RequestReader(
+        name="tiny",
+        adapters=adapters.scales,
+        sampling=SamplingConfig(),
+        limits=ServerLimits(),
+        resolution=32,
+        few_steps=adapters.few_steps,
+    )
+    assert adapters.few_steps == {"few": few}
+    engine = Engine(open_pipeline(checkpoint, runtime=runtime), adapters, max_waiting=MAX_WAITING)
+    bodies: list[dict[str, Any]] = [{"lora": ["few"]}, {}, {"lora": ["few"], "guidance": 2}, {"lora": ["few", "owl:0.5"]}]
+    orders = [reader.read({"prompt": "a red owl", "seed": 3, **body}) for body in bodies]
+    jobs = [engine.submit(order.request, order.adapters) for order in orders]
+    choices = [[LoraChoice(str(path))], [], [LoraChoice(str(path))], [LoraChoice(str(path)), LoraChoice(str(lora), 0.5)]]
+    for job, body, lora_choices in zip(jobs, bodies, choices, strict=True):
+        sampling = SamplingConfig(guidance_scale=body.get("guidance"))
+        asked = GenerationRequest(prompts=("a red owl",), seed=3, sampling=sampling)
+        assert_same(job.answer.result(60), open_pipeline(checkpoint, runtime=runtime, lora=lora_choices)(asked))
+    assert orders[0].request.sampling.num_inference_steps == 3 and orders[1].request.sampling.num_inference_steps == 20
+    engine.close()
 
 
 def test_adapters_are_added_before_weights_are_quantised(checkpoint: Path, lora: Path) -> None:

@@ -1,12 +1,14 @@
 """Every field is read as it is meant, and what is wrong is told by its name."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from foundry.http.server import BadRequest
+from model.dit_config import FewSteps
 from model.lora.settings import LoraChoice
 from model.sampling import SamplingConfig
 from model.serving.forms import read_form
@@ -51,10 +53,29 @@ def test_every_field_reaches_the_request() -> None:
 
 def test_what_is_left_out_is_the_servers() -> None:
     order = READER.read({"prompt": "an owl", "size": "auto"})
-    assert order.request.sampling == READER.sampling and order.request.num_images == 1
+    assert order.request.sampling == READER.sampling.resolved() and order.request.num_images == 1
     assert (order.request.height, order.request.width, order.adapters, order.rewrite) == (None, None, (), None)
     seeds = {READER.read({"prompt": "an owl"}).request.seed for _ in range(5)}
     assert len(seeds) == 5  # one that nobody gave is drawn
+
+
+def test_adapters_of_few_steps_change_what_is_left_open_as_the_command_does() -> None:
+    four, two = (FewSteps(method="consistency", num_inference_steps=steps, guidance_scale=4.5) for steps in (4, 2))
+    reader = replace(READER, sampling=SamplingConfig(), few_steps={"owl": four})
+    plain = reader.read({"prompt": "an owl"}).request.sampling
+    assert plain == SamplingConfig().resolved()
+    for body in ({"lora": ["owl:0.5"]}, {"model": "owl"}, {"lora": ["ink-2", "owl"]}):
+        assert reader.read({"prompt": "an owl", **body}).request.sampling == SamplingConfig().resolved(four)
+    given = reader.read({"prompt": "an owl", "lora": ["owl"], "steps": 7, "guidance": 3}).request.sampling
+    assert (given.sampler, given.num_inference_steps, given.guidance_scale) == ("lcm", 7, 3)
+    own = replace(reader, own_few_steps=two)
+    assert own.read({"prompt": "an owl"}).request.sampling == SamplingConfig().resolved(two)
+    assert own.read({"prompt": "an owl", "lora": ["owl"]}).request.sampling == SamplingConfig().resolved(four)
+    by_server = replace(reader, sampling=SamplingConfig(num_inference_steps=9))  # what the server was started with stays
+    assert by_server.read({"prompt": "an owl", "lora": ["owl"]}).request.sampling.num_inference_steps == 9
+    both = replace(reader, few_steps={"owl": four, "ink-2": two})
+    with pytest.raises(BadRequest, match="lora: owl and ink-2 are distilled to few steps differently: give one of them"):
+        both.read({"prompt": "an owl", "lora": ["owl", "ink-2"]})
 
 
 def test_an_adapter_is_a_model_too() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image
-from model.generation.resolution import size_table
-from trainer.features.buckets import bucket_table, decoding_side_px, fit, nearest_buckets, to_signed
+from model.generation.resolution import fit, size_table
+from trainer.features.buckets import bucket_table, decoding_side_px, nearest_buckets, to_signed
 
 
 @pytest.mark.parametrize("resolution", [256, 512, 1024])

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,15 +13,18 @@ from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits, decode_image
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units, read_commits
+from model.control.edges import edge_map
+from model.control.settings import EDGES
 from model.encoders.text_encoder import TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAEConfig, load_vae
+from model.generation.resolution import fit
 from tests.foundry.units.plain_loop import run_plainly
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_class_folders, write_dataset
 from tests.trainer.tiny_training import tiny_config
 from trainer.config.ladder import Rung
-from trainer.features.buckets import decoding_side_px, fit, nearest_buckets, to_signed
-from trainer.features.config import PrecomputeConfig
+from trainer.features.buckets import decoding_side_px, nearest_buckets, to_signed
+from trainer.features.config import ControlImagesConfig, PrecomputeConfig
 from trainer.features.job import Encoders
 from trainer.features.plan import read_feature_plan
 from trainer.features.preparation import prepare
@@ -75,6 +79,31 @@ def test_what_is_stored_is_what_encoding_on_the_fly_gives(tmp_path: Path, embed:
         tokens = text_encoder.encode(batch.texts).tokens.bfloat16()
         torch.testing.assert_close(batch.captions.tokens, tokens, rtol=0.02, atol=1e-2)
         assert batch.bucket == (size[0] // 2, size[1] // 2)
+
+
+def test_control_images_are_the_edges_of_what_was_cropped(tmp_path: Path, dataset: Path) -> None:
+    config = tiny_precompute(tmp_path, dataset, control=ControlImagesConfig(kind="edges"))
+    make_features(config)
+    plain = tiny_precompute(tmp_path, dataset, out=str(tmp_path / "plain"))
+    make_features(plain)
+    vae, without, features = load_vae(config.vae), store(plain), FeatureStore.open(store(config).folder.url, control=EDGES)
+    assert features.info.fingerprint != without.info.fingerprint and "control" not in without.info.settings
+    for key, request in all_samples(features).items():
+        batch = features.read([request])
+        data = (tmp_path / "dataset" / "pictures" / f"{key}.png").read_bytes()
+        height, width = (int(side) for side in batch.sizes[0])
+        size = (2 * batch.bucket[0], 2 * batch.bucket[1])
+        image = decode_image(data, limits=DecodeLimits(), target_side_px=decoding_side_px(height, width, [size]))
+        edges = np.repeat(edge_map(fit(image.pixels, size))[..., None], 3, axis=2)
+        expected = vae.encode(to_signed(torch.from_numpy(edges)[None])).mean.half()
+        assert batch.control is not None
+        torch.testing.assert_close(batch.control, expected, rtol=0.002, atol=1e-3)
+    with pytest.raises(UserError, match="was made with another control.kind"):
+        make_features(dataclasses.replace(config, control=ControlImagesConfig()))
+    with pytest.raises(UserError, match="was made with another control.kind"):
+        make_features(dataclasses.replace(plain, control=config.control))
+    with pytest.raises(UserError, match="has control images none, expected edges/1: .*--control.kind edges"):
+        FeatureStore.open(without.folder.url, control=EDGES)
 
 
 def test_two_resolutions_share_their_captions(tmp_path: Path, dataset: Path) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.control.control import add_copies, control_sizes
 from model.diffusion import Diffusion
 from model.dit import Captions, DiT
 from model.dit_config import PRESETS, DiTConfig
+from model.flops import ControlSizes
 from model.generation.memory import OVERHEAD_BYTES
 from model.lora.injection import inject
 from model.lora.settings import BaseFormat, Injection
@@ -28,9 +30,16 @@ CLASS = dataclasses.replace(TEXT, conditioning="class", num_classes=5)
 
 
 def _state(
-    config: DiTConfig, *, gradient_checkpointing: bool, optim: OptimConfig = ADAMW, lora: Injection | None = None
+    config: DiTConfig,
+    *,
+    gradient_checkpointing: bool,
+    optim: OptimConfig = ADAMW,
+    lora: Injection | None = None,
+    copies: int = 0,
 ) -> TrainState:
     network = DiT(config).initialise(torch.Generator().manual_seed(0))
+    if copies:
+        add_copies(network, copies)
     if lora is not None:
         inject(network, lora, seed=0)
     network.gradient_checkpointing = gradient_checkpointing
@@ -38,7 +47,7 @@ def _state(
     return TrainState(network=network, model=network, optimizer=optimizer, ema=Ema(network), images_seen=0)
 
 
-def _part(config: DiTConfig) -> MicroBatch:
+def _part(config: DiTConfig, *, with_control: bool = False) -> MicroBatch:
     latents, lengths = (
         torch.randn(BATCH, 4, 2 * GRID[0], 2 * GRID[1]),
         [config.max_caption_tokens - 1] + [config.max_caption_tokens] * 5,
@@ -50,14 +59,16 @@ def _part(config: DiTConfig) -> MicroBatch:
         timesteps=torch.arange(BATCH) * 100.0,
         captions=Captions(torch.randn(sum(lengths), 32).bfloat16(), torch.tensor(lengths)) if text else None,
         class_labels=None if text else torch.zeros(BATCH, dtype=torch.int64),
+        control=torch.randn_like(latents) if with_control else None,
     )
 
 
 def _measured(state: TrainState, precision: torch.dtype) -> int:
     """The peak of a real step on top of weights, moments and average; these are there after the step before."""
     settings = StepSettings(lr=1e-5, ema_decay=0.9, gradient_clip=1.0, precision=precision, num_samples=BATCH)
-    train_step(state, Diffusion(), [_part(state.network.config)], settings)
-    return allocated_peak(lambda: train_step(state, Diffusion(), [_part(state.network.config)], settings))
+    config, with_control = state.network.config, len(state.network.control_blocks) > 0
+    train_step(state, Diffusion(), [_part(config, with_control=with_control)], settings)
+    return allocated_peak(lambda: train_step(state, Diffusion(), [_part(config, with_control=with_control)], settings))
 
 
 def _saved(state: TrainState, precision: torch.dtype) -> int:
@@ -70,9 +81,13 @@ def _saved(state: TrainState, precision: torch.dtype) -> int:
     return saved_bytes(forward, known=state.network.state_dict().values())
 
 
-def _computed(config: DiTConfig, *, checkpointing: bool, precision: str, lora: Injection | None = None) -> TrainingMemory:
-    activations = measure_activations(config, grid=GRID, gradient_checkpointing=checkpointing, precision=precision, lora=lora)
-    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision, optim=ADAMW, lora=lora)
+def _computed(
+    config: DiTConfig, *, checkpointing: bool, precision: str, adapted: Injection | ControlSizes | None = None
+) -> TrainingMemory:
+    activations = measure_activations(
+        config, grid=GRID, gradient_checkpointing=checkpointing, precision=precision, adapted=adapted
+    )
+    return training_memory(config, activations, num_gpus=1, sharding="ddp", precision=precision, optim=ADAMW, adapted=adapted)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +109,26 @@ def test_the_computed_memory_is_that_of_a_real_step(config: DiTConfig, checkpoin
     assert memory.total(BATCH) == computed + 4 * weights + OVERHEAD_BYTES
 
 
+@pytest.mark.parametrize(("checkpointing", "precision"), [(False, "bfloat16"), (True, "float32"), (False, "float32")])
+def test_the_computed_memory_of_a_control_is_that_of_a_real_step(checkpointing: bool, precision: str) -> None:
+    state = _state(TEXT, gradient_checkpointing=checkpointing, copies=3)
+    measured = _measured(state, getattr(torch, precision))
+    memory = _computed(TEXT, checkpointing=checkpointing, precision=precision, adapted=control_sizes(TEXT, 3))
+    trained = sum(parameter.nbytes for parameter in state.network.parameters() if parameter.requires_grad)
+    assert memory.gradients == memory.ema == trained
+    assert memory.weights == sum(parameter.nbytes for parameter in state.network.parameters())
+    assert memory.optimiser == sum(tensor.nbytes for name, tensor in _moments(state).items() if not name.endswith(".step"))
+    computed = memory.gradients + memory.gathered + BATCH * memory.activations_per_image
+    assert measured <= computed <= 1.3 * measured
+
+
 @pytest.mark.parametrize("base", ["float32", "int8"])
 @pytest.mark.parametrize(("checkpointing", "precision"), [(False, "bfloat16"), (True, "float32"), (False, "float32")])
 def test_the_computed_memory_of_a_lora_is_that_of_a_real_step(base: BaseFormat, checkpointing: bool, precision: str) -> None:
     lora = Injection(rank=4, alpha=4.0, base=base)
     state = _state(TEXT, gradient_checkpointing=checkpointing, lora=lora)
     measured = _measured(state, getattr(torch, precision))
-    memory, full = (_computed(TEXT, checkpointing=checkpointing, precision=precision, lora=one) for one in (lora, None))
+    memory, full = (_computed(TEXT, checkpointing=checkpointing, precision=precision, adapted=one) for one in (lora, None))
     trained = sum(parameter.nbytes for parameter in state.network.parameters() if parameter.requires_grad)
     assert memory.gradients == memory.ema == trained
     held = [*state.network.parameters(), *(one for name, one in state.network.named_buffers() if "embedding" not in name)]

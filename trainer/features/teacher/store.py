@@ -20,7 +20,9 @@ from torch import Tensor
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
 from foundry.storage.schema import check_version
-from foundry.units.commits import read_commits
+from foundry.units.commits import Commit, read_commits
+from foundry.wording import counted
+from trainer.features.info import FeaturesInfo
 from trainer.features.tables import MAX_OPEN_UNITS
 
 FOLDER = "teacher"
@@ -126,6 +128,28 @@ class TeacherStore:
             f"{self._folder.url}, unit {unit}: {reason}; delete its commits/{unit:08d}.json if there is one, and run the "
             f"command that made the features again: python -m trainer.precompute … --teacher.name {self.info.name}"
         )
+
+
+def open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:
+    """The teacher's features of all units. Raises UserError if some are missing, or saw the latents of other features."""
+    found = read_teacher_info(url)
+    command = f"{info.command} --teacher.name NAME"
+    if found is None:
+        raise UserError(
+            f"{url} holds no features of a teacher, which repa.teacher `stored` reads: make them with {command}, name a "
+            f"teacher "
+            "that sees the images in training, or give null to train without REPA",
+            setting="repa.teacher",
+        )
+    if found.features not in info.fingerprints:
+        raise UserError(f"{url}/{FOLDER} is of other features ({found.features}): remove it, and make it with {command}")
+    store = TeacherStore(url, found)
+    if missing := {commit.unit for commit in commits if "latents" in commit.files} - store.units:
+        raise UserError(
+            f"the teacher {found.name} has not seen {counted(len(missing), 'unit')} of {url}: let {command} finish",
+            setting="repa.teacher",
+        )
+    return store
 
 
 def vectors_table(keys: Sequence[str], vectors: Tensor) -> pa.Table:

@@ -12,7 +12,15 @@ import torch
 from foundry.errors import UserError
 from model.dit import DiT
 from model.dit_config import DiTConfig, FewSteps
-from model.formats.checkpoint import MINI, base_of, checkpoint_fingerprint, mini_checkpoint, read_own_adapter
+from model.formats.checkpoint import (
+    MINI,
+    base_of,
+    checkpoint_fingerprint,
+    is_control,
+    mini_checkpoint,
+    read_own_adapter,
+    read_own_control,
+)
 from model.lora.adapter import Adapter, ScaledAdapter, with_adapters
 from model.lora.injection import base_weights, inject, trained_layers
 from model.lora.settings import Injection
@@ -45,19 +53,21 @@ class LoraState:
 
 
 def find_base(checkpoint: Path, *, resumes: bool) -> tuple[Path, str]:
-    """The folder of the base and the name that an adapter records. Raises UserError where it is missing or another one."""
-    base = base_of(checkpoint, read_own_adapter(checkpoint)) if resumes else checkpoint
+    """The folder of the base and the name that a checkpoint records of it. Raises UserError where it is missing or another."""
+    base = checkpoint
+    if resumes:
+        base = base_of(checkpoint, read_own_control(checkpoint) if is_control(checkpoint) else read_own_adapter(checkpoint))
     base = base.resolve()
     return base, MINI if base == mini_checkpoint().resolve() else str(base)
 
 
 def check_same_network(base: DiTConfig, target: DiTConfig, *, checkpoint: Path) -> None:
-    """Raises UserError where a training asks for parts that its base lacks: an adapter could not hold them."""
+    """Raises UserError where a training asks for parts that its base lacks: an adapter or a control could not hold them."""
     kept = {name: getattr(base, name) for name in ("sample_size", "position_scale", "max_caption_tokens")}
     if replace(target, **kept) != base:
         raise UserError(
-            f"a LoRA cannot give {checkpoint} what it lacks (conditions, sizes of images, blocks of a text adapter): train it "
-            "without lora first, or leave these settings out",
+            f"neither a LoRA nor a control can give {checkpoint} what it lacks (conditions, sizes of images, blocks of a text "
+            "adapter): train it without them first, or leave these settings out",
             setting="network",
         )
 

@@ -100,9 +100,9 @@ def share(technique: Technique, *, workers: Workers, sharding: Sharding) -> Shar
 
 
 def setting_records(config: TrainConfig, techniques: Sequence[SharedTechnique]) -> dict[str, dict[str, Any]]:
-    """The settings of techniques, routing, LoRA and distillation that a resumed training must share, by name."""
+    """The settings of techniques, routing, LoRA, control and distillation that a resumed training must share, by name."""
     records = {shared.technique.name: shared.technique.record for shared in techniques}
-    return records | config.routing.record() | config.lora.record() | config.few_steps.record()
+    return records | config.routing.record() | config.lora.record() | config.control.record() | config.few_steps.record()
 
 
 @contextmanager

@@ -34,9 +34,9 @@ from tests.trainer.tiny_training import (
 )
 from tests.trainer.training.techniques.test_training import _state_tensors
 from tests.trainer.two_workers import train_together
+from trainer.config.adaptation import LoraConfig
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
-from trainer.config.lora import LoraConfig
 from trainer.config.network import ObjectiveConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding, WatchConfig

@@ -24,8 +24,8 @@ from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import continued_from, tiny_config, train_until_killed, training_losses, write_store
 from tests.trainer.two_workers import train_together
+from trainer.config.adaptation import LoraConfig
 from trainer.config.ladder import Rung
-from trainer.config.lora import LoraConfig
 from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding, WatchConfig
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_in_a_line(root: Path, unbroken: TrainConfi
         (replace(fresh, lora=replace(LORA, targets=("qvk",))), "has no linear layer qvk", "lora.targets"),
         (
             replace(fresh, network=NetworkConfig(width=24, depth=2, num_heads=2, micro_conditioning=True)),
-            "a LoRA cannot give .* what it lacks",
+            "neither a LoRA nor a control can give .* what it lacks",
             "network",
         ),
     ]:
@@ -213,7 +213,9 @@ def test_samples_are_drawn_by_the_base_with_the_averaged_adapter(tmp_path: Path,
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("traced")
 def test_compiled_blocks_train_as_plain_ones(root: Path, tmp_path: Path) -> None:
-    plain, compiled = (_config(root, tmp_path / name, compile=name == "compiled") for name in ("plain", "compiled"))
+    """With the most that an adapter puts into a layer: a DoRA's norms, around a matrix in 8 bits."""
+    lora = LoraConfig(rank=4, dora=True, base="int8")
+    plain, compiled = (_config(root, tmp_path / name, lora, compile=name == "compiled") for name in ("plain", "compiled"))
     assert main(plain) == main(compiled) == 0
     assert training_losses(compiled) == pytest.approx(training_losses(plain), rel=1e-3)
 

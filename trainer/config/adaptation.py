@@ -1,8 +1,9 @@
-"""LoRA: an adapter of low rank is trained in place of the weights; off by default."""
+"""Adaptation: a LoRA or a control (copies of the first blocks) is trained in place of the weights; both are off by default."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model.control.settings import CONDITIONS, ControlKind, default_blocks
 from model.lora.settings import BaseFormat, Injection
 from trainer.config.check import Check
 
@@ -65,4 +66,46 @@ class LoraConfig:
             ("targets", "ends of names, none of them empty", all(self.targets)),
             ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
             ("rank", "1 or more with other settings of lora", self.is_on or self == LoraConfig(rank=self.rank)),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """Control of the network that training starts from, which is frozen.
+
+    Source: ControlNet-Transformer of PixArt-delta (arXiv 2401.05252), section 4.
+    """
+
+    kind: ControlKind = "none"
+    """Kind of the control images, which enables this: edges (of features made with the same control.kind), or none."""
+    blocks: int | None = None
+    """Number of the first blocks that are copied; default: 13 of 28, in proportion. Source: PixArt-delta."""
+    dropout: float = 0.0
+    """Share of samples whose control image is blank, from 0 to 1: the control then learns to add nothing without one."""
+
+    @property
+    def is_on(self) -> bool:
+        """True where it takes part in the training."""
+        return self.kind != "none"
+
+    @property
+    def condition(self) -> str:
+        """Control images as features and controls record them, as edges/1; empty if it is off."""
+        return CONDITIONS[self.kind]
+
+    def chosen_blocks(self, depth: int) -> int:
+        """Number of copied blocks of a network of this depth; 0 if it is off."""
+        return (self.blocks or default_blocks(depth)) if self.is_on else 0
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """The settings that a resumed training must share; empty if it is off."""
+        values = {"condition": self.condition, "blocks": self.blocks, "dropout": self.dropout}
+        return {"control": values} if self.is_on else {}
+
+    def checks(self) -> list[Check]:
+        """Conditions on the values, for error messages."""
+        return [
+            ("blocks", "1 or more", self.blocks is None or self.blocks >= 1),
+            ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+            ("kind", "edges with other settings of control", self.is_on or self == ControlConfig()),
         ]
