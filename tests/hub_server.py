@@ -57,6 +57,10 @@ class HubServer:
     """SHA-256 of each upload to git LFS, in order."""
     held_from: int | None = None
     """Number of uploads after which further ones wait for `release`."""
+    held_downloads_from: int | None = None
+    """Number of downloads after which further ones wait likewise."""
+    downloaded: list[str] = field(default_factory=list)
+    """Path in its repository of each download, in order."""
     release: threading.Event = field(default_factory=threading.Event)
 
     def files(self, name: str, kind: str = "dataset") -> dict[str, bytes]:
@@ -272,6 +276,10 @@ class _Handler(BaseHTTPRequestHandler):
         files = self._files(repository, revision)
         if path not in files:
             raise _Refused(404, f"{path} does not exist", "EntryNotFound")
+        if self.command == "GET":
+            if self.state.held_downloads_from is not None and len(self.state.downloaded) >= self.state.held_downloads_from:
+                self.state.release.wait(60)
+            self.state.downloaded.append(path)
         data, is_large = files[path]
         etag = hashlib.sha256(data).hexdigest() if is_large else _blob_oid(data)
         headers = {

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,7 @@ def test_what_is_there_is_not_sent_again(hub: HubServer, dataset: Path, tmp_path
 
 def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
     hub.held_from = 2
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "publisher.push", str(dataset), NAME]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    until = time.monotonic() + 60
-    while len(hub.uploaded_oids) < 2 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed_when(lambda: len(hub.uploaded_oids) == 2, "push", str(dataset), NAME, home=tmp_path)
     first = list(hub.uploaded_oids)
     assert len(first) == 2
     with pytest.raises(UserError, match="me/owls has no dataset.json and no t2i.json: its push is not finished"):
@@ -97,6 +90,33 @@ def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, 
     large = {hashlib.sha256(data).hexdigest() for data, of_lfs in hub.repositories["dataset", NAME].files.values() if of_lfs}
     assert len(large) > 2, "some were not there when it was killed"
     assert {hub.uploaded_oids.count(oid) for oid in first} == {1}, "what was there is not sent again"
+
+
+def test_a_pull_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    pushed(dataset)
+    hub.downloaded.clear()
+    hub.held_downloads_from = 3
+    killed_when(lambda: len(hub.downloaded) == 3, "pull", NAME, str(tmp_path / "copy"), home=tmp_path)
+    hub.held_downloads_from = None
+    hub.release.set()
+    there = {path for path in hub.downloaded[:3] if (tmp_path / "copy" / path).is_file()}
+    hub.downloaded.clear()
+    pulled(tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(dataset)
+    assert there and not there & set(hub.downloaded), "what was there is not fetched again"
+
+
+def killed_when(condition: Callable[[], bool], command: str, *arguments: str, home: Path) -> None:
+    """Starts a command, and kills it once the condition holds."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home / "home")}
+    process = subprocess.Popen([sys.executable, "-m", f"publisher.{command}", *arguments], env=environment)
+    until = time.monotonic() + 60
+    while not condition() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.3)  # the answers that were on their way arrive
+    process.kill()
+    process.wait()
+    assert condition()
 
 
 def test_other_files_are_replaced_only_if_told(hub: HubServer, dataset: Path) -> None:

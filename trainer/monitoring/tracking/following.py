@@ -24,6 +24,8 @@ from trainer.monitoring.tracking.rows import RunRows, Tracker, TrackerState
 POLL_S = 2.0
 RETRY_S = (30.0, 60.0, 120.0, 300.0)
 HANG_S = 120.0
+LEAVE_S = 120.0
+"""Time to the end of this process after that of the training; a training that waits for it ends it sooner."""
 _REASON_CHARS = 300
 _SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET|CREDENTIAL")
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
@@ -136,6 +138,8 @@ def main(run: str, name: str, project: str) -> None:
     def wait_for_end() -> None:
         sys.stdin.buffer.read()
         ends.set()
+        time.sleep(LEAVE_S)
+        os._exit(1)  # a client hangs, and the training that would end this process was killed
 
     threading.Thread(target=wait_for_end, daemon=True).start()
     with TrackerState(Path(run), name).held(wait=True):
