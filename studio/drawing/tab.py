@@ -63,8 +63,8 @@ def _components(loras: tuple[str, ...]) -> dict[str, Any]:
         components["rewrites"] = gr.Checkbox(label="Rewrite the prompt first, and show what the network reads")
     with gr.Row():
         components["seed"] = gr.Number(0, label="Seed", precision=0, elem_id="seed")
-        components["steps"] = number_box("Steps", empty="the checkpoint's own", elem_id="steps")
-        components["guidance"] = number_box("Guidance", empty="the checkpoint's own")
+        components["steps"] = number_box("Steps", empty="default", elem_id="steps")
+        components["guidance"] = number_box("Guidance", empty="default")
         components["width"] = number_box("Width in pixels", empty="as trained")
         components["height"] = number_box("Height in pixels", empty="as trained")
     components["lora"] = gr.Dropdown([_NONE, *loras], value=_NONE, label="LoRA", visible=bool(loras))

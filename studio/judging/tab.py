@@ -31,8 +31,8 @@ def add_judge_tab(tab: JudgeTab, page: gr.Blocks) -> None:
         by = gr.Textbox(getpass.getuser(), label="Your name, saved with the verdict")
     prompts = gr.Textbox(_PROMPTS, label="Prompts, one to a line", lines=4)
     with gr.Row():
-        steps = number_box("Steps", empty="the checkpoints' own", elem_id="judge_steps")
-        guidance = number_box("Guidance", empty="the checkpoints' own")
+        steps = number_box("Steps", empty="default", elem_id="judge_steps")
+        guidance = number_box("Guidance", empty="default")
     token = gr.State("")
     new = gr.Button("Draw a pair", variant="primary", elem_id="new_pair")
     pair = gr.HTML(no_pair(), elem_id="pair")
