@@ -163,6 +163,7 @@ def test_the_build_sees_the_packages_and_no_data() -> None:
         "publisher",
         "pyproject.toml",
         "requirements.lock",
+        "studio",
         "trainer",
     }
     assert not [path for path in seen if "__pycache__" in path]

@@ -25,7 +25,7 @@ from tests.foundry.test_command_line import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGES = ("captioner", "dataset_builder", "foundry", "model", "publisher", "trainer")
+PACKAGES = ("captioner", "dataset_builder", "foundry", "model", "publisher", "studio", "trainer")
 OPTIONAL = {"mlflow", "torchao", "trackio", "vllm", "wandb"}
 """Extras in separate environments, or named by the error that misses them."""
 

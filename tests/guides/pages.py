@@ -17,7 +17,7 @@ from foundry.commands import COMMANDS
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("sql", "tutorials", "how-to")
 PAGES = sorted(path for folder in FOLDERS for path in (ROOT / "docs" / folder).glob("*.md"))
-OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher", "examples", "benchmarks")
+OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher", "studio", "examples", "benchmarks")
 ANY = "…"
 _ASK = re.compile(r"^<!-- ask: (\S+) -->$")
 _FENCE = re.compile(r"^ *```(\w*)$")

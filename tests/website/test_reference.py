@@ -13,7 +13,7 @@ from website.options import FOLDER, option_pages
 from website.reference import write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher")
+PACKAGES = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher", "studio")
 NO_VARIABLES = {"FIRST_COMPLETED", "AF_UNIX"}
 """Constants of libraries that look like names of environment variables."""
 
