@@ -16,6 +16,7 @@ from model.formats.checkpoint import (
     checkpoint_fingerprint,
     find_checkpoint,
     is_adapted,
+    is_control,
     read_pipeline_config,
     read_transformer_config,
 )
@@ -43,6 +44,11 @@ def stage_model(
     licence.
     """
     root = find_checkpoint(path)
+    if is_control(root):
+        raise UserError(
+            f"{path} is a control, and push knows networks and LoRA: write a folder with python -m model.convert "
+            f"--source native --target controlnet {path} OUT, and upload that with hf upload {name} OUT"
+        )
     found = checkpoint_fingerprint(root)
     evaluated = [_evaluation(Path(folder), found, path) for folder in evaluations]
     terms = licence or read_pipeline_config(root).licence

@@ -78,6 +78,11 @@ def find_part(name: str, kind: Kind, *, revision: str | None = None) -> FrozenPa
     return FrozenPart(name=name, revision=commit, folder=folder, tokenizer_folder=tokenizer_folder)
 
 
+def stored_bytes(folder: Path) -> int:
+    """Size of the weights' files of a folder."""
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
 def is_mini(name: str, kind: Kind) -> bool:
     """Whether a name means the shipped toy, by its name or by its folder."""
     folder = PRETRAINED / _MINI[kind]

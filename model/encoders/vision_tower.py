@@ -95,7 +95,7 @@ def load_vision_tower(config: VisionTowerConfig, *, device: str = "cpu") -> Visi
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = _folder(config)
+    folder = find_tower(config)
     settings = _read_config(folder)
     mean, std = (values.to(device) for values in _normalisation(folder))
     number_format = getattr(torch, resolve_dtype(config.dtype, device))
@@ -115,7 +115,7 @@ def empty_vision_tower(config: VisionTowerConfig) -> VisionTower:
     import torch
     from transformers import AutoModel
 
-    folder = _folder(config, files=["config.json", "preprocessor_config.json", "processor_config.json"])
+    folder = find_tower(config, files=["config.json", "preprocessor_config.json", "processor_config.json"])
     settings = _tower_config(_read_config(folder))
     with torch.device("meta"):
         model = AutoModel.from_config(settings)
@@ -123,7 +123,8 @@ def empty_vision_tower(config: VisionTowerConfig) -> VisionTower:
     return VisionTower(model.eval().requires_grad_(False), name=config.name, mean=mean, std=std)
 
 
-def _folder(config: VisionTowerConfig, *, files: list[str] = _HUB_FILES) -> Path:
+def find_tower(config: VisionTowerConfig, *, files: list[str] = _HUB_FILES) -> Path:
+    """Folder of the model. Raises UserError for a name that leads nowhere."""
     folder = MINI if config.name == "mini" else Path(config.name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

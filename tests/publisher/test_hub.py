@@ -205,6 +205,14 @@ def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: py
     assert str(Path.cwd()) not in card + json.dumps(facts), "no paths of this machine"
 
 
+def test_a_control_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "pipeline.json").touch()
+    (tmp_path / "transformer" / "control.safetensors").touch()
+    with pytest.raises(UserError, match="is a control, .* --target controlnet .* hf upload me/control OUT"):
+        pushed(tmp_path, "me/control")
+
+
 def test_a_lora_opens_in_generate(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from model.formats.adapters import open_adapters
     from model.lora.settings import parse_choices

@@ -25,7 +25,7 @@ from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read
 from foundry.units.rejection import Failure, ImageError
 from model.control.edges import edge_map
 from model.encoders.caption_template import PLACE
-from model.encoders.frozen_parts import FrozenPart
+from model.encoders.frozen_parts import FrozenPart, find_part, stored_bytes
 from model.encoders.text_encoder import TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, LatentDistribution, LatentScale, VAEConfig, load_vae, states_scale
 from model.formats.checkpoint import PartConfig
@@ -132,6 +132,13 @@ class Encoders:
         if text_encoder is not None and text_encoder.dtype == AUTO:
             text_encoder = replace(text_encoder, dtype=dtype)
         return replace(self, vae=replace(vae, dtype=dtype) if vae.dtype == AUTO else vae, text_encoder=text_encoder)
+
+    def stored_bytes(self) -> int:
+        """Size of the weights' files. Raises UserError if an encoder is unavailable."""
+        parts = [find_part(self.vae.name, "vae", revision=self.vae.revision)]
+        if self.text_encoder is not None:
+            parts.append(find_part(self.text_encoder.name, "text_encoder", revision=self.text_encoder.revision))
+        return sum(stored_bytes(part.folder) for part in parts)
 
     def load_vae(self) -> VAE:
         """The VAE on this process's device."""

@@ -15,9 +15,10 @@ from foundry.hardware import AUTO, Dtype
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, Unit, commit_unit, read_commit
 from foundry.units.rejection import Failure
+from model.encoders.frozen_parts import find_part, stored_bytes
 from model.encoders.teacher import Teacher
 from model.encoders.vae import VAEConfig, load_vae
-from model.encoders.vision_tower import VisionTowerConfig, load_vision_tower
+from model.encoders.vision_tower import VisionTowerConfig, find_tower, load_vision_tower
 from trainer.features.buckets import Size
 from trainer.features.info import FeaturesInfo
 from trainer.features.tables import open_latents
@@ -51,6 +52,11 @@ class TeacherEncoders:
             tower=replace(tower, dtype=dtype) if tower.dtype == AUTO else tower,
             vae=replace(vae, dtype=dtype) if vae.dtype == AUTO else vae,
         )
+
+    def stored_bytes(self) -> int:
+        """Size of the weights' files. Raises UserError if one is unavailable."""
+        folders = [find_tower(self.tower), find_part(self.vae.name, "vae", revision=self.vae.revision).folder]
+        return sum(map(stored_bytes, folders))
 
     def load(self) -> Teacher:
         """Both, on this process's device."""
