@@ -28,7 +28,8 @@ def main(config: PullConfig) -> int:
     from pathlib import Path
 
     from foundry.reporting.lines import say
-    from foundry.storage.hub import Repository, find_kind, pull_folder
+    from foundry.storage.hub import Repository, find_kind
+    from foundry.storage.hub_transfers import pull_folder
     from publisher.pulled import describe
 
     kind = find_kind(config.repository) if config.kind == "auto" else config.kind

@@ -38,7 +38,8 @@ def main(config: PushConfig) -> int:
     """Pushes, says the address and returns 0. Raises UserError."""
     from dataset_builder.sql.dataset_files import is_dataset
     from foundry.reporting.lines import say
-    from foundry.storage.hub import Repository, push_folder
+    from foundry.storage.hub import Repository
+    from foundry.storage.hub_transfers import push_folder
     from publisher.staged_dataset import stage_dataset
 
     of_dataset = is_dataset(config.path)

@@ -24,6 +24,8 @@ class StoredRepository:
     """A repository: its files now, and those of each commit."""
 
     private: bool
+    name: str
+    """Kind and name, so that no two repositories share a commit."""
     files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
     """Content by path, and whether git LFS has it."""
     commits: dict[str, dict[str, tuple[bytes, bool]]] = field(default_factory=dict)
@@ -36,7 +38,8 @@ class StoredRepository:
 
     def commit(self, message: str) -> str:
         """Keeps the files as they are now."""
-        sha = hashlib.sha1(f"{len(self.commits)} {message}".encode()).hexdigest()
+        content = [(path, _blob_oid(data)) for path, (data, _) in sorted(self.files.items())]
+        sha = _sha1(repr((self.name, len(self.commits), message, content)).encode())
         self.commits[sha] = dict(self.files)
         self.messages.append(message)
         return sha
@@ -181,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(403, f"You don't have the rights to create a {kind} under {given['organization']}")
         if (kind, name) in self.state.repositories:
             raise _Refused(409, f"You already created this {kind} repo", url=self._page(kind, name))
-        repository = StoredRepository(private=given.get("visibility") == "private")
+        repository = StoredRepository(private=given.get("visibility") == "private", name=f"{kind} {name}")
         repository.files[".gitattributes"] = (b"*.parquet filter=lfs\n", False)
         repository.commit("initial commit")
         self.state.repositories[kind, name] = repository

@@ -40,7 +40,8 @@ from foundry.errors import UserError
 from foundry.images.metadata import merge_types
 from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
-from foundry.storage.hub import push_folder, repository_at
+from foundry.storage.hub import repository_at
+from foundry.storage.hub_transfers import push_folder
 from foundry.storage.locations import is_on_hub, normalise
 
 _NOT_PART_OF_IT = ("captions", "out", "dry_run")

@@ -19,6 +19,7 @@ from dataset_builder.dataset.building import build_and_report
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
 from foundry.errors import UserError
+from foundry.reporting.lines import OUTPUT
 from foundry.storage.folder import Folder
 from foundry.storage.locations import describe, open_binary, walk
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
@@ -68,12 +69,26 @@ def test_a_data_set_comes_back_as_it_was(
 def test_what_is_there_is_not_sent_again(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
     pushed(dataset)
     num_uploads, commits = len(hub.uploaded_oids), len(hub.repositories["dataset", NAME].commits)
+    hub.requests.clear()
     pushed(dataset)
+    assert not [request for request in hub.requests if "preupload" in request or "/commit" in request]
     assert (len(hub.uploaded_oids), len(hub.repositories["dataset", NAME].commits)) == (num_uploads, commits)
     pulled(tmp_path / "copy")
     hub.requests.clear()
     pulled(tmp_path / "copy")
     assert not [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+
+
+def test_progress_is_told_to_programs(
+    hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(OUTPUT, "format", "json")
+    pushed(dataset)
+    pulled(dataset.parent / "copy")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    ends = {line["what"]: line for line in lines if line["event"] == "progress_end"}
+    for what, count in {f"push {NAME}": len(contents(dataset)), f"pull {NAME}": len(contents(dataset)) + 1}.items():
+        assert ends[what]["done"] == ends[what]["total"] == count and ends[what]["megabytes"] > 0, what
 
 
 def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
@@ -148,15 +163,17 @@ def test_a_public_repository_is_asked_for(hub: HubServer, dataset: Path) -> None
 @pytest.mark.parametrize("token", ["hf_wrong", ""])
 def test_a_token_that_the_hub_refuses(hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UserError, match=r"the hub refuses me/owls \(401\): set HF_TOKEN to a token that may write") as refused:
+    with pytest.raises(
+        UserError, match=r"the hub refuses me/owls \(401: Invalid credentials.*\): set HF_TOKEN to a token that may write"
+    ) as refused:
         pushed(dataset)
     assert not token or token not in str(refused.value)
 
 
 def test_a_repository_of_somebody_else(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the hub refuses you/owls \(403\)"):
+    with pytest.raises(UserError, match=r"the hub refuses you/owls \(403: You don't have the rights .*\): .* may write there"):
         pushed(dataset, "you/owls")
-    with pytest.raises(UserError, match="you/owls is nothing that this token can read"):
+    with pytest.raises(UserError, match=r"the hub has no you/owls that your token can read: .* a token that may read there"):
         pulled(tmp_path / "copy", "you/owls")
     with pytest.raises(UserError, match="expected a repository USER/NAME, found owls"):
         pushed(dataset, "owls")
@@ -184,6 +201,38 @@ def test_a_folder_with_other_files_is_left_alone(hub: HubServer, dataset: Path, 
     with pytest.raises(UserError, match="full holds other files"):
         pulled(tmp_path / "full")
     assert contents(tmp_path / "full") == {"mine.txt": b"mine"}
+    with pytest.raises(UserError, match="expected a folder, found the file .*mine.txt: give another folder"):
+        pulled(tmp_path / "full" / "mine.txt" / "below")
+
+
+def test_a_folder_of_another_repository_is_left_alone(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    pushed(dataset)
+    hub.repositories["dataset", "me/others"] = other = StoredRepository(private=True, name="dataset me/others")
+    other.files["dataset.json"] = (b"{}", False)
+    other.commit("others")
+    assert pulled(tmp_path / "copy") == 0
+    with pytest.raises(UserError, match="copy was pulled from me/owls: give another folder") as refused:
+        pulled(tmp_path / "copy", "me/others", kind="dataset")
+    assert refused.value.setting == "out"
+    assert contents(tmp_path / "copy") == contents(dataset)
+
+
+def test_an_updated_pull_deletes_what_the_hub_no_longer_has(
+    hub: HubServer, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushed(dataset)
+    repository, copy = hub.repositories["dataset", NAME], tmp_path / "copy"
+    repository.files |= {"samples/old/a.parquet": (b"old", True)}
+    repository.commit("more")
+    assert pulled(copy) == 0
+    assert (copy / "samples/old/a.parquet").is_file()
+    (copy / "mine.txt").write_text("mine")
+    del repository.files["samples/old/a.parquet"]
+    repository.commit("less")
+    assert pulled(copy) == 0
+    assert "deleted 1 file of an earlier pull" in capsys.readouterr().out
+    assert contents(copy) == {**contents(dataset), "mine.txt": b"mine"}
+    assert not (copy / "samples/old").exists()
 
 
 def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +296,7 @@ def test_a_data_set_is_built_and_asked_on_the_hub(hub: HubServer, dataset: Path,
 
 
 def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
-    repository = StoredRepository(private=True)
+    repository = StoredRepository(private=True, name="dataset me/pictures")
     for number in range(3):
         Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(tmp_path / "image.png")
         repository.files[f"images/a{number}.png"] = ((tmp_path / "image.png").read_bytes(), True)
