@@ -21,7 +21,8 @@ class PushConfig:
     repository: str
     """Repository on the hub, USER/NAME or ORGANISATION/NAME; it is created if it does not exist."""
     licence: str = ""
-    """Licence to publish under: an identifier of the hub (cc-by-4.0) or a text; default: the recorded one."""
+    """Licence to publish under: an identifier of the hub (cc-by-4.0) or a text; default: the one of the
+    repository's card or the recorded one."""
     public: bool = False
     """Show the repository to everybody, once all is there."""
     replace: bool = False
@@ -49,14 +50,14 @@ def main(config: PushConfig) -> int:
         if of_dataset:
             if config.evaluation:
                 raise UserError(f"{config.path} is a data set, and evaluations are of models", setting="evaluation")
-            record = stage_dataset(config.path, staging, licence=config.licence, public=config.public)
+            record = stage_dataset(config.path, staging, repository=repository, licence=config.licence, public=config.public)
         else:
             from publisher.staged_model import stage_model
 
             record = stage_model(
                 config.path,
                 staging,
-                name=config.repository,
+                repository=repository,
                 licence=config.licence,
                 copy_parts=config.copy_parts,
                 evaluations=config.evaluation,

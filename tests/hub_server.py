@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_of_the_tests"
 _SMALL_BYTES = 1 << 10
 _KINDS = {"models": "model", "datasets": "dataset"}
@@ -198,7 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.head if revision == "main" else revision
         siblings = [{"rfilename": path} for path in files]
         dates = {"lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}
-        more = {"downloads": 0, "likes": 0, "tags": [], "disabled": False, "gated": False}
+        card = files.get("README.md", (b"", False))[0].decode().split("---\n", 2)
+        front = {"cardData": yaml.safe_load(card[1])} if len(card) > 2 else {}
+        more = {**front, "downloads": 0, "likes": 0, "tags": [], "disabled": False, "gated": False}
         self._json({"_id": name, "id": name, "sha": sha, "private": repository.private, "siblings": siblings, **dates, **more})
 
     def _files(self, repository: StoredRepository, revision: str) -> dict[str, tuple[bytes, bool]]:

@@ -72,7 +72,7 @@ def card_facts(repository: Repository) -> dict[str, Any]:
             raise
         except RepositoryNotFoundError:
             return {}
-    return {} if data is None else dict(data.to_dict())
+    return {} if data is None else dict(vars(data))
 
 
 def open_hub() -> "HfApi":

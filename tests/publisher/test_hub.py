@@ -17,13 +17,16 @@ from PIL import Image
 
 from dataset_builder.dataset.building import build_and_report
 from dataset_builder.dataset.recipe import BuildConfig
+from dataset_builder.reports.card import in_markdown
 from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
 from foundry.errors import UserError
 from foundry.reporting.lines import OUTPUT
 from foundry.storage.folder import Folder
+from foundry.storage.hub import Repository
 from foundry.storage.locations import describe, open_binary, walk
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from publisher import pull, push
+from publisher.licences import licence_to_keep
 from tests.hub_server import TOKEN, HubServer, StoredRepository
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit
@@ -44,6 +47,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def without_card(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The card has the name of its repository."""
+    return {name: content for name, content in files.items() if name != "README.md"}
+
+
 def _is_of_the_hub(path: Path) -> bool:
     return ".cache" in path.parts or path.name == ".gitattributes"
 
@@ -59,7 +67,8 @@ def test_a_data_set_comes_back_as_it_was(
     assert repository.private and list(repository.files)[-1] == DATASET_RECORD, "the record comes last"
     assert DATASET_RECORD not in list(repository.commits.values())[-2]
     assert pulled(tmp_path / "copy") == 0
-    assert contents(tmp_path / "copy") == contents(dataset) == hub.files(NAME)
+    assert contents(tmp_path / "copy") == hub.files(NAME)
+    assert without_card(hub.files(NAME)) == without_card(contents(dataset))
     with open_stored(str(tmp_path / "copy")) as copy, open_stored(str(dataset)) as original:
         sql = "SELECT * FROM captions ORDER BY key, prompt"
         assert copy.fetch(sql).equals(original.fetch(sql))
@@ -101,7 +110,7 @@ def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, 
     hub.held_from = None
     hub.release.set()
     pushed(dataset)
-    assert hub.files(NAME) == contents(dataset)
+    assert without_card(hub.files(NAME)) == without_card(contents(dataset))
     large = {hashlib.sha256(data).hexdigest() for data, of_lfs in hub.repositories["dataset", NAME].files.values() if of_lfs}
     assert len(large) > 2, "some were not there when it was killed"
     assert {hub.uploaded_oids.count(oid) for oid in first} == {1}, "what was there is not sent again"
@@ -117,7 +126,7 @@ def test_a_pull_that_was_killed_is_finished_by_the_same_command(hub: HubServer, 
     there = {path for path in hub.downloaded[:3] if (tmp_path / "copy" / path).is_file()}
     hub.downloaded.clear()
     pulled(tmp_path / "copy")
-    assert contents(tmp_path / "copy") == contents(dataset)
+    assert contents(tmp_path / "copy") == hub.files(NAME)
     assert there and not there & set(hub.downloaded), "what was there is not fetched again"
 
 
@@ -144,7 +153,7 @@ def test_other_files_are_replaced_only_if_told(hub: HubServer, dataset: Path) ->
         pushed(dataset)
     assert refused.value.setting == "replace"
     pushed(dataset, replace=True)
-    assert hub.files(NAME) == contents(dataset)
+    assert without_card(hub.files(NAME)) == without_card(contents(dataset))
 
 
 def test_a_public_repository_is_asked_for(hub: HubServer, dataset: Path) -> None:
@@ -156,8 +165,26 @@ def test_a_public_repository_is_asked_for(hub: HubServer, dataset: Path) -> None
     card = hub.files(NAME)["README.md"].decode()
     assert "license: cc-by-4.0\n" in card and "Licence of this data set: cc-by-4.0." in card
     assert "## Concept density" in card and "task_categories" in card
+    assert "\n# owls\n" in card and f'datasets.load_dataset("{NAME}", split="train")' in card
+    assert f"`t2i query hf://datasets/{NAME}`" in card and "dataset/samples" not in card
     with pytest.raises(UserError, match="me/owls is public"):
         pushed(dataset, licence="cc-by-4.0")
+
+
+def test_a_licence_that_was_named_is_kept(hub: HubServer, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terms = "For research | see\nhttps://example.org/terms"
+    pushed(dataset, licence=terms, public=True)
+    card = hub.files(NAME)["README.md"]
+    assert "license_name: for-research-see-https-example.org-terms\n" in card.decode()
+    assert "Licence of this data set: For research \\| see https://example.org/terms." in card.decode()
+    pushed(dataset, public=True)
+    assert "keeps the licence that its card names: For research | see https://example.org/terms" in capsys.readouterr().out
+    assert hub.files(NAME)["README.md"] == card
+    repository = Repository(name=NAME, kind="dataset")
+    with pytest.raises(UserError, match="has the licence For research .*, data has mit: name the one that holds") as refused:
+        licence_to_keep(repository, ["MIT"], path="data")
+    assert refused.value.setting == "licence"
+    assert licence_to_keep(repository, [terms], path="data") == ""
 
 
 @pytest.mark.parametrize("token", ["hf_wrong", ""])
@@ -214,7 +241,7 @@ def test_a_folder_of_another_repository_is_left_alone(hub: HubServer, dataset: P
     with pytest.raises(UserError, match="copy was pulled from me/owls: give another folder") as refused:
         pulled(tmp_path / "copy", "me/others", kind="dataset")
     assert refused.value.setting == "out"
-    assert contents(tmp_path / "copy") == contents(dataset)
+    assert contents(tmp_path / "copy") == hub.files(NAME)
 
 
 def test_an_updated_pull_deletes_what_the_hub_no_longer_has(
@@ -231,7 +258,7 @@ def test_an_updated_pull_deletes_what_the_hub_no_longer_has(
     repository.commit("less")
     assert pulled(copy) == 0
     assert "deleted 1 file of an earlier pull" in capsys.readouterr().out
-    assert contents(copy) == {**contents(dataset), "mine.txt": b"mine"}
+    assert contents(copy) == {**hub.files(NAME), "mine.txt": b"mine"}
     assert not (copy / "samples/old").exists()
 
 
@@ -250,7 +277,7 @@ def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: py
     assert facts["fingerprint"] == checkpoint_fingerprint(find_checkpoint("mini"))
     card = (tmp_path / "mini" / "README.md").read_text()
     assert 'PixArtAlphaPipeline.from_pretrained("me/mini")' in card and "pipeline_tag: text-to-image" in card
-    assert "license_name: " in card and facts["licence"] in card
+    assert "license_name: " in card and in_markdown(facts["licence"]) in card
     assert str(Path.cwd()) not in card + json.dumps(facts), "no paths of this machine"
 
 
