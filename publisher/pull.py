@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from foundry.command_line import run_command
+from foundry.commands import as_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def main(config: PullConfig) -> int:
 
     kind = find_kind(config.repository) if config.kind == "auto" else config.kind
     pull_folder(Repository(name=config.repository, kind=kind), Path(config.out), revision=config.revision)
-    say(describe(config.out, config.repository))
+    say(as_typed(describe(config.out, config.repository)))
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foundry.command_line import run_command
+from foundry.commands import as_typed
 from foundry.errors import UserError
 
 
@@ -54,6 +55,7 @@ def main(config: PushConfig) -> int:
         else:
             from publisher.staged_model import stage_model
 
+            _check_model(config.path)
             record = stage_model(
                 config.path,
                 staging,
@@ -67,8 +69,21 @@ def main(config: PushConfig) -> int:
             staging, repository, record=record, public=config.public, replace=config.replace, message=config.message
         )
     seen_by = "public" if config.public else "private"
-    say(f"{address}: {seen_by}; fetch it with python -m publisher.pull {config.repository} FOLDER")
+    say(f"{address}: {seen_by}; fetch it with {as_typed('python -m publisher.pull')} {config.repository} FOLDER")
     return 0
+
+
+def _check_model(path: str) -> None:
+    """Raises UserError where nothing is that could be pushed; the rest is checked where the checkpoint is read."""
+    from model.formats.checkpoint import MINI, MINI_FEW_STEPS
+
+    root, known = Path(path).expanduser(), "the folder of a data set, of a checkpoint, or of a training"
+    if path in (MINI, MINI_FEW_STEPS) or root.is_file():
+        return
+    if not root.exists():
+        raise UserError(f"{path} does not exist: give {known}", setting="path")
+    if not any((root / name).exists() for name in ("pipeline.json", "model_index.json", "checkpoints")):
+        raise UserError(f"{path} has no dataset.json, pipeline.json or checkpoints/: give {known}", setting="path")
 
 
 if __name__ == "__main__":

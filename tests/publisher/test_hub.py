@@ -19,6 +19,7 @@ from dataset_builder.dataset.building import build_and_report
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reports.card import in_markdown
 from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
+from foundry.commands import STARTED_BY_T2I
 from foundry.errors import UserError
 from foundry.reporting.lines import OUTPUT
 from foundry.storage.folder import Folder
@@ -279,6 +280,28 @@ def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: py
     assert 'PixArtAlphaPipeline.from_pretrained("me/mini")' in card and "pipeline_tag: text-to-image" in card
     assert "license_name: " in card and in_markdown(facts["licence"]) in card
     assert str(Path.cwd()) not in card + json.dumps(facts), "no paths of this machine"
+
+
+def test_what_is_neither_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="nosuch does not exist: give the folder of a data set, of a checkpoint, or of a"
+    ) as error:
+        pushed("nosuch", "me/nosuch")
+    assert error.value.setting == "path"
+    with pytest.raises(UserError, match="has no dataset.json, pipeline.json or checkpoints/: give the folder of a data set"):
+        pushed(tmp_path, "me/nosuch")
+
+
+def test_commands_are_named_as_typed(hub: HubServer, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = STARTED_BY_T2I.set(True)
+    try:
+        pushed(dataset)
+        pulled(dataset.parent / "copy")
+    finally:
+        STARTED_BY_T2I.reset(token)
+    said = capsys.readouterr().out
+    assert "fetch it with t2i pull me/owls FOLDER" in said and "look around with t2i query " in said
+    assert "python -m" not in said
 
 
 def test_a_control_is_refused_with_what_to_type(tmp_path: Path) -> None:
