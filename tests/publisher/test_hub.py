@@ -18,7 +18,7 @@ from PIL import Image
 from dataset_builder.dataset.building import build_and_report
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reports.card import in_markdown
-from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
+from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored, read_stored
 from foundry.commands import STARTED_BY_T2I
 from foundry.errors import UserError
 from foundry.reporting.lines import OUTPUT
@@ -358,8 +358,18 @@ def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
     assert details.num_bytes == len(repository.files["images/a1.png"][0]) and details.modified, "a change is noticed"
     with open_binary(f"{folder}/a2.png") as file, Image.open(file) as image:
         assert image.size == (64, 48) and image.convert("RGB").getpixel((0, 0)) == (160, 0, 0)
-    with pytest.raises(UserError, match="no such file or folder"):
-        describe("hf://datasets/me/nothing/images")
+
+
+@pytest.mark.parametrize("url", ["hf://datasets/me/nothing/images", "hf://me/owls"])
+def test_what_is_not_on_the_hub_gets_its_own_advice(hub: HubServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no such file or folder; check the name USER/NAME .* your token") as refused:
+        describe(url)
+    assert ("a data set's path begins with hf://datasets/" in str(refused.value)) == (url == "hf://me/owls")
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(
+        UserError, match="is neither a run nor a data set: .* the path in it, and set HF_TOKEN if it is private"
+    ):
+        read_stored(url)
 
 
 def test_runs_are_not_written_to_the_hub(hub: HubServer) -> None:
