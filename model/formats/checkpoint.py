@@ -305,7 +305,10 @@ def find_checkpoint(folder: str | Path) -> Path:
     if of_training := [path for path in sorted(root.glob("checkpoints/[0-9]*")) if is_checkpoint(path)]:
         return of_training[-1]
     if is_mini:
-        raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
+        raise UserError(
+            f"this copy has no {folder} ({root} is missing): give a folder, such as `make demo` trains, or use a checkout of the "
+            "repository"
+        )
     if (root / "model_index.json").is_file():
         raise UserError(
             f"{root} is a diffusers pipeline, not a checkpoint of T2I Foundry: convert it: "
