@@ -306,8 +306,7 @@ def find_checkpoint(folder: str | Path) -> Path:
         return of_training[-1]
     if is_mini:
         raise UserError(
-            f"this copy has no {folder} ({root} is missing): give a folder, such as `make demo` trains, or use a checkout of the "
-            "repository"
+            f"this copy has no {folder} ({root} is missing): give a folder, such as `make demo` trains, or use a checkout"
         )
     if (root / "model_index.json").is_file():
         raise UserError(
