@@ -1,7 +1,7 @@
 """Components of the captions tab and what they call."""
 
 import getpass
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,8 @@ import gradio as gr
 from dataset_builder.reviews.records import FLAG_VALUES
 from foundry.errors import UserError
 from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
-from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
+from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState, Shown
+from studio.captions.reviewing import EditedMeanwhileError
 from studio.components import PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
 from studio.html import failure, quiet, reason
 
@@ -122,7 +123,11 @@ class _Wiring:
         self._tab = tab
 
     def open(self, state: GalleryState) -> list[Any]:
-        return self._shown(lambda: self._tab.show(state), state)
+        def fresh() -> Shown:
+            self._tab.refresh()
+            return self._tab.show(state)
+
+        return self._shown(fresh, state)
 
     def filter(self, state: GalleryState, source: int, *values: Any) -> list[Any]:
         text, prompt, status, path, flag, words_from, words_to, density_from, density_to, order = values
@@ -178,39 +183,41 @@ class _Wiring:
         return self._shown(lambda: self._tab.previous_page(state), state)
 
     def pick(self, state: GalleryState, event: gr.EventData) -> list[Any]:
-        now = replace(state, picked=int(event.pick))
         try:
-            rows = self._tab.picked_rows(now)
+            now = self._tab.pick(state, int(event.pick))
             shown, detail = self._tab.show(now), self._tab.detail(now)
         except UserError as error:
             return [state, gr.skip(), announced(failure(str(error))), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-        prompts = gr.Dropdown([row["prompt"] for row in rows], value=rows[0]["prompt"])
-        text = rows[0]["edited"] or rows[0]["caption"]
+        prompt, text = now.seen[0]
+        prompts = gr.Dropdown([prompt for prompt, _ in now.seen], value=prompt)
         return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, prompts, text, ""]
 
     def text_of(self, state: GalleryState, prompt: str) -> Any:
-        try:
-            rows = self._tab.picked_rows(state)
-        except UserError:
-            return gr.skip()
-        return next((row["edited"] or row["caption"] for row in rows if row["prompt"] == prompt), gr.skip())
+        return dict(state.seen).get(prompt, gr.skip())
 
     def edit(self, state: GalleryState, prompt: str, text: str, by: str) -> list[Any]:
-        return self._reviewed(state, lambda: self._tab.edit(state, prompt=prompt or "", text=text, by=by))
+        return self._reviewed(state, lambda: self._tab.edit(state, prompt=prompt or "", text=text, by=by), looks=True)
 
     def flag(self, state: GalleryState, prompt: str, flag: str, by: str) -> list[Any]:
         chosen = "" if flag == "none" else flag
         return self._reviewed(state, lambda: self._tab.flag(state, prompts=[prompt or ""], flag=chosen, by=by))
 
-    def _reviewed(self, state: GalleryState, act: Any) -> list[Any]:
+    def _reviewed(self, state: GalleryState, act: Callable[[], str], *, looks: bool = False) -> list[Any]:
+        """`looks`: whether the person then knows the new text, which the next edit replaces."""
         try:
-            said = act()
-            shown, detail = self._tab.show(state), self._tab.detail(state)
+            said = announced(quiet(act()))
+        except EditedMeanwhileError as error:
+            said = failure(str(error))
         except (UserError, ModuleNotFoundError) as error:
             return [state, gr.skip(), gr.skip(), gr.skip(), failure(reason(error))]
-        return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, announced(quiet(said))]
+        try:
+            now = self._tab.look(state) if looks else state
+            shown, detail = self._tab.show(now), self._tab.detail(now)
+        except UserError as error:
+            return [state, gr.skip(), failure(str(error)), gr.skip(), said]
+        return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, said]
 
-    def _shown(self, show: Any, state: GalleryState) -> list[Any]:
+    def _shown(self, show: Callable[[], Shown], state: GalleryState) -> list[Any]:
         try:
             shown = show()
         except UserError as error:

@@ -1,6 +1,7 @@
 """The captions tab: pages, filters, details, edits, flags and SQL; and nothing that a run holds becomes HTML."""
 
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from studio.captions.caption_index import Cursor
 from studio.captions.filters import CaptionFilter
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
 from studio.captions.pictures import Pictures
+from studio.captions.reviewing import EditedMeanwhileError
 from studio.captions.source import PREVIEW, CaptionSource, open_sources
 from tests.studio.world import HOSTILE
 
@@ -51,7 +53,7 @@ def _picks(html: str) -> list[int]:
 
 def _picked(tab: CaptionsTab, text: str = "") -> GalleryState:
     shown = tab.show(tab.filtered(GalleryState(), CaptionFilter(text=text, prompt="dense")))
-    return GalleryState(**{**vars(shown.state), "picked": _picks(shown.gallery)[0]})
+    return tab.pick(shown.state, _picks(shown.gallery)[0])
 
 
 def test_pages_go_forth_and_back(tab: CaptionsTab) -> None:
@@ -145,8 +147,36 @@ def test_of_two_people_who_edit_one_caption_the_second_is_told(run: str, tmp_pat
         theirs = CaptionsTab([other])
         state = _picked(theirs, "sits")
         tab.edit(_picked(tab, "sits"), prompt="dense", text="A fox.", by="Ada")
-        with pytest.raises(UserError, match="Ada has edited this caption meanwhile"):
+        with pytest.raises(EditedMeanwhileError, match="Ada has edited this caption meanwhile"):
             theirs.edit(state, prompt="dense", text="A dog.", by="Bob")
+        assert theirs.picked_rows(state)[0]["edited"] == "A fox."  # what the message asks to read
+        theirs.edit(theirs.look(state), prompt="dense", text="A dog.", by="Bob")
+        again = _picked(tab)
+        assert dict(again.seen)["dense"] == "A dog."  # choosing a picture reads what others saved
+        stale = tab.pick(again, again.picked or 0)
+        tab.edit(again, prompt="dense", text="A hen.", by="Ada")
+        with pytest.raises(EditedMeanwhileError, match="Ada has edited"):  # in one studio, whose index knows the hen already
+            tab.edit(stale, prompt="dense", text="A cat.", by="Bob")
+
+
+def test_of_two_people_who_save_at_once_one_is_told(tab: CaptionsTab, source: CaptionSource) -> None:
+    state = _picked(tab, "sits")
+    begun, told = threading.Barrier(4), []
+
+    def save(text: str) -> None:
+        begun.wait()
+        try:
+            tab.edit(state, prompt="dense", text=text, by=text)
+        except EditedMeanwhileError:
+            told.append(text)
+
+    threads = [threading.Thread(target=save, args=(f"Fox {number}.",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (row,) = read_reviews(source.review_folder()).edits.to_pylist()
+    assert len(told) == 3 and row["after"] not in told
 
 
 def test_flags_are_set_filtered_and_taken_back(tab: CaptionsTab) -> None:
