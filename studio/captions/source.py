@@ -194,10 +194,10 @@ class CaptionSource:
         return Folder(next(one["url"] for one in self.stored.record["runs"] if one["name"] == name))
 
     def _mark(self, index: CaptionIndex) -> None:
-        edits: dict[tuple[str, str, str], str] = {}
+        edits: dict[tuple[str, str, str], dict[str, Any]] = {}
         flags: dict[tuple[str, str, str], str] = {}
         for name, reviews in self._run_reviews.items():
-            edits |= {(name, *of): row["after"] for of, row in reviews.current_edits().items()}
+            edits |= {(name, *of): row for of, row in reviews.current_edits().items()}
             flags |= {(name, *of): flag for of, flag in reviews.current_flags().items()}
         index.set_reviews(edits, flags)
 

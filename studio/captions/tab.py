@@ -1,6 +1,7 @@
 """Components of the captions tab and what they call."""
 
 import getpass
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -55,12 +56,13 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
         (filters["source"].change, wiring.filter, inputs),
         (apply.click, wiring.filter, inputs),
         (filters["text"].submit, wiring.filter, inputs),
-        (histograms.select, wiring.brush, [state]),
     ):
         pages.append(trigger(handler, given, [*shown, detail], **PRIVATE))
+    ends = [filters[name] for names in _BOUNDED.values() for name in names]
+    pages.append(histograms.select(wiring.brush, [state], [*shown, detail, *ends], **PRIVATE))
     for event in pages[:2]:  # another source may have other prompts and statuses
         event.then(wiring.choices, [state], [filters["prompt"], filters["status"]], **PRIVATE)
-    cleared = clear.click(wiring.cleared, None, [filters[name] for name in _CLEARED], **PRIVATE)
+    cleared = clear.click(wiring.cleared, [state], [state, *(filters[name] for name in _CLEARED)], **PRIVATE)
     pages.append(cleared.then(wiring.filter, inputs, [*shown, detail], **PRIVATE))
     for event in pages:
         event.then(wiring.histograms, [state], histograms, **PRIVATE)
@@ -79,6 +81,8 @@ def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review
         button.click(handler, [state, prompt, value, by], [*shown, message], **PRIVATE)
 
 
+_BOUNDED = {"num_words": ("words_from", "words_to"), "density": ("density_from", "density_to")}
+"""Figures that have fields for their ends; the others have their histogram alone."""
 _CLEARED = ("text", "prompt", "status", "path", "flag", "words_from", "words_to", "density_from", "density_to", "order")
 
 
@@ -131,7 +135,7 @@ class _Wiring:
 
     def filter(self, state: GalleryState, source: int, *values: Any) -> list[Any]:
         text, prompt, status, path, flag, words_from, words_to, density_from, density_to, order = values
-        bounds = {"num_words": (words_from, words_to), "density": (density_from, density_to)}
+        bounds = dict(zip(_BOUNDED, ((words_from, words_to), (density_from, density_to)), strict=True))
         try:
             ranges = [_range(figure, low, high) for figure, (low, high) in bounds.items()]
         except UserError as error:
@@ -142,13 +146,13 @@ class _Wiring:
             status=_chosen(status),
             source=(path or "").strip(),
             flag=_chosen(flag),
-            ranges=tuple(one for one in ranges if one),
+            ranges=(*(one for one in state.chosen.ranges if one.figure not in _BOUNDED), *(one for one in ranges if one)),
         )
         now = self._tab.filtered(replace(state, source=source), chosen, order)
         return self._shown(lambda: self._tab.show(now), now)
 
-    def cleared(self) -> list[Any]:
-        return ["", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]
+    def cleared(self, state: GalleryState) -> list[Any]:
+        return [replace(state, chosen=CaptionFilter()), "", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]
 
     def brush(self, state: GalleryState, event: gr.EventData) -> list[Any]:
         if event.clear:
@@ -157,7 +161,7 @@ class _Wiring:
             now = self._tab.brushed(
                 state, figure=event.figure, low=float(event.low), high=float(event.high), extends=bool(event.shift)
             )
-        return self._shown(lambda: self._tab.show(now), now)
+        return [*self._shown(lambda: self._tab.show(now), now), *_ends(now.chosen)]
 
     def histograms(self, state: GalleryState) -> Iterator[str]:
         source = self._tab.sources[state.source]
@@ -233,4 +237,11 @@ def _range(figure: str, given_low: str, given_high: str) -> Range | None:
     low, high = (read_number(given, name=FIGURES[figure]) for given in (given_low, given_high))
     if low is None and high is None:
         return None
-    return Range(figure=figure, low=-1e18 if low is None else low, high=1e18 if high is None else high)
+    return Range(figure=figure, low=-math.inf if low is None else low, high=math.inf if high is None else high)
+
+
+def _ends(chosen: CaptionFilter) -> list[str]:
+    """What the fields of _BOUNDED show of a filter."""
+    ranges = {one.figure: (one.low, one.high) for one in chosen.ranges}
+    ends = [end for figure in _BOUNDED for end in ranges.get(figure, (-math.inf, math.inf))]
+    return [f"{end:.12g}" if math.isfinite(end) else "" for end in ends]

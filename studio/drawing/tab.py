@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from foundry.errors import UserError
-from studio.components import PICK, PRIVATE, announced, hint, number_box, read_number, read_whole
+from studio.components import GUIDANCE_LIMITS, PICK, PRIVATE, announced, hint, number_box, read_number, read_whole
 from studio.drawing.page import DrawTab
 from studio.drawing.painter import DrawSettings
 from studio.html import failure, quiet
@@ -79,7 +79,7 @@ def _settings(*values: Any) -> DrawSettings:
         negative_prompt=(negative or "").strip(),
         seed=int(seed or 0),
         num_inference_steps=read_whole(steps, name="steps"),
-        guidance_scale=read_number(guidance, name="guidance"),
+        guidance_scale=read_number(guidance, name="guidance", limits=GUIDANCE_LIMITS),
         width=read_whole(width, name="width"),
         height=read_whole(height, name="height"),
         lora="" if lora == _NONE else lora,

@@ -13,7 +13,7 @@ from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reviews.records import read_reviews
 from foundry.errors import UserError
 from studio.captions.caption_index import Cursor
-from studio.captions.filters import CaptionFilter
+from studio.captions.filters import CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
 from studio.captions.pictures import Pictures
 from studio.captions.reviewing import EditedMeanwhileError
@@ -123,8 +123,28 @@ def test_an_edit_is_counted_shown_found_and_saved_with_its_author(tab: CaptionsT
     assert (row["num_words"], row["nouns"], row["status"]) == (7, ["fox", "dog"], "ok")
     found = tab.show(tab.filtered(state, CaptionFilter(text="red fox")))
     assert found.line.startswith("1 caption,") and "edited" in found.gallery
-    assert tab.show(tab.filtered(state, CaptionFilter(flag="edited"))).line.startswith("1 caption,")
+    edited = tab.show(tab.filtered(state, CaptionFilter(flag="edited")))
+    assert edited.line.startswith("1 caption,")
+    detail = tab.detail(tab.pick(edited.state, _picks(edited.gallery)[0]))
+    assert "7 words · 2 different nouns" in detail and "the original: An owl sits beside a house. dense" in detail
     assert tab.show(tab.filtered(state, CaptionFilter(text="sits", prompt="dense"))).line.startswith("9 captions")
+
+
+def test_filters_order_and_histograms_count_an_edit_as_build_does(tab: CaptionsTab, source: CaptionSource) -> None:
+    text = "A fox, a dog, a cat, a hen and an owl sit on the long and very old wooden bench."
+    tab.edit(_picked(tab, "sits"), prompt="dense", text=text, by="Ada")
+    edit = read_reviews(source.review_folder()).edits.to_pylist()[0]
+    chosen = CaptionFilter(ranges=(Range(figure="num_words", low=edit["num_words"], high=edit["num_words"]),))
+    assert "A fox, a dog" in tab.show(tab.filtered(GalleryState(), chosen)).gallery
+    first = tab.show(tab.filtered(GalleryState(), CaptionFilter(), "most words"))
+    assert _picks(first.gallery) and "A fox, a dog" in first.gallery[: first.gallery.index("</li>")]
+    for bins in source.index().histograms(CaptionFilter()):
+        for (low, high), count in zip(bins.bins, bins.counts, strict=True):
+            within = CaptionFilter(ranges=(Range(figure=bins.figure, low=low, high=high),))
+            if bins.figure != "mean_logprob":  # bins of a figure that is not whole share their ends
+                assert source.index().count(within) == count
+    tokens = next(one for one in source.index().histograms(CaptionFilter()) if one.figure == "num_words")
+    assert sum(tokens.counts) == 60 and tokens.bins[-1][1] >= edit["num_words"]
 
 
 @pytest.mark.parametrize(
