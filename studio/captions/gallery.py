@@ -6,16 +6,15 @@ from typing import Any
 
 from dataset_builder.concepts.tagger import Noun
 from dataset_builder.reviews.records import Flag
-from dataset_builder.sql.database import open_files
 from foundry.errors import UserError
 from studio.captions.caption_index import Cursor, Order
 from studio.captions.filters import FIGURES, CaptionFilter, Range
 from studio.captions.page import ShownCaption, detail_html, gallery_html, histograms_html
 from studio.captions.reviewing import edit_caption, flag_captions, nouns_of
 from studio.captions.source import PREVIEW, CaptionSource
-from studio.html import failure, reason, table
+from studio.captions.sql_box import SqlBox
+from studio.html import reason
 
-MOST_SQL_ROWS = 500
 PICTURES = "/pictures"
 OrderName = str
 ORDERS: dict[OrderName, Order] = {"as in the files": Order()}
@@ -51,8 +50,9 @@ class Shown:
 class CaptionsTab:
     """Pages, filters, details, edits, flags and SQL over the sources of a studio."""
 
-    def __init__(self, sources: Sequence[CaptionSource]) -> None:
+    def __init__(self, sources: Sequence[CaptionSource], sql: SqlBox) -> None:
         self.sources = sources
+        self.sql = sql
 
     def refresh(self) -> None:
         """Reads edits and flags again that other people saved. Raises UserError for reviews that cannot be read."""
@@ -172,23 +172,6 @@ class CaptionsTab:
         said = flag_captions(self.sources[state.source], rows, flag, by=by)  # type: ignore[arg-type]
         self.refresh()
         return said
-
-    def sql(self, source: int, question: str) -> str:
-        """The answer to SQL over a source, by the locked database of dataset_builder.query, as a table or as an error."""
-        if not question.strip():
-            return failure("expected a query, such as SELECT * FROM captions LIMIT 5")
-        rows: list[dict[str, Any]] = []
-        try:
-            with open_files(self.sources[source].newest()) as database:
-                hints = database.hints(question)
-                for batch in database.batches(question):
-                    rows += batch.to_pylist()
-                    if len(rows) > MOST_SQL_ROWS:
-                        break
-        except UserError as error:
-            return failure(str(error))
-        more = f", the first {MOST_SQL_ROWS:,} rows" if len(rows) > MOST_SQL_ROWS else ""
-        return "".join(failure(hint) for hint in hints) + table(rows[:MOST_SQL_ROWS], caption=f"Answer{more}")
 
     def _pictures(self, state: GalleryState) -> str:
         return f"{PICTURES}/{state.source}/{state.version}"

@@ -41,15 +41,10 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
                 following = gr.Button("Next page", elem_id="next")
             detail = gr.HTML(_NOTHING, elem_id="detail")
             review = _review()
-    with gr.Accordion("SQL", open=False):
-        hint("The views and macros of t2i query, read-only; docs/sql lists them.")
-        question = gr.Textbox(_SQL, label="SQL query", lines=3, elem_id="sql")
-        ask = gr.Button("Run query", elem_id="ask")
-        answer = gr.HTML(elem_id="answer")
     shown = [state, gallery, line]
     wiring = _Wiring(tab)
+    _add_sql(wiring, state)
     inputs = [state, *filters.values()]
-    ask.click(lambda now, sql: tab.sql(now.source, sql), [state, question], answer, **PRIVATE)
     pages: list[Any] = []
     for trigger, handler, given in (
         (page.load, wiring.open, [state]),
@@ -69,6 +64,18 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
     following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
     previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
     _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
+
+
+def _add_sql(wiring: "_Wiring", state: gr.State) -> None:
+    with gr.Accordion("SQL", open=False):
+        hint("The views and macros of t2i query, read-only; docs/sql lists them.")
+        question = gr.Textbox(_SQL, label="SQL query", lines=3, elem_id="sql")
+        with gr.Row():
+            ask = gr.Button("Run query", elem_id="ask")
+            stop = gr.Button("Stop query", elem_id="stop_query")
+        answer = gr.HTML(elem_id="answer")
+    ask.click(wiring.ask, [state, question], answer, trigger_mode="multiple", **PRIVATE)
+    stop.click(wiring.stop_query, None, None, **PRIVATE)
 
 
 def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> None:
@@ -150,6 +157,13 @@ class _Wiring:
         )
         now = self._tab.filtered(replace(state, source=source), chosen, order)
         return self._shown(lambda: self._tab.show(now), now)
+
+    def ask(self, request: gr.Request, state: GalleryState, question: str) -> Any:
+        answer = self._tab.sql.ask(state.source, question or "", person=request.session_hash or "")
+        return gr.skip() if answer is None else answer
+
+    def stop_query(self, request: gr.Request) -> None:
+        self._tab.sql.stop(request.session_hash or "")
 
     def cleared(self, state: GalleryState) -> list[Any]:
         return [replace(state, chosen=CaptionFilter()), "", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]

@@ -18,6 +18,7 @@ from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
 from studio.captions.pictures import Pictures
 from studio.captions.reviewing import EditedMeanwhileError
 from studio.captions.source import PREVIEW, CaptionSource, open_sources
+from studio.captions.sql_box import SqlBox
 from tests.studio.world import HOSTILE
 
 
@@ -44,7 +45,7 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def tab(source: CaptionSource) -> CaptionsTab:
-    return CaptionsTab([source])
+    return CaptionsTab([source], SqlBox([source], limit_s=60))
 
 
 def _picks(html: str) -> list[int]:
@@ -67,7 +68,7 @@ def test_pages_go_forth_and_back(tab: CaptionsTab) -> None:
 
 
 def test_a_page_of_the_preview_is_followed_by_the_next_one_of_the_index(source: CaptionSource) -> None:
-    tab = CaptionsTab([source])
+    tab = CaptionsTab([source], SqlBox([source], limit_s=60))
     preview = source._preview
     assert preview is not None
     rows = preview.page(CaptionFilter()).rows
@@ -80,7 +81,11 @@ def test_a_page_of_the_preview_is_followed_by_the_next_one_of_the_index(source: 
 
 def test_hostile_captions_and_keys_are_text(tab: CaptionsTab) -> None:
     state = _picked(tab, "onerror")
-    for html in (tab.show(state).gallery, tab.detail(state), tab.sql(0, "SELECT caption FROM captions WHERE key = 'img_25'")):
+    for html in (
+        tab.show(state).gallery,
+        tab.detail(state),
+        tab.sql.ask(0, "SELECT caption FROM captions WHERE key = 'img_25'") or "",
+    ):
         page = _Page(html)
         assert HOSTILE in page.words
         assert not {"script", "iframe"} & set(page.tags)
@@ -164,7 +169,7 @@ def test_an_edit_that_says_nothing_is_refused(tab: CaptionsTab, changes: dict[st
 def test_of_two_people_who_edit_one_caption_the_second_is_told(run: str, tmp_path: Path, tab: CaptionsTab) -> None:
     with open_sources([run], cache=tmp_path / "other") as (other,):
         other.index()
-        theirs = CaptionsTab([other])
+        theirs = CaptionsTab([other], SqlBox([other], limit_s=60))
         state = _picked(theirs, "sits")
         tab.edit(_picked(tab, "sits"), prompt="dense", text="A fox.", by="Ada")
         with pytest.raises(EditedMeanwhileError, match="Ada has edited this caption meanwhile"):
@@ -215,7 +220,7 @@ def test_a_caption_of_a_data_set_is_edited_in_its_run(run: str, tmp_path: Path) 
     with open_sources([out, run], cache=tmp_path / "cache") as sources:
         sources[0].index()
         sources[1].index()
-        tab = CaptionsTab(sources)
+        tab = CaptionsTab(sources, SqlBox(sources, limit_s=60))
         said = tab.edit(_picked(tab, "sits"), prompt="dense", text="A fox.", by="Ada")
         assert "build the data set again" in said
         assert "A fox." in tab.detail(_picked(tab, "fox")).replace('<mark title="fox">fox</mark>', "fox")
@@ -234,7 +239,7 @@ def test_a_caption_of_a_data_set_is_edited_in_its_run(run: str, tmp_path: Path) 
     ],
 )
 def test_sql_is_that_of_query_and_reads_nothing_else(tab: CaptionsTab, question: str, reason: str) -> None:
-    page = _Page(tab.sql(0, question))
+    page = _Page(tab.sql.ask(0, question) or "")
     assert reason in page.words and "root:" not in page.words and "table" not in page.tags
 
 

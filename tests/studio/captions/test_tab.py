@@ -11,6 +11,7 @@ from foundry.errors import UserError
 from studio.captions.filters import CaptionFilter, Range
 from studio.captions.gallery import CaptionsTab, GalleryState
 from studio.captions.source import CaptionSource
+from studio.captions.sql_box import SqlBox
 from studio.captions.tab import _Wiring
 from studio.components import GUIDANCE_LIMITS, read_number, read_whole
 
@@ -21,7 +22,7 @@ ORDER = "as in the files"
 
 @pytest.fixture
 def wiring(source: CaptionSource) -> _Wiring:
-    return _Wiring(CaptionsTab([source]))
+    return _Wiring(CaptionsTab([source], SqlBox([source], limit_s=60)))
 
 
 def _bar(**data: Any) -> gr.EventData:
@@ -58,7 +59,7 @@ def test_an_open_range_is_named_by_its_end(wiring: _Wiring) -> None:
 
 
 def test_a_range_of_a_figure_that_nothing_has_can_be_cleared(source: CaptionSource) -> None:
-    tab = CaptionsTab([source])
+    tab = CaptionsTab([source], SqlBox([source], limit_s=60))
     state = dataclasses.replace(GalleryState(), chosen=CaptionFilter(ranges=(Range(figure="aesthetic", low=5, high=6),)))
     assert "any aesthetic score" in tab.histograms(state)
 
