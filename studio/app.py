@@ -32,7 +32,7 @@ class _Tabs:
     """What the tabs show and do, without the components."""
 
     def __init__(self, place: "Workplace") -> None:
-        self.captions = CaptionsTab(place.sources)
+        self.captions = CaptionsTab(place.sources, place.sql)
         self.recipes = RecipeTab(place.sources, out=place.out)
         self.training = TrainingTab(training_names(place.trainings))
         self.draw = DrawTab(place.painter, History(place.out))

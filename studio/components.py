@@ -35,6 +35,8 @@ element.addEventListener("keydown", (event) => {
 """Script of a gr.HTML: its buttons with data-pick or data-figure trigger `select`; the arrow keys move in a histogram."""
 
 
+GUIDANCE_LIMITS = (-100.0, 100.0)
+"""Guidance scales that can be asked for: far more than draws anything."""
 SHOW_DETAIL = "() => { const one = document.querySelector('#detail .detail'); if (one) { one.focus(); } }"
 """Script that moves the focus, and with it the page, to what was chosen."""
 
@@ -44,15 +46,19 @@ def number_box(label: str, *, empty: str, elem_id: str | None = None) -> gr.Text
     return gr.Textbox(label=label, placeholder=empty, elem_id=elem_id, min_width=90)
 
 
-def read_number(given: str | None, *, name: str) -> float | None:
-    """The number in such a field; None for an empty one. Raises UserError for what is no number."""
+def read_number(given: str | None, *, name: str, limits: tuple[float, float] = (-1e9, 1e9)) -> float | None:
+    """The number in such a field; None for an empty one. Raises UserError for what is no number within the limits."""
     said = (given or "").strip()
     if not said:
         return None
+    low, high = limits
     try:
-        return float(said)
+        number = float(said)
     except ValueError:
         raise UserError(f"{name}: expected a number or nothing, found {said[:40]}") from None
+    if not low <= number <= high:  # which nan is not either
+        raise UserError(f"{name}: expected {low:,.15g} to {high:,.15g}, found {said[:40]}")
+    return number
 
 
 def read_whole(given: str | None, *, name: str) -> int | None:

@@ -11,6 +11,7 @@ from foundry.storage.run_record import is_run
 from model.formats.checkpoint import find_checkpoint, read_transformer_config
 from model.rewriting.config import RewriteConfig
 from studio.captions.source import CaptionSource, open_sources
+from studio.captions.sql_box import SqlBox
 from studio.drawing.painter import Painter
 from trainer.monitoring.tracking.rows import METRICS
 
@@ -22,7 +23,13 @@ class Workplace:
     sources: list[CaptionSource]
     trainings: list[Path]
     painter: Painter
+    sql: SqlBox
     out: Path
+
+    def close(self) -> None:
+        """Stops drawings and queries that are under way."""
+        self.painter.close()
+        self.sql.close()
 
 
 @contextmanager
@@ -35,6 +42,7 @@ def open_workplace(
     device: str = "auto",
     out: Path,
     cache: Path,
+    sql_limit_s: float = 60.0,
 ) -> Iterator[Workplace]:
     """Opens what is named. Raises UserError for a folder that is nothing of it; checkpoints are looked for when they draw."""
     captions, trainings = [], []
@@ -46,7 +54,9 @@ def open_workplace(
     drawing = [*checkpoints, *(str(folder) for folder in trainings if _can_draw(folder))]
     painter = Painter(list(dict.fromkeys(drawing)), loras=loras, rewrite=rewrite, device=device)
     with open_sources(captions, cache=cache) as sources:
-        yield Workplace(sources=sources, trainings=trainings, painter=painter, out=out)
+        yield Workplace(
+            sources=sources, trainings=trainings, painter=painter, sql=SqlBox(sources, limit_s=sql_limit_s), out=out
+        )
 
 
 def _trainings(name: str) -> list[Path]:

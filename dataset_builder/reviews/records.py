@@ -1,11 +1,15 @@
 """Reviews of a captioning run: edits of captions and flags, written by people and kept next to what the model wrote.
 
-A save is one file, `edits/<time>-<digits>.json` or `flags/<time>-<digits>.json`, created whole or not at all; files are never
-changed or removed. The newest row of a caption counts: `is_current` in the views `edits` and `flags` of a run. The captions
-themselves stay as they were written; dataset_builder.build takes the edited text in place of the original.
+A save is one file, `edits/<revision>-<digits>.json` or `flags/<time>-<digits>.json`, created whole or not at all; files are
+never changed or removed. The last row of a caption, in the order of the files' names, counts: `is_current` in the views `edits`
+and `flags` of a run. The name of an edit follows from the edit that it replaces, so that of two people who replace the same one
+only the first can create it. The captions themselves stay as they were written; dataset_builder.build takes the edited text in
+place of the original.
 """
 
+import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +25,7 @@ from foundry.storage.folder import Folder, store_errors
 FORMAT_VERSION = 1
 Flag = Literal["good", "bad", "look again"]
 FLAG_VALUES: tuple[Flag, ...] = get_args(Flag)
+_REVISION = re.compile(r"\d{8}T\d{6}(?:\.\d{6})?")
 _FOLDERS = {"edits": EDITS, "flags": FLAGS}
 
 
@@ -48,7 +53,7 @@ class FlagRow:
 
 @dataclass(frozen=True)
 class Reviews:
-    """The tables schema.EDITS and schema.FLAGS of a run, in the order in which they were saved."""
+    """The tables schema.EDITS and schema.FLAGS of a run, in the order of their files' names."""
 
     edits: pa.Table = field(default_factory=EDITS.empty_table)
     flags: pa.Table = field(default_factory=FLAGS.empty_table)
@@ -67,34 +72,58 @@ class Reviews:
 
 def read_reviews(run: Folder) -> Reviews:
     """All edits and flags of a run. Raises UserError for a file that is damaged or of a newer version."""
-    tables, files = {}, []
+    tables, files = {}, review_files(run)
     for name, schema in _FOLDERS.items():
-        paths = [f"{name}/{file}" for file in run.names(name) if file.endswith(".json")]
+        paths = [path for path in files if path.startswith(f"{name}/")]
         rows = [row for path, data in run.read_many(paths).items() for row in _rows(run, path, data)]
         tables[name] = _with_current(rows, schema)
-        files += paths
-    return Reviews(edits=tables["edits"], flags=tables["flags"], files=tuple(files))
+    return Reviews(edits=tables["edits"], flags=tables["flags"], files=files)
 
 
-def save_edits(run: Folder, edits: Sequence[Edit]) -> str:
-    """Saves edits together and returns the name of their file. Raises UserError where the folder cannot be written."""
-    rows = [{**asdict(edit), **edit.counted} for edit in edits]
-    return _save(run, "edits", [{name: value for name, value in row.items() if name != "counted"} for row in rows])
+def review_files(run: Folder) -> tuple[str, ...]:
+    """The files that `read_reviews` reads. They are never changed: the same names are the same reviews."""
+    return tuple(f"{name}/{file}" for name in _FOLDERS for file in run.names(name) if file.endswith(".json"))
+
+
+def save_edit(run: Folder, edit: Edit, *, replaces: str = "") -> str | None:
+    """Saves an edit and returns the name of its file; None, and saves nothing, where somebody has replaced the same one before.
+
+    `replaces`: the file of the edit that this one replaces, "" for the caption as the model wrote it. Raises UserError where
+    the folder cannot be written.
+    """
+    row = {**asdict(edit), **edit.counted}
+    del row["counted"]
+    replaced = [edit.key, edit.prompt, replaces]
+    path = f"edits/{_revision_after(replaces)}-{hashlib.sha256(json.dumps(replaced).encode()).hexdigest()[:16]}.json"
+    return path if _create(run, path, [row]) else None
 
 
 def save_flags(run: Folder, flags: Sequence[FlagRow]) -> str:
     """Saves flags together and returns the name of their file. Raises UserError where the folder cannot be written."""
-    return _save(run, "flags", [asdict(flag) for flag in flags])
-
-
-def _save(run: Folder, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Creates a file whose name begins with the time, so that files sort in the order of their saves."""
-    now = datetime.now(UTC)
-    path = f"{name}/{now:%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.json"
-    record = {"format_version": FORMAT_VERSION, "saved_at": now.isoformat(timespec="milliseconds"), name: list(rows)}
-    with store_errors(run):
-        assert run.create(path, json.dumps(record, ensure_ascii=False, indent=1).encode()), "the name is new"
+    path = f"flags/{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}.json"  # names sort in the order of their saves
+    assert _create(run, path, [asdict(flag) for flag in flags]), "the name is new"
     return path
+
+
+def _create(run: Folder, path: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Creates a file of reviews; False where there is one of this name."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = {"format_version": FORMAT_VERSION, "saved_at": now, path.partition("/")[0]: list(rows)}
+    with store_errors(run):
+        return run.create(path, json.dumps(record, ensure_ascii=False, indent=1).encode())
+
+
+def _revision_after(replaced: str) -> str:
+    """The beginning of a name that sorts after that of the edit that is replaced: its number plus one, in the form of a time.
+
+    Earlier versions began names with the time. Raises UserError for a name of another form.
+    """
+    stem = replaced.rpartition("/")[2].partition("-")[0]
+    if replaced and not _REVISION.fullmatch(stem):
+        raise UserError(f"{replaced}: expected a name such as 00000000T000000.000001-0a1b.json: move this file out of the run")
+    number = int(stem.replace("T", "").replace(".", "").ljust(20, "0")) + 1
+    digits = f"{number:020d}"
+    return f"{digits[:8]}T{digits[8:14]}.{digits[14:]}"
 
 
 def _rows(run: Folder, path: str, data: bytes) -> Iterable[dict[str, Any]]:

@@ -80,7 +80,10 @@ class Stored(Protocol):
 
 
 class Database:
-    """A locked database with views, each with its comment, of what has these `settings`. Not for several threads at once."""
+    """A locked database with views, each with its comment, of what has these `settings`.
+
+    Not for several threads at once, except for `interrupt`.
+    """
 
     def __init__(
         self,
@@ -111,6 +114,10 @@ class Database:
     def close(self) -> None:
         """Ends the connection and deletes what it spilled."""
         self._ending.close()
+
+    def interrupt(self) -> None:
+        """Ends the query that another thread is waiting for, which raises UserError there; without one, does nothing."""
+        self._connection.interrupt()
 
     def statements(self, sql: str) -> list[str]:
         """The statements of a text, each one a question. Raises UserError for one that is none, or that cannot be parsed."""

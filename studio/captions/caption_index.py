@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dataset_builder.sql.database import Connection
-from studio.captions.filters import FIGURES, WHOLE, CaptionFilter
+from studio.captions.filters import FIGURES, RECOUNTED, WHOLE, CaptionFilter, value_sql
 
 PAGE_ROWS = 24
 BINS = 24
 _KEPT_FILTERS = 8
+_MARKS = dict.fromkeys(("run", "key", "prompt", "flag", "edited"), "VARCHAR") | {
+    name: "VARCHAR" if name == "status" else "INTEGER" for name in RECOUNTED
+}
+"""Columns of the table of reviews, and their types."""
 Direction = Literal["ascending", "descending"]
 
 
@@ -71,19 +75,23 @@ class CaptionIndex:
         self._num_made = 0
         self._version = 0
         self._reviewed = False
-        connection.execute("CREATE TABLE marks (run VARCHAR, key VARCHAR, prompt VARCHAR, flag VARCHAR, edited VARCHAR)")
+        connection.execute(f"CREATE TABLE marks ({', '.join(f'{name} {kind}' for name, kind in _MARKS.items())})")
         self._spans = self._read_spans()
 
-    def set_reviews(self, edits: Mapping[tuple[str, str, str], str], flags: Mapping[tuple[str, str, str], str]) -> None:
-        """Replaces what people wrote: texts and flags by run (a data set's name of it, else ""), key and prompt."""
-        rows = [[*of, flags.get(of), edits.get(of)] for of in edits.keys() | flags.keys()]
+    def set_reviews(
+        self, edits: Mapping[tuple[str, str, str], Mapping[str, Any]], flags: Mapping[tuple[str, str, str], str]
+    ) -> None:
+        """Replaces what people wrote: rows of edits, and flags, by run (a data set's name of it, else ""), key and prompt."""
+        rows = [[*of, flags.get(of), *_edited(edits.get(of, {}))] for of in edits.keys() | flags.keys()]
         with self._lock, self._connection.cursor() as cursor:
             cursor.execute("BEGIN TRANSACTION; DELETE FROM marks")
             if rows:
-                cursor.executemany("INSERT INTO marks VALUES (?, ?, ?, ?, ?)", rows)
+                cursor.executemany(f"INSERT INTO marks VALUES ({', '.join('?' * len(_MARKS))})", rows)
             cursor.execute("COMMIT")
             self._version += 1
-            self._reviewed = bool(rows)
+            was_reviewed, self._reviewed = self._reviewed, bool(rows)
+        if rows or was_reviewed:
+            self._spans = self._read_spans()
 
     def page_numbers(self) -> list[int]:
         """The numbers of the rows of the first page."""
@@ -94,9 +102,9 @@ class CaptionIndex:
     ) -> Page:
         """A page of captions that meet a filter, with the columns of the index, `flag` and `edited`."""
         order = order or Order()
-        relation, condition = self._hits_of(chosen), "true"
+        relation, condition = self._joined(self._hits_of(chosen)), "true"
         sign, way = (">", "ASC") if order.direction == "ascending" else ("<", "DESC")
-        value = f"r.{order.figure}::DOUBLE" if order.figure else "NULL::DOUBLE"
+        value = f"({self._value(order.figure)})::DOUBLE" if order.figure else "NULL::DOUBLE"
         parameters: list[Any] = []
         if order.figure:  # captions without the figure, such as unscored ones, have no place in its order
             condition = f"{value} IS NOT NULL"
@@ -117,9 +125,7 @@ class CaptionIndex:
             return []
         # A join reads the stretches of the file that hold a number; a list of numbers in a condition would read more.
         wanted = "(SELECT unnest(?::BIGINT[]) AS wanted) w JOIN idx.rows r ON r.n = w.wanted"
-        found = self._rows(
-            f"SELECT r.* EXCLUDE (folded), m.flag, m.edited FROM {self._joined(wanted)}", [[int(number) for number in numbers]]
-        )
+        found = self._rows(f"SELECT {self._columns()} FROM {self._joined(wanted)}", [[int(number) for number in numbers]])
         by_number = {row["n"]: row for row in found}
         return [by_number[number] for number in numbers if number in by_number]
 
@@ -132,8 +138,7 @@ class CaptionIndex:
 
     def rows_of(self, key: str) -> list[dict[str, Any]]:
         """The captions of an image, by prompt."""
-        sql = f"SELECT r.* EXCLUDE (folded), m.flag, m.edited FROM {self._joined()} WHERE r.key = ? ORDER BY r.prompt"
-        return self._rows(sql, [key])
+        return self._rows(f"SELECT {self._columns()} FROM {self._joined()} WHERE r.key = ? ORDER BY r.prompt", [key])
 
     def count(self, chosen: CaptionFilter) -> int:
         """The number of captions that meet a filter."""
@@ -145,10 +150,11 @@ class CaptionIndex:
         if not bins:
             return []
         numbered = ", ".join(
-            f"least(floor((r.{figure} - {found[0][0]!r}) / {found[1][0] - found[0][0]!r})::INT, {len(found) - 1}) AS {figure}"
+            f"least(floor((({self._value(figure)}) - {found[0][0]!r}) / {found[1][0] - found[0][0]!r})::INT, {len(found) - 1}) "
+            f"AS {figure}"
             for figure, found in bins.items()
         )
-        binned = f"WITH binned AS MATERIALIZED (SELECT {numbered} FROM {self._hits_of(chosen)}) "
+        binned = f"WITH binned AS MATERIALIZED (SELECT {numbered} FROM {self._joined(self._hits_of(chosen))}) "
         each = (f"SELECT '{figure}' AS figure, {figure} AS bin, count(*) AS n FROM binned GROUP BY ALL" for figure in bins)
         counts = {(row["figure"], row["bin"]): row["n"] for row in self._rows(binned + " UNION ALL ".join(each))}
         return [
@@ -190,9 +196,18 @@ class CaptionIndex:
             return f"{rows} LEFT JOIN marks m ON m.run = r.run AND m.key = r.key AND m.prompt = r.prompt"
         return f"{rows}, (SELECT NULL::VARCHAR AS flag, NULL::VARCHAR AS edited) m"
 
+    def _value(self, column: str) -> str:
+        return value_sql(column, reviewed=self._reviewed)
+
+    def _columns(self) -> str:
+        """The columns of a row for those who show it."""
+        replaced = ", ".join(f"{self._value(name)} AS {name}" for name in (*RECOUNTED, "mean_logprob"))
+        return f"r.* EXCLUDE (folded) REPLACE ({replaced}), m.flag, m.edited"
+
     def _read_spans(self) -> dict[str, tuple[float, float]]:
-        ends = ", ".join(f"[min({name}), max({name})]::DOUBLE[] AS {name}" for name in FIGURES)
-        found = self._rows(f"SELECT {ends} FROM idx.rows")[0]
+        values = {name: self._value(name) for name in FIGURES}
+        ends = ", ".join(f"[min({value}), max({value})]::DOUBLE[] AS {name}" for name, value in values.items())
+        found = self._rows(f"SELECT {ends} FROM {self._joined()}")[0]
         return {name: (ends[0], ends[1]) for name, ends in found.items() if ends[0] is not None}
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -200,6 +215,12 @@ class CaptionIndex:
             found = cursor.execute(sql, list(parameters))
             names = [column[0] for column in found.description or ()]
             return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def _edited(edit: Mapping[str, Any]) -> list[Any]:
+    """The columns of marks that come from an edit, all None without one."""
+    given = {**edit, "density": edit.get("num_distinct_nouns"), "edited": edit.get("after")}
+    return [given.get(name) for name in ("edited", *RECOUNTED)]
 
 
 def _bins(figure: str, low: float, high: float) -> list[tuple[float, float]]:

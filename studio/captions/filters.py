@@ -1,7 +1,10 @@
 """Filters of captions: what a person chose, and the SQL condition that it stands for, with all values bound."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
+
+from dataset_builder.reports.charts import short_number
 
 FIGURES = {
     "num_words": "words",
@@ -15,17 +18,28 @@ FIGURES = {
 """Columns of the index that have a histogram and can be sorted by, and what people call them."""
 WHOLE = ("num_words", "num_nouns", "density", "num_t5_tokens")
 """Figures that count something."""
+RECOUNTED = ("status", "num_words", "num_nouns", "density", "num_t5_tokens")
+"""Columns of the index that an edit has for its own text."""
 UNFLAGGED = "no flag"
 EDITED = "edited"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Values of a figure that are kept, both ends included."""
+    """Values of a figure that are kept, both ends included; an infinite end is open."""
 
     figure: str
     low: float
     high: float
+
+    @property
+    def name(self) -> str:
+        """The range in words."""
+        if math.isinf(self.high):
+            return "any" if math.isinf(self.low) else f"{short_number(self.low)} or more"
+        if math.isinf(self.low):
+            return f"{short_number(self.high)} or less"
+        return short_number(self.low) if self.low == self.high else f"{short_number(self.low)} to {short_number(self.high)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,7 @@ class CaptionFilter:
     def condition(self, *, reviewed: bool) -> tuple[str, list[Any]]:
         """A condition on a row `r` of the index, and the values of its parameters; "" for no filter.
 
-        Where captions were `reviewed`, the row is joined with its review `m`, and a text is looked for in what a person wrote.
+        Where captions were `reviewed`, the row is joined with its review `m`, whose text, status and counts come first.
         """
         parts: list[str] = []
         values: list[Any] = []
@@ -67,7 +81,7 @@ class CaptionFilter:
             values.append(self.text.lower())
         for column in ("prompt", "status"):
             if value := getattr(self, column):
-                parts.append(f"r.{column} = ?")
+                parts.append(f"{value_sql(column, reviewed=reviewed)} = ?")
                 values.append(value)
         if self.source:
             parts.append("(contains(r.uri, ?) OR r.run = ?)")
@@ -77,6 +91,15 @@ class CaptionFilter:
             parts.append(flags.get(self.flag, "m.flag = ?") if reviewed else str(self.flag == UNFLAGGED))
             values += [self.flag] if reviewed and self.flag not in flags else []
         for one in self.ranges:
-            parts.append(f"r.{one.figure} BETWEEN ? AND ?")
+            parts.append(f"{value_sql(one.figure, reviewed=reviewed)} BETWEEN ? AND ?")
             values += [one.low, one.high]
         return " AND ".join(parts), values
+
+
+def value_sql(column: str, *, reviewed: bool) -> str:
+    """A column of a row `r`; where captions were `reviewed`, that of the edit `m` comes first, which has no log-probability."""
+    if not reviewed:
+        return f"r.{column}"
+    if column in RECOUNTED:
+        return f"coalesce(m.{column}, r.{column})"
+    return f"CASE WHEN m.edited IS NULL THEN r.{column} END" if column == "mean_logprob" else f"r.{column}"

@@ -6,16 +6,15 @@ from typing import Any
 
 from dataset_builder.concepts.tagger import Noun
 from dataset_builder.reviews.records import Flag
-from dataset_builder.sql.database import open_files
 from foundry.errors import UserError
 from studio.captions.caption_index import Cursor, Order
 from studio.captions.filters import FIGURES, CaptionFilter, Range
 from studio.captions.page import ShownCaption, detail_html, gallery_html, histograms_html
-from studio.captions.reviewing import nouns_of, save_edit, save_flag
+from studio.captions.reviewing import edit_caption, flag_captions, nouns_of
 from studio.captions.source import PREVIEW, CaptionSource
-from studio.html import failure, reason, table
+from studio.captions.sql_box import SqlBox
+from studio.html import reason
 
-MOST_SQL_ROWS = 500
 PICTURES = "/pictures"
 OrderName = str
 ORDERS: dict[OrderName, Order] = {"as in the files": Order()}
@@ -35,6 +34,8 @@ class GalleryState:
     version: str = ""
     """Name of the index that the numbers of rows are of."""
     picked: int | None = None
+    seen: tuple[tuple[str, str], ...] = ()
+    """Prompts of the picked image, and the texts that the person saw of them: an edit replaces no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,14 @@ class Shown:
 class CaptionsTab:
     """Pages, filters, details, edits, flags and SQL over the sources of a studio."""
 
-    def __init__(self, sources: Sequence[CaptionSource]) -> None:
+    def __init__(self, sources: Sequence[CaptionSource], sql: SqlBox) -> None:
         self.sources = sources
+        self.sql = sql
+
+    def refresh(self) -> None:
+        """Reads edits and flags again that other people saved. Raises UserError for reviews that cannot be read."""
+        for source in self.sources:
+            source.refresh_reviews()
 
     def show(self, state: GalleryState, *, on_wait: Callable[[str], None] = lambda _: None) -> Shown:
         """The page that a state is at. The first one, without a filter, does not wait for the index."""
@@ -59,7 +66,10 @@ class CaptionsTab:
         index = source.first() if is_first else source.index(on_wait=on_wait)
         version = source.version_name()
         page = index.page(state.chosen, state.order, after=state.starts[-1])
-        state = replace(state, following=page.after, version=version)
+        picked = state.picked
+        if picked is not None and state.version == PREVIEW != version:
+            picked = index.number_of(source.first_rows([picked])[0])
+        state = replace(state, following=page.after, version=version, picked=picked)
         gallery = gallery_html(page.rows, pictures=self._pictures(state), picked=state.picked)
         line = f"page {len(state.starts):,}"
         if index is source.version(version) and source.is_indexed:
@@ -113,6 +123,15 @@ class CaptionsTab:
         index = self.sources[state.source].first()
         return index.values("prompt"), index.values("status")
 
+    def pick(self, state: GalleryState, number: int) -> GalleryState:
+        """The state after a person chose a picture, and sees its captions as they are now."""
+        self.refresh()
+        return self.look(replace(state, picked=number))
+
+    def look(self, state: GalleryState) -> GalleryState:
+        """The state of a person who sees the picked captions as they were read last."""
+        return replace(state, seen=tuple((row["prompt"], row["edited"] or row["caption"]) for row in self.picked_rows(state)))
+
     def picked_rows(self, state: GalleryState) -> list[dict[str, Any]]:
         """The captions of the picked image in its source, that of the picked row first. Raises UserError if none is picked."""
         index = self.sources[state.source].version(state.version)
@@ -135,35 +154,24 @@ class CaptionsTab:
         return detail_html(shown, picture=f"{self._pictures(state)}/{own[0]['n']}/large", problem=problem)
 
     def edit(self, state: GalleryState, *, prompt: str, text: str, by: str) -> str:
-        """Saves a person's text for a caption of the picked image. Raises UserError as save_edit does."""
+        """Saves a person's text in place of the one that they saw. Raises UserError as edit_caption does."""
         row = next((row for row in self.picked_rows(state) if row["prompt"] == prompt), None)
-        if row is None:
+        seen = dict(state.seen).get(prompt)
+        if row is None or seen is None:
             raise UserError(f"the picked image has no caption of the prompt {prompt or '(none)'}: choose one of its prompts")
-        return save_edit(self.sources[state.source], row, text, by=by)
+        try:
+            return edit_caption(self.sources[state.source], row, text, seen=seen, by=by)
+        finally:
+            self.refresh()
 
     def flag(self, state: GalleryState, *, prompts: Sequence[str], flag: Flag | str, by: str) -> str:
-        """Flags captions of the picked image, or takes flags back by an empty one. Raises UserError as save_flag does."""
+        """Flags captions of the picked image, or takes flags back by an empty one. Raises UserError as flag_captions does."""
         rows = [row for row in self.picked_rows(state) if row["prompt"] in prompts]
         if not rows:
             raise UserError("no caption is chosen: choose a prompt of the picked image")
-        return save_flag(self.sources[state.source], rows, flag, by=by)  # type: ignore[arg-type]
-
-    def sql(self, source: int, question: str) -> str:
-        """The answer to SQL over a source, by the locked database of dataset_builder.query, as a table or as an error."""
-        if not question.strip():
-            return failure("expected a query, such as SELECT * FROM captions LIMIT 5")
-        rows: list[dict[str, Any]] = []
-        try:
-            with open_files(self.sources[source].newest()) as database:
-                hints = database.hints(question)
-                for batch in database.batches(question):
-                    rows += batch.to_pylist()
-                    if len(rows) > MOST_SQL_ROWS:
-                        break
-        except UserError as error:
-            return failure(str(error))
-        more = f", the first {MOST_SQL_ROWS:,} rows" if len(rows) > MOST_SQL_ROWS else ""
-        return "".join(failure(hint) for hint in hints) + table(rows[:MOST_SQL_ROWS], caption=f"Answer{more}")
+        said = flag_captions(self.sources[state.source], rows, flag, by=by)  # type: ignore[arg-type]
+        self.refresh()
+        return said
 
     def _pictures(self, state: GalleryState) -> str:
         return f"{PICTURES}/{state.source}/{state.version}"

@@ -33,10 +33,10 @@ def gallery_html(rows: Sequence[Mapping[str, Any]], *, pictures: str, picked: in
 
 def histograms_html(bins: Sequence[FigureBins], ranges: Sequence[Range]) -> str:
     """A histogram per figure whose bars are buttons: one of them is reached by Tab, the others by the arrow keys."""
-    if not bins:
-        return quiet("No figure has more than one value.")
     chosen = {one.figure: one for one in ranges}
-    return f'<div class="histograms">{"".join(_histogram(one, chosen.get(one.figure)) for one in bins)}</div>'
+    drawn = [_histogram(one, chosen.pop(one.figure, None)) for one in bins]
+    drawn += [f'<div class="histogram">{_heading(figure, one)}</div>' for figure, one in chosen.items()]
+    return f'<div class="histograms">{"".join(drawn)}</div>' if drawn else quiet("No figure has more than one value.")
 
 
 def detail_html(shown: Sequence[ShownCaption], *, picture: str, problem: str = "") -> str:
@@ -88,12 +88,21 @@ def _alt(row: Mapping[str, Any]) -> str:
     return row["alt_text"] or f"image {row['key']}"
 
 
+def _heading(figure: str, chosen: Range | None) -> str:
+    """The name of a figure, with the range that is chosen and a button that clears it."""
+    name = FIGURES[figure]
+    if chosen is None:
+        return f"<h4>{name}</h4>"
+    clear = f'<button type="button" class="clear" data-figure="{figure}" data-clear="1">any {name}</button>'
+    return f'<h4>{name} <span class="quiet">{chosen.name}</span>{clear}</h4>'
+
+
 def _histogram(one: FigureBins, chosen: Range | None) -> str:
     name, most = FIGURES[one.figure], max([*one.counts, 1])
     bars = []
     for number, ((low, high), count) in enumerate(zip(one.bins, one.counts, strict=True)):
         is_in = chosen is None or (low <= chosen.high and high >= chosen.low)
-        span = short_number(low) if low == high else f"{short_number(low)} to {short_number(high)}"
+        span = Range(figure=one.figure, low=low, high=high).name
         label = f"{name} {span}: {count:,} captions"
         focus = "0" if number == 0 else "-1"
         pressed = "true" if chosen and is_in else "false"
@@ -102,12 +111,8 @@ def _histogram(one: FigureBins, chosen: Range | None) -> str:
             f'aria-label="{label}" aria-pressed="{pressed}" data-figure="{one.figure}" data-low="{low!r}" '
             f'data-high="{high!r}"><span style="height:{100 * count / most:.1f}%"></span></button>'
         )
-    clear = (
-        f'<button type="button" class="clear" data-figure="{one.figure}" data-clear="1">any {name}</button>' if chosen else ""
-    )
-    limits = f"{short_number(chosen.low)} to {short_number(chosen.high)}" if chosen else ""
     return (
-        f'<div class="histogram"><h4>{name} <span class="quiet">{limits}</span>{clear}</h4>'
+        f'<div class="histogram">{_heading(one.figure, chosen)}'
         f'<div class="bars" role="group" aria-label="Filter by {name}; arrow keys move">{"".join(bars)}</div>'
         f'<div class="axis"><span>{short_number(one.bins[0][0])}</span><span>{short_number(one.bins[-1][1])}</span></div></div>'
     )
@@ -118,10 +123,10 @@ def _caption(shown: ShownCaption) -> str:
     said = row["edited"] or row["caption"]
     body = marked_nouns(said, shown.nouns) if shown.nouns is not None else text(said)
     facts = [f"{row['num_words']:,} words", f"{row['density']:,} different nouns", f"{row['num_t5_tokens']:,} T5 tokens"]
-    facts = ["edited; the original: " + row["caption"]] if row["edited"] else facts
+    original = f'<p class="quiet">edited; the original: {text(row["caption"])}</p>' if row["edited"] else ""
     badge = f' <span class="badge {text(row["flag"].replace(" ", "-"))}">{text(row["flag"])}</span>' if row["flag"] else ""
     status = f" · {text(row['status'])}" if row["status"] != "ok" else ""
     return (
         f'<article><h4>{text(row["prompt"])}{badge}</h4><p class="quiet">{text(shown.source)}{status}</p>'
-        f'<p class="said">{body or "(no caption)"}</p><p class="quiet">{text(" · ".join(facts))}</p></article>'
+        f'<p class="said">{body or "(no caption)"}</p><p class="quiet">{text(" · ".join(facts))}</p>{original}</article>'
     )

@@ -9,40 +9,46 @@ from dataset_builder.concepts.t5_view import T5Config
 from dataset_builder.concepts.tagger import Noun, TaggerConfig
 from dataset_builder.json_text import words_of_json
 from dataset_builder.reviews.edited_captions import COUNTED
-from dataset_builder.reviews.records import FLAG_VALUES, Edit, Flag, FlagRow, read_reviews, save_edits, save_flags
+from dataset_builder.reviews.records import FLAG_VALUES, Edit, Flag, FlagRow, read_reviews, save_edit, save_flags
 from dataset_builder.sql.run_files import RunFiles, read_run
 from foundry.errors import UserError
 from studio.captions.source import CaptionSource
 from studio.loading import LOADING
 
 
-def save_edit(source: CaptionSource, row: dict[str, Any], text: str, *, by: str) -> str:
-    """Saves a person's text in place of a row's caption and returns a line about it.
+class EditedMeanwhileError(UserError):
+    """Somebody else has edited a caption after a person saw it."""
 
-    Raises UserError for a text that is empty or the same, for a caption that somebody else has edited meanwhile, and where the
-    run's tagger or tokenizer is not installed, since the text is counted as the others are.
+
+def edit_caption(source: CaptionSource, row: dict[str, Any], text: str, *, seen: str, by: str) -> str:
+    """Saves a person's text in place of the caption `seen` of a row and returns a line about it.
+
+    Raises UserError for a text that is empty or the same, and where the run's tagger or tokenizer is not installed, since the
+    text is counted as the others are; and EditedMeanwhileError, without saving, if the caption is no longer what was seen.
     """
     by, after = _person(by), text.strip()
     if not after:
         raise UserError("the caption is empty: write one, or flag it as bad to leave it out")
-    folder = source.review_folder(row["run"])
-    shown = row["edited"] or row["caption"]
-    earlier = read_reviews(folder).current_edits().get((row["key"], row["prompt"]))
-    before = earlier["after"] if earlier else row["caption"]
-    if before != shown:
-        raise UserError(f"{earlier['edited_by'] if earlier else 'somebody'} has edited this caption meanwhile: open it again")
-    if after == before:
+    if after == seen:
         raise UserError("the text is the same as before: nothing was saved")
+    folder = source.review_folder(row["run"])
     if source.is_dataset:
         _check_original(folder.url, row)
     counted = _count(source, row["prompt"], after)
-    save_edits(folder, [Edit(key=row["key"], prompt=row["prompt"], edited_by=by, before=before, after=after, counted=counted)])
-    source.refresh_reviews()
+    edit = Edit(key=row["key"], prompt=row["prompt"], edited_by=by, before=seen, after=after, counted=counted)
+    current = read_reviews(folder).current_edits().get((row["key"], row["prompt"]))
+    is_seen = seen == (current["after"] if current else row["caption"])
+    if not is_seen or save_edit(folder, edit, replaces=current["file"] if current else "") is None:
+        current = read_reviews(folder).current_edits().get((row["key"], row["prompt"]))
+        raise EditedMeanwhileError(
+            f"{current['edited_by'] if current else 'somebody'} has edited this caption meanwhile: read the new text next "
+            "to the image, then save again to replace it by yours"
+        )
     words = f"{counted['num_words']:,} words, {counted['num_nouns']:,} nouns"
     return f"saved the caption of {row['key']} ({words}); {_next_step(source)}"
 
 
-def save_flag(source: CaptionSource, rows: Sequence[dict[str, Any]], flag: Flag | Literal[""], *, by: str) -> str:
+def flag_captions(source: CaptionSource, rows: Sequence[dict[str, Any]], flag: Flag | Literal[""], *, by: str) -> str:
     """Saves a flag for these rows, or takes theirs back, and returns a line about it. Raises UserError for another flag."""
     if flag and flag not in FLAG_VALUES:
         raise UserError(f"expected a flag among {', '.join(FLAG_VALUES)}, found {flag}")
@@ -52,7 +58,6 @@ def save_flag(source: CaptionSource, rows: Sequence[dict[str, Any]], flag: Flag 
             FlagRow(key=row["key"], prompt=row["prompt"], flagged_by=person, flag=flag) for row in rows if row["run"] == run
         ]
         save_flags(source.review_folder(run), flags)
-    source.refresh_reviews()
     number = f"{len(rows)} caption{'' if len(rows) == 1 else 's'}"
     return f"flagged {number} as {flag}" if flag else f"took back the flag of {number}"
 

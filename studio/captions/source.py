@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builder.json_text import words_of_json
-from dataset_builder.reviews.records import Reviews, read_reviews
+from dataset_builder.reviews.records import Reviews, read_reviews, review_files
 from dataset_builder.sql.dataset_files import DatasetFiles, find_dataset
 from dataset_builder.sql.run_files import RunFiles, find_run
 from foundry.errors import UserError, one_line
@@ -165,14 +165,17 @@ class CaptionSource:
         return folder
 
     def refresh_reviews(self) -> None:
-        """Reads the edits and flags of people again."""
+        """Reads the edits and flags of people again where there are others than before."""
         names = [one["name"] for one in self.stored.record["runs"]] if isinstance(self.stored, DatasetFiles) else [""]
         with self._reviews_lock:
+            changed = False
             for name in names:
                 folder = self._folder_of(name)
                 with store_errors(folder):
-                    self._run_reviews[name] = read_reviews(folder)
-            for index in filter(None, (self._index, self._preview)):
+                    if name not in self._run_reviews or self._run_reviews[name].files != review_files(folder):
+                        self._run_reviews[name] = read_reviews(folder)
+                        changed = True
+            for index in () if not changed else filter(None, (self._index, self._preview)):
                 self._mark(index)
 
     def words(self, row: dict[str, Any]) -> str:
@@ -191,10 +194,10 @@ class CaptionSource:
         return Folder(next(one["url"] for one in self.stored.record["runs"] if one["name"] == name))
 
     def _mark(self, index: CaptionIndex) -> None:
-        edits: dict[tuple[str, str, str], str] = {}
+        edits: dict[tuple[str, str, str], dict[str, Any]] = {}
         flags: dict[tuple[str, str, str], str] = {}
         for name, reviews in self._run_reviews.items():
-            edits |= {(name, *of): row["after"] for of, row in reviews.current_edits().items()}
+            edits |= {(name, *of): row for of, row in reviews.current_edits().items()}
             flags |= {(name, *of): flag for of, flag in reviews.current_flags().items()}
         index.set_reviews(edits, flags)
 

@@ -1,7 +1,8 @@
 """Components of the captions tab and what they call."""
 
 import getpass
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import gradio as gr
 from dataset_builder.reviews.records import FLAG_VALUES
 from foundry.errors import UserError
 from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
-from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
+from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState, Shown
+from studio.captions.reviewing import EditedMeanwhileError
 from studio.components import PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
 from studio.html import failure, quiet, reason
 
@@ -39,33 +41,41 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
                 following = gr.Button("Next page", elem_id="next")
             detail = gr.HTML(_NOTHING, elem_id="detail")
             review = _review()
-    with gr.Accordion("SQL", open=False):
-        hint("The views and macros of t2i query, read-only; docs/sql lists them.")
-        question = gr.Textbox(_SQL, label="SQL query", lines=3, elem_id="sql")
-        ask = gr.Button("Run query", elem_id="ask")
-        answer = gr.HTML(elem_id="answer")
     shown = [state, gallery, line]
     wiring = _Wiring(tab)
+    _add_sql(wiring, state)
     inputs = [state, *filters.values()]
-    ask.click(lambda now, sql: tab.sql(now.source, sql), [state, question], answer, **PRIVATE)
     pages: list[Any] = []
     for trigger, handler, given in (
         (page.load, wiring.open, [state]),
         (filters["source"].change, wiring.filter, inputs),
         (apply.click, wiring.filter, inputs),
         (filters["text"].submit, wiring.filter, inputs),
-        (histograms.select, wiring.brush, [state]),
     ):
         pages.append(trigger(handler, given, [*shown, detail], **PRIVATE))
+    ends = [filters[name] for names in _BOUNDED.values() for name in names]
+    pages.append(histograms.select(wiring.brush, [state], [*shown, detail, *ends], **PRIVATE))
     for event in pages[:2]:  # another source may have other prompts and statuses
         event.then(wiring.choices, [state], [filters["prompt"], filters["status"]], **PRIVATE)
-    cleared = clear.click(wiring.cleared, None, [filters[name] for name in _CLEARED], **PRIVATE)
+    cleared = clear.click(wiring.cleared, [state], [state, *(filters[name] for name in _CLEARED)], **PRIVATE)
     pages.append(cleared.then(wiring.filter, inputs, [*shown, detail], **PRIVATE))
     for event in pages:
         event.then(wiring.histograms, [state], histograms, **PRIVATE)
     following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
     previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
     _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
+
+
+def _add_sql(wiring: "_Wiring", state: gr.State) -> None:
+    with gr.Accordion("SQL", open=False):
+        hint("The views and macros of t2i query, read-only; docs/sql lists them.")
+        question = gr.Textbox(_SQL, label="SQL query", lines=3, elem_id="sql")
+        with gr.Row():
+            ask = gr.Button("Run query", elem_id="ask")
+            stop = gr.Button("Stop query", elem_id="stop_query")
+        answer = gr.HTML(elem_id="answer")
+    ask.click(wiring.ask, [state, question], answer, trigger_mode="multiple", **PRIVATE)
+    stop.click(wiring.stop_query, None, None, **PRIVATE)
 
 
 def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> None:
@@ -78,6 +88,8 @@ def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review
         button.click(handler, [state, prompt, value, by], [*shown, message], **PRIVATE)
 
 
+_BOUNDED = {"num_words": ("words_from", "words_to"), "density": ("density_from", "density_to")}
+"""Figures that have fields for their ends; the others have their histogram alone."""
 _CLEARED = ("text", "prompt", "status", "path", "flag", "words_from", "words_to", "density_from", "density_to", "order")
 
 
@@ -122,11 +134,15 @@ class _Wiring:
         self._tab = tab
 
     def open(self, state: GalleryState) -> list[Any]:
-        return self._shown(lambda: self._tab.show(state), state)
+        def fresh() -> Shown:
+            self._tab.refresh()
+            return self._tab.show(state)
+
+        return self._shown(fresh, state)
 
     def filter(self, state: GalleryState, source: int, *values: Any) -> list[Any]:
         text, prompt, status, path, flag, words_from, words_to, density_from, density_to, order = values
-        bounds = {"num_words": (words_from, words_to), "density": (density_from, density_to)}
+        bounds = dict(zip(_BOUNDED, ((words_from, words_to), (density_from, density_to)), strict=True))
         try:
             ranges = [_range(figure, low, high) for figure, (low, high) in bounds.items()]
         except UserError as error:
@@ -137,13 +153,20 @@ class _Wiring:
             status=_chosen(status),
             source=(path or "").strip(),
             flag=_chosen(flag),
-            ranges=tuple(one for one in ranges if one),
+            ranges=(*(one for one in state.chosen.ranges if one.figure not in _BOUNDED), *(one for one in ranges if one)),
         )
         now = self._tab.filtered(replace(state, source=source), chosen, order)
         return self._shown(lambda: self._tab.show(now), now)
 
-    def cleared(self) -> list[Any]:
-        return ["", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]
+    def ask(self, request: gr.Request, state: GalleryState, question: str) -> Any:
+        answer = self._tab.sql.ask(state.source, question or "", person=request.session_hash or "")
+        return gr.skip() if answer is None else answer
+
+    def stop_query(self, request: gr.Request) -> None:
+        self._tab.sql.stop(request.session_hash or "")
+
+    def cleared(self, state: GalleryState) -> list[Any]:
+        return [replace(state, chosen=CaptionFilter()), "", _ANY, _ANY, "", _ANY, "", "", "", "", next(iter(ORDERS))]
 
     def brush(self, state: GalleryState, event: gr.EventData) -> list[Any]:
         if event.clear:
@@ -152,7 +175,7 @@ class _Wiring:
             now = self._tab.brushed(
                 state, figure=event.figure, low=float(event.low), high=float(event.high), extends=bool(event.shift)
             )
-        return self._shown(lambda: self._tab.show(now), now)
+        return [*self._shown(lambda: self._tab.show(now), now), *_ends(now.chosen)]
 
     def histograms(self, state: GalleryState) -> Iterator[str]:
         source = self._tab.sources[state.source]
@@ -178,39 +201,41 @@ class _Wiring:
         return self._shown(lambda: self._tab.previous_page(state), state)
 
     def pick(self, state: GalleryState, event: gr.EventData) -> list[Any]:
-        now = replace(state, picked=int(event.pick))
         try:
-            rows = self._tab.picked_rows(now)
+            now = self._tab.pick(state, int(event.pick))
             shown, detail = self._tab.show(now), self._tab.detail(now)
         except UserError as error:
             return [state, gr.skip(), announced(failure(str(error))), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
-        prompts = gr.Dropdown([row["prompt"] for row in rows], value=rows[0]["prompt"])
-        text = rows[0]["edited"] or rows[0]["caption"]
+        prompt, text = now.seen[0]
+        prompts = gr.Dropdown([prompt for prompt, _ in now.seen], value=prompt)
         return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, prompts, text, ""]
 
     def text_of(self, state: GalleryState, prompt: str) -> Any:
-        try:
-            rows = self._tab.picked_rows(state)
-        except UserError:
-            return gr.skip()
-        return next((row["edited"] or row["caption"] for row in rows if row["prompt"] == prompt), gr.skip())
+        return dict(state.seen).get(prompt, gr.skip())
 
     def edit(self, state: GalleryState, prompt: str, text: str, by: str) -> list[Any]:
-        return self._reviewed(state, lambda: self._tab.edit(state, prompt=prompt or "", text=text, by=by))
+        return self._reviewed(state, lambda: self._tab.edit(state, prompt=prompt or "", text=text, by=by), looks=True)
 
     def flag(self, state: GalleryState, prompt: str, flag: str, by: str) -> list[Any]:
         chosen = "" if flag == "none" else flag
         return self._reviewed(state, lambda: self._tab.flag(state, prompts=[prompt or ""], flag=chosen, by=by))
 
-    def _reviewed(self, state: GalleryState, act: Any) -> list[Any]:
+    def _reviewed(self, state: GalleryState, act: Callable[[], str], *, looks: bool = False) -> list[Any]:
+        """`looks`: whether the person then knows the new text, which the next edit replaces."""
         try:
-            said = act()
-            shown, detail = self._tab.show(state), self._tab.detail(state)
+            said = announced(quiet(act()))
+        except EditedMeanwhileError as error:
+            said = failure(str(error))
         except (UserError, ModuleNotFoundError) as error:
             return [state, gr.skip(), gr.skip(), gr.skip(), failure(reason(error))]
-        return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, announced(quiet(said))]
+        try:
+            now = self._tab.look(state) if looks else state
+            shown, detail = self._tab.show(now), self._tab.detail(now)
+        except UserError as error:
+            return [state, gr.skip(), failure(str(error)), gr.skip(), said]
+        return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, said]
 
-    def _shown(self, show: Any, state: GalleryState) -> list[Any]:
+    def _shown(self, show: Callable[[], Shown], state: GalleryState) -> list[Any]:
         try:
             shown = show()
         except UserError as error:
@@ -226,4 +251,11 @@ def _range(figure: str, given_low: str, given_high: str) -> Range | None:
     low, high = (read_number(given, name=FIGURES[figure]) for given in (given_low, given_high))
     if low is None and high is None:
         return None
-    return Range(figure=figure, low=-1e18 if low is None else low, high=1e18 if high is None else high)
+    return Range(figure=figure, low=-math.inf if low is None else low, high=math.inf if high is None else high)
+
+
+def _ends(chosen: CaptionFilter) -> list[str]:
+    """What the fields of _BOUNDED show of a filter."""
+    ranges = {one.figure: (one.low, one.high) for one in chosen.ranges}
+    ends = [end for figure in _BOUNDED for end in ranges.get(figure, (-math.inf, math.inf))]
+    return [f"{end:.12g}" if math.isfinite(end) else "" for end in ends]

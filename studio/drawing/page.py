@@ -1,11 +1,12 @@
 """Drawing tab as plain functions: images of several checkpoints at one seed, and the history of all drawings."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from foundry.errors import UserError
 from studio.drawing.history import Drawing, History
-from studio.drawing.painter import DrawSettings, Painter
+from studio.drawing.painter import DrawSettings, Painter, StoppedError
 from studio.html import failure, quiet, reason, text
 
 DRAWINGS = "/drawings"
@@ -18,20 +19,33 @@ class DrawTab:
     def __init__(self, painter: Painter, history: History) -> None:
         self.painter = painter
         self.history = history
+        self._stops: dict[str, threading.Event] = {}
 
-    def draw(self, checkpoints: Sequence[str], settings: DrawSettings) -> Iterator[str]:
-        """The images as they get done, side by side, then with all of them; a checkpoint that fails says why in its place."""
+    def draw(self, checkpoints: Sequence[str], settings: DrawSettings, *, person: str = "") -> Iterator[str]:
+        """The images as they get done, side by side, then with all of them; a checkpoint that fails says why in its place.
+
+        `stop` with the same person, a name for an open page, ends it.
+        """
         if not checkpoints:
             yield failure("no checkpoint is chosen: choose one or several")
             return
+        stop = self._stops[person] = threading.Event()
         done: list[str] = []
         for number, checkpoint in enumerate(checkpoints, 1):
             yield _row([*done, quiet(f"drawing with {checkpoint} ({number} of {len(checkpoints)}) …")])
             try:
-                done.append(drawing_html(self.history.add(self.painter.draw(checkpoint, settings))))
+                done.append(drawing_html(self.history.add(self.painter.draw(checkpoint, settings, stop=stop))))
+            except StoppedError:
+                done.append(quiet(f"stopped before {checkpoint} was done"))
+                break
             except (UserError, ModuleNotFoundError) as error:
                 done.append(failure(f"{checkpoint}: {reason(error)}"))
         yield _row(done)
+
+    def stop(self, person: str = "") -> None:
+        """Stops what this person is drawing after the step in hand."""
+        if person in self._stops:
+            self._stops[person].set()
 
     def past(self, before: str = "") -> tuple[str, str]:
         """A page of the history, the newest first, and the name of its last drawing; "" where no more follow."""

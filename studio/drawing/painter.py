@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,17 @@ from studio.loading import LOADING
 
 if TYPE_CHECKING:
     from model.generation.pipeline import Pipeline
+    from model.generation.request import GenerationRequest
     from model.rewriting.rewriting import PromptRewriter, Rewriting
 
 _LOADED = 2
+_LOOK_S = 0.2
+_TIMES_AREA = 2
+"""Largest area of an image, in areas of the checkpoint's resolution; the default of model.serve too."""
+
+
+class StoppedError(UserError):
+    """A drawing that a person stopped, or the end of the studio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +85,31 @@ class Painter:
         self._rewrite = rewrite or RewriteConfig()
         self._device = device
         self._lock = threading.Lock()
+        self._closes = threading.Event()
         self._pipelines: OrderedDict[tuple[str, str, float], Pipeline] = OrderedDict()
         self._rewriters: dict[str, PromptRewriter] = {}
 
-    def draw(self, checkpoint: str, settings: DrawSettings) -> Drawn:
-        """One image. Raises UserError for a checkpoint or an adapter that is not open, and for what the network cannot draw."""
+    def close(self) -> None:
+        """Stops the drawing in hand after its step, and those that wait."""
+        self._closes.set()
+
+    def draw(self, checkpoint: str, settings: DrawSettings, *, stop: threading.Event | None = None) -> Drawn:
+        """One image, once the images that others wait for are drawn.
+
+        Raises UserError for a checkpoint or an adapter that is not open, for what the network cannot draw, and for more than
+        twice the area that it was trained for; StoppedError once `stop` is set, after the step in hand.
+        """
         from model.generation.drawing import image_values
         from model.generation.request import GenerationRequest
         from model.sampling import SamplingConfig
 
         self._check(checkpoint, settings)
-        with self._lock:
+
+        def check_stop(*_step: object) -> None:
+            if self._closes.is_set() or (stop is not None and stop.is_set()):
+                raise StoppedError("stopped")
+
+        with self._turn(check_stop):
             pipeline = self._pipeline(checkpoint, settings)
             rewriting = self._rewriting(checkpoint, settings)
             try:
@@ -103,16 +126,29 @@ class Painter:
                 )
             except ValueError as error:
                 raise UserError(str(error)) from None
+            _check_area(pipeline, request)
             lora = _loras(settings)
             values = image_values(checkpoint, request, pipeline.runtime, rewriting=rewriting, lora=lora)[0]
             if rewriting is not None:
                 request = replace(request, prompts=rewriting.drawn(request.prompts or ()))
-            (found,) = pipeline(request)
+            check_stop()
+            (found,) = pipeline(request, on_step=check_stop)
         image = found.image
         assert isinstance(image, Image.Image), "the pipeline was asked for Pillow's images"
         prompt = (request.prompts or ("",))[0]
         remark = _remark(settings, rewriting, num_cut=found.num_cut_tokens)
         return Drawn(checkpoint=checkpoint, settings=settings, drawn_prompt=prompt, remark=remark, image=image, values=values)
+
+    @contextmanager
+    def _turn(self, check_stop: Callable[[], None]) -> Iterator[None]:
+        """Waits for the images of others, unless it is stopped meanwhile."""
+        while not self._lock.acquire(timeout=_LOOK_S):
+            check_stop()
+        try:
+            check_stop()
+            yield
+        finally:
+            self._lock.release()
 
     def _check(self, checkpoint: str, settings: DrawSettings) -> None:
         if checkpoint not in self.checkpoints:
@@ -147,6 +183,16 @@ class Painter:
                 device = "cpu" if self._device == "auto" else self._device
                 self._rewriters[checkpoint] = open_prompt_rewriter(config, checkpoint=checkpoint, device=device)
         return self._rewriters[checkpoint].rewrite([settings.prompt], cache=self._rewrite.cache)
+
+
+def _check_area(pipeline: "Pipeline", request: "GenerationRequest") -> None:
+    size, side = pipeline.check(request), pipeline.config.resolution
+    most = _TIMES_AREA * side**2
+    if size.height * size.width > most:
+        raise UserError(
+            f"expected at most {most:,} pixels, twice the {side} x {side} px that the checkpoint was trained for, found "
+            f"{size.width} x {size.height} px: give a smaller width or height"
+        )
 
 
 def _loras(settings: DrawSettings) -> tuple[LoraChoice, ...]:

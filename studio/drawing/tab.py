@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from foundry.errors import UserError
-from studio.components import PICK, PRIVATE, announced, hint, number_box, read_number, read_whole
+from studio.components import GUIDANCE_LIMITS, PICK, PRIVATE, announced, hint, number_box, read_number, read_whole
 from studio.drawing.page import DrawTab
 from studio.drawing.painter import DrawSettings
 from studio.html import failure, quiet
@@ -20,7 +20,9 @@ def add_draw_tab(tab: DrawTab, page: gr.Blocks) -> None:
     checkpoints = list(tab.painter.checkpoints)
     chosen = gr.CheckboxGroup(checkpoints, value=checkpoints[:1], label="Checkpoints, side by side", elem_id="checkpoints")
     settings = _components(tab.painter.loras)
-    draw = gr.Button("Draw", variant="primary", elem_id="draw")
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        stop = gr.Button("Stop drawing", elem_id="stop_drawing")
     drawn = gr.HTML(elem_id="drawn")
     hint(f"All drawings are kept in {tab.history.folder}; choose one below to take over its settings.")
     past = gr.HTML(quiet("…"), elem_id="past", js_on_load=PICK)
@@ -28,13 +30,16 @@ def add_draw_tab(tab: DrawTab, page: gr.Blocks) -> None:
     more = gr.Button("Earlier drawings")
     said = gr.HTML(elem_id="draw_message")
 
-    def draw_all(names: list[str], *values: Any) -> Iterator[str]:
+    def draw_all(request: gr.Request, names: list[str], *values: Any) -> Iterator[str]:
         try:
             read = _settings(*values)
         except UserError as error:
             yield failure(str(error))
             return
-        yield from tab.draw(names, read)
+        yield from tab.draw(names, read, person=request.session_hash or "")
+
+    def stop_drawing(request: gr.Request) -> None:
+        tab.stop(request.session_hash or "")
 
     def take_over(event: gr.EventData) -> list[Any]:
         try:
@@ -48,6 +53,7 @@ def add_draw_tab(tab: DrawTab, page: gr.Blocks) -> None:
     for trigger in (draw.click, settings["prompt"].submit):
         event = trigger(draw_all, [chosen, *settings.values()], drawn, **PRIVATE)
         event.then(tab.past, None, [past, last], **PRIVATE)
+    stop.click(stop_drawing, None, None, **PRIVATE)
     page.load(tab.past, None, [past, last], **PRIVATE)
     more.click(tab.past, [last], [past, last], **PRIVATE)
     past.select(take_over, None, [chosen, *settings.values(), said], **PRIVATE)
@@ -79,7 +85,7 @@ def _settings(*values: Any) -> DrawSettings:
         negative_prompt=(negative or "").strip(),
         seed=int(seed or 0),
         num_inference_steps=read_whole(steps, name="steps"),
-        guidance_scale=read_number(guidance, name="guidance"),
+        guidance_scale=read_number(guidance, name="guidance", limits=GUIDANCE_LIMITS),
         width=read_whole(width, name="width"),
         height=read_whole(height, name="height"),
         lora="" if lora == _NONE else lora,

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from foundry.errors import UserError
-from studio.components import PRIVATE, announced, hint, number_box, read_number, read_whole
+from studio.components import GUIDANCE_LIMITS, PRIVATE, announced, hint, number_box, read_number, read_whole
 from studio.html import failure, quiet, reason
 from studio.judging.page import JudgeTab, no_pair
 
@@ -44,7 +44,10 @@ def add_judge_tab(tab: JudgeTab, page: gr.Blocks) -> None:
     def draw(*values: Any) -> list[Any]:
         one, other, lines, num_steps, scale = values
         try:
-            steps_given, scale_given = read_whole(num_steps, name="steps"), read_number(scale, name="guidance")
+            steps_given, scale_given = (
+                read_whole(num_steps, name="steps"),
+                read_number(scale, name="guidance", limits=GUIDANCE_LIMITS),
+            )
             found, html = tab.new_pair([one, other], lines or "", steps=steps_given, guidance=scale_given)
         except (UserError, ModuleNotFoundError) as error:
             return [gr.skip(), gr.skip(), failure(reason(error))]

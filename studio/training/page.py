@@ -6,7 +6,7 @@ from pathlib import Path
 from dataset_builder.reports.charts import Series, lines_svg
 from foundry.errors import UserError
 from studio.html import failure, quiet, table, text
-from studio.training.runs import Grid, curves, grids, resume_command, status_row, stop
+from studio.training.runs import Grid, curves, grids, read_metrics, resume_command, status_row, stop
 
 GRIDS = "/grids"
 
@@ -18,13 +18,17 @@ class TrainingTab:
         self.trainings = dict(trainings)
 
     def curves(self, chosen: Sequence[str]) -> str:
-        """A chart for each figure, with a line for each chosen training."""
+        """A chart for each figure, with a line for each chosen training; one that cannot be read says why."""
         if not chosen:
             return quiet("Choose a training.")
-        try:
-            charts = curves({name: self.trainings[name] for name in chosen})
-        except UserError as error:
-            return failure(str(error))
+        sound, problems = {}, ""
+        for name in chosen:
+            try:
+                read_metrics(self.trainings[name])
+                sound[name] = self.trainings[name]
+            except UserError as error:
+                problems += failure(f"{name}: {error}")
+        charts = curves(sound)
         drawn = [
             lines_svg(
                 title, [Series(name=line.training, points=line.points) for line in lines], x_name="images", from_zero=False
@@ -32,8 +36,8 @@ class TrainingTab:
             for title, lines in charts.items()
         ]
         if not drawn:
-            return quiet("There are no metrics yet.")
-        return f'<div class="charts">{"".join(f"<figure>{chart}</figure>" for chart in drawn)}</div>'
+            return problems or quiet("There are no metrics yet.")
+        return f'{problems}<div class="charts">{"".join(f"<figure>{chart}</figure>" for chart in drawn)}</div>'
 
     def status(self) -> str:
         """The newest figures of all trainings."""
@@ -42,7 +46,7 @@ class TrainingTab:
             try:
                 rows.append(status_row(name, folder))
             except (UserError, OSError) as error:
-                rows.append({**dict.fromkeys(status_columns(), None), "training": name, "state": str(error)})
+                rows.append({"training": name, "state": str(error), **dict.fromkeys(status_columns())})
         return table(rows, caption="Newest figures of each training")
 
     def grids(self, name: str) -> list[Grid]:
@@ -55,12 +59,15 @@ class TrainingTab:
         if not found:
             return quiet(f"{name} has drawn no samples yet: trainings draw some every watch.sample_every_images images.")
         one = found[min(max(position, 1), len(found)) - 1]
+        at = f"({found.index(one) + 1} of {len(found)})"
+        if one.problem:
+            return failure(f"{at} {one.problem}")
         number = list(self.trainings).index(name)
         prompts = "".join(f"<li>{text(prompt)}</li>" for prompt in one.texts)
         alt = f"Samples after {one.images_seen:,} images" + (f": {'; '.join(one.texts)}" if one.texts else "")
         return (
             f'<figure class="grid-of-samples"><img src="{GRIDS}/{number}/{one.path.name}" alt="{text(alt)}"><figcaption>'
-            f"<b>{one.images_seen:,} images</b> ({found.index(one) + 1} of {len(found)})<ol>{prompts}</ol></figcaption>"
+            f"<b>{one.images_seen:,} images</b> {at}<ol>{prompts}</ol></figcaption>"
             "</figure>"
         )
 

@@ -1,19 +1,24 @@
 """Trainings in their folders: metrics, state, sample grids, the request to stop, the command that resumes. Needs no torch."""
 
+import json
 import math
 import shlex
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from foundry.errors import UserError
+import yaml
+
+from foundry.errors import UserError, one_line
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.json_lines import read_rows
 from foundry.wording import duration
-from trainer.config.train import LOCK_FILE, STARTS_FILE, STOP_FILE
+from trainer.config.ladder import Rung
+from trainer.config.train import CONFIG_FILE, LOCK_FILE, STARTS_FILE, STOP_FILE
 from trainer.monitoring.tracking.rows import METRICS, SAMPLES
 
 CURVE_POINTS = 80
@@ -45,6 +50,8 @@ class Grid:
     images_seen: int
     path: Path
     texts: tuple[str, ...]
+    problem: str = ""
+    """Reason why the file cannot be shown; empty where it can."""
 
 
 def training_names(folders: Sequence[Path]) -> dict[str, Path]:
@@ -63,7 +70,10 @@ def training_names(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All whole rows of a training's metrics, read again where the file has changed. Raises UserError if it cannot be read."""
+    """All whole rows of a training's metrics, read again where the file has changed.
+
+    Raises UserError if it cannot be read, and for a line that is no row of metrics.
+    """
     path = folder / METRICS
     with store_errors(Folder(str(folder))):
         status = path.stat()
@@ -72,7 +82,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=16)
 def _read(path: Path, _changed_ns: int, _num_bytes: int) -> list[dict[str, Any]]:
-    return read_rows(path)
+    try:
+        rows = read_rows(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it or remove the damaged line") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or not is_number(row.get("images_seen")):
+            raise UserError(
+                f"{path}, line {number}: expected an object with kind and images_seen, found {json.dumps(row)[:60]}: "
+                "restore the file or remove this line"
+            )
+    return rows
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a row is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def curves(trainings: Mapping[str, Path]) -> dict[str, list[Curve]]:
@@ -83,13 +108,11 @@ def curves(trainings: Mapping[str, Path]) -> dict[str, list[Curve]]:
         train: list[dict[str, Any]] = [row for row in rows if row["kind"] == "train"]
         validation: list[dict[str, Any]] = [row for row in rows if row["kind"] == "validation"]
         found = {title: [(row["images_seen"], row.get(figure)) for row in train] for figure, title in TRAIN_CURVES.items()}
-        found["Validation loss"] = [(row["images_seen"], row["loss"]) for row in validation]
+        found["Validation loss"] = [(row["images_seen"], row.get("loss")) for row in validation]
         for number, title in enumerate(_bands(validation)):
-            found[title] = [
-                (row["images_seen"], row["bands"][number] if number < len(row["bands"]) else None) for row in validation
-            ]
+            found[title] = [(row["images_seen"], next(iter(row.get("bands", ())[number:]), None)) for row in validation]
         for title, points in found.items():
-            drawn = thinned([(x, y) for x, y in points if y is not None and math.isfinite(y)])
+            drawn = thinned([(x, y) for x, y in points if is_number(y)])
             if drawn:
                 charts.setdefault(title, []).append(Curve(training=name, points=drawn))
     return dict(sorted(charts.items(), key=lambda chart: (chart[0] != TRAIN_CURVES["loss"], "loss" not in chart[0])))
@@ -112,14 +135,29 @@ def is_running(folder: Path) -> bool:
     return any(" FLOCK " in line and f":{number} " in line for line in locks.splitlines())
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the training has seen all images of its ladder. Raises UserError for metrics that cannot be read."""
+    try:
+        ladder = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))["ladder"]
+        planned = sum(Rung(**rung).images_seen for rung in ladder)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False  # settings of another version, or none: nobody knows
+    return bool(ladder) and max((row["images_seen"] for row in read_metrics(folder)), default=0) >= planned
+
+
 def status_row(name: str, folder: Path, *, now: float | None = None) -> dict[str, Any]:
     """The newest figures of a training, and whether it runs."""
     rows = read_metrics(folder)
     train: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "train"), {})
     validation: dict[str, Any] = next((row for row in reversed(rows) if row["kind"] == "validation"), {})
     idle_s = (time.time() if now is None else now) - (folder / METRICS).stat().st_mtime
-    state = "runs on this machine" if is_running(folder) else f"wrote last {duration(max(idle_s, 0))} ago"
-    if (folder / STOP_FILE).exists():
+    if is_running(folder):
+        state = "runs on this machine"
+    elif is_finished(folder):
+        state = "finished"
+    else:
+        state = f"does not run on this machine; wrote last {duration(max(idle_s, 0))} ago"
+    if state != "finished" and (folder / STOP_FILE).exists():
         state += "; asked to stop"
     return {
         "training": name,
@@ -137,13 +175,24 @@ def status_row(name: str, folder: Path, *, now: float | None = None) -> dict[str
 
 
 def stop(folder: Path) -> str:
-    """Asks a training to save a checkpoint and end, wherever it runs, and returns a line about it."""
+    """Asks a training to save a checkpoint and end, wherever it runs, and returns a line about it.
+
+    Raises UserError for a training that has finished, and for a folder that is none.
+    """
     if not (folder / METRICS).exists():
         raise UserError(f"{folder} is no training: it has no {METRICS}")
-    Folder(str(folder)).write(STOP_FILE, b"asked for in the studio\n")
-    return (
-        f"made {folder / STOP_FILE}: the training saves a checkpoint after its present step and ends; start it again to resume"
-    )
+    is_here = is_running(folder)
+    if not is_here and is_finished(folder):
+        raise UserError("this training has finished: there is nothing to stop")
+    with store_errors(Folder(str(folder))):
+        Folder(str(folder)).write(STOP_FILE, b"asked for in the studio\n")
+    if is_here:
+        then = "the training saves a checkpoint after its present step and ends; start it again to resume"
+    else:
+        then = (
+            "no process of this machine trains here; one of another machine saves a checkpoint and ends when it sees the file"
+        )
+    return f"made {folder / STOP_FILE}: {then}"
 
 
 def resume_command(folder: Path) -> str:
@@ -157,23 +206,26 @@ def resume_command(folder: Path) -> str:
 def grids(folder: Path) -> list[Grid]:
     """The sample grids of a training, the earliest first."""
     paths = sorted(path for path in (folder / SAMPLES).glob("*.png") if path.stem.isdigit())
-    return [Grid(images_seen=int(path.stem), path=path, texts=_texts(path, path.stat().st_mtime_ns)) for path in paths]
+    return [_grid(path, path.stat().st_mtime_ns) for path in paths]
 
 
 @lru_cache(maxsize=256)
-def _texts(path: Path, _changed_ns: int) -> tuple[str, ...]:
-    """The prompts that a grid's PNG records; none where it records none."""
-    import json
-
+def _grid(path: Path, _changed_ns: int) -> Grid:
+    """A grid with the prompts that its PNG records, if any."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.load()
-        said = getattr(image, "text", {}).get("texts", "[]")
+    problem = ""
+    texts: tuple[str, ...] = ()
     try:
-        return tuple(map(str, json.loads(said)))
-    except ValueError:
-        return ()
+        with Image.open(path) as image:
+            image.load()
+            said = getattr(image, "text", {}).get("texts", "[]")
+        texts = tuple(map(str, json.loads(said)))
+    except (OSError, SyntaxError, struct.error) as error:  # SyntaxError is Pillow's for a damaged PNG
+        problem = f"{path} cannot be read as an image ({one_line(error)}): remove it or restore it"
+    except (ValueError, TypeError):
+        pass  # another program's text: the image is shown without prompts
+    return Grid(images_seen=int(path.stem), path=path, texts=texts, problem=problem)
 
 
 def _bands(validation: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -20,6 +20,7 @@ def add_training_tab(tab: TrainingTab, page: gr.Blocks) -> None:
     with gr.Row():
         one = gr.Dropdown(names, value=names[0], label="Training", elem_id="training")
         position = gr.Slider(1, **_span(tab, names[0]), step=1, label="Sample grid, from first to last", elem_id="grid_at")
+    known = gr.State(len(tab.grids(names[0])))
     grid = gr.HTML(tab.grid(names[0], len(tab.grids(names[0]))), elem_id="grid")
     with gr.Row():
         stop = gr.Button("Stop this training", variant="stop", elem_id="stop")
@@ -27,20 +28,36 @@ def add_training_tab(tab: TrainingTab, page: gr.Blocks) -> None:
     hint("Stopping saves a checkpoint. It works on any machine that shares the training's folder.")
     said = gr.HTML(elem_id="training_message")
 
-    def refresh(is_live: bool, shown: list[str]) -> list[Any]:
-        return [tab.status(), tab.curves(shown)] if is_live else [gr.skip(), gr.skip()]
+    def load(shown: list[str], name: str, at: float, count: int) -> list[Any]:
+        return refreshed(tab, shown, name, at, known=count)
+
+    def refresh(is_live: bool, *given: Any) -> list[Any]:
+        return load(*given) if is_live else [gr.skip()] * 5
 
     def choose(name: str) -> list[Any]:
-        return [gr.Slider(**_span(tab, name)), tab.grid(name, len(tab.grids(name)))]
+        number = len(tab.grids(name))
+        return [gr.Slider(**_span(tab, name)), tab.grid(name, number), number]
 
     timer = gr.Timer(_EVERY_S)
-    timer.tick(refresh, [live, chosen], [status, charts], show_progress="hidden", **PRIVATE)
-    page.load(lambda shown: [tab.status(), tab.curves(shown)], [chosen], [status, charts], **PRIVATE)
+    now, outputs = [chosen, one, position, known], [status, charts, position, grid, known]
+    timer.tick(refresh, [live, *now], outputs, show_progress="hidden", **PRIVATE)
+    page.load(load, now, outputs, **PRIVATE)
     chosen.change(tab.curves, [chosen], charts, **PRIVATE)
-    one.change(choose, [one], [position, grid], **PRIVATE)
+    one.change(choose, [one], [position, grid, known], **PRIVATE)
     position.change(tab.grid, [one, position], grid, show_progress="hidden", **PRIVATE)
     stop.click(lambda name: announced(tab.stop(name)), [one], said, **PRIVATE)
     resume.click(lambda name: announced(tab.resume(name)), [one], said, **PRIVATE)
+
+
+def refreshed(tab: TrainingTab, chosen: list[str], name: str, position: float, *, known: int) -> list[Any]:
+    """What status, charts, slider and grid show now. A slider that was at the end of the `known` grids follows the newest."""
+    figures = [tab.status(), tab.curves(chosen)]
+    number = len(tab.grids(name))
+    if number == known:
+        return [*figures, gr.skip(), gr.skip(), number]
+    if position >= known:
+        return [*figures, gr.Slider(**_span(tab, name)), tab.grid(name, number), number]
+    return [*figures, gr.Slider(**{**_span(tab, name), "value": min(position, max(number, 1))}), gr.skip(), number]
 
 
 def _span(tab: TrainingTab, name: str) -> dict[str, Any]:

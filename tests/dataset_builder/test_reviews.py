@@ -9,7 +9,7 @@ import pytest
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reviews.edited_captions import COUNTED
-from dataset_builder.reviews.records import Edit, FlagRow, read_reviews, save_edits, save_flags
+from dataset_builder.reviews.records import Edit, FlagRow, read_reviews, save_edit, save_flags
 from dataset_builder.sql.dataset_files import open_stored
 from dataset_builder.sql.run_files import read_run
 from foundry.errors import UserError
@@ -35,8 +35,9 @@ def _rows(url: str, sql: str) -> list[dict[str, Any]]:
 
 
 def test_the_newest_edit_of_a_caption_counts_and_the_earlier_ones_stay(run: Folder) -> None:
-    save_edits(run, [_edit("img_0", "A cat sits here.", nouns=["cat"])])
-    save_edits(run, [_edit("img_0", "A dog sits here.", nouns=["dog"], by="bob", before="A cat sits here.")])
+    first = save_edit(run, _edit("img_0", "A cat sits here.", nouns=["cat"]))
+    assert first is not None
+    save_edit(run, _edit("img_0", "A dog sits here.", nouns=["dog"], by="bob", before="A cat sits here."), replaces=first)
     rows = _rows(run.url, 'SELECT edited_by, before, "after", is_current FROM edits ORDER BY edited_at')
     assert [(row["edited_by"], row["after"], row["is_current"]) for row in rows] == [
         ("ada", "A cat sits here.", False),
@@ -44,6 +45,29 @@ def test_the_newest_edit_of_a_caption_counts_and_the_earlier_ones_stay(run: Fold
     ]
     assert rows[1]["before"] == rows[0]["after"]
     assert _rows(run.url, "SELECT caption FROM captions WHERE key = 'img_0' AND prompt = 'dense'") == [{"caption": BEFORE}]
+
+
+def test_of_two_edits_of_the_same_revision_the_second_is_not_saved(run: Folder) -> None:
+    first = save_edit(run, _edit("img_0", "A cat.", nouns=["cat"]))
+    assert first is not None
+    assert save_edit(run, _edit("img_0", "A dog.", nouns=["dog"])) is None
+    assert save_edit(run, _edit("img_1", "A dog.", nouns=["dog"])) is not None  # another caption
+    assert save_edit(run, _edit("img_0", "A fox.", nouns=["fox"]), replaces=first) is not None
+    assert save_edit(run, _edit("img_0", "A hen.", nouns=["hen"]), replaces=first) is None
+    assert read_reviews(run).current_edits()["img_0", "dense"]["after"] == "A fox."
+
+
+@pytest.mark.parametrize("name", ["20260101T000000.999999-0123abcd.json", "20260101T000000-ab.json"])
+def test_an_edit_replaces_one_whose_name_begins_with_its_time(run: Folder, name: str) -> None:
+    first = save_edit(run, _edit("img_0", "A cat.", nouns=["cat"]))
+    assert first is not None
+    data = run.read(first)
+    Path(run.path(first)).unlink()
+    run.create(f"edits/{name}", data)
+    assert save_edit(run, _edit("img_0", "A fox.", nouns=["fox"]), replaces=f"edits/{name}") is not None
+    assert read_reviews(run).current_edits()["img_0", "dense"]["after"] == "A fox."
+    with pytest.raises(UserError, match="move this file out of the run"):
+        save_edit(run, _edit("img_0", "A hen.", nouns=["hen"]), replaces="edits/mine.json")
 
 
 def test_a_flag_is_taken_back_by_an_empty_one(run: Folder) -> None:
@@ -54,7 +78,7 @@ def test_a_flag_is_taken_back_by_an_empty_one(run: Folder) -> None:
 
 
 def test_a_data_set_has_edited_captions_with_their_counts_and_says_how_many(run: Folder, tmp_path: Path) -> None:
-    save_edits(run, [_edit("img_0", "A fox <b>sleeps</b>.", nouns=["fox"])])
+    save_edit(run, _edit("img_0", "A fox <b>sleeps</b>.", nouns=["fox"]))
     save_flags(run, [FlagRow(key="img_1", prompt=prompt, flagged_by="ada", flag="bad") for prompt in ("dense", "short")])
     out = str(tmp_path / "dataset")
     built = build_dataset(
@@ -77,12 +101,12 @@ def test_a_data_set_has_edited_captions_with_their_counts_and_says_how_many(run:
 
 
 def test_recipes_can_choose_by_edits_and_a_later_edit_is_another_data_set(run: Folder, tmp_path: Path) -> None:
-    save_edits(run, [_edit("img_0", "A fox.", nouns=["fox"])])
+    save_edit(run, _edit("img_0", "A fox.", nouns=["fox"]))
     config = BuildConfig(captions=(run.url,), out=str(tmp_path / "dataset"), where="is_edited")
     built = build_dataset(config)
     assert built.dataset is not None and sum(built.dataset.splits.values()) == 1
     assert build_dataset(config).notes == (f"{config.out} is built already",)
-    save_edits(run, [_edit("img_1", "A wolf.", nouns=["wolf"])])
+    save_edit(run, _edit("img_1", "A wolf.", nouns=["wolf"]))
     with pytest.raises(UserError, match="another state of the runs"):
         build_dataset(config)
 

@@ -1,6 +1,7 @@
 """The captions tab: pages, filters, details, edits, flags and SQL; and nothing that a run holds becomes HTML."""
 
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reviews.records import read_reviews
 from foundry.errors import UserError
 from studio.captions.caption_index import Cursor
-from studio.captions.filters import CaptionFilter
+from studio.captions.filters import CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
 from studio.captions.pictures import Pictures
+from studio.captions.reviewing import EditedMeanwhileError
 from studio.captions.source import PREVIEW, CaptionSource, open_sources
+from studio.captions.sql_box import SqlBox
 from tests.studio.world import HOSTILE
 
 
@@ -42,7 +45,7 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def tab(source: CaptionSource) -> CaptionsTab:
-    return CaptionsTab([source])
+    return CaptionsTab([source], SqlBox([source], limit_s=60))
 
 
 def _picks(html: str) -> list[int]:
@@ -51,7 +54,7 @@ def _picks(html: str) -> list[int]:
 
 def _picked(tab: CaptionsTab, text: str = "") -> GalleryState:
     shown = tab.show(tab.filtered(GalleryState(), CaptionFilter(text=text, prompt="dense")))
-    return GalleryState(**{**vars(shown.state), "picked": _picks(shown.gallery)[0]})
+    return tab.pick(shown.state, _picks(shown.gallery)[0])
 
 
 def test_pages_go_forth_and_back(tab: CaptionsTab) -> None:
@@ -65,7 +68,7 @@ def test_pages_go_forth_and_back(tab: CaptionsTab) -> None:
 
 
 def test_a_page_of_the_preview_is_followed_by_the_next_one_of_the_index(source: CaptionSource) -> None:
-    tab = CaptionsTab([source])
+    tab = CaptionsTab([source], SqlBox([source], limit_s=60))
     preview = source._preview
     assert preview is not None
     rows = preview.page(CaptionFilter()).rows
@@ -78,7 +81,11 @@ def test_a_page_of_the_preview_is_followed_by_the_next_one_of_the_index(source: 
 
 def test_hostile_captions_and_keys_are_text(tab: CaptionsTab) -> None:
     state = _picked(tab, "onerror")
-    for html in (tab.show(state).gallery, tab.detail(state), tab.sql(0, "SELECT caption FROM captions WHERE key = 'img_25'")):
+    for html in (
+        tab.show(state).gallery,
+        tab.detail(state),
+        tab.sql.ask(0, "SELECT caption FROM captions WHERE key = 'img_25'") or "",
+    ):
         page = _Page(html)
         assert HOSTILE in page.words
         assert not {"script", "iframe"} & set(page.tags)
@@ -121,8 +128,28 @@ def test_an_edit_is_counted_shown_found_and_saved_with_its_author(tab: CaptionsT
     assert (row["num_words"], row["nouns"], row["status"]) == (7, ["fox", "dog"], "ok")
     found = tab.show(tab.filtered(state, CaptionFilter(text="red fox")))
     assert found.line.startswith("1 caption,") and "edited" in found.gallery
-    assert tab.show(tab.filtered(state, CaptionFilter(flag="edited"))).line.startswith("1 caption,")
+    edited = tab.show(tab.filtered(state, CaptionFilter(flag="edited")))
+    assert edited.line.startswith("1 caption,")
+    detail = tab.detail(tab.pick(edited.state, _picks(edited.gallery)[0]))
+    assert "7 words · 2 different nouns" in detail and "the original: An owl sits beside a house. dense" in detail
     assert tab.show(tab.filtered(state, CaptionFilter(text="sits", prompt="dense"))).line.startswith("9 captions")
+
+
+def test_filters_order_and_histograms_count_an_edit_as_build_does(tab: CaptionsTab, source: CaptionSource) -> None:
+    text = "A fox, a dog, a cat, a hen and an owl sit on the long and very old wooden bench."
+    tab.edit(_picked(tab, "sits"), prompt="dense", text=text, by="Ada")
+    edit = read_reviews(source.review_folder()).edits.to_pylist()[0]
+    chosen = CaptionFilter(ranges=(Range(figure="num_words", low=edit["num_words"], high=edit["num_words"]),))
+    assert "A fox, a dog" in tab.show(tab.filtered(GalleryState(), chosen)).gallery
+    first = tab.show(tab.filtered(GalleryState(), CaptionFilter(), "most words"))
+    assert _picks(first.gallery) and "A fox, a dog" in first.gallery[: first.gallery.index("</li>")]
+    for bins in source.index().histograms(CaptionFilter()):
+        for (low, high), count in zip(bins.bins, bins.counts, strict=True):
+            within = CaptionFilter(ranges=(Range(figure=bins.figure, low=low, high=high),))
+            if bins.figure != "mean_logprob":  # bins of a figure that is not whole share their ends
+                assert source.index().count(within) == count
+    tokens = next(one for one in source.index().histograms(CaptionFilter()) if one.figure == "num_words")
+    assert sum(tokens.counts) == 60 and tokens.bins[-1][1] >= edit["num_words"]
 
 
 @pytest.mark.parametrize(
@@ -142,11 +169,39 @@ def test_an_edit_that_says_nothing_is_refused(tab: CaptionsTab, changes: dict[st
 def test_of_two_people_who_edit_one_caption_the_second_is_told(run: str, tmp_path: Path, tab: CaptionsTab) -> None:
     with open_sources([run], cache=tmp_path / "other") as (other,):
         other.index()
-        theirs = CaptionsTab([other])
+        theirs = CaptionsTab([other], SqlBox([other], limit_s=60))
         state = _picked(theirs, "sits")
         tab.edit(_picked(tab, "sits"), prompt="dense", text="A fox.", by="Ada")
-        with pytest.raises(UserError, match="Ada has edited this caption meanwhile"):
+        with pytest.raises(EditedMeanwhileError, match="Ada has edited this caption meanwhile"):
             theirs.edit(state, prompt="dense", text="A dog.", by="Bob")
+        assert theirs.picked_rows(state)[0]["edited"] == "A fox."  # what the message asks to read
+        theirs.edit(theirs.look(state), prompt="dense", text="A dog.", by="Bob")
+        again = _picked(tab)
+        assert dict(again.seen)["dense"] == "A dog."  # choosing a picture reads what others saved
+        stale = tab.pick(again, again.picked or 0)
+        tab.edit(again, prompt="dense", text="A hen.", by="Ada")
+        with pytest.raises(EditedMeanwhileError, match="Ada has edited"):  # in one studio, whose index knows the hen already
+            tab.edit(stale, prompt="dense", text="A cat.", by="Bob")
+
+
+def test_of_two_people_who_save_at_once_one_is_told(tab: CaptionsTab, source: CaptionSource) -> None:
+    state = _picked(tab, "sits")
+    begun, told = threading.Barrier(4), []
+
+    def save(text: str) -> None:
+        begun.wait()
+        try:
+            tab.edit(state, prompt="dense", text=text, by=text)
+        except EditedMeanwhileError:
+            told.append(text)
+
+    threads = [threading.Thread(target=save, args=(f"Fox {number}.",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (row,) = read_reviews(source.review_folder()).edits.to_pylist()
+    assert len(told) == 3 and row["after"] not in told
 
 
 def test_flags_are_set_filtered_and_taken_back(tab: CaptionsTab) -> None:
@@ -165,7 +220,7 @@ def test_a_caption_of_a_data_set_is_edited_in_its_run(run: str, tmp_path: Path) 
     with open_sources([out, run], cache=tmp_path / "cache") as sources:
         sources[0].index()
         sources[1].index()
-        tab = CaptionsTab(sources)
+        tab = CaptionsTab(sources, SqlBox(sources, limit_s=60))
         said = tab.edit(_picked(tab, "sits"), prompt="dense", text="A fox.", by="Ada")
         assert "build the data set again" in said
         assert "A fox." in tab.detail(_picked(tab, "fox")).replace('<mark title="fox">fox</mark>', "fox")
@@ -184,7 +239,7 @@ def test_a_caption_of_a_data_set_is_edited_in_its_run(run: str, tmp_path: Path) 
     ],
 )
 def test_sql_is_that_of_query_and_reads_nothing_else(tab: CaptionsTab, question: str, reason: str) -> None:
-    page = _Page(tab.sql(0, question))
+    page = _Page(tab.sql.ask(0, question) or "")
     assert reason in page.words and "root:" not in page.words and "table" not in page.tags
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from scipy.stats import binomtest
 from foundry.errors import UserError
 from studio.drawing.history import History
 from studio.drawing.page import DrawTab
-from studio.drawing.painter import Drawn, DrawSettings, Painter
+from studio.drawing.painter import Drawn, DrawSettings, Painter, StoppedError
 from studio.judging.page import JudgeTab
 from studio.judging.verdicts import Verdict, VerdictLog, tally, tally_rows, wilson_interval
 
@@ -97,11 +98,39 @@ def test_no_other_file_is_a_drawing(tab: DrawTab, name: str) -> None:
         ("mini", replace(OWL, lora="/etc/passwd"), "the LoRA /etc/passwd is not open"),
         ("mini", replace(OWL, num_inference_steps=0), "num_inference_steps must be 1 to 1000"),
         ("mini", replace(OWL, rewrites=True), "names no rewriter"),
+        ("mini", replace(OWL, width=4096, height=64), "expected at most 8,192 pixels, twice the 64 x 64 px"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(painter: Painter, checkpoint: str, settings: DrawSettings, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         painter.draw(checkpoint, settings)
+
+
+def test_a_drawing_ends_at_the_step_in_which_it_is_stopped(tab: DrawTab) -> None:
+    slow = replace(OWL, num_inference_steps=1000)
+    found = tab.draw(["mini", "mini-few-steps"], slow, person="ada")
+    next(found)
+    other = threading.Timer(0.5, tab.stop, ["ada"])
+    other.start()
+    (last,) = found
+    assert "stopped before mini was done" in last and "few-steps" not in last
+    assert tab.history.newest(number=9) == []
+    tab.stop("nobody")
+    assert "<img" in list(tab.draw(["mini"], OWL, person="ada"))[-1]  # the next one is drawn
+
+
+def test_whoever_waits_for_another_drawing_can_stop(painter: Painter) -> None:
+    stop = threading.Event()
+    stop.set()
+    with painter._lock, pytest.raises(StoppedError):
+        painter.draw("mini", OWL, stop=stop)
+
+
+def test_a_painter_that_is_closed_draws_nothing_more() -> None:
+    closed = Painter(["mini"], device="cpu")
+    closed.close()
+    with pytest.raises(StoppedError):
+        closed.draw("mini", OWL)
 
 
 def test_a_pair_hides_its_names_until_the_verdict(painter: Painter, tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from PIL import Image
 
 from foundry.errors import UserError
+from model.generation.image_files import save_png
 from studio.training.page import TrainingTab
 from studio.training.runs import curves, is_running, read_metrics, resume_command, status_row, thinned, training_names
+from studio.training.tab import refreshed
 from tests.studio.world import write_training
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import RunFolder
@@ -51,7 +55,7 @@ def test_the_table_has_the_newest_figures_and_says_who_runs(tab: TrainingTab, tm
     folder = tab.trainings["two/alignment"]
     row = status_row("two", folder, now=os.stat(folder / "metrics.jsonl").st_mtime + 75)
     assert (row["state"], row["images seen"], row["data wait"], row["memory"], row["left"]) == (
-        "wrote last 1 min 15 s ago",
+        "does not run on this machine; wrote last 1 min 15 s ago",
         19200,
         "25.0%",
         "2.0 GB",
@@ -75,8 +79,52 @@ def test_stopping_is_the_file_that_a_training_looks_for(tab: TrainingTab) -> Non
     folder = tab.trainings["one/alignment"]
     run = RunFolder(folder, Workers())
     assert not run.asked_to_stop()
-    assert "saves a checkpoint" in tab.stop("one/alignment")
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "saves a checkpoint after its present step" in tab.stop("one/alignment")
     assert run.asked_to_stop() and "asked to stop" in tab.status()
+    assert "no process of this machine trains here" in tab.stop("one/alignment")
+
+
+def test_a_finished_training_says_so_and_is_not_asked_to_stop(tab: TrainingTab) -> None:
+    folder = tab.trainings["one/alignment"]  # 3 steps of 64 images
+    rung = {"resolution": 64, "images": 193, "batch_size": 64, "position_scale": None}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"ladder": [rung]}))
+    assert "does not run" in status_row("one", folder)["state"]
+    (folder / "config.yaml").write_text(yaml.safe_dump({"ladder": [rung | {"images": 129}]}))
+    assert status_row("one", folder)["state"] == "finished"
+    assert "has finished" in tab.stop("one/alignment") and not (folder / "STOP").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"images_seen": 5}', "[1]", '{"kind": "train"}', "not JSON", '{"kind": 3, "images_seen": 2}']
+)
+def test_damaged_metrics_are_named_in_their_row_and_the_other_training_is_shown(tab: TrainingTab, line: str) -> None:
+    path = tab.trainings["one/alignment"] / "metrics.jsonl"
+    path.write_text(line + "\n" + path.read_text())
+    status, charts = tab.status(), tab.curves(list(tab.trainings))
+    assert "metrics.jsonl" in status and "19,200" in status
+    assert status.index(">training<") < status.index(">state<") < status.index(">left<")
+    assert "one/alignment: " in charts and charts.count("<svg") > 5
+
+
+def test_a_damaged_grid_says_so_in_its_place(tab: TrainingTab) -> None:
+    path = tab.trainings["one/alignment"] / "samples" / "000000000128.png"
+    path.write_bytes(path.read_bytes()[:60])
+    assert "128.png cannot be read as an image" in tab.grid("one/alignment", 2)
+    path.write_bytes(b"no image")
+    assert "cannot be read as an image" in tab.grid("one/alignment", 2) and "<img" in tab.grid("one/alignment", 1)
+
+
+def test_a_slider_at_its_end_follows_the_newest_grid_and_another_one_stays(tab: TrainingTab) -> None:
+    name = "one/alignment"
+    *_, known = refreshed(tab, [name], name, 2, known=2)
+    assert known == 2
+    save_png(Image.new("RGB", (8, 8)), tab.trainings[name] / "samples" / "000000000192.png", {"texts": []})
+    _, _, slider, grid, known = refreshed(tab, [name], name, 2, known=2)
+    assert (slider.maximum, slider.value, known) == (3, 3, 3) and "192 images" in grid
+    _, _, slider, grid, known = refreshed(tab, [name], name, 1, known=2)
+    assert (slider.maximum, slider.value, known) == (3, 1, 3) and not isinstance(grid, str)
 
 
 def test_the_command_of_the_last_start_is_shown_for_a_shell(tab: TrainingTab) -> None:
