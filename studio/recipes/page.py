@@ -12,6 +12,7 @@ import yaml
 
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig, DedupConfig, RecipeConfig
+from dataset_builder.sql.database import check_condition
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from studio.captions.source import CaptionSource
@@ -42,8 +43,11 @@ class Sliders:
     seed: int = 0
 
     def recipe(self) -> RecipeConfig:
-        """The recipe of these values. Raises UserError as RecipeConfig refuses them."""
-        conditions = [f"({self.where})"] if self.where.strip() else []
+        """The recipe of these values. Raises UserError as RecipeConfig does, and for SQL that is no single expression."""
+        if self.where.strip():
+            check_condition(self.where)
+        end = "\n" if "--" in self.where else ""  # a comment would hide what follows
+        conditions = [f"({self.where}{end})"] if self.where.strip() else []
         conditions += [NOT_BAD] if self.without_bad else []
         shares: dict[str, float | str] = {"train": round(1 - self.validation_share, 6)}
         try:

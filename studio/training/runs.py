@@ -32,6 +32,8 @@ TRAIN_CURVES = {
     "lr": "Learning rate",
 }
 _TIMESTEPS = 1000
+_PROGRAMS = ("fit.py", "t2i", "__main__.py")
+"""Names of the programs whose arguments are those of trainer.fit."""
 _LOCKS = Path("/proc/locks")
 
 
@@ -196,11 +198,33 @@ def stop(folder: Path) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """The command of the training's last start: the same command resumes it. Raises UserError where none is recorded."""
-    starts = read_rows(folder / STARTS_FILE)
-    if not starts:
-        raise UserError(f"{folder} has no {STARTS_FILE}, so its command is unknown: train with trainer.fit")
-    return shlex.join(["python", "-m", "trainer.fit", *map(str, starts[-1]["argv"][1:])])
+    """The command of the training's last start, for its stage alone: the same command resumes it.
+
+    Raises UserError where none is recorded, and where the training was not started by this command but by Ray or from Python.
+    """
+    try:
+        starts = read_rows(folder / STARTS_FILE)
+        program, *arguments = map(str, starts[-1]["argv"])
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{folder / STARTS_FILE} has no start, so the command is unknown: train with trainer.fit") from None
+    if Path(program).name not in _PROGRAMS:
+        raise UserError(
+            f"this training was started by {Path(program).name}, not by trainer.fit on one worker: run what you typed again; "
+            f"its settings are in {folder / CONFIG_FILE}"
+        )
+    command = shlex.join(["python", "-m", "trainer.fit", *_of_stage(arguments, folder.absolute().name)])
+    directory = starts[-1].get("directory")  # starts of earlier versions have none
+    return f"cd {shlex.quote(str(directory))} && {command}" if directory else command
+
+
+def _of_stage(arguments: Sequence[str], stage: str) -> list[str]:
+    """The arguments with this stage in place of another, such as all."""
+    kept = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if "--stage" not in (before, argument) and not argument.startswith("--stage=")
+    ]
+    return ["--stage", stage, *kept]
 
 
 def grids(folder: Path) -> list[Grid]:

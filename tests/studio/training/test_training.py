@@ -130,9 +130,16 @@ def test_a_slider_at_its_end_follows_the_newest_grid_and_another_one_stays(tab: 
 def test_the_command_of_the_last_start_is_shown_for_a_shell(tab: TrainingTab) -> None:
     folder = tab.trainings["one/alignment"]
     assert resume_command(folder) == "python -m trainer.fit --stage alignment --run_dir 'my runs'"
-    assert "python -m trainer.fit" in tab.resume("one/alignment")
+    assert "the folder in which the training was started" in tab.resume("one/alignment")
+    start = {"argv": ["/bin/t2i", "--run_dir=my runs", "--stage", "all"], "directory": "/my work"}
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    expected = "cd '/my work' && python -m trainer.fit --stage alignment '--run_dir=my runs'"
+    assert resume_command(folder) == expected and "Run this:" in tab.resume("one/alignment")
+    (folder / "starts.jsonl").write_text(json.dumps(start | {"argv": ["/ray/default_worker.py", "--node"]}) + "\n")
+    with pytest.raises(UserError, match=r"started by default_worker\.py"):
+        resume_command(folder)
     (folder / "starts.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no starts\.jsonl"):
+    with pytest.raises(UserError, match=r"starts\.jsonl has no start"):
         resume_command(folder)
 
 
