@@ -69,7 +69,7 @@ def _check_core(env: Environment, work: Path) -> None:
         raise SystemExit(f"error: the core takes {size:,} bytes, more than {CORE_BYTES:,}: see which package has grown")
     if untyped := [name for name in OURS if not (env.packages / name / "py.typed").is_file()]:
         raise SystemExit(f"error: the wheel has no py.typed in {', '.join(untyped)}: see package-data in pyproject.toml")
-    env.run("t2i", "query", "nowhere", "SELECT 1", cwd=work, expected=2, said="no run and no data set")
+    env.run("t2i", "query", "nowhere", "SELECT 1", cwd=work, expected=2, said="neither a run nor a data set")
     for name, *rest in (
         ["caption", "--images", "images", "--out", "run", "--model", "mini"],
         ["generate", "--checkpoint", "mini", "--prompt", "an owl", "--out", "owl.png"],

@@ -105,10 +105,11 @@ def _first_page(run: Path, cache: Path) -> dict[str, float]:
     from studio.captions.gallery import CaptionsTab, GalleryState
     from studio.captions.pictures import Pictures
     from studio.captions.source import open_sources
+    from studio.captions.sql_box import SqlBox
 
     started = time.perf_counter()
     with open_sources([str(run)], cache=cache) as sources:
-        shown = CaptionsTab(sources).show(GalleryState())
+        shown = CaptionsTab(sources, SqlBox(sources, limit_s=60)).show(GalleryState())
         html_s = time.perf_counter() - started
         _thumbnails(Pictures(sources), shown.state, shown.gallery)
         page_s = time.perf_counter() - started
@@ -122,6 +123,7 @@ def _indexed(run: Path, cache: Path) -> dict[str, float]:
     from studio.captions.gallery import CaptionsTab, GalleryState
     from studio.captions.pictures import Pictures
     from studio.captions.source import open_sources
+    from studio.captions.sql_box import SqlBox
 
     filters = [
         *(CaptionFilter(text=text) for text in ("aab", "zzq", "no such words", "AAD AA")),
@@ -132,7 +134,7 @@ def _indexed(run: Path, cache: Path) -> dict[str, float]:
     ]
     filter_s, page_s, histogram_s = [], [], []
     with open_sources([str(run)], cache=cache) as sources:
-        tab, pictures = CaptionsTab(sources), Pictures(sources)
+        tab, pictures = CaptionsTab(sources, SqlBox(sources, limit_s=60)), Pictures(sources)
         sources[0].index()
         for chosen in filters:
             for order in ("as in the files", "most different nouns"):

@@ -263,7 +263,8 @@ def _read(path: str, *, setting: str) -> bytes:
 
 def _print_summary(drawing: DrawingResult, *, max_caption_tokens: int) -> None:
     images = f"{drawing.num_drawn} image{'' if drawing.num_drawn == 1 else 's'}"
-    say(f"{images} drawn, {drawing.seconds_each:.1f} s each, {drawing.num_present} were there already")
+    speed = f", {drawing.seconds_each:.1f} s each" if drawing.num_drawn else ""
+    say(f"{images} drawn{speed}, {drawing.num_present} were there already")
     if line := drawing.cut_line(max_caption_tokens):
         say(line)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from dataset_builder.reports.card import licence_fields
+from dataset_builder.reports.card import in_markdown, licence_fields
 
 _NETWORK = """
 ```python
@@ -61,8 +61,8 @@ def model_card(published: Published) -> str:
         "How to use it": _usage(published),
         "Training": _training(facts),
         "Samples": "" if published.grid is None else f"![samples]({published.grid})\n\nThe newest samples of the training.",
-        "Evaluation": "\n\n".join(f"### {one.benchmark}\n\n{one.summary}" for one in published.evaluated),
-        "Licence": facts["licence"] or "Not stated.",
+        "Evaluation": "\n\n".join(f"### {in_markdown(one.benchmark)}\n\n{one.summary}" for one in published.evaluated),
+        "Licence": in_markdown(facts["licence"]) or "Not stated.",
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items() if text)
     what = (
@@ -117,7 +117,9 @@ def _training(facts: dict[str, Any]) -> str:
         rows["LoRA"] = f"rank {facts['base']['rank']}, of {facts['base']['name']} ({facts['base']['fingerprint']})"
     if training is not None:
         rows |= _run_rows(training)
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {in_markdown(name)} | {in_markdown(value)} |" for name, value in rows.items())]
+    )
 
 
 def _part(part: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from foundry.command_line import run_command
+from foundry.commands import as_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,13 @@ def main(config: PullConfig) -> int:
     from pathlib import Path
 
     from foundry.reporting.lines import say
-    from foundry.storage.hub import Repository, find_kind, pull_folder
+    from foundry.storage.hub import Repository, find_kind
+    from foundry.storage.hub_transfers import pull_folder
     from publisher.pulled import describe
 
     kind = find_kind(config.repository) if config.kind == "auto" else config.kind
     pull_folder(Repository(name=config.repository, kind=kind), Path(config.out), revision=config.revision)
-    say(describe(config.out, config.repository))
+    say(as_typed(describe(config.out, config.repository)))
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from foundry.errors import UserError
+from foundry.storage.hub import Repository
 from model.formats.checkpoint import (
     checkpoint_fingerprint,
     find_checkpoint,
@@ -22,6 +23,7 @@ from model.formats.checkpoint import (
 )
 from model.formats.conversion import Origin, export_adapter, read, write
 from model.formats.json_files import write_json
+from publisher.licences import licence_to_keep
 from publisher.model_card import Evaluated, Published, model_card
 from publisher.pulled import RECORD
 from trainer.evaluation.images import IDENTITY
@@ -36,10 +38,18 @@ _STARTS = ("started_at", "images_seen", "device", "num_workers", "versions")
 
 
 def stage_model(
-    path: str, staging: Path, *, name: str, licence: str, copy_parts: bool, evaluations: tuple[str, ...], public: bool
+    path: str,
+    staging: Path,
+    *,
+    repository: Repository,
+    licence: str,
+    copy_parts: bool,
+    evaluations: tuple[str, ...],
+    public: bool,
 ) -> str:
     """Writes what is pushed of a checkpoint into a new folder; returns the name of its record.
 
+    The licence of the repository's card holds where none is given or recorded.
     Raises UserError where there is no checkpoint, an evaluation is of another one, or everybody would see weights without a
     licence.
     """
@@ -47,11 +57,12 @@ def stage_model(
     if is_control(root):
         raise UserError(
             f"{path} is a control, and push knows networks and LoRA: write a folder with python -m model.convert "
-            f"--source native --target controlnet {path} OUT, and upload that with hf upload {name} OUT"
+            f"--source native --target controlnet {path} OUT, and upload that with hf upload {repository.name} OUT"
         )
     found = checkpoint_fingerprint(root)
     evaluated = [_evaluation(Path(folder), found, path) for folder in evaluations]
-    terms = licence or read_pipeline_config(root).licence
+    recorded = read_pipeline_config(root).licence
+    terms = licence or licence_to_keep(repository, [recorded], path=path) or recorded
     if public and not terms:
         raise UserError(f"{path} has no licence: name one before everybody sees it", setting="licence")
     facts = _facts(root, found, terms)
@@ -68,7 +79,9 @@ def stage_model(
         conversion = read(Origin(checkpoint=str(root), source="native", licence=terms))
         write(conversion, staging, target="diffusers", copy_parts=copy_parts)
     grid = _copy_grid(root, staging)
-    published = Published(name=name, facts=facts, grid=grid, evaluated=evaluated, scheduler=scheduler, has_parts=copy_parts)
+    published = Published(
+        name=repository.name, facts=facts, grid=grid, evaluated=evaluated, scheduler=scheduler, has_parts=copy_parts
+    )
     (staging / "README.md").write_text(model_card(published), encoding="utf-8")
     write_json(staging / RECORD, facts)
     return RECORD

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_of_the_tests"
 _SMALL_BYTES = 1 << 10
 _KINDS = {"models": "model", "datasets": "dataset"}
@@ -24,6 +26,8 @@ class StoredRepository:
     """A repository: its files now, and those of each commit."""
 
     private: bool
+    name: str
+    """Kind and name, so that no two repositories share a commit."""
     files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
     """Content by path, and whether git LFS has it."""
     commits: dict[str, dict[str, tuple[bytes, bool]]] = field(default_factory=dict)
@@ -36,7 +40,8 @@ class StoredRepository:
 
     def commit(self, message: str) -> str:
         """Keeps the files as they are now."""
-        sha = hashlib.sha1(f"{len(self.commits)} {message}".encode()).hexdigest()
+        content = [(path, _blob_oid(data)) for path, (data, _) in sorted(self.files.items())]
+        sha = _sha1(repr((self.name, len(self.commits), message, content)).encode())
         self.commits[sha] = dict(self.files)
         self.messages.append(message)
         return sha
@@ -181,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(403, f"You don't have the rights to create a {kind} under {given['organization']}")
         if (kind, name) in self.state.repositories:
             raise _Refused(409, f"You already created this {kind} repo", url=self._page(kind, name))
-        repository = StoredRepository(private=given.get("visibility") == "private")
+        repository = StoredRepository(private=given.get("visibility") == "private", name=f"{kind} {name}")
         repository.files[".gitattributes"] = (b"*.parquet filter=lfs\n", False)
         repository.commit("initial commit")
         self.state.repositories[kind, name] = repository
@@ -195,7 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.head if revision == "main" else revision
         siblings = [{"rfilename": path} for path in files]
         dates = {"lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}
-        more = {"downloads": 0, "likes": 0, "tags": [], "disabled": False, "gated": False}
+        card = files.get("README.md", (b"", False))[0].decode().split("---\n", 2)
+        front = {"cardData": yaml.safe_load(card[1])} if len(card) > 2 else {}
+        more = {**front, "downloads": 0, "likes": 0, "tags": [], "disabled": False, "gated": False}
         self._json({"_id": name, "id": name, "sha": sha, "private": repository.private, "siblings": siblings, **dates, **more})
 
     def _files(self, repository: StoredRepository, revision: str) -> dict[str, tuple[bytes, bool]]:

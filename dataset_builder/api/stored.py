@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dataset_builder.api.answer import Answer
+from foundry.api.functions import checks_names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -147,6 +148,7 @@ class Dataset(Source):
         return self.sql("FROM funnel")
 
 
+@checks_names
 def open_run(run: "str | os.PathLike[str]", *, training: "str | os.PathLike[str] | None" = None) -> Run:
     """Opens the captioning run in a folder or at a URL, as it is now; open it again to see what was committed since.
 
@@ -165,6 +167,7 @@ def open_run(run: "str | os.PathLike[str]", *, training: "str | os.PathLike[str]
     return Run(url, with_losses(read_run(url), None if training is None else os.fspath(training)))
 
 
+@checks_names
 def open_dataset(dataset: "str | os.PathLike[str]", *, training: "str | os.PathLike[str] | None" = None) -> Dataset:
     """Opens the data set in a folder or at a URL. `training` is as for open_run. Raises UserError if there is no data set.
 

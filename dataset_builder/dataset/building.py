@@ -28,7 +28,7 @@ from dataset_builder.dataset.selection import (
     select,
 )
 from dataset_builder.dataset.writer import DatasetWriter
-from dataset_builder.reports.card import dataset_card, funnel_lines
+from dataset_builder.reports.card import dataset_card, funnel_lines, published_card
 from dataset_builder.runs.plan import read_plan
 from dataset_builder.schema import DATASET_VERSION, DROPPED
 from dataset_builder.sql.database import open_workbench
@@ -40,7 +40,8 @@ from foundry.errors import UserError
 from foundry.images.metadata import merge_types
 from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
-from foundry.storage.hub import push_folder, repository_at
+from foundry.storage.hub import repository_at
+from foundry.storage.hub_transfers import push_folder
 from foundry.storage.locations import is_on_hub, normalise
 
 _NOT_PART_OF_IT = ("captions", "out", "dry_run")
@@ -79,6 +80,11 @@ def _build_on_hub(config: BuildConfig) -> Built:
     with tempfile.TemporaryDirectory(prefix="t2i-build-") as scratch:
         folder = Path(scratch) / repository.name.rpartition("/")[2]
         built = build_dataset(replace(config, out=str(folder)))
+        card = folder / "README.md"
+        text = published_card(
+            card.read_text(encoding="utf-8"), read_dataset(str(folder)), repository=repository.name, licence=""
+        )
+        card.write_text(text, encoding="utf-8")
         push_folder(folder, repository, record=DATASET_RECORD, public=False, replace=False, message="Build by T2I Foundry")
     return built
 

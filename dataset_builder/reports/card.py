@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,16 +21,22 @@ _HUB_LICENCE = re.compile(
 )
 """Identifiers of licences for data on the Hugging Face hub; any other one is named in full."""
 
+_RULE = "---\n"
+_READING_TITLE = "## How to read it\n\n"
+_TERMS_TITLE = "## Sources and terms\n\n"
+_SLUG_CHARS = 60
+_NOT_STATED = "not stated for all images"
+
 _READING = """
 A row of `samples` is an image with its captions. The images are {images}.
 
 ```python
-datasets.load_dataset("parquet", data_dir="{name}/samples/{split}")
-pandas.read_parquet("{name}/samples/{split}")
-duckdb.sql("SELECT key, captions[1].caption FROM '{name}/samples/*/*.parquet'")
+datasets.load_dataset({loading})
+pandas.read_parquet("{path}/samples/{split}")
+duckdb.sql("SELECT key, captions[1].caption FROM '{path}/samples/*/*.parquet'")
 ```
 
-`python -m dataset_builder.query {name}` has views and macros for more: `FROM density()`, `FROM funnel`, `FROM dropped`.
+`{query} {path}` has views and macros for more: `FROM density()`, `FROM funnel`, `FROM dropped`.
 """
 
 _REFERENCES = "referred to (`uri`, and in a container `member`, `byte_offset`, `byte_length` or `row`), not copied"
@@ -40,11 +46,9 @@ _EMBEDDED = "in the column `image`"
 def dataset_card(dataset: "DatasetFiles", funnel: "pa.Table", histograms: dict[str, dict[int, int]]) -> str:
     """The whole page, Markdown with the front matter that the Hugging Face hub reads. `dataset` need not be published yet."""
     record = dataset.record
-    images = _EMBEDDED if record["recipe"]["embed"] else _REFERENCES
-    split = next(iter(sorted(dataset.splits, key=dataset.splits.__getitem__, reverse=True)))
     sections = {
         "Splits": _block([f"{name:20} {number:>12,}" for name, number in dataset.splits.items()]),
-        "How to read it": _READING.format(name=record["name"], split=split, images=images).strip(),
+        "How to read it": _reading(dataset),
         "What was left out": _block(funnel_lines(funnel)),
         "Concept density": _block([_density(dataset)]),
         "Captions": "\n\n".join(_block([name, *_bars(counts)]) for name, counts in histograms.items()),
@@ -55,7 +59,44 @@ def dataset_card(dataset: "DatasetFiles", funnel: "pa.Table", histograms: dict[s
     made = f"{sum(dataset.splits.values()):,} images with captions, made on {record['created_at'][:10]} by T2I Foundry."
     if edited := record.get("edited_captions", 0):
         made += f" People rewrote {counted(edited, 'caption')} of them; all others are the models'."
-    return f"{_front_matter(dataset)}\n# {record['name']}\n\n{made}\n\n{body}\n"
+    return f"{_front_matter(dataset)}\n# {in_markdown(record['name'])}\n\n{made}\n\n{body}\n"
+
+
+def published_card(text: str, dataset: "DatasetFiles", *, repository: str, licence: str) -> str:
+    """The card of a data set as it is in a repository of the hub: its title and code have the repository's name.
+
+    `licence`: that of the whole data set, which replaces the recorded ones in the front matter; "" leaves them.
+    """
+    _, front, body = text.split(_RULE, 2)
+    title = f"# {in_markdown(dataset.record['name'])}\n"
+    body = body.replace(title, f"# {repository.rpartition('/')[2]}\n", 1)
+    before, found, after = body.partition(_READING_TITLE)
+    if found:
+        _, border, rest = after.partition("\n\n## ")
+        body = f"{before}{found}{_reading(dataset, repository=repository)}{border}{rest}"
+    head = yaml.safe_load(front)
+    if licence:
+        head = {name: value for name, value in head.items() if not name.startswith("license")} | licence_fields([licence])
+        body = body.replace(_TERMS_TITLE, f"{_TERMS_TITLE}Licence of this data set: {in_markdown(licence)}.\n\n", 1)
+    return f"{_RULE}{yaml.safe_dump(head, sort_keys=False)}{_RULE}{body}"
+
+
+def in_markdown(text: object) -> str:
+    """A text of somebody else in one line of Markdown, also in a cell of a table, where it is shown as it is."""
+    return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "\\|")
+
+
+def _reading(dataset: "DatasetFiles", *, repository: str | None = None) -> str:
+    """The section of code, for the data set's folder or for a repository of the hub."""
+    split = next(iter(sorted(dataset.splits, key=dataset.splits.__getitem__, reverse=True)))
+    name = dataset.record["name"]
+    return _READING.format(
+        path=name if repository is None else f"hf://datasets/{repository}",
+        loading=f'"parquet", data_dir="{name}/samples/{split}"' if repository is None else f'"{repository}", split="{split}"',
+        query="python -m dataset_builder.query" if repository is None else "t2i query",
+        split=split,
+        images=_EMBEDDED if dataset.record["recipe"]["embed"] else _REFERENCES,
+    ).strip()
 
 
 def funnel_lines(funnel: "pa.Table") -> list[str]:
@@ -79,14 +120,38 @@ def _front_matter(dataset: "DatasetFiles") -> str:
 
 
 def licence_fields(licences: Sequence[str]) -> dict[str, Any]:
-    """The hub's front matter for these licences, "" for one that is not known: its own identifiers, else `other` by name."""
+    """The hub's front matter for these licences, "" for one that is not known: its own identifiers, else `other`.
+
+    `other` has a short name for the hub's page, and in `license_details` the texts, if all of them are stated.
+    """
     given = sorted({licence for licence in licences if licence})
     identifiers = sorted({licence.lower().replace(" ", "-") for licence in given})
     if given and all(licences) and all(map(_HUB_LICENCE.fullmatch, identifiers)):
         return {"license": identifiers[0] if len(identifiers) == 1 else identifiers}
     links = [found[0] for licence in given if (found := re.search(r"https?://[^\s,;)]*[^\s,;).]", licence))]
-    name = "; ".join([*given, *([] if all(licences) else ["not stated for all images"])])
-    return {"license": "other", "license_name": name, **({"license_link": links[0]} if links else {})}
+    name = "; ".join([*given, *([] if all(licences) else [_NOT_STATED])])
+    details = {"license_details": " ".join(name.split())} if all(licences) else {}
+    return {"license": "other", "license_name": _slug(name), **details, **({"license_link": links[0]} if links else {})}
+
+
+def named_licence(front_matter: Mapping[str, Any]) -> str:
+    """The licence that a card's front matter names for all that it is about; "" for none."""
+    licence = front_matter.get("license") or ""
+    if isinstance(licence, str) and licence != "other":
+        return licence
+    if isinstance(licence, list):
+        return "; ".join(map(str, licence))
+    name = str(front_matter.get("license_name") or "")
+    return str(front_matter.get("license_details") or ("" if name.endswith((_NOT_STATED, _slug(_NOT_STATED))) else name))
+
+
+def _slug(text: str) -> str:
+    """A short name in the hub's form: lower-case words with hyphens."""
+    words = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    if len(words) <= _SLUG_CHARS:
+        return words or "other"
+    tail = f"-{_slug(_NOT_STATED)}" if text.endswith(_NOT_STATED) else ""
+    return words[: _SLUG_CHARS - len(tail)].rpartition("-")[0] + tail
 
 
 def _density(dataset: "DatasetFiles") -> str:
@@ -110,8 +175,8 @@ def _run_line(run: dict[str, Any]) -> str:
     model = (run["model"] or {}).get("name", "unknown")
     prompts = "; ".join(f"{prompt['name']}: “{prompt['text']}”" for prompt in (run["prompts"] or {}).get("prompts", []))
     licence = run["licence"] or "not stated; ask whoever gave you the images before you pass this on"
-    made = f"- **{run['name']}** (run {run['run_id']}): captions by {model}; {prompts}."
-    return f"{made} Licence and terms of the images: {licence}."
+    made = f"- **{in_markdown(run['name'])}** (run {run['run_id']}): captions by {in_markdown(model)}; {in_markdown(prompts)}."
+    return f"{made} Licence and terms of the images: {in_markdown(licence)}."
 
 
 def _recipe(record: dict[str, Any]) -> str:

@@ -217,6 +217,8 @@ class Database:
         if column:
             used = [name for name in self.views if re.search(rf"\b{name}\b", message)] or list(self.views)
             known = sorted({name for view in used for name in self.views[view]})
+            if holders := [view for view, names in self.views.items() if column.group(1).lower() in names]:
+                return f"this reads no column {column.group(1)}: it is a column of {' and '.join(holders)}"
             return f"there is no column {column.group(1)}: {_nearest(column.group(1), known)}"
         first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
         # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.

@@ -177,7 +177,7 @@ def find_dataset(url: str) -> DatasetFiles | None:
     folder = Folder(url)
     try:
         record = json.loads(folder.read(DATASET_RECORD))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{url}/{DATASET_RECORD} cannot be read ({error}): check the folder") from None

@@ -3,8 +3,8 @@
     python -m examples.openmoji.edges --out edges
 
 Every step prints the command that it runs, so that you can copy it. Run again, it resumes. The prompts
-name the objects and the background, and leave the places to the edges (edges_scenes.py); the sprite judge says how many objects
-are drawn in the boxes that the edge map has them in, with the control and without it.
+name the objects and the background, and leave the places to the edges (edges_scenes.py); the evaluator `sprites` says how
+many objects are drawn in the boxes that the edge map has them in, with the control and without it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -60,7 +60,7 @@ def main(config: EdgesConfig) -> int:
     arms: dict[str, list[list[Pixels]]] = {"the scenes themselves": [[render(scene) for scene in scenes]]}
     for name, control in (("dit-mini", None), ("with the control", str(out / "runs" / "aesthetic"))):
         arms[name] = [_drawn(scenes, control, seed=seed) for seed in range(config.num_seeds)]
-    print(f"\n{len(scenes)} scenes of held-out combinations, {config.num_seeds} seeds; the sprite judge finds, mean (by seed)")
+    print(f"\n{len(scenes)} scenes of held-out combinations, {config.num_seeds} seeds; sprites finds, mean (by seed)")
     for name, images in arms.items():
         found = [scores(scenes, one) for one in images]
         for check in found[0]:

@@ -9,6 +9,7 @@ A type checker and an editor see the fields of the configuration. Beyond their t
 set for a string, one value for a list of one, and a mapping for a group of options, of which the others keep their defaults.
 """
 
+import difflib
 import functools
 import inspect
 import os
@@ -74,6 +75,21 @@ def takes_options(
         return with_options
 
     return decorate
+
+
+def checks_names(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
+    """Has a function raise UserError, with the nearest names, for keyword arguments that it does not have."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> ResultT:
+        if unknown := next((name for name in options if name not in known), None):
+            near = difflib.get_close_matches(unknown, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"its options are {', '.join(known)}"
+            raise UserError(f"{function.__name__}() has no option {unknown}: {advice}")
+        return function(*args, **options)
+
+    return checked
 
 
 def read_options(

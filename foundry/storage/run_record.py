@@ -81,7 +81,7 @@ class RunRecord:
         with store_errors(run):
             try:
                 data = run.read(RUN_RECORD)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
         try:
             found = json.loads(data)

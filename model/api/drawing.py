@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from foundry.api.functions import explained_extras
+from foundry.api.functions import checks_names, explained_extras
 from foundry.errors import UserError
 from foundry.hardware import set_up_threads
 from foundry.reporting.lines import say
+from foundry.wording import counted
 from model.generation.pipeline import Pipeline, open_pipeline
 from model.generation.pipeline_parts import RuntimeConfig
 from model.generation.request import GenerationRequest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _EXTRA = "train"
 
 
+@checks_names
 def draw(
     prompts: str | Sequence[str],
     *,
@@ -51,8 +53,9 @@ def draw(
     """
     from model.generation import drawing
 
+    asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     request = GenerationRequest(
-        prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts),
+        prompts=asked,
         negative_prompt=negative_prompt,
         num_images_per_prompt=num_images_per_prompt,
         seed=seed,
@@ -60,6 +63,8 @@ def draw(
         width=width,
         sampling=SamplingConfig(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale),
     )
+    if empty := sum(not prompt.strip() for prompt in asked):
+        say(f"warning: {empty} of {counted(len(asked), 'prompt')} without text: the network draws any subject")
     with explained_extras(_EXTRA):
         set_up_threads()
         pipeline = _opened(checkpoint, lora=[lora] if isinstance(lora, str) else lora, runtime=runtime)

@@ -7,6 +7,7 @@ from foundry.errors import UserError
 from model.dit_config import DiTConfig
 from model.formats.checkpoint import (
     check_base,
+    check_is_network,
     checkpoint_fingerprint,
     find_checkpoint,
     is_adapted,
@@ -55,6 +56,7 @@ def read_any(path: str, config: DiTConfig) -> Adapter:
             f"none: {error}",
             setting="lora",
         ) from error
+    check_is_network(root)
     if not is_adapted(root):
         raise UserError(f"{path} is a whole network, not a LoRA: give it as the checkpoint", setting="lora")
     return read_own_adapter(root)

@@ -199,9 +199,10 @@ def check_is_network(root: Path) -> None:
     """Raises UserError for a checkpoint that holds a control."""
     if is_control(root):
         base = read_own_control(root).base
+        draw = f"python -m model.generate --checkpoint {base} --control {root}"
+        export = f"python -m model.convert --source native --target controlnet {root} OUT"
         raise UserError(
-            f"{root} is a control of {base}, and no network: give {base} as the checkpoint and {root} as its control",
-            setting="control",
+            f"{root} is a control of {base}, neither a network nor a LoRA: {draw} draws with it, and {export} exports it"
         )
 
 
@@ -304,12 +305,18 @@ def find_checkpoint(folder: str | Path) -> Path:
     if of_training := [path for path in sorted(root.glob("checkpoints/[0-9]*")) if is_checkpoint(path)]:
         return of_training[-1]
     if is_mini:
-        raise UserError(f"this copy has no shipped checkpoint ({root} is missing): give a folder, such as `make demo` trains")
+        raise UserError(
+            f"this copy has no {folder} ({root} is missing): give a folder, such as `make demo` trains, or use a checkout"
+        )
     if (root / "model_index.json").is_file():
         raise UserError(
             f"{root} is a diffusers pipeline, not a checkpoint of T2I Foundry: convert it: "
             f"python -m model.convert --source diffusers --target native {root} OUT"
         )
+    if root.is_file() and is_checkpoint(root.parent.parent):
+        raise UserError(f"{root} is a file of the checkpoint {root.parent.parent}: give that folder")
+    if stages := sorted({path.parents[1] for path in root.glob("*/checkpoints/[0-9]*") if is_checkpoint(path)}):
+        raise UserError(f"{root} holds several stages of a training: give one of {', '.join(map(str, stages))}")
     if root.is_file() and root.suffix in (".pth", ".safetensors", ".ckpt"):
         raise UserError(
             f"{root} is a file of weights, not a checkpoint of T2I Foundry: convert it: "

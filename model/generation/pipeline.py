@@ -22,7 +22,7 @@ from model.encoders.vae import VAE
 from model.formats.checkpoint import PipelineConfig, find_checkpoint, read_pipeline_config, read_transformer_config
 from model.generation.not_finite import NotFiniteImages, not_finite
 from model.generation.pipeline_parts import Part, Parts, RuntimeConfig, checkpoint_parts
-from model.generation.pixels import Output, control_latents, edit_size, final_image, latent_edit
+from model.generation.pixels import Output, check_is_edge_map, control_latents, edit_size, final_image, latent_edit
 from model.generation.request import EncodedPrompts, GeneratedImage, GenerationRequest
 from model.generation.resolution import ImageSize, image_size
 from model.sampling import (
@@ -159,6 +159,8 @@ class Pipeline:
                 f"computed here ({EDGES}): give an image as in its training",
                 setting="compute_edges",
             )
+        if condition == EDGES and not request.compute_edges and request.control_image is not None:
+            check_is_edge_map(request.control_image)
         if request.has_control and request.sampling.routed:
             raise UserError("guidance by routing is not there with a control: take guidance by prompt", setting="guidance_by")
         found, shape = request.control_latents, self.latent_shape(size)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Output = Literal["pil", "numpy", "latents"]
 _WHITE = 128
+_GREY_SPREAD, _COLOURED_SHARE = 24, 0.01
 """The least grey of a mask that counts as white."""
 
 
@@ -89,6 +90,20 @@ def control_latents(request: GenerationRequest, vae: VAE, size: ImageSize) -> "t
     pixels = fit(np.asarray(request.control_image.convert("RGB")), (size.height, size.width))
     shown = Image.fromarray(edge_map(pixels) if request.compute_edges else pixels)
     return vae.encode(_tensor(shown)).sample(vae.scale, generator=None).cpu()
+
+
+def check_is_edge_map(image: "Image.Image") -> None:
+    """Raises UserError for a control image in colour, of which the edges are still to be computed."""
+    import numpy as np
+
+    pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+    coloured = float((pixels.max(-1) - pixels.min(-1) > _GREY_SPREAD).mean())
+    if coloured > _COLOURED_SHARE:
+        raise UserError(
+            "the control follows edge maps, white on black, and the control image is in colour: have its edges computed, or "
+            "give an edge map",
+            setting="compute_edges",
+        )
 
 
 def final_image(

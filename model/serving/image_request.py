@@ -54,6 +54,7 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
     "style": (),
 }
 """Fields of OpenAI's that may be there with a value that changes nothing."""
+_MAX_LORA_SCALE = 10
 _UNREAD = ("user",)
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _JSON_NAMES = {str: "a string", int: "an integer", bool: "true or false", list: "a list", _NUMBER: "a number"}
@@ -226,7 +227,12 @@ class RequestReader:
         if choice is None or choice.path not in self.adapters:
             has = f"of {', '.join(self.adapters)}" if self.adapters else "but this server has no adapters"
             raise BadRequest(f'lora: expected a list of "NAME" or "NAME:SCALE", {has}, found {_shown(text)}', param="lora")
-        return choice.path, choice.scale if ":" in text else self.adapters[choice.path]
+        scale = choice.scale if ":" in text else self.adapters[choice.path]
+        if not abs(scale) <= _MAX_LORA_SCALE:
+            raise BadRequest(
+                f"lora: expected a scale from -{_MAX_LORA_SCALE} to {_MAX_LORA_SCALE}, found {scale:g}", param="lora"
+            )
+        return choice.path, scale
 
 
 def _shown(value: Any) -> str:

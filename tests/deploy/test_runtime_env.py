@@ -36,7 +36,7 @@ def wheelhouse(tmp_path: Path) -> Path:
     folder = tmp_path / "wheels"
     folder.mkdir()
     on_nodes = closure("ray[default]")
-    missing = {name: one for name, one in closure("jsonargparse[signatures]", "shtab").items() if name not in on_nodes}
+    missing = {name: one for name, one in closure("jsonargparse", "docstring-parser", "shtab").items() if name not in on_nodes}
     assert "jsonargparse" in missing
     lock = "# a lock of a few libraries\n"
     for one in missing.values():

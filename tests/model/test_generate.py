@@ -288,7 +288,7 @@ def test_without_a_shipped_checkpoint_mini_says_so(
 ) -> None:
     monkeypatch.setattr("model.formats.checkpoint.PRETRAINED", tmp_path)
     assert run("--prompt", "a", "--out", str(tmp_path / "x.png")) == 2
-    assert "no shipped checkpoint" in capsys.readouterr().err
+    assert "this copy has no mini" in capsys.readouterr().err
 
 
 @given(st.lists(st.text(max_size=90), min_size=2, max_size=6, unique=True))

@@ -17,12 +17,17 @@ from PIL import Image
 
 from dataset_builder.dataset.building import build_and_report
 from dataset_builder.dataset.recipe import BuildConfig
+from dataset_builder.reports.card import in_markdown
 from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
+from foundry.commands import STARTED_BY_T2I
 from foundry.errors import UserError
+from foundry.reporting.lines import OUTPUT
 from foundry.storage.folder import Folder
+from foundry.storage.hub import Repository
 from foundry.storage.locations import describe, open_binary, walk
 from model.formats.checkpoint import checkpoint_fingerprint, find_checkpoint
 from publisher import pull, push
+from publisher.licences import licence_to_keep
 from tests.hub_server import TOKEN, HubServer, StoredRepository
 from tests.trainer.tiny_training import tiny_config, write_store
 from trainer import fit
@@ -43,6 +48,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def without_card(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The card has the name of its repository."""
+    return {name: content for name, content in files.items() if name != "README.md"}
+
+
 def _is_of_the_hub(path: Path) -> bool:
     return ".cache" in path.parts or path.name == ".gitattributes"
 
@@ -58,7 +68,8 @@ def test_a_data_set_comes_back_as_it_was(
     assert repository.private and list(repository.files)[-1] == DATASET_RECORD, "the record comes last"
     assert DATASET_RECORD not in list(repository.commits.values())[-2]
     assert pulled(tmp_path / "copy") == 0
-    assert contents(tmp_path / "copy") == contents(dataset) == hub.files(NAME)
+    assert contents(tmp_path / "copy") == hub.files(NAME)
+    assert without_card(hub.files(NAME)) == without_card(contents(dataset))
     with open_stored(str(tmp_path / "copy")) as copy, open_stored(str(dataset)) as original:
         sql = "SELECT * FROM captions ORDER BY key, prompt"
         assert copy.fetch(sql).equals(original.fetch(sql))
@@ -68,12 +79,26 @@ def test_a_data_set_comes_back_as_it_was(
 def test_what_is_there_is_not_sent_again(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
     pushed(dataset)
     num_uploads, commits = len(hub.uploaded_oids), len(hub.repositories["dataset", NAME].commits)
+    hub.requests.clear()
     pushed(dataset)
+    assert not [request for request in hub.requests if "preupload" in request or "/commit" in request]
     assert (len(hub.uploaded_oids), len(hub.repositories["dataset", NAME].commits)) == (num_uploads, commits)
     pulled(tmp_path / "copy")
     hub.requests.clear()
     pulled(tmp_path / "copy")
     assert not [request for request in hub.requests if request.startswith("GET") and "/resolve/" in request]
+
+
+def test_progress_is_told_to_programs(
+    hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(OUTPUT, "format", "json")
+    pushed(dataset)
+    pulled(dataset.parent / "copy")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    ends = {line["what"]: line for line in lines if line["event"] == "progress_end"}
+    for what, count in {f"push {NAME}": len(contents(dataset)), f"pull {NAME}": len(contents(dataset)) + 1}.items():
+        assert ends[what]["done"] == ends[what]["total"] == count and ends[what]["megabytes"] > 0, what
 
 
 def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
@@ -86,7 +111,7 @@ def test_a_push_that_was_killed_is_finished_by_the_same_command(hub: HubServer, 
     hub.held_from = None
     hub.release.set()
     pushed(dataset)
-    assert hub.files(NAME) == contents(dataset)
+    assert without_card(hub.files(NAME)) == without_card(contents(dataset))
     large = {hashlib.sha256(data).hexdigest() for data, of_lfs in hub.repositories["dataset", NAME].files.values() if of_lfs}
     assert len(large) > 2, "some were not there when it was killed"
     assert {hub.uploaded_oids.count(oid) for oid in first} == {1}, "what was there is not sent again"
@@ -102,7 +127,7 @@ def test_a_pull_that_was_killed_is_finished_by_the_same_command(hub: HubServer, 
     there = {path for path in hub.downloaded[:3] if (tmp_path / "copy" / path).is_file()}
     hub.downloaded.clear()
     pulled(tmp_path / "copy")
-    assert contents(tmp_path / "copy") == contents(dataset)
+    assert contents(tmp_path / "copy") == hub.files(NAME)
     assert there and not there & set(hub.downloaded), "what was there is not fetched again"
 
 
@@ -129,7 +154,7 @@ def test_other_files_are_replaced_only_if_told(hub: HubServer, dataset: Path) ->
         pushed(dataset)
     assert refused.value.setting == "replace"
     pushed(dataset, replace=True)
-    assert hub.files(NAME) == contents(dataset)
+    assert without_card(hub.files(NAME)) == without_card(contents(dataset))
 
 
 def test_a_public_repository_is_asked_for(hub: HubServer, dataset: Path) -> None:
@@ -141,22 +166,42 @@ def test_a_public_repository_is_asked_for(hub: HubServer, dataset: Path) -> None
     card = hub.files(NAME)["README.md"].decode()
     assert "license: cc-by-4.0\n" in card and "Licence of this data set: cc-by-4.0." in card
     assert "## Concept density" in card and "task_categories" in card
+    assert "\n# owls\n" in card and f'datasets.load_dataset("{NAME}", split="train")' in card
+    assert f"`t2i query hf://datasets/{NAME}`" in card and "dataset/samples" not in card
     with pytest.raises(UserError, match="me/owls is public"):
         pushed(dataset, licence="cc-by-4.0")
+
+
+def test_a_licence_that_was_named_is_kept(hub: HubServer, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terms = "For research | see\nhttps://example.org/terms"
+    pushed(dataset, licence=terms, public=True)
+    card = hub.files(NAME)["README.md"]
+    assert "license_name: for-research-see-https-example.org-terms\n" in card.decode()
+    assert "Licence of this data set: For research \\| see https://example.org/terms." in card.decode()
+    pushed(dataset, public=True)
+    assert "keeps the licence that its card names: For research | see https://example.org/terms" in capsys.readouterr().out
+    assert hub.files(NAME)["README.md"] == card
+    repository = Repository(name=NAME, kind="dataset")
+    with pytest.raises(UserError, match="has the licence For research .*, data has mit: name the one that holds") as refused:
+        licence_to_keep(repository, ["MIT"], path="data")
+    assert refused.value.setting == "licence"
+    assert licence_to_keep(repository, [terms], path="data") == ""
 
 
 @pytest.mark.parametrize("token", ["hf_wrong", ""])
 def test_a_token_that_the_hub_refuses(hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UserError, match=r"the hub refuses me/owls \(401\): set HF_TOKEN to a token that may write") as refused:
+    with pytest.raises(
+        UserError, match=r"the hub refuses me/owls \(401: Invalid credentials.*\): set HF_TOKEN to a token that may write"
+    ) as refused:
         pushed(dataset)
     assert not token or token not in str(refused.value)
 
 
 def test_a_repository_of_somebody_else(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the hub refuses you/owls \(403\)"):
+    with pytest.raises(UserError, match=r"the hub refuses you/owls \(403: You don't have the rights .*\): .* may write there"):
         pushed(dataset, "you/owls")
-    with pytest.raises(UserError, match="you/owls is nothing that this token can read"):
+    with pytest.raises(UserError, match=r"the hub has no you/owls that your token can read: .* a token that may read there"):
         pulled(tmp_path / "copy", "you/owls")
     with pytest.raises(UserError, match="expected a repository USER/NAME, found owls"):
         pushed(dataset, "owls")
@@ -184,6 +229,38 @@ def test_a_folder_with_other_files_is_left_alone(hub: HubServer, dataset: Path, 
     with pytest.raises(UserError, match="full holds other files"):
         pulled(tmp_path / "full")
     assert contents(tmp_path / "full") == {"mine.txt": b"mine"}
+    with pytest.raises(UserError, match="expected a folder, found the file .*mine.txt: give another folder"):
+        pulled(tmp_path / "full" / "mine.txt" / "below")
+
+
+def test_a_folder_of_another_repository_is_left_alone(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    pushed(dataset)
+    hub.repositories["dataset", "me/others"] = other = StoredRepository(private=True, name="dataset me/others")
+    other.files["dataset.json"] = (b"{}", False)
+    other.commit("others")
+    assert pulled(tmp_path / "copy") == 0
+    with pytest.raises(UserError, match="copy was pulled from me/owls: give another folder") as refused:
+        pulled(tmp_path / "copy", "me/others", kind="dataset")
+    assert refused.value.setting == "out"
+    assert contents(tmp_path / "copy") == hub.files(NAME)
+
+
+def test_an_updated_pull_deletes_what_the_hub_no_longer_has(
+    hub: HubServer, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushed(dataset)
+    repository, copy = hub.repositories["dataset", NAME], tmp_path / "copy"
+    repository.files |= {"samples/old/a.parquet": (b"old", True)}
+    repository.commit("more")
+    assert pulled(copy) == 0
+    assert (copy / "samples/old/a.parquet").is_file()
+    (copy / "mine.txt").write_text("mine")
+    del repository.files["samples/old/a.parquet"]
+    repository.commit("less")
+    assert pulled(copy) == 0
+    assert "deleted 1 file of an earlier pull" in capsys.readouterr().out
+    assert contents(copy) == {**hub.files(NAME), "mine.txt": b"mine"}
+    assert not (copy / "samples/old").exists()
 
 
 def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,8 +278,30 @@ def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: py
     assert facts["fingerprint"] == checkpoint_fingerprint(find_checkpoint("mini"))
     card = (tmp_path / "mini" / "README.md").read_text()
     assert 'PixArtAlphaPipeline.from_pretrained("me/mini")' in card and "pipeline_tag: text-to-image" in card
-    assert "license_name: " in card and facts["licence"] in card
+    assert "license_name: " in card and in_markdown(facts["licence"]) in card
     assert str(Path.cwd()) not in card + json.dumps(facts), "no paths of this machine"
+
+
+def test_what_is_neither_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="nosuch does not exist: give the folder of a data set, of a checkpoint, or of a"
+    ) as error:
+        pushed("nosuch", "me/nosuch")
+    assert error.value.setting == "path"
+    with pytest.raises(UserError, match="has no dataset.json, pipeline.json or checkpoints/: give the folder of a data set"):
+        pushed(tmp_path, "me/nosuch")
+
+
+def test_commands_are_named_as_typed(hub: HubServer, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = STARTED_BY_T2I.set(True)
+    try:
+        pushed(dataset)
+        pulled(dataset.parent / "copy")
+    finally:
+        STARTED_BY_T2I.reset(token)
+    said = capsys.readouterr().out
+    assert "fetch it with t2i pull me/owls FOLDER" in said and "look around with t2i query " in said
+    assert "python -m" not in said
 
 
 def test_a_control_is_refused_with_what_to_type(tmp_path: Path) -> None:
@@ -247,7 +346,7 @@ def test_a_data_set_is_built_and_asked_on_the_hub(hub: HubServer, dataset: Path,
 
 
 def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
-    repository = StoredRepository(private=True)
+    repository = StoredRepository(private=True, name="dataset me/pictures")
     for number in range(3):
         Image.new("RGB", (64, 48), (80 * number, 0, 0)).save(tmp_path / "image.png")
         repository.files[f"images/a{number}.png"] = ((tmp_path / "image.png").read_bytes(), True)

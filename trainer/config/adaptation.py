@@ -98,8 +98,8 @@ class ControlConfig:
         return (self.blocks or default_blocks(depth)) if self.is_on else 0
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """The settings that a resumed training must share; empty if it is off."""
-        values = {"condition": self.condition, "blocks": self.blocks, "dropout": self.dropout}
+        """The settings that a resumed training must share, besides the number of copies; empty if it is off."""
+        values = {"condition": self.condition, "dropout": self.dropout}
         return {"control": values} if self.is_on else {}
 
     def checks(self) -> list[Check]:

@@ -226,8 +226,7 @@ class MetricsReporter:
             "memory_bytes": _peak_memory(self._workers.device),
             "eta_s": last.images_left / speed,
         }
-        self._run.add_metrics(row)
-        self._run.say(_line(row, added))
+        self._run.add_metrics(row, _line(row, added))
 
     def _check_finite(self, interval: _Interval, values: _Values, means: list[float]) -> None:
         steps = zip(interval.steps, values.norms, values.losses, values.technique_losses, means, strict=True)
@@ -270,10 +269,10 @@ class MetricsReporter:
         worst = sorted((pair for part in self._workers.gather(pairs) for pair in part), reverse=True)[:_NAMED_KEYS]
         keys = [key for _, key in worst]
         row = {"kind": "spike", "images_seen": step.images_seen, "loss": mean, "usual_loss": usual, "keys": keys}
-        self._run.add_metrics(row | {"losses": [loss for loss, _ in worst]})
-        self._run.say(
+        self._run.add_metrics(
+            row | {"losses": [loss for loss, _ in worst]},
             f"a spike at step {step.step}, {step.images_seen} images: loss {mean:.4f}, usually {usual:.4f}; "
-            f"samples {', '.join(keys)}"
+            f"samples {', '.join(keys)}",
         )
 
 

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ import yaml
 
 from foundry.errors import UserError
 from foundry.hardware import Dtype, cpu_name
-from foundry.reporting.lines import report, say
+from foundry.reporting.lines import OUTPUT, report, say
 from foundry.reporting.progress import Bar, shows_bars
 from foundry.storage.folder import Folder, new_file, store_errors
 from foundry.storage.json_lines import AppendedLines, read_rows
@@ -53,6 +54,8 @@ CONFIG = CONFIG_FILE
 LOG = "log.txt"
 NOT_FINITE = "not_finite.txt"
 STOP = STOP_FILE
+ROW_LINE = re.compile(r"\d+ px  step \d|\d+ images: validation loss|a spike at step")
+"""How lines of the log begin that say a row of METRICS."""
 _FOLLOW_S = 0.5
 _LIBRARIES = ("torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "safetensors")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -114,11 +117,16 @@ class RunFolder:
             _replace(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self._append(STARTS_FILE, json.dumps(record))
 
-    def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends a row."""
-        if self._writes:
-            report(row["kind"], **row)
-            self._append(METRICS, json.dumps(row))
+    def add_metrics(self, row: Mapping[str, Any], line: str = "") -> None:
+        """Appends a row, and says its line for people, which begins as one of ROW_LINE; in JSON the row is an event instead."""
+        if not self._writes:
+            return
+        report(row["kind"], **row)
+        self._append(METRICS, json.dumps(row))
+        if line:
+            assert ROW_LINE.match(line), line
+            _say_for_people(line)
+            self._append(LOG, line)
 
     def say(self, line: str) -> None:
         """Prints a line, once for all workers, and keeps it in log.txt."""
@@ -156,6 +164,12 @@ class RunFolder:
                 file.write(line + "\n")
 
 
+def _say_for_people(line: str) -> None:
+    """Says a line of a log, unless a row that is reported in JSON has the same facts."""
+    if OUTPUT.format != "json" or not ROW_LINE.match(line):
+        say(line)
+
+
 @contextmanager
 def printed_log(run: Path, *, stage: str = "", images: int | None = None) -> Iterator[None]:
     """While this is open, says what workers in other processes add to a run's log.txt, and reports their metrics.
@@ -170,7 +184,7 @@ def printed_log(run: Path, *, stage: str = "", images: int | None = None) -> Ite
         while not last:
             last = ends.wait(_FOLLOW_S)
             for line in log.lines():
-                say(line)
+                _say_for_people(line)
             for row in map(json.loads, metrics.lines()):
                 report(row["kind"], **row)
                 if row["kind"] == "train":

@@ -200,8 +200,7 @@ def validate(parts: RungParts, samples: ValidationSet, state: TrainState) -> Non
     with state.ema.applied():
         found = measure(samples, state.model, parts.collator, parts.workers, bands=bands, precision=parts.precision)
     row = {"kind": "validation", "images_seen": state.images_seen, "resolution": parts.position.rung.resolution}
-    run.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)})
-    run.say(f"{state.images_seen} images: {found}")
+    run.add_metrics(row | {"loss": found.loss, "bands": list(found.bands)}, f"{state.images_seen} images: {found}")
 
 
 def draw_samples(parts: RungParts, state: TrainState) -> None:

@@ -9,7 +9,13 @@ from foundry.errors import UserError
 from foundry.storage.locations import is_local_path
 from model.dit import DiT
 from model.dit_config import DiTConfig
-from model.formats.checkpoint import find_checkpoint, read_pipeline_config, read_transformer_config
+from model.formats.checkpoint import (
+    find_checkpoint,
+    is_control,
+    read_own_control,
+    read_pipeline_config,
+    read_transformer_config,
+)
 from trainer.config.ladder import Rung, ladder_position
 from trainer.config.train import SCRATCH, TrainConfig
 from trainer.distributed import Workers
@@ -103,7 +109,13 @@ def check_resume(
 ) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
     position, pipeline = Position.read(checkpoint), read_pipeline_config(checkpoint)
-    reads_ratios = read_transformer_config(checkpoint).micro_conditioning
+    network, origin = read_transformer_config(checkpoint), str(checkpoint)
+    copies: list[tuple[str, object, object]] = []
+    if is_control(checkpoint):
+        control = read_own_control(checkpoint)
+        origin = control.base
+        if config.control.is_on:
+            copies = [("control.blocks", control.num_blocks, config.control.chosen_blocks(network.depth))]
     last_image = position.images_seen - 1
     was, now = ladder_position(position.ladder, last_image), ladder_position(config.ladder, last_image)
     assert was is not None, "the ladder of then reached as far as it did"
@@ -117,7 +129,8 @@ def check_resume(
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
             ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
-            *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if reads_ratios else []),
+            *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if network.micro_conditioning else []),
+            *copies,
             *_technique_settings(position.techniques, setting_records(config, techniques)),
         ]
         if old != new
@@ -129,7 +142,7 @@ def check_resume(
     if problems:
         raise UserError(
             f"{checkpoint} is of another training ({'; '.join(problems)}): use its settings, or give another folder and "
-            f"init_from {checkpoint}",
+            f"init_from {origin}",
             setting="run_dir",
         )
 

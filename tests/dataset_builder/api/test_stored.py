@@ -114,6 +114,13 @@ def test_wrong_questions_are_one_line(small: str, tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(UserError, match="is not a data set: it has no dataset.json"):
         open_dataset(tmp_path)
+    (tmp_path / "afile").touch()
+    with pytest.raises(UserError, match="afile is not a captioning run: it has no run.json"):
+        open_run(tmp_path / "afile")
+    with pytest.raises(UserError, match="afile is not a data set: it has no dataset.json"):
+        open_dataset(tmp_path / "afile")
+    with pytest.raises(UserError, match=r"open_run\(\) has no option trainig: did you mean training"):
+        open_run(small, trainig="runs/a")  # type: ignore[call-arg]
     with pytest.raises(UserError, match="is not the folder of a training"):
         open_run(small, training=tmp_path / "nothing")
 

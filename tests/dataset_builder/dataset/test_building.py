@@ -201,7 +201,7 @@ def test_the_card_tells_what_is_in_and_what_is_not(config: BuildConfig, capsys: 
     [
         (("CC-BY-4.0", "CC-BY-4.0"), {"license": "cc-by-4.0"}),
         (("CC0-1.0", "CC-BY-4.0"), {"license": ["cc-by-4.0", "cc0-1.0"]}),
-        (("CC0-1.0", ""), {"license": "other", "license_name": "CC0-1.0; not stated for all images"}),
+        (("CC0-1.0", ""), {"license": "other", "license_name": "cc0-1.0-not-stated-for-all-images"}),
     ],
 )
 def test_the_front_matter_of_the_card_carries_the_licences_of_the_runs(

@@ -195,6 +195,7 @@ def test_other_ways_to_ask(run: Database, sql: str) -> None:
     [
         ("SELECT captoin FROM captions", "there is no column captoin: did you mean caption"),
         ("SELECT c.promt FROM captions c", "there is no column promt: did you mean prompt"),
+        ("SELECT status FROM rejected", "this reads no column status: it is a column of captions and edits"),
         ("SELECT * FROM caption", "there is no table caption: did you mean captions"),
         ("SELECT * FROM zzzz", "there is no table zzzz: there are images, captions"),
         ("SELECT x.key FROM captions", "there is no table x: there are images"),

@@ -41,6 +41,8 @@ def test_images_are_those_of_the_pipeline(checkpoint: Path, capsys: pytest.Captu
 def test_prompts_that_are_cut_are_said(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw("a red owl on a key " * 40, checkpoint=checkpoint, **SETTINGS)
     assert "1 prompt has more than" in capsys.readouterr().out
+    draw(("", "a red owl"), checkpoint=checkpoint, **SETTINGS)
+    assert "warning: 1 of 2 prompts without text: the network draws any subject" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
@@ -49,6 +51,11 @@ def test_what_does_not_fit_is_one_line(checkpoint: Path, tmp_path: Path) -> None
         ({"checkpoint": tmp_path}, "expected a checkpoint"),
         ({"checkpoint": checkpoint, "num_images_per_prompt": 0}, "num_images_per_prompt: expected 1 or more"),
         ({"checkpoint": checkpoint, "lora": "adapter:much"}, "lora: expected PATH or PATH:SCALE"),
+        (
+            {"checkpoint": checkpoint, "num_inference_step": 3},
+            r"draw\(\) has no option num_inference_step: did you mean num_",
+        ),
+        ({"checkpoint": checkpoint, "foo": 3}, r"draw\(\) has no option foo: its options are prompts, checkpoint, "),
         ({"checkpoint": pipeline, "lora": "adapter"}, "lora and runtime belong to open_pipeline"),
     ]
     for options, message in cases:

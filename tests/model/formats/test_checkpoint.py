@@ -155,7 +155,7 @@ def test_of_a_training_it_is_the_newest_whole_one(tmp_path: Path) -> None:
 
 def test_mini_is_the_shipped_network_of_the_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.formats.checkpoint.PRETRAINED", tmp_path)
-    with pytest.raises(UserError, match="no shipped checkpoint"):
+    with pytest.raises(UserError, match="this copy has no mini"):
         find_checkpoint("mini")
     for seed, stage in enumerate(("pixel", "alignment", "aesthetic")):
         last = save_checkpoint(tmp_path / "dit-mini" / stage, tiny_dit(seed=seed), CONFIG)

@@ -150,7 +150,9 @@ def test_a_control_goes_to_diffusers_and_back(
 def test_a_controls_checkpoint_is_no_network(trained: tuple[Path, Path]) -> None:
     base, run = trained
     for use in (load_checkpoint, checkpoint_fingerprint):
-        with pytest.raises(UserError, match=rf"run is a control of {base}, and no network: give .* as the checkpoint"):
+        with pytest.raises(
+            UserError, match=rf"run is a control of {base}, neither a network nor a LoRA: python -m model.generate"
+        ):
             use(find_checkpoint(run))
     with pytest.raises(UserError, match="is a checkpoint without a control"):
         open_control(ControlChoice(str(base)), base)

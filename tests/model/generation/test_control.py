@@ -88,6 +88,7 @@ def test_what_does_not_go_together_is_told(checkpoint: Path, control: Path) -> N
     pipeline, plain = opened(checkpoint, control), open_pipeline(checkpoint, runtime=RUNTIME)
     for one, asked, words, setting in [
         (plain, request(PICTURE), "a control image is for a network with a control: name it", "control"),
+        (pipeline, request(PICTURE), "the control image is in colour: have its edges computed", "compute_edges"),
         (pipeline, request(None), "follows a control image: give one, or leave the control out", "control_image"),
         (pipeline, request(None, control_latents=torch.zeros(3, 4, 16, 16)), "control_latents: expected", ""),
     ]:
@@ -124,6 +125,7 @@ def test_the_command_draws_once_and_records_the_control(
     assert settings["control"] == {"control": str(control), "scale": 0.5, "fingerprint": settings["control"]["fingerprint"]}
     assert settings["compute_edges"] is True and len(settings["control_image"]) == 16
     assert run(*controlled) == 0 and "0 images drawn" in capsys.readouterr().out
+    PICTURE.convert("L").save(tmp_path / "photo.png")
     assert run(*controlled[:-1], "false") == 0 and "1 image drawn" in capsys.readouterr().out  # another control image
     assert run(*controlled[:2]) == 2 and "expected --control with --control_image" in capsys.readouterr().err
     assert run("--control", str(control), "--control_image", str(tmp_path / "none.png")) == 2

@@ -59,6 +59,22 @@ def test_what_workers_write_is_followed(tmp_path: Path, capsys: pytest.CaptureFi
         assert rows(out) == [{"event": "message", "text": "starts"}, {"event": "message", "text": "step 3 of é"}]
 
 
+def test_in_json_a_row_is_an_event_and_no_message_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "16 px  step 3  12 images  loss 0.5000"
+    run = RunFolder(tmp_path, Workers())
+    run.add_metrics(ROW, line)
+    assert capsys.readouterr().out == line + "\n"
+    choose_format("json")
+    run.add_metrics(ROW, line)
+    with printed_log(tmp_path):
+        with (tmp_path / LOG).open("a") as log:
+            log.write(line + "\n")
+        with (tmp_path / METRICS).open("a") as metrics:
+            metrics.write(json.dumps(ROW) + "\n")
+    assert rows(capsys.readouterr().out) == [{"event": "train", **ROW}] * 2
+    assert (tmp_path / LOG).read_text() == (line + "\n") * 3
+
+
 def test_metrics_that_workers_append_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choose_format("json")
     with printed_log(tmp_path):

@@ -23,6 +23,8 @@ from trainer.monitoring.tracking.rows import RunRows, Tracker, TrackerState
 
 POLL_S = 2.0
 RETRY_S = (30.0, 60.0, 120.0, 300.0)
+OPEN_S = 15.0
+"""Time without an open run after which the training's log says so."""
 HANG_S = 120.0
 LEAVE_S = 120.0
 """Time to the end of this process after that of the training; a training that waits for it ends it sooner."""
@@ -45,6 +47,7 @@ class Follower:
         self._answers = answers
         self._state = TrackerState(run, name)
         self._busy_since: float | None = None
+        self._is_open = False
 
     def follow(self, ends: threading.Event) -> None:
         """Sends rows until `ends`, and then those that are left. A tracker that fails is opened again after a while."""
@@ -62,6 +65,7 @@ class Follower:
         try:
             self._busy_since = time.monotonic()
             tracker = CLIENTS[self._name](read_facts(self._run, project=self._project), self._state)
+            self._is_open = True
             self._send(tracker, ends)
             self._busy_since = time.monotonic()
             tracker.finish()
@@ -96,10 +100,19 @@ class Follower:
                     index += 1
 
     def _watch(self) -> None:
-        """Says, once, that a call of the client does not return."""
-        while (since := self._busy_since) is None or time.monotonic() - since < HANG_S:
-            time.sleep(min(1.0, HANG_S / 4))
+        """Says, once each, that the run is not open after a while, and that a call of the client does not return."""
+        says_open = True
+        while (busy_s := self._busy_s()) < HANG_S:
+            if says_open and not self._is_open and busy_s >= OPEN_S:
+                says_open = False
+                self._say(f"warning: {self._name} has not opened the run for {OPEN_S:.0f} s: training continues")
+            time.sleep(min(1.0, OPEN_S / 4))
         self._say(f"warning: {self._name} has not answered for {HANG_S:.0f} s: training continues without it")
+
+    def _busy_s(self) -> float:
+        """Seconds since the client was called; 0 where none of its calls is open."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def _say(self, line: str) -> None:
         with suppress(OSError):  # the training was killed

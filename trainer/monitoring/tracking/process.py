@@ -18,6 +18,9 @@ from trainer.monitoring.tracking.clients import missing_packages
 END_S = 60.0
 """Time that a tracker has at the end of a training to store what it was sent."""
 
+GRACE_S = 2.0
+"""Time after which a training that still waits for its trackers says so."""
+
 _FOLLOW = "import sys; from trainer.monitoring.tracking.following import main; main(*sys.argv[1:])"
 
 
@@ -35,7 +38,7 @@ def tracked(run: RunFolder, watch: WatchConfig, *, is_first: bool) -> Iterator[N
         if is_first:
             check_trackers(watch)
             processes = [_Process(run, name, project=watch.tracker_project) for name in watch.trackers]
-            stack.callback(_end, processes)
+            stack.callback(_end, run, processes)
         yield
 
 
@@ -44,7 +47,7 @@ class _Process:
 
     def __init__(self, run: RunFolder, name: str, *, project: str | None) -> None:
         self._run = run
-        self._name = name
+        self.name = name
         self._ends = False
         self._process = subprocess.Popen(
             [sys.executable, "-c", _FOLLOW, str(run.path.absolute()), name, project or ""],
@@ -64,16 +67,20 @@ class _Process:
         with suppress(OSError):
             self._process.stdin.close()
 
+    def has_ended(self, until: float) -> bool:
+        """Whether it ends until a time of time.monotonic()."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=max(0.0, until - time.monotonic()))
+        return self._process.poll() is not None
+
     def wait(self, until: float) -> None:
         """Waits for it until a time of time.monotonic(), then ends it, and says so."""
-        try:
-            self._process.wait(timeout=max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        if not self.has_ended(until):
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._run.say(
-                f"warning: {self._name} has not taken all rows within {END_S:.0f} s: the same training command sends the rest"
+                f"warning: {self.name} has not taken all rows within {END_S:.0f} s: the same training command sends the rest"
             )
         self._reader.join(timeout=1.0)
 
@@ -85,17 +92,20 @@ class _Process:
         code = self._process.wait()
         if code and not self._ends:
             self._run.say(
-                f"warning: the process of the tracker {self._name} ended (exit code {code}): training continues, and the next "
+                f"warning: the process of the tracker {self.name} ended (exit code {code}): training continues, and the next "
                 "start sends the rest"
             )
 
 
-def _end(processes: Sequence[_Process]) -> None:
+def _end(run: RunFolder, processes: Sequence[_Process]) -> None:
     for process in processes:
         process.end()
-    until = time.monotonic() + END_S
+    ended = time.monotonic()
+    late = [process.name for process in processes if not process.has_ended(ended + min(GRACE_S, END_S))]
+    if late:
+        run.say(f"training is done; waiting up to {END_S:.0f} s for {', '.join(late)} to store the last rows")
     for process in processes:
-        process.wait(until)
+        process.wait(ended + END_S)
 
 
 def _environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ Shapes: B samples, C latent channels, h x w the sides of the latents.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -209,10 +210,16 @@ def check_teacher_checkpoint(config: TrainConfig, checkpoint: Path, rung: Rung) 
     wanted = (config.objective.name, config.objective.settings_at(rung.resolution))
     if wanted != (found := (pipeline.objective, pipeline.objective_settings)):
         raise UserError(
-            f"few steps are learned by the teacher's objective: {checkpoint} was trained by {found[0]}, settings {found[1]}; "
-            f"found {wanted[0]}, settings {wanted[1]}: give the same",
+            f"few steps are learned by the teacher's objective, and this training has {_objective_text(*wanted)}: give that of "
+            f"{checkpoint} in the file of settings: objective: {_objective_text(*found)}",
             setting="objective",
         )
+
+
+def _objective_text(name: str, settings: Mapping[str, object]) -> str:
+    """As in a file of settings."""
+    values = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return f"{{name: {name}, settings: {{{values}}}}}"
 
 
 def _prediction(predict: Prediction, noisy: Tensor, timesteps: Tensor) -> Tensor:

@@ -119,10 +119,13 @@ def test_a_tracker_that_fails_is_one_warning(
     run: RunFolder, recorded: Path, monkeypatch: pytest.MonkeyPatch, *, fault: str, said: str
 ) -> None:
     monkeypatch.setattr(process, "END_S", 2.0)
+    monkeypatch.setattr(process, "GRACE_S", 1.0)
     with monkeypatch.context() as faulty:
         faulty.setenv("RECORDED_FAULT", fault)
         with process.tracked(run, WatchConfig(tracker="wandb"), is_first=True):
             wait_for(lambda: fault == "hangs" or "warning" in log(run), run)
+    waits = "training is done; waiting up to 2 s for wandb to store the last rows"
+    assert (waits in log(run)) == (fault == "hangs")
     lines = [line for line in log(run).splitlines() if line.startswith("warning")]
     assert lines[0].startswith(said) and KEY not in log(run)
     monkeypatch.setattr(process, "END_S", 30.0)
@@ -188,6 +191,27 @@ def test_a_tracker_that_recovers_has_each_row_once(run: RunFolder, monkeypatch: 
     thread.join()
     assert has == ["train 4", "train 8", "validation 8", "samples 8", "train 12"]
     assert answers.getvalue().count("warning") == 1
+
+
+def test_a_tracker_that_does_not_open_the_run_is_said(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens, ends, answers = threading.Event(), threading.Event(), io.StringIO()
+
+    def client(run: TrackedRun, state: TrackerState) -> _Recording:
+        opens.wait(60)
+        return _Recording([], set())
+
+    monkeypatch.setitem(CLIENTS, "wandb", client)
+    monkeypatch.setattr(following, "POLL_S", 0.01)
+    monkeypatch.setattr(following, "OPEN_S", 0.1)
+    follower = following.Follower(run.path, "wandb", project=None, answers=answers)
+    thread = threading.Thread(target=follower.follow, args=(ends,))
+    thread.start()
+    wait_for(lambda: "warning: wandb has not opened the run for 0 s: training continues" in answers.getvalue(), run)
+    opens.set()
+    wait_for(lambda: "rows are there" in answers.getvalue(), run)
+    ends.set()
+    thread.join()
+    assert answers.getvalue().count("has not opened") == 1
 
 
 @pytest.fixture

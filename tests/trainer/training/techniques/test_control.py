@@ -145,12 +145,12 @@ def test_what_does_not_fit_is_refused_in_a_line(root: Path, unbroken: TrainConfi
         (replace(resumed, control=replace(CONTROL, blocks=1)), "control.blocks 2 then, 1 now"),
         (replace(resumed, control=ControlConfig()), "control on then, off now"),
     ]:
-        with pytest.raises(UserError, match=rf"is of another training \({words}\)"):
+        with pytest.raises(UserError, match=rf"is of another training \({words}\): .* init_from .*/runs/alignment"):
             main(changed)
     fresh = _config(root, tmp_path / "fresh")
     for changed, words, setting in [
         (replace(fresh, init_from="scratch"), "a control is of a network that is trained already", "init_from"),
-        (replace(fresh, init_from=unbroken.run_folder), "is a control of .*, and no network", "control"),
+        (replace(fresh, init_from=unbroken.run_folder), "is a control of .*, neither a network nor a LoRA", ""),
         (replace(fresh, control=replace(CONTROL, blocks=3)), "expected 1 to 2 copied blocks", "control.blocks"),
         (
             replace(fresh, stage="alignment"),

@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_refused_in_a_line(bases: Bases, tmp_path: Path) ->
         ),
         (
             bases.config(tmp_path, CASES[2], objective=ObjectiveConfig(name="rectified_flow")),
-            r"was trained by rectified_flow, settings \{'shift': 2.0\}; found rectified_flow, settings \{\}",
+            r"has \{name: rectified_flow, settings: \{\}\}: give .*: \{name: rectified_flow, settings: \{shift: 2.0\}\}",
             "objective",
         ),
     ]:
