@@ -307,20 +307,6 @@ def open_files(stored: Stored) -> Database:
         )
 
 
-def check_condition(text: str) -> None:
-    """Raises UserError for SQL that is no single expression: in parentheses it would fail, or close them and add to them."""
-    try:
-        with duckdb.connect() as connection:
-            found = [
-                connection.extract_statements(f"SELECT {before}{text}\n{after}") for before, after in (("", ""), ("(", ")"))
-            ]
-    except duckdb.Error as error:
-        reason = " ".join(str(error).split("\n\nLINE", maxsplit=1)[0].split())
-        raise UserError(f"the SQL condition is no single expression ({reason}): correct it") from None
-    if any(len(statements) != 1 for statements in found):
-        raise UserError("the SQL condition is no single expression: expected one condition without ; in it")
-
-
 def write_database(
     path: Path, stored: Stored, *, urls: Callable[[list[str]], list[str]], folder: str, tables: "Mapping[str, pa.Table]"
 ) -> None:

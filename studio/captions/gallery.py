@@ -10,7 +10,7 @@ from typing import Any
 from dataset_builder.concepts.tagger import Noun
 from dataset_builder.reviews.records import Flag
 from foundry.errors import UserError
-from studio.captions.caption_index import Cursor, Order
+from studio.captions.caption_index import PAGE_ROWS, Cursor, Order
 from studio.captions.filters import FIGURES, CaptionFilter, Range
 from studio.captions.page import ShownCaption, detail_html, gallery_html, histograms_html
 from studio.captions.reviewing import edit_caption, flag_captions, nouns_of
@@ -97,7 +97,8 @@ class CaptionsTab:
         line = f"page {len(state.starts):,}"
         if index is source.version(version) and source.is_indexed:
             number = index.count(state.chosen)
-            line = f"{number:,} caption{'' if number == 1 else 's'}, {line}"
+            listed = index.count(state.chosen, figure=state.order.figure) if state.order.figure else number
+            line = f"{number:,} caption{'' if number == 1 else 's'}, {line} of {max(1, -(-listed // PAGE_ROWS)):,}"
         else:
             line += f"; {source.progress}"
         return Shown(state=state, gallery=gallery, line=line)

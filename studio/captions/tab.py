@@ -41,6 +41,7 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
             with gr.Row():
                 previous = gr.Button("Previous page", elem_id="previous")
                 following = gr.Button("Next page", elem_id="next")
+        with gr.Column(scale=2, min_width=440, elem_id="beside"):
             detail = gr.HTML(_NOTHING, elem_id="detail")
             review = _review()
     shown = [state, gallery, line]
@@ -65,6 +66,7 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
         event.then(wiring.histograms, [state], histograms, **PRIVATE)
     following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
     previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
+    line.change(wiring.ways, [state], [previous, following], show_progress="hidden", **PRIVATE)
     marked = _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
     clicks = [button.click for button in (apply, clear, previous, following, review["save"], review["set"])]
     for trigger in (*clicks, gallery.select, histograms.select, filters["source"].change, filters["text"].submit):
@@ -201,6 +203,10 @@ class _Wiring:
             gr.Dropdown([_ANY, *prompts], value=now.prompt or _ANY),
             gr.Dropdown([_ANY, *statuses], value=now.status or _ANY),
         ]
+
+    def ways(self, state: GalleryState) -> list[Any]:
+        """Whether there is a page before and one after this one."""
+        return [gr.Button(interactive=len(state.starts) > 1), gr.Button(interactive=state.following is not None)]
 
     def next(self, state: GalleryState) -> list[Any]:
         return self._shown(lambda: self._tab.next_page(state), state)

@@ -25,12 +25,13 @@ CURVE_POINTS = 80
 TRAIN_CURVES = {
     "loss": "Training loss",
     "images_per_s": "Images per second",
-    "data_wait": "Share of time spent waiting for data",
-    "mfu": "Model FLOPs utilisation of the GPU",
+    "data_wait": "Time spent waiting for data, %",
+    "mfu": "Model FLOPs utilisation of the GPU, %",
     "memory_bytes": "Peak memory, bytes",
     "gradient_norm": "Gradient norm",
     "lr": "Learning rate",
 }
+_SHARES = ("data_wait", "mfu")
 _TIMESTEPS = 1000
 _PROGRAMS = ("fit.py", "t2i", "__main__.py")
 """Names of the programs whose arguments are those of trainer.fit."""
@@ -109,7 +110,10 @@ def curves(trainings: Mapping[str, Path]) -> dict[str, list[Curve]]:
         rows = read_metrics(folder)
         train: list[dict[str, Any]] = [row for row in rows if row["kind"] == "train"]
         validation: list[dict[str, Any]] = [row for row in rows if row["kind"] == "validation"]
-        found = {title: [(row["images_seen"], row.get(figure)) for row in train] for figure, title in TRAIN_CURVES.items()}
+        found = {
+            title: [(row["images_seen"], _shown(figure, row.get(figure))) for row in train]
+            for figure, title in TRAIN_CURVES.items()
+        }
         found["Validation loss"] = [(row["images_seen"], row.get("loss")) for row in validation]
         for number, title in enumerate(_bands(validation)):
             found[title] = [(row["images_seen"], next(iter(row.get("bands", ())[number:]), None)) for row in validation]
@@ -257,6 +261,10 @@ def _bands(validation: Sequence[Mapping[str, Any]]) -> list[str]:
     number = max((len(row.get("bands", ())) for row in validation), default=0)
     width = _TIMESTEPS // max(number, 1)
     return [f"Validation loss, timesteps {index * width} to {(index + 1) * width}" for index in range(number)]
+
+
+def _shown(figure: str, value: Any) -> Any:
+    return 100 * value if figure in _SHARES and is_number(value) else value
 
 
 def _percent(share: float | None) -> str | None:

@@ -67,6 +67,14 @@ def test_a_range_of_a_figure_that_nothing_has_can_be_cleared(source: CaptionSour
     assert "any aesthetic score" in tab.histograms(state)
 
 
+def test_there_is_no_page_before_the_first_and_none_after_the_last(wiring: _Wiring) -> None:
+    ways, state = [], wiring.open(GalleryState())[0]
+    for _ in range(3):
+        ways.append([button.interactive for button in wiring.ways(state)])
+        state = wiring.next(state)[0]
+    assert ways == [[False, True], [True, True], [True, False]]
+
+
 def test_a_chosen_picture_is_there_before_the_tagger_and_its_nouns_are_marked_later(
     source: CaptionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

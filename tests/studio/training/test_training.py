@@ -34,7 +34,8 @@ def test_curves_overlay_trainings_by_figure_and_band(tab: TrainingTab) -> None:
     charts = curves(tab.trainings)
     assert list(charts)[:2] == ["Training loss", "Validation loss"]
     assert {"Validation loss, timesteps 0 to 500", "Validation loss, timesteps 500 to 1000", "Images per second"} <= set(charts)
-    assert "Model FLOPs utilisation of the GPU" not in charts  # none was measured
+    assert "Model FLOPs utilisation of the GPU, %" not in charts  # none was measured
+    assert charts["Time spent waiting for data, %"][0].points[0] == (64, 25)
     assert [line.training for line in charts["Training loss"]] == ["one/alignment", "two/alignment"]
     assert charts["Training loss"][0].points == [(64, 1.0), (128, 0.5), (192, pytest.approx(1 / 3))]
     assert charts["Validation loss, timesteps 500 to 1000"][1].points == [(19200, 0.25)]
