@@ -46,6 +46,7 @@ def studio_app(place: "Workplace", *, key: str | None) -> FastAPI:
     import gradio as gr
 
     tabs = _Tabs(place)
+    tabs.captions.warm_up()
     app = FastAPI(title=TITLE, openapi_url=None, docs_url=None, redoc_url=None)
     _add_pictures(app, Pictures(place.sources))
     _add_images(app, tabs)

@@ -41,6 +41,13 @@ SHOW_DETAIL = "() => { const one = document.querySelector('#detail .detail'); if
 """Script that moves the focus, and with it the page, to what was chosen."""
 
 
+KEEP_DETAIL = (
+    "() => { const one = document.querySelector('#detail .detail'); "
+    "if (one && document.activeElement === document.body) { one.focus({preventScroll: true}); } }"
+)
+"""Script that gives the focus back after what was chosen is shown anew, unless it is elsewhere already."""
+
+
 def number_box(label: str, *, empty: str, elem_id: str | None = None) -> gr.Textbox:
     """A field for a number that may be left empty; `empty` says what that means."""
     return gr.Textbox(label=label, placeholder=empty, elem_id=elem_id, min_width=90)

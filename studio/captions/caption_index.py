@@ -140,9 +140,13 @@ class CaptionIndex:
         """The captions of an image, by prompt."""
         return self._rows(f"SELECT {self._columns()} FROM {self._joined()} WHERE r.key = ? ORDER BY r.prompt", [key])
 
-    def count(self, chosen: CaptionFilter) -> int:
-        """The number of captions that meet a filter."""
-        return int(self._rows(f"SELECT count(*) AS captions FROM {self._hits_of(chosen)}")[0]["captions"])
+    def count(self, chosen: CaptionFilter, *, figure: str = "") -> int:
+        """The number of captions that meet a filter; with a figure, of those that have it."""
+        if figure:
+            sql = f"SELECT count({self._value(figure)}) AS captions FROM {self._joined(self._hits_of(chosen))}"
+        else:
+            sql = f"SELECT count(*) AS captions FROM {self._hits_of(chosen)}"
+        return int(self._rows(sql)[0]["captions"])
 
     def histograms(self, chosen: CaptionFilter) -> list[FigureBins]:
         """The captions that meet a filter by each figure that has more than one value."""

@@ -1,13 +1,16 @@
 """Captions tab as plain functions: what a person did, as values, to what is shown, as HTML. Knows nothing of Gradio."""
 
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dataset_builder.concepts.tagger import Noun
 from dataset_builder.reviews.records import Flag
 from foundry.errors import UserError
-from studio.captions.caption_index import Cursor, Order
+from studio.captions.caption_index import PAGE_ROWS, Cursor, Order
 from studio.captions.filters import FIGURES, CaptionFilter, Range
 from studio.captions.page import ShownCaption, detail_html, gallery_html, histograms_html
 from studio.captions.reviewing import edit_caption, flag_captions, nouns_of
@@ -16,6 +19,7 @@ from studio.captions.sql_box import SqlBox
 from studio.html import reason
 
 PICTURES = "/pictures"
+_HEAD_START_S = 1.0
 OrderName = str
 ORDERS: dict[OrderName, Order] = {"as in the files": Order()}
 ORDERS |= {f"most {name}": Order(figure=figure, direction="descending") for figure, name in FIGURES.items()}
@@ -36,6 +40,8 @@ class GalleryState:
     picked: int | None = None
     seen: tuple[tuple[str, str], ...] = ()
     """Prompts of the picked image, and the texts that the person saw of them: an edit replaces no other."""
+    awaits_nouns: bool = False
+    """Whether the picked captions are shown without their nouns until the tagger is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,23 @@ class CaptionsTab:
     def __init__(self, sources: Sequence[CaptionSource], sql: SqlBox) -> None:
         self.sources = sources
         self.sql = sql
+        self._tagged: set[int] = set()
+
+    def warm_up(self) -> None:
+        """Has a thread load the taggers, which takes seconds, after the first page."""
+        threading.Thread(target=self._load_taggers, name="studio-taggers", daemon=True).start()
+
+    def _load_taggers(self) -> None:
+        time.sleep(_HEAD_START_S)
+        for number, source in enumerate(self.sources):
+            with suppress(UserError, ModuleNotFoundError):  # whoever looks at a caption is told
+                nouns_of(source, [])
+            self._tagged.add(number)
+
+    @property
+    def marks_nouns(self) -> bool:
+        """Whether the taggers are loaded, or known to be unavailable."""
+        return len(self._tagged) == len(self.sources)
 
     def refresh(self) -> None:
         """Reads edits and flags again that other people saved. Raises UserError for reviews that cannot be read."""
@@ -74,7 +97,8 @@ class CaptionsTab:
         line = f"page {len(state.starts):,}"
         if index is source.version(version) and source.is_indexed:
             number = index.count(state.chosen)
-            line = f"{number:,} caption{'' if number == 1 else 's'}, {line}"
+            listed = index.count(state.chosen, figure=state.order.figure) if state.order.figure else number
+            line = f"{number:,} caption{'' if number == 1 else 's'}, {line} of {max(1, -(-listed // PAGE_ROWS)):,}"
         else:
             line += f"; {source.progress}"
         return Shown(state=state, gallery=gallery, line=line)
@@ -140,14 +164,20 @@ class CaptionsTab:
             raise UserError("no caption is picked: choose one in the gallery")
         return [*rows, *(row for row in index.rows_of(rows[0]["key"]) if row["n"] != rows[0]["n"])]
 
-    def detail(self, state: GalleryState) -> str:
-        """The picked image with its captions of all prompts, and those of the other sources that have it."""
+    def detail(self, state: GalleryState, *, waits: bool = True) -> str:
+        """The picked image with its captions of all prompts, and those of the other sources that have it.
+
+        Without `waits`, nouns are marked only if the taggers are loaded.
+        """
         own = self.picked_rows(state)
         found = [(self.sources[state.source], row) for row in own]
         for number, source in enumerate(self.sources):
             if number != state.source and source.is_indexed:
                 found += [(source, row) for row in source.index().rows_of(own[0]["key"])]
-        nouns, problem = _nouns(found)
+        if waits or self.marks_nouns:
+            nouns, problem = _nouns(found)
+        else:
+            nouns, problem = [None] * len(found), "the tagger is being loaded"
         shown = [
             ShownCaption(source=source.title, row=row, nouns=tagged) for (source, row), tagged in zip(found, nouns, strict=True)
         ]

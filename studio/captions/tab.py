@@ -2,6 +2,7 @@
 
 import getpass
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,10 @@ from foundry.errors import UserError
 from studio.captions.filters import EDITED, FIGURES, UNFLAGGED, CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState, Shown
 from studio.captions.reviewing import EditedMeanwhileError
-from studio.components import PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
+from studio.components import KEEP_DETAIL, PICK, PRIVATE, SHOW_DETAIL, announced, hint, number_box, read_number
 from studio.html import failure, quiet, reason
 
+_LOOK_S = 0.2
 _ANY = "any"
 _NOTHING = quiet("Choose a picture to see its captions side by side, to edit one or to flag it.")
 _SQL = "SELECT prompt, count(*) AS captions, avg(num_nouns) AS nouns FROM captions GROUP BY prompt"
@@ -39,6 +41,7 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
             with gr.Row():
                 previous = gr.Button("Previous page", elem_id="previous")
                 following = gr.Button("Next page", elem_id="next")
+        with gr.Column(scale=2, min_width=440, elem_id="beside"):
             detail = gr.HTML(_NOTHING, elem_id="detail")
             review = _review()
     shown = [state, gallery, line]
@@ -63,7 +66,11 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
         event.then(wiring.histograms, [state], histograms, **PRIVATE)
     following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
     previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
-    _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
+    line.change(wiring.ways, [state], [previous, following], show_progress="hidden", **PRIVATE)
+    marked = _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
+    clicks = [button.click for button in (apply, clear, previous, following, review["save"], review["set"])]
+    for trigger in (*clicks, gallery.select, histograms.select, filters["source"].change, filters["text"].submit):
+        trigger(None, None, None, cancels=[marked], **PRIVATE)
 
 
 def _add_sql(wiring: "_Wiring", state: gr.State) -> None:
@@ -78,14 +85,17 @@ def _add_sql(wiring: "_Wiring", state: gr.State) -> None:
     stop.click(wiring.stop_query, None, None, **PRIVATE)
 
 
-def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> None:
-    """What happens when a picture is chosen, and when its caption is edited or flagged."""
+def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> Any:
+    """What happens when a picture is chosen, and when its caption is edited or flagged; the event that marks nouns later."""
     prompt, text, by, message = (review[name] for name in ("prompt", "text", "by", "message"))
     picked = gallery.select(wiring.pick, [state], [*shown, prompt, text, message], **PRIVATE)
     picked.then(None, None, None, js=SHOW_DETAIL, **PRIVATE)
+    marked = picked.then(wiring.marked, [state], shown[-1], show_progress="hidden", **PRIVATE)
+    marked.then(None, None, None, js=KEEP_DETAIL, **PRIVATE)
     prompt.change(wiring.text_of, [state, prompt], text, **PRIVATE)
     for button, handler, value in ((review["save"], wiring.edit, text), (review["set"], wiring.flag, review["flag"])):
         button.click(handler, [state, prompt, value, by], [*shown, message], **PRIVATE)
+    return marked
 
 
 _BOUNDED = {"num_words": ("words_from", "words_to"), "density": ("density_from", "density_to")}
@@ -194,6 +204,10 @@ class _Wiring:
             gr.Dropdown([_ANY, *statuses], value=now.status or _ANY),
         ]
 
+    def ways(self, state: GalleryState) -> list[Any]:
+        """Whether there is a page before and one after this one."""
+        return [gr.Button(interactive=len(state.starts) > 1), gr.Button(interactive=state.following is not None)]
+
     def next(self, state: GalleryState) -> list[Any]:
         return self._shown(lambda: self._tab.next_page(state), state)
 
@@ -202,13 +216,25 @@ class _Wiring:
 
     def pick(self, state: GalleryState, event: gr.EventData) -> list[Any]:
         try:
-            now = self._tab.pick(state, int(event.pick))
-            shown, detail = self._tab.show(now), self._tab.detail(now)
+            now = replace(self._tab.pick(state, int(event.pick)), awaits_nouns=not self._tab.marks_nouns)
+            shown, detail = self._tab.show(now), self._tab.detail(now, waits=False)
         except UserError as error:
             return [state, gr.skip(), announced(failure(str(error))), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
         prompt, text = now.seen[0]
         prompts = gr.Dropdown([prompt for prompt, _ in now.seen], value=prompt)
         return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, prompts, text, ""]
+
+    def marked(self, state: GalleryState) -> Iterator[Any]:
+        """The detail again, once its nouns can be marked. A generator, which a later choice cancels."""
+        if not state.awaits_nouns:
+            return
+        while not self._tab.marks_nouns:
+            yield gr.skip()
+            time.sleep(_LOOK_S)
+        try:
+            yield self._tab.detail(state)
+        except UserError as error:
+            yield failure(str(error))
 
     def text_of(self, state: GalleryState, prompt: str) -> Any:
         return dict(state.seen).get(prompt, gr.skip())

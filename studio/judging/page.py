@@ -7,7 +7,7 @@ import io
 import random
 import secrets
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,6 +46,7 @@ class JudgeTab:
         self.verdicts = verdicts
         self._generator = generator or random.SystemRandom()
         self._pairs: OrderedDict[str, Pair] = OrderedDict()
+        self._judged: deque[str] = deque(maxlen=_KEPT)
         self._lock = threading.Lock()
 
     def new_pair(
@@ -84,6 +85,7 @@ class JudgeTab:
             raise UserError(f"expected left, right or tie, found {side}")
         with self._lock:
             pair = self._pairs.pop(token, None)
+            self._judged.append(token)
         if pair is None:
             raise UserError("there is no pair to judge: draw a new one")
         better: Better = "tie" if side == "tie" else "first" if (side == "left") == pair.first_is_left else "second"
@@ -103,6 +105,10 @@ class JudgeTab:
         )
         names = (pair.first, pair.second) if pair.first_is_left else (pair.second, pair.first)
         return f"saved; the left image was drawn by {names[0]}, the right one by {names[1]}"
+
+    def is_judged(self, token: str) -> bool:
+        """Whether there is a verdict on a pair already: a second click says nothing new."""
+        return token in self._judged
 
     def tally(self) -> str:
         """The tally of all verdicts, as a table."""

@@ -37,33 +37,38 @@ def add_judge_tab(tab: JudgeTab, page: gr.Blocks) -> None:
     new = gr.Button("Draw a pair", variant="primary", elem_id="new_pair")
     pair = gr.HTML(no_pair(), elem_id="pair")
     with gr.Row():
-        buttons = {side: gr.Button(label, elem_id=f"judge_{side}") for side, label in _SIDES.items()}
+        buttons = {side: gr.Button(label, elem_id=f"judge_{side}", interactive=False) for side, label in _SIDES.items()}
     said = gr.HTML(elem_id="judge_message")
     tally = gr.HTML(tab.tally(), elem_id="tally")
 
     def draw(*values: Any) -> list[Any]:
         one, other, lines, num_steps, scale = values
         try:
-            steps_given, scale_given = (
-                read_whole(num_steps, name="steps"),
-                read_number(scale, name="guidance", limits=GUIDANCE_LIMITS),
-            )
+            steps_given = read_whole(num_steps, name="steps")
+            scale_given = read_number(scale, name="guidance", limits=GUIDANCE_LIMITS)
             found, html = tab.new_pair([one, other], lines or "", steps=steps_given, guidance=scale_given)
         except (UserError, ModuleNotFoundError) as error:
-            return [gr.skip(), gr.skip(), failure(reason(error))]
-        return [found, html, ""]
+            return [gr.skip(), gr.skip(), failure(reason(error)), *[gr.skip()] * len(buttons)]
+        return [found, html, "", *_enabled(True)]
 
     def judge(side: str) -> Callable[[str, str], list[Any]]:
         def handler(waiting: str, name: str) -> list[Any]:
+            if tab.is_judged(waiting):
+                return [gr.skip()] * (3 + len(buttons))
             try:
                 line = tab.judge(waiting, side, by=name or "")
             except UserError as error:
-                return [waiting, failure(str(error)), gr.skip()]
-            return ["", announced(quiet(line)), tab.tally()]
+                return [waiting, failure(str(error)), gr.skip(), *_enabled(bool(waiting))]
+            return ["", announced(quiet(line)), tab.tally(), *_enabled(False)]
 
         return handler
 
-    new.click(draw, [first, second, prompts, steps, guidance], [token, pair, said], **PRIVATE)
+    new.click(draw, [first, second, prompts, steps, guidance], [token, pair, said, *buttons.values()], **PRIVATE)
     for side, button in buttons.items():
-        button.click(judge(side), [token, by], [token, said, tally], **PRIVATE)
+        button.click(judge(side), [token, by], [token, said, tally, *buttons.values()], **PRIVATE)
     page.load(tab.tally, None, tally, **PRIVATE)
+
+
+def _enabled(is_on: bool) -> list[Any]:
+    """The state of the buttons: a verdict is for a pair that waits, once."""
+    return [gr.Button(interactive=is_on) for _ in _SIDES]

@@ -4,14 +4,17 @@ import re
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig, DedupConfig, RecipeConfig
+from dataset_builder.sql.database import Database, scratch_database
 from foundry.errors import UserError
 from foundry.storage.folder import Folder, store_errors
 from studio.captions.source import CaptionSource
@@ -42,8 +45,11 @@ class Sliders:
     seed: int = 0
 
     def recipe(self) -> RecipeConfig:
-        """The recipe of these values. Raises UserError as RecipeConfig refuses them."""
-        conditions = [f"({self.where})"] if self.where.strip() else []
+        """The recipe of these values. Raises UserError as RecipeConfig does, and for SQL that is no single expression."""
+        if self.where.strip():
+            _check_condition(self.where)
+        end = "\n" if "--" in self.where else ""  # a comment would hide what follows
+        conditions = [f"({self.where}{end})"] if self.where.strip() else []
         conditions += [NOT_BAD] if self.without_bad else []
         shares: dict[str, float | str] = {"train": round(1 - self.validation_share, 6)}
         try:
@@ -139,6 +145,18 @@ class RecipeTab:
         recipe = replace(sliders, prompts=() if every else sliders.prompts).recipe()
         values = {field.name: getattr(recipe, field.name) for field in fields(RecipeConfig)}
         return BuildConfig(captions=tuple(self.runs[run] for run in runs), out="dry-run", dry_run=True, **values)
+
+
+def _check_condition(sql: str) -> None:
+    """Raises UserError for SQL that is no single expression: in parentheses it would fail, or close them and add to them."""
+    with TemporaryDirectory(prefix="t2i-studio-") as spilled, scratch_database(spilled) as connection:
+        database = Database(connection, comments={}, settings={}, ending=ExitStack())
+        try:
+            found = [database.statements(f"SELECT {before}{sql}\n{after}") for before, after in (("", ""), ("(", ")"))]
+        except UserError as error:
+            raise UserError(f"the SQL condition is no single expression: {error}") from None
+    if any(len(statements) != 1 for statements in found):
+        raise UserError("the SQL condition is no single expression: expected one condition without ; in it")
 
 
 def recipe_yaml(config: BuildConfig) -> str:

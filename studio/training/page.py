@@ -91,7 +91,8 @@ class TrainingTab:
             command = resume_command(self.trainings[name])
         except UserError as error:
             return failure(str(error))
-        return f"{quiet('Run this in the folder in which the training was started:')}<pre><code>{text(command)}</code></pre>"
+        where = "Run this:" if command.startswith("cd ") else "Run this in the folder in which the training was started:"
+        return f"{quiet(where)}<pre><code>{text(command)}</code></pre>"
 
 
 def status_columns() -> list[str]:

@@ -25,13 +25,16 @@ CURVE_POINTS = 80
 TRAIN_CURVES = {
     "loss": "Training loss",
     "images_per_s": "Images per second",
-    "data_wait": "Share of time spent waiting for data",
-    "mfu": "Model FLOPs utilisation of the GPU",
+    "data_wait": "Time spent waiting for data, %",
+    "mfu": "Model FLOPs utilisation of the GPU, %",
     "memory_bytes": "Peak memory, bytes",
     "gradient_norm": "Gradient norm",
     "lr": "Learning rate",
 }
+_SHARES = ("data_wait", "mfu")
 _TIMESTEPS = 1000
+_PROGRAMS = ("fit.py", "t2i", "__main__.py")
+"""Names of the programs whose arguments are those of trainer.fit."""
 _LOCKS = Path("/proc/locks")
 
 
@@ -107,7 +110,10 @@ def curves(trainings: Mapping[str, Path]) -> dict[str, list[Curve]]:
         rows = read_metrics(folder)
         train: list[dict[str, Any]] = [row for row in rows if row["kind"] == "train"]
         validation: list[dict[str, Any]] = [row for row in rows if row["kind"] == "validation"]
-        found = {title: [(row["images_seen"], row.get(figure)) for row in train] for figure, title in TRAIN_CURVES.items()}
+        found = {
+            title: [(row["images_seen"], _shown(figure, row.get(figure))) for row in train]
+            for figure, title in TRAIN_CURVES.items()
+        }
         found["Validation loss"] = [(row["images_seen"], row.get("loss")) for row in validation]
         for number, title in enumerate(_bands(validation)):
             found[title] = [(row["images_seen"], next(iter(row.get("bands", ())[number:]), None)) for row in validation]
@@ -196,11 +202,33 @@ def stop(folder: Path) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """The command of the training's last start: the same command resumes it. Raises UserError where none is recorded."""
-    starts = read_rows(folder / STARTS_FILE)
-    if not starts:
-        raise UserError(f"{folder} has no {STARTS_FILE}, so its command is unknown: train with trainer.fit")
-    return shlex.join(["python", "-m", "trainer.fit", *map(str, starts[-1]["argv"][1:])])
+    """The command of the training's last start, for its stage alone: the same command resumes it.
+
+    Raises UserError where none is recorded, and where the training was not started by this command but by Ray or from Python.
+    """
+    try:
+        starts = read_rows(folder / STARTS_FILE)
+        program, *arguments = map(str, starts[-1]["argv"])
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{folder / STARTS_FILE} has no start, so the command is unknown: train with trainer.fit") from None
+    if Path(program).name not in _PROGRAMS:
+        raise UserError(
+            f"this training was started by {Path(program).name}, not by trainer.fit on one worker: run what you typed again; "
+            f"its settings are in {folder / CONFIG_FILE}"
+        )
+    command = shlex.join(["python", "-m", "trainer.fit", *_of_stage(arguments, folder.absolute().name)])
+    directory = starts[-1].get("directory")  # starts of earlier versions have none
+    return f"cd {shlex.quote(str(directory))} && {command}" if directory else command
+
+
+def _of_stage(arguments: Sequence[str], stage: str) -> list[str]:
+    """The arguments with this stage in place of another, such as all."""
+    kept = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if "--stage" not in (before, argument) and not argument.startswith("--stage=")
+    ]
+    return ["--stage", stage, *kept]
 
 
 def grids(folder: Path) -> list[Grid]:
@@ -233,6 +261,10 @@ def _bands(validation: Sequence[Mapping[str, Any]]) -> list[str]:
     number = max((len(row.get("bands", ())) for row in validation), default=0)
     width = _TIMESTEPS // max(number, 1)
     return [f"Validation loss, timesteps {index * width} to {(index + 1) * width}" for index in range(number)]
+
+
+def _shown(figure: str, value: Any) -> Any:
+    return 100 * value if figure in _SHARES and is_number(value) else value
 
 
 def _percent(share: float | None) -> str | None:

@@ -1,7 +1,7 @@
 """The folder of a run: its settings, starts, log, metrics, samples and checkpoints; and its graceful shutdown.
 
 config.yaml     all settings, as they were resolved at the last start
-starts.jsonl    a line for each start: time, command, versions, device, where from
+starts.jsonl    a line for each start: time, command and its working directory, versions, device, where from
 log.txt         the lines that the training prints
 metrics.jsonl   a line for each interval, validation and spike: trainer.tensorboard shows it
 losses/         losses of samples, where they are recorded: the view `losses` of dataset_builder.query
@@ -104,6 +104,7 @@ class RunFolder:
             "origin": origin,
             "images_seen": images_seen,
             "argv": sys.argv,
+            "directory": os.getcwd(),
             "num_workers": workers.num,
             "device": _device_name(workers.device),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},

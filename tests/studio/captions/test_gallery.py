@@ -61,7 +61,7 @@ def test_pages_go_forth_and_back(tab: CaptionsTab) -> None:
     first = tab.show(GalleryState())
     second = tab.next_page(first.state)
     assert len(_picks(first.gallery)) == 24 and not set(_picks(first.gallery)) & set(_picks(second.gallery))
-    assert (first.line, second.line) == ("60 captions, page 1", "60 captions, page 2")
+    assert (first.line, second.line) == ("60 captions, page 1 of 3", "60 captions, page 2 of 3")
     assert tab.previous_page(second.state).gallery == first.gallery
     last = tab.next_page(second.state)
     assert len(_picks(last.gallery)) == 12 and tab.next_page(last.state).gallery == last.gallery

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+import threading
 from typing import Any
 
 import gradio as gr
 import pytest
 
 from foundry.errors import UserError
+from studio.captions import gallery
 from studio.captions.filters import CaptionFilter, Range
 from studio.captions.gallery import CaptionsTab, GalleryState
+from studio.captions.reviewing import nouns_of
 from studio.captions.source import CaptionSource
 from studio.captions.sql_box import SqlBox
 from studio.captions.tab import _Wiring
@@ -62,6 +65,35 @@ def test_a_range_of_a_figure_that_nothing_has_can_be_cleared(source: CaptionSour
     tab = CaptionsTab([source], SqlBox([source], limit_s=60))
     state = dataclasses.replace(GalleryState(), chosen=CaptionFilter(ranges=(Range(figure="aesthetic", low=5, high=6),)))
     assert "any aesthetic score" in tab.histograms(state)
+
+
+def test_there_is_no_page_before_the_first_and_none_after_the_last(wiring: _Wiring) -> None:
+    ways, state = [], wiring.open(GalleryState())[0]
+    for _ in range(3):
+        ways.append([button.interactive for button in wiring.ways(state)])
+        state = wiring.next(state)[0]
+    assert ways == [[False, True], [True, True], [True, False]]
+
+
+def test_a_chosen_picture_is_there_before_the_tagger_and_its_nouns_are_marked_later(
+    source: CaptionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = threading.Event()
+    monkeypatch.setattr(gallery, "_HEAD_START_S", 0)
+    monkeypatch.setattr(gallery, "nouns_of", lambda *given: loads.wait(20) and nouns_of(*given))
+    tab = CaptionsTab([source], SqlBox([source], limit_s=60))
+    wiring = _Wiring(tab)
+    tab.warm_up()
+    shown = tab.show(GalleryState())
+    state, _, _, detail, *_ = wiring.pick(shown.state, _bar(pick="1"))
+    assert "the tagger is being loaded" in detail and "<mark" not in detail and "An owl sits" in detail
+    waiting = wiring.marked(state)
+    next(waiting)
+    loads.set()
+    assert "<mark" in list(waiting)[-1]
+    assert "<mark" in list(wiring.marked(state))[-1]  # also where the tagger was ready before it was asked
+    state, _, _, detail, *_ = wiring.pick(shown.state, _bar(pick="1"))
+    assert "<mark" in detail and list(wiring.marked(state)) == []  # what is marked already is not sent again
 
 
 @pytest.mark.parametrize("given", ["nan", "inf", "-inf", "1e400", "101", "-1e3"])

@@ -147,6 +147,7 @@ def test_a_pair_hides_its_names_until_the_verdict(painter: Painter, tmp_path: Pa
         sides.add(judge.verdicts.all()[-1].first_was_left)
         left_name = "mini" if judge.verdicts.all()[-1].first_was_left else "mini-few-steps"
         assert f"the left image was drawn by {left_name}," in said
+        assert judge.is_judged(token)  # a second click is passed over
         with pytest.raises(UserError, match="no pair to judge"):
             judge.judge(token, "left", by="Ada")
     assert sides == {True, False}

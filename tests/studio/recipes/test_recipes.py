@@ -32,6 +32,18 @@ def test_the_funnel_is_that_of_a_dry_run(tab: RecipeTab) -> None:
     assert "num_words below 8 or missing" in html and "NOT contains(caption, &#x27;&lt;img&#x27;)" in html
 
 
+@pytest.mark.parametrize("where", ["contains(caption, '<img') -- x", "contains(caption, '<img') /* ) */"])
+def test_a_condition_may_have_a_comment(tab: RecipeTab, where: str) -> None:
+    sliders = Sliders(**{**vars(ANY), "without_bad": True, "where": where})
+    assert "<b>10</b> of 30 images left" in tab.funnel(_run(tab), sliders)
+
+
+@pytest.mark.parametrize("where", ["1=1) OR (1=1", "true; SELECT 1", "true FROM captions", "num_words >", "/* open"])
+def test_a_condition_is_one_expression(tab: RecipeTab, where: str) -> None:
+    html = tab.funnel(_run(tab), Sliders(**{**vars(ANY), "where": where}))
+    assert "the SQL condition is no single expression" in html
+
+
 def test_captions_that_are_flagged_as_bad_are_left_out(tab: RecipeTab, source: CaptionSource) -> None:
     rows = [FlagRow(key="img_3", prompt=prompt, flagged_by="Ada", flag="bad") for prompt in ("dense", "short")]
     save_flags(source.review_folder(), rows)

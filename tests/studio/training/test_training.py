@@ -34,7 +34,8 @@ def test_curves_overlay_trainings_by_figure_and_band(tab: TrainingTab) -> None:
     charts = curves(tab.trainings)
     assert list(charts)[:2] == ["Training loss", "Validation loss"]
     assert {"Validation loss, timesteps 0 to 500", "Validation loss, timesteps 500 to 1000", "Images per second"} <= set(charts)
-    assert "Model FLOPs utilisation of the GPU" not in charts  # none was measured
+    assert "Model FLOPs utilisation of the GPU, %" not in charts  # none was measured
+    assert charts["Time spent waiting for data, %"][0].points[0] == (64, 25)
     assert [line.training for line in charts["Training loss"]] == ["one/alignment", "two/alignment"]
     assert charts["Training loss"][0].points == [(64, 1.0), (128, 0.5), (192, pytest.approx(1 / 3))]
     assert charts["Validation loss, timesteps 500 to 1000"][1].points == [(19200, 0.25)]
@@ -130,9 +131,16 @@ def test_a_slider_at_its_end_follows_the_newest_grid_and_another_one_stays(tab: 
 def test_the_command_of_the_last_start_is_shown_for_a_shell(tab: TrainingTab) -> None:
     folder = tab.trainings["one/alignment"]
     assert resume_command(folder) == "python -m trainer.fit --stage alignment --run_dir 'my runs'"
-    assert "python -m trainer.fit" in tab.resume("one/alignment")
+    assert "the folder in which the training was started" in tab.resume("one/alignment")
+    start = {"argv": ["/bin/t2i", "--run_dir=my runs", "--stage", "all"], "directory": "/my work"}
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    expected = "cd '/my work' && python -m trainer.fit --stage alignment '--run_dir=my runs'"
+    assert resume_command(folder) == expected and "Run this:" in tab.resume("one/alignment")
+    (folder / "starts.jsonl").write_text(json.dumps(start | {"argv": ["/ray/default_worker.py", "--node"]}) + "\n")
+    with pytest.raises(UserError, match=r"started by default_worker\.py"):
+        resume_command(folder)
     (folder / "starts.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no starts\.jsonl"):
+    with pytest.raises(UserError, match=r"starts\.jsonl has no start"):
         resume_command(folder)
 
 
