@@ -19,6 +19,7 @@ from foundry.errors import StoreError, UserError
 from foundry.images.index import INDEX
 from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
+from foundry.storage.locations import advice_for
 from foundry.storage.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def read_source_record(url: str) -> RunRecord:
     record = RunRecord.read(Folder(url))
     if record is None:
         raise UserError(
-            f"{url} is not a captioning run: it has no run.json: give the folder that captioner.run wrote",
+            f"{url} is not a captioning run: it has no run.json: "
+            + advice_for(url, "give the folder that captioner.run wrote"),
             setting="captions_from",
         )
     record.check(Folder(url))

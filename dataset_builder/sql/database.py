@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import duckdb
 
 from dataset_builder.sql.macros import HOLDS_ALL, MACROS, macro_sql
-from dataset_builder.sql.views import columns_sql, comment_sql, literal, stored_urls
+from dataset_builder.sql.views import columns_sql, comment_sql, literal, stored_urls, unknown_name
 from foundry.errors import UserError, one_line
 from foundry.storage.folder import Folder
 
@@ -204,19 +204,11 @@ class Database:
     def _explain(self, error: Exception) -> str:
         """duckdb's error as one line that ends in what to do."""
         message = str(error)
-        table = re.search(r'(?:Table with name|Referenced table) "?(.+?)"? (?:does not exist|not found)', message)
-        if table:
-            return f"there is no table {table.group(1)}: {_nearest(table.group(1), list(self.comments))}"
+        if unknown := unknown_name(message, tables=list(self.comments), columns=lambda: self.views):
+            return unknown
         macro = re.search(r"(?:Function|Macro) with name \"?(.+?)\"? does not exist", message)
         if macro and (near := difflib.get_close_matches(macro.group(1), [name.partition("(")[0] for name in MACROS], n=1)):
             return f"there is no {macro.group(1)}(): did you mean {near[0]}()?"
-        column = re.search(r'(?:Referenced column|column named) "(.+?)"(?: not found|\n|$)', message)
-        if column:
-            used = [name for name in self.views if re.search(rf"\b{name}\b", message)] or list(self.views)
-            known = sorted({name for view in used for name in self.views[view]})
-            if holders := [view for view, names in self.views.items() if column.group(1).lower() in names]:
-                return f"this reads no column {column.group(1)}: it is a column of {' and '.join(holders)}"
-            return f"there is no column {column.group(1)}: {_nearest(column.group(1), known)}"
         first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
         # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.
         lost = re.search(r'Cannot access file "(.+)/\*\*/|No files found that match the pattern "([^"]+)"', message)
@@ -392,8 +384,3 @@ def _create_table(connection: duckdb.DuckDBPyConnection, name: str, table: "pa.T
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:
     return [name for name, *_ in connection.execute(f"DESCRIBE {view}").fetchall()]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

@@ -36,6 +36,7 @@ from dataset_builder.sql.views import (
 )
 from foundry.errors import UserError
 from foundry.storage.folder import Folder
+from foundry.storage.locations import advice_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,7 +168,8 @@ def read_dataset(url: str) -> DatasetFiles:
     dataset = find_dataset(url)
     if dataset is None:
         raise UserError(
-            f"{url} is not a data set: it has no {DATASET_RECORD}: give the folder that dataset_builder.build wrote"
+            f"{url} is not a data set: it has no {DATASET_RECORD}: "
+            + advice_for(url, "give the folder that dataset_builder.build wrote")
         )
     return dataset
 
@@ -203,6 +205,6 @@ def read_stored(url: str, *, training: str | None = None) -> "Stored":
     if stored is None:
         raise UserError(
             f"{url} is neither a run nor a data set: it has no run.json and no dataset.json: "
-            "give a folder that captioner.run or dataset_builder.build wrote"
+            + advice_for(url, "give a folder that captioner.run or dataset_builder.build wrote")
         )
     return with_losses(stored, training)

@@ -36,6 +36,7 @@ from dataset_builder.sql.views import (
 from foundry.errors import UserError
 from foundry.images.index import IMAGES, INDEX, REJECTED
 from foundry.storage.folder import Folder
+from foundry.storage.locations import advice_for
 from foundry.storage.run_record import RunRecord
 from foundry.units.commits import RETRIED, Commit, committed_units, read_commits
 
@@ -214,7 +215,8 @@ def read_run(url: str) -> RunFiles:
     """The present state of the captioning run at `url`. Raises UserError if there is none or it cannot be read."""
     run = find_run(url)
     if run is None:
-        raise UserError(f"{url} is not a captioning run: it has no run.json: give the folder that captioner.run wrote")
+        advice = advice_for(url, "give the folder that captioner.run wrote")
+        raise UserError(f"{url} is not a captioning run: it has no run.json: {advice}")
     return run
 
 

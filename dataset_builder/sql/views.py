@@ -3,7 +3,9 @@
 The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -156,3 +158,26 @@ def pointer(name: str) -> str:
 
 def _meta_nouns() -> str:
     return ", ".join(literal(noun) for noun in sorted(META_NOUNS))
+
+
+def unknown_name(message: str, *, tables: list[str], columns: Callable[[], Mapping[str, Sequence[str]]]) -> str | None:
+    """The line for a table or a column that an error of duckdb calls unknown, with the right name; None for other errors.
+
+    `columns` are those of each table, which cannot be read where a file is lost.
+    """
+    table = re.search(r'(?:Table with name|Referenced table) "?(.+?)"? (?:does not exist|not found)', message)
+    if table:
+        return f"there is no table {table[1]}: {_nearest(table[1], tables)}"
+    column = re.search(r'(?:Referenced column|column named) "(.+?)"(?: not found|\n|$)', message)
+    if not column:
+        return None
+    views = columns()
+    if holders := [view for view, names in views.items() if column[1].lower() in names]:
+        return f"this reads no column {column[1]}: it is a column of {' and '.join(holders)}"
+    used = [name for name in views if re.search(rf"\b{name}\b", message)] or list(views)
+    return f"there is no column {column[1]}: {_nearest(column[1], sorted({name for view in used for name in views[view]}))}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

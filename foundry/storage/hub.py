@@ -102,6 +102,15 @@ def hub_errors(repository: Repository, *, access: Access, revision: str | None =
         raise UserError(_refusal(name, error, access=access)) from error
 
 
+def hub_advice(location: str) -> str:
+    """What to check where an hf:// path cannot be opened."""
+    from huggingface_hub import get_token
+
+    token = "that your token (HF_TOKEN) may read it" if get_token() else "set HF_TOKEN if it is private"
+    dataset = "" if location.startswith("hf://datasets/") else "; a data set's path begins with hf://datasets/"
+    return f"check the name USER/NAME of the repository and the path in it, and {token}{dataset}"
+
+
 def _refusal(name: str, error: Exception, *, access: Access) -> str:
     """What the hub said, with advice by its status."""
     from huggingface_hub import constants

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from foundry.errors import UserError
 from foundry.reporting.lines import say
@@ -169,15 +169,15 @@ def _without_bars() -> Iterator[None]:
 
 def _feeding(bar: Bar) -> type[Any]:
     """A class of bars for snapshot_download, which makes one for files and two for bytes; they show nothing and feed `bar`."""
-    from tqdm.std import tqdm  # type: ignore[import-untyped]
-
     lock = threading.Lock()  # bytes are counted by the threads that fetch them
     most = [0.0]
 
-    class Feeding(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._is_of_bytes = options.get("unit") == "B"
-            super().__init__(*args, **{**options, "disable": True})
+    class Feeding:
+        format_dict: ClassVar = {"rate": None}
+
+        def __init__(self, *, total: float | None = None, unit: str = "it", initial: float = 0, **_: object) -> None:
+            self.n, self.total = initial, total
+            self._is_of_bytes = unit == "B"
 
         def update(self, n: float | None = 1) -> None:
             with lock:
@@ -187,6 +187,17 @@ def _feeding(bar: Bar) -> type[Any]:
                     bar.advance(0, megabytes=most[0] / _MB)
                 else:
                     bar.advance(int(n or 0))
+
+        def _show(self, *_: object, **options: object) -> None:
+            """Shows nothing."""
+
+        refresh = close = set_description = set_description_str = set_postfix_str = _show
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
 
     return Feeding
 

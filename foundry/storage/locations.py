@@ -30,6 +30,7 @@ from foundry.storage.file_kinds import (
     is_source,
     suffix_of,
 )
+from foundry.storage.hub import hub_advice
 
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 _DATA = "data:"
@@ -62,6 +63,11 @@ def is_url(location: str) -> bool:
 def is_on_hub(location: str) -> bool:
     """Whether a location is in a repository of the Hugging Face hub: `hf://datasets/USER/NAME/…`, `hf://USER/NAME/…`."""
     return location.startswith("hf://")
+
+
+def advice_for(location: str, advice: str) -> str:
+    """The advice where nothing is at a location; on the hub, what can be wrong there."""
+    return hub_advice(location) if is_on_hub(location) else advice
 
 
 def is_data_url(location: str) -> bool:
@@ -211,7 +217,7 @@ def read_errors(location: str, advice: str) -> Iterator[None]:
         if not is_url(location) and not isinstance(error, OSError | ValueError | pa.ArrowException):
             raise
         reason = _reason(error)
-        raise SourceError(f"cannot read {location}: {reason}; {advice}", reason=reason) from error
+        raise SourceError(f"cannot read {location}: {reason}; {advice_for(location, advice)}", reason=reason) from error
 
 
 def is_store_failure(error: Exception, url: str) -> bool:

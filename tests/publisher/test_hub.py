@@ -18,7 +18,7 @@ from PIL import Image
 from dataset_builder.dataset.building import build_and_report
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reports.card import in_markdown
-from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored
+from dataset_builder.sql.dataset_files import DATASET_RECORD, open_stored, read_stored
 from foundry.commands import STARTED_BY_T2I
 from foundry.errors import UserError
 from foundry.reporting.lines import OUTPUT
@@ -222,47 +222,6 @@ def test_offline_and_out_of_reach_are_one_line(
         pushed(dataset)
 
 
-def test_a_folder_with_other_files_is_left_alone(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
-    pushed(dataset)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="full holds other files"):
-        pulled(tmp_path / "full")
-    assert contents(tmp_path / "full") == {"mine.txt": b"mine"}
-    with pytest.raises(UserError, match="expected a folder, found the file .*mine.txt: give another folder"):
-        pulled(tmp_path / "full" / "mine.txt" / "below")
-
-
-def test_a_folder_of_another_repository_is_left_alone(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
-    pushed(dataset)
-    hub.repositories["dataset", "me/others"] = other = StoredRepository(private=True, name="dataset me/others")
-    other.files["dataset.json"] = (b"{}", False)
-    other.commit("others")
-    assert pulled(tmp_path / "copy") == 0
-    with pytest.raises(UserError, match="copy was pulled from me/owls: give another folder") as refused:
-        pulled(tmp_path / "copy", "me/others", kind="dataset")
-    assert refused.value.setting == "out"
-    assert contents(tmp_path / "copy") == hub.files(NAME)
-
-
-def test_an_updated_pull_deletes_what_the_hub_no_longer_has(
-    hub: HubServer, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pushed(dataset)
-    repository, copy = hub.repositories["dataset", NAME], tmp_path / "copy"
-    repository.files |= {"samples/old/a.parquet": (b"old", True)}
-    repository.commit("more")
-    assert pulled(copy) == 0
-    assert (copy / "samples/old/a.parquet").is_file()
-    (copy / "mine.txt").write_text("mine")
-    del repository.files["samples/old/a.parquet"]
-    repository.commit("less")
-    assert pulled(copy) == 0
-    assert "deleted 1 file of an earlier pull" in capsys.readouterr().out
-    assert contents(copy) == {**hub.files(NAME), "mine.txt": b"mine"}
-    assert not (copy / "samples/old").exists()
-
-
 def test_a_network_opens_in_diffusers(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from diffusers import PixArtAlphaPipeline
 
@@ -358,8 +317,18 @@ def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
     assert details.num_bytes == len(repository.files["images/a1.png"][0]) and details.modified, "a change is noticed"
     with open_binary(f"{folder}/a2.png") as file, Image.open(file) as image:
         assert image.size == (64, 48) and image.convert("RGB").getpixel((0, 0)) == (160, 0, 0)
-    with pytest.raises(UserError, match="no such file or folder"):
-        describe("hf://datasets/me/nothing/images")
+
+
+@pytest.mark.parametrize("url", ["hf://datasets/me/nothing/images", "hf://me/owls"])
+def test_what_is_not_on_the_hub_gets_its_own_advice(hub: HubServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no such file or folder; check the name USER/NAME .* your token") as refused:
+        describe(url)
+    assert ("a data set's path begins with hf://datasets/" in str(refused.value)) == (url == "hf://me/owls")
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(
+        UserError, match="is neither a run nor a data set: .* the path in it, and set HF_TOKEN if it is private"
+    ):
+        read_stored(url)
 
 
 def test_runs_are_not_written_to_the_hub(hub: HubServer) -> None:
