@@ -80,10 +80,7 @@ class Stored(Protocol):
 
 
 class Database:
-    """A locked database with views, each with its comment, of what has these `settings`.
-
-    Not for several threads at once, except for `interrupt`.
-    """
+    """A locked database with views, each with its comment, of what has these `settings`. For one thread at a time."""
 
     def __init__(
         self,
@@ -116,7 +113,7 @@ class Database:
         self._ending.close()
 
     def interrupt(self) -> None:
-        """Ends the query that another thread is waiting for, which raises UserError there; without one, does nothing."""
+        """Ends the query that another thread waits for, which raises UserError there. Any thread may call it at any time."""
         self._connection.interrupt()
 
     def statements(self, sql: str) -> list[str]:
@@ -266,7 +263,7 @@ def open_workbench(runs: Mapping[str, Stored]) -> Workbench:
             connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(parts)}")
         connection.execute(HOLDS_ALL)
         _set_files(connection, list(runs.values()))
-        _lock(connection)
+        connection.execute("; ".join(_LOCKS))
         return Workbench(connection, comments=comments, settings={}, ending=stack.pop_all())
 
 
@@ -293,7 +290,7 @@ def open_files(stored: Stored) -> Database:
         for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
             connection.execute(statement)
         _set_files(connection, [stored])
-        _lock(connection)
+        connection.execute("; ".join(_LOCKS))
         return Database(
             connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all(), empty_views=stored.empty_views
         )
@@ -372,11 +369,6 @@ def _set_files(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) 
                 connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
                 readable.update(urls)
     connection.execute("SET VARIABLE readable = ?", [sorted(readable)])
-
-
-def _lock(connection: duckdb.DuckDBPyConnection) -> None:
-    for statement in _LOCKS:
-        connection.execute(statement)
 
 
 def _protocol(folder: Folder) -> str:

@@ -67,10 +67,7 @@ def add_captions_tab(tab: CaptionsTab, page: gr.Blocks) -> None:
     following.click(wiring.next, [state], [*shown, detail], **PRIVATE)
     previous.click(wiring.previous, [state], [*shown, detail], **PRIVATE)
     line.change(wiring.ways, [state], [previous, following], show_progress="hidden", **PRIVATE)
-    marked = _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
-    clicks = [button.click for button in (apply, clear, previous, following, review["save"], review["set"])]
-    for trigger in (*clicks, gallery.select, histograms.select, filters["source"].change, filters["text"].submit):
-        trigger(None, None, None, cancels=[marked], **PRIVATE)
+    _wire_review(wiring, state=state, shown=[*shown, detail], review=review, gallery=gallery)
 
 
 def _add_sql(wiring: "_Wiring", state: gr.State) -> None:
@@ -85,8 +82,8 @@ def _add_sql(wiring: "_Wiring", state: gr.State) -> None:
     stop.click(wiring.stop_query, None, None, **PRIVATE)
 
 
-def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> Any:
-    """What happens when a picture is chosen, and when its caption is edited or flagged; the event that marks nouns later."""
+def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review: dict[str, Any], gallery: gr.HTML) -> None:
+    """What happens when a picture is chosen, and when its caption is edited or flagged."""
     prompt, text, by, message = (review[name] for name in ("prompt", "text", "by", "message"))
     picked = gallery.select(wiring.pick, [state], [*shown, prompt, text, message], **PRIVATE)
     picked.then(None, None, None, js=SHOW_DETAIL, **PRIVATE)
@@ -95,7 +92,6 @@ def _wire_review(wiring: "_Wiring", *, state: gr.State, shown: list[Any], review
     prompt.change(wiring.text_of, [state, prompt], text, **PRIVATE)
     for button, handler, value in ((review["save"], wiring.edit, text), (review["set"], wiring.flag, review["flag"])):
         button.click(handler, [state, prompt, value, by], [*shown, message], **PRIVATE)
-    return marked
 
 
 _BOUNDED = {"num_words": ("words_from", "words_to"), "density": ("density_from", "density_to")}
@@ -142,6 +138,7 @@ class _Wiring:
 
     def __init__(self, tab: CaptionsTab) -> None:
         self._tab = tab
+        self._latest: dict[str | None, tuple[int, int | None]] = {}
 
     def open(self, state: GalleryState) -> list[Any]:
         def fresh() -> Shown:
@@ -214,27 +211,27 @@ class _Wiring:
     def previous(self, state: GalleryState) -> list[Any]:
         return self._shown(lambda: self._tab.previous_page(state), state)
 
-    def pick(self, state: GalleryState, event: gr.EventData) -> list[Any]:
+    def pick(self, request: gr.Request, state: GalleryState, event: gr.EventData) -> list[Any]:
         try:
             now = replace(self._tab.pick(state, int(event.pick)), awaits_nouns=not self._tab.marks_nouns)
             shown, detail = self._tab.show(now), self._tab.detail(now, waits=False)
         except UserError as error:
             return [state, gr.skip(), announced(failure(str(error))), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+        self._latest[request.session_hash] = (shown.state.source, shown.state.picked)
         prompt, text = now.seen[0]
         prompts = gr.Dropdown([prompt for prompt, _ in now.seen], value=prompt)
         return [shown.state, shown.gallery, announced(quiet(shown.line)), detail, prompts, text, ""]
 
-    def marked(self, state: GalleryState) -> Iterator[Any]:
-        """The detail again, once its nouns can be marked. A generator, which a later choice cancels."""
-        if not state.awaits_nouns:
-            return
-        while not self._tab.marks_nouns:
-            yield gr.skip()
+    def marked(self, request: gr.Request, state: GalleryState) -> Any:
+        """The detail again, once its nouns can be marked, unless another picture was chosen meanwhile."""
+        while state.awaits_nouns and not self._tab.marks_nouns:
             time.sleep(_LOOK_S)
+        if not state.awaits_nouns or self._latest.get(request.session_hash) != (state.source, state.picked):
+            return gr.skip()
         try:
-            yield self._tab.detail(state)
+            return self._tab.detail(state)
         except UserError as error:
-            yield failure(str(error))
+            return failure(str(error))
 
     def text_of(self, state: GalleryState, prompt: str) -> Any:
         return dict(state.seen).get(prompt, gr.skip())

@@ -226,7 +226,7 @@ def _of_stage(arguments: Sequence[str], stage: str) -> list[str]:
     kept = [
         argument
         for before, argument in zip(["", *arguments], arguments, strict=False)
-        if "--stage" not in (before, argument) and not argument.startswith("--stage=")
+        if "--stage" not in (before, argument.partition("=")[0])
     ]
     return ["--stage", stage, *kept]
 
