@@ -232,8 +232,8 @@ def test_the_packages_themselves_take_each_row_once(run: RunFolder, stores: Path
         with process.tracked(run, WatchConfig(tracker=name), is_first=True):
             pass
     assert "warning" not in log(run)
-    assert log(run).count(f"{name}: ") == 2
-    assert f"{0 if name == 'tensorboard' else 4} rows are there" in log(run).splitlines()[-1]
+    _, last = (line for line in log(run).splitlines() if f"{name}: " in line)
+    assert f"{0 if name == 'tensorboard' else 4} rows are there" in last
 
 
 def test_events_hold_the_rows_and_the_grid(run: RunFolder, stores: Path) -> None:
