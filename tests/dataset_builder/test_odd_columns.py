@@ -90,8 +90,8 @@ def test_a_column_that_is_text_in_one_file_and_numbers_in_another_keeps_all_valu
     tmp_path: Path, names: tuple[str, str]
 ) -> None:
     mixed: list[dict[str, Any]] = [
-        {"id": "abc123", "score": "high", "n": 1, "flag": True},
-        {"id": 17, "score": 1.5, "n": 2.5, "flag": 3},
+        {"id": "abc123", "score": "high", "n": 1, "marked": True},
+        {"id": 17, "score": 1.5, "n": 2.5, "marked": 3},
     ]
     for number, (name, columns) in enumerate(zip(names, mixed, strict=True)):
         held = {column: [value] for column, value in columns.items()}
@@ -100,15 +100,15 @@ def test_a_column_that_is_text_in_one_file_and_numbers_in_another_keeps_all_valu
     data = str(tmp_path / "data")
     assert build(BuildConfig(captions=(run,), out=data)) == 0
     for url in (run, data):
-        found = {row["id"]: (row["score"], row["n"], row["flag"]) for row in _images(url)}
+        found = {row["id"]: (row["score"], row["n"], row["marked"]) for row in _images(url)}
         assert found == {"abc123": ("high", 1.0, "true"), "17": ("1.5", 2.5, "3")}
-    assert read_dataset(data).record["carried"] == {"id": "VARCHAR", "score": "VARCHAR", "n": "DOUBLE", "flag": "VARCHAR"}
+    assert read_dataset(data).record["carried"] == {"id": "VARCHAR", "score": "VARCHAR", "n": "DOUBLE", "marked": "VARCHAR"}
 
 
 @pytest.mark.parametrize("is_tar", [False, True])
 def test_json_files_after_the_first_ones_keep_their_values(tmp_path: Path, *, is_tar: bool) -> None:
-    facts: list[dict[str, Any]] = [{"id": n, "score": 0.5, "n": n, "flag": True, "same": n} for n in range(9)]
-    facts.append({"id": "x9", "score": "high", "n": 1.5, "flag": "maybe", "same": 9, "late": "new", "a/b": 1})
+    facts: list[dict[str, Any]] = [{"id": n, "score": 0.5, "n": n, "marked": True, "same": n} for n in range(9)]
+    facts.append({"id": "x9", "score": "high", "n": 1.5, "marked": "maybe", "same": 9, "late": "new", "a/b": 1})
     members = [
         (f"{n}{suffix}", data)
         for n, row in enumerate(facts)
@@ -125,11 +125,11 @@ def test_json_files_after_the_first_ones_keep_their_values(tmp_path: Path, *, is
     config = ConvertConfig(input=str(given), out=out, source=source, target="run", t5=MINI_T5)  # type: ignore[arg-type]
     assert convert(config) == 0
     last = _images(out)[-1]
-    assert {name: last[name] for name in ("id", "score", "n", "flag", "same", "late", "a/b")} == {
+    assert {name: last[name] for name in ("id", "score", "n", "marked", "same", "late", "a/b")} == {
         "id": "x9",
         "score": "high",
         "n": "1.5",
-        "flag": "maybe",
+        "marked": "maybe",
         "same": 9,
         "late": "new",
         "a/b": "1",
