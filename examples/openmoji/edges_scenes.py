@@ -3,16 +3,15 @@
 Most captions name kinds and background and no places, so that places are learned from the edges.
 """
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from examples.openmoji.composition import Scene, SceneObject, draw_scene, render
+from examples.openmoji.composition import Scene, SceneObject, draw_scene
+from examples.openmoji.labelled_scenes import write_labelled_scenes
 from examples.openmoji.labelled_texts import labelled_text
-from examples.openmoji.scene_files import jpeg_bytes
 from examples.openmoji.sprite_judge import FoundObject, find_scenes, sprite_bank
 
 _SEED, _ASKED_SEED = 61, 62
@@ -23,16 +22,8 @@ _MIN_OVERLAP = 0.5
 
 
 def write_scenes(folder: Path, count: int) -> None:
-    """JPEGs of scenes of the split `train`, each with a text in a .txt; what is there already is left."""
-    for index in range(count):
-        path = folder / f"{index // 1000:03d}" / f"{index:06d}.txt"
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scene = draw_scene(seed=_SEED, index=index)
-        (form,) = random.Random(f"{_SEED}/{index}").choices(list(_FORMS), weights=list(_FORMS.values()))
-        path.with_suffix(".jpg").write_bytes(jpeg_bytes(render(scene)))
-        path.write_text(labelled_text(scene, form, seed=index, lower=False).text, encoding="utf-8")
+    """Writes the scenes of the training; files that are there already are left."""
+    write_labelled_scenes(folder, count, seed=_SEED, forms=_FORMS)
 
 
 def held_out_scenes(count: int) -> list[Scene]:

@@ -12,22 +12,15 @@ import yaml
 from foundry.errors import UserError
 from model.formats.checkpoint import PartConfig, load_checkpoint, read_pipeline_config
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
-from tests.trainer.tiny_training import tiny_config, write_store
+from tests.trainer.tiny_training import newest_of, tiny_config, write_store
 from trainer import fit, tensorboard
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
-from trainer.config.train import TrainConfig
-from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
+from trainer.monitoring.run_folder import read_metrics
 from trainer.stages import STAGES
 
 PAPER_IMAGES = {"pixel": 307_200_000, "alignment": 1_708_800_000, "aesthetic": 1_025_280_000 + 256_000_000 + 6_144_000}
-
-
-def _newest(config: TrainConfig) -> Path:
-    checkpoint = newest_checkpoint(Path(config.run_folder))
-    assert checkpoint is not None
-    return checkpoint
 
 
 def test_stages_have_the_papers_values() -> None:
@@ -167,7 +160,7 @@ def test_a_network_keeps_its_sizes_and_gains_sizes_without_effect(tmp_path: Path
         start, network=NetworkConfig(micro_conditioning=True), ladder=(Rung(resolution=16, images=4, batch_size=4),)
     )
     assert fit.main(micro) == 0
-    assert load_checkpoint(_newest(micro))[0].config.micro_conditioning
+    assert load_checkpoint(newest_of(micro))[0].config.micro_conditioning
     first = [
         read_metrics(Path(one.run_folder))[0]["loss"]
         for one in (micro, replace(start, run_dir=str(tmp_path / "plain")))
@@ -181,7 +174,7 @@ def test_a_training_by_the_ratio_of_images_resumes_by_it_alone(tmp_path: Path) -
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=8, network=NetworkConfig(width=24, depth=2, num_heads=2, micro_conditioning=True))
     assert fit.main(replace(config, data=DataConfig(aspect_ratio="image"))) == 0
-    position = _newest(config) / "position.json"
+    position = newest_of(config) / "position.json"
     values = json.loads(position.read_text())
     assert values.pop("aspect_ratio") == "image"
     position.write_text(json.dumps(values))
@@ -197,19 +190,19 @@ def test_a_start_from_captions_that_were_cleaned_otherwise_says_so(tmp_path: Pat
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=4)
     assert fit.main(config) == 0 and "cleaning" not in capsys.readouterr().out
-    path = _newest(config) / "pipeline.json"
+    path = newest_of(config) / "pipeline.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"caption_cleaning": "thorough"}))
     assert fit.main(replace(config, run_dir=str(tmp_path / "next"), init_from=config.run_folder)) == 0
     assert "the features' captions had lower cleaning, those that" in (said := capsys.readouterr().out)
     assert "make features with text_encoder.cleaning thorough" in said
-    assert read_pipeline_config(_newest(replace(config, run_dir=str(tmp_path / "next")))).caption_cleaning == "lower"
+    assert read_pipeline_config(newest_of(replace(config, run_dir=str(tmp_path / "next")))).caption_cleaning == "lower"
 
 
 def test_a_checkpoint_says_what_it_was_trained_with(tmp_path: Path) -> None:
     write_store(tmp_path / "features", licence="CC0")
     config = tiny_config(tmp_path, images=4, licence="Apache-2.0")
     assert fit.main(config) == 0
-    pipeline = read_pipeline_config(_newest(config))
+    pipeline = read_pipeline_config(newest_of(config))
     assert (pipeline.text_encoder.fingerprint, pipeline.vae.fingerprint, pipeline.resolution) == ("t", "v", 16)
     assert pipeline.licence == "Apache-2.0; CC0"
     assert (Path(config.run_folder) / "config.yaml").is_file()

@@ -146,11 +146,22 @@ def training_losses(config: TrainConfig) -> dict[int, float]:
     return {row["images_seen"]: row["loss"] for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"}
 
 
-def newest_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The weights in a run's newest checkpoint."""
+def newest_of(config: TrainConfig) -> Path:
+    """The newest checkpoint of a run."""
     checkpoint = newest_checkpoint(Path(config.run_folder))
     assert checkpoint is not None
-    return load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+    return checkpoint
+
+
+def newest_weights(config: TrainConfig, file: str = "diffusion_pytorch_model.safetensors") -> dict[str, torch.Tensor]:
+    """The weights in a run's newest checkpoint; `file` is the one that an adapter or a control is in."""
+    return load_file(newest_of(config) / "transformer" / file)
+
+
+def have_same_weights(first: TrainConfig, second: TrainConfig, file: str) -> bool:
+    """Whether the newest checkpoints of two runs are equal bit for bit."""
+    ours, theirs = newest_weights(first, file), newest_weights(second, file)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def continued_from(config: TrainConfig, run_dir: Path, *, images_seen: int) -> TrainConfig:

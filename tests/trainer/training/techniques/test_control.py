@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from foundry.errors import UserError
@@ -16,7 +15,16 @@ from model.control.settings import EDGES
 from model.formats.checkpoint import PartConfig, is_control, load_checkpoint, read_own_control
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.test_distributed import _rows
-from tests.trainer.tiny_training import continued_from, tiny_config, train_until_killed, training_losses, write_store
+from tests.trainer.tiny_training import (
+    continued_from,
+    have_same_weights,
+    newest_of,
+    newest_weights,
+    tiny_config,
+    train_until_killed,
+    training_losses,
+    write_store,
+)
 from tests.trainer.two_workers import train_together
 from trainer.config.adaptation import ControlConfig, LoraConfig
 from trainer.config.ladder import Rung
@@ -32,6 +40,7 @@ from trainer.monitoring.run_folder import LOG, newest_checkpoint
 CONTROL = ControlConfig(kind="edges", blocks=2)
 DEPTH = 3
 HALF = (Rung(resolution=16, images=8, batch_size=4),)
+FILE = "control.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +68,6 @@ def _config(root: Path, run_dir: Path, control: ControlConfig = CONTROL, **chang
     return tiny_config(root, control=control, **settings | changes)
 
 
-def _newest(config: TrainConfig) -> Path:
-    checkpoint = newest_checkpoint(Path(config.run_folder))
-    assert checkpoint is not None
-    return checkpoint
-
-
-def _tensors(config: TrainConfig) -> dict[str, torch.Tensor]:
-    return load_file(_newest(config) / "transformer" / "control.safetensors")
-
-
-def _same(first: TrainConfig, second: TrainConfig) -> bool:
-    ours, theirs = _tensors(first), _tensors(second)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 @pytest.fixture(scope="module")
 def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """With samples and validation losses on the way."""
@@ -84,7 +78,7 @@ def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfi
 
 
 def test_the_copies_alone_learn_and_are_all_that_a_checkpoint_holds(root: Path, unbroken: TrainConfig) -> None:
-    checkpoint, base = _newest(unbroken), newest_checkpoint(root / "runs" / "alignment")
+    checkpoint, base = newest_of(unbroken), newest_checkpoint(root / "runs" / "alignment")
     control = read_own_control(checkpoint)
     assert is_control(checkpoint) and control.num_blocks == 2 and control.condition == EDGES
     assert base is not None and Path(control.base) == base
@@ -116,7 +110,7 @@ def test_a_training_resumes_bit_for_bit(root: Path, tmp_path: Path, control: Con
     assert main(resumed) == 0
     after = {seen: loss for seen, loss in training_losses(whole).items() if seen > 8}
     assert training_losses(resumed) == after and len(after) == 2
-    assert _same(whole, resumed)
+    assert have_same_weights(whole, resumed, FILE)
 
 
 def test_how_a_batch_is_cut_and_what_is_recomputed_change_nothing(unbroken: TrainConfig, tmp_path: Path) -> None:
@@ -133,8 +127,8 @@ def test_validation_and_samples_are_of_the_average_with_control_images(unbroken:
     (path,) = (Path(unbroken.run_folder) / "samples").glob("*.png")
     with Image.open(path) as grid:
         assert len(set(grid.convert("RGB").getdata())) > 9
-    network = load_checkpoint(read_own_control(_newest(unbroken)).base)[0]
-    put_control(network, read_own_control(_newest(unbroken)))
+    network = load_checkpoint(read_own_control(newest_of(unbroken)).base)[0]
+    put_control(network, read_own_control(newest_of(unbroken)))
     rows = _rows(unbroken, "validation")
     assert len(rows) == 2 and len(set(rows.values())) == 2
 
@@ -202,7 +196,7 @@ def test_a_killed_training_resumes_bit_for_bit(root: Path, tmp_path: Path) -> No
     (tmp_path / "killed").mkdir()
     train_until_killed(killed, "step 6 ")
     assert main(killed) == 0
-    assert _same(unbroken, killed) and training_losses(unbroken) == training_losses(killed)
+    assert have_same_weights(unbroken, killed, FILE) and training_losses(unbroken) == training_losses(killed)
 
 
 @pytest.mark.slow
@@ -221,5 +215,5 @@ def test_two_workers_are_one_within_rounding(root: Path, tmp_path: Path, shardin
         train_together(config)
     for kind in ("train", "validation"):
         assert _rows(config, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
-    ours, theirs = _tensors(config), _tensors(alone)
+    ours, theirs = newest_weights(config, FILE), newest_weights(alone, FILE)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)

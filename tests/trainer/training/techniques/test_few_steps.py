@@ -26,6 +26,7 @@ from model.formats.checkpoint import (
 from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import (
     continued_from,
+    newest_of,
     newest_weights,
     tiny_config,
     train_until_killed,
@@ -44,7 +45,6 @@ from trainer.config.techniques import FewStepsConfig, Sra2Config
 from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch, Prediction
 from trainer.fit import main
-from trainer.monitoring.run_folder import newest_checkpoint
 from trainer.planning.techniques import technique_costs
 from trainer.stages import AFTER, RECIPES, offered
 from trainer.training.techniques.few_steps import Consistency, Distillation, DistillationObjective, Rectification
@@ -234,14 +234,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     return Bases(root)
 
 
-def _newest(config: TrainConfig) -> Path:
-    checkpoint = newest_checkpoint(Path(config.run_folder))
-    assert checkpoint is not None
-    return checkpoint
-
-
 def _adapter(config: TrainConfig) -> dict[str, Tensor]:
-    return load_file(_newest(config) / "transformer" / "lora.safetensors")
+    return load_file(newest_of(config) / "transformer" / "lora.safetensors")
 
 
 @ALL
@@ -276,9 +270,9 @@ def test_a_checkpoint_says_how_it_is_sampled(bases: Bases, tmp_path: Path, case:
     expected = FewSteps(method=case[1], num_inference_steps=4, guidance_scale=2.0)
     config = bases.config(tmp_path / "lora", case, images=4, lora=LoraConfig(rank=2))
     assert main(config) == 0
-    assert is_adapted(_newest(config)) and read_own_adapter(_newest(config)).few_steps == expected
-    assert read_pipeline_config(_newest(config)).few_steps == expected
-    assert load_checkpoint(_newest(config))[1].few_steps == expected
+    assert is_adapted(newest_of(config)) and read_own_adapter(newest_of(config)).few_steps == expected
+    assert read_pipeline_config(newest_of(config)).few_steps == expected
+    assert load_checkpoint(newest_of(config))[1].few_steps == expected
     with pytest.raises(UserError, match="is distilled to 4 steps already, and guides itself") as error:
         main(replace(config, run_dir=str(tmp_path / "again"), init_from=config.run_folder))
     assert error.value.setting == "init_from"

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from foundry.errors import UserError
@@ -22,7 +21,16 @@ from model.formats.checkpoint import (
 from model.generation.pipeline_parts import RuntimeConfig
 from tests.model.tiny_parts import save_tiny_vae, tiny_vae
 from tests.trainer.test_distributed import _rows
-from tests.trainer.tiny_training import continued_from, tiny_config, train_until_killed, training_losses, write_store
+from tests.trainer.tiny_training import (
+    continued_from,
+    have_same_weights,
+    newest_of,
+    newest_weights,
+    tiny_config,
+    train_until_killed,
+    training_losses,
+    write_store,
+)
 from tests.trainer.two_workers import train_together
 from trainer.config.adaptation import LoraConfig
 from trainer.config.ladder import Rung
@@ -38,6 +46,7 @@ from trainer.monitoring.validation import validation_loss
 LORA = LoraConfig(rank=4, trigger_word="sks")
 KEEP = CheckpointConfig(every_images=8, keep_last=9)
 HALF = (Rung(resolution=16, images=8, batch_size=4),)
+FILE = "lora.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +71,6 @@ def _config(root: Path, run_dir: Path, lora: LoraConfig = LORA, **changes: Any) 
     return tiny_config(root, lora=lora, **settings | changes)
 
 
-def _newest(config: TrainConfig) -> Path:
-    checkpoint = newest_checkpoint(Path(config.run_folder))
-    assert checkpoint is not None
-    return checkpoint
-
-
-def _adapter(config: TrainConfig) -> dict[str, torch.Tensor]:
-    return load_file(_newest(config) / "transformer" / "lora.safetensors")
-
-
-def _same(first: TrainConfig, second: TrainConfig) -> bool:
-    ours, theirs = _adapter(first), _adapter(second)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 @pytest.fixture(scope="module")
 def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     config = _config(root, tmp_path_factory.mktemp("unbroken"))
@@ -85,7 +79,7 @@ def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfi
 
 
 def test_the_adapter_alone_learns_and_is_all_that_a_checkpoint_holds(root: Path, unbroken: TrainConfig) -> None:
-    checkpoint, base = _newest(unbroken), root / "runs" / "alignment"
+    checkpoint, base = newest_of(unbroken), root / "runs" / "alignment"
     adapter = read_own_adapter(checkpoint)
     assert is_adapted(checkpoint) and adapter.rank == 4 and adapter.trigger_word == "sks"
     assert Path(adapter.base) == newest_checkpoint(base) and len(adapter.layers) == 2 * 7
@@ -96,7 +90,7 @@ def test_the_adapter_alone_learns_and_is_all_that_a_checkpoint_holds(root: Path,
     stored = FileSystemReader(checkpoint / "training").read_metadata().state_dict_metadata
     assert all(".lora_" in name for name in stored if name.startswith(("network.", "ema.", "optimizer.")))
     assert adapter.num_parameters == sum(
-        tensor.numel() for name, tensor in _adapter(unbroken).items() if not name.endswith("alpha")
+        tensor.numel() for name, tensor in newest_weights(unbroken, FILE).items() if not name.endswith("alpha")
     )
     log = (Path(unbroken.run_folder) / LOG).read_text()
     assert f"LoRA of rank 4, alpha 4: {adapter.num_parameters:,} values are trained, {adapter.base}" in log
@@ -122,7 +116,7 @@ def test_a_training_resumes_bit_for_bit(root: Path, tmp_path: Path, lora: LoraCo
     assert main(resumed) == 0
     after = {seen: loss for seen, loss in training_losses(whole).items() if seen > 8}
     assert training_losses(resumed) == after and len(after) == 2
-    assert _same(whole, resumed)
+    assert have_same_weights(whole, resumed, FILE)
 
 
 def test_how_a_batch_is_cut_and_what_is_recomputed_change_nothing(unbroken: TrainConfig, tmp_path: Path) -> None:
@@ -180,11 +174,11 @@ def test_a_base_that_changed_is_refused(root: Path, tmp_path: Path) -> None:
 
 def test_another_stage_or_lora_starts_from_the_sum(root: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     full = tiny_config(root, stage="aesthetic", images=4, init_from=unbroken.run_folder, run_dir=str(tmp_path / "full"))
-    assert main(full) == 0 and not is_adapted(_newest(full))
+    assert main(full) == 0 and not is_adapted(newest_of(full))
     second = replace(unbroken, init_from=unbroken.run_folder, run_dir=str(tmp_path / "second"))
     assert main(second) == 0
-    assert read_own_adapter(_newest(second)).base == str(_newest(unbroken))
-    assert load_checkpoint(_newest(second))[0].config == load_checkpoint(_newest(unbroken))[0].config
+    assert read_own_adapter(newest_of(second)).base == str(newest_of(unbroken))
+    assert load_checkpoint(newest_of(second))[0].config == load_checkpoint(newest_of(unbroken))[0].config
 
 
 @pytest.mark.parametrize("base", ["float32", "int8"])
@@ -199,9 +193,9 @@ def test_samples_are_drawn_by_the_base_with_the_averaged_adapter(tmp_path: Path,
     assert main(config) == 0
     with Image.open(Path(config.run_folder) / "samples" / "000000000004.png") as grid:
         assert len(set(grid.convert("RGB").getdata())) > 9
-    network = load_checkpoint(_newest(config))[0]
+    network = load_checkpoint(newest_of(config))[0]
     merged = Path(config.run_folder) / "merged"
-    save_checkpoint(merged, network, read_pipeline_config(_newest(config)))
+    save_checkpoint(merged, network, read_pipeline_config(newest_of(config)))
     found = validation_loss(
         str(merged), config.features_folder(config.ladder[0]), num_images=4, runtime=RuntimeConfig(device="cpu")
     )
@@ -228,7 +222,7 @@ def test_a_killed_training_resumes_bit_for_bit(root: Path, tmp_path: Path) -> No
     (tmp_path / "killed").mkdir()
     train_until_killed(killed, "step 6 ")
     assert main(killed) == 0
-    assert _same(unbroken, killed) and training_losses(unbroken) == training_losses(killed)
+    assert have_same_weights(unbroken, killed, FILE) and training_losses(unbroken) == training_losses(killed)
 
 
 @pytest.mark.slow
@@ -249,5 +243,5 @@ def test_two_workers_are_one_within_rounding(root: Path, tmp_path: Path, shardin
         train_together(config)
     for kind in ("train", "validation"):
         assert _rows(config, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
-    ours, theirs = _adapter(config), _adapter(alone)
+    ours, theirs = newest_weights(config, FILE), newest_weights(alone, FILE)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
