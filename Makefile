@@ -6,7 +6,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 # Three processes on two cores, each with whole files of tests: much of the time is waiting for Ray.
-IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# A process that dies ends the run: xdist can hang after it has replaced one.
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup try demo test test-all check check-install lock reference docs docs-build clean

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,16 +27,15 @@ from model.formats.checkpoint import PartConfig, load_checkpoint, read_transform
 from tests.in_this_process import commands_here
 from tests.model.tiny_parts import save_tiny_vae
 from tests.trainer.tiny_techniques import save_tiny_teacher
-from tests.trainer.tiny_training import tiny_config, write_store
+from tests.trainer.tiny_training import acting_after_step, tiny_config, write_store
 from trainer import fit
 from trainer.config.techniques import RepaConfig
 from trainer.features.store import FeatureStore, SampleRequest
 from trainer.features.teacher.store import TeacherInfo
-from trainer.monitoring.run_folder import list_checkpoints
+from trainer.monitoring.run_folder import LOG, list_checkpoints
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan
 from trainer.planning.techniques import technique_costs
-from trainer.training.rung import RungTraining
 
 
 def test_a_curve_reaches_a_target_between_two_points_on_the_logarithm_of_compute() -> None:
@@ -227,25 +225,16 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         claim(config.folder, replace(config, images=64).identity())
 
 
-def test_a_training_that_is_stopped_stops_the_sum_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_is_stopped_stops_the_sum_and_resumes(tmp_path: Path) -> None:
     config = _config(tmp_path)
     for stage in ("pixel", "alignment", "aesthetic"):
         write_store(features_folder(config), stage=stage, resolution=64, shapes=((16, 16),))
-    steps = RungTraining._step
-
-    def stopped(training: RungTraining, *arguments: Any, **more: Any) -> int:
-        step = steps(training, *arguments, **more)
-        if training.parts.config.stage == "alignment" and step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RungTraining, "_step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train_paper(0, config)
+    run = config.folder / "trainings" / "paper" / "0" / "alignment"
+    with acting_after_step(run, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
+        train_paper(0, config)
     trained = train_paper(0, config)
     assert trained.checkpoint.is_dir()
-    log = (config.folder / "trainings" / "paper" / "0" / "alignment" / "log.txt").read_text()
+    log = (run / LOG).read_text()
     assert "alignment: stopped" in log and "alignment: resumes" in log
     with pytest.raises(UserError, match="ended with exit code 2"):
         train_paper(0, replace(config, out=str(tmp_path / "without features")))

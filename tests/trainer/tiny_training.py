@@ -5,10 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -30,6 +32,7 @@ from trainer.features.info import FEATURES_FILE, NULL_CAPTION_FILE, NULL_CAPTION
 from trainer.features.plan import PlannedUnit
 from trainer.features.tables import SampleFacts, captions_table, latents_table
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
+from trainer.training.rung import RungTraining
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTION_WIDTH = 16
@@ -170,6 +173,21 @@ def continued_from(config: TrainConfig, run_dir: Path, *, images_seen: int) -> T
     name = f"checkpoints/{images_seen:012d}"
     shutil.copytree(Path(config.run_folder) / name, Path(resumed.run_folder) / name)
     return resumed
+
+
+@contextmanager
+def acting_after_step(run: Path, step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Calls `act` in this process, in the middle of the training that writes to the folder `run`: after a step, from 1."""
+    run_step = RungTraining._step
+
+    def step_and_act(training: RungTraining, *arguments: Any, **more: Any) -> int:
+        done = run_step(training, *arguments, **more)
+        if Path(training.parts.config.run_folder) == run and done == step:
+            act()
+        return done
+
+    with patch.object(RungTraining, "_step", step_and_act):
+        yield
 
 
 def train_until_killed(config: TrainConfig, words: str) -> None:

@@ -1,14 +1,11 @@
 """A comparison resumes bit for bit after a kill, pairs its arms, measures what it says, and is told in tables and a page."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ import yaml
 
 from foundry.errors import NotFinite, UserError
 from tests.trainer.comparison.tiny_comparison import tiny_comparison
-from tests.trainer.tiny_training import ROOT, _plain, write_store
+from tests.trainer.tiny_training import ROOT, _plain, acting_after_step, write_store
 from trainer.compare import main
 from trainer.comparison.comparing import compare
 from trainer.comparison.config import CompareConfig
@@ -176,7 +173,8 @@ def test_stopped_in_an_arm_it_resumes_bit_for_bit_and_takes_more_arms_and_seeds(
     compared: Compared, config: CompareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = replace(config, run_dir=str(tmp_path / "out"), arms=("muon",), seeds=1)
-    with _once_it_trains(_folder(again, "muon", 0)):
+    run = _folder(again, "muon", 0)
+    with acting_after_step(run, 2, (run / STOP).touch):
         assert main(again) == 130
     assert "stopped; the same command resumes it" in capsys.readouterr().out
     assert pq.read_table(tmp_path / "out" / "results.parquet")["arm"].unique().to_pylist() == ["base"]
@@ -245,17 +243,3 @@ def test_losses_of_another_objective_are_not_compared(features: Path, tmp_path: 
     assert compared.pop("all") == set()
     assert set().union(*compared.values()) == {"shifted"}, "bands alone"
     assert "classic has another objective" in markdown(found)
-
-
-@contextmanager
-def _once_it_trains(run: Path) -> Iterator[None]:
-    """Asks the training to stop, from a child process, once a step was logged."""
-    child = os.fork()
-    if child == 0:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(read_metrics(run)) < 2:
-            time.sleep(0.01)
-        (run / STOP).touch()
-        os._exit(0)
-    yield
-    os.waitpid(child, 0)

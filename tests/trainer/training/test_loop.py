@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,15 @@ import pytest
 import torch
 
 from foundry.errors import UserError
-from tests.trainer.tiny_training import newest_weights, tiny_config, train_until_killed, training_losses, write_store
+from tests.trainer.tiny_training import (
+    acting_after_step,
+    newest_of,
+    newest_weights,
+    tiny_config,
+    train_until_killed,
+    training_losses,
+    write_store,
+)
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import ObjectiveConfig
@@ -83,9 +90,10 @@ def test_the_number_of_loader_threads_changes_nothing(
 
 def test_a_file_stops_it_and_the_same_command_resumes(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
-    with _once_it_runs(config, _make_stop_file):
+    run = Path(config.run_folder)
+    with acting_after_step(run, 3, (run / STOP).touch):
         assert main(config) == 130
-    assert 0 < len(training_losses(config)) < 10
+    assert len(training_losses(config)) == 3
     assert main(config) == 0
     _same(config, unbroken)
     assert main(config) == 0  # nothing is left to do
@@ -93,10 +101,9 @@ def test_a_file_stops_it_and_the_same_command_resumes(features: Path, unbroken: 
 
 def test_sigterm_saves_and_ends(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
-    with _once_it_runs(config, _terminate):
+    with acting_after_step(Path(config.run_folder), 3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main(config) == 130
-    newest = newest_checkpoint(Path(config.run_folder))
-    assert newest is not None and int(newest.name) == max(training_losses(config))
+    assert int(newest_of(config).name) == max(training_losses(config)) == 12
     assert main(config) == 0
     _same(config, unbroken)
 
@@ -210,28 +217,6 @@ def test_weights_of_captions_that_there_are_not_are_refused(features: Path, tmp_
 def test_captions_of_any_bucket_can_have_the_weight(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FeatureStore, "caption_names", lambda _store, unit, _row: ("dense",) if unit else ("alt_text",))
     check_caption_weights({"dense": 1.0}, FeatureStore.open(str(features / "alignment" / "16")))
-
-
-@contextmanager
-def _once_it_runs(config: TrainConfig, act: object) -> Iterator[None]:
-    """Calls `act` in a child process once a step was logged."""
-    child = os.fork()
-    if child == 0:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(training_losses(config)) < 2:
-            time.sleep(0.01)
-        act(config)  # type: ignore[operator]
-        os._exit(0)
-    yield
-    os.waitpid(child, 0)
-
-
-def _make_stop_file(config: TrainConfig) -> None:
-    (Path(config.run_folder) / STOP).touch()
-
-
-def _terminate(config: TrainConfig) -> None:
-    os.kill(os.getppid(), signal.SIGTERM)
 
 
 @contextmanager
