@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from foundry.errors import StoreError
@@ -72,9 +73,9 @@ class ExtentCache:
         """The encoded images at these references, which are in the extent; None for one to be read from the container."""
         path = self.folder / hashlib.sha256(repr(extent).encode()).hexdigest()[:32]
         try:
-            with self._opened(extent, path, reader) as source:
+            with self._opened(extent, path, reader) as file:
                 read = _rows_of if extent.is_rows else _ranges_of
-                return read(source, extent, references)
+                return read(file, extent, references)
         except (OSError, ValueError, pa.ArrowException, ImageError, StoreError):
             # A damaged container, a store that fails, a full disk: each image is read alone, which tells what is wrong with it.
             return [None] * len(references)
@@ -84,13 +85,13 @@ class ExtentCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def _opened(self, extent: Extent, path: Path, reader: ImageReader) -> Iterator[pa.MemoryMappedFile]:
+    def _opened(self, extent: Extent, path: Path, reader: ImageReader) -> Iterator[int]:
         """The file of an extent, fetched unless it is there; OSError if others needed its space at once."""
         if not path.exists():
             self._fetch(extent, path, reader)
         os.utime(path)
-        with pa.memory_map(str(path)) as source:
-            yield source
+        with open(path, "rb", buffering=0) as file:
+            yield file.fileno()
 
     def _fetch(self, extent: Extent, path: Path, reader: ImageReader) -> None:
         """Writes the extent, by one worker of the node; the others wait for it."""
@@ -102,7 +103,7 @@ class ExtentCache:
             partial = path.with_suffix(".partial")
             try:
                 if extent.is_rows:
-                    _write_rows(partial, reader.row_group_images(extent.uri, extent.start))
+                    _write_rows(partial, reader.row_group_images(extent.uri, extent.start), num_rows=extent.length)
                 else:
                     partial.write_bytes(reader.read_range(extent.uri, extent.start, extent.length))
                 self._make_room(partial.stat().st_size)
@@ -135,30 +136,29 @@ class ExtentCache:
                 kept -= size
 
 
-def _write_rows(path: Path, batches: Iterator[pa.Array]) -> None:
-    """Images of a row group as an Arrow file, batch by batch. Raises ValueError for an empty one."""
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("the row group is empty")
-    schema = pa.schema([pa.field("image", first.type)])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([first], schema=schema))
-        for batch in batches:
-            writer.write_batch(pa.record_batch([batch], schema=schema))
+def _write_rows(path: Path, batches: Iterator[pa.Array], *, num_rows: int) -> None:
+    """Images of a row group one after the other, then their sizes as int64, -1 for a null.
+
+    Raises ValueError where the row group does not have the rows that were planned.
+    """
+    with open(path, "wb", buffering=0) as file:
+        values = (value for batch in batches for value in batch)
+        sizes = [file.write(value.as_buffer()) if value.is_valid else -1 for value in values]
+        if len(sizes) != num_rows:
+            raise ValueError(f"expected {num_rows} rows, found {len(sizes)}")
+        file.write(np.array(sizes, np.int64))
 
 
-def _rows_of(source: pa.MemoryMappedFile, extent: Extent, references: Sequence[ImageReference]) -> list[bytes | None]:
-    with pa.ipc.open_file(source) as file:
-        column = file.read_all()["image"]
-    rows = [reference.row for reference in references]
-    values = [column[row - extent.start] for row in rows if row is not None]
-    return [bytes(value.as_buffer()) if value.is_valid else None for value in values]
+def _rows_of(file: int, extent: Extent, references: Sequence[ImageReference]) -> list[bytes | None]:
+    footer = extent.length * 8
+    sizes = np.frombuffer(os.pread(file, footer, os.fstat(file).st_size - footer), np.int64)
+    starts = np.cumsum(sizes.clip(min=0)) - sizes.clip(min=0)
+    rows = [reference.row - extent.start for reference in references if reference.row is not None]
+    return [None if sizes[row] < 0 else os.pread(file, int(sizes[row]), int(starts[row])) for row in rows]
 
 
-def _ranges_of(source: pa.MemoryMappedFile, extent: Extent, references: Sequence[ImageReference]) -> list[bytes | None]:
-    found: list[bytes | None] = []
-    for reference in references:
-        assert reference.byte_offset is not None and reference.byte_length is not None
-        source.seek(reference.byte_offset - extent.start)
-        found.append(source.read(reference.byte_length))
-    return found
+def _ranges_of(file: int, extent: Extent, references: Sequence[ImageReference]) -> list[bytes | None]:
+    ranges = [(reference.byte_offset, reference.byte_length) for reference in references]
+    return [
+        os.pread(file, length, start - extent.start) for start, length in ranges if start is not None and length is not None
+    ]

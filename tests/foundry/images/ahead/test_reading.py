@@ -87,7 +87,7 @@ def test_a_local_tar_is_read_where_it_is(tmp_path: Path, cache: ExtentCache) -> 
 
 
 def test_extents_make_room_for_others(tmp_path: Path) -> None:
-    cache = ExtentCache(name="run", max_bytes=25_000, parent=str(tmp_path / "node"))  # each of 8 images takes some 9 kB
+    cache = ExtentCache(name="run", max_bytes=20_000, parent=str(tmp_path / "node"))  # each of 8 images takes some 8 kB
     assert data_of(parquet_rows(tmp_path / "x.parquet"), cache) == IMAGES
     kept = [path for path in cache.folder.iterdir() if path.suffix != ".lock"]
     assert len(kept) == 2
