@@ -146,7 +146,7 @@ def _write_rows(path: Path, batches: Iterator[pa.Array], *, num_rows: int) -> No
         sizes = [file.write(value.as_buffer()) if value.is_valid else -1 for value in values]
         if len(sizes) != num_rows:
             raise ValueError(f"expected {num_rows} rows, found {len(sizes)}")
-        file.write(np.array(sizes, np.int64))
+        file.write(np.array(sizes, np.int64).tobytes())
 
 
 def _rows_of(file: int, extent: Extent, references: Sequence[ImageReference]) -> list[bytes | None]:
