@@ -317,7 +317,9 @@ def test_the_code_of_a_pushed_card_reads_the_data_set(hub: HubServer, dataset: P
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     with open_stored(str(dataset)) as stored:
         keys = stored.fetch("SELECT key FROM samples")["key"].to_pylist()
-    assert [sorted(json.loads(line.replace("'", '"'))) for line in found.stdout.splitlines()] == [sorted(keys)] * 2, found.stderr
+    assert [sorted(json.loads(line.replace("'", '"'))) for line in found.stdout.splitlines()] == [sorted(keys)] * 2, (
+        found.stderr
+    )
 
 
 def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
