@@ -156,8 +156,8 @@ def test_what_does_not_fit_is_refused_in_a_line(root: Path, unbroken: TrainConfi
             main(changed)
         assert error.value.setting == setting
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"lora": LoraConfig(rank=2)}, "control must be off with lora, few_steps, other losses and token routing"),
-        ({"sra2": Sra2Config(enabled=True)}, "control must be off with lora"),
+        ({"lora": LoraConfig(rank=2)}, "control must be off with lora"),
+        ({"sra2": Sra2Config(enabled=True)}, "control must be off with sra2"),
         ({"watch": WatchConfig(prompts=("owl",))}, "watch.prompts must be none with control"),
         ({"control": ControlConfig(dropout=0.5)}, "control.kind must be edges with other settings of control"),
         ({"optim": OptimConfig(name="muon")}, "optim.name must be adamw or adamw8bit with control"),

@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_refused_in_a_line(bases: Bases, tmp_path: Path) ->
             main(changed)
         assert setting is None or error.value.setting == setting
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"sra2": Sra2Config(enabled=True)}, "few_steps must be off with other losses and token routing"),
+        ({"sra2": Sra2Config(enabled=True)}, "few_steps must be off with sra2"),
         ({"few_steps": FewStepsConfig(enabled=True, method="rectification")}, "few_steps.method must be consistency for"),
         ({"few_steps": FewStepsConfig(enabled=True, guidance_scale=0.5)}, "few_steps.guidance_scale must be 1 or more"),
         ({"conditioning": "class"}, "conditioning must be text with few_steps"),
