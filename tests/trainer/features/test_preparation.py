@@ -281,6 +281,26 @@ def test_a_relative_path_to_the_same_data_set_resumes(tmp_path: Path, dataset: P
         )
 
 
+def test_what_a_node_keeps_of_containers_changes_no_feature(tmp_path: Path) -> None:
+    """Bit for bit, in any order of units, also in a second start that kept nothing of the first."""
+    embedded = write_dataset(tmp_path / "dataset", embed=True)
+    made = {}
+    for name, shuffle_gb in (("kept", 1.0), ("alone", 0.0)):
+        config = tiny_precompute(tmp_path, embedded, out=str(tmp_path / name), shuffle_gb=shuffle_gb)
+        prepared = prepare(config, describe=Encoders.describe)
+        extents = prepared.job.extents
+        run_plainly(prepared.job, prepared.units[::-2])
+        assert (extents is not None and any(extents.folder.iterdir())) == bool(shuffle_gb)
+        again = prepare(config, describe=Encoders.describe)
+        assert len(again.units) == len(prepared.units) // 2
+        run_plainly(again.job, again.units)
+        made[name] = [
+            {kind: file.sha256 for kind, file in commit.files.items()}
+            for commit in read_commits(Folder(f"{config.out}/alignment/32"))
+        ]
+    assert made["kept"] == made["alone"]
+
+
 def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:
     write_dataset(tmp_path / "dataset", count=10)
     config = tiny_precompute(tmp_path, tmp_path / "dataset")
