@@ -26,7 +26,8 @@ from foundry.errors import UserError
 from foundry.images.index import LISTED
 from foundry.images.parquet import row_group_starts
 from foundry.storage.folder import Folder
-from foundry.units.commits import Unit, row_groups_bytes
+from foundry.units.commits import row_groups_bytes
+from foundry.units.workers import WindowedUnit
 from trainer.features.buckets import Size, nearest_buckets
 from trainer.features.sources import SAMPLE, FeatureSource
 
@@ -46,11 +47,9 @@ INDEX = pa.schema([*SAMPLE, pa.field("extent_start", pa.int64()), pa.field("exte
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedUnit(Unit):
-    """A piece of the plan."""
+class PlannedUnit(WindowedUnit):
+    """A piece of the plan. Its window is the last one where its samples are from several; plans of before had none."""
 
-    window: int = 0
-    """The window that its samples are from, the last one where they are from several; units before this had none."""
     split: str
     buckets: dict[int, Size]
     """Height and width in pixels at each resolution."""
