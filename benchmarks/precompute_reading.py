@@ -177,7 +177,7 @@ def _read(reader: "ImageReader", row: Mapping[str, Any]) -> int:
 
 
 class _Clock:
-    """Seconds of a block, those of processors, and bytes that this process read from files in it, from the page cache or not (Linux)."""
+    """Seconds of a block, those of processors, and bytes that this process read from files in it, cached or not (Linux)."""
 
     seconds = 0.0
     cpu_seconds = 0.0

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from foundry.errors import StoreError
+from foundry.hardware import keep_freed_memory
 from foundry.images.ahead.extents import Extent, ExtentCache, extent_of
 from foundry.images.index import ImageReference
 from foundry.images.loading import ReadRows, read_rows
@@ -40,6 +41,7 @@ def read_ahead(
     `turn`: a number of this call; calls with neighbouring numbers begin at different images, so that they fetch different
     extents first. `cache` and `max_bytes`: see AheadReader.
     """
+    keep_freed_memory()  # else each image's memory is new to the process, which takes four times as long as copying it
     ordered = sorted(range(len(rows)), key=lambda index: _position(rows[index]))
     start = turn * _STRIDE % max(1, len(ordered))
     turned = [{**rows[index], _INDEX: index} for index in ordered[start:] + ordered[:start]]
