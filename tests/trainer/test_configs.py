@@ -16,7 +16,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.passes import MOST_PASSES
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan, stage_configs
-from trainer.planning.table import plan_table
+from trainer.planning.tables.training import plan_table
 from trainer.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
