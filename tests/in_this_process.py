@@ -5,6 +5,7 @@ import runpy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import cache
 from types import ModuleType
 from unittest.mock import patch
 
@@ -26,6 +27,12 @@ def run_here(module: str, *arguments: str) -> str:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert end.value.code == 0, said.getvalue()
     return said.getvalue()
+
+
+@cache
+def help_of(module: str) -> str:
+    """What `python -m module --help` prints."""
+    return run_here(module, "--help")
 
 
 @contextmanager
