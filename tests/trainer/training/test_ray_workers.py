@@ -127,4 +127,4 @@ def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
     """SIGKILL to a process that trains, once there is a checkpoint to resume from."""
     _wait_for_a_checkpoint(config)
     workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
-    os.kill(workers[-1].pid, signal.SIGKILL)
+    workers[-1].kill()
