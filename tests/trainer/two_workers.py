@@ -1,7 +1,9 @@
-"""Two workers of a training, forked from one that has imported the trainer: none imports it again, which takes seconds."""
+"""Trainings in processes forked from one that has imported the trainer: two workers, one that is killed. None imports it again,
+which takes seconds."""
 
 import multiprocessing
 import os
+import signal
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from tests.ray_nodes import free_ports
+from tests.trainer.tiny_training import acting_after_step
 from trainer.config.train import TrainConfig
 from trainer.fit import main
 
@@ -24,6 +27,20 @@ def train_together(config: TrainConfig, *, code: int = 0, said: Path | None = No
     (port,) = free_ports(1)
     worker = partial(_worker, config=config, port=port, code=code, said=said)
     start_processes(worker, nprocs=2, start_method="forkserver")
+
+
+def train_until_killed(config: TrainConfig, *, step: int) -> None:
+    """Trains in another process, which SIGKILL ends after a step, from 1, before that step's checkpoint."""
+    process = multiprocessing.get_context("forkserver").Process(target=_until_killed, args=(config, step))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _until_killed(config: TrainConfig, step: int) -> None:
+    torch.set_num_threads(1)
+    with acting_after_step(Path(config.run_folder), step, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        main(config)
 
 
 def _worker(rank: int, *, config: TrainConfig, port: int, code: int, said: Path | None) -> None:
