@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try demo test test-all check check-install lock reference docs docs-build clean
+.PHONY: help setup try demo test test-all faults check check-install lock reference docs docs-build clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +28,9 @@ test: check  ## run set-up, formatting, lint, types and the fast tests
 
 test-all: check  ## run all of test, and the slow tests
 	$(RUN) -m pytest -m "slow or not slow" $(IN_PARALLEL) $(PYTEST_ARGS)
+
+faults: $(STAMP)  ## run the fault tests; at most 45 minutes; ARGS="--seed 7" repeats a run
+	$(RUN) -m pytest tests/faults -m "slow or not slow" --all_faults --faults_file build/faults.json $(ARGS)
 
 check: $(STAMP)  ## run formatting, lint and types
 	$(RUN) -m ruff format --check
