@@ -142,13 +142,9 @@ class Database:
 
     def fetch(self, sql: str) -> "pa.Table":
         """All rows of one statement. Raises UserError as `batches` does."""
-        import pyarrow as pa
-
-        schema, batches = None, []
         with self._result(sql) as result:
-            reader = result.to_arrow_reader(_BATCH_ROWS)
-            schema, batches = reader.schema, list(reader)
-        return pa.Table.from_batches(batches, schema=schema)
+            table: pa.Table = result.to_arrow_reader(_BATCH_ROWS).read_all()
+        return table
 
     def batches(self, sql: str) -> "Iterator[pa.RecordBatch]":
         """The rows of one statement, streamed; at least one batch, so that the columns are known.
@@ -199,17 +195,15 @@ class Database:
         return statements[0]
 
     def _check(self, statement: duckdb.Statement) -> None:
-        if statement.type == duckdb.StatementType.SELECT:
-            return
-        if statement.type == duckdb.StatementType.EXPLAIN:
+        kinds = [_kind(statement)]
+        if kinds == ["EXPLAIN"]:
             explained = _EXPLAIN.sub("", statement.query, count=1)
-            kinds = [inner.type for inner in self._connection.extract_statements(explained)]
-            if kinds == [duckdb.StatementType.SELECT]:
-                return
-        kind = statement.type.name.replace("_", " ")
-        raise UserError(
-            f"{kind} statements are not allowed, because access is read-only: use SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
-        )
+            kinds = [_kind(inner) for inner in self._connection.extract_statements(explained)]
+        if kinds != ["SELECT"]:
+            raise UserError(
+                f"{_kind(statement)} statements are not allowed, because access is read-only: use SELECT, DESCRIBE, SUMMARIZE "
+                "or EXPLAIN"
+            )
 
     def _explain(self, error: Exception) -> str:
         """duckdb's error as one line that ends in what to do."""
@@ -393,6 +387,13 @@ def _create_table(connection: duckdb.DuckDBPyConnection, name: str, table: "pa.T
     connection.register("arrow", table)
     connection.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow")
     connection.unregister("arrow")
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    try:
+        return statement.type.name.replace("_", " ")
+    except ValueError:  # UPDATE EXTENSIONS and others have a number alone in Python
+        return "such"
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:

@@ -39,6 +39,25 @@ FAULTS = {
         "images in the run",
         _IMAGES,
     ),
+    "SQL": Fault(
+        "SQL that reads or writes elsewhere",
+        "refused in one line; no file read or written, no connection made",
+        "statements through six doors: query, where, splits, training, the studio's SQL and recipe",
+        _SQL,
+    ),
+    "functions": Fault(
+        "each function of DuckDB, on the path of a secret", "no secret is told", "calls, of all functions and overloads", _SQL
+    ),
+    "conditions": Fault(
+        "conditions that close a parenthesis or hold two statements", "refused before they are used", "conditions", _SQL
+    ),
+    "explosions": Fault(
+        "queries that explode",
+        "end in one line within the limits of memory, disk and (studio) time",
+        "queries",
+        _SQL,
+    ),
+    "names": Fault("SQL in names of columns and prompts", "names stay names, in query, build and export", "names", _SQL),
 }
 """Faults by the name under which tests count them."""
 _HEAD = "| fault | what is promised | what was tried | how often | command |\n|---|---|---|---:|---|"
