@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from foundry.errors import UserError
 from model.diffusion import Diffusion
-from model.dit import HiddenStates
+from model.dit import Captions, HiddenStates
 from model.formats.checkpoint import read_transformer_config
 from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
@@ -119,6 +119,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_sum_of_losses(root: Path, t
     before = {name: parameter.detach().clone() for name, parameter in zip(names, state.parameters(), strict=True)}
     latents, noise = (torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     batch = store.read([SampleRequest(unit=0, row=row, caption=0) for row in range(4)])
+    assert isinstance(batch.captions, Captions)
     part = MicroBatch(latents=latents, noise=noise, timesteps=torch.tensor([9.0, 300.0, 600.0, 990.0]), captions=batch.captions)
     hidden = HiddenStates(frozenset({1, 2}))
     losses = Diffusion().loss(part.predict(state.network, torch.float32, hidden), latents, noise, part.timesteps).total
