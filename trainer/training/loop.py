@@ -66,7 +66,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     keep_freed_memory()
     config = with_precision(config, run.path if start.resumes else None, workers)
     chosen = with_answers(config, run, config.features_folder(position.rung), workers)
-    store = open_features(chosen, position.rung)
+    store = open_features(chosen, position.rung, workers)
     scale_line = keep_scale(start, store)
     state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
@@ -115,7 +115,7 @@ def _train_rungs(
             while now is not None and open_training(now, store).run(stop):  # which frees one rung's parts before the next
                 now = ladder_position(config.ladder, state.images_seen)
                 if now is not None:
-                    store = open_features(config, now.rung).scaled(store.info.measured_scale)
+                    store = open_features(config, now.rung, workers).scaled(store.info.measured_scale)
         checkpoints.wait()
     finally:
         checkpoints.close()
