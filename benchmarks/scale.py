@@ -3,10 +3,12 @@
 A store of units is written with real commit records and the files of one unit alone, since no step measured here reads more of
 them. Each step runs at every number of units; its slope is that of a line through them. `status` and `sql` are whole commands,
 Python's start included: `first` without an index of the commit records, which it writes. `training_start` is what a worker does
-before its first batch: it opens the features, orders them and reads the batch; imports and the network do not grow.
+before its first batch: it opens the features, orders them and reads the batch; imports and the network do not grow. `cpu` is
+processor time, which other work on the machine changes less than the clock.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,14 +51,15 @@ def main(config: ScaleConfig) -> int:
 
 
 def measure(units: tuple[int, ...], folder: Path) -> dict[str, float | None]:
-    """Seconds of each step at each number of units, and its slope in seconds per 100,000 units."""
+    """Seconds of each step at each number of units, and its slope in seconds per 100,000 units; the same of processor time."""
     times: dict[str, dict[int, float]] = {}
     for number in units:
         run, features = folder / f"run-{number}", folder / f"features-{number}"
         write_run(run, number)
         write_features(features, number)
         for step, work in _steps(run, features).items():
-            times.setdefault(step, {})[number] = _seconds(work)
+            for kind, seconds in zip(("", "_cpu"), _seconds(work), strict=True):
+                times.setdefault(f"{step}{kind}", {})[number] = seconds
     figures: dict[str, float | None] = {
         f"{step}_{number}_s": seconds for step, found in times.items() for number, seconds in found.items()
     }
@@ -81,10 +84,11 @@ def _steps(run: Path, features: Path) -> dict[str, Callable[[], None]]:
     }
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """Seconds on the clock and of processors, this process's and those of its children."""
+    started, times = time.perf_counter(), os.times()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, sum(os.times()[:4]) - sum(times[:4])
 
 
 def _command(module: str, *arguments: str, without_index: Path | None = None) -> None:

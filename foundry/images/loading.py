@@ -16,6 +16,7 @@ from foundry.errors import StoreError
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
 from foundry.images.index import REJECTED
 from foundry.images.reader import ImageReader, content_hash, reference_of
+from foundry.images.web.settings import WebSettings
 from foundry.units.rejection import Failure, ImageError
 
 ReadT = TypeVar("ReadT")
@@ -69,12 +70,23 @@ class Refusals:
         self._in_a_row = 0
 
 
-def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
+def read_images(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    limits: DecodeLimits,
+    target_side_px: int | None = None,
+    web: WebSettings | None = None,
+) -> ReadImages:
     """Reads and decodes the images of these rows, as read_rows and read_image say."""
-    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px))
+    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px), web=web)
 
 
-def read_rows(rows: Sequence[Mapping[str, Any]], read: Callable[[ImageReader, Mapping[str, Any]], ReadT]) -> ReadRows[ReadT]:
+def read_rows(
+    rows: Sequence[Mapping[str, Any]],
+    read: Callable[[ImageReader, Mapping[str, Any]], ReadT],
+    *,
+    web: WebSettings | None = None,
+) -> ReadRows[ReadT]:
     """Calls `read` for each of these rows (index.INDEX, or any table with a key and the columns of a reference).
 
     An image that cannot be used becomes a rejected row. Raises StoreError if a store fails, so that nothing is rejected
@@ -82,7 +94,7 @@ def read_rows(rows: Sequence[Mapping[str, Any]], read: Callable[[ImageReader, Ma
     """
     found: ReadRows[ReadT] = ReadRows(images=[], rejected=[])
     refusals = Refusals(len(rows))
-    with ImageReader() as reader:
+    with ImageReader(web=web) as reader:
         reader.expect(rows)
         for row in rows:
             try:
