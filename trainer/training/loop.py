@@ -21,6 +21,7 @@ from trainer.data.queries import PURPOSES, Purpose, answer_file, asked_dataset, 
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
+from trainer.monitoring.cadence import Schedule
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
 from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
@@ -101,11 +102,12 @@ def _train_rungs(
     timer = StepTimer(wait_for_device=workers.wait_for_device)
     reporter = MetricsReporter(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
+    schedule = Schedule(config.checkpoint, config.watch, workers)
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
         parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
-        return RungTraining(parts, state, reporter, checkpoints, timer, bar)
+        return RungTraining(parts, state, reporter, checkpoints, timer, schedule, bar)
 
     now: LadderPosition | None = position
     is_shown = workers.is_first and shows_bars()  # elsewhere the lines of the log say how far it is
