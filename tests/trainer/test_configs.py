@@ -148,9 +148,11 @@ def test_images_are_seen_less_than_50_times_but_for_the_papers(path: Path) -> No
 def test_the_average_is_shorter_than_the_training_and_checkpoints_come_in_time(path: Path) -> None:
     for train in _stages(path):
         assert train.ema.half_life_images <= train.images / 10
-        assert 5 <= train.images / train.checkpoint.every_images < 300
-        assert train.watch.validate_every_images <= train.checkpoint.every_images
-        assert train.watch.sample_every_images % train.checkpoint.every_images == 0
+        checkpoint, watch = train.checkpoint.every_images, train.watch
+        assert checkpoint and watch.validate_every_images is not None and watch.sample_every_images is not None
+        assert 5 <= train.images / checkpoint < 300
+        assert watch.validate_every_images <= checkpoint
+        assert watch.sample_every_images % checkpoint == 0
         assert all(train.optim.warmup_steps < rung.num_steps / 10 for rung in train.ladder)
 
 

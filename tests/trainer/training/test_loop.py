@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from foundry.errors import UserError
 from tests.trainer.tiny_training import (
     acting_after_step,
+    continued_from,
     newest_of,
     newest_weights,
     run_until_killed,
@@ -32,7 +34,15 @@ from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main
 from trainer.monitoring import run_folder
-from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log
+from trainer.monitoring.run_folder import (
+    LOG,
+    STOP,
+    RunFolder,
+    list_checkpoints,
+    newest_checkpoint,
+    printed_log,
+    read_metrics,
+)
 from trainer.training.checkpoints import kept_checkpoints
 from trainer.training.rung_parts import check_caption_weights
 
@@ -86,6 +96,34 @@ def test_the_number_of_loader_threads_changes_nothing(
     config = _config(features, tmp_path, data=DataConfig(loader_threads=threads, prefetch=2))
     assert main(config) == 0
     _same(config, unbroken)
+
+
+def test_checkpoints_and_validation_by_minutes_change_nothing(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    watch = replace(unbroken.watch, validate_every_images=None, validate_every_minutes=1e-9)
+    always = CheckpointConfig(every_minutes=1e-9, keep_last=99)
+    config = _config(features, tmp_path, checkpoint=always, watch=watch)
+    assert main(config) == 0
+    _same(config, unbroken)
+    assert [int(path.name) for path in list_checkpoints(Path(config.run_folder))] == list(range(4, 44, 4))
+    rows = [row for row in read_metrics(Path(config.run_folder)) if row["kind"] == "validation"]
+    assert [row["images_seen"] for row in rows] == list(range(4, 44, 4))
+    resumed = continued_from(config, tmp_path / "resumed", images_seen=20)
+    assert main(resumed) == 0
+    ours, theirs = newest_weights(resumed), newest_weights(unbroken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_overall_speed_has_validation_and_checkpoints_in_it(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.training.rung.validate", lambda *_: time.sleep(0.3))
+    config = _config(features, tmp_path, checkpoint=CheckpointConfig(every_images=1000))
+    assert main(replace(config, watch=replace(config.watch, validate_every_images=4))) == 0
+    rows = [row for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"]
+    last = rows[-1]
+    assert last["overall_images_per_s"] < 4 / 0.3 < last["images_per_s"]
+    assert all(row["eta_s"] == pytest.approx((40 - row["images_seen"]) / row["overall_images_per_s"]) for row in rows)
+    assert f"{last['overall_images_per_s']:.4g} overall" in (Path(config.run_folder) / LOG).read_text()
 
 
 def test_a_file_stops_it_and_the_same_command_resumes(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
