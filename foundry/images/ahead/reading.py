@@ -132,7 +132,7 @@ class AheadReader(ImageReader):
 
 
 def _runs(rows: Iterable[Mapping[str, Any]], *, with_extents: bool) -> Iterator[_Run]:
-    """Consecutive rows of one extent together, each other row alone; those of the web are an ImageReader's, data URLs need none."""
+    """Consecutive rows of one extent together, each other row alone; an ImageReader reads those of the web, and data URLs."""
     read_ahead = (row for row in rows if not row["uri"].startswith(_WEB) and not is_data_url(row["uri"]))
     for extent, group in groupby(read_ahead, key=extent_of if with_extents else _no_extent):
         references = [reference_of(row) for row in group]
