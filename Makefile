@@ -13,7 +13,7 @@ TYPES := $(RUN) -m mypy --strict
 WITH_TYPES = @$(TYPES) & types=$$!; $(1); tests=$$?; wait $$types || { echo "error: mypy found what its lines above tell" >&2; exit 1; }; exit $$tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try demo test test-all check lint check-install lock reference docs docs-build clean
+.PHONY: help setup try demo test test-all faults check lint check-install lock reference docs docs-build clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,9 @@ test: lint  ## run set-up, formatting, lint, types and the fast tests
 
 test-all: lint  ## run all of test, and the slow tests
 	$(call WITH_TYPES,$(RUN) -m pytest -m "slow or not slow" $(IN_PARALLEL) $(PYTEST_ARGS))
+
+faults: $(STAMP)  ## run the fault tests; at most 45 minutes; ARGS="--seed 7" repeats a run
+	$(RUN) -m pytest tests/faults -m "slow or not slow" --all_faults --faults_file build/faults.json $(ARGS)
 
 check: lint  ## run formatting, lint and types
 	$(TYPES)

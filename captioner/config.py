@@ -9,6 +9,7 @@ from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
+from foundry.images.web.settings import WebSettings
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import REJECTION_REASONS, max_rejected_problems, retry_problems
 from foundry.wording import CHOICE, ModelChoice
@@ -70,6 +71,8 @@ class CaptionConfig:
     """Settings of the engine vllm."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Limits beyond which an image is rejected."""
+    web: WebSettings = field(default_factory=WebSettings)
+    """Settings of fetching images from web addresses."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
     """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=lambda: T5Config(tokenizer=AUTO))

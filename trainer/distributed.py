@@ -6,16 +6,18 @@ CPUs.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from foundry.errors import UserError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,26 @@ class Workers:
 
     def from_first(self, value: Any) -> Any:
         """The first worker's value, on all."""
-        return self.gather(value)[0]
+        if self.num == 1:
+            return value
+        values = [value if self.is_first else None]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def first_does(self, work: Callable[[], Result]) -> Result:
+        """Has the first worker alone do something; all get its result, or raise what it raised (OSError, ValueError)."""
+        result, error = None, None
+        if self.is_first:
+            try:
+                result = work()
+            except (OSError, ValueError) as raised:
+                if self.num == 1:
+                    raise
+                error = raised
+        result, error = self.from_first((result, error))
+        if error is not None:
+            raise error
+        return cast(Result, result)
 
     def gather(self, value: Any) -> list[Any]:
         """Every worker's value, in order, on all."""

@@ -16,6 +16,7 @@ from foundry.errors import StoreError
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
 from foundry.images.index import REJECTED
 from foundry.images.reader import ImageReader, content_hash, reference_of
+from foundry.images.web.settings import WebSettings
 from foundry.units.rejection import Failure, ImageError
 
 ReadT = TypeVar("ReadT")
@@ -69,9 +70,15 @@ class Refusals:
         self._in_a_row = 0
 
 
-def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
+def read_images(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    limits: DecodeLimits,
+    target_side_px: int | None = None,
+    web: WebSettings | None = None,
+) -> ReadImages:
     """Reads and decodes the images of these rows, as read_rows and read_image say."""
-    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px))
+    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px), web=web)
 
 
 def read_rows(
@@ -79,17 +86,18 @@ def read_rows(
     read: Callable[[ImageReader, Mapping[str, Any]], ReadT],
     *,
     reader: ImageReader | None = None,
+    web: WebSettings | None = None,
 ) -> ReadRows[ReadT]:
     """Calls `read` for each of these rows (index.INDEX, or any table with a key and the columns of a reference).
 
-    `reader` reads the images, and is closed; none: one by one.
+    `reader` reads the images, and is closed; none: one by one, those of the web as `web` says.
 
     An image that cannot be used becomes a rejected row. Raises StoreError if a store fails, so that nothing is rejected
     that may be read another day, and MemoryError; neither is an image's own fault.
     """
     found: ReadRows[ReadT] = ReadRows(images=[], rejected=[])
     refusals = Refusals(len(rows))
-    with reader or ImageReader() as opened:
+    with reader or ImageReader(web=web) as opened:
         opened.expect(rows)
         for row in rows:
             try:

@@ -22,10 +22,14 @@ from foundry.images.index import LISTED, ImageReference
 from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
 from foundry.images.parquet import ParquetRows
 from foundry.images.retries import retried
+from foundry.images.web.fetching import Ahead, is_web, web_client
+from foundry.images.web.settings import WebSettings
 from foundry.storage.locations import data_of, is_data_url, is_url, locate, open_binary, parent, shown
 from foundry.units.rejection import ImageError
 
 MAX_SIDECAR_BYTES = 64 << 20
+MAX_AHEAD_IMAGE_BYTES = 64 << 20
+"""Larger images on the web are fetched when they are read."""
 _MAX_OPEN = 16
 
 
@@ -128,7 +132,10 @@ class ImageReader:
                 facts = reader.read_sidecars(row)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, web: WebSettings | None = None) -> None:
+        """`web`: settings of fetching from web addresses; default: WebSettings()."""
+        self._web = web or WebSettings()
+        self._ahead: Ahead | None = None
         self._tars: OrderedDict[str, RangeFile] = OrderedDict()
         self._parquet: OrderedDict[str, ParquetRows] = OrderedDict()
         self._expected: dict[str, list[tuple[int, int]]] = {}
@@ -140,7 +147,10 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """Closes all files. The reader can be used again."""
+        """Closes all files and ends what is being fetched. The reader can be used again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         for tar in self._tars.values():
             tar.close()
         for parquet in self._parquet.values():
@@ -149,10 +159,15 @@ class ImageReader:
         self._parquet.clear()
 
     def expect(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Says which rows of the index will be read, so that neighbours in a remote tar are fetched by one request.
+        """Says which rows of the index will be read: neighbours in a remote tar are then fetched by one request, and files
+        on the web many at once.
 
         Optional; replaces what was expected before.
         """
+        if self._ahead is not None:
+            self._ahead.close()
+        urls = [row["uri"] for row in rows if _is_web_file(reference_of(row))]
+        self._ahead = Ahead(web_client(self._web), urls, max_bytes=MAX_AHEAD_IMAGE_BYTES) if urls else None
         self._expected = {}
         for row in rows:
             for part in ({**row, "uri": None}, *(row.get("sidecars") or ())):
@@ -222,6 +237,9 @@ class ImageReader:
             raise ImageError(
                 "unreadable", f"row {reference.row} of {reference.uri} names no image in valid Unicode: fill it in or remove it"
             )
+        if _is_web_file(reference):
+            data = None if self._ahead is None else self._ahead.take(reference.uri)
+            return self._read_file(reference.uri, max_bytes) if data is None else data
         read = partial(self._read_once, reference, max_bytes)
         return retried(read, uri=reference.uri, name=_name(reference), before_retry=self._close_one)
 
@@ -232,7 +250,13 @@ class ImageReader:
             if max_bytes is not None and reference.byte_length > max_bytes:
                 raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
             return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
-        return _read_file(reference.uri, max_bytes)
+        return self._read_file(reference.uri, max_bytes)
+
+    def _read_file(self, uri: str, max_bytes: int | None) -> bytes:
+        """A whole file; one on the web is fetched within the limits of its settings."""
+        if is_web(uri):
+            return web_client(self._web).start(uri, max_bytes=max_bytes).result()
+        return _read_file(uri, max_bytes)
 
     def _read_columns(self, uri: str, row: int) -> dict[str, Any]:
         """The scalar columns of a Parquet row."""
@@ -247,7 +271,7 @@ class ImageReader:
         rows = self._open_parquet(uri)
         data = rows.image(row)
         if data is None and (path := rows.image_path(row)):
-            return _read_file(locate(path, parent(uri)), max_bytes)
+            return self._read_file(locate(path, parent(uri)), max_bytes)
         return data
 
     def _read_sidecar(self, sidecar: Mapping[str, Any], image_uri: str) -> tuple[bytes, str]:
@@ -273,6 +297,11 @@ class ImageReader:
         for opened in (self._tars.pop(uri, None), self._parquet.pop(uri, None)):
             if opened is not None:
                 opened.close()
+
+
+def _is_web_file(reference: ImageReference) -> bool:
+    """Whether an image is a whole file on the web."""
+    return reference.row is None and reference.byte_offset is None and is_web(reference.uri)
 
 
 def coalesce(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from foundry.images.ahead.reading import read_ahead
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import all_rejected, read_image
 from foundry.images.reader import ImageReader
+from foundry.images.web.settings import WebSettings
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
@@ -187,6 +188,7 @@ class PrecomputeJob:
     """Resolution → what its features.json says."""
     encoders: Encoders
     limits: DecodeLimits
+    web: WebSettings
     extents: ExtentCache | None = None
     """Keeps what units share of containers; none: each image is read alone."""
 
@@ -198,7 +200,7 @@ class PrecomputeJob:
         rows = [unit_rows[position] for position in positions]
         labels = {name: label for label, name in enumerate(self.infos[unit.resolutions[0]].class_names)}
         own = partial(self._read, sizes={one: unit.buckets[one] for one in unit.resolutions}, labels=labels)
-        read = read_ahead(rows, own, cache=self.extents, max_bytes=self.limits.max_image_bytes, turn=unit.number)
+        read = read_ahead(rows, own, cache=self.extents, max_bytes=self.limits.max_image_bytes, turn=unit.number, web=self.web)
         samples = [sample for sample, _ in read.images]
         pixels = {resolution: [images[resolution] for _, images in read.images] for resolution in unit.resolutions}
         payload = Payload(

@@ -157,18 +157,19 @@ class FeatureStore:
         weights: pa.Table | None = None,
         with_teacher: bool = False,
         control: str = "",
+        read: Callable[[Folder], list[Commit]] = read_commits,
     ) -> "FeatureStore":
         """Opens FEATURES/<stage>/<resolution>. Of a store that is still being made, what is committed can be read.
 
         `skip`: keys of samples to leave out; `weights`: a table of WEIGHTS, samples that it does not name have weight 1. For
         either the keys of all units are read. `with_teacher`: what a teacher sees too; `control`:
-        latents of these control images too.
+        latents of these control images too. `read` reads the commits of a folder.
         Raises UserError for one that is missing, foreign, damaged or empty, and where the teacher has not seen all units.
         """
         folder = Folder(url)
         info = read_info(folder)
         try:
-            commits = read_commits(folder)
+            commits = read(folder)
         except ValueError as error:
             raise UserError(f"{url}: {error}: make the features again with {info.command}") from None
         if not any(commit.completed for commit in commits):
@@ -188,7 +189,7 @@ class FeatureStore:
             null_caption=_read_null_caption(folder, info),
             kept_rows=kept_rows,
             weights=None if weights is None else _unit_weights(keys, kept_rows, weights),
-            teacher=open_teacher(url, info, commits) if with_teacher else None,
+            teacher=open_teacher(url, info, commits, read=read) if with_teacher else None,
             with_control=bool(control),
         )
 

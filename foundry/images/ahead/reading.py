@@ -14,6 +14,7 @@ from foundry.images.ahead.extents import Extent, ExtentCache, extent_of
 from foundry.images.index import ImageReference
 from foundry.images.loading import ReadRows, read_rows
 from foundry.images.reader import ImageReader, reference_of
+from foundry.images.web.settings import WebSettings
 from foundry.storage.locations import is_data_url
 from foundry.units.rejection import ImageError
 
@@ -35,11 +36,12 @@ def read_ahead(
     cache: ExtentCache | None,
     max_bytes: int,
     turn: int = 0,
+    web: WebSettings | None = None,
 ) -> ReadRows[ReadT]:
     """As loading.read_rows, in the order of the containers and ahead by threads; results are in the order of `rows`.
 
     `turn`: a number of this call; calls with neighbouring numbers begin at different images, so that they fetch different
-    extents first. `cache` and `max_bytes`: see AheadReader.
+    extents first. `cache`, `max_bytes` and `web`: see AheadReader.
     """
     keep_freed_memory()  # else each image's memory is new to the process, which takes four times as long as copying it
     ordered = sorted(range(len(rows)), key=lambda index: _position(rows[index]))
@@ -49,7 +51,7 @@ def read_ahead(
     def numbered(reader: ImageReader, row: Mapping[str, Any]) -> tuple[int, ReadT]:
         return row[_INDEX], read(reader, row)
 
-    found = read_rows(turned, numbered, reader=AheadReader(cache, max_bytes=max_bytes))
+    found = read_rows(turned, numbered, reader=AheadReader(cache, max_bytes=max_bytes, web=web))
     places = {row["key"]: index for index, row in enumerate(rows)}
     images = [one for _, one in sorted(found.images, key=itemgetter(0))]
     return ReadRows(images=images, rejected=sorted(found.rejected, key=lambda row: places[row["key"]]))
@@ -61,16 +63,19 @@ class AheadReader(ImageReader):
     Errors are those of an ImageReader, raised when the image is asked for.
     """
 
-    def __init__(self, cache: ExtentCache | None, *, max_bytes: int) -> None:
-        """`cache`: keeps extents for other workers of the node; none: each image is fetched alone. `max_bytes`: of an image."""
-        super().__init__()
+    def __init__(self, cache: ExtentCache | None, *, max_bytes: int, web: WebSettings | None = None) -> None:
+        """`cache`: keeps extents for other workers of the node; none: each image is fetched alone. `max_bytes`: of an image.
+
+        `web`: as in ImageReader, which fetches images on the web ahead.
+        """
+        super().__init__(web=web)
         self._cache = cache
         self._max_bytes = max_bytes
         self._threads = ThreadPoolExecutor(FETCHING_THREADS, thread_name_prefix="images")
         self._idle: list[ImageReader] = []
         self._lock = Lock()
         self._runs: Iterator[_Run] = iter(())
-        self._ahead: deque[Future[dict[ImageReference, _Found]]] = deque()
+        self._pending: deque[Future[dict[ImageReference, _Found]]] = deque()
         self._fetched: dict[ImageReference, _Found] = {}
 
     def close(self) -> None:
@@ -82,13 +87,14 @@ class AheadReader(ImageReader):
 
     def expect(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Says which rows will be read, and in which order."""
+        super().expect([row for row in rows if row["uri"].startswith(_WEB)])
         self._runs = _runs(rows, with_extents=self._cache is not None)
-        self._ahead.clear()
+        self._pending.clear()
         self._fetched = {}
 
     def _read_any(self, reference: ImageReference, max_bytes: int | None) -> bytes | None:
         while reference not in self._fetched and self._look_ahead():
-            self._fetched = self._ahead.popleft().result()
+            self._fetched = self._pending.popleft().result()
         if reference not in self._fetched:  # not expected, or asked for again
             return super()._read_any(reference, max_bytes)
         found = self._fetched.pop(reference)
@@ -98,9 +104,9 @@ class AheadReader(ImageReader):
 
     def _look_ahead(self) -> bool:
         """Keeps the threads busy; whether there is more to wait for."""
-        while len(self._ahead) < 2 * FETCHING_THREADS and (run := next(self._runs, None)) is not None:
-            self._ahead.append(self._threads.submit(self._fetch, *run))
-        return bool(self._ahead)
+        while len(self._pending) < 2 * FETCHING_THREADS and (run := next(self._runs, None)) is not None:
+            self._pending.append(self._threads.submit(self._fetch, *run))
+        return bool(self._pending)
 
     def _fetch(self, extent: Extent | None, references: list[ImageReference]) -> dict[ImageReference, _Found]:
         """Images of one extent, or one that is alone, by a thread with a reader of its own."""
@@ -128,7 +134,7 @@ class AheadReader(ImageReader):
 
 
 def _runs(rows: Iterable[Mapping[str, Any]], *, with_extents: bool) -> Iterator[_Run]:
-    """Consecutive rows of one extent together, each other row alone; rows of the web and data URLs are not read ahead."""
+    """Consecutive rows of one extent together, each other row alone; an ImageReader reads those of the web, and data URLs."""
     read_ahead = (row for row in rows if not row["uri"].startswith(_WEB) and not is_data_url(row["uri"]))
     for extent, group in groupby(read_ahead, key=extent_of if with_extents else _no_extent):
         references = [reference_of(row) for row in group]
