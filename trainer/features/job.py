@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype, resolve_dtype
+from foundry.hardware import AUTO, Dtype, Halving, resolve_dtype
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import all_rejected, read_image, read_rows
 from foundry.images.reader import ImageReader
@@ -87,6 +87,7 @@ class Engine:
 
     vae: VAE
     text_encoder: TextEncoder | None
+    vae_batches: Halving = field(default_factory=Halving)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +235,10 @@ class PrecomputeJob:
 
         started = time.perf_counter()
         latents = {
-            resolution: self._encode(engine.vae, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
+            resolution: self._encode(engine, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
         }
         control = {
-            resolution: self._encode(engine.vae, np.repeat(grey[..., None], 3, axis=3), one_by_one=one_by_one).mean
+            resolution: self._encode(engine, np.repeat(grey[..., None], 3, axis=3), one_by_one=one_by_one).mean
             for resolution, grey in payload.control.items()
         }
         encoded = time.perf_counter()
@@ -280,13 +281,15 @@ class PrecomputeJob:
     def _rows(self, unit: Unit) -> list[dict[str, Any]]:
         return read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
 
-    def _encode(self, vae: VAE, pixels: Pixels, *, one_by_one: bool) -> LatentDistribution:
+    def _encode(self, engine: Engine, pixels: Any, *, one_by_one: bool) -> LatentDistribution:
         import torch
 
-        size = 1 if one_by_one else max(1, self.encoders.batch_px // (pixels.shape[1] * pixels.shape[2]))
-        # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
-        batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
-        found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
+        def encode(batch: Any) -> LatentDistribution:
+            # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
+            return engine.vae.encode(to_signed(torch.from_numpy(batch.copy()).to(engine.vae.model.device)))
+
+        size = 1 if one_by_one else self.encoders.batch_px
+        found = engine.vae_batches.run(pixels, encode, size=size, cost=pixels.shape[1] * pixels.shape[2])
         mean = torch.cat([one.mean for one in found]).to("cpu")
         variances = [one.log_variance for one in found if one.log_variance is not None]
         return LatentDistribution(mean, torch.cat(variances).to("cpu") if variances else None)
@@ -294,13 +297,11 @@ class PrecomputeJob:
     def _tables(self, resolution: int, facts: Facts, output: Output, *, with_captions: bool) -> "dict[str, pa.Table]":
         tables = {}
         if facts.samples:
-            dtype = self.infos[resolution].latent_dtype
-            control = output.control.get(resolution)
+            dtype, control = self.infos[resolution].latent_dtype, output.control.get(resolution)
             tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], dtype, control=control)
         if with_captions and output.captions is not None:
             names = [[name for name, _ in one.captions] for one in facts.samples]
-            as_int8 = self.infos[resolution].caption_storage == "int8"
-            tables[CAPTIONS] = captions_table(names, output.captions, as_int8=as_int8)
+            tables[CAPTIONS] = captions_table(names, output.captions, as_int8=self.infos[resolution].caption_storage == "int8")
         return tables
 
     def _shared_captions(self, unit: FeatureUnit, first: Commit) -> dict[str, CommittedFile]:
