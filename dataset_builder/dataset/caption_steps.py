@@ -109,8 +109,9 @@ def row_steps(recipe: RecipeConfig) -> Iterator[Step]:
 
 def keep_survey(state: SelectionState) -> None:
     """Makes the view `candidates` and the table `survey`. Raises UserError for SQL that is none and for unknown columns."""
-    for condition in filter(None, [state.config.where, *state.conditions.values()]):
-        state.bench.statements(f"SELECT {condition}")  # one expression, whose brackets are its own
+    for setting, conditions in (("where", [state.config.where]), ("splits", state.conditions.values())):
+        for condition in filter(None, conditions):
+            state.bench.check_condition(condition, setting=setting)
     candidates = [_candidates_sql(state, number) for number in range(len(state.names))]
     state.bench.define("candidates", " UNION ALL BY NAME ".join(candidates))
     drops = " ".join(f"WHEN {step.drops} THEN {number}" for number, step in enumerate(state.steps))

@@ -9,6 +9,7 @@ no setting, no environment, and it writes nowhere. `open_workbench` opens severa
 import difflib
 import posixpath
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Connection = duckdb.DuckDBPyConnection
 _BATCH_ROWS = 4096
 _OLDEST_READER = "v1.3.0"  # the first DuckDB that knows the lambdas of the macros
-# What does not fit is spilled to a temporary folder: memory does not grow with the number of captions.
+# What does not fit is spilled to a temporary folder, up to half of its free disk: memory does not grow with the captions.
 _MEMORY_LIMIT = "3GB"
 # The unit of a file of a run, or the block of its sums: its name begins with it.
 _UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) AS INTEGER)"
@@ -131,19 +132,24 @@ class Database:
             self._check(statement)
         return [statement.query for statement in found]
 
+    def check_condition(self, sql: str, *, setting: str = "") -> None:
+        """Raises UserError for SQL that is no single expression: in parentheses it would fail, or add to what is around."""
+        try:
+            found = [self.statements(f"SELECT {before}{sql}\n{after}") for before, after in (("", ""), ("(", ")"))]
+        except UserError as error:
+            raise UserError(f"the SQL condition is no single expression: {error}", setting=setting) from None
+        if any(len(statements) != 1 for statements in found):
+            raise UserError("the SQL condition is no single expression: expected one without ;", setting=setting)
+
     def hints(self, sql: str) -> list[str]:
         """Explanations of empty views that a statement names, and what to type."""
         return [hint for view, hint in self._empty_views.items() if re.search(rf"\b{view}\b", sql, re.IGNORECASE)]
 
     def fetch(self, sql: str) -> "pa.Table":
         """All rows of one statement. Raises UserError as `batches` does."""
-        import pyarrow as pa
-
-        schema, batches = None, []
         with self._result(sql) as result:
-            reader = result.to_arrow_reader(_BATCH_ROWS)
-            schema, batches = reader.schema, list(reader)
-        return pa.Table.from_batches(batches, schema=schema)
+            table: pa.Table = result.to_arrow_reader(_BATCH_ROWS).read_all()
+        return table
 
     def batches(self, sql: str) -> "Iterator[pa.RecordBatch]":
         """The rows of one statement, streamed; at least one batch, so that the columns are known.
@@ -194,17 +200,15 @@ class Database:
         return statements[0]
 
     def _check(self, statement: duckdb.Statement) -> None:
-        if statement.type == duckdb.StatementType.SELECT:
-            return
-        if statement.type == duckdb.StatementType.EXPLAIN:
+        kinds = [_kind(statement)]
+        if kinds == ["EXPLAIN"]:
             explained = _EXPLAIN.sub("", statement.query, count=1)
-            kinds = [inner.type for inner in self._connection.extract_statements(explained)]
-            if kinds == [duckdb.StatementType.SELECT]:
-                return
-        kind = statement.type.name.replace("_", " ")
-        raise UserError(
-            f"{kind} statements are not allowed, because access is read-only: use SELECT, DESCRIBE, SUMMARIZE or EXPLAIN"
-        )
+            kinds = [_kind(inner) for inner in self._connection.extract_statements(explained)]
+        if kinds != ["SELECT"]:
+            raise UserError(
+                f"{_kind(statement)} statements are not allowed, because access is read-only: use SELECT, DESCRIBE, SUMMARIZE "
+                "or EXPLAIN"
+            )
 
     def _explain(self, error: Exception) -> str:
         """duckdb's error as one line that ends in what to do."""
@@ -214,6 +218,8 @@ class Database:
         macro = re.search(r"(?:Function|Macro) with name \"?(.+?)\"? does not exist", message)
         if macro and (near := difflib.get_close_matches(macro.group(1), [name.partition("(")[0] for name in MACROS], n=1)):
             return f"there is no {macro.group(1)}(): did you mean {near[0]}()?"
+        if "Out of Memory Error" in message:
+            return f"the query needs more than {_MEMORY_LIMIT} of memory or half of the free disk: narrow it by WHERE or LIMIT"
         first = " ".join(message.split("\n\nLINE", maxsplit=1)[0].split())
         # Without a file of that name, duckdb looks for a folder, where it may not, or takes the name for a pattern.
         lost = re.search(r'Cannot access file "(.+)/\*\*/|No files found that match the pattern "([^"]+)"', message)
@@ -286,6 +292,7 @@ def scratch_database(directory: str) -> Iterator[duckdb.DuckDBPyConnection]:
 def _scratch() -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="t2i-sql-") as directory, scratch_database(directory) as connection:
         connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
+        connection.execute(f"SET max_temp_directory_size = '{shutil.disk_usage(directory).free // 2} bytes'")
         yield connection
 
 
@@ -389,6 +396,13 @@ def _create_table(connection: duckdb.DuckDBPyConnection, name: str, table: "pa.T
     connection.register("arrow", table)
     connection.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow")
     connection.unregister("arrow")
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    try:
+        return statement.type.name.replace("_", " ")
+    except ValueError:  # UPDATE EXTENSIONS and others have a number alone in Python
+        return "such"
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:

@@ -186,6 +186,9 @@ def find_dataset(url: str) -> DatasetFiles | None:
     if record.get("schema_version") != DATASET_VERSION:
         found = record.get("schema_version")
         raise UserError(f"{url} has schema version {found}, this program reads {DATASET_VERSION}: build it again")
+    for file in record["files"]:
+        if file["path"].startswith("/") or ".." in file["path"].split("/"):
+            raise UserError(f"{url}/{DATASET_RECORD} names {file['path']}, a file outside of the data set: build it again")
     return DatasetFiles(folder, record, newest_scores(folder))
 
 

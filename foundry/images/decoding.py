@@ -5,6 +5,7 @@ would show it. Colour profiles (ICC) are not applied.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2"}
 
 MAX_ASPECT_RATIO = 50
 """Longer side by shorter one at most: a processor that makes the shorter side 336 px makes 1 x 4000 into 336 x 1,344,000."""
+MAX_JPEG_SCANS = 100
+"""Scans of a JPEG at most. Encoders write 20 and fewer; each takes time for all pixels, however few its bytes."""
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_JPEG_SCAN = 0xDA
+_JPEG_STOP = 0xD9
 _PNG_NOTES = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 _JPEG_END = b"\xff\xd9"
 _JPEG_FILLER = bytes(range(1, 255)) * 16
@@ -109,14 +115,14 @@ def image_suffix(data: bytes) -> str:
     As in decode_image, texts and a colour profile that Pillow refuses make no PNG a broken one.
     """
     bare = _without_notes(data) if data.startswith(_MAGICS["PNG"]) else data
-    with _failures_named(data), _open(bare) as image:
+    with _failures_named(data), _open(bare, max_pixels=None) as image:
         return suffix_of_format(image.format)
 
 
 def is_plain(data: bytes) -> bool:
     """Whether Pillow decodes an image as it is: no PNG with long texts, no JPEG without its end, which decode_image takes."""
     try:
-        with _failures_named(data), _open(data) as image:
+        with _failures_named(data), _open(data, max_pixels=None) as image:
             image.load()
     except ImageError:
         return False
@@ -129,7 +135,9 @@ def suffix_of_format(image_format: str | None) -> str:
 
 
 def _decode(data: bytes, *, limits: DecodeLimits, target_side_px: int | None) -> DecodedImage:
-    with _failures_named(data), _open(data) as image:
+    if data.startswith(_MAGICS["JPEG"]):
+        _check_scans(data)
+    with _failures_named(data), _open(data, max_pixels=limits.max_image_pixels) as image:
         size = image.size
         _check_size(size, limits)
         if target_side_px is not None:
@@ -177,9 +185,12 @@ def _without_notes(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _open(data: bytes) -> Image.Image:
-    # Our own limit holds instead of Pillow's, which warns at half of it and cannot be raised for one call.
-    Image.MAX_IMAGE_PIXELS = None
+def _open(data: bytes, *, max_pixels: int | None) -> Image.Image:
+    """Opens an image, in which another may lie: that of an ICO is decoded here, so Pillow has to know the limit too.
+
+    Pillow warns above its limit and refuses twice of it; _check_size has the exact one.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
     Image.init()  # Registers all formats, the first time; open() alone knows but the commonest and fails on the other names.
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
@@ -193,10 +204,19 @@ def _failures_named(data: bytes) -> Iterator[None]:
             yield
         except (ImageError, MemoryError):  # too little memory says nothing about the image
             raise
+        except Image.DecompressionBombError as error:
+            raise _too_large(error) from error
         except UnidentifiedImageError as error:
             raise _unidentified(data) from error
         except Exception as error:  # Decoders of hostile bytes raise anything: struct.error, IndexError, SyntaxError, …
             raise ImageError("broken", f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _too_large(error: Image.DecompressionBombError) -> ImageError:
+    """Pillow says the number of pixels alone."""
+    found = re.search(r"\d+", str(error))
+    num_pixels = f"{int(found[0]):,} pixels" if found else one_line(error)
+    return ImageError("too_many_pixels", f"{num_pixels}, the limit is {Image.MAX_IMAGE_PIXELS:,}")
 
 
 def _unidentified(data: bytes) -> ImageError:
@@ -213,6 +233,16 @@ def _unidentified(data: bytes) -> ImageError:
     if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf"):
         return ImageError("not_an_image", "HEIC, for which there is no decoder here: convert it to JPEG")
     return ImageError("not_an_image", f"no decoder knows it; it begins with {data[:12]!r}")
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Raises ImageError for a JPEG with more than MAX_JPEG_SCANS scans before its end; what follows the end is no image."""
+    position, num_scans = 2, 0
+    while (found := _JPEG_MARKER.search(jpeg, position)) and found[1][0] != _JPEG_STOP:
+        position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+        num_scans += found[1][0] == _JPEG_SCAN
+        if num_scans > MAX_JPEG_SCANS:
+            raise ImageError("broken", f"a JPEG of more than {MAX_JPEG_SCANS} scans: encoders write 20 and fewer")
 
 
 def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:

@@ -85,21 +85,24 @@ def read_rows(
     rows: Sequence[Mapping[str, Any]],
     read: Callable[[ImageReader, Mapping[str, Any]], ReadT],
     *,
+    reader: ImageReader | None = None,
     web: WebSettings | None = None,
 ) -> ReadRows[ReadT]:
     """Calls `read` for each of these rows (index.INDEX, or any table with a key and the columns of a reference).
+
+    `reader` reads the images, and is closed; none: one by one, those of the web as `web` says.
 
     An image that cannot be used becomes a rejected row. Raises StoreError if a store fails, so that nothing is rejected
     that may be read another day, and MemoryError; neither is an image's own fault.
     """
     found: ReadRows[ReadT] = ReadRows(images=[], rejected=[])
     refusals = Refusals(len(rows))
-    with ImageReader(web=web) as reader:
-        reader.expect(rows)
+    with reader or ImageReader(web=web) as opened:
+        opened.expect(rows)
         for row in rows:
             try:
                 with refusals.of_one_image():
-                    found.images.append(read(reader, row))
+                    found.images.append(read(opened, row))
             except ImageError as error:
                 found.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
     return found

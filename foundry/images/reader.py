@@ -9,10 +9,13 @@ import json
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
+
+import pyarrow as pa
 
 from foundry.errors import StoreError
 from foundry.images.index import LISTED, ImageReference
@@ -77,6 +80,11 @@ class RangeFile:
         self._is_remote = is_url(uri)
         self._spans: list[tuple[int, int]] = []
         self._buffers: list[tuple[int, bytes]] = []
+
+    def announce(self, offset: int, length: int) -> None:
+        """Says that a range of a local file will be read, by this process or others: the operating system reads it at once."""
+        if not self._is_remote and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Closes the file and drops what was fetched."""
@@ -180,6 +188,30 @@ class ImageReader:
         if max_bytes is not None and len(data) > max_bytes:
             raise _too_many_bytes(_name(reference), len(data), max_bytes)
         return data
+
+    def read_encoded(self, reference: ImageReference, *, max_bytes: int | None = None) -> bytes | None:
+        """The encoded image, which may be empty; None for a null in Parquet. Raises as `read`, which refuses both."""
+        return self._read_any(reference, max_bytes)
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """Bytes of a tar. Raises ImageError or StoreError."""
+
+        def read() -> bytes:
+            return self._open_tar(uri).read(start, length)
+
+        return retried(read, uri=uri, name=f"{uri}, bytes from {start:,}", before_retry=self._close_one)
+
+    def row_group_images(self, uri: str, first_row: int) -> Iterator[pa.Array]:
+        """The encoded images of the row group that begins at a row, in batches; nulls where a row names a file instead.
+
+        Raises what the store raises, ValueError where no row group begins there, and pa.ArrowException for a damaged file.
+        """
+        return self._open_parquet(uri).group_images(first_row)
+
+    def announce(self, uri: str, start: int, length: int) -> None:
+        """Says that bytes of a local tar will be read; one that cannot be opened says so when it is read."""
+        with suppress(OSError, StoreError):
+            self._open_tar(uri).announce(start, length)
 
     def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
         """Metadata from the index, the sidecars, and the other columns of a Parquet row; the first counts.

@@ -98,6 +98,11 @@ class PrecomputeConfig:
     """Minimum number of validation images, approximately; never more than a tenth of all."""
     seed: int = 0
     """Random seed for the shuffle."""
+    shuffle_gb: float = 16.0
+    """Disk of each node in GB, at most, for images of Parquet files and remote tars until all units that share them have read
+    them; at most half of what is free. 0: units read each image alone."""
+    shuffle_folder: str = ""
+    """Folder on the disk of each node for these images; empty: the system's folder for temporary files."""
     ignore: tuple[str, ...] = ("*.mask.png",)
     """Name patterns of files that a search of folders skips, such as masks next to images."""
     max_rejected: float | None = None
@@ -120,6 +125,7 @@ class PrecomputeConfig:
                 ("batch_px", "1 or more", self.batch_px >= 1),
                 ("teacher", "a name, and patch_px of 1 or more", self.teacher.name != "" and self.teacher.patch_px >= 1),
                 ("unit_size", "0 or more", self.unit_size >= 0),
+                ("shuffle_gb", "0 or more", self.shuffle_gb >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
                 ("min_validation", "0 or more", self.min_validation >= 0),
             ]

@@ -53,6 +53,8 @@ class StepRecord:
     """Images of all workers."""
     wait_s: float
     """Time that this worker waited for its data, in seconds."""
+    read_bytes: int = 0
+    """Bytes that this worker read for the step, see FeatureBatch."""
 
 
 @dataclass(eq=False)
@@ -211,15 +213,17 @@ class MetricsReporter:
         if interval is None:
             return
         values = interval.values()
-        table = torch.tensor(
-            [[float(own.double().sum()), step.wait_s] for step, own in zip(interval.steps, values.losses, strict=True)]
-        )
-        table = self._workers.sum(table.double())
+        rows = [
+            [float(own.double().sum()), step.wait_s, step.read_bytes]
+            for step, own in zip(interval.steps, values.losses, strict=True)
+        ]
+        table = self._workers.sum(torch.tensor(rows, dtype=torch.float64))
         means = [float(total) / step.batch_size for total, step in zip(table[:, 0], interval.steps, strict=True)]
         self._check_finite(interval, values, means)
         self._name_spikes(interval, values.losses, means)
         added = self._technique_means(interval, values)
-        self._write(interval, values.norms, means, added, wait_s=float(table[:, 1].sum()) / self._workers.num)
+        wait_s, read_bytes = float(table[:, 1].sum()) / self._workers.num, float(table[:, 2].mean())
+        self._write(interval, values.norms, means, added, wait_s=wait_s, read_bytes=read_bytes)
 
     def _technique_means(self, interval: _Interval, values: _Values) -> dict[str, float]:
         """The mean loss of each technique, over the steps in which it acted."""
@@ -235,7 +239,14 @@ class MetricsReporter:
         return {name: float(total) / images[name] for name, total in zip(names, self._workers.sum(sums), strict=True)}
 
     def _write(
-        self, interval: _Interval, norms: list[float], means: list[float], added: dict[str, float], *, wait_s: float
+        self,
+        interval: _Interval,
+        norms: list[float],
+        means: list[float],
+        added: dict[str, float],
+        *,
+        wait_s: float,
+        read_bytes: float,
     ) -> None:
         last = interval.steps[-1]
         images = sum(step.batch_size for step in interval.steps)
@@ -253,6 +264,7 @@ class MetricsReporter:
             "images_per_s": images / interval.seconds,
             "overall_images_per_s": speed,
             "data_wait": wait_s / interval.seconds,
+            "read_bytes": read_bytes,
             "mfu": flops / self._workers.num / self._peak_flops if self._peak_flops else None,
             "memory_bytes": _peak_memory(self._workers.device),
             "eta_s": last.images_left / speed,

@@ -14,11 +14,12 @@ from model.lora.settings import Injection
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
 from trainer.config.train import PAPER, TrainConfig
-from trainer.planning.config import DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.planning.config import DiskPlan, EncodingPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.dataset import dataset_size
-from trainer.planning.encoding import encoding_plan
+from trainer.planning.encoding import VAE_DOWNSAMPLING, is_t5, t5_flops, vae_flops
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
+from trainer.planning.project import project_costs
 from trainer.planning.techniques import TechniqueCost, planned_adaptation, technique_costs
 from trainer.stages import choose_stage, named_by, offered, stages_of
 
@@ -70,7 +71,8 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
 def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
     """All figures, with the settings."""
     rows = [{**asdict(rung), "passes": rung.passes} for rung in rungs]
-    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
+    found = {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
+    return found | ({"project": [asdict(step) for step in project_costs(rungs, config)]} if config.project else {})
 
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
@@ -104,7 +106,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         control_values=adapted.num_parameters if isinstance(adapted, ControlSizes) else 0,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
-        encoding=encoding_plan(
+        encoding=_encoding_plan(
             config,
             resolution=rung.resolution,
             num_images=dataset.num_images,
@@ -176,6 +178,7 @@ def _memory_plans(
                 optim=train.optim,
                 techniques=techniques,
                 adapted=adapted,
+                accumulates=num_images < rung.batch_size // num_gpus,
             )
             plan = MemoryPlan(
                 sharding=sharding,
@@ -210,6 +213,22 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
         captions_int8=captions * int8,
         texts=captions * text,
     )
+
+
+def _encoding_plan(
+    config: PlanConfig, *, resolution: int, num_images: int, has_captions: bool, images_each: int = 1
+) -> EncodingPlan | None:
+    """The work of a rung's features; None for encoders of other sizes than PixArt-alpha's, which a plan does not know.
+
+    `images_each`: images that are encoded of each, 2 with control images.
+    """
+    if config.downsampling != VAE_DOWNSAMPLING or (has_captions and not is_t5(config.caption_width)):
+        return None
+    image = images_each * vae_flops(resolution, latent_channels=config.latent_channels)
+    caption = t5_flops(config.caption_tokens) if has_captions else 0.0
+    flops = num_images * (image + config.caption_variants * caption)
+    hours = flops / (config.device.peak_flops * config.utilisation * 3600)
+    return EncodingPlan(flops_per_image=image, flops_per_caption=caption, flops=flops, gpu_hours=hours)
 
 
 def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:

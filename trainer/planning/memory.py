@@ -7,6 +7,7 @@ Assumptions, on the safe side:
 - eager, which torch.compile undercuts; attention does not materialise its matrix (flash or memory-efficient kernels);
 - gradients are there during the next forward and backward pass, as they are when batches are accumulated;
 - every caption has the longest length; DDP's buckets are the gradients themselves (gradient_as_bucket_view);
+- while micro-batches are accumulated, FSDP keeps the gradients whole on every GPU;
 - autocast keeps a copy of the blocks' matrices in bf16; under FSDP those of text blocks arrive so, two blocks at a time;
 - model.generation.memory.OVERHEAD_BYTES for CUDA's context, workspaces and the allocator's gaps.
 """
@@ -105,8 +106,11 @@ def training_memory(
     optim: OptimConfig,
     techniques: Sequence[TechniqueCost] = (),
     adapted: Injection | ControlSizes | None = None,
+    accumulates: bool = False,
 ) -> TrainingMemory:
     """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision.
+
+    `accumulates`: a GPU's share of a batch is more than one micro-batch.
 
     `adapted`: the settings of a LoRA, or the sizes of a control, that is trained in place of the weights.
     """
@@ -123,10 +127,12 @@ def training_memory(
     if isinstance(adapted, Injection) and adapted.base == "int8":  # whole on every GPU, and no copies of them
         frozen = _FLOAT_BYTES * (counted.all - counted.matrices) / shared_by
         weights, copies = frozen + _FLOAT_BYTES * counted.matrices - counted.saved_by_int8 + trained, 0
-    gathered = 0
+    gathered = 0.0
     if shared_by > 1:  # two blocks' weights, their gradients before and after the cast; all else whole, and its gradients
         rest = counted.all - config.depth * counted.block
         gathered = (3 if low and travels_low else 4) * _FLOAT_BYTES * counted.block + 2 * _FLOAT_BYTES * rest
+        if accumulates:
+            gathered += trained * shared_by
     return TrainingMemory(
         weights=weights,
         gradients=trained,

@@ -166,6 +166,7 @@ def step_record(
         flops=_batch_flops(parts, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size + added,
         batch_size=rung.batch_size,
         wait_s=wait_s,
+        read_bytes=batch.read_bytes,
     )
 
 

@@ -20,8 +20,8 @@ from tests.trainer.tiny_training import (
     continued_from,
     newest_of,
     newest_weights,
+    run_until_killed,
     tiny_config,
-    train_until_killed,
     training_losses,
     write_store,
 )
@@ -80,7 +80,7 @@ def test_losses_are_those_of_the_first_day(unbroken: TrainConfig) -> None:
 
 def test_a_killed_training_resumes_bit_for_bit(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
-    train_until_killed(config, "step 8 ")  # two steps after the second checkpoint, or while that is being written
+    run_until_killed(config, "step 8 ")  # two steps after the second checkpoint, or while that is being written
     newest = newest_checkpoint(tmp_path / "runs" / "alignment")
     assert newest is not None and 12 <= int(newest.name) <= 36
     assert main(config) == 0

@@ -20,7 +20,8 @@ METRICS = "metrics.jsonl"
 FOLDER = "trackers"
 SAMPLES = "samples"
 _SCALARS = (
-    *("loss", "gradient_norm", "lr", "images_per_s", "overall_images_per_s", "data_wait", "mfu", "memory_bytes", "eta_s"),
+    *("loss", "gradient_norm", "lr", "images_per_s", "overall_images_per_s", "data_wait", "read_bytes", "mfu"),
+    *("memory_bytes", "eta_s"),
     "usual_loss",
 )
 
