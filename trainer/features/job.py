@@ -245,8 +245,7 @@ class PrecomputeJob:
         encoded = time.perf_counter()
         captions = None
         if engine.text_encoder is not None and payload.texts:
-            found = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one)
-            captions = found.to("cpu", torch.bfloat16)
+            captions = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one).to("cpu", torch.bfloat16)
         seconds = {"vae": encoded - started, "t5": time.perf_counter() - encoded}
         return Output(latents=latents, captions=captions, seconds=seconds, control=control)
 
