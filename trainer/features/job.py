@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype, own_device, resolve_dtype
+from foundry.hardware import AUTO, Dtype, Halving, own_device, resolve_dtype
 from foundry.images.ahead.extents import ExtentCache
 from foundry.images.ahead.reading import read_ahead
 from foundry.images.decoding import DecodeLimits
@@ -89,6 +89,7 @@ class Engine:
 
     vae: VAE
     text_encoder: TextEncoder | None
+    vae_batches: Halving = field(default_factory=Halving)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,18 +239,15 @@ class PrecomputeJob:
         import torch
 
         started = time.perf_counter()
-        latents = {
-            resolution: self._encode(engine.vae, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
-        }
+        encode = partial(self._encode, engine, one_by_one=one_by_one)
+        latents = {resolution: encode(pixels) for resolution, pixels in payload.pixels.items()}
         control = {
-            resolution: self._encode(engine.vae, np.repeat(grey[..., None], 3, axis=3), one_by_one=one_by_one).mean
-            for resolution, grey in payload.control.items()
+            resolution: encode(np.repeat(grey[..., None], 3, axis=3)).mean for resolution, grey in payload.control.items()
         }
         encoded = time.perf_counter()
         captions = None
         if engine.text_encoder is not None and payload.texts:
-            found = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one)
-            captions = found.to("cpu", torch.bfloat16)
+            captions = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one).to("cpu", torch.bfloat16)
         seconds = {"vae": encoded - started, "t5": time.perf_counter() - encoded}
         return Output(latents=latents, captions=captions, seconds=seconds, control=control)
 
@@ -285,13 +283,15 @@ class PrecomputeJob:
     def _rows(self, unit: Unit) -> list[dict[str, Any]]:
         return read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
 
-    def _encode(self, vae: VAE, pixels: Pixels, *, one_by_one: bool) -> LatentDistribution:
+    def _encode(self, engine: Engine, pixels: Any, *, one_by_one: bool) -> LatentDistribution:
         import torch
 
-        size = 1 if one_by_one else max(1, self.encoders.batch_px // (pixels.shape[1] * pixels.shape[2]))
-        # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
-        batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
-        found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
+        def encode(batch: Any) -> LatentDistribution:
+            # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
+            return engine.vae.encode(to_signed(torch.from_numpy(batch.copy()).to(engine.vae.model.device)))
+
+        size, cost = 1 if one_by_one else self.encoders.batch_px, pixels.shape[1] * pixels.shape[2]
+        found = engine.vae_batches.run(pixels, encode, size=size, cost=cost)
         mean = torch.cat([one.mean for one in found]).to("cpu")
         variances = [one.log_variance for one in found if one.log_variance is not None]
         return LatentDistribution(mean, torch.cat(variances).to("cpu") if variances else None)

@@ -5,6 +5,7 @@ Latents of a sample are the mean that the VAE gave. Shapes: n samples of the uni
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,11 +147,12 @@ class TeacherJob:
 
         cell = self.info.patch_px // self.features.downsampling
         grid = (payload.mean.shape[2] // cell, payload.mean.shape[3] // cell)
-        latents = engine.vae.scale.to_latents(torch.from_numpy(payload.mean.copy())).to(engine.vae.model.device)
-        found = [
-            F.normalize(engine.features(part, grid), dim=2).half().cpu()
-            for part in latents.split(1 if one_by_one else len(latents))
-        ]
+        latents: Any = engine.vae.scale.to_latents(torch.from_numpy(payload.mean.copy())).to(engine.vae.model.device)
+
+        def look(batch: Any) -> torch.Tensor:
+            return F.normalize(engine.features(batch, grid), dim=2).half().cpu()
+
+        found = engine.batches.run(latents, look, size=1 if one_by_one else len(latents))
         return torch.cat(found).numpy()
 
     def finish(
