@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype, Halving, resolve_dtype
+from foundry.hardware import AUTO, Dtype, Halving, own_device, resolve_dtype
 from foundry.images.ahead.extents import ExtentCache
 from foundry.images.ahead.reading import read_ahead
 from foundry.images.decoding import DecodeLimits
@@ -145,12 +145,12 @@ class Encoders:
 
     def load_vae(self) -> VAE:
         """The VAE on this process's device."""
-        return load_vae(self.vae, device=_device())
+        return load_vae(self.vae, device=own_device())
 
     def load_text_encoder(self) -> TextEncoder:
         """T5 on this process's device."""
         assert self.text_encoder is not None
-        return load_text_encoder(self.text_encoder, device=_device())
+        return load_text_encoder(self.text_encoder, device=own_device())
 
     def describe(self) -> EncoderFacts:
         """Loads both and describes them. Raises UserError if one is unavailable."""
@@ -163,7 +163,7 @@ class Encoders:
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             num_bytes=_num_bytes(vae.model),
-            vae_dtype=resolve_dtype(self.vae.dtype, _device()),
+            vae_dtype=resolve_dtype(self.vae.dtype, own_device()),
         )
         if self.text_encoder is None:
             return facts
@@ -393,10 +393,3 @@ def _null_caption(encoder: TextEncoder) -> "torch.Tensor":
 
 def _num_bytes(model: "torch.nn.Module") -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _device() -> str:
-    """This process's GPU, where Ray or the user gave it one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
