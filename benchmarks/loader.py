@@ -52,12 +52,13 @@ def main(config: LoaderBenchConfig) -> int:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        figures = _reading(config, Path(directory)) | _drawing(config)
+        figures = loading_figures(config, Path(directory)) | drawing_figures(config)
     print_report("Loading of features", figures)
     return 0
 
 
-def _reading(config: LoaderBenchConfig, directory: Path) -> dict[str, float]:
+def loading_figures(config: LoaderBenchConfig, directory: Path) -> dict[str, float]:
+    """Images and bytes that one core loads in a second."""
     import torch
 
     from benchmarks.features import LATENT, LENGTHS, WIDTH, write_store
@@ -98,7 +99,8 @@ def _passes(config: LoaderBenchConfig, store_folder: Path) -> Callable[[], tuple
     return one_pass
 
 
-def _drawing(config: LoaderBenchConfig) -> dict[str, float]:
+def drawing_figures(config: LoaderBenchConfig) -> dict[str, float]:
+    """Milliseconds of ordering and drawing a rank's part."""
     import numpy as np
 
     from benchmarks.features import LATENT
