@@ -14,10 +14,16 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foundry.errors import UserError
+from trainer.config.running import DistributedConfig
 
 Result = TypeVar("Result")
+
+
+COPIES, SHARDS = "copies", "shards"
+"""Dimensions of a mesh of workers: each row holds all shards of a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,8 @@ class Workers:
     """A gloo group for flags and numbers on the CPU; none for one process."""
     saving: Any = None
     """Another, for the thread that writes checkpoints."""
+    meshes: dict[int, DeviceMesh] = field(default_factory=dict)
+    """Meshes made so far, by the number of shards of a copy."""
 
     @property
     def is_first(self) -> bool:
@@ -44,6 +52,29 @@ class Workers:
         """Waits until this worker's device has no work left."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def num_shards(self, config: DistributedConfig) -> int:
+        """Number of workers that share the weights of a copy. Raises UserError for groups of other sizes."""
+        if self.num == 1 or config.sharding == "ddp":
+            return 1
+        if config.sharding == "fsdp":
+            return self.num
+        shards = config.shard_workers or int(os.environ.get("LOCAL_WORLD_SIZE", str(self.num)))
+        if self.num % shards:
+            raise UserError(
+                f"hsdp: {self.num} workers do not make whole groups of {shards}: give a divisor of {self.num}",
+                setting="distributed.shard_workers",
+            )
+        return shards
+
+    def mesh(self, config: DistributedConfig) -> DeviceMesh:
+        """The mesh over which weights are sharded, and copied along its first dimension. All workers must call it."""
+        shards = self.num_shards(config)
+        if shards not in self.meshes:
+            copies = self.num // shards
+            shape, names = ((copies, shards), (COPIES, SHARDS)) if copies > 1 else ((shards,), (SHARDS,))
+            self.meshes[shards] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self.meshes[shards]
 
     def slice(self, batch_size: int) -> range:
         """The indices of the global batch that this worker reads. `batch_size` is a multiple of the number of workers."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from trainer.config.check import Check
 
-Sharding = Literal["ddp", "fsdp"]
+Sharding = Literal["ddp", "fsdp", "hsdp"]
 TRACKERS = ("wandb", "trackio", "mlflow", "tensorboard")
 
 
@@ -117,8 +117,10 @@ class DistributedConfig:
     """Settings of training on several workers. Ray starts them where --num_workers is more than 1."""
 
     sharding: Sharding = "ddp"
-    """Sharding: ddp (each worker holds all weights) or fsdp (each holds its shard of weights, gradients and optimiser;
-    FSDP2)."""
+    """Sharding: ddp (each worker holds all weights), fsdp (each holds its shard of weights, gradients and optimiser; FSDP2)
+    or hsdp (fsdp among the workers of a group, and a copy in each group, so that weights do not travel between nodes)."""
+    shard_workers: int = 0
+    """Workers of a group of hsdp; 0: those of a node."""
     max_failures: int = 3
     """Number of times that lost workers are replaced, from the last checkpoint, before the training stops."""
     cpus_per_worker: int = 1
@@ -133,6 +135,8 @@ class DistributedConfig:
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""
         return [
+            ("shard_workers", "0 or more", self.shard_workers >= 0),
+            ("shard_workers", "left out unless sharding is hsdp", not self.shard_workers or self.sharding == "hsdp"),
             ("max_failures", "0 or more", self.max_failures >= 0),
             ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),
             ("timeout_s", "1 or more", self.timeout_s >= 1),
