@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foundry.errors import UserError
-from trainer.config.running import DistributedConfig
 
 Result = TypeVar("Result")
 
@@ -53,28 +52,13 @@ class Workers:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def num_shards(self, config: DistributedConfig) -> int:
-        """Number of workers that share the weights of a copy. Raises UserError for groups of other sizes."""
-        if self.num == 1 or config.sharding == "ddp":
-            return 1
-        if config.sharding == "fsdp":
-            return self.num
-        shards = config.shard_workers or int(os.environ.get("LOCAL_WORLD_SIZE", str(self.num)))
-        if self.num % shards:
-            raise UserError(
-                f"hsdp: {self.num} workers do not make whole groups of {shards}: give a divisor of {self.num}",
-                setting="distributed.shard_workers",
-            )
-        return shards
-
-    def mesh(self, config: DistributedConfig) -> DeviceMesh:
+    def mesh(self, num_shards: int) -> DeviceMesh:
         """The mesh over which weights are sharded, and copied along its first dimension. All workers must call it."""
-        shards = self.num_shards(config)
-        if shards not in self.meshes:
-            copies = self.num // shards
-            shape, names = ((copies, shards), (COPIES, SHARDS)) if copies > 1 else ((shards,), (SHARDS,))
-            self.meshes[shards] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-        return self.meshes[shards]
+        if num_shards not in self.meshes:
+            copies = self.num // num_shards
+            shape, names = ((copies, num_shards), (COPIES, SHARDS)) if copies > 1 else ((num_shards,), (SHARDS,))
+            self.meshes[num_shards] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self.meshes[num_shards]
 
     def slice(self, batch_size: int) -> range:
         """The indices of the global batch that this worker reads. `batch_size` is a multiple of the number of workers."""

@@ -23,7 +23,6 @@ from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.train import TrainConfig
-from trainer.distributed import Workers
 from trainer.fit import main
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 
@@ -91,13 +90,12 @@ def test_copies_of_shards_train_what_one_does_and_fewer_workers_resume(tmp_path:
 
 def test_groups_of_shards_are_those_of_a_node_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    workers = Workers(num=4)
-    shards = [workers.num_shards(DistributedConfig(sharding=one)) for one in ("ddp", "fsdp", "hsdp")]  # type: ignore[arg-type]
-    assert shards == [1, 4, 2]
-    assert Workers().num_shards(DistributedConfig(sharding="fsdp")) == 1
-    assert workers.num_shards(DistributedConfig(sharding="hsdp", shard_workers=4)) == 4
+    assert DistributedConfig().num_shards(4) == 1
+    assert [DistributedConfig(sharding="fsdp").num_shards(num) for num in (1, 4)] == [1, 4]
+    assert DistributedConfig(sharding="hsdp").num_shards(4) == 2
+    assert DistributedConfig(sharding="hsdp", shard_workers=4).num_shards(4) == 4
     with pytest.raises(UserError, match="4 workers do not make whole groups of 3: give a divisor of 4"):
-        workers.num_shards(DistributedConfig(sharding="hsdp", shard_workers=3))
+        DistributedConfig(sharding="hsdp", shard_workers=3).num_shards(4)
     with pytest.raises(ValueError, match="shard_workers must be left out unless sharding is hsdp"):
         tiny_config(Path("run"), distributed=DistributedConfig(shard_workers=2))
 

@@ -1,8 +1,10 @@
 """Running: checkpoints, monitoring, and several workers."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
+from foundry.errors import UserError
 from trainer.config.check import Check
 
 Sharding = Literal["ddp", "fsdp", "hsdp"]
@@ -131,6 +133,20 @@ class DistributedConfig:
     """Timeout of a worker that waits for another one, in seconds."""
     wait_for_gpus_s: float = 0.0
     """Maximum time to wait for a GPU for each worker, on a cluster that adds nodes by itself, in seconds; 0: none."""
+
+    def num_shards(self, num_workers: int) -> int:
+        """Number of workers that share the weights of a copy. Raises UserError for groups of other sizes."""
+        if num_workers == 1 or self.sharding == "ddp":
+            return 1
+        if self.sharding == "fsdp":
+            return num_workers
+        shards = self.shard_workers or int(os.environ.get("LOCAL_WORLD_SIZE", str(num_workers)))
+        if num_workers % shards:
+            raise UserError(
+                f"hsdp: {num_workers} workers do not make whole groups of {shards}: give a divisor of {num_workers}",
+                setting="distributed.shard_workers",
+            )
+        return shards
 
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""

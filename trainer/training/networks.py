@@ -187,8 +187,9 @@ def make_state(
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
     model: torch.nn.Module = network
-    if workers.num_shards(config.distributed) > 1:
-        mesh = workers.mesh(config.distributed)
+    num_shards = config.distributed.num_shards(workers.num)
+    if num_shards > 1:
+        mesh = workers.mesh(num_shards)
         for block in (*network.text_adapter, *network.blocks, *network.control_blocks):
             fully_shard(block, mesh=mesh, mp_policy=_gathered(config))
         fully_shard(network, mesh=mesh)

@@ -167,7 +167,7 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
-    check_resume(config, start.checkpoint, info, num_shards=workers.num_shards(config.distributed), techniques=techniques)
+    check_resume(config, start.checkpoint, info, num_shards=config.distributed.num_shards(workers.num), techniques=techniques)
     if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
         source, max_caption_tokens=target.max_caption_tokens
     ):
@@ -187,7 +187,7 @@ def _state_on_base(
     techniques = open_techniques(config, target, store, workers)
     if start.resumes:
         check_resume(
-            config, start.checkpoint, store.info, num_shards=workers.num_shards(config.distributed), techniques=techniques
+            config, start.checkpoint, store.info, num_shards=config.distributed.num_shards(workers.num), techniques=techniques
         )
     base, name = find_base(start.checkpoint, resumes=start.resumes)
     check_same_network(read_transformer_config(base), target, checkpoint=base)

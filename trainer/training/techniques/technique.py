@@ -93,8 +93,8 @@ def share(technique: Technique, *, workers: Workers, config: DistributedConfig) 
     has_weights = any(parameter.requires_grad for parameter in technique.parameters())
     if workers.num == 1 or not has_weights:
         return SharedTechnique(technique, technique)
-    if workers.num_shards(config) > 1:
-        fully_shard(technique, mesh=workers.mesh(config))
+    if (num_shards := config.num_shards(workers.num)) > 1:
+        fully_shard(technique, mesh=workers.mesh(num_shards))
         return SharedTechnique(technique, technique)
     return SharedTechnique(technique, DistributedDataParallel(technique, gradient_as_bucket_view=True))
 
