@@ -6,13 +6,13 @@ precompute reads them, through the extents that units of a node share.
 
 images_per_s, hash_order_images_per_s          images read in a second
 speedup                                        the first over the second
-mb_per_image, hash_order_mb_per_image          MB that the process reads from files for an image of image_kb
-disk_mb_per_image                              MB that are written to the node's disk for an image, where units share it
+cpu_ms_per_image, hash_order_cpu_ms_per_image  time of processors for an image, which other processes disturb less
+mb_per_image, hash_order_mb_per_image          MB that are read from Parquet for an image of image_mb
+disk_mb_per_image                              MB of it that are written to the node's disk, where its units read them
 
 The mix, of a plan of so many tars of equal size (no images are read):
 
 sources_per_unit, uniform_sources_per_unit     tars that the 256 images of a unit are from; and were each drawn from all images
-places_per_unit                                blocks of neighbours that they are from
 largest_share                                  largest share of a unit's images that one tar has, over all units
 sources_per_window                             tars in four units, which training shuffles together
 """
@@ -117,28 +117,26 @@ def _reading(config: PrecomputeReadingConfig, directory: Path) -> dict[str, floa
         "images_per_s": speed,
         "hash_order_images_per_s": old_speed,
         "speedup": speed / old_speed,
+        "cpu_ms_per_image": now.cpu_seconds / config.images * 1000,
+        "hash_order_cpu_ms_per_image": before.cpu_seconds / config.hash_order_images * 1000,
         "image_mb": num_bytes / 1e6,
-        "mb_per_image": now.read_bytes / config.images / 1e6,
+        "mb_per_image": (now.read_bytes / config.images - num_bytes) / 1e6,  # each is read once more, from the node's disk
         "hash_order_mb_per_image": before.read_bytes / config.hash_order_images / 1e6,
         "disk_mb_per_image": written / config.images / 1e6,
     }
 
 
 def _mix(config: PrecomputeReadingConfig, directory: Path) -> dict[str, float]:
-    from trainer.features.plan import BLOCK_SAMPLES
-
     tars = {f"s3://bucket/{number:05}.tar": config.images_per_tar for number in range(config.tars)}
     source = _Source(tars, config.image_kb * 1000, is_parquet=False)
     units = [rows for rows in _plan(directory / "mix", source) if len(rows) == _UNIT]
     counts = [Counter(row["uri"] for row in rows) for rows in units]
-    places = [{(row["uri"], int(row["key"].rsplit("/", 1)[1]) // BLOCK_SAMPLES) for row in rows} for rows in units]
     random = sorted(range(len(units)), key=lambda number: hashlib.md5(str(number).encode()).digest())  # as training takes them
     windows = [set().union(*(counts[unit] for unit in random[start : start + 4])) for start in range(0, len(random) - 3, 4)]
     return {
         "sources": config.tars,
         "sources_per_unit": fmean(map(len, counts)),
         "uniform_sources_per_unit": config.tars * (1 - (1 - 1 / config.tars) ** _UNIT),
-        "places_per_unit": fmean(map(len, places)),
         "largest_share": max(max(count.values()) for count in counts) / _UNIT,
         "sources_per_window": fmean(map(len, windows)),
     }
@@ -179,17 +177,19 @@ def _read(reader: "ImageReader", row: Mapping[str, Any]) -> int:
 
 
 class _Clock:
-    """Seconds of a block, and bytes that this process read from files in it, from the page cache or not (Linux)."""
+    """Seconds of a block, those of processors, and bytes that this process read from files in it, cached or not (Linux)."""
 
     seconds = 0.0
+    cpu_seconds = 0.0
     read_bytes = 0
 
     def __enter__(self) -> "_Clock":
-        self._started, self._before = time.perf_counter(), _bytes_read()
+        self._started, self._cpu, self._before = time.perf_counter(), time.process_time(), _bytes_read()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = time.process_time() - self._cpu
         self.read_bytes = _bytes_read() - self._before
 
 

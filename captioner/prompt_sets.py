@@ -26,6 +26,7 @@ from typing import Any
 from captioner.prompts import Prompt, PromptSet
 from captioner.structured.scene_schema import SCENE_SCHEMA
 from foundry.errors import UserError, one_line
+from foundry.settings.yaml_text import load_yaml
 
 # Source: PixArt-alpha (arXiv 2310.00426), section 2.4: the prompt given to LLaVA.
 _DENSE = Prompt(name="dense", text="Describe this image and its style in a very detailed manner")
@@ -150,7 +151,7 @@ def _read_yaml(path: Path) -> PromptSet:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the prompts {path} cannot be read ({error.strerror}): check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

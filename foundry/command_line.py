@@ -31,10 +31,11 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from foundry.commands import as_typed, extra_of
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
 from foundry.reporting.lines import LOG_FORMAT, LogFormat, asked_format, choose_format, say
+from foundry.settings.yaml_text import load_yaml
 from foundry.wording import model_choices, say_missing, say_type
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def run_command(
         print(f"{parser.format_usage()}{parser.epilog}\n{prog} --help explains the options", file=sys.stderr)
         return 2
     try:
+        _check_files(arguments)
         parser.set_defaults(_preset_values(arguments, presets or {}))
         values = parser.parse_args(_name_all(arguments, hints | {LOG_FORMAT: LogFormat}, positional=positional))
     except argparse.ArgumentError as error:
@@ -345,8 +347,7 @@ def _preset_values(arguments: Sequence[str], presets: Presets) -> dict[str, Any]
     """The defaults that the presets chosen in the arguments, else in the files, give; nested fields by dotted name."""
     values: dict[str, Any] = {}
     for name, choices in presets.items():
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        early.add_argument("--config", action="append", default=[])
+        early = _early_parser()
         early.add_argument(f"--{name}", dest="chosen")
         given, _ = early.parse_known_args(arguments)
         chosen = given.chosen or next(filter(None, (_file_value(path, name) for path in reversed(given.config))), None)
@@ -355,11 +356,26 @@ def _preset_values(arguments: Sequence[str], presets: Presets) -> dict[str, Any]
     return values
 
 
+def _early_parser() -> argparse.ArgumentParser:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", action="append", default=[])
+    return early
+
+
+def _check_files(arguments: Sequence[str]) -> None:
+    """Raises ArgumentError for a file that is no YAML or repeats too much of itself, in which the parser would be lost."""
+    for path in _early_parser().parse_known_args(arguments)[0].config:
+        try:
+            with contextlib.suppress(OSError):
+                load_yaml(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError) as error:
+            raise argparse.ArgumentError(None, f"{path} is not valid YAML ({one_line(error)}): correct the file") from None
+
+
 def _file_value(path: str, name: str) -> Any:
-    with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says what is wrong with the file
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError):  # the parser says what is wrong with the file
+        content = load_yaml(Path(path).read_text(encoding="utf-8"))
         return content.get(name) if isinstance(content, dict) else None
-    return None
 
 
 def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str) -> str:

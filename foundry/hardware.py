@@ -41,6 +41,13 @@ _MMAP_THRESHOLD_BYTES, _TRIM_THRESHOLD_BYTES, _TOP_PAD_BYTES = 1 << 30, 1 << 34,
 _LARGEST_INT = (1 << 31) - 1
 
 
+def own_device() -> str:
+    """This process's GPU, where Ray or the user gave it one; else its CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_dtype(dtype: str, device: str) -> Dtype:
     """`dtype` itself, or what `auto` means on a torch device (cpu, cuda, cuda:1, mps). Raises UserError as auto_dtype."""
     return auto_dtype(device) if dtype == AUTO else dtype  # type: ignore[return-value]

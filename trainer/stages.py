@@ -36,6 +36,7 @@ from typing import Any
 import yaml
 
 from foundry.errors import UserError
+from foundry.settings.yaml_text import load_yaml
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig, ObjectiveConfig
@@ -246,7 +247,7 @@ def _sections(path: str) -> dict[str, Any] | None:
 def _content(path: str) -> dict[str, Any]:
     """The settings of a file; none if it cannot be read or has something else."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -31,8 +31,8 @@ LOCKS = (
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
-"""The statements after which a database reads only the files in its variables `readable` and `readable_folders`, no variables of
-this process and no extensions from the network; then nothing can be changed."""
+"""The statements after which a database reads only the files in its variables `readable` and `readable_folders`, no variables
+of this process and no extensions from the network; then nothing can be changed."""
 
 OWN_COLUMNS = (
     *("run", "unit", "value", "flag", "is_edited", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),

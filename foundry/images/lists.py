@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -302,13 +302,15 @@ def _doubtful(lines: "_Lines", uri: str) -> SourceError:
 
 def _distinct(header: Sequence[str]) -> list[str]:
     """The names of the columns; the second of one name is `name_2`, so that no value is lost."""
-    names: list[str] = []
+    names: dict[str, None] = {}
+    times: Counter[str] = Counter()
     for name in header:
-        number = 1
-        while (numbered := name if number == 1 else f"{name}_{number}") in names:
-            number += 1
-        names.append(numbered)
-    return names
+        numbered = name
+        while numbered in names:
+            times[name] += 1
+            numbered = f"{name}_{times[name] + 1}"
+        names[numbered] = None
+    return list(names)
 
 
 class _Lines:

@@ -223,6 +223,9 @@ class ParquetRows:
         """Next batch; after a failure the row group is started again, so that each of its rows fails with the true cause."""
         try:
             return next(self._batches)
+        except StopIteration:
+            self._group = -1
+            raise EOFError("its row group has fewer rows than the footer says") from None
         except Exception:
             self._group = -1
             raise

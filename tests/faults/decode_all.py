@@ -36,10 +36,10 @@ def main(folder: str) -> None:
             assert image.width * image.height <= LIMITS.max_image_pixels
             outcomes["decoded"] += 1
         slowest = max(slowest, (time.process_time() - began, path.name))
-    print(json.dumps({"outcomes": outcomes, "seconds": slowest[0], "slowest": slowest[1], "peak_mb": _peak_mb()}))
+    print(json.dumps({"outcomes": outcomes, "seconds": slowest[0], "slowest": slowest[1], "peak_mb": peak_mb()}))
 
 
-def _peak_mb() -> int:
+def peak_mb() -> int:
     """The most memory of this process; ru_maxrss would begin with that of the process that started it."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10

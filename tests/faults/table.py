@@ -39,6 +39,24 @@ FAULTS = {
         "images in the run",
         _IMAGES,
     ),
+    "files": Fault(
+        "damaged containers, lists, settings, weights",
+        "opened or refused in one line; each image read or rejected; never executed",
+        "tar, Parquet, jsonl, csv, tsv, YAML, safetensors, npz and pth by the same fuzzer",
+        _FILES,
+    ),
+    "crafted files": Fault(
+        "links, bombs, lies and pickles in such files",
+        "opened or refused in one line; memory and time bounded; never executed",
+        "files made for the purpose",
+        _FILES,
+    ),
+    "parsed": Fault(
+        "random texts for sidecars, lists, captions and prompts",
+        "parsed or refused, and nothing else",
+        "texts that hypothesis makes up",
+        _FILES,
+    ),
     "SQL": Fault(
         "SQL that reads or writes elsewhere",
         "refused in one line; no file read or written, no connection made",
@@ -58,6 +76,24 @@ FAULTS = {
         _SQL,
     ),
     "names": Fault("SQL in names of columns and prompts", "names stay names, in query, build and export", "names", _SQL),
+    "texts": Fault(
+        "HTML, scripts, formulas, control and bidirectional characters",
+        "shown as text: in reports, cards, the studio, csv, logs and errors",
+        "texts in keys, paths, alt texts, captions, nouns and metadata, each looked at in seven places",
+        _TEXTS,
+    ),
+    "requests": Fault(
+        "malformed, oversized, foreign and unauthorised requests",
+        "refused with a status and a message; the server answers the next request",
+        "requests to the servers of captions and images and to the studio",
+        _SERVERS,
+    ),
+    "connections": Fault(
+        "slow and idle clients", "others are answered meanwhile", "connections that send half a request", _SERVERS
+    ),
+    "secrets": Fault(
+        "keys and tokens", "in no file, log, error, record or argument of a process", "places that were searched", _SECRETS
+    ),
 }
 """Faults by the name under which tests count them."""
 _HEAD = "| fault | what is promised | what was tried | how often | command |\n|---|---|---|---:|---|"

@@ -11,6 +11,7 @@ import yaml
 
 from foundry.command_line import read_settings
 from foundry.errors import UserError
+from foundry.settings.yaml_text import load_yaml
 from trainer.comparison.config import CompareConfig
 from trainer.config.ladder import Rung
 from trainer.config.techniques import STORED
@@ -118,7 +119,7 @@ def _read_part(word: str, config: CompareConfig) -> tuple[str, Mapping[str, Any]
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}", setting="arms") from None
     if not isinstance(found, dict):

@@ -5,7 +5,6 @@ Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6: |m1 - m2|² + trace(C
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 from foundry.storage.folder import new_file
 
 
@@ -53,14 +52,14 @@ def read_statistics(path: Path, *, width: int, taken_by: Mapping[str, str]) -> S
     """Reads an .npz with `mu` and `sigma`. Raises UserError for another file or width, or one computed in another way."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("mu", "sigma")}
+            found = {name: np.asarray(file[name], np.float64) for name in ("mu", "sigma")}
             said = json.loads(str(file["taken_by"])) if "taken_by" in file else {}
             num_images = int(file["num_images"]) if "num_images" in file else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes make numpy, zipfile and zlib raise anything, MemoryError among it
         raise UserError(
-            f"{path} is not a file of statistics, an .npz with mu and sigma ({error}): give a folder of images"
+            f"{path} is not a file of statistics, an .npz with mu and sigma ({one_line(error)}): give a folder of images"
         ) from error
-    mean, covariance = found["mu"].astype(np.float64), found["sigma"].astype(np.float64)
+    mean, covariance = found["mu"], found["sigma"]
     if mean.shape != (width,) or covariance.shape != (width, width):
         raise UserError(
             f"{path} is about {mean.size} features, the evaluation about {width}: choose the layer",

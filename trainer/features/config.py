@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
+from foundry.images.web.settings import WebSettings
 from foundry.storage.locations import normalise
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
@@ -107,6 +108,8 @@ class PrecomputeConfig:
     """Name patterns of files that a search of folders skips, such as masks next to images."""
     max_rejected: float | None = None
     """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
+    web: WebSettings = field(default_factory=WebSettings)
+    """Settings of fetching images from web addresses."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Limits beyond which images are rejected before they are decoded."""
     ray: RaySettings = field(default_factory=RaySettings)

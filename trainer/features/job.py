@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype, Halving, resolve_dtype
+from foundry.hardware import AUTO, Dtype, Halving, own_device, resolve_dtype
 from foundry.images.ahead.extents import ExtentCache
 from foundry.images.ahead.reading import read_ahead
 from foundry.images.decoding import DecodeLimits
 from foundry.images.loading import all_rejected, read_image
 from foundry.images.reader import ImageReader
+from foundry.images.web.settings import WebSettings
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
@@ -144,12 +145,12 @@ class Encoders:
 
     def load_vae(self) -> VAE:
         """The VAE on this process's device."""
-        return load_vae(self.vae, device=_device())
+        return load_vae(self.vae, device=own_device())
 
     def load_text_encoder(self) -> TextEncoder:
         """T5 on this process's device."""
         assert self.text_encoder is not None
-        return load_text_encoder(self.text_encoder, device=_device())
+        return load_text_encoder(self.text_encoder, device=own_device())
 
     def describe(self) -> EncoderFacts:
         """Loads both and describes them. Raises UserError if one is unavailable."""
@@ -162,7 +163,7 @@ class Encoders:
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             num_bytes=_num_bytes(vae.model),
-            vae_dtype=resolve_dtype(self.vae.dtype, _device()),
+            vae_dtype=resolve_dtype(self.vae.dtype, own_device()),
         )
         if self.text_encoder is None:
             return facts
@@ -188,6 +189,7 @@ class PrecomputeJob:
     """Resolution → what its features.json says."""
     encoders: Encoders
     limits: DecodeLimits
+    web: WebSettings
     extents: ExtentCache | None = None
     """Keeps what units share of containers; none: each image is read alone."""
 
@@ -199,7 +201,7 @@ class PrecomputeJob:
         rows = [unit_rows[position] for position in positions]
         labels = {name: label for label, name in enumerate(self.infos[unit.resolutions[0]].class_names)}
         own = partial(self._read, sizes={one: unit.buckets[one] for one in unit.resolutions}, labels=labels)
-        read = read_ahead(rows, own, cache=self.extents, max_bytes=self.limits.max_image_bytes, turn=unit.number)
+        read = read_ahead(rows, own, cache=self.extents, max_bytes=self.limits.max_image_bytes, turn=unit.number, web=self.web)
         samples = [sample for sample, _ in read.images]
         pixels = {resolution: [images[resolution] for _, images in read.images] for resolution in unit.resolutions}
         payload = Payload(
@@ -391,10 +393,3 @@ def _null_caption(encoder: TextEncoder) -> "torch.Tensor":
 
 def _num_bytes(model: "torch.nn.Module") -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _device() -> str:
-    """This process's GPU, where Ray or the user gave it one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,7 +4,7 @@ So a unit is a shard that is read from its beginning to its end, and units can b
 the units of planning n; sources that have grown get further units. Several resolutions made in one pass share one plan.
 
 The samples of a unit follow from the source and the seed alone (_ORDER_SQL). In the order of the source, samples are cut into
-blocks; a window takes a block from each of 16 to 31 equal parts of that order, chosen by a hash; and units are cut from the
+blocks; a window takes a block from each of 32 to 63 equal parts of that order, chosen by a hash; and units are cut from the
 samples of a window, shuffled by a hash. So each unit has images from all over the source, and the containers that a window
 needs are few enough for a node to read each part of them once (foundry/images/ahead).
 """
@@ -26,14 +26,15 @@ from foundry.errors import UserError
 from foundry.images.index import LISTED
 from foundry.images.parquet import row_group_starts
 from foundry.storage.folder import Folder
-from foundry.units.commits import Unit, row_groups_bytes
+from foundry.units.commits import row_groups_bytes
+from foundry.units.workers import WindowedUnit
 from trainer.features.buckets import Size, nearest_buckets
 from trainer.features.sources import SAMPLE, FeatureSource
 
 UNITS_PER_PART = 400
-BLOCK_SAMPLES = 256
+BLOCK_SAMPLES = 128
 """Samples of a block, at least; the row groups of a Parquet file and the byte ranges of a tar stay whole."""
-PLACES = 16
+PLACES = 32
 """Blocks of a window, at least."""
 _MAX_GAP_BYTES = 256 << 10
 _MAX_SPAN_BYTES = 16 << 20
@@ -46,11 +47,9 @@ INDEX = pa.schema([*SAMPLE, pa.field("extent_start", pa.int64()), pa.field("exte
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedUnit(Unit):
-    """A piece of the plan."""
+class PlannedUnit(WindowedUnit):
+    """A piece of the plan. Its window is the last one where its samples are from several; plans of before had none."""
 
-    window: int = 0
-    """The window that its samples are from, the last one where they are from several; units before this had none."""
     split: str
     buckets: dict[int, Size]
     """Height and width in pixels at each resolution."""

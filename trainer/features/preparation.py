@@ -77,7 +77,9 @@ def prepare(config: PrecomputeConfig, *, describe: Callable[[Encoders], EncoderF
     encoders = _in_dtypes_of(infos[max(infos)], encoders)
     if config.storage == "none":  # a text encoder was asked what it is: training will encode with it
         encoders = replace(encoders, text_encoder=None)
-    job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits, extents=_extent_cache(config))
+    job = PrecomputeJob(
+        stores=urls, infos=infos, encoders=encoders, limits=config.limits, web=config.web, extents=_extent_cache(config)
+    )
     replica_bytes = _TAKEN * facts.num_bytes if facts and units else 0.0
     return FeatureTasks(job=job, plan=plan, units=units, replica_bytes=replica_bytes, findings=tuple(source.findings()))
 

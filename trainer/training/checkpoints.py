@@ -232,7 +232,12 @@ def _averages(state: TrainState, pipeline: PipelineConfig, *, keep: bool) -> Cal
         control = averaged_control(state.ema, state.control, keep=keep)
         return None if control is None else lambda folder: save_control_checkpoint(folder, control, config, pipeline)
     weights = state.ema.full_weights(keep=keep)
-    return (lambda folder: save_checkpoint(folder, network_around(config, weights), pipeline)) if keep else None
+    if not keep:
+        return None
+    # Made here, not by the thread that writes: another thread that loads a model may make all new parameters empty meanwhile,
+    # since accelerate replaces nn.Module.register_parameter for that.
+    network = network_around(config, weights)
+    return lambda folder: save_checkpoint(folder, network, pipeline)
 
 
 def _detached(module: nn.Module) -> dict[str, Tensor]:

@@ -9,17 +9,20 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from foundry.errors import StoreError
+from foundry.hardware import keep_freed_memory
 from foundry.images.ahead.extents import Extent, ExtentCache, extent_of
 from foundry.images.index import ImageReference
 from foundry.images.loading import ReadRows, read_rows
 from foundry.images.reader import ImageReader, reference_of
 from foundry.images.web.settings import WebSettings
-from foundry.storage.locations import is_data_url
+from foundry.storage.locations import is_data_url, is_url
 from foundry.units.rejection import ImageError
 
 ReadT = TypeVar("ReadT")
 
-FETCHING_THREADS = 8
+LOCAL_THREADS = 4
+REMOTE_THREADS = 16
+"""More, since they wait for a store and not for a processor."""
 _STRIDE = 97
 """Images from where one unit begins to read to where the next one does."""
 _INDEX = "index"
@@ -42,6 +45,7 @@ def read_ahead(
     `turn`: a number of this call; calls with neighbouring numbers begin at different images, so that they fetch different
     extents first. `cache`, `max_bytes` and `web`: see AheadReader.
     """
+    keep_freed_memory()  # else each image's memory is new to the process, which takes four times as long as copying it
     ordered = sorted(range(len(rows)), key=lambda index: _position(rows[index]))
     start = turn * _STRIDE % max(1, len(ordered))
     turned = [{**rows[index], _INDEX: index} for index in ordered[start:] + ordered[:start]]
@@ -69,7 +73,8 @@ class AheadReader(ImageReader):
         super().__init__(web=web)
         self._cache = cache
         self._max_bytes = max_bytes
-        self._threads = ThreadPoolExecutor(FETCHING_THREADS, thread_name_prefix="images")
+        self._threads: ThreadPoolExecutor | None = None
+        self._most_pending = 0
         self._idle: list[ImageReader] = []
         self._lock = Lock()
         self._runs: Iterator[_Run] = iter(())
@@ -77,8 +82,10 @@ class AheadReader(ImageReader):
         self._fetched: dict[ImageReference, _Found] = {}
 
     def close(self) -> None:
-        """Ends the threads, and closes all files. The reader cannot read ahead afterwards."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads, and closes all files."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads = None
         for reader in self._idle:
             reader.close()
         super().close()
@@ -86,6 +93,10 @@ class AheadReader(ImageReader):
     def expect(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Says which rows will be read, and in which order."""
         super().expect([row for row in rows if row["uri"].startswith(_WEB)])
+        is_remote = any(is_url(row["uri"]) for row in rows)
+        num_threads = REMOTE_THREADS if is_remote else LOCAL_THREADS
+        self._threads = self._threads or ThreadPoolExecutor(num_threads, thread_name_prefix="images")
+        self._most_pending = 2 * num_threads
         self._runs = _runs(rows, with_extents=self._cache is not None)
         self._pending.clear()
         self._fetched = {}
@@ -102,7 +113,9 @@ class AheadReader(ImageReader):
 
     def _look_ahead(self) -> bool:
         """Keeps the threads busy; whether there is more to wait for."""
-        while len(self._pending) < 2 * FETCHING_THREADS and (run := next(self._runs, None)) is not None:
+        if self._threads is None:
+            return False
+        while len(self._pending) < self._most_pending and (run := next(self._runs, None)) is not None:
             self._pending.append(self._threads.submit(self._fetch, *run))
         return bool(self._pending)
 
@@ -132,7 +145,7 @@ class AheadReader(ImageReader):
 
 
 def _runs(rows: Iterable[Mapping[str, Any]], *, with_extents: bool) -> Iterator[_Run]:
-    """Consecutive rows of one extent together, each other row alone; the web is an ImageReader's, data URLs need none."""
+    """Consecutive rows of one extent together, each other row alone; an ImageReader reads those of the web, and data URLs."""
     read_ahead = (row for row in rows if not row["uri"].startswith(_WEB) and not is_data_url(row["uri"]))
     for extent, group in groupby(read_ahead, key=extent_of if with_extents else _no_extent):
         references = [reference_of(row) for row in group]

@@ -85,8 +85,9 @@ def plan_keys(sizes: list[int]) -> Iterator[str]:
 @pytest.mark.usefixtures("small_blocks")
 def test_each_range_of_a_tar_belongs_to_one_window(tmp_path: Path) -> None:
     plan, units = plan_of(tmp_path, Containers({f"{number:02}.tar": 100 for number in range(20)}))
-    windows = defaultdict(set)
+    windows: dict[tuple[str, int], set[int]] = defaultdict(set)
     for unit, rows in zip(plan.units, units, strict=True):
+        assert unit.window is not None
         for row in rows:
             assert row["extent_start"] <= row["byte_offset"]
             assert row["byte_offset"] + row["byte_length"] <= row["extent_start"] + row["extent_length"]
@@ -95,7 +96,8 @@ def test_each_range_of_a_tar_belongs_to_one_window(tmp_path: Path) -> None:
                 windows[row["uri"], row["extent_start"]].add(unit.window)
     assert len(windows) == 20 * 13
     assert all(max(found) - min(found) <= 1 for found in windows.values()), "a unit fills up from the next window"
-    assert [unit.window for unit in plan.units] == sorted(unit.window for unit in plan.units)
+    numbers = [unit.window for unit in plan.units if unit.window is not None]
+    assert numbers == sorted(numbers)
 
 
 def test_ranges_with_a_gap_between_them_are_fetched_apart(tmp_path: Path) -> None:

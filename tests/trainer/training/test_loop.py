@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from foundry.errors import UserError
+from model.dit import DiT
 from tests.trainer.tiny_training import (
     acting_after_step,
     continued_from,
@@ -43,7 +45,9 @@ from trainer.monitoring.run_folder import (
     printed_log,
     read_metrics,
 )
+from trainer.training import checkpoints
 from trainer.training.checkpoints import kept_checkpoints
+from trainer.training.networks import network_around
 from trainer.training.rung_parts import check_caption_weights
 
 GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
@@ -144,6 +148,19 @@ def test_sigterm_saves_and_ends(features: Path, unbroken: TrainConfig, tmp_path:
     assert int(newest_of(config).name) == max(training_losses(config)) == 12
     assert main(config) == 0
     _same(config, unbroken)
+
+
+def test_the_thread_that_writes_makes_no_network(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the main thread loads a VAE, accelerate makes the new parameters of all threads empty."""
+    makers: list[threading.Thread] = []
+
+    def made(*arguments: Any) -> DiT:
+        makers.append(threading.current_thread())
+        return network_around(*arguments)
+
+    monkeypatch.setattr(checkpoints, "network_around", made)
+    assert main(_config(features, tmp_path)) == 0
+    assert makers and set(makers) == {threading.main_thread()}
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype
+from foundry.hardware import AUTO, Dtype, own_device
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, Unit, commit_unit, read_commit
 from foundry.units.rejection import Failure
@@ -61,9 +61,7 @@ class TeacherEncoders:
 
     def load(self) -> Teacher:
         """Both, on this process's device."""
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         return Teacher(load_vision_tower(self.tower, device=device), load_vae(replace(self.vae, sliced=False), device=device))
 
     def describe(self) -> TeacherFacts:

@@ -214,7 +214,8 @@ class Bases:
             "images": 16,
             "init_from": str(self.root / objective / "aesthetic"),
             "run_dir": str(run_dir),
-            "optim": OptimConfig(lr=1e-2, warmup_steps=1, gradient_clip=1.0),
+            # The default eps makes whole steps of gradients that are rounding alone.
+            "optim": OptimConfig(lr=1e-2, warmup_steps=1, gradient_clip=1.0, eps=1e-4),
             "checkpoint": KEEP,
             "data": DataConfig(loader_threads=1, caption_dropout=0.0),
             "objective": FLOW if objective == "rectified_flow" else ObjectiveConfig(),

@@ -1,0 +1,1 @@
+"""YAML files of settings, as every command and prompt set reads them."""
