@@ -109,8 +109,10 @@ class CaptionConfig:
                 ),
                 (
                     "ray.gpus_per_replica",
-                    f"{self.ray.gpus_per_replica:g} needs a model that is split among the GPUs of a replica: give engine vllm "
-                    f"with vllm.tensor_parallel_size {self.ray.gpus_per_replica:g}, or gpus_per_replica 1",
+                    (
+                        f"{self.ray.gpus_per_replica:g} needs a model that is split among the GPUs of a replica: give engine "
+                        f"vllm with vllm.tensor_parallel_size {self.ray.gpus_per_replica:g}, or gpus_per_replica 1"
+                    ),
                     is_served or self.ray.gpus_per_replica <= 1 or self.ray.gpus_per_replica == self._gpus_of_model,
                 ),
                 ("limit", f"must be 1 or more, not {self.limit}", self.limit is None or self.limit >= 1),
