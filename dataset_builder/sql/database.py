@@ -7,7 +7,6 @@ no setting, no environment, and it writes nowhere. `open_workbench` opens severa
 """
 
 import difflib
-import posixpath
 import re
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import duckdb
 
 from dataset_builder.sql.macros import HOLDS_ALL, MACROS, macro_sql
-from dataset_builder.sql.views import columns_sql, comment_sql, literal, stored_urls, unknown_name
+from dataset_builder.sql.views import LOCKS, columns_sql, comment_sql, literal, stored_urls, unknown_name
 from foundry.errors import UserError, one_line
 from foundry.storage.folder import Folder
 
@@ -40,16 +39,6 @@ _UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) 
 MOST_PATHS = 20_000
 _COMMENT_OR_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(rf"{_COMMENT_OR_SPACE}EXPLAIN\b{_COMMENT_OR_SPACE}(?:ANALYZE\b|\([^()]*\))?", re.IGNORECASE | re.DOTALL)
-# The files of the views only; no variables of this process, no extensions from the network; then nothing can be changed.
-_LOCKS = (
-    "SET python_enable_replacements = false",
-    "SET autoinstall_known_extensions = false",
-    "SET autoload_known_extensions = false",
-    "SET allowed_paths = getvariable('readable')::VARCHAR[]",
-    "SET allowed_directories = getvariable('readable_folders')::VARCHAR[]",
-    "SET enable_external_access = false",
-    "SET lock_configuration = true",
-)
 
 
 class Stored(Protocol):
@@ -230,7 +219,7 @@ class Database:
         return f"{first}: correct the SQL"
 
     def _may_read(self, url: str) -> bool:
-        folder = f"{posixpath.dirname(url)}/"
+        folder = f"{url.rpartition('/')[0]}/"
         is_listed = "list_contains(getvariable('readable'), ?) OR list_contains(getvariable('readable_folders'), ?)"
         found = self._connection.execute(f"SELECT {is_listed}", [url, folder]).fetchone()
         return bool(found and found[0])
@@ -276,7 +265,7 @@ def open_workbench(runs: Mapping[str, Stored]) -> Workbench:
             connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(parts)}")
         connection.execute(HOLDS_ALL)
         _set_files(connection, list(runs.values()))
-        connection.execute("; ".join(_LOCKS))
+        connection.execute("; ".join(LOCKS))
         return Workbench(connection, comments=comments, settings={}, ending=stack.pop_all())
 
 
@@ -304,7 +293,7 @@ def open_files(stored: Stored) -> Database:
         for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
             connection.execute(statement)
         _set_files(connection, [stored])
-        connection.execute("; ".join(_LOCKS))
+        connection.execute("; ".join(LOCKS))
         return Database(
             connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all(), empty_views=stored.empty_views
         )
@@ -382,7 +371,7 @@ def _set_files(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) 
             if urls := stored_urls(stored.folder, stored.paths(kind)):
                 connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
                 readable.update(urls)
-    folders = {f"{posixpath.dirname(url)}/" for url in readable} if len(readable) > MOST_PATHS else set()
+    folders = {f"{url.rpartition('/')[0]}/" for url in readable} if len(readable) > MOST_PATHS else set()
     connection.execute("SET VARIABLE readable = ?::VARCHAR[]", [[] if folders else sorted(readable)])
     connection.execute("SET VARIABLE readable_folders = ?::VARCHAR[]", [sorted(folders)])
 

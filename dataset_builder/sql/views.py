@@ -22,6 +22,18 @@ from foundry.storage.folder import Folder
 _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
 SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
 
+LOCKS = (
+    "SET python_enable_replacements = false",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allowed_paths = getvariable('readable')::VARCHAR[]",
+    "SET allowed_directories = getvariable('readable_folders')::VARCHAR[]",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+"""The statements after which a database reads only the files in its variables `readable` and `readable_folders`, no variables
+of this process and no extensions from the network; then nothing can be changed."""
+
 OWN_COLUMNS = (
     *("run", "unit", "value", "flag", "is_edited", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
     *(field.name for field in SAMPLE_CAPTION),
