@@ -14,10 +14,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foundry.errors import UserError
 
 Result = TypeVar("Result")
+
+
+COPIES, SHARDS = "copies", "shards"
+"""Dimensions of a mesh of workers: each row holds all shards of a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class Workers:
     """A gloo group for flags and numbers on the CPU; none for one process."""
     saving: Any = None
     """Another, for the thread that writes checkpoints."""
+    meshes: dict[int, DeviceMesh] = field(default_factory=dict)
+    """Meshes made so far, by the number of shards of a copy."""
 
     @property
     def is_first(self) -> bool:
@@ -44,6 +51,14 @@ class Workers:
         """Waits until this worker's device has no work left."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def mesh(self, num_shards: int) -> DeviceMesh:
+        """The mesh over which weights are sharded, and copied along its first dimension. All workers must call it."""
+        if num_shards not in self.meshes:
+            copies = self.num // num_shards
+            shape, names = ((copies, num_shards), (COPIES, SHARDS)) if copies > 1 else ((num_shards,), (SHARDS,))
+            self.meshes[num_shards] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self.meshes[num_shards]
 
     def slice(self, batch_size: int) -> range:
         """The indices of the global batch that this worker reads. `batch_size` is a multiple of the number of workers."""

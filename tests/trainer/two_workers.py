@@ -19,14 +19,14 @@ from trainer.fit import main
 multiprocessing.get_context("forkserver").set_forkserver_preload(["trainer.training.loop", "torch._dynamo", __name__])
 
 
-def train_together(config: TrainConfig, *, code: int = 0, said: Path | None = None) -> None:
-    """Trains with two workers, as torchrun would start them, whose exit code is to be `code`.
+def train_together(config: TrainConfig, *, num_workers: int = 2, code: int = 0, said: Path | None = None) -> None:
+    """Trains with several workers, as torchrun would start them, whose exit code is to be `code`.
 
     What they print is added to the file `said`; a forked process cannot see where the tests' own output goes by now.
     """
     (port,) = free_ports(1)
-    worker = partial(_worker, config=config, port=port, code=code, said=said)
-    start_processes(worker, nprocs=2, start_method="forkserver")
+    worker = partial(_worker, num_workers=num_workers, config=config, port=port, code=code, said=said)
+    start_processes(worker, nprocs=num_workers, start_method="forkserver")
 
 
 def train_until_killed(config: TrainConfig, *, step: int) -> None:
@@ -43,8 +43,9 @@ def _until_killed(config: TrainConfig, step: int) -> None:
         main(config)
 
 
-def _worker(rank: int, *, config: TrainConfig, port: int, code: int, said: Path | None) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _worker(rank: int, *, num_workers: int, config: TrainConfig, port: int, code: int, said: Path | None) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_workers), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     with ExitStack() as stack:
         if said is not None:

@@ -1,11 +1,13 @@
 """Running: checkpoints, monitoring, and several workers."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
+from foundry.errors import UserError
 from trainer.config.check import Check
 
-Sharding = Literal["ddp", "fsdp"]
+Sharding = Literal["ddp", "fsdp", "hsdp"]
 TRACKERS = ("wandb", "trackio", "mlflow", "tensorboard")
 
 
@@ -117,8 +119,10 @@ class DistributedConfig:
     """Settings of training on several workers. Ray starts them where --num_workers is more than 1."""
 
     sharding: Sharding = "ddp"
-    """Sharding: ddp (each worker holds all weights) or fsdp (each holds its shard of weights, gradients and optimiser;
-    FSDP2)."""
+    """Sharding: ddp (each worker holds all weights), fsdp (each holds its shard of weights, gradients and optimiser; FSDP2)
+    or hsdp (fsdp among the workers of a group, and a copy in each group, so that weights do not travel between nodes)."""
+    shard_workers: int = 0
+    """Workers of a group of hsdp; 0: those of a node."""
     max_failures: int = 3
     """Number of times that lost workers are replaced, from the last checkpoint, before the training stops."""
     cpus_per_worker: int = 1
@@ -130,9 +134,25 @@ class DistributedConfig:
     wait_for_gpus_s: float = 0.0
     """Maximum time to wait for a GPU for each worker, on a cluster that adds nodes by itself, in seconds; 0: none."""
 
+    def num_shards(self, num_workers: int) -> int:
+        """Number of workers that share the weights of a copy. Raises UserError for groups of other sizes."""
+        if num_workers == 1 or self.sharding == "ddp":
+            return 1
+        if self.sharding == "fsdp":
+            return num_workers
+        shards = self.shard_workers or int(os.environ.get("LOCAL_WORLD_SIZE", str(num_workers)))
+        if num_workers % shards:
+            raise UserError(
+                f"hsdp: {num_workers} workers do not make whole groups of {shards}: give a divisor of {num_workers}",
+                setting="distributed.shard_workers",
+            )
+        return shards
+
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""
         return [
+            ("shard_workers", "0 or more", self.shard_workers >= 0),
+            ("shard_workers", "left out unless sharding is hsdp", not self.shard_workers or self.sharding == "hsdp"),
             ("max_failures", "0 or more", self.max_failures >= 0),
             ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),
             ("timeout_s", "1 or more", self.timeout_s >= 1),

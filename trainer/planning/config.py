@@ -144,6 +144,8 @@ class MemoryPlan:
     """Memory of a GPU under one sharding, with or without gradient checkpointing."""
 
     sharding: Sharding
+    num_shards: int
+    """Number of GPUs that share the weights."""
     gradient_checkpointing: bool
     memory: "TrainingMemory"
     num_images: int

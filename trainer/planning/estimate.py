@@ -23,6 +23,7 @@ from trainer.planning.project import project_costs
 from trainer.planning.techniques import TechniqueCost, planned_adaptation, technique_costs
 from trainer.stages import choose_stage, named_by, offered, stages_of
 
+_GPUS_OF_A_NODE = 8
 _KEY_BYTES = 100
 """A row of a feature store without latents and captions: key, sizes, names of the captions."""
 _CAPTION_BYTES = 64
@@ -162,18 +163,19 @@ def _memory_plans(
     without_bfloat16 = train.precision == AUTO and config.device.float32_flops is not None
     precision = "float32" if without_bfloat16 else train.precision
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
-    shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
+    shardings: dict[Sharding, int] = {"ddp": 1, "fsdp": num_gpus} if num_gpus > 1 else {"ddp": 1}
+    if num_gpus > 1 and train.distributed.sharding == "hsdp":
+        shardings["hsdp"] = train.distributed.shard_workers or min(num_gpus, _GPUS_OF_A_NODE)
     control = planned_adaptation(train, network) if train.control.is_on else None
     adapted = control if isinstance(control, ControlSizes) else train.lora.injection
     as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
     plans = []
-    for sharding in shardings:
+    for sharding, num_shards in shardings.items():
         for checkpointing in (False, True):
             memory = training_memory(
                 network,
                 _activations(network, checkpointing, precision, adapted),
-                num_gpus=num_gpus,
-                sharding=sharding,
+                num_shards=num_shards,
                 precision=precision,
                 optim=train.optim,
                 techniques=techniques,
@@ -182,6 +184,7 @@ def _memory_plans(
             )
             plan = MemoryPlan(
                 sharding=sharding,
+                num_shards=num_shards,
                 gradient_checkpointing=checkpointing,
                 memory=memory,
                 num_images=num_images,

@@ -22,7 +22,6 @@ from model.dit_config import DiTConfig
 from model.flops import ControlSizes
 from model.lora.settings import Injection
 from trainer.config.optim import OptimConfig
-from trainer.config.running import Sharding
 from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.techniques import TechniqueCost
 
@@ -100,15 +99,14 @@ def training_memory(
     config: DiTConfig,
     activations: Activations,
     *,
-    num_gpus: int,
-    sharding: Sharding,
+    num_shards: int,
     precision: str = "bfloat16",
     optim: OptimConfig,
     techniques: Sequence[TechniqueCost] = (),
     adapted: Injection | ControlSizes | None = None,
     accumulates: bool = False,
 ) -> TrainingMemory:
-    """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision.
+    """Memory of one of `num_shards` GPUs that share the weights; `activations` as measured for the same precision.
 
     `accumulates`: a GPU's share of a batch is more than one micro-batch.
 
@@ -118,7 +116,7 @@ def training_memory(
 
     counted = count_parameters(config)
     adapter = lora_sizes(config, adapted) if isinstance(adapted, Injection) else adapted
-    shared_by = num_gpus if sharding == "fsdp" else 1
+    shared_by = num_shards
     trained = _FLOAT_BYTES * (counted.all if adapter is None else adapter.num_parameters) / shared_by
     low, travels_low = precision != "float32", config.conditioning == "text"
     share = 1 + (adapter.num_blocks / config.depth if isinstance(adapter, ControlSizes) else 0)

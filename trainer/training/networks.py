@@ -187,10 +187,12 @@ def make_state(
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
     model: torch.nn.Module = network
-    if workers.num > 1 and config.distributed.sharding == "fsdp":
+    num_shards = config.distributed.num_shards(workers.num)
+    if num_shards > 1:
+        mesh = workers.mesh(num_shards)
         for block in (*network.text_adapter, *network.blocks, *network.control_blocks):
-            fully_shard(block, mp_policy=_gathered(config))
-        fully_shard(network)
+            fully_shard(block, mesh=mesh, mp_policy=_gathered(config))
+        fully_shard(network, mesh=mesh)
     elif workers.num > 1:
         # The one buffer never changes; gradients live in the buckets in which they travel, and not twice.
         model = DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)

@@ -225,7 +225,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         features=parts.store.info.fingerprint,
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
-        optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
+        optimizer=optimizer_record(parts.config, num_shards=parts.config.distributed.num_shards(parts.workers.num)),
         techniques=setting_records(parts.config, state.techniques),
     )
     checkpoints.save(state, parts.pipeline, position)

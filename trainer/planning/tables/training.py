@@ -40,7 +40,7 @@ def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
     """The whole answer."""
     sections = (
         _cost_section(rungs, config),
-        *([_technique_section(rungs, config)] if any(rung.techniques for rung in rungs) else []),
+        *([_technique_section(rungs)] if any(rung.techniques for rung in rungs) else []),
         _memory_section(rungs, config),
         _disk_section(rungs, config),
         _encoding_section(rungs, config),
@@ -89,9 +89,8 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     yield f"Not in it: {others}. Gradient checkpointing takes up to a third more."
 
 
-def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+def _technique_section(rungs: "Sequence[RungPlan]") -> Iterator[str]:
     yield "What techniques add, which is in FLOP, days, dollars and totals; an upper bound of the memory"
-    shared_by = {"ddp": 1, "fsdp": config.num_gpus}
     rows = [
         (
             rung.stage,
@@ -101,7 +100,7 @@ def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Ite
             f"{cost.share:.0%}",
             f"{cost.mean_flops / rung.flops_per_image:.1%}",
             f"{cost.parameters / 1e6:.1f}M",
-            gigabytes(cost.fixed_bytes(shared_by=shared_by[rung.memory_as_set.sharding])),
+            gigabytes(cost.fixed_bytes(shared_by=rung.memory_as_set.num_shards)),
             f"{cost.activations_per_image / 1e9:.3f}",
             f"{cost.checkpoint_bytes / 1e9:.2f}",
             gigabytes(cost.stored_bytes * rung.dataset.num_images) if cost.stored_bytes else "-",
