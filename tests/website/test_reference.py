@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,12 @@ def pages() -> dict[str, str]:
     return option_pages()
 
 
-def _constants() -> Iterator[str]:
+@cache
+def _constants() -> list[str]:
     """All texts in the code of the packages, the parts of f-strings each by itself."""
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    nodes = (node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 def test_the_pages_of_options_are_up_to_date(pages: dict[str, str]) -> None:

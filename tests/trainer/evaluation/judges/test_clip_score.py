@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,6 +40,8 @@ def test_the_score_is_the_cosine_of_a_direct_calculation(clip: Path, tmp_path: P
     settings = [f"--prompts.file={tmp_path / 'prompts.txt'}", f"--prompts.clip={clip}", f"--out={tmp_path / 'out'}"]
     argv = ["--benchmark=prompts", f"--images={tmp_path / 'images'}", "--judge_dtype=float32", *settings]
     assert run_command(EvaluateConfig, evaluate.main, prog="python -m trainer.evaluate", example="", argv=argv) == 0
+
+    import open_clip
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip}")
     model.eval()
