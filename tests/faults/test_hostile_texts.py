@@ -139,8 +139,8 @@ def test_a_text_is_a_text_everywhere(tmp_path: Path, name: str, tally: Tally, ca
 
     say(f"image {text}")
     assert run_command(QueryConfig, _refusing(text), prog="python -m x", example="", argv=["--run", "x"]) == 2
-    said = capsys.readouterr()
-    assert not set(HIDDEN) & set(said.out + said.err) and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert not set(HIDDEN) & set(printed.out + printed.err) and printed.err.count("\n") == 1
     check_page(failure(text) + table([{text: text}], caption=text), failure("a") + table([{"a": "a"}], caption="a"))
     with open_stored(run) as database, pytest.raises(UserError):
         database.fetch(f"SELECT * FROM {text[:1000]}")

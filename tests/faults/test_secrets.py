@@ -58,7 +58,7 @@ _OTHERS = [pytest.param(name, marks=pytest.mark.faults) for name in list(REPLIES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [list(REPLIES)[0], *_OTHERS])
+@pytest.mark.parametrize("name", [next(iter(REPLIES)), *_OTHERS])
 def test_a_run_tells_nobody_the_key(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], tally: Tally) -> None:
     images, run = save_pictures(tmp_path / "images", count=2), tmp_path / "run"
     with judge_server(lambda _body: REPLIES[name]) as server, commands_here():
