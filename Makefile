@@ -8,9 +8,12 @@ PYTEST_ARGS ?=
 # Three processes on two cores, each with whole files of tests: much of the time is waiting for Ray.
 # A process that dies ends the run: xdist can hang after it has replaced one.
 IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+TYPES := $(RUN) -m mypy --strict
+# mypy keeps one core busy for over a minute: the tests begin beside it.
+WITH_TYPES = @$(TYPES) & types=$$!; $(1); tests=$$?; wait $$types || { echo "error: mypy found what its lines above tell" >&2; exit 1; }; exit $$tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup try demo test test-all faults check check-install lock reference docs docs-build clean
+.PHONY: help setup try demo test test-all faults check lint check-install lock reference docs docs-build clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,19 +26,21 @@ try: $(STAMP)  ## make first pictures and captions in a minute: try/index.html
 demo: $(STAMP)  ## run the whole pipeline offline on the small world, in 15 minutes; ARGS="--out quick …" for other settings
 	$(RUN) -m examples.openmoji.demo $(ARGS)
 
-test: check  ## run set-up, formatting, lint, types and the fast tests
-	$(RUN) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
+test: lint  ## run set-up, formatting, lint, types and the fast tests
+	$(call WITH_TYPES,$(RUN) -m pytest $(IN_PARALLEL) $(PYTEST_ARGS))
 
-test-all: check  ## run all of test, and the slow tests
-	$(RUN) -m pytest -m "slow or not slow" $(IN_PARALLEL) $(PYTEST_ARGS)
+test-all: lint  ## run all of test, and the slow tests
+	$(call WITH_TYPES,$(RUN) -m pytest -m "slow or not slow" $(IN_PARALLEL) $(PYTEST_ARGS))
 
 faults: $(STAMP)  ## run the fault tests; at most 45 minutes; ARGS="--seed 7" repeats a run
 	$(RUN) -m pytest tests/faults -m "slow or not slow" --all_faults --faults_file build/faults.json $(ARGS)
 
-check: $(STAMP)  ## run formatting, lint and types
+check: lint  ## run formatting, lint and types
+	$(TYPES)
+
+lint: $(STAMP)
 	$(RUN) -m ruff format --check
 	$(RUN) -m ruff check
-	$(RUN) -m mypy --strict
 
 check-install: $(STAMP)  ## install the wheel with each extra in a fresh environment, and run its commands; ARGS="core density" for some
 	$(RUN) .ci/check_install.py $(ARGS)
@@ -66,6 +71,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@version=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
 	  if [ -d $(VENV)/lib ] && [ ! -d $(VENV)/lib/$$version ]; then echo "$(VENV) is of another version: made anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --require-hashes -r requirements.lock
+	$(VENV)/bin/pip install --quiet --no-compile --require-hashes -r requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -90,7 +90,7 @@ def storage_figures(config: FeaturesBenchConfig, directory: Path) -> dict[str, f
     generator = torch.Generator().manual_seed(0)
     tokens = [_encoded((LENGTHS[place % 3], WIDTH), generator) / 4 for place in range(config.count)]
     latents = _encoded((config.count, 2, *LATENT), generator)
-    stores = {storage: _write_store(directory / storage, tokens, latents, storage) for storage in ("bfloat16", "int8")}
+    stores = {storage: write_store(directory / storage, tokens, latents, storage) for storage in ("bfloat16", "int8")}
     originals = {name: _write_original(directory / name, tokens, latents, compressed=name == "original") for name in _ORIGINALS}
     num_tokens = sum(len(one) for one in tokens)
     payload = {"bfloat16": num_tokens * WIDTH * 2, "int8": num_tokens * (WIDTH + 4)}
@@ -119,7 +119,7 @@ def _encoded(shape: "Sequence[int]", generator: "torch.Generator") -> "torch.Ten
     return torch.randn(*shape, generator=generator).bfloat16().float()
 
 
-def _write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch.Tensor", storage: "str") -> "list[Commit]":
+def write_store(folder: Path, tokens: "Sequence[torch.Tensor]", latents: "torch.Tensor", storage: "str") -> "list[Commit]":
     """A store of units of 60 samples, as trainer.precompute writes it; returns its commits."""
     import json
     from dataclasses import asdict

@@ -62,12 +62,14 @@ def write_run(folder: Path, run: SyntheticRun) -> None:
 def _write_units(folder: Path, run: SyntheticRun) -> None:
     from foundry.storage.folder import Folder
     from foundry.storage.run_record import RunRecord
+    from foundry.storage.schema import SCHEMA_VERSION
 
     settings = {
         "tagger": {"model": "synthetic", "version": "1", "noun_tags": ["NN"]},
         "t5": {"tokenizer": "synthetic", "max_tokens": 120},
         "prompts": {"name": "synthetic", "version": "1", "prompts": [{"name": "dense", "text": "none: the words are drawn"}]},
         "unit_size": run.unit_size,
+        "schema_version": SCHEMA_VERSION,
     }
     record = RunRecord.new(settings=settings, images=[], licence="")
     for name in ("captions", "images", "noun_counts", "commits", "plans"):

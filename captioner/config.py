@@ -9,6 +9,7 @@ from dataset_builder.concepts.t5_view import AUTO, T5Config
 from dataset_builder.concepts.tagger import TaggerConfig
 from foundry.errors import UserError
 from foundry.images.decoding import DecodeLimits
+from foundry.images.web.settings import WebSettings
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import REJECTION_REASONS, max_rejected_problems, retry_problems
 from foundry.wording import CHOICE, ModelChoice
@@ -70,6 +71,8 @@ class CaptionConfig:
     """Settings of the engine vllm."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Limits beyond which an image is rejected."""
+    web: WebSettings = field(default_factory=WebSettings)
+    """Settings of fetching images from web addresses."""
     tagger: TaggerConfig = field(default_factory=TaggerConfig)
     """Tagger settings: what counts as a noun."""
     t5: T5Config = field(default_factory=lambda: T5Config(tokenizer=AUTO))
@@ -104,6 +107,14 @@ class CaptionConfig:
                     "must be left out: endpoint.image_side_px is that of images that are sent",
                     not is_served or self.generation.image_side_px is None,
                 ),
+                (
+                    "ray.gpus_per_replica",
+                    (
+                        f"{self.ray.gpus_per_replica:g} needs a model that is split among the GPUs of a replica: give engine "
+                        f"vllm with vllm.tensor_parallel_size {self.ray.gpus_per_replica:g}, or gpus_per_replica 1"
+                    ),
+                    is_served or self.ray.gpus_per_replica <= 1 or self.ray.gpus_per_replica == self._gpus_of_model,
+                ),
                 ("limit", f"must be 1 or more, not {self.limit}", self.limit is None or self.limit >= 1),
                 ("unit_size", f"must be 1 or more, not {self.unit_size}", self.unit_size is None or self.unit_size >= 1),
             ]
@@ -114,6 +125,11 @@ class CaptionConfig:
         found += [("", problem) for problem in retry]  # they begin with the setting's name, and end in a command
         if found:
             raise UserError("; ".join(problem for _, problem in found), setting=found[0][0] if len(found) == 1 else "")
+
+    @property
+    def _gpus_of_model(self) -> int:
+        """Number of GPUs that a replica's model is split among."""
+        return self.vllm.num_gpus if self.engine == "vllm" else 1
 
 
 def _retry_problems(asked: set[str], *, run: str) -> list[str]:

@@ -36,7 +36,7 @@ from foundry.extras import missing_library
 from foundry.hardware import set_up_threads
 from foundry.reporting.lines import LOG_FORMAT, LogFormat, asked_format, choose_format, say
 from foundry.settings.yaml_text import load_yaml
-from foundry.wording import model_choices, say_missing
+from foundry.wording import model_choices, say_missing, say_type
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -387,9 +387,7 @@ def _explain(message: str, config_class: type["DataclassInstance"], *, prog: str
         said = say_missing(config_class, names)
         return said if set(names) <= model_choices(config_class).keys() else f"{said}; see {prog} --help"
     if (wrong := _WRONG_VALUE.search(text)) and wrong["key"] in hints:
-        hint = hints[wrong["key"]]
-        expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-        return f"--{wrong['key']}: expected {expected}, found {wrong['value']}; see {prog} --help"
+        return f"--{wrong['key']}: expected {say_type(hints[wrong['key']])}, found {wrong['value']}; see {prog} --help"
     if argument := _UNKNOWN_ARGUMENT.search(text):
         unknown = argument[1]
     elif key := _UNKNOWN_KEY.search(text):

@@ -1,4 +1,4 @@
-"""Hardware of this machine: the number format that `auto` means, and the threads and memory of a process that computes.
+"""Hardware of this machine: the number format that `auto` means, and threads, memory and batches of a process.
 
 A processor without bfloat16 instructions emulates them, 30 to 100 times slower than float32. So `auto` follows the hardware:
 bfloat16 on NVIDIA GPUs from compute capability 8.0 on (Ampere), on processors with AMX-BF16 or AVX512-BF16, and on Apple's GPUs
@@ -6,17 +6,21 @@ where it is as fast as float32; float32 everywhere else; float16 never. `T2I_AUT
 """
 
 import ctypes
+import math
 import os
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from foundry.errors import UserError
 
 Dtype = Literal["float32", "bfloat16"]
 AutoDtype = Literal["auto", "float32", "bfloat16"]
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 AUTO = "auto"
 AUTO_VARIABLE = "T2I_AUTO_DTYPE"
@@ -35,6 +39,13 @@ _SPINS = 1000
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MMAP_THRESHOLD_BYTES, _TRIM_THRESHOLD_BYTES, _TOP_PAD_BYTES = 1 << 30, 1 << 34, 1 << 28
 _LARGEST_INT = (1 << 31) - 1
+
+
+def own_device() -> str:
+    """This process's GPU, where Ray or the user gave it one; else its CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve_dtype(dtype: str, device: str) -> Dtype:
@@ -182,3 +193,50 @@ def keep_freed_memory() -> None:
         (_M_TOP_PAD, _TOP_PAD_BYTES),
     ):
         mallopt(parameter, min(size, _LARGEST_INT))
+
+
+class Halving:
+    """Batches of a model on one device. One that does not fit in memory is halved, and so are all later ones."""
+
+    def __init__(self) -> None:
+        self.limit = math.inf
+        """What memory was found to hold, in units of `cost`."""
+
+    def run(
+        self, items: Sequence[ItemT], work: Callable[[Sequence[ItemT]], ResultT], *, size: float = math.inf, cost: float = 1
+    ) -> list[ResultT]:
+        """The results of `work` for consecutive batches of the items, which together cost at most `size`, with `cost` for each.
+
+        Raises what `work` raises; running out of memory at a batch of one item among it.
+        """
+        found: list[ResultT] = []
+        done = 0
+        while done < len(items):
+            most = min(size, self.limit) / cost
+            batch = items[done:] if most >= len(items) - done else items[done : done + max(1, int(most))]
+            try:
+                found.append(work(batch))
+                done += len(batch)
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+            self.limit = len(batch) // 2 * cost
+            _free_device_memory()  # here, where the error no longer holds the tensors of the failed batch
+        return found
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has too little memory. CUDA has a class for it, the CPU's allocator only a message."""
+    import torch
+
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in words or "can't allocate memory" in words
+
+
+def _free_device_memory() -> None:
+    """Gives memory that torch keeps on a GPU back, so that what is left is in one piece."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -5,7 +5,9 @@ Apart from command_line.py, so that workers, which run jobs and parse nothing, n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -81,3 +83,25 @@ def url_problems(url: str, *, setting: str) -> list[str]:
         variable = f"{setting.removesuffix('url')}key_variable"
         problems.append(f"{setting} must hold no user, password, query or fragment: name the key's variable in {variable}")
     return problems
+
+
+_VALUES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", NoneType: "null"}
+_COLLECTIONS = (list, tuple, set, frozenset, Sequence)
+
+
+def say_type(hint: Any) -> str:
+    """What an option of a type takes, as people say it: 'auto, float32 or bfloat16', 'a whole number or null'."""
+    kind, arguments = get_origin(hint), [argument for argument in get_args(hint) if argument is not Ellipsis]
+    if kind is Literal:
+        return _either([str(value) for value in arguments])
+    if kind in (Union, UnionType):
+        return _either([say_type(argument) for argument in arguments])
+    if kind in _COLLECTIONS:
+        return f"a list, each {_either(list(dict.fromkeys(say_type(argument) for argument in arguments)))}"
+    if kind is dict:
+        return f"names with values, each {say_type(arguments[1])}"
+    return _VALUES.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def _either(parts: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

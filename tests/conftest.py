@@ -10,7 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-_HOME = pytest.StashKey[Path]()
+_HOME = Path(tempfile.mkdtemp(prefix="t2i-home-"))
+"""Ray writes an access token to the home folder."""
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -23,11 +24,13 @@ _ENVIRONMENT = {
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Runs before any test module is imported: OpenMP and the hub read their settings once. Subprocesses inherit all of it."""
-    home = Path(tempfile.mkdtemp(prefix="t2i-home-"))  # Ray writes an access token to the home folder
-    config.stash[_HOME] = home
-    os.environ.update(_ENVIRONMENT, HOME=str(home))
+# Before the conftest of a folder below, which may import torch, and before any test module: OpenMP and the hub read their
+# settings once. Subprocesses inherit all of it.
+os.environ.update(_ENVIRONMENT, HOME=str(_HOME))
+
+
+def pytest_configure() -> None:
+    """Examples of hypothesis may take any time."""
     hypothesis.settings.register_profile("busy", deadline=None)  # a deadline measures the machine's other work
     hypothesis.settings.load_profile("busy")
 
@@ -39,8 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

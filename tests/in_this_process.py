@@ -2,13 +2,16 @@
 
 import io
 import runpy
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import cache
 from types import ModuleType
 from unittest.mock import patch
 
 import pytest
 
+from examples.openmoji import demo_steps
 from foundry.hardware import auto_dtype
 from foundry.units.cluster import Node
 from foundry.units.commits import Commit, Unit
@@ -24,6 +27,12 @@ def run_here(module: str, *arguments: str) -> str:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert end.value.code == 0, said.getvalue()
     return said.getvalue()
+
+
+@cache
+def help_of(module: str) -> str:
+    """What `python -m module --help` prints."""
+    return run_here(module, "--help")
 
 
 @contextmanager
@@ -44,6 +53,22 @@ def commands_here(*modules: ModuleType) -> Iterator[None]:
             stack.enter_context(patch.object(module, "run_module", run_here))
         for name, replacement in replaced.items():
             stack.enter_context(patch(name, replacement))
+        yield
+
+
+@contextmanager
+def steps_here() -> Iterator[None]:
+    """The steps of a demo run in this process, but for those that run in parallel to others."""
+    in_its_own = demo_steps._call
+
+    def call(step: demo_steps.Step, *, is_captured: bool = False) -> demo_steps._Ended:
+        if is_captured:
+            return in_its_own(step, is_captured=True)
+        started = time.perf_counter()
+        printed = run_here(step.module, *step.arguments)
+        return demo_steps._Ended(code=0, seconds=time.perf_counter() - started, printed=printed.rstrip())
+
+    with patch.object(demo_steps, "_call", call):
         yield
 
 

@@ -22,7 +22,7 @@ START_TRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A head on loopback: its address for drivers and nodes, and that of its dashboard for jobs."""
+    """A head on loopback: its address for drivers and nodes, and that of its dashboard, if it has one, for jobs."""
 
     address: str
     jobs: str
@@ -31,23 +31,29 @@ class Head:
 
 @contextmanager
 def ray_head(
-    *, num_cpus: int = 2, python: Path | None = None, environment: Mapping[str, str] | None = None, gpu_nodes: int = 0
+    *,
+    num_cpus: int = 2,
+    python: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    gpu_nodes: int = 0,
+    takes_jobs: bool = False,
 ) -> Iterator[Head]:
     """A head with separate ports and a separate folder; `python`: the interpreter of another environment that has Ray.
 
-    `gpu_nodes`: so many nodes come when a GPU is asked for, by Ray's own autoscaler; they are here, and only say to have one.
+    `takes_jobs`: with a dashboard, whose ten processes take seconds to start. `gpu_nodes`: so many nodes come when a GPU is
+    asked for, by Ray's own autoscaler; they are here, and only say to have one.
     """
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         port, dashboard, agent = free_ports(3)
         ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         where = ["--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-        options = [*where, *ports, f"--num-cpus={num_cpus}"]
+        options = [*where, *ports, f"--num-cpus={num_cpus}", f"--include-dashboard={takes_jobs}"]
         if gpu_nodes:
             environment = {**(environment or os.environ), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
             options.append(f"--autoscaling-config={_write_autoscaling(folder, port=port, gpu_nodes=gpu_nodes)}")
         process = _start(options, folder=folder, python=python, environment=environment)
         try:
-            for needed in (dashboard, agent):
+            for needed in (dashboard, agent) if takes_jobs else ():
                 _wait_for_port(needed)
             yield Head(address=f"127.0.0.1:{port}", jobs=f"http://127.0.0.1:{dashboard}", folder=folder)
         finally:

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from foundry.commands import COMMANDS
+from tests.in_this_process import help_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("foundry", "captioner", "dataset_builder", "trainer", "model", "publisher", "examples", "benchmarks", "website")
@@ -30,12 +29,6 @@ TREE_LINE = re.compile(r"^(?P<indent>(?:[│|] {2,3}| {3,4})*)[├└][─-]+ (?
 @cache
 def _blocks(path: Path) -> list[str]:
     return FENCE.findall(path.read_text(encoding="utf-8"))
-
-
-@cache
-def _help(module: str) -> str:
-    result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return result.stdout
 
 
 def _commands(path: Path) -> list[tuple[str, list[str]]]:
@@ -62,7 +55,7 @@ def test_commands_and_their_options_exist(path: Path) -> None:
     for module, words in _commands(path):
         assert find_spec(module), f"{path.name}: python -m {module}"
         for option in (word.strip("[]").partition("=")[0] for word in words if word.strip("[]").startswith("--")):
-            assert re.search(rf"{re.escape(option)}\b", _help(module)), f"{path.name}: python -m {module} {option}"
+            assert re.search(rf"{re.escape(option)}\b", help_of(module)), f"{path.name}: python -m {module} {option}"
 
 
 def _model_commands() -> dict[Path, list[str]]:

@@ -17,6 +17,12 @@ from tests.foundry.images.containers import tar_bytes, write
 from tests.foundry.units.plain_loop import run_plainly
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+IN_ITS_PROCESS = """
+from tests.in_this_process import commands_here
+
+_without_ray = commands_here()
+_without_ray.__enter__()
+"""
 
 
 @pytest.mark.slow
@@ -48,7 +54,7 @@ def described_scenes(folder: Path, *, count: int) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_notebook_of_staged_training_goes_through_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a network that is too small to draw anything."""
+    """With a network that is too small to draw anything. Units are worked off in the notebook's process."""
     recipe = {"network": {"width": 48, "depth": 2, "num_heads": 2}, "objective": {"name": "rectified_flow"}, "compile": False}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     settings = {
@@ -61,7 +67,7 @@ def test_the_notebook_of_staged_training_goes_through_all_stages(tmp_path: Path,
     images = {"PIXEL_IMAGES": 32, "ALIGNMENT_IMAGES": 32, "AESTHETIC_IMAGES": 16}
     for name, value in {**settings, **images}.items():
         monkeypatch.setenv(name, str(value))
-    outputs = _outputs("staged_training.ipynb", timeout_s=600)
+    outputs = _outputs("staged_training.ipynb", timeout_s=600, before=IN_ITS_PROCESS)
     assert _num_pictures(outputs) >= 11
     text = "".join(output.get("text", "") for output in outputs)
     for stage, seen in (("pixel", 32), ("alignment", 32), ("aesthetic", 16)):
@@ -69,9 +75,11 @@ def test_the_notebook_of_staged_training_goes_through_all_stages(tmp_path: Path,
     assert re.search(r"after the aesthetic stage: \d+% of 16 images", text)
 
 
-def _outputs(name: str, *, timeout_s: int) -> list[Any]:
-    """Of all code cells, run in the notebook's folder."""
+def _outputs(name: str, *, timeout_s: int, before: str = "") -> list[Any]:
+    """Of all code cells, run in the notebook's folder. Code to run `before` follows the first cell, which sets paths."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)  # type: ignore[no-untyped-call]
+    first = next(number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(before))  # type: ignore[no-untyped-call]
     client = nbclient.NotebookClient(notebook, timeout=timeout_s, resources={"metadata": {"path": str(NOTEBOOKS)}})
     client.execute()
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -6,16 +6,24 @@ CPUs.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foundry.errors import UserError
+from trainer.config.running import DistributedConfig
+
+Result = TypeVar("Result")
+
+
+COPIES, SHARDS = "copies", "shards"
+"""Dimensions of a mesh of workers: each row holds all shards of a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,8 @@ class Workers:
     """A gloo group for flags and numbers on the CPU; none for one process."""
     saving: Any = None
     """Another, for the thread that writes checkpoints."""
+    meshes: dict[int, DeviceMesh] = field(default_factory=dict)
+    """Meshes made so far, by the number of shards of a copy."""
 
     @property
     def is_first(self) -> bool:
@@ -42,6 +52,29 @@ class Workers:
         """Waits until this worker's device has no work left."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def num_shards(self, config: DistributedConfig) -> int:
+        """Number of workers that share the weights of a copy. Raises UserError for groups of other sizes."""
+        if self.num == 1 or config.sharding == "ddp":
+            return 1
+        if config.sharding == "fsdp":
+            return self.num
+        shards = config.shard_workers or int(os.environ.get("LOCAL_WORLD_SIZE", str(self.num)))
+        if self.num % shards:
+            raise UserError(
+                f"hsdp: {self.num} workers do not make whole groups of {shards}: give a divisor of {self.num}",
+                setting="distributed.shard_workers",
+            )
+        return shards
+
+    def mesh(self, config: DistributedConfig) -> DeviceMesh:
+        """The mesh over which weights are sharded, and copied along its first dimension. All workers must call it."""
+        shards = self.num_shards(config)
+        if shards not in self.meshes:
+            copies = self.num // shards
+            shape, names = ((copies, shards), (COPIES, SHARDS)) if copies > 1 else ((shards,), (SHARDS,))
+            self.meshes[shards] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self.meshes[shards]
 
     def slice(self, batch_size: int) -> range:
         """The indices of the global batch that this worker reads. `batch_size` is a multiple of the number of workers."""
@@ -61,7 +94,26 @@ class Workers:
 
     def from_first(self, value: Any) -> Any:
         """The first worker's value, on all."""
-        return self.gather(value)[0]
+        if self.num == 1:
+            return value
+        values = [value if self.is_first else None]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def first_does(self, work: Callable[[], Result]) -> Result:
+        """Has the first worker alone do something; all get its result, or raise what it raised (OSError, ValueError)."""
+        result, error = None, None
+        if self.is_first:
+            try:
+                result = work()
+            except (OSError, ValueError) as raised:
+                if self.num == 1:
+                    raise
+                error = raised
+        result, error = self.from_first((result, error))
+        if error is not None:
+            raise error
+        return cast(Result, result)
 
     def gather(self, value: Any) -> list[Any]:
         """Every worker's value, in order, on all."""

@@ -2,6 +2,7 @@
 
 python -m trainer.plan --stage all --gpu h100 --num_gpus 64
 python -m trainer.plan --fit_config configs/finetune_pixart_512_24gb.yaml --gpu rtx4090 --num_gpus 1 --num_images 10000
+python -m trainer.plan --project --gpu h100 --num_gpus 8 --num_images 2000000
 python -m trainer.plan --stage aesthetic --gpu a100 --num_gpus 8 --price 1.2 --utilisation 0.35 --json
 """
 
@@ -14,7 +15,7 @@ from trainer.planning.config import PlanConfig
 def main(config: PlanConfig) -> int:
     """Prints the plan and returns 0."""
     from trainer.planning.estimate import as_json, plan
-    from trainer.planning.table import plan_table
+    from trainer.planning.tables.training import plan_table
 
     rungs = plan(config)
     print(json.dumps(as_json(rungs, config)) if config.json else plan_table(rungs, config))

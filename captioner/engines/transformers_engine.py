@@ -12,6 +12,7 @@ prompts of similar size, so that little is padded.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from captioner.engines.generation import NOT_FINITE, Generation, GenerationSetti
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
-from foundry.hardware import resolve_dtype
+from foundry.hardware import Halving, resolve_dtype
 from foundry.storage.model_files import load_network
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class TransformersModel(ModelSource):
 class TransformersEngine:
     """A loaded model and its processor. Deterministic: the same images, prompts and keys give the same captions.
 
-    `batch_size` is that of the settings, or what memory was found to hold. Nothing but its end tokens is taken from the
-    checkpoint's generation_config: a repetition penalty in it would make greedy captions and log-probabilities something else.
+    Nothing but its end tokens is taken from the checkpoint's generation_config: a repetition penalty in it would make greedy
+    captions and log-probabilities something else.
     """
 
     def __init__(self, source: ModelSource, settings: GenerationSettings, *, keep_logprobs: bool = False) -> None:
@@ -61,7 +62,7 @@ class TransformersEngine:
         logging.disable_progress_bar()
         self.settings = settings
         self.keep_logprobs = keep_logprobs
-        self.batch_size = settings.batch_size
+        self._batches = Halving()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = load_processor(source)
         self._format = PromptFormat(self.processor, source)
@@ -84,6 +85,11 @@ class TransformersEngine:
         # What `generate` is not told, it takes from here.
         self.model.generation_config = GenerationConfig(decoder_start_token_id=start)
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch: that of the settings, or what memory was found to hold."""
+        return int(min(self.settings.batch_size, self._batches.limit))
+
     def caption(
         self,
         images: Sequence[np.ndarray],
@@ -99,25 +105,17 @@ class TransformersEngine:
         model raises; running out of memory at a batch of one among it.
         """
         order = sorted(range(len(images)), key=lambda row: (images[row].size, len(prompts[row])))
-        generations: dict[int, Generation] = {}
-        while len(generations) < len(images):
-            size = 1 if one_by_one else self.batch_size
-            batch = order[len(generations) : len(generations) + size]
-            try:
-                said = self._caption_batch(
-                    [images[row] for row in batch],
-                    [prompts[row] for row in batch],
-                    [keys[row] for row in batch],
-                    max_new_tokens=self.settings.max_new_tokens,
-                )
-            except RuntimeError as error:
-                if not _is_out_of_memory(error) or size == 1:
-                    raise
-                self.batch_size = len(batch) // 2 or 1
-            else:
-                generations |= dict(zip(batch, said, strict=True))
-                continue
-            self._free_memory()
+
+        def caption(rows: Sequence[int]) -> list[Generation]:
+            return self._caption_batch(
+                [images[row] for row in rows],
+                [prompts[row] for row in rows],
+                [keys[row] for row in rows],
+                max_new_tokens=self.settings.max_new_tokens,
+            )
+
+        said = self._batches.run(order, caption, size=1 if one_by_one else self.settings.batch_size)
+        generations = dict(zip(order, chain.from_iterable(said), strict=True))
         return [generations[row] for row in range(len(images))]
 
     def check(self, image: np.ndarray, prompt: str, *, schema: str | None = None) -> None:  # noqa: ARG002 - as above
@@ -205,12 +203,6 @@ class TransformersEngine:
             num_input_tokens=num_input_tokens,
             logprobs=tuple(said.tolist()) if self.keep_logprobs else (),
         )
-
-    def _free_memory(self) -> None:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 class Decoding:
@@ -300,12 +292,3 @@ class TokenChooser:
             scores = TopPLogitsWarper(self.settings.top_p)(None, scores)
         noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=self.generators[row]) for row in rows])
         return scores - noise.log().to(scores.device)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the CPU's allocator only a message."""
-    import torch
-
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
-    )

@@ -34,6 +34,7 @@ from foundry.images.decoding import DecodeLimits
 from foundry.images.index import IMAGES
 from foundry.images.loading import all_rejected, read_images, rejected_row
 from foundry.images.reader import reference_of
+from foundry.images.web.settings import WebSettings
 from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord, as_stored, run_id
 from foundry.storage.schema import SCHEMA_VERSION
@@ -84,6 +85,8 @@ class CaptionJob:
     limits: DecodeLimits
     tagger: TaggerConfig
     t5: T5Config
+    web: WebSettings = field(default_factory=WebSettings)
+    """Settings of fetching images, on which no caption depends."""
     earlier: EarlierCaptions | None = None
     """The run that prompts take captions from."""
 
@@ -102,7 +105,7 @@ class CaptionJob:
         started = time.perf_counter()
         unit_rows = read_unit(Folder(self.run), unit)
         rows = [unit_rows[position] for position in positions]
-        read = read_images(rows, limits=self.limits, target_side_px=self.model.image_side_px)
+        read = read_images(rows, limits=self.limits, target_side_px=self.model.image_side_px, web=self.web)
         found = [one.facts for one in read.images]
         questions = questions_about(found, rows, prompts=self.prompts, earlier=self.earlier)
         lacking = {key for key, asked in questions.items() if None in asked}
@@ -237,6 +240,7 @@ def caption_job(config: CaptionConfig, *, before: dict[str, Any] | None = None, 
         prompts=prompts,
         generation=config.generation,
         limits=config.limits,
+        web=config.web,
         tagger=config.tagger,
         t5=t5,
         earlier=earlier,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
+from operator import attrgetter
 
 from dataset_builder.runs.plan import Plan, read_plan
 from foundry.errors import UserError
@@ -99,16 +100,16 @@ def read_status(run: Folder, *, now: datetime | None = None) -> RunStatus:
     record.check(run)
     with store_errors(run):
         plan = read_plan(run, unit_size=record.unit_size)
-        return status_of(plan, read_commits(run), retry=open_retry(run, plan.units()), now=now)
+        return status_of(plan, read_commits(run), retry=open_retry(run, plan.units), now=now)
 
 
 def status_of(plan: Plan, commits: Sequence[Commit], *, retry: Retry | None = None, now: datetime | None = None) -> RunStatus:
     """The status of a run with this plan, these commits, and this retry that is not finished."""
-    newest = sorted((_Step.of(commit) for commit in commits), key=lambda step: step.at)[-RECENT_UNITS:]
+    newest = [_Step.of(commit) for commit in sorted(commits, key=attrgetter("committed_at"))[-RECENT_UNITS:]]
     last_commit_s = max(0.0, (now or datetime.now(UTC)).timestamp() - newest[-1].at) if newest else None
     reasons: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
-    for commit in commits:
+    for commit in [one for one in commits if one.rejected or one.statuses]:  # few of very many
         reasons.update(commit.rejected)
         statuses.update(commit.statuses)
     return RunStatus(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError, one_line
-from foundry.hardware import AutoDtype, resolve_dtype
+from foundry.hardware import AutoDtype, Halving, resolve_dtype
 from foundry.storage.model_files import files_fingerprint, folder_fingerprint, hub_file, unavailable
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class ClipEncoder:
         import torch
 
         self.batch_size = batch_size
+        self._batches = Halving()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = getattr(torch, resolve_dtype(dtype, self.device.type))
         self.model = _load(source).to(self.device).eval()
@@ -85,13 +86,17 @@ class ClipEncoder:
 
         return self._embed(self.model.encode_text, torch.from_numpy(tokens), batch_size)
 
-    def _embed(self, encode: Any, inputs: "torch.Tensor", batch_size: int | None) -> "torch.Tensor":
+    def _embed(self, encode: Any, inputs: Any, batch_size: int | None) -> "torch.Tensor":
         import torch
         from torch.nn.functional import normalize
 
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            batches = (batch.to(self.device) for batch in inputs.split(batch_size or self.batch_size))
-            return torch.cat([normalize(encode(batch).float(), dim=-1) for batch in batches])  # (N, D)
+
+            def embed(batch: Any) -> "torch.Tensor":
+                return normalize(encode(batch.to(self.device)).float(), dim=-1)
+
+            found = self._batches.run(inputs, embed, size=batch_size or self.batch_size)
+            return torch.cat(found or [embed(inputs)])  # (N, D)
 
     def _embed_pixels(self, pixels: "torch.Tensor") -> "torch.Tensor":
         return self.model.encode_image((pixels.float() / 255 - self.mean) / self.std)  # type: ignore[no-any-return]

@@ -36,14 +36,16 @@ class _Questions:
 
 
 def probe(config: ProbeConfig, *, without: Collection[str] = ()) -> dict[str, float]:
-    """The share of right answers of each probe on unseen captions, of features and of word embeddings."""
+    """The share of right answers of each probe on unseen captions, of features and of word embeddings, but for the figures
+    `without`."""
     encoder = load_text_encoder(TextEncoderConfig(name=config.model))
     fit_on, score_on = _texts(config, "train", config.train_count), _texts(config, "unseen", config.count)
-    asked = {name: probe for name, probe in _PROBES.items() if name not in without}
     figures = {}
     for suffix, features_of in (("", _encoded), ("_of_embeddings", _embedded)):
         known, unseen = features_of(encoder, fit_on), features_of(encoder, score_on)
-        for name, (questions_of, num_answers) in asked.items():
+        for name, (questions_of, num_answers) in _PROBES.items():
+            if name + suffix in without:
+                continue
             right = _right(questions_of(known), questions_of(unseen), num_answers)
             figures[name + suffix] = right.all(dim=1).float().mean().item()
             if name == "background":

@@ -16,6 +16,7 @@ from foundry.errors import StoreError
 from foundry.images.decoding import DecodedImage, DecodeLimits, decode_image
 from foundry.images.index import REJECTED
 from foundry.images.reader import ImageReader, content_hash, reference_of
+from foundry.images.web.settings import WebSettings
 from foundry.units.rejection import Failure, ImageError
 
 ReadT = TypeVar("ReadT")
@@ -69,25 +70,39 @@ class Refusals:
         self._in_a_row = 0
 
 
-def read_images(rows: Sequence[Mapping[str, Any]], *, limits: DecodeLimits, target_side_px: int | None = None) -> ReadImages:
+def read_images(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    limits: DecodeLimits,
+    target_side_px: int | None = None,
+    web: WebSettings | None = None,
+) -> ReadImages:
     """Reads and decodes the images of these rows, as read_rows and read_image say."""
-    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px))
+    return read_rows(rows, partial(read_image, limits=limits, target_side_px=target_side_px), web=web)
 
 
-def read_rows(rows: Sequence[Mapping[str, Any]], read: Callable[[ImageReader, Mapping[str, Any]], ReadT]) -> ReadRows[ReadT]:
+def read_rows(
+    rows: Sequence[Mapping[str, Any]],
+    read: Callable[[ImageReader, Mapping[str, Any]], ReadT],
+    *,
+    reader: ImageReader | None = None,
+    web: WebSettings | None = None,
+) -> ReadRows[ReadT]:
     """Calls `read` for each of these rows (index.INDEX, or any table with a key and the columns of a reference).
+
+    `reader` reads the images, and is closed; none: one by one, those of the web as `web` says.
 
     An image that cannot be used becomes a rejected row. Raises StoreError if a store fails, so that nothing is rejected
     that may be read another day, and MemoryError; neither is an image's own fault.
     """
     found: ReadRows[ReadT] = ReadRows(images=[], rejected=[])
     refusals = Refusals(len(rows))
-    with ImageReader() as reader:
-        reader.expect(rows)
+    with reader or ImageReader(web=web) as opened:
+        opened.expect(rows)
         for row in rows:
             try:
                 with refusals.of_one_image():
-                    found.images.append(read(reader, row))
+                    found.images.append(read(opened, row))
             except ImageError as error:
                 found.rejected.append(rejected_row(row, Failure(reason=error.reason, message=error.message)))
     return found

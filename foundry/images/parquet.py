@@ -4,6 +4,7 @@ rows read in a streaming way."""
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -68,6 +69,12 @@ def read_footer(uri: str) -> Footer:
     """Raises UserError if the file is empty, damaged or may not be read."""
     with read_errors(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
         return Footer(schema=file.schema_arrow, num_rows=file.metadata.num_rows)
+
+
+def row_group_starts(uri: str) -> list[int]:
+    """The first row of each row group, and the number of rows. Raises UserError as read_footer does."""
+    with read_errors(uri, "write it as Parquet again or remove it"), open_parquet(uri) as file:
+        return _group_starts(file)
 
 
 def read_schema(uri: str) -> pa.Schema:
@@ -146,9 +153,7 @@ class ParquetRows:
         """Opens the file. Raises OSError or pa.ArrowException."""
         self._file = open_parquet(uri)
         self.layout: ParquetLayout = layout_of(self._file.schema_arrow)
-        self._group_starts = [0]
-        for group in range(self._file.metadata.num_row_groups):
-            self._group_starts.append(self._group_starts[-1] + self._file.metadata.row_group(group).num_rows)
+        self._group_starts = _group_starts(self._file)
         self._group = -1
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch | None = None
@@ -169,6 +174,16 @@ class ParquetRows:
         """The bytes of an image; None if they are null. Raises EOFError for a row past the end."""
         value = self._image_part(row, "bytes")
         return None if value is None or not value.is_valid else bytes(value.as_buffer())
+
+    def group_images(self, first_row: int) -> Iterator[pa.Array]:
+        """The images of the row group that begins at a row, in batches. Raises ValueError if none begins there."""
+        if first_row not in self._group_starts[:-1] or not self.layout.image_leaves:
+            raise ValueError(f"no row group with images begins at row {first_row}")
+        columns = self.layout.image_leaves[:1]
+        group = self._group_starts.index(first_row)
+        for batch in self._file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            column = batch.column(0)
+            yield column.field("bytes") if pa.types.is_struct(column.type) else column
 
     def image_path(self, row: int) -> str | None:
         """The path that a struct {bytes, path} holds; the `datasets` library reads the image there where bytes are null."""
@@ -219,6 +234,11 @@ class ParquetRows:
         columns = [*self.layout.image_leaves, *self.layout.types]
         self._batches = self._file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
         self._group, self._batch, self._batch_start = group, None, self._group_starts[group]
+
+
+def _group_starts(file: pq.ParquetFile) -> list[int]:
+    groups = range(file.metadata.num_row_groups)
+    return list(accumulate((file.metadata.row_group(group).num_rows for group in groups), initial=0))
 
 
 def _keys(file: pq.ParquetFile, layout: ParquetLayout) -> Iterator[str | None]:

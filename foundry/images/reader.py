@@ -9,20 +9,27 @@ import json
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, Self, TypeVar
+
+import pyarrow as pa
 
 from foundry.errors import StoreError
 from foundry.images.index import LISTED, ImageReference
 from foundry.images.metadata import Carried, map_columns, merge, metadata_json, parse_sidecars
 from foundry.images.parquet import ParquetRows
 from foundry.images.retries import retried
+from foundry.images.web.fetching import Ahead, is_web, web_client
+from foundry.images.web.settings import WebSettings
 from foundry.storage.locations import data_of, is_data_url, is_url, locate, open_binary, parent, shown
 from foundry.units.rejection import ImageError
 
 MAX_SIDECAR_BYTES = 64 << 20
+MAX_AHEAD_IMAGE_BYTES = 64 << 20
+"""Larger images on the web are fetched when they are read."""
 _MAX_OPEN = 16
 
 
@@ -74,6 +81,11 @@ class RangeFile:
         self._spans: list[tuple[int, int]] = []
         self._buffers: list[tuple[int, bytes]] = []
 
+    def announce(self, offset: int, length: int) -> None:
+        """Says that a range of a local file will be read, by this process or others: the operating system reads it at once."""
+        if not self._is_remote and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+
     def close(self) -> None:
         """Closes the file and drops what was fetched."""
         self._buffers.clear()
@@ -120,7 +132,10 @@ class ImageReader:
                 facts = reader.read_sidecars(row)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, web: WebSettings | None = None) -> None:
+        """`web`: settings of fetching from web addresses; default: WebSettings()."""
+        self._web = web or WebSettings()
+        self._ahead: Ahead | None = None
         self._tars: OrderedDict[str, RangeFile] = OrderedDict()
         self._parquet: OrderedDict[str, ParquetRows] = OrderedDict()
         self._expected: dict[str, list[tuple[int, int]]] = {}
@@ -132,7 +147,10 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """Closes all files. The reader can be used again."""
+        """Closes all files and ends what is being fetched. The reader can be used again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         for tar in self._tars.values():
             tar.close()
         for parquet in self._parquet.values():
@@ -141,10 +159,15 @@ class ImageReader:
         self._parquet.clear()
 
     def expect(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Says which rows of the index will be read, so that neighbours in a remote tar are fetched by one request.
+        """Says which rows of the index will be read: neighbours in a remote tar are then fetched by one request, and files
+        on the web many at once.
 
         Optional; replaces what was expected before.
         """
+        if self._ahead is not None:
+            self._ahead.close()
+        urls = [row["uri"] for row in rows if _is_web_file(reference_of(row))]
+        self._ahead = Ahead(web_client(self._web), urls, max_bytes=MAX_AHEAD_IMAGE_BYTES) if urls else None
         self._expected = {}
         for row in rows:
             for part in ({**row, "uri": None}, *(row.get("sidecars") or ())):
@@ -165,6 +188,30 @@ class ImageReader:
         if max_bytes is not None and len(data) > max_bytes:
             raise _too_many_bytes(_name(reference), len(data), max_bytes)
         return data
+
+    def read_encoded(self, reference: ImageReference, *, max_bytes: int | None = None) -> bytes | None:
+        """The encoded image, which may be empty; None for a null in Parquet. Raises as `read`, which refuses both."""
+        return self._read_any(reference, max_bytes)
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """Bytes of a tar. Raises ImageError or StoreError."""
+
+        def read() -> bytes:
+            return self._open_tar(uri).read(start, length)
+
+        return retried(read, uri=uri, name=f"{uri}, bytes from {start:,}", before_retry=self._close_one)
+
+    def row_group_images(self, uri: str, first_row: int) -> Iterator[pa.Array]:
+        """The encoded images of the row group that begins at a row, in batches; nulls where a row names a file instead.
+
+        Raises what the store raises, ValueError where no row group begins there, and pa.ArrowException for a damaged file.
+        """
+        return self._open_parquet(uri).group_images(first_row)
+
+    def announce(self, uri: str, start: int, length: int) -> None:
+        """Says that bytes of a local tar will be read; one that cannot be opened says so when it is read."""
+        with suppress(OSError, StoreError):
+            self._open_tar(uri).announce(start, length)
 
     def read_sidecars(self, row: Mapping[str, Any]) -> ImageFacts:
         """Metadata from the index, the sidecars, and the other columns of a Parquet row; the first counts.
@@ -190,6 +237,9 @@ class ImageReader:
             raise ImageError(
                 "unreadable", f"row {reference.row} of {reference.uri} names no image in valid Unicode: fill it in or remove it"
             )
+        if _is_web_file(reference):
+            data = None if self._ahead is None else self._ahead.take(reference.uri)
+            return self._read_file(reference.uri, max_bytes) if data is None else data
         read = partial(self._read_once, reference, max_bytes)
         return retried(read, uri=reference.uri, name=_name(reference), before_retry=self._close_one)
 
@@ -200,7 +250,13 @@ class ImageReader:
             if max_bytes is not None and reference.byte_length > max_bytes:
                 raise _too_many_bytes(_name(reference), reference.byte_length, max_bytes)
             return self._open_tar(reference.uri).read(reference.byte_offset, reference.byte_length)
-        return _read_file(reference.uri, max_bytes)
+        return self._read_file(reference.uri, max_bytes)
+
+    def _read_file(self, uri: str, max_bytes: int | None) -> bytes:
+        """A whole file; one on the web is fetched within the limits of its settings."""
+        if is_web(uri):
+            return web_client(self._web).start(uri, max_bytes=max_bytes).result()
+        return _read_file(uri, max_bytes)
 
     def _read_columns(self, uri: str, row: int) -> dict[str, Any]:
         """The scalar columns of a Parquet row."""
@@ -215,7 +271,7 @@ class ImageReader:
         rows = self._open_parquet(uri)
         data = rows.image(row)
         if data is None and (path := rows.image_path(row)):
-            return _read_file(locate(path, parent(uri)), max_bytes)
+            return self._read_file(locate(path, parent(uri)), max_bytes)
         return data
 
     def _read_sidecar(self, sidecar: Mapping[str, Any], image_uri: str) -> tuple[bytes, str]:
@@ -241,6 +297,11 @@ class ImageReader:
         for opened in (self._tars.pop(uri, None), self._parquet.pop(uri, None)):
             if opened is not None:
                 opened.close()
+
+
+def _is_web_file(reference: ImageReference) -> bool:
+    """Whether an image is a whole file on the web."""
+    return reference.row is None and reference.byte_offset is None and is_web(reference.uri)
 
 
 def coalesce(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -67,7 +67,7 @@ def retried(read: Callable[[], ResultT], *, uri: str, name: str, before_retry: C
         try:
             return read()
         except Exception as error:
-            failure = _judged(error, uri=uri, name=name)
+            failure = judged(error, uri=uri, name=name)
             if failure is None:
                 raise
             if pause_s is None or not (isinstance(failure, StoreError) and failure.may_pass):
@@ -77,7 +77,7 @@ def retried(read: Callable[[], ResultT], *, uri: str, name: str, before_retry: C
     raise AssertionError("the last try returns or raises")
 
 
-def _judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError | None:
+def judged(error: Exception, *, uri: str, name: str) -> ImageError | StoreError | None:
     """Error for a failure; None for one that should pass unchanged."""
     is_web = uri.startswith(_WEB)
     if is_web and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):

@@ -17,7 +17,15 @@ from typing import IO, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from foundry.errors import UserError, one_line
-from foundry.storage.locations import is_on_hub, is_store_failure, local_names, open_filesystem, remote_names
+from foundry.storage.locations import (
+    is_on_hub,
+    is_store_failure,
+    local_names,
+    local_stamps,
+    open_filesystem,
+    remote_names,
+    remote_stamps,
+)
 
 
 class Folder:
@@ -64,6 +72,20 @@ class Folder:
         except FileNotFoundError:
             return []
         return sorted(name for name, is_folder in found if not is_folder and not name.startswith("."))
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """The same names, each with its size and its time of change or ETag: a file that was written again has another stamp.
+
+        "" where the store tells no time.
+        """
+        path = self.path(folder)
+        if not self.is_local:
+            self.filesystem.invalidate_cache(path)
+        try:
+            found = local_stamps(path) if self.is_local else remote_stamps(self.filesystem, path)
+            return {name: stamp for name, stamp in sorted(found) if not name.startswith(".")}
+        except FileNotFoundError:
+            return {}
 
     def read(self, name: str) -> bytes:
         """All bytes of a file. Raises FileNotFoundError."""

@@ -3,7 +3,7 @@
 The work is a fixed list of units, planned once (dataset_builder/runs/plan.py). A unit exists only if its commit record does.
 A worker writes the unit's tables under unique names, then publishes them by creating `commits/<unit>.json`. Creation is
 exclusive: of two workers on one unit the first commits, the other deletes its files. Readers list files from the commits,
-never by a glob.
+never by a glob. The records of a large store are read from their index (foundry/records/index.py).
 
 A retry (retries.py) is another attempt at images of a committed unit that were rejected. Its record, `retries/<unit>-<n>.json`,
 is created the same way and follows the unit's earlier ones: it counts the images that it tried, and its files hold the whole
@@ -16,17 +16,38 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
+from foundry.records.commit import Commit, CommittedFile, parse_commit
 from foundry.storage.folder import Folder
-from foundry.storage.schema import SCHEMA_VERSION, versioned
+from foundry.storage.schema import versioned
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+__all__ = [
+    "RETRIED",
+    "Commit",
+    "CommittedFile",
+    "Rejections",
+    "Unit",
+    "arrow_bytes",
+    "check_not_all",
+    "commit_name",
+    "commit_unit",
+    "committed_retries",
+    "committed_units",
+    "named_files",
+    "read_commit",
+    "read_commits",
+    "read_unit",
+    "row_groups_bytes",
+    "table_bytes",
+]
 
 RETRIED = "retried"
 """The table of earlier rejections of images that were tried again: the rows of `rejected`, with the number of the retry."""
@@ -62,48 +83,6 @@ class Unit:
     """Number of the retry; 0 for the first attempt. A retry without `rejections` replaces what the unit was before."""
     rejections: Rejections | None = None
     """The images that a retry tries again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommittedFile:
-    """A file that a commit publishes. `path` is relative to the run; `../` leads to a file that another run's commit owns."""
-
-    path: str
-    rows: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """The record that makes a unit exist. planned = completed + num_rejected, in images.
-
-    In the record of a retry all counts are of the images that it tried; read_commit and read_commits add up a unit's records.
-    """
-
-    run_id: str
-    unit: int
-    planned: int
-    completed: int
-    rejected: dict[str, int]
-    files: dict[str, CommittedFile]
-    num_tokens: int = 0
-    num_input_tokens: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    """Captions of the completed images by their status, where it is not ok; empty in older records."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    attempt: str = ""
-    committed_at: str = ""
-    retry: int = 0
-    """Number of the newest retry; 0 if there was none."""
-    retried: dict[str, int] = field(default_factory=dict)
-    """Rejected images that this retry tried again, by the reason that they had."""
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def num_rejected(self) -> int:
-        """Number of rejected images, of all reasons."""
-        return sum(self.rejected.values())
 
 
 def commit_unit(
@@ -159,7 +138,7 @@ def commit_unit(
     name = commit_name(unit.number, unit.retry)
     if folder.create(name, json.dumps(asdict(commit), indent=1).encode()):
         return commit
-    if _parse(folder.read(name)).attempt == attempt:
+    if parse_commit(folder.read(name)).attempt == attempt:
         return commit  # ours: a store whose answer was lost was asked again, and said that the record exists
     for file in files.values():
         folder.filesystem.rm_file(folder.path(file.path))
@@ -189,21 +168,21 @@ def read_commit(folder: Folder, unit: int, *, before_retry: int | None = None) -
     """The unit as it is now, or as it was before a retry. Raises FileNotFoundError if it is not committed."""
     retries = committed_retries(folder).get(unit, [])
     names = [commit_name(unit), *(commit_name(unit, n) for n in retries if before_retry is None or n < before_retry)]
-    return reduce(_followed_by, [_parse(folder.read(name)) for name in names])
+    return reduce(_followed_by, [parse_commit(folder.read(name)) for name in names])
 
 
 def read_commits(folder: Folder) -> list[Commit]:
     """All units that exist, as they are now, in their order."""
-    units, retries = sorted(committed_units(folder)), committed_retries(folder)
-    names = {unit: [commit_name(unit), *(commit_name(unit, n) for n in retries.get(unit, ()))] for unit in units}
-    found = folder.read_many([name for several in names.values() for name in several])
-    return [reduce(_followed_by, [_parse(found[name]) for name in several]) for several in names.values()]
+    by_unit: dict[int, list[Commit]] = {}
+    for record in sorted(_records(folder).values(), key=lambda record: (record.unit, record.retry)):
+        if record.unit in by_unit or not record.retry:
+            by_unit.setdefault(record.unit, []).append(record)
+    return [reduce(_followed_by, records) for records in by_unit.values()]
 
 
 def named_files(folder: Folder) -> set[str]:
     """Paths, inside the filesystem, of the files that any record names, also one that a retry has followed."""
-    names = [f"commits/{name}" for name in folder.names("commits")] + [f"{_RETRIES}/{name}" for name in folder.names(_RETRIES)]
-    return {folder.path(file.path) for data in folder.read_many(names).values() for file in _parse(data).files.values()}
+    return {folder.path(file.path) for record in _records(folder).values() for file in record.files.values()}
 
 
 def check_not_all(folder: Folder, *, num_not_finite: int, num_images: int, advice: str) -> None:
@@ -257,6 +236,13 @@ def row_groups_bytes(tables: "Sequence[pa.Table]") -> bytes:
         for table in tables:
             writer.write_table(table.cast(versioned(table.schema)).combine_chunks(), row_group_size=len(table))
     return buffer.getvalue()
+
+
+def _records(folder: Folder) -> dict[str, Commit]:
+    """All commit records, also those of retries, by their paths."""
+    from foundry.records.index import read_records
+
+    return read_records(folder, ("commits", _RETRIES))
 
 
 def _write_table(folder: Folder, *, kind: str, unit: Unit, attempt: str, table: "pa.Table", as_arrow: bool) -> CommittedFile:
@@ -316,11 +302,3 @@ def _followed_by(earlier: Commit, retry: Commit) -> Commit:
         statuses=dict(Counter(earlier.statuses) + Counter(retry.statuses)),
         seconds=dict(Counter(earlier.seconds) + Counter(retry.seconds)),
     )
-
-
-def _parse(data: bytes) -> Commit:
-    record: dict[str, Any] = json.loads(data)
-    if record["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"a commit has schema version {record['schema_version']}, this program reads {SCHEMA_VERSION}")
-    record["files"] = {kind: CommittedFile(**file) for kind, file in record["files"].items()}
-    return Commit(**record)

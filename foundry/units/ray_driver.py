@@ -19,11 +19,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from foundry.errors import RayLost, UserError
 from foundry.units.bisection import OpenUnit, cause_with_limit, is_raised
-from foundry.units.cluster import RaySettings, wait_for_head
+from foundry.units.cluster import Node, RaySettings, wait_for_head
 from foundry.units.commits import Commit, Unit
 from foundry.units.ray_replicas import ReplicaHandle, Replicas
-from foundry.units.ray_session import cluster_nodes, error_of, is_done, replicas_use_gpus
-from foundry.units.workers import ModelBroken, RunFailed, UnitJob, describe, finish_unit, prepare_unit, warm_up
+from foundry.units.ray_session import cluster_nodes, error_of, is_done, on_node, replicas_use_gpus
+from foundry.units.workers import ModelBroken, RunFailed, UnitJob, WindowedUnit, describe, finish_unit, prepare_unit, warm_up
 
 POLL_S = 1.0
 LOOK_S = 5.0  # between two looks at Ray itself
@@ -76,7 +76,7 @@ def _work_off(
         while queue.pending or queue.calls:
             watch.look()
             if not warming:
-                queue.dispatch(shared, replicas.handles)
+                queue.dispatch(shared, replicas.handles, nodes)
             waiting = [*warming, *replicas.loading, *(call.last for call in queue.calls)]
             done, _ = ray.wait(waiting, num_returns=1, timeout=POLL_S, fetch_local=False)
             watch.check_moving(moved=bool(done))
@@ -167,11 +167,11 @@ class _Queue:
         self._prepare = ray.remote(num_returns=2, **_task(settings))(prepare_unit)
         self._finish = ray.remote(**_task(settings))(finish_unit)
 
-    def dispatch(self, job: ray.ObjectRef, replicas: Sequence[ReplicaHandle]) -> None:
+    def dispatch(self, job: ray.ObjectRef, replicas: Sequence[ReplicaHandle], nodes: Sequence[Node]) -> None:
         """Gives loaded replicas work, the least busy first."""
         busy = Counter(call.replica for call in self.calls)
         for replica in turns(replicas, busy, num_pending=len(self.pending), most=self._settings.units_in_flight):
-            self.calls.append(self._start(job, replica, self.pending.popleft()))
+            self.calls.append(self._start(job, replica, self.pending.popleft(), nodes))
 
     def collect(self, replicas: Replicas) -> None:
         """Deals with each call that has ended. Raises UserError for a unit that cannot be finished, and where none can."""
@@ -179,11 +179,13 @@ class _Queue:
             if call in self.calls:  # else a neighbour of a failed one, started again meanwhile
                 self._ended(call, replicas)
 
-    def _start(self, job: ray.ObjectRef, replica: ReplicaHandle, state: OpenUnit) -> _Call:
+    def _start(self, job: ray.ObjectRef, replica: ReplicaHandle, state: OpenUnit, nodes: Sequence[Node]) -> _Call:
         positions, limit_s = state.positions, self._settings.unit_timeout_s
         if state.is_probe:
             limit_s = probe_limit_s(len(positions), state.unit, unit_timeout_s=limit_s, slowest_s=self._slowest_s)
-        payload, facts = self._prepare.remote(job, state.unit, positions, limit_s=limit_s)
+        near = node_of_window(state.unit, nodes)
+        where = {} if near is None else on_node(near.node_id, soft=True, if_free=True)
+        payload, facts = self._prepare.options(**where).remote(job, state.unit, positions, limit_s=limit_s)
         output = replica.actor.process.remote(payload, one_by_one=state.one_by_one, keep=not state.is_probe, limit_s=limit_s)
         if state.is_probe:
             return _Call(state, replica, facts, payload, output, None)
@@ -246,6 +248,14 @@ def turns(
     share = min(most, math.ceil((num_pending + busy.total()) / len(replicas)))
     taken = [replica for depth in range(share) for replica in replicas if replica.loading is None and busy[replica] <= depth]
     return taken[:num_pending]
+
+
+def node_of_window(unit: Unit, nodes: Sequence[Node]) -> Node | None:
+    """The node that a unit is best prepared on: one for all units of a window, of those with CPUs; None for any."""
+    able = sorted((node for node in nodes if node.cpus), key=lambda node: node.node_id)
+    if len(able) < 2 or not isinstance(unit, WindowedUnit) or unit.window is None:
+        return None
+    return able[unit.window % len(able)]
 
 
 def probe_limit_s(num_images: int, unit: Unit, *, unit_timeout_s: float, slowest_s: float) -> float:

@@ -165,9 +165,11 @@ def _answer(node: Node, ref: ray.ObjectRef, *, what: str) -> Any:
         raise UserError(f"node {node.name} could not {what}: {cause_of(error)}") from error
 
 
-def on_node(node_id: str, *, soft: bool) -> dict[str, Any]:
-    """The Ray option that binds a task or an actor to a node; `soft`: another one will do where that is lost."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft)}
+def on_node(node_id: str, *, soft: bool, if_free: bool = False) -> dict[str, Any]:
+    """The Ray option that binds a task or an actor to a node; `soft`: another one will do where that is lost; `if_free`: or has
+    no free CPU."""
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=soft, _spill_on_unavailable=if_free)
+    return {"scheduling_strategy": strategy}
 
 
 def is_done(ref: ray.ObjectRef) -> bool:

@@ -13,6 +13,7 @@ REJECTION_REASONS = {
     "too_many_pixels": "larger than max_image_pixels",
     "too_small": "a side is shorter than min_side_px",
     "too_narrow": "the longer side is more than 50 times the shorter one",
+    "opted_out": "the server of the image, or its robots.txt, does not want it to be used",
     "changed": "the bytes are no longer those that were captioned",
     "bad_sidecar": "the JSON or text next to the image cannot be parsed",
     "no_caption": "there is neither a caption nor an alt text to train on",

@@ -7,7 +7,7 @@ one that was killed is resumed; neither tries an image twice.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def start_retry(run: Folder, units: Sequence[Unit], *, reasons: Collection[str])
     `units` are those of the run's plan. Raises UserError if one of other reasons is not finished.
     """
     wanted = tuple(sorted(set(reasons)))
-    newest = open_retry(run, units)
+    newest = open_retry(run, lambda: units)
     if newest is None:
         number = len(_numbers(run)) + 1
         # Read after the retries before were seen to be finished: what is rejected now is what they left.
@@ -61,10 +61,13 @@ def start_retry(run: Folder, units: Sequence[Unit], *, reasons: Collection[str])
     return newest
 
 
-def open_retry(run: Folder, units: Sequence[Unit]) -> Retry | None:
-    """The retry that is not finished, with what is left of it; None if there is none."""
+def open_retry(run: Folder, units: Callable[[], Sequence[Unit]]) -> Retry | None:
+    """The retry that is not finished, with what is left of it; None if there is none.
+
+    `units` gives those of the run's plan, and is called only if there was a retry.
+    """
     numbers = _numbers(run)
-    newest = _read_retry(run, numbers[-1], units) if numbers else None
+    newest = _read_retry(run, numbers[-1], units()) if numbers else None
     return newest if newest is not None and newest.units else None
 
 

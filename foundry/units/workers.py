@@ -7,11 +7,20 @@ limit counts from the start of the call, not from when it began to queue, and ho
 import faulthandler
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from foundry.errors import Unavailable, UserError
 from foundry.units.commits import Commit, Unit
 from foundry.units.rejection import Failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowedUnit(Unit):
+    """A unit whose images share parts of their containers with others, which a node fetches once for all of them."""
+
+    window: int | None = None
+    """The units that share: they are prepared on one node as long as it has room; none: on any."""
 
 
 class UnitJob(Protocol):

@@ -6,6 +6,7 @@ Shapes: B samples, C latent channels, H x W latent pixels, h x w cells of a grid
 
 from typing import TYPE_CHECKING
 
+from foundry.hardware import Halving
 from model.encoders.vae import VAE
 from model.encoders.vision_tower import VisionTower
 
@@ -22,6 +23,7 @@ class Teacher:
     def __init__(self, tower: VisionTower, vae: VAE) -> None:
         self.tower = tower
         self.vae = vae
+        self.batches = Halving()
 
     def features(self, latents: "torch.Tensor", grid: tuple[int, int]) -> "torch.Tensor":
         """The tower's features (B, h w, F), float32, in the cells of a grid (h, w) of clean latents (B, C, H, W), scaled."""

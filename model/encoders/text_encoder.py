@@ -9,10 +9,11 @@ import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from foundry.errors import UserError
-from foundry.hardware import AutoDtype, resolve_dtype
+from foundry.hardware import AutoDtype, Halving, resolve_dtype
 from foundry.storage.model_files import load_network
 from foundry.wording import CHOICE, ModelChoice
 from model.encoders.caption_template import PLACE, CaptionTemplate, CaptionTokens, render_chat
@@ -102,6 +103,7 @@ class TextEncoder:
         self.model = model
         self.tokenizer = tokenizer
         self.part = part
+        self._batches = Halving()
         if config.chat:
             template = render_chat(config.template, tokenizer, name=config.name)
             config = replace(config, template=template, chat=False)
@@ -130,7 +132,9 @@ class TextEncoder:
         with torch.inference_mode():
             max_tokens = 1 if one_by_one else self.config.max_batch_tokens
             for batch in batches_by_length([len(row.ids) for row in ids], max_tokens=max_tokens):
-                for index, tokens in zip(batch, self._forward([ids[index].ids for index in batch]), strict=True):
+                own = [ids[index].ids for index in batch]
+                found = chain.from_iterable(self._batches.run(own, self._forward, cost=max(map(len, own))))
+                for index, tokens in zip(batch, found, strict=True):
                     features[index] = tokens[ids[index].num_left_out :]
         empty = torch.empty(0, self.width, dtype=self.model.dtype, device=self.model.device)
         lengths = torch.tensor([row.num_kept for row in ids], dtype=torch.long)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundry.errors import NotFiniteOutput, UserError
-from foundry.hardware import keep_freed_memory
+from foundry.hardware import Halving, keep_freed_memory
 from foundry.reporting.progress import Bar
 from model.control.settings import EDGES
 from model.encoders.text_encoder import TextEncoder
@@ -65,6 +65,7 @@ class Pipeline:
         self.runtime = runtime
         self.objective = _objective(config)
         self.parts = parts
+        self._batches = Halving()
 
     def __call__(
         self, request: GenerationRequest, *, output: Output = "pil", on_step: OnStep | None = None, progress: bool = False
@@ -255,10 +256,9 @@ class Pipeline:
         """Latents (images, C, h, w) in float32 on the CPU."""
         import torch
 
-        finished = [torch.empty(0, *self.latent_shape(size))]
         transformer = self.parts.transformer.get() if images else None
-        for start in range(0, len(images), self.runtime.batch_size):
-            batch = images[start : start + self.runtime.batch_size]
+
+        def sample(batch: Sequence[int]) -> "torch.Tensor":
             generators = image_generators([request.image_seed(image) for image in batch])
             # Given noise leaves the generators as they are: what ddim draws on the way comes from the seeds.
             noise = draw_noise(generators, self.latent_shape(size)) if request.noise is None else request.noise[list(batch)]
@@ -276,8 +276,10 @@ class Pipeline:
                 edit=edit,
                 on_step=on_step,
             )
-            finished.append(latents.cpu())
-        return torch.cat(finished)
+            return latents.cpu()
+
+        found = self._batches.run(images, sample, size=self.runtime.batch_size)
+        return torch.cat([torch.empty(0, *self.latent_shape(size)), *found])
 
     def _conditioning(self, encoded: EncodedPrompts, indices: Sequence[int], *, size: ImageSize) -> Conditioning:
         positions = [encoded.positions[index] for index in indices]

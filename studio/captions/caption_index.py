@@ -67,7 +67,9 @@ class FigureBins:
 class CaptionIndex:
     """An index that is attached as `idx`. For several threads at once: each query has a cursor of its own."""
 
-    def __init__(self, connection: Connection, *, num_hits: int = _KEPT_FILTERS) -> None:
+    def __init__(self, connection: Connection, *, name: str, num_hits: int = _KEPT_FILTERS) -> None:
+        self.name = name
+        """Which state of the captions the numbers of rows are of."""
         self._connection = connection
         self._lock = threading.Lock()
         self._hits: OrderedDict[tuple[CaptionFilter, int], str] = OrderedDict()

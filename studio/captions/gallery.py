@@ -78,24 +78,32 @@ class CaptionsTab:
         return len(self._tagged) == len(self.sources)
 
     def refresh(self) -> None:
-        """Reads edits and flags again that other people saved. Raises UserError for reviews that cannot be read."""
+        """Reads edits and flags again that other people saved, and looks whether runs have grown.
+
+        Raises UserError for reviews that cannot be read.
+        """
         for source in self.sources:
             source.refresh_reviews()
+            source.follow()
 
     def show(self, state: GalleryState, *, on_wait: Callable[[str], None] = lambda _: None) -> Shown:
-        """The page that a state is at. The first one, without a filter, does not wait for the index."""
+        """The page that a state is at, in the index that its other pages are of.
+
+        The first one, without a filter, does not wait for an index.
+        """
         source = self.sources[state.source]
-        is_first = state.starts == (None,) and state.chosen == CaptionFilter() and state.order == Order()
-        index = source.first() if is_first else source.index(on_wait=on_wait)
-        version = source.version_name()
+        index = source.version(state.version)
+        if index is None or index.name == PREVIEW:
+            is_first = state.starts == (None,) and state.chosen == CaptionFilter() and state.order == Order()
+            index = source.first() if is_first else source.index(on_wait=on_wait)
         page = index.page(state.chosen, state.order, after=state.starts[-1])
         picked = state.picked
-        if picked is not None and state.version == PREVIEW != version:
+        if picked is not None and state.version == PREVIEW != index.name:
             picked = index.number_of(source.first_rows([picked])[0])
-        state = replace(state, following=page.after, version=version, picked=picked)
+        state = replace(state, following=page.after, version=index.name, picked=picked)
         gallery = gallery_html(page.rows, pictures=self._pictures(state), picked=state.picked)
         line = f"page {len(state.starts):,}"
-        if index is source.version(version) and source.is_indexed:
+        if index.name != PREVIEW:
             number = index.count(state.chosen)
             listed = index.count(state.chosen, figure=state.order.figure) if state.order.figure else number
             line = f"{number:,} caption{'' if number == 1 else 's'}, {line} of {max(1, -(-listed // PAGE_ROWS)):,}"
@@ -109,7 +117,7 @@ class CaptionsTab:
             return self.show(state, on_wait=on_wait)
         source = self.sources[state.source]
         after = state.following
-        if state.version == PREVIEW and state.version != source.version_name():
+        if state.version == PREVIEW and source.is_indexed:
             after = Cursor(n=source.index().number_of(source.first_rows([after.n])[0]))
         return self.show(replace(state, starts=(*state.starts, after), picked=None), on_wait=on_wait)
 
@@ -119,7 +127,9 @@ class CaptionsTab:
 
     def histograms(self, state: GalleryState, *, on_wait: Callable[[str], None] = lambda _: None) -> str:
         """The histograms of the captions that meet the filter."""
-        index = self.sources[state.source].index(on_wait=on_wait)
+        source = self.sources[state.source]
+        of_pages = source.version(state.version) if state.version != PREVIEW else None
+        index = of_pages or source.index(on_wait=on_wait)
         return histograms_html(index.histograms(state.chosen), state.chosen.ranges)
 
     def filtered(self, state: GalleryState, chosen: CaptionFilter, order: OrderName = "as in the files") -> GalleryState:

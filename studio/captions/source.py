@@ -1,10 +1,12 @@
 """Captions that a studio shows: a run or a data set, opened once, with its index and the reviews of people.
 
 The first page comes from the first files, at once; the index is written or opened by a thread meanwhile. Filters wait for it.
+A run that grows gets a new index, which another thread makes of the old one and of what is new, when a page is opened.
 """
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from dataset_builder.reviews.records import Reviews, read_reviews, review_files
 from dataset_builder.sql.dataset_files import DatasetFiles, find_dataset
 from dataset_builder.sql.run_files import RunFiles, find_run
 from foundry.errors import UserError, one_line
+from foundry.reporting.lines import say
 from foundry.storage.folder import Folder, store_errors
 from foundry.storage.locations import normalise
 from studio.captions.caption_index import PAGE_ROWS, CaptionIndex
@@ -24,6 +27,10 @@ from studio.folders import hashed_folder
 PREVIEW = "preview"
 _HEAD_START_S = 2.0
 """Time for the first page and its pictures, unless something waits for the index."""
+_LOOK_AGAIN_S = 5.0
+"""Time between two looks whether a run has grown."""
+_KEPT_VERSIONS = 3
+"""Indexes of earlier states that stay open for those who look at them."""
 _PREVIEW_PIECES = 4
 """Pieces that are looked through for the first page: the first ones may have few captions."""
 
@@ -45,11 +52,13 @@ class CaptionSource:
             raise UserError(f"{url} has no caption yet: caption first, then open it again")
         self.problem = ""
         """Reason why there is no index; empty while it is written and when it is there."""
-        self._path = hashed_folder(cache, normalise(url)) / f"{state_digest(self.pieces)}{SUFFIX}"
+        self._folder = hashed_folder(cache, normalise(url))
+        self._path = self._folder / f"{state_digest(self.pieces)}{SUFFIX}"
         self._progress = (0, len(self.pieces))
         self._ending = ExitStack()
         self._ready = threading.Event()
-        self._index: CaptionIndex | None = None
+        self._versions: OrderedDict[str, tuple[CaptionIndex, ExitStack]] = OrderedDict()
+        self._looked = time.monotonic()
         self._preview: CaptionIndex | None = None
         self._writer: threading.Thread | None = None
         self._wanted = threading.Event()
@@ -79,17 +88,30 @@ class CaptionSource:
     @property
     def is_indexed(self) -> bool:
         """Whether the whole index is there."""
-        return self._ready.is_set() and self._index is not None
+        return self._ready.is_set() and bool(self._versions)
 
     def start(self) -> None:
         """Opens the index, or has a thread write it first."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            self._open()
+            self._open(self._path)
         else:
             self.first()  # before the thread takes the processor
-            self._writer = threading.Thread(target=self._write, name="studio-index", daemon=True)
-            self._writer.start()
+            self._begin(self._write)
+
+    def follow(self) -> None:
+        """Has a thread look whether the run has grown, and add what is new to a new index: from then on it is the index.
+
+        Those who look at pages of the one before keep it. Nothing happens while an index is written, or soon after a look.
+        """
+        is_writing = self._writer is not None and self._writer.is_alive()
+        if self.is_indexed and not is_writing and time.monotonic() - self._looked >= _LOOK_AGAIN_S:
+            self._looked = time.monotonic()
+            self._begin(self._grow)
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        self._writer = threading.Thread(target=work, name="studio-index", daemon=True)
+        self._writer.start()
 
     def newest(self) -> RunFiles | DatasetFiles:
         """The run or the data set as it is now, with what was committed and reviewed since it was opened."""
@@ -104,6 +126,8 @@ class CaptionSource:
         self._wanted.set()
         if self._writer is not None:
             self._writer.join()
+        for _, ending in self._versions.values():
+            ending.close()
         self._ending.close()
 
     def first(self) -> CaptionIndex:
@@ -113,7 +137,7 @@ class CaptionSource:
         if self._preview is None:
             for number in range(1, min(_PREVIEW_PIECES, len(self.pieces)) + 1):
                 connection = self._ending.enter_context(memory_index(self.stored, self.pieces[:number]))
-                self._preview = CaptionIndex(connection)
+                self._preview = CaptionIndex(connection, name=PREVIEW)
                 self._mark(self._preview)
                 if len(self._preview.page_numbers()) >= PAGE_ROWS:
                     break
@@ -126,11 +150,10 @@ class CaptionSource:
 
     def version(self, name: str) -> CaptionIndex | None:
         """The index of this name, which says which state of the captions its numbers are of."""
-        return {self._path.stem: self._index, PREVIEW: self._preview}.get(name)
-
-    def version_name(self) -> str:
-        """The name of what `first` gives."""
-        return self._path.stem if self.is_indexed else PREVIEW
+        if name == PREVIEW:
+            return self._preview
+        found = self._versions.get(name)
+        return found[0] if found else None
 
     def index(self, *, wait_s: float = 600.0, on_wait: Callable[[str], None] = lambda _: None) -> CaptionIndex:
         """The whole index, when it is there. `on_wait` hears how far it is. Raises UserError if it cannot be written."""
@@ -140,9 +163,9 @@ class CaptionSource:
             on_wait(self.progress)
             if time.monotonic() > until:
                 raise UserError(f"the index of {self.url} is not ready after {wait_s:.0f} s ({self.progress}): try again later")
-        if self._index is None:
+        if not self._versions:
             raise UserError(self.problem)
-        return self._index
+        return self._versions[self._path.stem][0]
 
     @property
     def progress(self) -> str:
@@ -175,7 +198,8 @@ class CaptionSource:
                     if name not in self._run_reviews or self._run_reviews[name].files != review_files(folder):
                         self._run_reviews[name] = read_reviews(folder)
                         changed = True
-            for index in () if not changed else filter(None, (self._index, self._preview)):
+            indexes = [index for index, _ in list(self._versions.values())] + ([self._preview] if self._preview else [])
+            for index in indexes if changed else ():
                 self._mark(index)
 
     def words(self, row: dict[str, Any]) -> str:
@@ -205,19 +229,36 @@ class CaptionSource:
         self._wanted.wait(_HEAD_START_S)
         try:
             write_index(self._path, self.stored, self.pieces, on_progress=self._on_progress)
-            self._open()
+            self._open(self._path)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for the index are told
             self.problem = (
                 f"the index of {self.url} cannot be written ({one_line(error)}): check the files and the cache folder"
             )
             self._ready.set()
 
-    def _open(self) -> None:
-        self._path.touch()  # the newest index of a cache is kept longest
-        index = CaptionIndex(self._ending.enter_context(open_index(self._path)))
+    def _grow(self) -> None:
+        try:
+            stored = self.newest()
+            pieces = pieces_of(stored)
+            path = self._folder / f"{state_digest(pieces)}{SUFFIX}"
+            if path != self._path and pieces:
+                write_index(path, stored, pieces, on_progress=self._on_progress)
+                self.stored, self.pieces = stored, pieces
+                self._open(path)
+        except Exception as error:  # noqa: BLE001 - the captions that are there stay
+            if not self._closes:
+                say(f"warning: what is new in {self.url} cannot be read ({one_line(error)}): earlier captions are shown")
+
+    def _open(self, path: Path) -> None:
+        path.touch()  # the newest index of a cache is kept longest
+        ending = ExitStack()
+        index = CaptionIndex(ending.enter_context(open_index(path)), name=path.stem)
         with self._reviews_lock:
             self._mark(index)
-            self._index = index
+            self._versions[path.stem] = (index, ending)
+            self._path = path
+            if len(self._versions) > 1 + _KEPT_VERSIONS:
+                self._versions.popitem(last=False)[1][1].close()
         self._ready.set()
 
     def _on_progress(self, done: int, planned: int) -> None:

@@ -57,7 +57,7 @@ class TrainingTab:
         """One of the sample grids, with its prompts. `position` counts from 1."""
         found = self.grids(name)
         if not found:
-            return quiet(f"{name} has drawn no samples yet: trainings draw some every watch.sample_every_images images.")
+            return quiet(f"{name} has drawn no samples yet: trainings draw some every hour, or as `watch` says.")
         one = found[min(max(position, 1), len(found)) - 1]
         at = f"({found.index(one) + 1} of {len(found)})"
         if one.problem:

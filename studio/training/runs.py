@@ -25,6 +25,7 @@ CURVE_POINTS = 80
 TRAIN_CURVES = {
     "loss": "Training loss",
     "images_per_s": "Images per second",
+    "overall_images_per_s": "Images per second overall: with validation, samples and checkpoints",
     "data_wait": "Time spent waiting for data, %",
     "mfu": "Model FLOPs utilisation of the GPU, %",
     "memory_bytes": "Peak memory, bytes",

@@ -1,16 +1,22 @@
 """A tiny LLaVA, pictures, and the captioner as its users call it."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.config import CaptionConfig
+from captioner.run import main
+from foundry.command_line import run_command
 from tests.captioner.tiny_llava import save_tiny_llava
+from tests.in_this_process import commands_here
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +68,17 @@ def caption(arguments: Sequence[str], *, timeout_s: float = 240) -> tuple[int, s
     process = start_captioner(arguments)
     output, _ = process.communicate(timeout=timeout_s)
     return process.returncode, output
+
+
+def caption_here(arguments: Sequence[str]) -> tuple[int, str]:
+    """The command in this process, its output merged: for what ends before Ray starts."""
+    output = io.StringIO()
+    with redirect_stderr(output), redirect_stdout(output):
+        code = run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=list(arguments))
+    return code, output.getvalue()
+
+
+def caption_plainly(arguments: Sequence[str]) -> tuple[int, str]:
+    """The command in this process with its units in a plain loop: for what a run says and writes, however units are spread."""
+    with commands_here():
+        return caption_here(arguments)

@@ -8,7 +8,7 @@ import pytest
 
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units, read_commits
-from tests.captioner.conftest import caption, run_arguments, save_pictures
+from tests.captioner.conftest import caption, caption_plainly, run_arguments, save_pictures
 from tests.ray_nodes import kill_node, ray_head, ray_node
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_node_that_is_lost_costs_nothing(tmp_path: Path, tiny_llava: Path, mon
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     images = save_pictures(tmp_path / "images", count=NUM_IMAGES)
     alone, run = tmp_path / "alone", tmp_path / "run"
-    assert caption(run_arguments(images, alone, tiny_llava))[0] == 0
+    assert caption_plainly(run_arguments(images, alone, tiny_llava))[0] == 0
     lost = threading.Event()
     with ray_head(num_cpus=1) as head, ray_node(head) as node:
 

@@ -1,10 +1,11 @@
 """Engines from the command line, killed (transformers: test_kills.py), and as a Ray job, stopped: resumed, they caption alike.
+Jobs also find the code where it is on the nodes already, as KubeRay starts them.
 
 vLLM needs VLLM_PYTHON, the interpreter of an environment that has it (docs/captioning.md).
 """
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import yaml
 from PIL import Image
 
 from captioner.engines.generation import GenerationSettings
@@ -26,7 +28,7 @@ from dataset_builder.runs.status import read_status
 from dataset_builder.sql.run_files import open_run
 from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units
-from tests.captioner.conftest import caption, run_arguments, start_captioner
+from tests.captioner.conftest import caption_plainly, run_arguments, save_pictures, start_captioner
 from tests.ray_nodes import RAY, free_ports, ray_head
 
 pytestmark = pytest.mark.slow
@@ -124,13 +126,13 @@ def test_a_run_that_was_killed_resumes_to_the_same_captions(
         time.sleep(0.02)
     engines = [child for child in psutil.Process(process.pid).children(recursive=True) if "VLLM::" in " ".join(child.cmdline())]
     assert bool(engines) == ("vllm" in options)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
     interrupted = len(committed_units(Folder(str(run))))
     assert 0 < interrupted < COUNT // 8, "the kill came too late to interrupt anything"
     _, alive = psutil.wait_procs(engines, timeout=60)
     assert not alive, "an engine outlives its replica, and holds the memory that the next one needs"
-    code, output = caption(arguments, timeout_s=400)
+    code, output = caption_plainly(arguments)
     assert code == 0, output
     assert f"{COUNT} planned = {COUNT} captioned + 0 rejected" in output
     assert captions(run) == expected
@@ -140,6 +142,7 @@ class Jobs:
     """Jobs of a Ray head, by its HTTP interface, which is quick enough to stop a job in the middle."""
 
     def __init__(self, address: str, token: str) -> None:
+        self._address = address
         self._http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
     def close(self) -> None:
@@ -147,18 +150,15 @@ class Jobs:
 
     def submit(self, *command: str) -> str:
         """The id of the job; the code is shipped along."""
-        submit = [RAY, "job", "submit", "--address", str(self._http.base_url), "--working-dir", ".", "--no-wait"]
         job = f"job-{uuid.uuid4().hex}"
-        done = subprocess.run(
-            [*submit, "--submission-id", job, "--", *command],
-            cwd=ROOT,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        done = self.call("--working-dir", ".", "--no-wait", "--submission-id", job, "--", *command)
         assert done.returncode == 0, done.stdout + done.stderr
         return job
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit`."""
+        submit = [RAY, "job", "submit", "--address", self._address, *arguments]
+        return subprocess.run(submit, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
 
     def stop(self, job: str) -> None:
         self._http.post(f"/api/jobs/{job}/stop").raise_for_status()
@@ -184,7 +184,7 @@ def jobs() -> Iterator[Jobs]:
         environment.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         command = [RAY, "get-auth-token", "--generate"]
         token = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
-        with ray_head(num_cpus=2) as started:
+        with ray_head(num_cpus=2, takes_jobs=True) as started:
             jobs = Jobs(started.jobs, token)
             yield jobs
             jobs.close()
@@ -201,8 +201,40 @@ def test_a_job_that_was_stopped_resumes_to_the_same_captions(
     jobs.stop(job)
     jobs.wait_until(lambda: jobs.status(job) == "STOPPED", job)
     assert 0 < len(committed_units(Folder(str(run)))) < COUNT // 8, "the job was stopped too late to interrupt anything"
-    job = jobs.submit(*command)
-    jobs.wait_until(lambda: jobs.status(job) == "SUCCEEDED", job)
+    if "transformers" in options:
+        job = jobs.submit(*command)
+        jobs.wait_until(lambda: jobs.status(job) == "SUCCEEDED", job)
+    else:  # once as a user does; a plain loop is quicker
+        assert caption_plainly(command[3:])[0] == 0
     status = read_status(Folder(str(run)))
     assert (status.planned, status.captioned, status.remaining) == (COUNT, COUNT, 0)
     assert captions(run) == expected
+
+
+def test_a_job_captions(jobs: Jobs, tmp_path: Path, tiny_llava: Path) -> None:
+    images, run = save_pictures(tmp_path / "images", count=12), tmp_path / "run"
+    done = jobs.call("--", "python", "-m", "captioner.run", *run_arguments(images, run, tiny_llava))
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = read_status(Folder(str(run)))
+    assert (status.planned, status.captioned, status.remaining) == (12, 12, 0)
+
+
+def test_the_job_for_kuberay_captions(jobs: Jobs, tmp_path: Path) -> None:
+    """The entry point and the runtime environment of deploy/kuberay/caption.yaml, submitted as KubeRay does, on other paths."""
+    spec = yaml.safe_load((ROOT / "deploy" / "kuberay" / "caption.yaml").read_text())["spec"]
+    words = spec["entrypoint"].split()
+    images, run = save_pictures(tmp_path / "images", count=4), tmp_path / "run"
+    here = {"/data/images": str(images), "/data/runs/photos": str(run), "/data/models/llava-1.5-7b-hf": "mini"}
+    words = [here.get(word, word) for word in words]
+    words[words.index("--ray.wait_for_gpus") + 1] = "0"  # there are none
+    small = ["--generation.max_new_tokens", "4", "--ray.num_replicas", "1"]
+    environment = json.dumps(yaml.safe_load(spec["runtimeEnvYAML"]))
+    done = jobs.call("--runtime-env-json", environment, "--", *words, *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = read_status(Folder(str(run)))
+    assert (status.planned, status.captioned, status.remaining) == (4, 4, 0)
+
+
+def test_a_job_refuses_relative_paths(jobs: Jobs, tmp_path: Path, tiny_llava: Path) -> None:
+    done = jobs.call("--", "python", "-m", "captioner.run", *run_arguments("photos", tmp_path / "run", tiny_llava))
+    assert done.returncode != 0 and "photos: a relative path inside a Ray job" in done.stdout

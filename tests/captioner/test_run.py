@@ -1,10 +1,9 @@
 """The main job as its users start it: nothing is lost, a resume cannot mix, and what went wrong is one line."""
 
-import contextlib
-import io
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,24 +11,26 @@ import pytest
 from PIL import Image
 
 from captioner.config import UNIT_BYTES, CaptionConfig, default_unit_size
-from captioner.run import main
 from captioner.runs.captioning import _allowed
 from captioner.runs.job import caption_job
 from dataset_builder.runs.status import read_status
-from foundry.command_line import run_command
 from foundry.errors import UserError
 from foundry.hardware import auto_dtype
 from foundry.storage.folder import Folder
 from foundry.units.cluster import RaySettings
 from foundry.units.commits import Commit, Unit, read_commits
 from foundry.units.run import run_job
-from tests.captioner.conftest import caption, run_arguments, save_pictures
+from tests.captioner.conftest import caption, caption_here, caption_plainly, run_arguments, save_pictures
 from tests.foundry.images.containers import jpeg, tar_bytes
 
 
 def table(run: Path, kind: str) -> pa.Table:
     files = [commit.files[kind] for commit in read_commits(Folder(str(run))) if kind in commit.files]
     return pa.concat_tables([pq.read_table(run / file.path) for file in files])
+
+
+def starts_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((run / "starts").iterdir())]
 
 
 def broken_images(folder: Path) -> dict[str, str]:
@@ -71,7 +72,7 @@ def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captio
     Image.new("RGB", (64, 64), "green").save(tmp_path / "images" / "_DSC1234.JPG")
     (tmp_path / "images" / "._DSC1234.JPG").write_bytes(b"what macOS leaves next to it")
     (tmp_path / "images" / "_truth").mkdir()
-    code, output = caption(
+    code, output = caption_plainly(
         run_arguments(tmp_path / "images", tmp_path / "run", tiny_llava, "--limits.max_image_pixels", "100000000")
     )
     assert code == 0, output
@@ -86,12 +87,12 @@ def test_each_broken_image_is_rejected_with_its_reason_and_all_others_are_captio
 def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path) -> None:
     images, run = save_pictures(tmp_path / "images", count=20), tmp_path / "run"
     begun = ["--limit", "9", "--prompts", "ladder", "--generation.dtype", "bfloat16"]
-    code, output = caption(run_arguments(images, run, tiny_llava, *begun))
+    code, output = caption_plainly(run_arguments(images, run, tiny_llava, *begun))
     assert code == 0 and "20 planned = 16 captioned + 0 rejected + 4 to do; 2 of 3 units" in output, output
     first = {commit.unit: commit for commit in read_commits(Folder(str(run)))}
 
     save_pictures(images, count=3, seed=1)
-    code, output = caption(run_arguments(images, run, tiny_llava, "--prompts", "ladder"))
+    code, output = caption_plainly(run_arguments(images, run, tiny_llava, "--prompts", "ladder"))
     assert code == 0 and "23 planned = 23 captioned + 0 rejected; 4 of 4 units" in output, output
     second = {commit.unit: commit for commit in read_commits(Folder(str(run)))}
     assert {unit: second[unit] for unit in first} == first, "what was committed is never done again"
@@ -104,16 +105,15 @@ def test_a_run_resumes_grows_and_refuses_to_mix(tmp_path: Path, tiny_llava: Path
     record = json.loads((run / "run.json").read_text())
     assert record["settings"]["generation"]["dtype"] == "bfloat16", "auto keeps the format that the run started with"
 
-    starts = [json.loads(file.read_text()) for file in sorted((run / "starts").iterdir())]
+    starts = starts_of(run)
     assert [start["config"]["limit"] for start in starts] == [9, None]
     assert {(start["dtype"], start["device"], start["versions"]["torch"]) for start in starts} == {
         ("bfloat16", "CPU", version("torch"))
     }
-    assert all(" CPUs, 0 GPUs" in start["cluster"] for start in starts)
 
-    code, output = in_process(run_arguments(images, run, tiny_llava, *begun[:-1], "float32"))
+    code, output = caption_here(run_arguments(images, run, tiny_llava, *begun[:-1], "float32"))
     assert code == 2 and "holds a run with another generation.dtype:" in output
-    code, output = in_process(run_arguments(images, run, tiny_llava))
+    code, output = caption_here(run_arguments(images, run, tiny_llava))
     assert code == 2 and "holds a run with another prompts.name, prompts.prompts" in output
 
 
@@ -134,6 +134,8 @@ def test_what_a_caption_row_says_adds_up(tmp_path: Path, tiny_llava: Path, monke
     record = json.loads((run / "run.json").read_text())
     assert record["settings"]["generation"]["dtype"] == auto_dtype(), "auto is not what a run is named by"
     assert record["settings"]["prompts"]["prompts"][0]["text"] == "Describe this image and its style in a very detailed manner"
+    (start,) = starts_of(run)
+    assert start["cluster"].startswith("1 node, ") and start["cluster"].endswith(" CPUs, 0 GPUs")
     assert read_status(Folder(str(run))).remaining == 0
 
 
@@ -141,7 +143,7 @@ def test_too_many_rejected_images_stop_the_run_with_1(tmp_path: Path, tiny_llava
     images = save_pictures(tmp_path / "images", count=8)
     for number in range(120):
         (images / f"broken-{number}.jpg").write_bytes(b"nonsense")
-    code, output = caption(run_arguments(images, tmp_path / "run", tiny_llava))
+    code, output = caption_plainly(run_arguments(images, tmp_path / "run", tiny_llava))
     assert code == 1 and "are rejected" in output and "Traceback" not in output, output
 
 
@@ -161,12 +163,11 @@ def test_too_many_rejected_images_stop_the_run_with_1(tmp_path: Path, tiny_llava
 def test_bad_input_is_one_line(
     tmp_path: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, *, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
     save_pictures(tmp_path / "images", count=1)
     (tmp_path / "empty").mkdir()
     model = [] if "--model" in arguments else ["--model", str(tiny_llava)]
-    code, output = caption([*arguments, *model, "--t5.tokenizer", "mini"])
+    code, output = caption_here([*arguments, *model, "--t5.tokenizer", "mini"])
     assert code == 2
     lines = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in output, output
@@ -192,7 +193,7 @@ def test_a_tar_that_has_gone_ends_the_run_and_rejects_nothing(tmp_path: Path, ti
     images, run = save_pictures(tmp_path / "images", count=8), tmp_path / "run"
     one = tmp_path / "images" / "x.tar"
     one.write_bytes(tar_bytes([(f"t{number}.jpg", jpeg(number)) for number in range(4)]))
-    assert caption(run_arguments(images, run, tiny_llava, "--limit", "8"))[0] == 0
+    assert caption_plainly(run_arguments(images, run, tiny_llava, "--limit", "8"))[0] == 0
     one.unlink()
     code, output = caption(run_arguments(images, run, tiny_llava))
     assert code == 2 and "Traceback" not in output, output
@@ -200,16 +201,8 @@ def test_a_tar_that_has_gone_ends_the_run_and_rejects_nothing(tmp_path: Path, ti
     assert read_status(Folder(str(run))).rejected == 0
 
 
-def in_process(arguments: list[str]) -> tuple[int, str]:
-    """The command in this process, for what ends before Ray starts."""
-    output = io.StringIO()
-    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-        code = run_command(CaptionConfig, main, prog="python -m captioner.run", example="", argv=arguments)
-    return code, output.getvalue()
-
-
 def fails(arguments: list[str], message: str) -> None:
-    code, output = in_process([*arguments, "--generation.dtype", "float32"])
+    code, output = caption_here([*arguments, "--generation.dtype", "float32"])
     assert code == 2 and output.count("error:") == 1 and message in output and len(output.splitlines()) == 1, output
 
 

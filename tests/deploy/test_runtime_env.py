@@ -59,7 +59,8 @@ def test_workers_get_the_libraries_of_the_lock_and_the_code_of_the_checkout(whee
     own = tmp_path / "runtime_env.yaml"
     own.write_text(yaml.safe_dump(settings))
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    with ray_head(num_cpus=2, python=python, environment=clean | {"RAY_AUTH_MODE": "disabled"}) as head:
+    environment = clean | {"RAY_AUTH_MODE": "disabled"}
+    with ray_head(num_cpus=2, python=python, environment=environment, takes_jobs=True) as head:
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.jobs]
         done = subprocess.run(
             [*submit, "--runtime-env", str(own), "--working-dir", str(checkout), "--", "python", "probe.py"],

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
-import ray
 
-from examples.openmoji import demo_steps
 from examples.openmoji.demo import main
 from examples.openmoji.demo_commands import NUM_KINDS, STYLE, DemoConfig, DemoFolder, steps
 from examples.openmoji.demo_steps import LOG, Step, duration, read_times, run_steps
 from foundry.errors import UserError
-from tests.in_this_process import run_here
+from tests.in_this_process import commands_here, steps_here
 from tests.test_documents import unnamed_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,22 +255,11 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
-    """A demo that has run: 100 scenes, which show every kind, and tiny networks. Its steps share a process and a Ray,
-    but for the one that runs in parallel to them."""
+    """A demo that has run: 100 scenes, which show every kind, and tiny networks. Its steps share a process, and their units
+    are worked off in a plain loop; the step that runs in parallel to them has its own process."""
     config = DemoConfig(out=str(tmp_path_factory.mktemp("demo") / "demo"), count=100, training=QUICK, prompts_per_category=1)
-    in_its_own = demo_steps._call
-
-    def call(step: Step, *, is_captured: bool = False) -> demo_steps._Ended:
-        if is_captured:
-            return in_its_own(step, is_captured=True)
-        started = time.perf_counter()
-        printed = run_here(step.module, *step.arguments)
-        return demo_steps._Ended(code=0, seconds=time.perf_counter() - started, printed=printed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_steps, "_call", call)
+    with commands_here(), steps_here():
         assert main(config) == 0
-    ray.shutdown()
     return config
 
 

@@ -1,10 +1,7 @@
 """The first look: a page of captions, pictures and an answer that shows any text as it is, and the whole way to it."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
@@ -20,6 +17,7 @@ from examples.openmoji.first_page import Drawing, first_page
 from examples.openmoji.scene_files import TRUTH_FILE
 from examples.openmoji.truth import read_caption, read_truths
 from model.generation.prompt_files import read_prompts
+from tests.in_this_process import run_here, steps_here
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "docs/start/quickstart.md"
@@ -93,11 +91,16 @@ def test_every_command_names_its_model_and_is_told_where_to_write() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_first_look_is_true_and_a_second_one_finds_everything_done(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its steps run in this process; captions and drawings, on Ray's workers and in parallel to it, do not."""
     config = FirstLookConfig(out=str(tmp_path / "try"))
-    assert main(config) == 0
-    _check_quickstart(tmp_path, printed=capfd.readouterr().out.replace(f"{tmp_path}/", ""))
+    with steps_here():
+        assert main(config) == 0
+    printed = capfd.readouterr().out.replace(f"{tmp_path}/", "")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        _check_quickstart(printed=printed)
     text = (tmp_path / "try" / "index.html").read_text()
     page = _Page(text)
     captions = {card["h3"]: card["p"] for card in page.cards if "h3" in card}
@@ -116,18 +119,14 @@ def test_the_first_look_is_true_and_a_second_one_finds_everything_done(
     assert len((tmp_path / "try" / LOG).read_text().splitlines()) == 8, "each step started and ended once"
 
 
-def _check_quickstart(folder: Path, *, printed: str) -> None:
-    """Its commands answer in `folder` what the page says; what `make try` does has been `printed`."""
+def _check_quickstart(*, printed: str) -> None:
+    """Its commands answer in the working directory what the page says; what `make try` does has been `printed`."""
     text = QUICKSTART.read_text(encoding="utf-8").replace("\\\n", "")
     blocks = re.findall(r"^```\n\$ (.+)\n((?:.+\n)+?)```$", text, re.MULTILINE)
     assert [command.split()[1] for command, _ in blocks] == ["try", "query", "query", "query", "status", "generate"]
     for command, output in blocks:
         if command.split()[1] in ("query", "status"):
-            words = [sys.executable, "-m", "foundry", *shlex.split(command)[1:]]
-            done = subprocess.run(
-                words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
-            )
-            assert done.stdout.strip() == output.strip(), command
+            assert run_here("foundry", *shlex.split(command)[1:]).strip() == output.strip(), command
         else:
             shown = ".*".join(map(re.escape, output.strip().lstrip("…\n").split("…")))
             assert re.search(shown, printed), command

@@ -157,9 +157,9 @@ def test_without_arguments_the_usage_and_an_example(capsys: pytest.CaptureFixtur
         (["--optimiser.lrr=1"], "did you mean --optimiser.lr?"),
         (["--sizes-px=1"], "did you mean --sizes_px?"),
         (["--qqqqqqqq=1"], "unknown option qqqqqqqq; see python -m command --help"),
-        (["--limit", "x"], "--limit: expected int | None, found x"),
-        (["--format", "xml"], "--format: expected Literal['table', 'csv'], found xml"),
-        (["--json=maybe"], "--json: expected bool, found maybe"),
+        (["--limit", "x"], "--limit: expected a whole number or null, found x"),
+        (["--format", "xml"], "--format: expected table or csv, found xml"),
+        (["--json=maybe"], "--json: expected true or false, found maybe"),
         (["--images", "b"], "--images is given twice"),
         (["--json", "SELECT", "1"], "unexpected argument '1'"),
         (["--limit"], "expected one argument"),
@@ -180,7 +180,7 @@ def test_a_wrong_argument_is_one_line(arguments: list[str], message: str, capsys
     [
         ("imagess: [a]", "unknown option imagess; did you mean --images?"),
         ("optimiser:\n  beta: 1", "unknown option optimiser.beta; did you mean --optimiser.betas?"),
-        ("images: a", "--images: expected list[str], found a"),
+        ("images: a", "--images: expected a list, each text, found a"),
         ("images: [a", "Problems parsing config"),
     ],
 )

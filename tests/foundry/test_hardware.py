@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from foundry import hardware
 from foundry.errors import UserError
 from foundry.hardware import (
     AUTO_VARIABLE,
+    Halving,
     auto_dtype,
     cpu_computes_in_bfloat16,
     cpu_environment,
@@ -182,3 +185,42 @@ def test_a_worker_gets_its_threads_and_the_same_memory_settings() -> None:
     assert environment["OMP_NUM_THREADS"] == "3" and int(environment["GOMP_SPINCOUNT"]) <= 1000
     done = subprocess.run([sys.executable, "-c", "print(1)"], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n" and not done.stderr  # glibc knows the names of the tunables
+
+
+def test_batches_are_halved_for_good_where_memory_runs_out() -> None:
+    """Items of 10 bytes and memory for 25: the batch of 8 is halved twice, and nothing is done twice or left out."""
+    halving, tried = Halving(), list[int]()
+
+    def work(batch: Sequence[int]) -> list[int]:
+        tried.append(len(batch))
+        if 10 * len(batch) > 25:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(batch)
+
+    assert [item for part in halving.run(range(7), work, size=80, cost=10) for item in part] == list(range(7))
+    assert tried == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert halving.run("abc", len, size=1) == [1, 1, 1]
+    tried.clear()
+    assert len(halving.run(range(20), work, size=80, cost=5)) == 10, "items of half the size, twice as many"
+    assert set(tried) == {2}
+
+
+def test_an_item_that_does_not_fit_and_other_errors_are_raised() -> None:
+    tried: list[int] = []
+
+    def never(batch: Sequence[int]) -> None:
+        tried.append(len(batch))
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes")
+
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        Halving().run(range(4), never)
+    assert tried == [4, 2, 1]
+
+    def broken(batch: Sequence[int]) -> None:
+        tried.append(len(batch))
+        raise RuntimeError("shapes do not fit")
+
+    tried.clear()
+    with pytest.raises(RuntimeError, match="shapes"):
+        Halving().run(range(4), broken)
+    assert tried == [4]

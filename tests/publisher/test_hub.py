@@ -304,6 +304,24 @@ def test_a_data_set_is_built_and_asked_on_the_hub(hub: HubServer, dataset: Path,
         build_and_report(replace(config, out="hf://me/owls"))
 
 
+@pytest.mark.slow
+def test_the_code_of_a_pushed_card_reads_the_data_set(hub: HubServer, dataset: Path, tmp_path: Path) -> None:
+    """DuckDB alone is left out: its extension httpfs, which reads hf://, cannot be loaded offline."""
+    assert pushed(dataset) == 0
+    code = hub.files(NAME)["README.md"].decode().partition("```python\n")[2].partition("```")[0].splitlines()
+    lines = [f"print(list(({line}).to_dict()['key'].values()))" for line in code if line.startswith("pandas.")]
+    lines += [f"print({line}['key'][:])" for line in code if line.startswith("datasets.")]
+    assert len(lines) == 2 and len(code) == 3
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", "import datasets, pandas\n" + "\n".join(lines)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with open_stored(str(dataset)) as stored:
+        keys = stored.fetch("SELECT key FROM samples")["key"].to_pylist()
+    assert [sorted(json.loads(line.replace("'", '"'))) for line in found.stdout.splitlines()] == [sorted(keys)] * 2, (
+        found.stderr
+    )
+
+
 def test_images_on_the_hub_are_a_source(hub: HubServer, tmp_path: Path) -> None:
     repository = StoredRepository(private=True, name="dataset me/pictures")
     for number in range(3):

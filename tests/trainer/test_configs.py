@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -12,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from foundry.command_line import run_command
+from tests.in_this_process import help_of
 from trainer.config.train import TrainConfig
 from trainer.data.passes import MOST_PASSES
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan, stage_configs
-from trainer.planning.table import plan_table
+from trainer.planning.tables.training import plan_table
 from trainer.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,12 +61,6 @@ def _plan_config(path: Path) -> PlanConfig:
     words = shlex.split(_header(path).plan_command)
     assert run_command(PlanConfig, keep, prog="plan", example="plan", argv=words) == 0
     return found[0]
-
-
-@cache
-def _help(module: str) -> str:
-    result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return result.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -155,9 +148,11 @@ def test_images_are_seen_less_than_50_times_but_for_the_papers(path: Path) -> No
 def test_the_average_is_shorter_than_the_training_and_checkpoints_come_in_time(path: Path) -> None:
     for train in _stages(path):
         assert train.ema.half_life_images <= train.images / 10
-        assert 5 <= train.images / train.checkpoint.every_images < 300
-        assert train.watch.validate_every_images <= train.checkpoint.every_images
-        assert train.watch.sample_every_images % train.checkpoint.every_images == 0
+        checkpoint, watch = train.checkpoint.every_images, train.watch
+        assert checkpoint and watch.validate_every_images is not None and watch.sample_every_images is not None
+        assert 5 <= train.images / checkpoint < 300
+        assert watch.validate_every_images <= checkpoint
+        assert watch.sample_every_images % checkpoint == 0
         assert all(train.optim.warmup_steps < rung.num_steps / 10 for rung in train.ladder)
 
 
@@ -186,7 +181,7 @@ def test_the_commands_exist_and_name_their_models(path: Path) -> None:
     for module, words in commands:
         assert module.split(".")[0] in OURS and find_spec(module), module
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
-            assert re.search(rf"{re.escape(option)}\b", _help(module)), f"python -m {module} {option}"
+            assert re.search(rf"{re.escape(option)}\b", help_of(module)), f"python -m {module} {option}"
         if module == "captioner.run":
             assert "--model" in words
         if module == "trainer.precompute":

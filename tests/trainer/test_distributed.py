@@ -23,6 +23,7 @@ from trainer.config.network import NetworkConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.running import DistributedConfig, Sharding, WatchConfig
 from trainer.config.train import TrainConfig
+from trainer.distributed import Workers
 from trainer.fit import main
 from trainer.monitoring.run_folder import newest_checkpoint, read_metrics
 
@@ -66,6 +67,39 @@ def test_two_workers_are_one_within_rounding(tmp_path: Path, sharding: Sharding,
             assert _rows(mixed, kind) == pytest.approx(_rows(alone, kind), rel=1e-4), kind
         ours, theirs = _weights(mixed), _weights(alone)
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+@pytest.mark.slow
+def test_copies_of_shards_train_what_one_does_and_fewer_workers_resume(tmp_path: Path) -> None:
+    """A third by two groups of two, the next by two that share all shards, the last by one; by Muon, which moves matrices."""
+    write_store(tmp_path / "features")
+    watch = WatchConfig(every_steps=1, validate_every_images=8, validation_images=7, sample_every_images=0)
+    config = tiny_config(tmp_path, images=24, batch_size=8, watch=watch, optim=MUON, device_tokens=16)
+    alone = replace(config, run_dir=str(tmp_path / "alone"))
+    assert main(alone) == 0
+    first, second = (replace(config, ladder=(Rung(resolution=16, images=images, batch_size=8),)) for images in (8, 16))
+    train_together(replace(first, distributed=DistributedConfig(sharding="hsdp", shard_workers=2)), num_workers=4)
+    train_together(replace(second, distributed=DistributedConfig(sharding="fsdp")))
+    assert main(config) == 0
+    for name in ("loss", "gradient_norm"):
+        found, expected = ([row[name] for row in _metrics(one, "train")] for one in (config, alone))
+        assert len(found) == 3 and found == pytest.approx(expected, rel=1e-4), name
+    assert _rows(config, "validation") == pytest.approx(_rows(alone, "validation"), rel=1e-4)
+    ours, theirs = _weights(config), _weights(alone)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+def test_groups_of_shards_are_those_of_a_node_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    workers = Workers(num=4)
+    shards = [workers.num_shards(DistributedConfig(sharding=one)) for one in ("ddp", "fsdp", "hsdp")]  # type: ignore[arg-type]
+    assert shards == [1, 4, 2]
+    assert Workers().num_shards(DistributedConfig(sharding="fsdp")) == 1
+    assert workers.num_shards(DistributedConfig(sharding="hsdp", shard_workers=4)) == 4
+    with pytest.raises(UserError, match="4 workers do not make whole groups of 3: give a divisor of 4"):
+        workers.num_shards(DistributedConfig(sharding="hsdp", shard_workers=3))
+    with pytest.raises(ValueError, match="shard_workers must be left out unless sharding is hsdp"):
+        tiny_config(Path("run"), distributed=DistributedConfig(shard_workers=2))
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def tiny_precompute(root: Path, dataset: Path, **changes: Any) -> PrecomputeConf
         "stage": "alignment",
         "resolution": [32],
         "unit_size": 4,
+        "shuffle_folder": str(root),
         "vae": VAEConfig(name=str(root / "vae"), dtype="float32", sliced=False),
         "text_encoder": TextEncoderConfig(name=str(root / "t5"), dtype="float32", max_caption_tokens=20),
     }

@@ -190,7 +190,7 @@ def acting_after_step(run: Path, step: int, act: Callable[[], object]) -> Iterat
         yield
 
 
-def train_until_killed(config: TrainConfig, words: str) -> None:
+def run_until_killed(config: TrainConfig, words: str) -> None:
     """Trains by the command in another process, and kills it by SIGKILL when its output has a line with these words."""
     path = Path(config.run_dir).parent / "config.yaml"
     path.write_text(yaml.safe_dump(_plain(asdict(config))))

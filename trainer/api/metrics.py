@@ -14,8 +14,10 @@ def load_metrics(*runs: "str | os.PathLike[str]", kind: str | None = None) -> An
     """Reads the metrics of trainings, each the folder RUN_DIR/<stage>, also while they run.
 
     A row for each interval (`kind` is train), validation and spike, in the order of writing, with the folder as `run`. `loss`
-    is the mean of the interval, `bands` are validation losses by quarter of the timesteps, `images_per_s` is the speed; what a
-    row does not have is null. `kind` chooses one kind. Raises UserError for a folder without metrics.
+    is the mean of the interval, `bands` are validation losses by quarter of the timesteps, `images_per_s` is the speed of the
+    steps, and `overall_images_per_s` that with all between them. What a row does not have is null. `kind` chooses one kind.
+
+    Raises UserError for a folder without metrics.
 
     Example:
 

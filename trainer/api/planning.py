@@ -29,7 +29,7 @@ class TrainingPlan(Answer):
         super().__init__(pa.Table.from_pylist([_figures(rung, config) for rung in rungs]))
 
     def __str__(self) -> str:
-        from trainer.planning.table import plan_table
+        from trainer.planning.tables.training import plan_table
 
         return plan_table(self.rungs, self.config)
 

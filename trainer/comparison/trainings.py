@@ -88,7 +88,8 @@ def make_training(config: CompareConfig, arm: Arm, *, seed: int, images: int) ->
             sample_every_images=0,
         ),
         checkpoint=CheckpointConfig(
-            every_images=min(config.checkpoint.every_images, max(1, images // _CHECKPOINTS)),
+            every_images=min(config.checkpoint.every_images or images, max(1, images // _CHECKPOINTS)),
+            every_minutes=config.checkpoint.every_minutes,
             keep_last=1,
             keep_every_images=config.checkpoint.keep_every_images,
         ),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from trainer.config.check import Check
 
-Sharding = Literal["ddp", "fsdp"]
+Sharding = Literal["ddp", "fsdp", "hsdp"]
 TRACKERS = ("wandb", "trackio", "mlflow", "tensorboard")
 
 
@@ -13,8 +13,11 @@ TRACKERS = ("wandb", "trackio", "mlflow", "tensorboard")
 class CheckpointConfig:
     """Intervals of checkpoints, and which of them are kept."""
 
-    every_images: int = 2_000_000
-    """Images between two checkpoints; another one is written at the end of each resolution step."""
+    every_images: int | None = None
+    """Images between two checkpoints; default: by minutes. Another one is written at the end of each resolution step."""
+    every_minutes: float | None = None
+    """Minutes between two checkpoints; default: 15 if every_images is not set, and more if writing them takes over 0.3 % of
+    the time."""
     keep_last: int = 3
     """Number of newest checkpoints to keep."""
     keep_every_images: int = 0
@@ -23,7 +26,8 @@ class CheckpointConfig:
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""
         return [
-            ("every_images", "1 or more", self.every_images >= 1),
+            ("every_images", "1 or more", self.every_images is None or self.every_images >= 1),
+            ("every_minutes", "above 0", self.every_minutes is None or self.every_minutes > 0),
             ("keep_last", "1 or more", self.keep_last >= 1),
             ("keep_every_images", "0 or more", self.keep_every_images >= 0),
         ]
@@ -35,14 +39,20 @@ class WatchConfig:
 
     every_steps: int = 20
     """Steps between two log lines and rows of metrics.jsonl."""
-    validate_every_images: int = 1_000_000
-    """Images between two measurements of the validation loss; 0: never measure it."""
+    validate_every_images: int | None = None
+    """Images between two measurements of the validation loss; 0: never measure it; default: by minutes."""
+    validate_every_minutes: float | None = None
+    """Minutes between two measurements; default: 30 if validate_every_images is not set, and more if they take over 0.3 % of
+    the time."""
     validation_images: int = 1024
     """Maximum number of images for the validation loss."""
     timestep_bands: int = 4
     """Number of equal bands of timesteps in which the validation loss is reported."""
-    sample_every_images: int = 2_000_000
-    """Images between two sample grids; 0: draw none."""
+    sample_every_images: int | None = None
+    """Images between two sample grids; 0: draw none; default: by minutes."""
+    sample_every_minutes: float | None = None
+    """Minutes between two sample grids; default: 60 if sample_every_images is not set, and more if they take over 0.3 % of the
+    time."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample grids; empty: captions of the validation split, which need no text encoder."""
     num_samples: int = 8
@@ -64,6 +74,16 @@ class WatchConfig:
     """Peak of a device for MFU, in 10^12 operations per second; none: looked up for known GPUs."""
 
     @property
+    def is_validated(self) -> bool:
+        """Whether the validation loss is measured at all."""
+        return self.validate_every_images != 0 or self.validate_every_minutes is not None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether sample grids are drawn at all."""
+        return self.sample_every_images != 0 or self.sample_every_minutes is not None
+
+    @property
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers."""
         return tuple(dict.fromkeys(name for part in self.tracker.split(",") if (name := part.strip())))
@@ -73,6 +93,14 @@ class WatchConfig:
         return [
             ("every_steps", "1 or more", self.every_steps >= 1),
             ("tracker", f"names among {', '.join(TRACKERS)}, with commas", set(self.trackers) <= set(TRACKERS)),
+            *(
+                (name, "0 or more", getattr(self, name) is None or getattr(self, name) >= 0)
+                for name in ("validate_every_images", "sample_every_images")
+            ),
+            *(
+                (name, "above 0", getattr(self, name) is None or getattr(self, name) > 0)
+                for name in ("validate_every_minutes", "sample_every_minutes")
+            ),
             ("timestep_bands", "1 or more", self.timestep_bands >= 1),
             ("validation_images", "1 or more", self.validation_images >= 1),
             ("num_samples", "1 or more", self.num_samples >= 1),
@@ -89,8 +117,10 @@ class DistributedConfig:
     """Settings of training on several workers. Ray starts them where --num_workers is more than 1."""
 
     sharding: Sharding = "ddp"
-    """Sharding: ddp (each worker holds all weights) or fsdp (each holds its shard of weights, gradients and optimiser;
-    FSDP2)."""
+    """Sharding: ddp (each worker holds all weights), fsdp (each holds its shard of weights, gradients and optimiser; FSDP2)
+    or hsdp (fsdp among the workers of a group, and a copy in each group, so that weights do not travel between nodes)."""
+    shard_workers: int = 0
+    """Workers of a group of hsdp; 0: those of a node."""
     max_failures: int = 3
     """Number of times that lost workers are replaced, from the last checkpoint, before the training stops."""
     cpus_per_worker: int = 1
@@ -105,6 +135,8 @@ class DistributedConfig:
     def checks(self) -> list[Check]:
         """Conditions on the values, for error messages."""
         return [
+            ("shard_workers", "0 or more", self.shard_workers >= 0),
+            ("shard_workers", "left out unless sharding is hsdp", not self.shard_workers or self.sharding == "hsdp"),
             ("max_failures", "0 or more", self.max_failures >= 0),
             ("cpus_per_worker", "1 or more", self.cpus_per_worker >= 1),
             ("timeout_s", "1 or more", self.timeout_s >= 1),

@@ -131,7 +131,20 @@ class TrainConfig:
             "distributed": self.distributed,
         }
         control = self.control
-        losses = (self.repa, self.sra2, self.layersync, self.dispersive, self.routing)
+        beside = [
+            name
+            for name, is_on in [
+                ("lora", self.lora.is_on),
+                ("few_steps", self.few_steps.is_on),
+                ("repa", self.repa.is_on),
+                ("sra2", self.sra2.is_on),
+                ("layersync", self.layersync.is_on),
+                ("dispersive", self.dispersive.is_on),
+                ("routing", self.routing.is_on),
+            ]
+            if is_on
+        ]
+        beside_few_steps = [name for name in beside if name not in ("lora", "few_steps")]
         return [
             ("ladder", "one rung or more", bool(self.ladder) or self.stage == "all"),
             ("num_workers", "1 or more", self.num_workers >= 1),
@@ -142,8 +155,8 @@ class TrainConfig:
             ("conditioning", "text with control", not control.is_on or self.conditioning == "text"),
             (
                 "control",
-                "off with lora, few_steps, other losses and token routing",
-                not control.is_on or not any(other.is_on for other in (self.lora, self.few_steps, *losses)),
+                f"off with {' and '.join(beside)}",
+                not control.is_on or not beside,
             ),
             (
                 "watch.prompts",
@@ -153,8 +166,8 @@ class TrainConfig:
             ("conditioning", "text with few_steps", not self.few_steps.is_on or self.conditioning == "text"),
             (
                 "few_steps",
-                "off with other losses and token routing",
-                not self.few_steps.is_on or not any(o.is_on for o in losses),
+                f"off with {' and '.join(beside_few_steps)}",
+                not self.few_steps.is_on or not beside_few_steps,
             ),
             (
                 "few_steps.method",

@@ -17,6 +17,7 @@ from model.encoders.vae import LatentDistribution, LatentScale
 from model.layers.token_routing import TokenRoute
 from trainer.data.noise import SampleNoise, sample_noise, token_ranks
 from trainer.features.store import FeatureBatch
+from trainer.features.tables import Int8Captions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,7 +122,7 @@ class Collator:
         for start in range(0, len(positions), size):
             rows = range(start, min(start + size, len(positions)))
             shape = (batch.mean.shape[1], *batch.bucket)
-            drawn = sample_noise(shape, seed=self.seed, positions=positions[rows.start : rows.stop])
+            drawn = sample_noise(shape, seed=self.seed, positions=positions[rows.start : rows.stop], device=self.device)
             yield MicroBatch(
                 latents=self.latents(batch, rows, drawn.latent_noise),
                 noise=self._move(drawn.noise),
@@ -146,7 +147,7 @@ class Collator:
             latents=latents,
             noise=torch.zeros_like(latents),
             timesteps=torch.zeros(len(rows), device=self.device),
-            captions=None if captions is None else captions.to(self.device),
+            captions=None if captions is None else self._captions(captions, rows),
             class_labels=None if labels is None else self._move(labels),
             sizes=self.sizes(batch, rows),
             aspect_ratios=self.aspect_ratios(batch, rows),
@@ -169,8 +170,8 @@ class Collator:
         found = TokenRoute.by_rank(ranks, self.routed)
         return replace(found, kept=self._move(found.kept))
 
-    def captions(self, batch: FeatureBatch) -> Captions | None:
-        """Stored, or encoded now; none if the network reads classes."""
+    def captions(self, batch: FeatureBatch) -> Captions | Int8Captions | None:
+        """As they are stored, or encoded now; none if the network reads classes."""
         if self.network.conditioning == "class":
             return None
         if batch.captions is not None:
@@ -212,10 +213,17 @@ class Collator:
         labels = batch.class_labels[rows.start : rows.stop]
         return self._move(torch.where(drawn.dropout < self.class_dropout, self.network.num_classes, labels))
 
-    def _captions(self, captions: Captions, rows: range) -> Captions:
+    def _captions(self, captions: Captions | Int8Captions, rows: range) -> Captions:
+        """Those of the rows, on the device; int8 is expanded there."""
         lengths = captions.lengths
         first, last = int(lengths[: rows.start].sum()), int(lengths[: rows.stop].sum())
-        return Captions(tokens=captions.tokens[first:last], lengths=lengths[rows.start : rows.stop]).to(self.device)
+        tokens, lengths = captions.tokens[first:last], lengths[rows.start : rows.stop]
+        if isinstance(captions, Int8Captions):
+            return Int8Captions(tokens, captions.scales[first:last], lengths).expanded(self.device)
+        return Captions(tokens=tokens, lengths=lengths).to(self.device)
 
     def _move(self, values: Tensor) -> Tensor:
+        """On the device, from page-locked memory, so that the copy is not waited for."""
+        if self.device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
+            values = values.pin_memory()
         return values.to(self.device, non_blocking=True)

@@ -6,14 +6,14 @@ processes.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from trainer.data.order import DataOrder, choose_caption
+from trainer.data.order import DataOrder, SampleIndex, caption_draws, choose_caption
 from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
 
 
@@ -61,7 +61,7 @@ class Loader:
         self._pin = pin
         self._teacher_images = teacher_images
         own = order.batch_size // world_size
-        self._part = slice(rank * own, (rank + 1) * own)
+        self._part = range(rank * own, (rank + 1) * own)
         self._next = start_images_seen // order.batch_size
         self._prefetch = max(1, prefetch)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
@@ -95,17 +95,17 @@ class Loader:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, index: int) -> FeatureBatch:
-        batch = self.order.batch(index)
+        batch = self.order.batch(index, self._part)
         first = index * self.order.batch_size
-        own = range(self.order.batch_size)[self._part]
-        requests = [self._request(*batch.samples[index], position=first + index) for index in own]
+        requests = self._requests(batch.samples, positions=range(first + self._part.start, first + self._part.stop))
         return self.store.read(requests, pin=self._pin, with_teacher=first < self._teacher_images)
 
-    def _request(self, unit: int, row: int, *, position: int) -> SampleRequest:
+    def _requests(self, samples: Sequence[SampleIndex], *, positions: range) -> list[SampleRequest]:
         if self.store.info.class_names:
-            return SampleRequest(unit=unit, row=row)
-        captions = self._captions
-        choose = partial(
-            choose_caption, seed=self.order.seed, position=position, dropout=captions.dropout, weights=captions.weights
-        )
-        return SampleRequest(unit=unit, row=row, caption=choose)
+            return [SampleRequest(unit=unit, row=row) for unit, row in samples]
+        draws = caption_draws(seed=self.order.seed, positions=positions).tolist()
+        choose = partial(choose_caption, dropout=self._captions.dropout, weights=self._captions.weights)
+        return [
+            SampleRequest(unit=unit, row=row, caption=partial(choose, draw=draw))
+            for (unit, row), draw in zip(samples, draws, strict=True)
+        ]

@@ -22,6 +22,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.philox import uniforms
 from trainer.features.buckets import Size
 from trainer.features.sources import ALT_TEXT
 
@@ -81,13 +82,13 @@ class DataOrder:
         """Samples that there are, whatever their weights."""
         return sum(stream.num_samples for stream in self._streams)
 
-    def batch(self, index: int) -> OrderedBatch:
-        """The global batch number `index`: images_seen // batch_size."""
+    def batch(self, index: int, part: range | None = None) -> OrderedBatch:
+        """The global batch number `index`: images_seen // batch_size; `part`: of it, only the samples of one worker."""
         epoch = self._epoch_of(index)
         stream, number = self._epoch(epoch)[index - self._batches_before(epoch)]
-        start = number * self.batch_size
-        samples = tuple(self._streams[stream].sample(position) for position in range(start, start + self.batch_size))
-        return OrderedBatch(self.buckets[stream], samples)
+        start, part = number * self.batch_size, range(self.batch_size) if part is None else part
+        samples = self._streams[stream].samples(start + part.start, start + part.stop)
+        return OrderedBatch(self.buckets[stream], tuple((unit, row) for unit, row in samples.tolist()))
 
     def _batches_before(self, epoch: int) -> int:
         return sum(self._bucket_batches(epoch))
@@ -130,14 +131,17 @@ class _Stream:
         self._windows = lru_cache(maxsize=2)(self._draw_windows)
         self._window = lru_cache(maxsize=_CACHED_WINDOWS)(self._draw_window)
 
-    def sample(self, position: int) -> SampleIndex:
-        """Unit and row at a position of the stream."""
-        permutation, within = self._find(position)
-        ends, _ = self._windows(permutation)
-        window = bisect_right(ends, within)
-        start = ends[window - 1] if window else 0
-        unit, row = self._window(permutation, window)[within - start]
-        return int(unit), int(row)
+    def samples(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Units and rows (stop - start, 2) at positions of the stream from `start` to before `stop`."""
+        found: list[npt.NDArray[np.int64]] = []
+        while start < stop:
+            permutation, within = self._find(start)
+            ends, _ = self._windows(permutation)
+            window = bisect_right(ends, within)
+            first = within - (ends[window - 1] if window else 0)
+            found.append(self._window(permutation, window)[first : first + stop - start])
+            start += len(found[-1])
+        return np.concatenate(found)
 
     def length_before(self, permutation: int) -> int:
         """Images of all permutations before one."""
@@ -209,19 +213,25 @@ def in_order(bucket_units: Mapping[Size, Sequence[UnitSize]], *, batch_size: int
             yield OrderedBatch(bucket, tuple(samples[start : start + batch_size]))
 
 
+def caption_draws(*, seed: int, positions: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Two random numbers in 0..1 for the caption at each position (images seen before it), (n, 2)."""
+    digests = b"".join(hashlib.sha256(_key(seed, "caption", position)).digest()[:16] for position in positions)
+    return uniforms(np.frombuffer(digests, "<u8").astype(np.uint64).reshape(-1, 2))[:, :2]
+
+
 def choose_caption(
-    names: Sequence[str], *, seed: int, position: int, dropout: float, weights: Mapping[str, float] | None = None
+    names: Sequence[str], draw: Sequence[float], *, dropout: float, weights: Mapping[str, float] | None = None
 ) -> int | None:
-    """Chooses the caption variant that a sample is seen with at a position (images seen before it); none: the null caption.
+    """Chooses the caption variant that a sample is seen with, by two random numbers (caption_draws); none: the null caption.
 
     The null caption comes with probability `dropout`; the variants share the rest by their weights. Without weights they share
     alike, save that alt text is not read where there is a caption. A sample none of whose variants has a weight, or that has
-    none, gets the null caption. The same for the same seed and position.
+    none, gets the null caption.
 
     Source: PixArt-alpha trains on generated captions; the code of Sigma draws them or the alt text, each half of the time.
     """
     shares = [weights.get(name, 0.0) if weights else float(name != ALT_TEXT or len(names) == 1) for name in names]
-    first, second = _generator(seed, "caption", position).random(2)
+    first, second = draw
     if first < dropout or not any(shares):
         return None
     ends = list(accumulate(shares))
@@ -235,5 +245,9 @@ def _last(holds: Callable[[int], bool], *, below: int) -> int:
 
 def _generator(*key: int | str) -> np.random.Generator:
     """Numbers that depend on the key alone, on every machine."""
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    digest = hashlib.sha256(_key(*key)).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def _key(*key: int | str) -> bytes:
+    return "\0".join(map(str, key)).encode()

@@ -61,8 +61,8 @@ def training_samples(url: str, *, skip: Collection[str] = (), weights: "pa.Table
 
     try:
         with store_errors(Folder(url)):
-            stored = FeatureStore.open(url).num_samples(TRAIN)
-            chosen = FeatureStore.open(url, skip=skip, weights=weights)  # the same where neither is given
-            return TrainingSamples(stored=stored, per_pass=chosen.images_per_pass(TRAIN))
+            whole = FeatureStore.open(url)
+            chosen = FeatureStore.open(url, skip=skip, weights=weights) if skip or weights is not None else whole
+            return TrainingSamples(stored=whole.num_samples(TRAIN), per_pass=chosen.images_per_pass(TRAIN))
     except UserError:
         return None

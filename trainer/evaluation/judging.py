@@ -9,14 +9,17 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from foundry.hardware import Halving
 from foundry.reporting.progress import Bar, tracked
 from foundry.storage.json_lines import open_rows
-from trainer.evaluation.benchmark import ALL, Benchmark, Embedding, JudgeSource, Prompt, Score, Verdict
+from trainer.evaluation.benchmark import ALL, Benchmark, Embedding, Judge, JudgeSource, Prompt, Score, Verdict
 from trainer.evaluation.frechet import frechet_distance
 from trainer.evaluation.images import DrawnImage
 
@@ -49,6 +52,10 @@ class _Subject:
     seed: int | None
     path: Path | None
     read: Callable[[], npt.NDArray[np.uint8]]
+
+
+_Asked = tuple[str, _Subject, npt.NDArray[np.uint8]]
+"""An image that is judged: the key of its verdict, what it is, and its pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +128,8 @@ def _is_judged(source: JudgeSource, prompt: Prompt) -> bool:
 
 
 def _features(embed: Embedding, images: Iterator[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
-    batches = iter(lambda: list(itertools.islice(images, _BATCH)), [])
-    return np.concatenate([embed(batch) for batch in batches])
+    read, batches = iter(lambda: list(itertools.islice(images, _BATCH)), []), Halving()
+    return np.concatenate([features for batch in read for features in batches.run(batch, embed)])
 
 
 def _subjects(benchmark: Benchmark, drawn: Sequence[DrawnImage]) -> Iterator[_Subject]:
@@ -140,26 +147,29 @@ def _reader(of: Callable[[Prompt], npt.NDArray[np.uint8]], prompt: Prompt) -> Ca
 
 def _verdicts(path: Path, name: str, source: JudgeSource, subjects: Sequence[_Subject], *, batch_size: int) -> list[Verdict]:
     """A verdict for each subject, from the file as far as it has them."""
-    kept = _read(path)
-    judge = None
-    verdicts: list[Verdict] = []
+    kept, verdicts, batches = _read(path), list[Verdict](), Halving()
+    load = cache(source.load)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, Bar(name, total=len(subjects), soon_s=1.0) as bar:
         for start in range(0, len(subjects), batch_size):
             batch = subjects[start : start + batch_size]
             images = [subject.read() for subject in batch]
             keys = [_key(source.version, subject.prompt, image) for subject, image in zip(batch, images, strict=True)]
-            new = [index for index, key in enumerate(keys) if key not in kept]
-            if new:
-                judge = judge or source.load()
-                found = judge([images[index] for index in new], [batch[index].prompt for index in new])
-                for index, verdict in zip(new, found, strict=True):
-                    kept[keys[index]] = verdict
-                    file.write(_line(keys[index], batch[index], verdict))
-                    file.flush()
+            new = [one for one in zip(keys, batch, images, strict=True) if one[0] not in kept]
+            batches.run(new, partial(_ask, load, kept, file))
             verdicts += [kept[key] for key in keys]
             bar.advance(len(batch))
     return verdicts
+
+
+def _ask(load: Callable[[], Judge], kept: dict[str, Verdict], file: TextIO, asked: Sequence[_Asked]) -> None:
+    """Keeps each verdict as it comes; those that came before memory ran out are not asked for again."""
+    left = [one for one in asked if one[0] not in kept]
+    found = load()([image for _, _, image in left], [subject.prompt for _, subject, _ in left]) if left else ()
+    for (key, subject, _), verdict in zip(left, found, strict=True):
+        kept[key] = verdict
+        file.write(_line(key, subject, verdict))
+        file.flush()
 
 
 def _key(version: str, prompt: Prompt, image: npt.NDArray[np.uint8]) -> str:

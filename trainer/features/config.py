@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from foundry.hardware import AutoDtype
 from foundry.images.decoding import DecodeLimits
+from foundry.images.web.settings import WebSettings
 from foundry.storage.locations import normalise
 from foundry.units.cluster import RaySettings
 from foundry.units.rejection import max_rejected_problems
@@ -98,10 +99,17 @@ class PrecomputeConfig:
     """Minimum number of validation images, approximately; never more than a tenth of all."""
     seed: int = 0
     """Random seed for the shuffle."""
+    shuffle_gb: float = 16.0
+    """Disk of each node in GB, at most, for images of Parquet files and remote tars until all units that share them have read
+    them; at most half of what is free. 0: units read each image alone."""
+    shuffle_folder: str = ""
+    """Folder on the disk of each node for these images; empty: the system's folder for temporary files."""
     ignore: tuple[str, ...] = ("*.mask.png",)
     """Name patterns of files that a search of folders skips, such as masks next to images."""
     max_rejected: float | None = None
     """Share of the samples that may be rejected before the run stops; default: 1 %, but at least 100."""
+    web: WebSettings = field(default_factory=WebSettings)
+    """Settings of fetching images from web addresses."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     """Limits beyond which images are rejected before they are decoded."""
     ray: RaySettings = field(default_factory=RaySettings)
@@ -120,6 +128,7 @@ class PrecomputeConfig:
                 ("batch_px", "1 or more", self.batch_px >= 1),
                 ("teacher", "a name, and patch_px of 1 or more", self.teacher.name != "" and self.teacher.patch_px >= 1),
                 ("unit_size", "0 or more", self.unit_size >= 0),
+                ("shuffle_gb", "0 or more", self.shuffle_gb >= 0),
                 ("validation_share", "from 0 to 0.5", 0 <= self.validation_share <= 0.5),
                 ("min_validation", "0 or more", self.min_validation >= 0),
             ]

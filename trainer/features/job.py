@@ -1,7 +1,6 @@
 """One unit of features: read and crop the images, encode them and their captions, write, commit.
 
-The steps run on different workers (foundry/units/ray_driver.py) and in a plain loop alike. An image that cannot be used
-becomes a rejected row and costs only itself.
+The steps run on different workers (foundry/units/ray_driver.py). An image that cannot be used becomes a rejected row.
 
 Shapes: n samples of the unit, C latent channels, h x w the sides of the latents, T tokens of all captions, F channels of T5.
 """
@@ -16,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype, resolve_dtype
+from foundry.hardware import AUTO, Dtype, Halving, own_device, resolve_dtype
+from foundry.images.ahead.extents import ExtentCache
+from foundry.images.ahead.reading import read_ahead
 from foundry.images.decoding import DecodeLimits
-from foundry.images.loading import all_rejected, read_image, read_rows
+from foundry.images.loading import all_rejected, read_image
 from foundry.images.reader import ImageReader
+from foundry.images.web.settings import WebSettings
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, CommittedFile, Unit, commit_unit, read_unit
 from foundry.units.rejection import Failure, ImageError
@@ -87,6 +89,7 @@ class Engine:
 
     vae: VAE
     text_encoder: TextEncoder | None
+    vae_batches: Halving = field(default_factory=Halving)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +145,12 @@ class Encoders:
 
     def load_vae(self) -> VAE:
         """The VAE on this process's device."""
-        return load_vae(self.vae, device=_device())
+        return load_vae(self.vae, device=own_device())
 
     def load_text_encoder(self) -> TextEncoder:
         """T5 on this process's device."""
         assert self.text_encoder is not None
-        return load_text_encoder(self.text_encoder, device=_device())
+        return load_text_encoder(self.text_encoder, device=own_device())
 
     def describe(self) -> EncoderFacts:
         """Loads both and describes them. Raises UserError if one is unavailable."""
@@ -160,7 +163,7 @@ class Encoders:
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             num_bytes=_num_bytes(vae.model),
-            vae_dtype=resolve_dtype(self.vae.dtype, _device()),
+            vae_dtype=resolve_dtype(self.vae.dtype, own_device()),
         )
         if self.text_encoder is None:
             return facts
@@ -186,18 +189,21 @@ class PrecomputeJob:
     """Resolution → what its features.json says."""
     encoders: Encoders
     limits: DecodeLimits
+    web: WebSettings
+    extents: ExtentCache | None = None
+    """Keeps what units share of containers; none: each image is read alone."""
 
     def prepare(self, unit: Unit, positions: Sequence[int]) -> tuple[Payload, Facts]:
         """Reads and decodes each of the samples at these positions once, and crops it for each resolution."""
-        assert isinstance(unit, FeatureUnit)
         started = time.perf_counter()
+        assert isinstance(unit, FeatureUnit)
         unit_rows = self._rows(unit)
         rows = [unit_rows[position] for position in positions]
-        sizes = {resolution: unit.buckets[resolution] for resolution in unit.resolutions}
         labels = {name: label for label, name in enumerate(self.infos[unit.resolutions[0]].class_names)}
-        read = read_rows(rows, partial(self._read, sizes=sizes, labels=labels))
+        own = partial(self._read, sizes={one: unit.buckets[one] for one in unit.resolutions}, labels=labels)
+        read = read_ahead(rows, own, cache=self.extents, max_bytes=self.limits.max_image_bytes, turn=unit.number, web=self.web)
         samples = [sample for sample, _ in read.images]
-        pixels = {resolution: [images[resolution] for _, images in read.images] for resolution in sizes}
+        pixels = {resolution: [images[resolution] for _, images in read.images] for resolution in unit.resolutions}
         payload = Payload(
             pixels={resolution: np.stack(images) for resolution, images in pixels.items() if images},
             texts=[text for one in samples for _, text in one.captions],
@@ -233,18 +239,15 @@ class PrecomputeJob:
         import torch
 
         started = time.perf_counter()
-        latents = {
-            resolution: self._encode(engine.vae, pixels, one_by_one=one_by_one) for resolution, pixels in payload.pixels.items()
-        }
+        encode = partial(self._encode, engine, one_by_one=one_by_one)
+        latents = {resolution: encode(pixels) for resolution, pixels in payload.pixels.items()}
         control = {
-            resolution: self._encode(engine.vae, np.repeat(grey[..., None], 3, axis=3), one_by_one=one_by_one).mean
-            for resolution, grey in payload.control.items()
+            resolution: encode(np.repeat(grey[..., None], 3, axis=3)).mean for resolution, grey in payload.control.items()
         }
         encoded = time.perf_counter()
         captions = None
         if engine.text_encoder is not None and payload.texts:
-            found = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one)
-            captions = found.to("cpu", torch.bfloat16)
+            captions = engine.text_encoder.encode(payload.texts, one_by_one=one_by_one).to("cpu", torch.bfloat16)
         seconds = {"vae": encoded - started, "t5": time.perf_counter() - encoded}
         return Output(latents=latents, captions=captions, seconds=seconds, control=control)
 
@@ -280,27 +283,27 @@ class PrecomputeJob:
     def _rows(self, unit: Unit) -> list[dict[str, Any]]:
         return read_unit(Folder(self.stores[min(self.stores)]), unit)  # the plan's files are in the first store
 
-    def _encode(self, vae: VAE, pixels: Pixels, *, one_by_one: bool) -> LatentDistribution:
+    def _encode(self, engine: Engine, pixels: Any, *, one_by_one: bool) -> LatentDistribution:
         import torch
 
-        size = 1 if one_by_one else max(1, self.encoders.batch_px // (pixels.shape[1] * pixels.shape[2]))
-        # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
-        batches = [torch.from_numpy(pixels[start : start + size].copy()) for start in range(0, len(pixels), size)]
-        found = [vae.encode(to_signed(batch.to(vae.model.device))) for batch in batches]
+        def encode(batch: Any) -> LatentDistribution:
+            # Copied first: what comes from Ray's object store cannot be written to, which torch warns of.
+            return engine.vae.encode(to_signed(torch.from_numpy(batch.copy()).to(engine.vae.model.device)))
+
+        size, cost = 1 if one_by_one else self.encoders.batch_px, pixels.shape[1] * pixels.shape[2]
+        found = engine.vae_batches.run(pixels, encode, size=size, cost=cost)
         mean = torch.cat([one.mean for one in found]).to("cpu")
         variances = [one.log_variance for one in found if one.log_variance is not None]
         return LatentDistribution(mean, torch.cat(variances).to("cpu") if variances else None)
 
     def _tables(self, resolution: int, facts: Facts, output: Output, *, with_captions: bool) -> "dict[str, pa.Table]":
-        tables = {}
+        info, tables = self.infos[resolution], {}
         if facts.samples:
-            dtype = self.infos[resolution].latent_dtype
             control = output.control.get(resolution)
-            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], dtype, control=control)
+            tables[LATENTS] = latents_table(facts.samples, output.latents[resolution], info.latent_dtype, control=control)
         if with_captions and output.captions is not None:
             names = [[name for name, _ in one.captions] for one in facts.samples]
-            as_int8 = self.infos[resolution].caption_storage == "int8"
-            tables[CAPTIONS] = captions_table(names, output.captions, as_int8=as_int8)
+            tables[CAPTIONS] = captions_table(names, output.captions, as_int8=info.caption_storage == "int8")
         return tables
 
     def _shared_captions(self, unit: FeatureUnit, first: Commit) -> dict[str, CommittedFile]:
@@ -357,15 +360,15 @@ def _failures(samples: Sequence[SampleFacts], output: Output, infos: Mapping[int
 
 def _without(facts: Facts, output: Output, left_out: Collection[int]) -> tuple[Facts, Output]:
     """The samples and features that are left."""
-    kept = [index for index in range(len(facts.samples)) if index not in left_out]
-    owners = [index for index, one in enumerate(facts.samples) for _ in one.captions]
+    kept = sorted(set(range(len(facts.samples))) - set(left_out))
+    owners = (index for index, one in enumerate(facts.samples) for _ in one.captions)
     numbers = [number for number, index in enumerate(owners) if index not in left_out]
     latents = {
         resolution: LatentDistribution(one.mean[kept], None if one.log_variance is None else one.log_variance[kept])
         for resolution, one in output.latents.items()
     }
-    control = {resolution: one[kept] for resolution, one in output.control.items()}
     captions = output.captions.select(numbers) if output.captions is not None and numbers else None
+    control = {resolution: one[kept] for resolution, one in output.control.items()}
     own = replace(output, latents=latents, captions=captions, control=control)
     return replace(facts, samples=[facts.samples[index] for index in kept]), own
 
@@ -390,10 +393,3 @@ def _null_caption(encoder: TextEncoder) -> "torch.Tensor":
 
 def _num_bytes(model: "torch.nn.Module") -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _device() -> str:
-    """This process's GPU, where Ray or the user gave it one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,6 @@
 """Preparation of features: stores are created or checked, the source is planned, and the units that are missing are run."""
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from safetensors.torch import save
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO
+from foundry.images.ahead.extents import ExtentCache
 from foundry.images.index import LARGEST_SCENE_PX
 from foundry.reporting.lines import say
 from foundry.storage.folder import Folder
@@ -75,7 +77,9 @@ def prepare(config: PrecomputeConfig, *, describe: Callable[[Encoders], EncoderF
     encoders = _in_dtypes_of(infos[max(infos)], encoders)
     if config.storage == "none":  # a text encoder was asked what it is: training will encode with it
         encoders = replace(encoders, text_encoder=None)
-    job = PrecomputeJob(stores=urls, infos=infos, encoders=encoders, limits=config.limits)
+    job = PrecomputeJob(
+        stores=urls, infos=infos, encoders=encoders, limits=config.limits, web=config.web, extents=_extent_cache(config)
+    )
     replica_bytes = _TAKEN * facts.num_bytes if facts and units else 0.0
     return FeatureTasks(job=job, plan=plan, units=units, replica_bytes=replica_bytes, findings=tuple(source.findings()))
 
@@ -92,21 +96,32 @@ def run_tasks(config: PrecomputeConfig, tasks: FeatureTasks, *, started: float) 
     infos = {f"{url}/{FEATURES_FILE}": job.infos[resolution].fingerprint for resolution, url in job.stores.items()}
     done = True
     if units or budget < 0:
-        done = run_job(
-            job,
-            units,
-            settings=config.ray,
-            visible={path: text for path, text in infos.items() if is_local_path(path)},
-            budget=budget,
-            started=started,
-            replica_bytes=tasks.replica_bytes,
-            what="samples",
-        )
+        try:
+            done = run_job(
+                job,
+                units,
+                settings=config.ray,
+                visible={path: text for path, text in infos.items() if is_local_path(path)},
+                budget=budget,
+                started=started,
+                replica_bytes=tasks.replica_bytes,
+                what="samples",
+            )
+        finally:
+            if job.extents is not None:
+                job.extents.remove()
     if done:
         for folder in stores_of(config).values():
             _settle_scale(config, folder)
         _report(stores_of(config))
     return 0 if done else 1
+
+
+def _extent_cache(config: PrecomputeConfig) -> ExtentCache | None:
+    if not config.shuffle_gb:
+        return None
+    parent = absolute(config.shuffle_folder) if config.shuffle_folder else ""
+    return ExtentCache(name=secrets.token_hex(8), max_bytes=int(config.shuffle_gb * 1e9), parent=parent)
 
 
 def _settle_scale(config: PrecomputeConfig, folder: Folder) -> None:

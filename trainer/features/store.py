@@ -27,7 +27,7 @@ from model.encoders.vae import LatentScale
 from trainer.features.buckets import Size
 from trainer.features.info import NULL_CAPTION_FILE, NULL_CAPTION_NAME, FeaturesInfo, LatentScaling, read_info
 from trainer.features.plan import read_feature_plan
-from trainer.features.tables import OpenUnits, UnitViews, damaged_unit, from_int8, read_keys, to_int8
+from trainer.features.tables import Int8Captions, OpenUnits, StoredCaption, UnitViews, damaged_unit, packed_captions, read_keys
 from trainer.features.teacher.store import TeacherStore, open_teacher
 
 WEIGHTS = pa.schema([pa.field("key", pa.string()), pa.field("weight", pa.float64())])
@@ -63,8 +63,8 @@ class FeatureBatch:
     """(B, C, h, w) in the number format of the store, as the VAE gives it, not scaled."""
     log_variance: Tensor | None
     """(B, C, h, w) likewise; none if the VAE is deterministic."""
-    captions: Captions | None
-    """Packed bf16 tokens; none if the store has none: class labels, or training encodes the texts."""
+    captions: Captions | Int8Captions | None
+    """Packed tokens as they are stored, bf16 or int8; none if none are: class labels, or training encodes the texts."""
     texts: list[str] | None
     """The chosen captions' texts, "" for the null caption; none if there are class labels."""
     class_labels: Tensor | None
@@ -77,6 +77,8 @@ class FeatureBatch:
     """(B, N, F) float16, what a teacher sees in each of N cells; none unless it is asked for."""
     control: Tensor | None = None
     """(B, C, h, w) latents of the control images, as `mean`; none unless the store was opened with them."""
+    read_bytes: int = 0
+    """Bytes that were copied from local files, or fetched from object storage, where units are fetched whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +94,11 @@ class _Sample:
 
     @classmethod
     def of(cls, unit: UnitViews, row: int, choice: int | CaptionChooser | None, *, has_captions: bool) -> "_Sample":
-        """Reads names and texts of the captions once, and chooses one."""
+        """Chooses one of the captions by their names."""
         if choice is None or not has_captions:
             return cls(unit, row, caption=None, text="")
-        captions = unit.latents.texts(row)
-        caption = choice([name for name, _ in captions]) if callable(choice) else choice
-        return cls(unit, row, caption, "" if caption is None else captions[caption][1])
+        caption = choice(unit.latents.caption_names[row]) if callable(choice) else choice
+        return cls(unit, row, caption, "" if caption is None else unit.latents.text(row, caption))
 
     def value(self, column: str) -> Any:
         """The sample's value in a column of the file `latents`."""
@@ -137,7 +138,8 @@ class FeatureStore:
         """Samples that could not be used."""
         self._planned = {unit.number: unit for unit in plan.units}
         self._commits = {commit.unit: commit for commit in commits if "latents" in commit.files}
-        self._null_int8 = None if null_caption is None or info.caption_storage != "int8" else to_int8(null_caption)
+        as_int8 = info.caption_storage == "int8"
+        self._null = None if null_caption is None else StoredCaption.of(null_caption, as_int8=as_int8)
         self._kept_rows = dict(kept_rows or {})
         self.weights = weights
         """Weight of each sample (rows,) by unit, see trainer/data/order.py; none: all have weight 1."""
@@ -155,18 +157,19 @@ class FeatureStore:
         weights: pa.Table | None = None,
         with_teacher: bool = False,
         control: str = "",
+        read: Callable[[Folder], list[Commit]] = read_commits,
     ) -> "FeatureStore":
         """Opens FEATURES/<stage>/<resolution>. Of a store that is still being made, what is committed can be read.
 
         `skip`: keys of samples to leave out; `weights`: a table of WEIGHTS, samples that it does not name have weight 1. For
         either the keys of all units are read. `with_teacher`: what a teacher sees too; `control`:
-        latents of these control images too.
+        latents of these control images too. `read` reads the commits of a folder.
         Raises UserError for one that is missing, foreign, damaged or empty, and where the teacher has not seen all units.
         """
         folder = Folder(url)
         info = read_info(folder)
         try:
-            commits = read_commits(folder)
+            commits = read(folder)
         except ValueError as error:
             raise UserError(f"{url}: {error}: make the features again with {info.command}") from None
         if not any(commit.completed for commit in commits):
@@ -186,7 +189,7 @@ class FeatureStore:
             null_caption=_read_null_caption(folder, info),
             kept_rows=kept_rows,
             weights=None if weights is None else _unit_weights(keys, kept_rows, weights),
-            teacher=open_teacher(url, info, commits) if with_teacher else None,
+            teacher=open_teacher(url, info, commits, read=read) if with_teacher else None,
             with_control=bool(control),
         )
 
@@ -251,7 +254,7 @@ class FeatureStore:
 
     def caption_names(self, unit: int, row: int) -> tuple[str, ...]:
         """The names of a sample's caption variants; SampleRequest.caption counts in them."""
-        return tuple(name for name, _ in self._units[unit].latents.texts(self._stored_row(unit, row)))
+        return self._units[unit].latents.caption_names[self._stored_row(unit, row)]
 
     def read(self, requests: Sequence[SampleRequest], *, pin: bool = False, with_teacher: bool = False) -> FeatureBatch:
         """The samples, which must be of one bucket; `pin`: in page-locked memory, from which a GPU copies by itself.
@@ -260,7 +263,8 @@ class FeatureStore:
 
         Raises UserError if a file is missing or damaged.
         """
-        units = {request.unit: self._units[request.unit] for request in requests}
+        opened = {unit: self._units.open(unit) for unit in dict.fromkeys(request.unit for request in requests)}
+        units = {unit: views for unit, (views, _) in opened.items()}
         bucket = self._bucket(requests[0].unit)
         assert all(self._bucket(unit) == bucket for unit in units), "a batch is of one bucket"
         has_labels = bool(self.info.class_names)
@@ -279,18 +283,20 @@ class FeatureStore:
             assert self.teacher is not None, "the store was opened with its teacher"
             rows = [(request.unit, sample.row) for request, sample in zip(requests, samples, strict=True)]
             teacher = self.teacher.read(rows, keys, pin=pin)
-        return FeatureBatch(
+        batch = FeatureBatch(
             keys=keys,
             mean=mean,
             log_variance=log_variance[0] if log_variance else None,
             captions=self._captions(samples, pin=pin) if self.info.caption_storage != "none" else None,
             texts=None if has_labels else [sample.text for sample in samples],
             class_labels=_labels(samples) if has_labels else None,
-            sizes=torch.tensor([[sample.value("height"), sample.value("width")] for sample in samples]).float(),
+            sizes=torch.from_numpy(np.stack([sample.unit.latents.sizes[sample.row] for sample in samples])),
             bucket=bucket,
             teacher=teacher,
             control=self._control(samples, bucket, pin=pin) if self._with_control else None,
         )
+        read_bytes = _copied_bytes(batch) if self.folder.is_local else sum(fetched for _, fetched in opened.values())
+        return replace(batch, read_bytes=read_bytes)
 
     def _latents(self, samples: Sequence[_Sample], bucket: Size, *, pin: bool) -> list[Tensor]:
         """Mean and, where there is one, log-variance (B, C, h, w)."""
@@ -312,31 +318,16 @@ class FeatureStore:
                 part[index] = values
         return found
 
-    def _captions(self, samples: Sequence[_Sample], *, pin: bool) -> Captions:
-        """The chosen captions, each copied once from where it lies."""
-        assert self.null_caption is not None
-        null = self.null_caption if self._null_int8 is None else self._null_int8[0]
-        null_bytes = null.contiguous().view(-1).view(torch.uint8).numpy()
-        null_scales = None if self._null_int8 is None else self._null_int8[1].view(-1).numpy()
-        row_bytes = self.info.caption_width * null.element_size()
-        parts, scales = [], []
-        for sample in samples:
-            captions = sample.unit.captions
-            if sample.caption is None or captions is None:
-                parts.append(null_bytes)
-                scales.append(null_scales)
-                continue
-            number = captions.starts[sample.row] + sample.caption
-            assert number < captions.starts[sample.row + 1], f"row {sample.row} has no caption {sample.caption}"
-            start, stop = captions.offsets[number], captions.offsets[number + 1]
-            parts.append(captions.tokens[start:stop])
-            scales.append(None if captions.scales is None else captions.scales[start // row_bytes : stop // row_bytes])
-        lengths = torch.tensor([len(part) // row_bytes for part in parts])
-        tokens = torch.empty((int(lengths.sum()), self.info.caption_width), dtype=null.dtype, pin_memory=pin)
-        np.concatenate(parts, out=tokens.view(-1).view(torch.uint8).numpy())
-        if self._null_int8 is not None:
-            tokens = from_int8(tokens, torch.from_numpy(np.concatenate([one for one in scales if one is not None])))
-        return Captions(tokens=tokens, lengths=lengths)
+    def _captions(self, samples: Sequence[_Sample], *, pin: bool) -> Captions | Int8Captions:
+        """The chosen captions as they are stored."""
+        width, null = self.info.caption_width, self._null
+        assert null is not None
+        chosen = ((sample.unit.captions, sample.row, sample.caption) for sample in samples)
+        stored = [
+            null if views is None or caption is None else views.caption(row, caption, width=width)
+            for views, row, caption in chosen
+        ]
+        return packed_captions(stored, width=width, pin=pin)
 
     def _num_rows(self, unit: int) -> int:
         kept = self._kept_rows.get(unit)
@@ -382,6 +373,13 @@ def _unit_weights(
         indices = np.asarray(pc.fill_null(pc.index_in(own, value_set=known), len(known)))
         found[unit] = values[indices][kept_rows[unit]] if unit in kept_rows else values[indices]
     return found
+
+
+def _copied_bytes(batch: FeatureBatch) -> int:
+    captions = batch.captions
+    tokens = [] if captions is None else [captions.tokens]
+    tokens += [captions.scales] if isinstance(captions, Int8Captions) else []
+    return sum(one.nbytes for one in (batch.mean, batch.log_variance, batch.teacher, batch.control, *tokens) if one is not None)
 
 
 def _labels(samples: Sequence[_Sample]) -> Tensor:

@@ -13,7 +13,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +66,49 @@ class CaptionViews:
     itemsize: int
     """Bytes of a value of the tokens."""
 
+    def caption(self, row: int, caption: int, *, width: int) -> "StoredCaption":
+        """A caption of a sample, of tokens with `width` channels."""
+        number = self.starts[row] + caption
+        assert number < self.starts[row + 1], f"row {row} has no caption {caption}"
+        start, stop = self.offsets[number], self.offsets[number + 1]
+        token_bytes = width * self.itemsize
+        scales = None if self.scales is None else self.scales[start // token_bytes : stop // token_bytes]
+        return StoredCaption(self.tokens[start:stop], scales)
+
+
+class StoredCaption(NamedTuple):
+    """The bytes of a caption's tokens (L, F), and their scales (L,) where they are int8."""
+
+    tokens: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, tokens: "torch.Tensor", *, as_int8: bool) -> "StoredCaption":
+        """Tokens (L, F) bf16 as they are stored."""
+        if not as_int8:
+            return cls(_bits(tokens.contiguous()), None)
+        values, scales = to_int8(tokens)
+        return cls(_bits(values), scales.view(-1).numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Captions:
+    """The tokens of a batch of captions as they are stored, which take half the way to a device; see model.dit.Captions."""
+
+    tokens: "torch.Tensor"
+    """(T, F) int8."""
+    scales: "torch.Tensor"
+    """(T,) float32: a token is int8 * scale."""
+    lengths: "torch.Tensor"
+    """(B,) int64, on the CPU."""
+
+    def expanded(self, device: "torch.device | str" = "cpu") -> "Captions":
+        """The captions in bf16, computed on the device: the same numbers on all devices."""
+        from model.dit import Captions
+
+        tokens = self.tokens.to(device, non_blocking=True)
+        return Captions(tokens=from_int8(tokens, self.scales.to(device, non_blocking=True)), lengths=self.lengths)
+
 
 @dataclass(frozen=True, eq=False)
 class LatentViews:
@@ -73,9 +118,30 @@ class LatentViews:
     table: pa.Table
     control: npt.NDArray[np.int16] | None = None  # (n, C h w) likewise
 
-    def texts(self, row: int) -> list[tuple[str, str]]:
-        """Name and text of each caption variant of a sample."""
-        return [(caption["name"], caption["text"]) for caption in self.table["captions"][row].as_py()]
+    @cached_property
+    def caption_names(self) -> list[tuple[str, ...]]:
+        """The names of each sample's caption variants."""
+        starts, names = self._starts, self._variants.field("name").to_pylist()
+        return [tuple(names[start:stop]) for start, stop in pairwise(starts)]
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.float32]:
+        """Height and width of the original images, (n, 2)."""
+        return np.stack([self.table[name].to_numpy() for name in ("height", "width")], axis=1).astype(np.float32)
+
+    def text(self, row: int, caption: int) -> str:
+        """The text of a caption variant."""
+        found: str = self._variants.field("text")[self._starts[row] + caption].as_py()
+        return found
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts: list[int] = self.table["captions"].chunk(0).offsets.to_pylist()
+        return starts
+
+    @cached_property
+    def _variants(self) -> pa.StructArray:
+        return self.table["captions"].chunk(0).values
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +150,8 @@ class UnitViews:
 
     latents: LatentViews
     captions: CaptionViews | None
+    num_bytes: int = 0
+    """Size of both files."""
 
 
 class OpenUnits:
@@ -103,16 +171,20 @@ class OpenUnits:
 
     def __getitem__(self, number: int) -> UnitViews:
         """The unit of a number. Raises UserError if a file is missing or damaged."""
+        return self.open(number)[0]
+
+    def open(self, number: int) -> tuple[UnitViews, int]:
+        """The unit of a number, and the bytes that were fetched for it: 0 for one that was open, and on a local disk."""
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)
-                return self._open[number]
+                return self._open[number], 0
         opened = self._open_unit(number)
         with self._lock:
             self._open[number] = opened
             while len(self._open) > self._most:
                 self._open.popitem(last=False)
-        return opened
+        return opened, 0 if self._folder.is_local else opened.num_bytes
 
     def _open_unit(self, number: int) -> UnitViews:
         files = self._commits[number].files
@@ -123,7 +195,7 @@ class OpenUnits:
                 captions = open_captions(self._source(files["captions"].path), where=files["captions"].path)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged_unit(self._folder, number, error, command=self._command) from error
-        return UnitViews(latents, captions)
+        return UnitViews(latents, captions, sum(files[name].num_bytes for name in ("latents", "captions") if name in files))
 
     def _source(self, path: str) -> pa.NativeFile:
         return pa.memory_map(self._folder.path(path)) if self._folder.is_local else pa.BufferReader(self._folder.read(path))
@@ -192,16 +264,37 @@ def to_int8(tokens: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
 
 
 def from_int8(tokens: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
-    """The inverse of `to_int8`, in bf16. In pieces that stay in the cache, four times as fast as at once."""
+    """The inverse of `to_int8`, in bf16, on the device of the tokens. On a CPU in pieces that stay in the cache, four times as
+    fast as at once."""
     import torch
 
+    scales = scales.view(-1, 1)
+    if tokens.device.type != "cpu":
+        return (tokens.float() * scales).bfloat16()
     found = torch.empty(tokens.shape, dtype=torch.bfloat16)
     scratch = torch.empty(_CACHED_TOKENS, tokens.shape[1])
-    scales = scales.view(-1, 1)
     for start in range(0, len(tokens), _CACHED_TOKENS):
         stop = min(start + _CACHED_TOKENS, len(tokens))
         found[start:stop] = scratch[: stop - start].copy_(tokens[start:stop]).mul_(scales[start:stop])
     return found
+
+
+def packed_captions(captions: Sequence[StoredCaption], *, width: int, pin: bool) -> "Captions | Int8Captions":
+    """Captions of a batch, each copied once; all with scales, or none. `pin`: in page-locked memory."""
+    import torch
+
+    from model.dit import Captions
+
+    scales = [caption.scales for caption in captions if caption.scales is not None]
+    dtype = torch.int8 if scales else torch.bfloat16
+    lengths = torch.tensor([len(caption.tokens) for caption in captions]) // (width * dtype.itemsize)
+    tokens = torch.empty((int(lengths.sum()), width), dtype=dtype, pin_memory=pin)
+    np.concatenate([caption.tokens for caption in captions], out=_bits(tokens))
+    if not scales:
+        return Captions(tokens=tokens, lengths=lengths)
+    packed = torch.empty(len(tokens), pin_memory=pin)
+    np.concatenate(scales, out=packed.numpy())
+    return Int8Captions(tokens, packed, lengths)
 
 
 def open_latents(source: Any, *, where: str) -> LatentViews:

@@ -28,6 +28,7 @@ from trainer.monitoring.run_folder import CONFIG, NOT_FINITE, RunFolder, newest_
 
 _REMEMBERED = 100
 _NAMED_KEYS = 8
+_WINDOW_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class StepRecord:
     """Images of all workers."""
     wait_s: float
     """Time that this worker waited for its data, in seconds."""
+    read_bytes: int = 0
+    """Bytes that this worker read for the step, see FeatureBatch."""
 
 
 @dataclass(eq=False)
@@ -63,14 +66,17 @@ class _Interval:
     norms: list[Tensor] = field(default_factory=list)
     technique_losses: list[Mapping[str, Tensor]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
     seconds: float = 0.0
+    """Of the steps: without validation, samples and checkpoints."""
     fetched: Tensor | None = None
     """Norms, then the losses of all samples, then those of techniques; on the CPU when `ready` says so."""
     ready: Any = None
 
     def fetch(self) -> None:
         """Starts the copy to the CPU."""
-        self.seconds = time.perf_counter() - self.started
+        self.ended = time.perf_counter()
+        self.seconds = self.ended - self.started
         values = torch.cat([torch.stack(self.norms).float(), *(losses.float() for losses in self._all_losses())])
         self.fetched = values.to("cpu", non_blocking=True)
         if values.is_cuda:
@@ -105,6 +111,32 @@ class _Values:
     """(B,) each, of the techniques that acted in the step."""
 
 
+@dataclass(eq=False)
+class _Clock:
+    """Speed by the clock, with all that happens between the steps, over the intervals of the last hour."""
+
+    _marks: deque[tuple[float, int, float]] = field(default_factory=deque)
+    """Time at the end of an interval, and images and FLOPs until then; the first one is at the beginning."""
+    _num_intervals: int = 0
+    _resolution: int = 0
+
+    def advance(self, interval: _Interval, *, images: int, flops: float) -> tuple[float, float]:
+        """Adds an interval; images and FLOPs per second.
+
+        The first interval of a resolution, which compiles, counts only until there is another one.
+        """
+        if interval.steps[-1].resolution != self._resolution:
+            self._resolution, self._num_intervals = interval.steps[-1].resolution, 0
+            self._marks = deque([(interval.started, 0, 0.0)])
+        self._num_intervals += 1
+        _, images_before, flops_before = self._marks[-1]
+        self._marks.append((interval.ended, images_before + images, flops_before + flops))
+        while len(self._marks) > 2 and (self._num_intervals == 2 or interval.ended - self._marks[0][0] > _WINDOW_S):
+            self._marks.popleft()
+        (since, *before), (until, *now) = self._marks[0], self._marks[-1]
+        return (now[0] - before[0]) / (until - since), (now[1] - before[1]) / (until - since)
+
+
 class MetricsReporter:
     """The metrics of a training, reported by interval. All workers make the same calls at the same steps."""
 
@@ -121,6 +153,7 @@ class MetricsReporter:
         self._now = _Interval()
         self._before: _Interval | None = None
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._clock = _Clock()
 
     def add(
         self,
@@ -180,15 +213,17 @@ class MetricsReporter:
         if interval is None:
             return
         values = interval.values()
-        table = torch.tensor(
-            [[float(own.double().sum()), step.wait_s] for step, own in zip(interval.steps, values.losses, strict=True)]
-        )
-        table = self._workers.sum(table.double())
+        rows = [
+            [float(own.double().sum()), step.wait_s, step.read_bytes]
+            for step, own in zip(interval.steps, values.losses, strict=True)
+        ]
+        table = self._workers.sum(torch.tensor(rows, dtype=torch.float64))
         means = [float(total) / step.batch_size for total, step in zip(table[:, 0], interval.steps, strict=True)]
         self._check_finite(interval, values, means)
         self._name_spikes(interval, values.losses, means)
         added = self._technique_means(interval, values)
-        self._write(interval, values.norms, means, added, wait_s=float(table[:, 1].sum()) / self._workers.num)
+        wait_s, read_bytes = float(table[:, 1].sum()) / self._workers.num, float(table[:, 2].mean())
+        self._write(interval, values.norms, means, added, wait_s=wait_s, read_bytes=read_bytes)
 
     def _technique_means(self, interval: _Interval, values: _Values) -> dict[str, float]:
         """The mean loss of each technique, over the steps in which it acted."""
@@ -204,12 +239,18 @@ class MetricsReporter:
         return {name: float(total) / images[name] for name, total in zip(names, self._workers.sum(sums), strict=True)}
 
     def _write(
-        self, interval: _Interval, norms: list[float], means: list[float], added: dict[str, float], *, wait_s: float
+        self,
+        interval: _Interval,
+        norms: list[float],
+        means: list[float],
+        added: dict[str, float],
+        *,
+        wait_s: float,
+        read_bytes: float,
     ) -> None:
         last = interval.steps[-1]
         images = sum(step.batch_size for step in interval.steps)
-        speed = images / interval.seconds
-        flops = sum(step.flops for step in interval.steps) / interval.seconds / self._workers.num
+        speed, flops = self._clock.advance(interval, images=images, flops=sum(step.flops for step in interval.steps))
         row = {
             "kind": "train",
             "step": last.step,
@@ -220,9 +261,11 @@ class MetricsReporter:
             **({"technique_losses": added} if added else {}),
             "gradient_norm": statistics.fmean(norms),
             "lr": last.lr,
-            "images_per_s": speed,
+            "images_per_s": images / interval.seconds,
+            "overall_images_per_s": speed,
             "data_wait": wait_s / interval.seconds,
-            "mfu": flops / self._peak_flops if self._peak_flops else None,
+            "read_bytes": read_bytes,
+            "mfu": flops / self._workers.num / self._peak_flops if self._peak_flops else None,
             "memory_bytes": _peak_memory(self._workers.device),
             "eta_s": last.images_left / speed,
         }
@@ -282,7 +325,8 @@ def _line(row: dict[str, Any], added: Mapping[str, float]) -> str:
     return (
         f"{row['resolution']} px  step {row['step']}  {_short(row['images_seen'])} images  loss {row['loss']:.4f}{losses}  "
         f"norm {row['gradient_norm']:.3g}  lr {row['lr']:.3g}  {row['images_per_s']:.4g} images/s  "
-        f"wait {row['data_wait']:.1%}{mfu}  {row['memory_bytes'] / 1e9:.1f} GB  {duration(row['eta_s'])} left"
+        f"{row['overall_images_per_s']:.4g} overall  wait {row['data_wait']:.1%}{mfu}  {row['memory_bytes'] / 1e9:.1f} GB  "
+        f"{duration(row['eta_s'])} left"
     )
 
 

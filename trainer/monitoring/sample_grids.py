@@ -27,6 +27,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.order import OrderedBatch
 from trainer.features.info import FeaturesInfo
 from trainer.features.store import FeatureStore
+from trainer.features.tables import Int8Captions
 from trainer.monitoring.tracking.rows import SAMPLES
 from trainer.monitoring.validation import ValidationSet
 
@@ -133,7 +134,8 @@ def choose_subjects(
     if not texts and samples is not None:
         largest = max((batch for _, batch in samples.batches), key=_size)
         found = store.read([samples.request(*sample) for sample in largest.samples[: watch.num_samples]])
-        texts, captions = tuple(found.texts or ()), found.captions
+        texts = tuple(found.texts or ())
+        captions = found.captions.expanded() if isinstance(found.captions, Int8Captions) else found.captions
         control = None if found.control is None else store.scale.to_latents(found.control.float())
     if not texts:
         return None

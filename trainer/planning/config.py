@@ -1,6 +1,6 @@
 """Settings of a plan, and the figures that it answers with. The arithmetic is in estimate.py, the text in table.py."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from trainer.config.running import Sharding
@@ -11,6 +11,42 @@ from trainer.monitoring.gpus import GPUS, Gpu
 if TYPE_CHECKING:
     from trainer.planning.memory import TrainingMemory
     from trainer.planning.techniques import TechniqueCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectAssumptions:
+    """What a plan of a whole project assumes beyond the training."""
+
+    kept: float = 1.0
+    """Share of the captioned images (0 to 1) that selection keeps for training."""
+    image_kb: float = 300
+    """Mean size of an image file in kB (1,000 bytes)."""
+    captions_per_image: int = 1
+    """Captions that the captioner writes for each image."""
+    captioner_parameters: float = 7e9
+    """Parameters of the captioning model."""
+    captioner_images_per_s: float | None = None
+    """Captions per second of one GPU; default: 20 for a model of 8e9 parameters on an H200, scaled by the GPU's peak and the
+    model's size. Your `captioner.run` says yours."""
+    pue: float = 1.56
+    """Power usage effectiveness: the energy of the data centre for each unit that its machines take; the default is the
+    industry's average (Uptime Institute, Global Data Center Survey 2024)."""
+    grams_co2_per_kwh: float = 445
+    """CO2 of a kilowatt-hour; the default is the world's average of 2024 (IEA, Electricity 2025)."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.kept <= 1:
+            problems.append(f"assume.kept must be above 0 and at most 1, found {self.kept}")
+        if self.pue < 1:
+            problems.append(f"assume.pue must be at least 1, found {self.pue}")
+        if self.grams_co2_per_kwh < 0:
+            problems.append(f"assume.grams_co2_per_kwh must be at least 0, found {self.grams_co2_per_kwh}")
+        names = ("image_kb", "captions_per_image", "captioner_parameters", "captioner_images_per_s")
+        numbers = {name: value for name in names if (value := getattr(self, name)) is not None}
+        problems += [f"assume.{name} must be above 0, found {value}" for name, value in numbers.items() if value <= 0]
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +92,10 @@ class PlanConfig:
     """Channels of the vision tower whose features are stored for REPA; the default is DINOv2-B's."""
     caption_width: int = 4096
     """Channels of the text encoder's tokens."""
+    project: bool = False
+    """Plan captions, scores and features too: time, money, disk, bytes read and CO2 of each step from images to model."""
+    assume: ProjectAssumptions = field(default_factory=ProjectAssumptions)
+    """Assumptions of --project."""
     json: bool = False
     """Print one line of JSON instead of the tables."""
 
@@ -104,6 +144,8 @@ class MemoryPlan:
     """Memory of a GPU under one sharding, with or without gradient checkpointing."""
 
     sharding: Sharding
+    num_shards: int
+    """Number of GPUs that share the weights."""
     gradient_checkpointing: bool
     memory: "TrainingMemory"
     num_images: int

@@ -9,27 +9,22 @@ from itertools import pairwise
 from typing import Any
 
 from model.generation.memory import STABLE_DIFFUSION_VAE, T5_XXL
-from trainer.planning.config import EncodingPlan, PlanConfig
 
 _T5: Mapping[str, Any] = T5_XXL
 _VAE: Mapping[str, Any] = STABLE_DIFFUSION_VAE
-_VAE_DOWNSAMPLING = 8
+VAE_DOWNSAMPLING = 8
 
 
-def encoding_plan(
-    config: PlanConfig, *, resolution: int, num_images: int, has_captions: bool, images_each: int = 1
-) -> EncodingPlan | None:
-    """The work of a rung's features; None for encoders of other sizes than PixArt-alpha's, which a plan does not know.
+def is_t5(width: int) -> bool:
+    """Whether a text encoder whose tokens have so many channels is taken for T5-XXL."""
+    return bool(width == _T5["d_model"])
 
-    `images_each`: images that are encoded of each, 2 with control images.
-    """
-    if config.downsampling != _VAE_DOWNSAMPLING or (has_captions and config.caption_width != _T5["d_model"]):
-        return None
-    image = images_each * vae_flops(resolution, latent_channels=config.latent_channels)
-    caption = t5_flops(config.caption_tokens) if has_captions else 0.0
-    flops = num_images * (image + config.caption_variants * caption)
-    hours = flops / (config.device.peak_flops * config.utilisation * 3600)
-    return EncodingPlan(flops_per_image=image, flops_per_caption=caption, flops=flops, gpu_hours=hours)
+
+def t5_bytes() -> float:
+    """Bytes of T5-XXL's encoder in bf16."""
+    width, inner = _T5["d_model"], _T5["num_heads"] * _T5["d_kv"]
+    layer = 4 * width * inner + 3 * width * _T5["d_ff"]
+    return float(2 * (_T5["num_layers"] * layer + _T5["vocab_size"] * width))
 
 
 def t5_flops(num_tokens: float) -> float:

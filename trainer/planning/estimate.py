@@ -14,14 +14,16 @@ from model.lora.settings import Injection
 from trainer.config.ladder import Rung
 from trainer.config.running import Sharding
 from trainer.config.train import PAPER, TrainConfig
-from trainer.planning.config import DiskPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
+from trainer.planning.config import DiskPlan, EncodingPlan, MemoryPlan, PlanConfig, ReadingPlan, RungPlan
 from trainer.planning.dataset import dataset_size
-from trainer.planning.encoding import encoding_plan
+from trainer.planning.encoding import VAE_DOWNSAMPLING, is_t5, t5_flops, vae_flops
 from trainer.planning.memory import Activations, measure_activations, training_memory
 from trainer.planning.optimizer import optimizer_cost
+from trainer.planning.project import project_costs
 from trainer.planning.techniques import TechniqueCost, planned_adaptation, technique_costs
 from trainer.stages import choose_stage, named_by, offered, stages_of
 
+_GPUS_OF_A_NODE = 8
 _KEY_BYTES = 100
 """A row of a feature store without latents and captions: key, sizes, names of the captions."""
 _CAPTION_BYTES = 64
@@ -70,7 +72,8 @@ def stage_configs(config: PlanConfig) -> list[TrainConfig]:
 def as_json(rungs: list[RungPlan], config: PlanConfig) -> dict[str, Any]:
     """All figures, with the settings."""
     rows = [{**asdict(rung), "passes": rung.passes} for rung in rungs]
-    return {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
+    found = {"settings": asdict(config), "gpu": asdict(config.device), "rungs": rows}
+    return found | ({"project": [asdict(step) for step in project_costs(rungs, config)]} if config.project else {})
 
 
 def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
@@ -104,7 +107,7 @@ def _rung_plan(train: TrainConfig, rung: Rung, config: PlanConfig) -> RungPlan:
         control_values=adapted.num_parameters if isinstance(adapted, ControlSizes) else 0,
         memory=_memory_plans(train, rung, network, config, techniques=techniques),
         disk=_disk_plan(train, rung, network, config, num_images=dataset.num_images),
-        encoding=encoding_plan(
+        encoding=_encoding_plan(
             config,
             resolution=rung.resolution,
             num_images=dataset.num_images,
@@ -160,25 +163,28 @@ def _memory_plans(
     without_bfloat16 = train.precision == AUTO and config.device.float32_flops is not None
     precision = "float32" if without_bfloat16 else train.precision
     num_images = min(rung.batch_size // num_gpus, max(1, train.device_tokens // network.base_grid**2))
-    shardings: list[Sharding] = ["ddp", "fsdp"] if num_gpus > 1 else ["ddp"]
+    shardings: dict[Sharding, int] = {"ddp": 1, "fsdp": num_gpus} if num_gpus > 1 else {"ddp": 1}
+    if num_gpus > 1 and train.distributed.sharding == "hsdp":
+        shardings["hsdp"] = train.distributed.shard_workers or min(num_gpus, _GPUS_OF_A_NODE)
     control = planned_adaptation(train, network) if train.control.is_on else None
     adapted = control if isinstance(control, ControlSizes) else train.lora.injection
     as_set = (train.distributed.sharding if num_gpus > 1 else "ddp", train.gradient_checkpointing)
     plans = []
-    for sharding in shardings:
+    for sharding, num_shards in shardings.items():
         for checkpointing in (False, True):
             memory = training_memory(
                 network,
                 _activations(network, checkpointing, precision, adapted),
-                num_gpus=num_gpus,
-                sharding=sharding,
+                num_shards=num_shards,
                 precision=precision,
                 optim=train.optim,
                 techniques=techniques,
                 adapted=adapted,
+                accumulates=num_images < rung.batch_size // num_gpus,
             )
             plan = MemoryPlan(
                 sharding=sharding,
+                num_shards=num_shards,
                 gradient_checkpointing=checkpointing,
                 memory=memory,
                 num_images=num_images,
@@ -210,6 +216,22 @@ def _disk_plan(train: TrainConfig, rung: Rung, network: DiTConfig, config: PlanC
         captions_int8=captions * int8,
         texts=captions * text,
     )
+
+
+def _encoding_plan(
+    config: PlanConfig, *, resolution: int, num_images: int, has_captions: bool, images_each: int = 1
+) -> EncodingPlan | None:
+    """The work of a rung's features; None for encoders of other sizes than PixArt-alpha's, which a plan does not know.
+
+    `images_each`: images that are encoded of each, 2 with control images.
+    """
+    if config.downsampling != VAE_DOWNSAMPLING or (has_captions and not is_t5(config.caption_width)):
+        return None
+    image = images_each * vae_flops(resolution, latent_channels=config.latent_channels)
+    caption = t5_flops(config.caption_tokens) if has_captions else 0.0
+    flops = num_images * (image + config.caption_variants * caption)
+    hours = flops / (config.device.peak_flops * config.utilisation * 3600)
+    return EncodingPlan(flops_per_image=image, flops_per_caption=caption, flops=flops, gpu_hours=hours)
 
 
 def _reading_plan(train: TrainConfig, network: DiTConfig, config: PlanConfig, *, images_per_s: float) -> ReadingPlan:

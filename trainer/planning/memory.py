@@ -7,6 +7,7 @@ Assumptions, on the safe side:
 - eager, which torch.compile undercuts; attention does not materialise its matrix (flash or memory-efficient kernels);
 - gradients are there during the next forward and backward pass, as they are when batches are accumulated;
 - every caption has the longest length; DDP's buckets are the gradients themselves (gradient_as_bucket_view);
+- while micro-batches are accumulated, FSDP keeps the gradients whole on every GPU;
 - autocast keeps a copy of the blocks' matrices in bf16; under FSDP those of text blocks arrive so, two blocks at a time;
 - model.generation.memory.OVERHEAD_BYTES for CUDA's context, workspaces and the allocator's gaps.
 """
@@ -21,7 +22,6 @@ from model.dit_config import DiTConfig
 from model.flops import ControlSizes
 from model.lora.settings import Injection
 from trainer.config.optim import OptimConfig
-from trainer.config.running import Sharding
 from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.techniques import TechniqueCost
 
@@ -99,14 +99,16 @@ def training_memory(
     config: DiTConfig,
     activations: Activations,
     *,
-    num_gpus: int,
-    sharding: Sharding,
+    num_shards: int,
     precision: str = "bfloat16",
     optim: OptimConfig,
     techniques: Sequence[TechniqueCost] = (),
     adapted: Injection | ControlSizes | None = None,
+    accumulates: bool = False,
 ) -> TrainingMemory:
-    """Memory of one GPU among `num_gpus`; `activations` as `measure_activations` gave them for the same precision.
+    """Memory of one of `num_shards` GPUs that share the weights; `activations` as measured for the same precision.
+
+    `accumulates`: a GPU's share of a batch is more than one micro-batch.
 
     `adapted`: the settings of a LoRA, or the sizes of a control, that is trained in place of the weights.
     """
@@ -114,7 +116,7 @@ def training_memory(
 
     counted = count_parameters(config)
     adapter = lora_sizes(config, adapted) if isinstance(adapted, Injection) else adapted
-    shared_by = num_gpus if sharding == "fsdp" else 1
+    shared_by = num_shards
     trained = _FLOAT_BYTES * (counted.all if adapter is None else adapter.num_parameters) / shared_by
     low, travels_low = precision != "float32", config.conditioning == "text"
     share = 1 + (adapter.num_blocks / config.depth if isinstance(adapter, ControlSizes) else 0)
@@ -123,10 +125,12 @@ def training_memory(
     if isinstance(adapted, Injection) and adapted.base == "int8":  # whole on every GPU, and no copies of them
         frozen = _FLOAT_BYTES * (counted.all - counted.matrices) / shared_by
         weights, copies = frozen + _FLOAT_BYTES * counted.matrices - counted.saved_by_int8 + trained, 0
-    gathered = 0
+    gathered = 0.0
     if shared_by > 1:  # two blocks' weights, their gradients before and after the cast; all else whole, and its gradients
         rest = counted.all - config.depth * counted.block
         gathered = (3 if low and travels_low else 4) * _FLOAT_BYTES * counted.block + 2 * _FLOAT_BYTES * rest
+        if accumulates:
+            gathered += trained * shared_by
     return TrainingMemory(
         weights=weights,
         gradients=trained,

@@ -17,6 +17,7 @@ from model.flops import AdaptationSizes, dit_flops, total
 from trainer.config.ladder import Rung
 from trainer.config.techniques import STORED, DispersiveConfig, LayerSyncConfig, RepaConfig
 from trainer.config.train import TrainConfig
+from trainer.planning.encoding import is_t5, t5_bytes, t5_flops
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,9 +99,16 @@ def technique_costs(
             _layersync(train.layersync, network) if train.layersync.is_on else None,
             _dispersive(train.dispersive, network) if train.dispersive.is_on else None,
             _few_steps(train, network, caption_tokens=caption_tokens) if train.few_steps.is_on else None,
+            _online(network, caption_tokens) if train.online and is_t5(network.caption_width) else None,
         )
         if cost is not None
     )
+
+
+def _online(network: DiTConfig, caption_tokens: float | None) -> TechniqueCost:
+    """Captions that T5-XXL encodes in the training, each time that an image is seen."""
+    tokens = network.max_caption_tokens if caption_tokens is None else caption_tokens
+    return TechniqueCost(name="online captions", flops_per_image=t5_flops(tokens), frozen_bytes=t5_bytes())
 
 
 def _share(repa: RepaConfig, rung: Rung, before: int) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -86,6 +87,12 @@ class Checkpoints:
         self._workers = workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        is_cuda = workers.device.type == "cuda"  # pinned memory, which is slow to get, is kept from one checkpoint to the next
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=is_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=is_cuda
+            )
+        )
 
     def save(self, state: TrainState, pipeline: PipelineConfig, position: Position) -> None:
         """Copies the state and has it written; waits for the one before. Raises UserError where that could not be written."""
@@ -103,7 +110,11 @@ class Checkpoints:
         write = _averages(state, pipeline, keep=self._workers.is_first)
         alone = self._workers.num == 1
         tensors = async_save(
-            training_tensors(state), checkpoint_id=partial / TRAINING, process_group=self._workers.saving, no_dist=alone
+            training_tensors(state),
+            checkpoint_id=partial / TRAINING,
+            process_group=self._workers.saving,
+            async_stager=self._stager,
+            no_dist=alone,
         )
         assert isinstance(tensors, Future)
         self._pending = self._thread.submit(
@@ -142,8 +153,9 @@ class Checkpoints:
             self.wait()
 
     def close(self) -> None:
-        """Ends the thread after its work."""
+        """Ends the thread after its work, and frees the memory for copies."""
         self._thread.shutdown()
+        self._stager.close()
 
     def _write(
         self,
@@ -220,7 +232,12 @@ def _averages(state: TrainState, pipeline: PipelineConfig, *, keep: bool) -> Cal
         control = averaged_control(state.ema, state.control, keep=keep)
         return None if control is None else lambda folder: save_control_checkpoint(folder, control, config, pipeline)
     weights = state.ema.full_weights(keep=keep)
-    return (lambda folder: save_checkpoint(folder, network_around(config, weights), pipeline)) if keep else None
+    if not keep:
+        return None
+    # Made here, not by the thread that writes: another thread that loads a model may make all new parameters empty meanwhile,
+    # since accelerate replaces nn.Module.register_parameter for that.
+    network = network_around(config, weights)
+    return lambda folder: save_checkpoint(folder, network, pipeline)
 
 
 def _detached(module: nn.Module) -> dict[str, Tensor]:

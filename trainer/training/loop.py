@@ -21,6 +21,7 @@ from trainer.data.queries import PURPOSES, Purpose, answer_file, asked_dataset, 
 from trainer.distributed import Workers, join_workers
 from trainer.features.plan import TRAIN
 from trainer.features.store import FeatureStore
+from trainer.monitoring.cadence import Schedule
 from trainer.monitoring.forecast import StepTimer, stage_passes_warning
 from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import CHECKPOINTS, RunFolder, StopSignal, recorded_precision
@@ -66,7 +67,7 @@ def _train(config: TrainConfig, workers: Workers, run: RunFolder, start: Start) 
     keep_freed_memory()
     config = with_precision(config, run.path if start.resumes else None, workers)
     chosen = with_answers(config, run, config.features_folder(position.rung), workers)
-    store = open_features(chosen, position.rung)
+    store = open_features(chosen, position.rung, workers)
     scale_line = keep_scale(start, store)
     state = open_state(config, start, rung=position.rung, store=store, workers=workers)
     run.start(config, workers, origin=str(start), images_seen=start.images_seen)
@@ -101,11 +102,12 @@ def _train_rungs(
     timer = StepTimer(wait_for_device=workers.wait_for_device)
     reporter = MetricsReporter(run, config.watch, workers, peak_flops=peak_flops(config, workers.device), skip=config.data.skip)
     checkpoints = Checkpoints(run.path, config.checkpoint, workers)
+    schedule = Schedule(config.checkpoint, config.watch, workers)
     checkpoints.remove_partial()
 
     def open_training(at: LadderPosition, features: FeatureStore) -> RungTraining:
         parts = open_rung(config, at, workers=workers, run=run, state=state, store=features)
-        return RungTraining(parts, state, reporter, checkpoints, timer, bar)
+        return RungTraining(parts, state, reporter, checkpoints, timer, schedule, bar)
 
     now: LadderPosition | None = position
     is_shown = workers.is_first and shows_bars()  # elsewhere the lines of the log say how far it is
@@ -115,7 +117,7 @@ def _train_rungs(
             while now is not None and open_training(now, store).run(stop):  # which frees one rung's parts before the next
                 now = ladder_position(config.ladder, state.images_seen)
                 if now is not None:
-                    store = open_features(config, now.rung).scaled(store.info.measured_scale)
+                    store = open_features(config, now.rung, workers).scaled(store.info.measured_scale)
         checkpoints.wait()
     finally:
         checkpoints.close()

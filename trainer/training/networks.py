@@ -5,9 +5,12 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -16,7 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from foundry.errors import UserError
 from foundry.hardware import AUTO, auto_dtype
+from foundry.records.packing import commits_of, commits_table
 from foundry.reporting.lines import say
+from foundry.storage.folder import Folder
+from foundry.units.commits import Commit, read_commits, table_bytes
 from model.control.control import control_blocks, num_copies
 from model.dit import DiT, DiTConfig
 from model.formats.checkpoint import PartConfig, load_checkpoint
@@ -181,10 +187,11 @@ def make_state(
     network = network.to(workers.device, torch.float32).train()
     network.gradient_checkpointing = config.gradient_checkpointing
     model: torch.nn.Module = network
-    if workers.num > 1 and config.distributed.sharding == "fsdp":
+    if workers.num_shards(config.distributed) > 1:
+        mesh = workers.mesh(config.distributed)
         for block in (*network.text_adapter, *network.blocks, *network.control_blocks):
-            fully_shard(block, mp_policy=_gathered(config))
-        fully_shard(network)
+            fully_shard(block, mesh=mesh, mp_policy=_gathered(config))
+        fully_shard(network, mesh=mesh)
     elif workers.num > 1:
         # The one buffer never changes; gradients live in the buckets in which they travel, and not twice.
         model = DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
@@ -245,8 +252,11 @@ def lora_text(state: TrainState) -> str:
     )
 
 
-def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
-    """The features of a rung. Raises UserError, with the command that makes them, where they are missing or unfit."""
+def open_features(config: TrainConfig, rung: Rung, workers: Workers | None = None) -> FeatureStore:
+    """The features of a rung; of several workers, all of which call this, the first one reads the commits for all.
+
+    Raises UserError, with the command that makes them, where they are missing or unfit.
+    """
     skip, weights = read_skip_list(config.data.skip), read_weights(config.data.weights)
     try:
         store = FeatureStore.open(
@@ -255,6 +265,7 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
             weights=weights,
             with_teacher=config.repa.teacher == STORED,
             control=config.control.condition,
+            read=read_commits if workers is None else partial(shared_commits, workers=workers),
         )
     except UserError as error:
         raise UserError(f"{error} (for this stage: {features_command(config, rung)})", setting=error.setting) from None
@@ -273,6 +284,14 @@ def open_features(config: TrainConfig, rung: Rung) -> FeatureStore:
     if TRAIN in store.splits and not store.images_per_pass(TRAIN):
         raise UserError(f"all training samples of {store.folder.url} have the weight 0", setting="data.weights")
     return store
+
+
+def shared_commits(folder: Folder, *, workers: Workers) -> list[Commit]:
+    """The commits of a store, read by the first worker alone; all call it. They travel packed: 20 MB for 100,000 units."""
+    if workers.num == 1:
+        return read_commits(folder)
+    packed = workers.first_does(lambda: table_bytes(commits_table(read_commits(folder))))
+    return commits_of(pq.read_table(pa.BufferReader(packed)))
 
 
 def features_command(

@@ -12,6 +12,7 @@ from foundry.errors import UserError
 from model.layers.matrices import block_matrices
 from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
+from trainer.distributed import SHARDS
 from trainer.training.techniques.muon import Muon, MuonSettings
 
 _TABLES = ("scale_shift_table", "embedding_table.weight")
@@ -59,13 +60,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def optimizer_record(config: TrainConfig, *, num_workers: int) -> str:
+def optimizer_record(config: TrainConfig, *, num_shards: int) -> str:
     """The optimiser as a checkpoint records it: a training of which it differs cannot resume from there."""
-    optim, is_sharded = config.optim, config.distributed.sharding == "fsdp" and num_workers > 1
+    optim = config.optim
     if optim.name == "muon" and not optim.muon_split:
         return "muon on fused matrices"
-    if optim.name == "adamw8bit" and is_sharded:  # blocks of 256 values end with a shard
-        return f"adamw8bit sharded among {num_workers} workers"
+    if optim.name == "adamw8bit" and num_shards > 1:  # blocks of 256 values end with a shard
+        return f"adamw8bit sharded among {num_shards} workers"
     return optim.name
 
 
@@ -112,7 +113,7 @@ def _quantised(name: str, value: Tensor) -> dict[str, Tensor]:
     """The tensors that torchao's 8-bit tensor consists of; those of a shard bear its number. Empty for any other tensor."""
     shard = ""
     if isinstance(value, DTensor):
-        shard, value = f".{value.device_mesh.get_rank()}", value.to_local()
+        shard, value = f".{value.device_mesh.get_local_rank(SHARDS)}", value.to_local()
     if not hasattr(value, "codes"):
         return {}
     return {f"{name}.{part}{shard}": getattr(value, part) for part in ("codes", "scale")}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from foundry.reporting.progress import Bar
 from trainer.features.store import FeatureBatch
+from trainer.monitoring.cadence import Due, Schedule
 from trainer.monitoring.forecast import StepTimer
 from trainer.monitoring.metrics import MetricsReporter
 from trainer.monitoring.run_folder import StopSignal
@@ -31,6 +32,7 @@ class RungTraining:
     reporter: MetricsReporter
     checkpoints: Checkpoints
     timer: StepTimer
+    schedule: Schedule
     bar: Bar
 
     def run(self, stop: StopSignal) -> bool:
@@ -44,8 +46,10 @@ class RungTraining:
                     step = self._step(next(loader), wait_s=loader.wait_s)
                 if (step_s := self.timer.step_s()) is not None:
                     warn_of_duration(self.parts, images_seen=state.images_seen, step_s=step_s)
-                stops = stop.stops(look=step % self.parts.config.watch.every_steps == 0)
-                self._after_step(ends=stops or state.images_seen == end)
+                look = step % self.parts.config.watch.every_steps == 0
+                stops = stop.stops(look=look)
+                due = self.schedule.due(state.images_seen, batch_size=position.rung.batch_size, look=look)
+                self._after_step(due, ends=stops or state.images_seen == end)
                 if stops:
                     return state.images_seen == end
         return True
@@ -70,22 +74,17 @@ class RungTraining:
         )
         return record.step
 
-    def _after_step(self, *, ends: bool) -> None:
+    def _after_step(self, due: Due, *, ends: bool) -> None:
         """Does what is due after a step. A checkpoint comes last: its thread may then write while training continues."""
-        config = self.parts.config
+        watch = self.parts.config.watch
         self.checkpoints.check()
-        if self.parts.validation and self._is_due(config.watch.validate_every_images):
-            with self.reporter.paused():
+        if due.validation and watch.is_validated and self.parts.validation:
+            with self.reporter.paused(), self.schedule.validation.doing():
                 validate(self.parts, self.parts.validation, self.state)
-        if self._is_due(config.watch.sample_every_images):
-            with self.reporter.paused():
+        if due.samples and watch.is_sampled:
+            with self.reporter.paused(), self.schedule.samples.doing():
                 draw_samples(self.parts, self.state)
-        if ends or self._is_due(config.checkpoint.every_images):
+        if ends or due.checkpoint:
             self.reporter.flush()
-            with self.reporter.paused():
+            with self.reporter.paused(), self.schedule.checkpoint.doing():
                 write_checkpoint(self.parts, self.state, self.checkpoints)
-
-    def _is_due(self, every_images: int) -> bool:
-        """True where the last step reached a multiple of this many images."""
-        now = self.state.images_seen
-        return every_images > 0 and now // every_images > (now - self.parts.position.rung.batch_size) // every_images

@@ -96,7 +96,7 @@ def open_rung(
     pipeline = pipeline_config(config, store.info, rung.resolution)
     validation = _open_validation(config, collator, store, workers=workers, run=run)
     grids = None
-    if config.watch.sample_every_images and workers.is_first:
+    if config.watch.is_sampled and workers.is_first:
         grids = _open_grids(config, collator, store, validation=validation, pipeline=pipeline, run=run)
     _say_what_is_read(config, rung, store, run)
     _say_routing(collator, config, position, run)
@@ -166,6 +166,7 @@ def step_record(
         flops=_batch_flops(parts, batch, images_seen=images_seen - rung.batch_size) * rung.batch_size + added,
         batch_size=rung.batch_size,
         wait_s=wait_s,
+        read_bytes=batch.read_bytes,
     )
 
 
@@ -224,7 +225,7 @@ def write_checkpoint(parts: RungParts, state: TrainState, checkpoints: Checkpoin
         features=parts.store.info.fingerprint,
         content=parts.store.content,
         aspect_ratio=parts.config.data.aspect_ratio,
-        optimizer=optimizer_record(parts.config, num_workers=parts.workers.num),
+        optimizer=optimizer_record(parts.config, num_shards=parts.workers.num_shards(parts.config.distributed)),
         techniques=setting_records(parts.config, state.techniques),
     )
     checkpoints.save(state, parts.pipeline, position)
@@ -332,7 +333,7 @@ def _open_validation(
     config: TrainConfig, collator: Collator, store: FeatureStore, *, workers: Workers, run: RunFolder
 ) -> ValidationSet | None:
     watch = config.watch
-    if not watch.validate_every_images and not watch.sample_every_images:
+    if not watch.is_validated and not watch.is_sampled:
         return None
     if VALIDATION not in store.splits:
         run.say(f"{store.folder.url} has no validation split: no validation loss is measured")

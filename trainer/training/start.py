@@ -104,7 +104,7 @@ def check_resume(
     checkpoint: Path,
     info: FeaturesInfo,
     *,
-    num_workers: int,
+    num_shards: int,
     techniques: Sequence[SharedTechnique] = (),
 ) -> None:
     """Raises UserError where the checkpoint was written under settings that this training cannot resume from."""
@@ -128,7 +128,7 @@ def check_resume(
             ("finished rungs", position.ladder[: was.index], config.ladder[: was.index]),
             ("batch size", was.rung.batch_size, now and now.rung.batch_size),
             ("resolution", was.rung.resolution, now and now.rung.resolution),
-            ("optimiser", position.optimizer, optimizer_record(config, num_workers=num_workers)),
+            ("optimiser", position.optimizer, optimizer_record(config, num_shards=num_shards)),
             *([("data.aspect_ratio", position.aspect_ratio, config.data.aspect_ratio)] if network.micro_conditioning else []),
             *copies,
             *_technique_settings(position.techniques, setting_records(config, techniques)),
@@ -167,7 +167,7 @@ def open_state(config: TrainConfig, start: Start, *, rung: Rung, store: FeatureS
     techniques = open_techniques(config, target, store, workers)
     if not start.resumes:
         return make_state(network_from(start.checkpoint, target, seed=config.seed), config, workers, techniques)
-    check_resume(config, start.checkpoint, info, num_workers=workers.num, techniques=techniques)
+    check_resume(config, start.checkpoint, info, num_shards=workers.num_shards(config.distributed), techniques=techniques)
     if replace(target, sample_size=source.sample_size, position_scale=source.position_scale) != replace(
         source, max_caption_tokens=target.max_caption_tokens
     ):
@@ -186,7 +186,9 @@ def _state_on_base(
     assert start.checkpoint is not None
     techniques = open_techniques(config, target, store, workers)
     if start.resumes:
-        check_resume(config, start.checkpoint, store.info, num_workers=workers.num, techniques=techniques)
+        check_resume(
+            config, start.checkpoint, store.info, num_shards=workers.num_shards(config.distributed), techniques=techniques
+        )
     base, name = find_base(start.checkpoint, resumes=start.resumes)
     check_same_network(read_transformer_config(base), target, checkpoint=base)
     network = network_from(base, target, seed=config.seed)

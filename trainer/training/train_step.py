@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.diffusion import Objective
 from model.dit import DiT, HiddenStates
@@ -106,7 +107,7 @@ def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroB
     norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), settings.gradient_clip))
     set_learning_rate(state.optimizer, settings.lr)
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    _clear_gradients(state)
     state.ema.update(settings.ema_decay)
     if state.distillation is not None:
         state.distillation.update()
@@ -116,3 +117,13 @@ def train_step(state: TrainState, objective: Objective, batches: Iterable[MicroB
         timesteps=torch.cat(timesteps),
         technique_losses={name: torch.cat(parts) for name, parts in added.items()},
     )
+
+
+def _clear_gradients(state: TrainState) -> None:
+    """Frees the gradients; those in DDP's buckets become zero there: freed, they would be accumulated next to the buckets."""
+    if not isinstance(state.model, DistributedDataParallel):
+        state.optimizer.zero_grad(set_to_none=True)
+        return
+    state.network.zero_grad(set_to_none=False)
+    for shared in state.techniques:
+        shared.technique.zero_grad(set_to_none=True)

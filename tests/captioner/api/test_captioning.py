@@ -56,7 +56,7 @@ def test_options_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         ({"images": ["a"], "out": "b"}, "--model is missing: type --model llava"),
         ({"images": ["a"], "out": "b", "model": "mini", "engine": "vlm"}, "engine must be one of transformers, vllm, endpoint"),
         ({"images": tmp_path / "nothing", "out": tmp_path / "b", "model": "mini"}, "nothing"),
-        ({"images": [3], "out": "b", "model": "mini"}, "--images: expected list.str., found 3"),
+        ({"images": [3], "out": "b", "model": "mini"}, "--images: expected a list, each text, found 3"),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):

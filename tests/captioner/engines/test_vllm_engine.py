@@ -112,6 +112,12 @@ def test_a_replica_gets_the_gpus_of_its_model_and_shares_the_memory_of_one() -> 
     assert replica_settings(half).gpus_per_replica == 0.5
     assert vllm_settings(half).gpu_memory_utilization == 0.4
     assert vllm_settings(config(RaySettings(gpus_per_replica=0))).gpu_memory_utilization == 0.9
+    same = RaySettings(gpus_per_replica=4)
+    assert replica_settings(config(same, tensor_parallel_size=4)).gpus_per_replica == 4
+    with pytest.raises(UserError, match="gpus_per_replica 4 needs a model that is split .* with vllm.tensor_parallel_size 4"):
+        config(same)
+    with pytest.raises(UserError, match="gpus_per_replica 4 needs .* give engine vllm"):
+        CaptionConfig(images=["x"], out="y", model="mini", ray=same)
 
 
 def test_arguments_that_decide_what_a_caption_is_are_part_of_the_run() -> None:

@@ -14,7 +14,7 @@ from foundry.command_line import run_command
 from foundry.images.index import IMAGES, REJECTED
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, Unit, commit_unit
-from tests.captioner.conftest import caption, run_arguments
+from tests.captioner.conftest import caption_plainly, run_arguments
 
 SCENE, PHOTOGRAPH, BANNER = (64, 64), (400, 300), (2000, 256)
 
@@ -68,7 +68,7 @@ def test_a_run_of_the_toy_on_photographs_warns_in_one_line(tmp_path: Path) -> No
     (tmp_path / "images").mkdir()
     for index, size in enumerate((SCENE, PHOTOGRAPH, BANNER, PHOTOGRAPH)):
         Image.new("RGB", size, "green").save(tmp_path / "images" / f"{index}.png")
-    code, output = caption(run_arguments(tmp_path / "images", tmp_path / "run", Path("mini"), "--unit_size", "2"))
+    code, output = caption_plainly(run_arguments(tmp_path / "images", tmp_path / "run", Path("mini"), "--unit_size", "2"))
     assert code == 0 and "4 planned = 4 captioned + 0 rejected" in output, output
     (line,) = [line for line in output.splitlines() if "warning: mini" in line]
     assert "1 of the 2 images so far are larger than 256 px on both sides" in line and REAL_MODEL in line

@@ -174,6 +174,23 @@ def test_only_questions_about_the_run_are_answered(folder: Folder, run: Database
     assert rows(run, "SELECT count(*) FROM commits") == [(2,)]  # and the next question is answered as before
 
 
+def test_of_many_files_the_folders_can_be_read_and_nothing_else(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset_builder.sql.database.MOST_PATHS", 0)
+    lost = next(Path(folder.root).glob("captions/00000001-*.parquet"))
+    beside = Path(folder.root).with_name("captions2")
+    beside.mkdir()
+    (beside / "x.parquet").write_bytes(lost.read_bytes())
+    with open_run(folder.url) as run:
+        assert rows(run, "SELECT count(*) FROM captions") == [(10,)]
+        for path in (f"{folder.root}/run.json", "/etc/passwd", f"{folder.root}/captions/../run.json", f"{beside}/x.parquet"):
+            quoted = path.replace("'", "''")
+            with pytest.raises(UserError, match="only reads the views"):
+                run.fetch(f"SELECT * FROM read_text('{quoted}')")
+        lost.unlink()
+        with pytest.raises(UserError, match=r"captions/00000001-\w+\.parquet cannot be read: check that it exists$"):
+            run.fetch("SELECT count(*) FROM captions")
+
+
 @pytest.mark.parametrize(
     "sql",
     [

@@ -22,7 +22,7 @@ from foundry.units.ray_session import check_visible, start_ray
 from foundry.units.rejection import Failure
 
 SETTINGS = RaySettings(num_replicas=2, units_in_flight=2)
-SHORT = RaySettings(num_replicas=1, units_in_flight=2, unit_timeout_s=4, load_timeout_s=20)
+SINGLE = RaySettings(num_replicas=1, units_in_flight=2)
 Trouble = dict[tuple[int, int] | str, str]
 
 
@@ -153,7 +153,7 @@ def test_every_unit_is_committed_once(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_once_changes_nothing(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", {})
+    whole = run(tmp_path / "whole", {}, settings=SINGLE)
     assert digests(run(tmp_path / "hurt", {(1, 2): "dies once"})) == digests(whole)
 
 
@@ -161,7 +161,7 @@ def test_a_worker_that_dies_once_changes_nothing(tmp_path: Path) -> None:
     ("trouble", "reason"), [("dies", "worker_died"), ("raises", "model_error"), ("dies in prepare", "worker_died")]
 )
 def test_only_the_guilty_image_is_rejected(tmp_path: Path, trouble: str, reason: str) -> None:
-    commits = run(tmp_path, {(1, 2): trouble}, units=3)
+    commits = run(tmp_path, {(1, 2): trouble}, units=3, settings=SINGLE)
     assert [commit.rejected for commit in commits] == [{}, {reason: 1}, {}]
     assert [commit.completed for commit in commits] == [4, 3, 4]
 
@@ -199,8 +199,7 @@ def test_what_hangs_is_stopped_and_tried_again(tmp_path: Path, where: tuple[int,
 
 def test_a_replica_that_dies_does_not_wait_for_the_commits_that_are_running(tmp_path: Path) -> None:
     """Unit 0 commits when the replica is loaded that follows the one that unit 1 killed: that load must not wait for it."""
-    settings = RaySettings(num_replicas=1, units_in_flight=2)
-    commits = run(tmp_path, {"finish 0": "waits for the next load", (1, 0): "dies once"}, units=2, settings=settings)
+    commits = run(tmp_path, {"finish 0": "waits for the next load", (1, 0): "dies once"}, units=2, settings=SINGLE)
     assert [commit.rejected for commit in commits] == [{}, {}]
     assert len(list(tmp_path.glob("load-*"))) == 2
 

@@ -1,13 +1,16 @@
 """The turns in which replicas get units, and the time that a probe gets, without a Ray."""
 
 from collections import Counter
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foundry.units.cluster import Node
 from foundry.units.commits import Unit
-from foundry.units.ray_driver import LEAST_LIMIT_S, SLOWER, probe_limit_s, turns
+from foundry.units.ray_driver import LEAST_LIMIT_S, SLOWER, node_of_window, probe_limit_s, turns
 from foundry.units.ray_replicas import ReplicaHandle
+from foundry.units.workers import WindowedUnit
 
 
 def handles(*, loaded: int, loading: int = 0) -> list[ReplicaHandle]:
@@ -38,6 +41,18 @@ def test_none_gets_more_than_is_allowed_or_there(data: st.DataObject, loaded: in
     assert len(taken) <= num_pending
     assert all(busy[one] + taken.count(one) <= most for one in taken)
     assert taken or num_pending == 0 or min(busy[one] for one in replicas[:loaded]) > 0, "an idle one has to get work"
+
+
+def test_units_of_a_window_are_prepared_on_one_node() -> None:
+    """Its parts of containers are then fetched by one node; units without a window, and those of one node, go anywhere."""
+    first, second, head = (Node(node_id=name, name=name, cpus=cpus, gpus=0) for name, cpus in (("a", 4), ("b", 4), ("c", 0)))
+    unit: dict[str, Any] = {"part": "", "row_group": 0, "num_images": 1}
+    windows = [WindowedUnit(number=number, window=number // 3, **unit) for number in range(9)]
+    found = [node_of_window(one, [second, head, first]) for one in windows]
+    assert found == [first] * 3 + [second] * 3 + [first] * 3
+    assert node_of_window(windows[0], [first, head]) is None
+    assert node_of_window(Unit(number=0, **unit), [first, second]) is None
+    assert node_of_window(WindowedUnit(number=0, **unit), [first, second]) is None
 
 
 @given(num_images=st.integers(1, 512), unit_timeout_s=st.floats(1, 1e5), slowest_s=st.floats(0, 1e4), more=st.integers(0, 512))

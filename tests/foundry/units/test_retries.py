@@ -123,13 +123,13 @@ def test_a_retry_that_was_stopped_tries_what_it_had_not_tried_and_nothing_twice(
     started = start_retry(run, PLAN, reasons=())
     assert started is not None
     attempt(run, started.units[0], FIRST)  # rejected again, and the command is killed here
-    left = open_retry(run, PLAN)
+    left = open_retry(run, lambda: PLAN)
     assert left is not None and (left.number, [unit.number for unit in left.units]) == (1, [1])
     with pytest.raises(UserError, match="retry 1 of all reasons is not finished, 1 image still to try"):
         start_retry(run, PLAN, reasons=["broken"])
     assert start_retry(run, PLAN, reasons=()) == left
     attempt(run, left.units[0], {})
-    assert open_retry(run, PLAN) is None
+    assert open_retry(run, lambda: PLAN) is None
     check_that_each_image_counts_once(run, rejected={"broken": 1, "unreadable": 1})
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,9 @@ from model.formats.checkpoint import PipelineConfig
 from model.formats.json_files import write_json
 from model.generate import GenerateConfig, main
 from model.generation.memory import OVERHEAD_BYTES, phase_bytes
+from model.generation.pipeline import open_pipeline
+from model.generation.pipeline_parts import RuntimeConfig
+from model.generation.request import GenerationRequest
 from model.sampling import Conditioning, SamplingConfig, draw_noise, image_generators, sample_latents
 from tests.model.real_memory import allocated_peak
 from tests.model.tiny_parts import CAPTION_WIDTH, save_tiny_checkpoint, tiny_dit
@@ -98,3 +103,24 @@ def test_a_plan_for_parts_that_are_not_here_says_what_it_assumes(tmp_path: Path,
         assert "assumed: T5-XXL and Stable Diffusion's VAE" in said and said.startswith("1024 x 1024 px")
         needed[name] = float(re.findall(r"needs ([\d.]+) GB", said)[0])
     assert needed["whole"] > 11 and needed["int4"] < 6 and needed["staged"] < needed["int4"]
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer = open_pipeline(save_tiny_checkpoint(tmp_path), runtime=RuntimeConfig(dtype="float32", batch_size=4))
+    request = GenerationRequest(
+        prompts=("a red owl", "a key"), num_images_per_prompt=3, sampling=SamplingConfig(num_inference_steps=2)
+    )
+    expected, sizes = drawer(request), list[int]()
+
+    def at_most_one(transformer: Any, objective: Any, conditioning: Any, *, noise: torch.Tensor, **how: Any) -> torch.Tensor:
+        sizes.append(len(noise))
+        if len(noise) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample_latents(transformer, objective, conditioning, noise=noise, **how)
+
+    monkeypatch.setattr("model.generation.pipeline.sample_latents", at_most_one)
+    found = drawer(request)
+    assert sizes == [4, 2, 1, 1, 1, 1, 1, 1], "what memory holds is found out once"
+    assert [one.seed for one in found] == [one.seed for one in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(np.asarray(ours.image, np.int16) - np.asarray(theirs.image, np.int16)).max() <= 1

@@ -1,6 +1,7 @@
 """The captions tab: pages, filters, details, edits, flags and SQL; and nothing that a run holds becomes HTML."""
 
 import re
+import shutil
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from dataset_builder.dataset.building import build_dataset
 from dataset_builder.dataset.recipe import BuildConfig
 from dataset_builder.reviews.records import read_reviews
 from foundry.errors import UserError
+from foundry.storage.folder import Folder
 from studio.captions.caption_index import Cursor
 from studio.captions.filters import CaptionFilter, Range
 from studio.captions.gallery import ORDERS, CaptionsTab, GalleryState
@@ -19,7 +21,7 @@ from studio.captions.pictures import Pictures
 from studio.captions.reviewing import EditedMeanwhileError
 from studio.captions.source import PREVIEW, CaptionSource, open_sources
 from studio.captions.sql_box import SqlBox
-from tests.studio.world import HOSTILE
+from tests.studio.world import HOSTILE, PictureRun
 
 
 class _Page(HTMLParser):
@@ -77,6 +79,45 @@ def test_a_page_of_the_preview_is_followed_by_the_next_one_of_the_index(source: 
     first = source.index().page(CaptionFilter()).rows
     assert [row["key"] for row in first] == [row["key"] for row in rows]
     assert not after & {row["n"] for row in first} and len(after) == 24
+
+
+def test_a_run_that_grows_is_followed_and_pages_stay_with_their_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studio.captions.source._LOOK_AGAIN_S", 0.0)
+    (tmp_path / "pictures").mkdir()
+    run = PictureRun(pictures=tmp_path / "pictures", num_committed=2)
+    folder = run.write(Folder(str(tmp_path / "run")))
+    with open_sources([folder.url], cache=tmp_path / "cache") as (source,):
+        tab = CaptionsTab([source], SqlBox([source], limit_s=60))
+        before = source.index()
+        first = tab.show(GalleryState())
+        run.commit(folder, 2, range(20, 30))
+        tab.refresh()
+        _written(source)
+        assert source.index() is not before
+        assert tab.show(GalleryState()).line == "60 captions, page 1 of 3"
+        second = tab.next_page(first.state)
+        assert (first.line, second.line) == ("40 captions, page 1 of 2", "40 captions, page 2 of 2")
+        assert len(set(_picks(first.gallery) + _picks(second.gallery))) == 40
+        assert tab.pick(second.state, _picks(second.gallery)[0]).seen
+        assert tab.show(tab.filtered(second.state, CaptionFilter(prompt="dense"))).line == "30 captions, page 1 of 2"
+
+
+def test_new_files_that_cannot_be_read_leave_the_captions_that_are_there(
+    source: CaptionSource, tab: CaptionsTab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("studio.captions.source._LOOK_AGAIN_S", 0.0)
+    shutil.rmtree(source.url)
+    source.follow()
+    _written(source)
+    assert "is gone: restore it, or open another run): earlier captions are shown" in capsys.readouterr().out
+    assert tab.show(GalleryState()).line == "60 captions, page 1 of 3"
+
+
+def _written(source: CaptionSource) -> None:
+    assert source._writer is not None
+    source._writer.join(timeout=60)
 
 
 def test_hostile_captions_and_keys_are_text(tab: CaptionsTab) -> None:
@@ -245,7 +286,7 @@ def test_sql_is_that_of_query_and_reads_nothing_else(tab: CaptionsTab, question:
 
 def test_pictures_are_small_kept_within_their_bound_and_asked_for_by_row(source: CaptionSource) -> None:
     numbers = [row["n"] for row in source.index().page(CaptionFilter(prompt="dense")).rows]
-    version = source.version_name()
+    version = source.index().name
     pictures = Pictures([source], cache_bytes=3000)
     for number in numbers:
         found = pictures.get(0, version, number, "small")
@@ -261,7 +302,7 @@ def test_an_image_that_is_gone_or_another_is_a_notice_that_says_so(source: Capti
     (tmp_path / "pictures" / "img_0.png").unlink()
     (tmp_path / "pictures" / "img_1.png").write_bytes(b"<svg onload=alert(1)>")
     pictures = Pictures([source])
-    gone, other = (pictures.get(0, source.version_name(), rows[key], "large") for key in ("img_0", "img_1"))
+    gone, other = (pictures.get(0, source.index().name, rows[key], "large") for key in ("img_0", "img_1"))
     assert gone is not None and other is not None
     assert gone.media_type == other.media_type == "image/svg+xml"
     assert "img_0.png" in gone.problem and "changed" in other.problem

@@ -14,7 +14,6 @@ from foundry.errors import UserError
 from model.generation.image_files import save_png
 from studio.training.page import TrainingTab
 from studio.training.runs import curves, is_running, read_metrics, resume_command, status_row, thinned, training_names
-from studio.training.tab import refreshed
 from tests.studio.world import write_training
 from trainer.distributed import Workers
 from trainer.monitoring.run_folder import RunFolder
@@ -118,6 +117,8 @@ def test_a_damaged_grid_says_so_in_its_place(tab: TrainingTab) -> None:
 
 
 def test_a_slider_at_its_end_follows_the_newest_grid_and_another_one_stays(tab: TrainingTab) -> None:
+    from studio.training.tab import refreshed  # Gradio takes seconds to import: not where tests are only collected
+
     name = "one/alignment"
     *_, known = refreshed(tab, [name], name, 2, known=2)
     assert known == 2

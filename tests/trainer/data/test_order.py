@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.order import DataOrder, choose_caption, in_order
+from trainer.data.order import DataOrder, _generator, caption_draws, choose_caption, in_order
 
 Buckets = Mapping[tuple[int, int], tuple[tuple[int, int], ...]]
 
@@ -127,14 +127,38 @@ def test_validation_is_each_sample_once() -> None:
 def test_captions_are_chosen_by_weight_and_dropped_by_share() -> None:
     names = ("dense", "short", "alt_text")
     weights = {"dense": 3.0, "short": 1.0}
-    chosen = [choose_caption(names, seed=0, position=at, dropout=0.1, weights=weights) for at in range(4000)]
+    draws = caption_draws(seed=0, positions=range(4000)).tolist()
+    chosen = [choose_caption(names, draw, dropout=0.1, weights=weights) for draw in draws]
     counts = Counter(chosen)
     assert 300 < counts[None] < 500 and counts[2] == 0
     assert 2.5 < counts[0] / counts[1] < 3.5
-    assert chosen == [
-        choose_caption(names, seed=0, position=position, dropout=0.1, weights=weights) for position in range(4000)
-    ]
-    assert {choose_caption(names, seed=0, position=position, dropout=0) for position in range(100)} == {0, 1}
-    assert choose_caption(("alt_text",), seed=0, position=0, dropout=0) == 0
-    assert choose_caption(("alt_text",), seed=0, position=0, dropout=0, weights=weights) is None
-    assert choose_caption((), seed=0, position=0, dropout=0) is None
+    assert {choose_caption(names, draw, dropout=0) for draw in draws[:100]} == {0, 1}
+    (draw, *_) = draws
+    assert choose_caption(("alt_text",), draw, dropout=0) == 0
+    assert choose_caption(("alt_text",), draw, dropout=0, weights=weights) is None
+    assert choose_caption((), draw, dropout=0) is None
+
+
+def test_captions_are_drawn_for_a_position_whoever_asks() -> None:
+    """The same numbers as a generator of each position gives: trainings of before resume with their captions."""
+    whole = caption_draws(seed=3, positions=range(1000, 1064))
+    assert np.array_equal(whole[7:9], caption_draws(seed=3, positions=range(1007, 1009)))
+    assert np.array_equal(whole[5], _generator(3, "caption", 1005).random(2))
+
+
+@given(units=buckets(), batch_size=st.integers(1, 12), index=st.integers(0, 30), data=st.data())
+def test_a_part_of_a_batch_is_what_the_batch_has_there(
+    units: Buckets, batch_size: int, index: int, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, batch_size - 1))
+    part = range(start, data.draw(st.integers(start + 1, batch_size)))
+    order = DataOrder(units, seed=0, batch_size=batch_size)
+    whole, own = order.batch(index), DataOrder(units, seed=0, batch_size=batch_size).batch(index, part)
+    assert own.bucket == whole.bucket and own.samples == whole.samples[part.start : part.stop]
+
+
+def test_a_slice_of_a_large_batch_costs_what_the_slice_does() -> None:
+    order = DataOrder({(4, 4): [(unit, 256) for unit in range(400)]}, seed=0, batch_size=11_392)
+    windows = order._streams[0]._window
+    assert len(order.batch(0, range(178)).samples) == 178
+    assert windows.cache_info().misses == 1  # of 12 that the whole batch is from

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -20,7 +21,7 @@ from model.generation.pipeline import Pipeline
 from tests.model.tiny_parts import save_tiny_checkpoint
 from tests.trainer import toy_benchmark
 from trainer import evaluate
-from trainer.evaluation.benchmark import Prompt
+from trainer.evaluation.benchmark import Prompt, Verdict
 from trainer.evaluation.config import EvaluateConfig
 from trainer.evaluation.frechet import frechet_distance
 from trainer.evaluation.images import DrawnImage
@@ -186,6 +187,33 @@ def test_an_interrupted_judge_is_not_asked_twice(gray_images: Path, tmp_path: Pa
     toy_benchmark.asked.clear()
     assert _run(*arguments) == 0
     assert toy_benchmark.asked == []
+
+
+def test_a_judge_whose_memory_runs_out_is_asked_in_halves_and_about_nothing_twice(
+    gray_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run(f"--images={gray_images}", f"--out={tmp_path / 'whole'}") == 0
+    judge, embed = toy_benchmark.judge, toy_benchmark.embed
+    toy_benchmark.asked.clear()
+
+    def some_then_none(images: list[np.ndarray], prompts: list[Prompt]) -> Iterator[Verdict]:
+        for image, prompt in zip(images, prompts, strict=True):
+            if len(images) > 2 and prompt.category == "dark":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield from judge([image], [prompt])
+
+    def few(images: list[np.ndarray]) -> np.ndarray:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed(images)
+
+    monkeypatch.setattr(toy_benchmark, "judge", some_then_none)
+    monkeypatch.setattr(toy_benchmark, "embed", few)
+    assert _run(f"--images={gray_images}", f"--out={tmp_path / 'halves'}") == 0
+    for name in ("summary.json", "summary.md"):
+        assert (tmp_path / "halves" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    # Those of true images come last; that of "a blue key" is the one drawn.
+    assert toy_benchmark.asked == ["a red owl", "a blue key", "the large owl", "a red owl", "the large owl"]
 
 
 def test_a_changed_image_is_judged_again(gray_images: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from foundry.errors import UserError
 from foundry.units.commits import read_commits
+from model.encoders.vae import LatentDistribution
 from tests.trainer.features.test_preparation import all_samples, store
 from tests.trainer.tiny_sources import make_features, tiny_precompute, write_dataset
 from trainer.features.info import FEATURES_FILE
@@ -29,6 +30,40 @@ def _rejected(features: FeatureStore) -> dict[str, tuple[str, str]]:
     commits = [commit for commit in read_commits(features.folder) if commit.rejected]
     rows = [row for one in commits for row in pq.read_table(features.folder.path(one.files["rejected"].path)).to_pylist()]
     return {row["key"]: (row["reason"], row["message"]) for row in rows}
+
+
+def test_encoders_whose_memory_runs_out_get_smaller_batches(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(tiny_precompute(tmp_path, dataset, resolution=[32, 64], unit_size=20), describe=Encoders.describe)
+    job, engine = prepared.job, prepared.job.load_engine()
+    assert engine.text_encoder is not None
+    units = [job.prepare(unit, range(unit.num_images))[0] for unit in prepared.units]
+    expected = [job.process(engine, payload, one_by_one=False) for payload in units]
+    encode, forward = engine.vae.encode, engine.text_encoder._forward
+    sizes: dict[str, list[int]] = {"vae": [], "t5": []}
+
+    def few_pixels(images: torch.Tensor) -> LatentDistribution:
+        sizes["vae"].append(len(images))
+        if images.numel() > 3 * 2 * 64**2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(images)
+
+    def few_texts(ids: list[list[int]]) -> list[torch.Tensor]:
+        sizes["t5"].append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(forward(ids))
+
+    monkeypatch.setattr(engine.vae, "encode", few_pixels)
+    monkeypatch.setattr(engine.text_encoder, "_forward", few_texts)
+    for payload, whole in zip(units, expected, strict=True):
+        found = job.process(engine, payload, one_by_one=False)
+        for resolution, latents in whole.latents.items():
+            torch.testing.assert_close(found.latents[resolution].mean, latents.mean, rtol=1e-4, atol=1e-5)
+        assert found.captions is not None and whole.captions is not None
+        torch.testing.assert_close(found.captions.tokens, whole.captions.tokens, rtol=1e-2, atol=1e-2)
+    assert max(sizes["vae"]) > 2 and max(sizes["t5"]) > 2, "it was tried"
 
 
 def test_features_that_are_not_numbers_cost_their_sample_alone_at_all_resolutions(tmp_path: Path, dataset: Path) -> None:

@@ -15,6 +15,7 @@ from foundry.storage.folder import Folder
 from foundry.units.commits import committed_units, read_commits
 from model.control.edges import edge_map
 from model.control.settings import EDGES
+from model.dit import Captions
 from model.encoders.text_encoder import TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAEConfig, load_vae
 from model.generation.resolution import fit
@@ -29,6 +30,7 @@ from trainer.features.job import Encoders
 from trainer.features.plan import read_feature_plan
 from trainer.features.preparation import prepare
 from trainer.features.store import FeatureStore, SampleRequest
+from trainer.features.tables import Int8Captions
 from trainer.fit import main as train
 from trainer.monitoring.run_folder import read_metrics
 
@@ -129,7 +131,12 @@ def test_features_live_on_object_storage_too(tmp_path: Path, dataset: Path) -> N
     for resolution in (32, 64):
         features = store(config, resolution)
         request = all_samples(features)["picture_003"]
-        assert features.read([request]).texts == ["a large owl number 3 on the left"]
+        read = FeatureStore.open(features.folder.url)
+        batch, again = read.read([request]), read.read([request])
+        assert batch.texts == ["a large owl number 3 on the left"]
+        files = next(one for one in read_commits(features.folder) if one.unit == request.unit).files
+        whole = sum(files[name].num_bytes for name in ("latents", "captions"))
+        assert (batch.read_bytes, again.read_bytes) == (whole, 0), "units are fetched whole, and stay open"
 
 
 def test_splits_and_buckets_are_kept_apart(tmp_path: Path, dataset: Path) -> None:
@@ -172,7 +179,10 @@ def test_int8_is_close_and_half_the_size(tmp_path: Path, dataset: Path) -> None:
         features.read([request, dataclasses.replace(request, caption=None)])
         for features, request in zip(stores, requests, strict=True)
     ]
-    tokens = [batch.captions.tokens.float() for batch in batches if batch.captions is not None]
+    (large, packed) = (batch.captions for batch in batches)
+    assert isinstance(large, Captions) and isinstance(packed, Int8Captions)
+    tokens = [captions.tokens.float() for captions in (large, packed.expanded())]
+    assert packed.tokens.dtype == torch.int8 and torch.equal(packed.lengths, large.lengths)
     assert (tokens[0] - tokens[1]).abs().max() < tokens[0].abs().max() / 100
     assert not torch.equal(tokens[0], tokens[1])
 
@@ -269,6 +279,26 @@ def test_a_relative_path_to_the_same_data_set_resumes(tmp_path: Path, dataset: P
         prepare(
             dataclasses.replace(config, dataset=str(write_dataset(tmp_path / "other", count=10))), describe=Encoders.describe
         )
+
+
+def test_what_a_node_keeps_of_containers_changes_no_feature(tmp_path: Path) -> None:
+    """Bit for bit, in any order of units, also in a second start that kept nothing of the first."""
+    embedded = write_dataset(tmp_path / "dataset", embed=True)
+    made = {}
+    for name, shuffle_gb in (("kept", 1.0), ("alone", 0.0)):
+        config = tiny_precompute(tmp_path, embedded, out=str(tmp_path / name), shuffle_gb=shuffle_gb)
+        prepared = prepare(config, describe=Encoders.describe)
+        extents = prepared.job.extents
+        run_plainly(prepared.job, prepared.units[::-2])
+        assert (extents is not None and any(extents.folder.iterdir())) == bool(shuffle_gb)
+        again = prepare(config, describe=Encoders.describe)
+        assert len(again.units) == len(prepared.units) // 2
+        run_plainly(again.job, again.units)
+        made[name] = [
+            {kind: file.sha256 for kind, file in commit.files.items()}
+            for commit in read_commits(Folder(f"{config.out}/alignment/32"))
+        ]
+    assert made["kept"] == made["alone"]
 
 
 def test_sources_that_grew_get_units_of_their_own(tmp_path: Path) -> None:

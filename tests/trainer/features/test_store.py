@@ -59,11 +59,17 @@ def test_a_batch_is_its_samples_one_by_one(folder: Path) -> None:
     store = FeatureStore.open(str(folder))
     requests = [SampleRequest(unit=0, row=row, caption=caption) for row, caption in [(0, 1), (3, None), (5, 0)]]
     together, alone = store.read(requests), [store.read([request]) for request in requests]
-    captions = [batch.captions for batch in alone if batch.captions is not None]
+    captions = [batch.captions for batch in alone if isinstance(batch.captions, Captions)]
     assert together.captions is not None
     assert torch.equal(together.captions.tokens, Captions.cat(captions).tokens)
     assert torch.equal(together.captions.lengths, Captions.cat(captions).lengths)
     assert together.texts == [batch.texts[0] for batch in alone if batch.texts] == ["alt_text 0", "", "dense 5"]
+
+
+def test_the_bytes_of_a_batch_are_those_of_its_samples(folder: Path) -> None:
+    batch = FeatureStore.open(str(folder)).read([SampleRequest(unit=0, row=row, caption=0) for row in range(3)])
+    assert isinstance(batch.captions, Captions)
+    assert batch.read_bytes == 3 * 2 * 4 * 8 * 8 * 2 + batch.captions.tokens.numel() * 2
 
 
 def test_a_caption_can_be_chosen_by_the_names_that_a_sample_has(folder: Path) -> None:

@@ -1,18 +1,14 @@
 """Training says how often it will see its images, and warns once of too many passes and of more than a week."""
 
-import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-import torch
-from torch.multiprocessing.spawn import start_processes
 
-from tests.ray_nodes import free_ports
-from tests.trainer.tiny_training import tiny_config, write_store
+from tests.trainer.tiny_training import acting_after_step, tiny_config, write_store
+from tests.trainer.two_workers import train_together
 from trainer.config.ladder import LadderPosition, Rung
 from trainer.config.running import WatchConfig
 from trainer.config.train import TrainConfig
@@ -130,12 +126,12 @@ def test_all_resolutions_of_a_stage_add_up(tmp_path: Path, capsys: pytest.Captur
     write_store(tmp_path / "features")
     ladder = tuple(Rung(resolution=side, images=40 * NUM_SAMPLES, batch_size=4) for side in (16, 32))
     config = tiny_config(tmp_path, ladder=ladder, watch=QUIET)
-    with _stopped_at(config, "step 5 "):
+    with _stopped_at(config, 5):
         assert main(config) == 130
     assert capsys.readouterr().out.count("warning: alignment sees each of its 12 images 80 times: above 50 times") == 1
     write_store(tmp_path / "features", resolution=32, num_units=12)  # 60 samples: the stage makes 40 passes and 8
     other = tiny_config(tmp_path, ladder=ladder, watch=QUIET, run_dir=str(tmp_path / "other"))
-    with _stopped_at(other, "step 5 "):
+    with _stopped_at(other, 5):
         assert main(other) == 130
     assert "warning" not in capsys.readouterr().out
 
@@ -145,26 +141,28 @@ def test_a_long_training_says_so_once_also_when_it_is_resumed(tmp_path: Path, ca
     config = tiny_config(tmp_path, images=WEEKS, watch=QUIET)
     for _ in range(2):
         before = _steps(config)
-        with _stopped_at(config, f"step {before + FIRST_STEPS + 10} "):
+        with _stopped_at(config, before + FIRST_STEPS + 10):
             assert main(config) == 130
         assert _steps(config) > before + FIRST_STEPS
     _assert_both_warnings(config, capsys.readouterr().out, num_workers="1 worker")
 
 
 @pytest.mark.slow
-def test_two_workers_warn_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_workers_warn_once(tmp_path: Path) -> None:
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=WEEKS, watch=QUIET)
-    (port,) = free_ports(1)
-    with _stopped_at(config, f"step {FIRST_STEPS + 10} "):
-        start_processes(_work, args=(config, port), nprocs=2, start_method="spawn")
-    _assert_both_warnings(config, capfd.readouterr().out, num_workers="2 workers")
+    stopper = threading.Thread(target=_stop_when_logged, args=(config, f"step {FIRST_STEPS + 10} "), daemon=True)
+    stopper.start()
+    train_together(config, code=130, said=tmp_path / "said")
+    stopper.join()
+    _assert_both_warnings(config, (tmp_path / "said").read_text(), num_workers="2 workers")
 
 
-def _work(rank: int, config: TrainConfig, port: int) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    assert main(config) == 130
+def _stop_when_logged(config: TrainConfig, words: str) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and words not in _log(config):
+        time.sleep(0.05)
+    (Path(config.run_folder) / STOP).touch()
 
 
 def _assert_both_warnings(config: TrainConfig, output: str, *, num_workers: str) -> None:
@@ -187,17 +185,7 @@ def _steps(config: TrainConfig) -> int:
     return max((int(line.split("  step ")[1].split()[0]) for line in _log(config).splitlines() if "  step " in line), default=0)
 
 
-@contextmanager
-def _stopped_at(config: TrainConfig, words: str) -> Iterator[None]:
-    """Stops the training inside when its log has these words."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and words not in _log(config):
-            time.sleep(0.01)
-        (Path(config.run_folder) / STOP).touch()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    yield
-    thread.join()
+def _stopped_at(config: TrainConfig, step: int) -> AbstractContextManager[None]:
+    """Stops the training inside after a step."""
+    run = Path(config.run_folder)
+    return acting_after_step(run, step, (run / STOP).touch)

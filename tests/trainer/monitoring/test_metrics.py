@@ -28,6 +28,7 @@ def _record(step: int) -> StepRecord:
         flops=1e6,
         batch_size=2,
         wait_s=0.01,
+        read_bytes=1000 * step,
     )
 
 
@@ -58,6 +59,7 @@ def test_the_figures_of_an_interval_fit_each_other(tmp_path: Path) -> None:
     assert (row["step"], row["images_seen"], row["num_steps"], row["loss"]) == (5, 10, 5, 2.0)
     seconds = 10 / row["images_per_s"]
     assert seconds > 0 and row["eta_s"] == pytest.approx(990 * seconds / 10)
+    assert row["read_bytes"] == 3000, "of a step, on average"
     assert row["data_wait"] == pytest.approx(5 * 0.01 / seconds) and row["mfu"] == pytest.approx(5e6 / seconds / 1e8)
 
 

@@ -298,3 +298,11 @@ def test_recipes_have_plans_of_their_own(tmp_path: Path) -> None:
         "alignment",
         "aesthetic",
     ]
+
+
+def test_copies_of_shards_are_planned_by_the_gpus_of_a_group(tmp_path: Path) -> None:
+    path = _small(tmp_path, distributed={"sharding": "hsdp", "shard_workers": 2})
+    (rung,) = plan(PlanConfig(stage="alignment", num_gpus=4, fit_config=str(path)))
+    weights = {one.sharding: one.memory.weights for one in rung.memory}
+    assert weights["ddp"] == 2 * weights["hsdp"] == 4 * weights["fsdp"]
+    assert rung.memory_as_set.sharding == "hsdp" and rung.memory_as_set.num_shards == 2

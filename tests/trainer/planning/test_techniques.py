@@ -25,7 +25,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.planning.config import PlanConfig
 from trainer.planning.estimate import plan, stage_configs
-from trainer.planning.table import plan_table
+from trainer.planning.tables.training import plan_table
 from trainer.planning.techniques import technique_costs
 from trainer.planning.work import added_work, training_work
 from trainer.training.techniques.dispersive import Dispersive

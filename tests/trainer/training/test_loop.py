@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +16,14 @@ import pytest
 import torch
 
 from foundry.errors import UserError
+from model.dit import DiT
 from tests.trainer.tiny_training import (
     acting_after_step,
+    continued_from,
     newest_of,
     newest_weights,
+    run_until_killed,
     tiny_config,
-    train_until_killed,
     training_losses,
     write_store,
 )
@@ -32,8 +36,18 @@ from trainer.distributed import Workers
 from trainer.features.store import FeatureStore
 from trainer.fit import main
 from trainer.monitoring import run_folder
-from trainer.monitoring.run_folder import LOG, STOP, RunFolder, list_checkpoints, newest_checkpoint, printed_log
+from trainer.monitoring.run_folder import (
+    LOG,
+    STOP,
+    RunFolder,
+    list_checkpoints,
+    newest_checkpoint,
+    printed_log,
+    read_metrics,
+)
+from trainer.training import checkpoints
 from trainer.training.checkpoints import kept_checkpoints
+from trainer.training.networks import network_around
 from trainer.training.rung_parts import check_caption_weights
 
 GOLDEN = [1.0890, 1.0397, 0.9672, 1.0166, 0.9950, 0.9480, 1.0586, 0.9276, 0.9875, 0.9230]
@@ -70,7 +84,7 @@ def test_losses_are_those_of_the_first_day(unbroken: TrainConfig) -> None:
 
 def test_a_killed_training_resumes_bit_for_bit(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = _config(features, tmp_path)
-    train_until_killed(config, "step 8 ")  # two steps after the second checkpoint, or while that is being written
+    run_until_killed(config, "step 8 ")  # two steps after the second checkpoint, or while that is being written
     newest = newest_checkpoint(tmp_path / "runs" / "alignment")
     assert newest is not None and 12 <= int(newest.name) <= 36
     assert main(config) == 0
@@ -86,6 +100,34 @@ def test_the_number_of_loader_threads_changes_nothing(
     config = _config(features, tmp_path, data=DataConfig(loader_threads=threads, prefetch=2))
     assert main(config) == 0
     _same(config, unbroken)
+
+
+def test_checkpoints_and_validation_by_minutes_change_nothing(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
+    watch = replace(unbroken.watch, validate_every_images=None, validate_every_minutes=1e-9)
+    always = CheckpointConfig(every_minutes=1e-9, keep_last=99)
+    config = _config(features, tmp_path, checkpoint=always, watch=watch)
+    assert main(config) == 0
+    _same(config, unbroken)
+    assert [int(path.name) for path in list_checkpoints(Path(config.run_folder))] == list(range(4, 44, 4))
+    rows = [row for row in read_metrics(Path(config.run_folder)) if row["kind"] == "validation"]
+    assert [row["images_seen"] for row in rows] == list(range(4, 44, 4))
+    resumed = continued_from(config, tmp_path / "resumed", images_seen=20)
+    assert main(resumed) == 0
+    ours, theirs = newest_weights(resumed), newest_weights(unbroken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_overall_speed_has_validation_and_checkpoints_in_it(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.training.rung.validate", lambda *_: time.sleep(0.3))
+    config = _config(features, tmp_path, checkpoint=CheckpointConfig(every_images=1000))
+    assert main(replace(config, watch=replace(config.watch, validate_every_images=4))) == 0
+    rows = [row for row in read_metrics(Path(config.run_folder)) if row["kind"] == "train"]
+    last = rows[-1]
+    assert last["overall_images_per_s"] < 4 / 0.3 < last["images_per_s"]
+    assert all(row["eta_s"] == pytest.approx((40 - row["images_seen"]) / row["overall_images_per_s"]) for row in rows)
+    assert f"{last['overall_images_per_s']:.4g} overall" in (Path(config.run_folder) / LOG).read_text()
 
 
 def test_a_file_stops_it_and_the_same_command_resumes(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
@@ -106,6 +148,19 @@ def test_sigterm_saves_and_ends(features: Path, unbroken: TrainConfig, tmp_path:
     assert int(newest_of(config).name) == max(training_losses(config)) == 12
     assert main(config) == 0
     _same(config, unbroken)
+
+
+def test_the_thread_that_writes_makes_no_network(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the main thread loads a VAE, accelerate makes the new parameters of all threads empty."""
+    makers: list[threading.Thread] = []
+
+    def made(*arguments: Any) -> DiT:
+        makers.append(threading.current_thread())
+        return network_around(*arguments)
+
+    monkeypatch.setattr(checkpoints, "network_around", made)
+    assert main(_config(features, tmp_path)) == 0
+    assert makers and set(makers) == {threading.main_thread()}
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(features: Path, unbroken: TrainConfig, tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from trainer.features.store import FeatureStore
 from trainer.fit import main
 from trainer.monitoring.losses import LossRecorder, remove_losses
 from trainer.monitoring.run_folder import LOG, read_metrics
-from trainer.training.ray_workers import with_absolute_paths
 
 HALF = (Rung(resolution=16, images=20, batch_size=4),)
 WATCH = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, record_losses_every_steps=1)
@@ -222,6 +221,8 @@ def test_sql_that_does_not_answer_is_said_in_a_line(features: Path, tmp_path: Pa
 
 
 def test_workers_elsewhere_get_absolute_paths_and_the_same_sql(features: Path, tmp_path: Path) -> None:
+    from trainer.training.ray_workers import with_absolute_paths  # Ray Train takes seconds to import
+
     data = DataConfig(skip="\n select key from images", weights="weights.parquet", dataset="data")
     assert data.paths == ["weights.parquet", "data"]
     found = with_absolute_paths(_config(features, tmp_path, data=data)).data

@@ -1,15 +1,11 @@
 """Text adapter, TREAD and masking in training: exact resume, no trace of cuts and workers, refusals; off, they leave none."""
 
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch._dynamo.utils import counters
 
 from foundry.errors import UserError
@@ -20,7 +16,6 @@ from tests.model.tiny_networks import random_network
 from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_training import (
     CAPTION_WIDTH,
-    ROOT,
     continued_from,
     newest_weights,
     tiny_config,
@@ -28,7 +23,8 @@ from tests.trainer.tiny_training import (
     write_store,
 )
 from tests.trainer.training.test_loop import _same
-from tests.trainer.two_workers import train_together
+from tests.trainer.two_workers import train_together, train_until_killed
+from trainer import fit
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
 from trainer.config.routing import RoutingConfig
@@ -87,18 +83,11 @@ def test_a_training_resumes_bit_for_bit(unbroken: dict[str, TrainConfig], tmp_pa
 def test_a_killed_training_resumes_bit_for_bit(unbroken: dict[str, TrainConfig], tmp_path: Path) -> None:
     name = "masking"  # with an adapter too
     config = replace(unbroken[name], run_dir=str(tmp_path / "runs"))
-    path = tmp_path / "config.yaml"
-    path.write_text((Path(unbroken[name].run_folder) / CONFIG).read_text())
-    assert yaml.safe_load(path.read_text())["routing"]["kind"] == name
-    command = [sys.executable, "-m", "trainer.fit", "--config", str(path), "--run_dir", config.run_dir]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
-            process.kill()
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
+    assert config.routing.kind == name
+    assert fit.run(["--config", str(Path(unbroken[name].run_folder) / CONFIG), "--print_config"]) == 0, (
+        "the record is a command's settings"
+    )
+    train_until_killed(config, step=5)  # the checkpoint before the one of step 4 is whole
     newest = newest_checkpoint(Path(config.run_folder))
     assert newest is not None and 8 <= int(newest.name) < 24
     assert main(config) == 0

@@ -23,10 +23,10 @@ from tests.trainer.tiny_training import (
     CAPTION_WIDTH,
     newest_weights,
     tiny_config,
-    train_until_killed,
     training_losses,
     write_store,
 )
+from tests.trainer.two_workers import train_until_killed
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
@@ -173,8 +173,7 @@ def test_a_killed_training_by_muon_resumes_bit_for_bit(features: Path, tmp_path:
     watch = WatchConfig(every_steps=1, validate_every_images=0, sample_every_images=0, record_losses_every_steps=1)
     unbroken, killed = (_config(features, tmp_path / name, MUON, data=data, watch=watch) for name in ("unbroken", "killed"))
     assert main(unbroken) == 0
-    (tmp_path / "killed").mkdir()
-    train_until_killed(killed, "step 8 ")
+    train_until_killed(killed, step=8)
     assert main(killed) == 0
     assert _same(unbroken, killed)
     tables = [pq.read_table(Path(config.run_folder) / "losses") for config in (unbroken, killed)]

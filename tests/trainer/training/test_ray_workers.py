@@ -8,8 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -66,10 +69,8 @@ def test_a_lost_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_sigterm_to_the_command_saves_and_ends(tmp_path: Path) -> None:
     write_store(tmp_path / "features")
     config = tiny_config(tmp_path, images=4000, num_workers=2)
-    sender = threading.Thread(target=_terminate_after_a_checkpoint, args=(config,), daemon=True)
-    sender.start()
-    assert main(config) == 130
-    sender.join(timeout=1)
+    with _sigterm_after_a_checkpoint(config):
+        assert main(config) == 130
     newest = list_checkpoints(Path(config.run_folder))[-1]
     assert int(newest.name) == max(_losses(config)) < 4000
     assert _starts(config) == 1
@@ -101,9 +102,20 @@ def _starts(config: TrainConfig) -> int:
     return len((Path(config.run_folder) / "starts.jsonl").read_text().splitlines())
 
 
-def _terminate_after_a_checkpoint(config: TrainConfig) -> None:
-    _wait_for_a_checkpoint(config)
-    os.kill(os.getpid(), signal.SIGTERM)
+@contextmanager
+def _sigterm_after_a_checkpoint(config: TrainConfig) -> Iterator[None]:
+    """SIGTERM to this process once there is a checkpoint, sent where the command waits for its workers: never too late."""
+    sent: list[Path] = []
+
+    def wait_and_send(*arguments: Any, **more: Any) -> Any:
+        if not sent and (found := list_checkpoints(Path(config.run_folder))):
+            sent.extend(found)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return wait(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.training.ray_workers.wait", wait_and_send)
+        yield
 
 
 def _wait_for_a_checkpoint(config: TrainConfig) -> None:
@@ -115,4 +127,4 @@ def _kill_a_worker_after_a_checkpoint(config: TrainConfig) -> None:
     """SIGKILL to a process that trains, once there is a checkpoint to resume from."""
     _wait_for_a_checkpoint(config)
     workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
-    os.kill(workers[-1].pid, signal.SIGKILL)
+    workers[-1].kill()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 
 from model.diffusion import Diffusion, RectifiedFlow
-from model.dit import DiT, DiTConfig
+from model.dit import Captions, DiT, DiTConfig
 from model.encoders.vae import LatentScale
 from tests.trainer.tiny_training import CAPTION_WIDTH, tiny_config, write_store
 from trainer.config.optim import EmaConfig, OptimConfig
@@ -18,6 +18,7 @@ from trainer.data.batches import Collator
 from trainer.data.noise import sample_noise
 from trainer.distributed import Workers
 from trainer.features.store import FeatureBatch, FeatureStore, SampleRequest
+from trainer.features.tables import Int8Captions, from_int8, to_int8
 from trainer.training.ema import Ema, ema_decay
 from trainer.training.networks import attention_kernel, make_state, new_network
 from trainer.training.optimizer import learning_rate, make_optimizer
@@ -54,6 +55,24 @@ def _state(tmp_path: Path) -> TrainState:
 def _step(state: TrainState, batch: FeatureBatch, collator: Collator) -> torch.Tensor:
     settings = StepSettings(lr=1e-3, ema_decay=0.5, gradient_clip=1.0, precision=torch.float32, num_samples=6)
     return train_step(state, Diffusion(), collator.micro_batches(batch, PLACES), settings).losses
+
+
+def test_int8_captions_are_expanded_where_they_are_used(batch: FeatureBatch) -> None:
+    """Each micro-batch has the numbers that expanding the whole batch gives."""
+    assert isinstance(batch.captions, Captions)
+    tokens, scales = to_int8(batch.captions.tokens)
+    packed = Int8Captions(tokens, scales.view(-1), batch.captions.lengths)
+    expanded = replace(batch, captions=packed.expanded())
+    for device_tokens in (10_000, 32):
+        collator = _collator(device_tokens=device_tokens)
+        parts = (collator.micro_batches(one, PLACES) for one in (replace(batch, captions=packed), expanded))
+        for part, expected in zip(*parts, strict=True):
+            assert part.captions is not None and expected.captions is not None
+            assert part.captions.tokens.dtype == torch.bfloat16
+            assert torch.equal(part.captions.tokens, expected.captions.tokens)
+            assert torch.equal(part.captions.lengths, expected.captions.lengths)
+    whole = _collator().whole(replace(batch, captions=packed)).captions
+    assert whole is not None and torch.equal(whole.tokens, from_int8(tokens, scales))
 
 
 def test_accumulation_is_the_whole_batch(tmp_path: Path, batch: FeatureBatch) -> None:

@@ -5,13 +5,14 @@ Latents of a sample are the mean that the VAE gave. Shapes: n samples of the uni
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, Dtype
+from foundry.hardware import AUTO, Dtype, own_device
 from foundry.storage.folder import Folder
 from foundry.units.commits import Commit, Unit, commit_unit, read_commit
 from foundry.units.rejection import Failure
@@ -60,9 +61,7 @@ class TeacherEncoders:
 
     def load(self) -> Teacher:
         """Both, on this process's device."""
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         return Teacher(load_vision_tower(self.tower, device=device), load_vae(replace(self.vae, sliced=False), device=device))
 
     def describe(self) -> TeacherFacts:
@@ -148,11 +147,12 @@ class TeacherJob:
 
         cell = self.info.patch_px // self.features.downsampling
         grid = (payload.mean.shape[2] // cell, payload.mean.shape[3] // cell)
-        latents = engine.vae.scale.to_latents(torch.from_numpy(payload.mean.copy())).to(engine.vae.model.device)
-        found = [
-            F.normalize(engine.features(part, grid), dim=2).half().cpu()
-            for part in latents.split(1 if one_by_one else len(latents))
-        ]
+        latents: Any = engine.vae.scale.to_latents(torch.from_numpy(payload.mean.copy())).to(engine.vae.model.device)
+
+        def look(batch: Any) -> torch.Tensor:
+            return F.normalize(engine.features(batch, grid), dim=2).half().cpu()
+
+        found = engine.batches.run(latents, look, size=1 if one_by_one else len(latents))
         return torch.cat(found).numpy()
 
     def finish(

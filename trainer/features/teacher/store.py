@@ -7,7 +7,7 @@ Shapes: n samples of a unit, N = h w cells, F channels of the tower.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 
@@ -77,10 +77,11 @@ def read_teacher_info(url: str) -> TeacherInfo | None:
 class TeacherStore:
     """The vectors of one feature store. May be read by several threads at once."""
 
-    def __init__(self, url: str, info: TeacherInfo) -> None:
+    def __init__(self, url: str, info: TeacherInfo, *, read: Callable[[Folder], list[Commit]] = read_commits) -> None:
+        """`read` reads the commits of a folder."""
         self.info = info
         self._folder = teacher_folder(url)
-        self._paths = {commit.unit: commit.files[VECTORS].path for commit in read_commits(self._folder) if commit.files}
+        self._paths = {commit.unit: commit.files[VECTORS].path for commit in read(self._folder) if commit.files}
         self._open = lru_cache(MAX_OPEN_UNITS)(self._open_unit)
 
     @property
@@ -130,8 +131,13 @@ class TeacherStore:
         )
 
 
-def open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> TeacherStore:
-    """The teacher's features of all units. Raises UserError if some are missing, or saw the latents of other features."""
+def open_teacher(
+    url: str, info: FeaturesInfo, commits: Sequence[Commit], *, read: Callable[[Folder], list[Commit]] = read_commits
+) -> TeacherStore:
+    """The teacher's features of all units; `read` reads the commits of a folder.
+
+    Raises UserError if some are missing, or saw the latents of other features.
+    """
     found = read_teacher_info(url)
     command = f"{info.command} --teacher.name NAME"
     if found is None:
@@ -143,7 +149,7 @@ def open_teacher(url: str, info: FeaturesInfo, commits: Sequence[Commit]) -> Tea
         )
     if found.features not in info.fingerprints:
         raise UserError(f"{url}/{FOLDER} is of other features ({found.features}): remove it, and make it with {command}")
-    store = TeacherStore(url, found)
+    store = TeacherStore(url, found, read=read)
     if missing := {commit.unit for commit in commits if "latents" in commit.files} - store.units:
         raise UserError(
             f"the teacher {found.name} has not seen {counted(len(missing), 'unit')} of {url}: let {command} finish",

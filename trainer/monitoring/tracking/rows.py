@@ -19,7 +19,11 @@ from foundry.storage.json_lines import AppendedLines, open_rows
 METRICS = "metrics.jsonl"
 FOLDER = "trackers"
 SAMPLES = "samples"
-_SCALARS = ("loss", "gradient_norm", "lr", "images_per_s", "data_wait", "mfu", "memory_bytes", "eta_s", "usual_loss")
+_SCALARS = (
+    *("loss", "gradient_norm", "lr", "images_per_s", "overall_images_per_s", "data_wait", "read_bytes", "mfu"),
+    *("memory_bytes", "eta_s"),
+    "usual_loss",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

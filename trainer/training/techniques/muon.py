@@ -22,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from trainer.distributed import SHARDS
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings singular values in (0, 1] near 1."""
 _UPDATE_RMS = 0.2
@@ -59,7 +61,7 @@ class Muon(torch.optim.AdamW):
         """One step; the gradients of the matrices are freed."""
         lr = self.param_groups[-1]["lr"]
         matrices = [parameter for parameter in self._parts if parameter.grad is not None]
-        size = dist.get_world_size() if dist.is_initialized() else 1
+        size = dist.get_world_size(_group(matrices)) if dist.is_initialized() else 1
         for start in range(0, len(matrices), size):
             owned = matrices[start : start + size]
             updates = [self._update(parameter) for parameter in owned]
@@ -83,7 +85,7 @@ class Muon(torch.optim.AdamW):
         """The orthogonal updates of a round, of which this worker makes its own."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return [self._orthogonal_whole(owned[0], updates[0])]
-        rank = dist.get_rank()
+        rank = dist.get_rank(_group(owned))
         own = owned[rank] if rank < len(owned) else None
         if isinstance(owned[0], DTensor):
             whole = _gather_rows(owned, updates)
@@ -117,7 +119,8 @@ def newton_schulz(matrices: Tensor, *, num_iterations: int, dtype: torch.dtype) 
 
 def _gather_rows(owned: Sequence[nn.Parameter], updates: Sequence[Tensor]) -> Tensor:
     """Each worker's rows of the matrices travel to their owners; the whole update that this worker owns, else nothing."""
-    size, rank = dist.get_world_size(), dist.get_rank()
+    group = _group(owned)
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
     sent = [_padded(update, parameter) for parameter, update in zip(owned, updates, strict=True)]
     num_own = len(sent[rank]) if rank < len(sent) else 0
     received = updates[0].new_empty(size * num_own)
@@ -126,6 +129,7 @@ def _gather_rows(owned: Sequence[nn.Parameter], updates: Sequence[Tensor]) -> Te
         torch.cat(sent),
         output_split_sizes=[num_own] * size,
         input_split_sizes=[len(part) for part in sent] + [0] * (size - len(sent)),
+        group=group,
     )
     if not num_own:
         return received
@@ -135,14 +139,19 @@ def _gather_rows(owned: Sequence[nn.Parameter], updates: Sequence[Tensor]) -> Te
 
 def _scatter_rows(owned: Sequence[nn.Parameter], own: Tensor | None, updates: Sequence[Tensor]) -> list[Tensor]:
     """The way back: the owners' results travel to the workers; this worker's rows of each matrix."""
-    size = dist.get_world_size()
+    group = _group(owned)
+    size = dist.get_world_size(group)
     sizes = [_rows_of_a_worker(parameter) * parameter.shape[1] for parameter in owned]
     sent = torch.empty(0, device=updates[0].device) if own is None else own.float().flatten()
-    num_own = 0 if own is None else sizes[dist.get_rank()]
+    num_own = 0 if own is None else sizes[dist.get_rank(group)]
     sent = nn.functional.pad(sent, (0, size * num_own - len(sent)))
     received = updates[0].new_empty(sum(sizes))
     dist.all_to_all_single(
-        received, sent, output_split_sizes=sizes + [0] * (size - len(sizes)), input_split_sizes=[num_own] * size
+        received,
+        sent,
+        output_split_sizes=sizes + [0] * (size - len(sizes)),
+        input_split_sizes=[num_own] * size,
+        group=group,
     )
     parts = zip(received.split(sizes), updates, strict=True)
     return [part[: update.numel()].view_as(update) for part, update in parts]
@@ -156,7 +165,13 @@ def _padded(update: Tensor, parameter: nn.Parameter) -> Tensor:
 
 def _rows_of_a_worker(parameter: nn.Parameter) -> int:
     """Rows of all workers but perhaps the last ones, as FSDP2 shards a weight."""
-    return -(-parameter.shape[0] // dist.get_world_size())
+    return -(-parameter.shape[0] // dist.get_world_size(_group([parameter])))
+
+
+def _group(parameters: Sequence[nn.Parameter]) -> dist.ProcessGroup | None:
+    """The workers that share these weights; all, where each has them whole."""
+    sharded = parameters[0] if parameters else None
+    return sharded.device_mesh.get_group(SHARDS) if isinstance(sharded, DTensor) else None
 
 
 def _local(tensor: Tensor) -> Tensor:

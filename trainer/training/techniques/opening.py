@@ -67,7 +67,7 @@ def open_techniques(
         if too_high := [block for block in technique.blocks if block > network.depth]:
             raise UserError(f"{name} reads block {too_high[0]}, and the network has {network.depth}", setting=f"{name}.block")
         technique.initialise(torch.Generator().manual_seed(config.seed + index))
-        found.append(share(technique, workers=workers, sharding=config.distributed.sharding))
+        found.append(share(technique, workers=workers, config=config.distributed))
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.dit import Linear
 from trainer.config.ladder import LadderPosition
-from trainer.config.running import Sharding
+from trainer.config.running import DistributedConfig
 from trainer.config.train import TrainConfig
 from trainer.data.batches import MicroBatch
 from trainer.distributed import Workers
@@ -84,7 +84,7 @@ class SharedTechnique:
             return self.module(own, batch)  # type: ignore[no-any-return]
 
 
-def share(technique: Technique, *, workers: Workers, sharding: Sharding) -> SharedTechnique:
+def share(technique: Technique, *, workers: Workers, config: DistributedConfig) -> SharedTechnique:
     """The technique on its device, shared among the workers as the network is.
 
     Each has a wrapper to itself, so that one that does not act in a step takes no part in its backward pass.
@@ -93,8 +93,8 @@ def share(technique: Technique, *, workers: Workers, sharding: Sharding) -> Shar
     has_weights = any(parameter.requires_grad for parameter in technique.parameters())
     if workers.num == 1 or not has_weights:
         return SharedTechnique(technique, technique)
-    if sharding == "fsdp":
-        fully_shard(technique)
+    if workers.num_shards(config) > 1:
+        fully_shard(technique, mesh=workers.mesh(config))
         return SharedTechnique(technique, technique)
     return SharedTechnique(technique, DistributedDataParallel(technique, gradient_as_bucket_view=True))
 

@@ -1,7 +1,6 @@
 """WISE from the command line, with a judge on loopback: figures, resumption, and what is never to happen."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -195,7 +194,7 @@ def test_after_a_kill_no_image_is_asked_twice(images: Path, tmp_path: Path, judg
     def kills_at_the_sixth(body: dict[str, Any]) -> Reply:
         with lock:
             if len(judge.bodies) >= 6:
-                os.kill(started.pid, signal.SIGKILL)
+                started.kill()
                 started.wait()
             answered.append(_prompt_of(body))
             return _graded(body)

@@ -29,12 +29,11 @@ from tests.trainer.tiny_training import (
     newest_of,
     newest_weights,
     tiny_config,
-    train_until_killed,
     training_losses,
     write_store,
 )
 from tests.trainer.training.techniques.test_training import _state_tensors
-from tests.trainer.two_workers import train_together
+from tests.trainer.two_workers import train_together, train_until_killed
 from trainer.config.adaptation import LoraConfig
 from trainer.config.data import DataConfig
 from trainer.config.ladder import Rung
@@ -215,7 +214,8 @@ class Bases:
             "images": 16,
             "init_from": str(self.root / objective / "aesthetic"),
             "run_dir": str(run_dir),
-            "optim": OptimConfig(lr=1e-2, warmup_steps=1, gradient_clip=1.0),
+            # The default eps makes whole steps of gradients that are rounding alone.
+            "optim": OptimConfig(lr=1e-2, warmup_steps=1, gradient_clip=1.0, eps=1e-4),
             "checkpoint": KEEP,
             "data": DataConfig(loader_threads=1, caption_dropout=0.0),
             "objective": FLOW if objective == "rectified_flow" else ObjectiveConfig(),
@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_refused_in_a_line(bases: Bases, tmp_path: Path) ->
             main(changed)
         assert setting is None or error.value.setting == setting
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"sra2": Sra2Config(enabled=True)}, "few_steps must be off with other losses and token routing"),
+        ({"sra2": Sra2Config(enabled=True)}, "few_steps must be off with sra2"),
         ({"few_steps": FewStepsConfig(enabled=True, method="rectification")}, "few_steps.method must be consistency for"),
         ({"few_steps": FewStepsConfig(enabled=True, guidance_scale=0.5)}, "few_steps.guidance_scale must be 1 or more"),
         ({"conditioning": "class"}, "conditioning must be text with few_steps"),
@@ -348,8 +348,7 @@ def test_the_stage_is_offered_by_every_recipe_and_is_not_one_of_all() -> None:
 def test_a_killed_distillation_resumes_bit_for_bit(bases: Bases, tmp_path: Path) -> None:
     unbroken, killed = (bases.config(tmp_path / name / "runs", CASES[0], images=40) for name in ("unbroken", "killed"))
     assert main(unbroken) == 0
-    (tmp_path / "killed").mkdir()
-    train_until_killed(killed, "step 6 ")
+    train_until_killed(killed, step=6)
     assert main(killed) == 0
     ours, theirs = newest_weights(killed), newest_weights(unbroken)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

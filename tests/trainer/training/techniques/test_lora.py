@@ -27,11 +27,10 @@ from tests.trainer.tiny_training import (
     newest_of,
     newest_weights,
     tiny_config,
-    train_until_killed,
     training_losses,
     write_store,
 )
-from tests.trainer.two_workers import train_together
+from tests.trainer.two_workers import train_together, train_until_killed
 from trainer.config.adaptation import LoraConfig
 from trainer.config.ladder import Rung
 from trainer.config.network import NetworkConfig
@@ -219,8 +218,7 @@ def test_a_killed_training_resumes_bit_for_bit(root: Path, tmp_path: Path) -> No
     lora = replace(LORA, dropout=0.2)
     unbroken, killed = (_config(root, tmp_path / name / "runs", lora, images=40) for name in ("unbroken", "killed"))
     assert main(unbroken) == 0
-    (tmp_path / "killed").mkdir()
-    train_until_killed(killed, "step 6 ")
+    train_until_killed(killed, step=6)
     assert main(killed) == 0
     assert have_same_weights(unbroken, killed, FILE) and training_losses(unbroken) == training_losses(killed)
 

@@ -2,9 +2,6 @@
 
 import math
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch._dynamo.utils import counters
 
 from foundry.errors import UserError
 from model.diffusion import Diffusion
-from model.dit import HiddenStates
+from model.dit import Captions, HiddenStates
 from model.formats.checkpoint import read_transformer_config
 from tests.trainer.test_distributed import _rows
 from tests.trainer.tiny_techniques import TECHNIQUES, save_tiny_teacher, technique_config, write_features
-from tests.trainer.tiny_training import ROOT, _plain, continued_from, newest_weights, training_losses
+from tests.trainer.tiny_training import continued_from, newest_weights, training_losses
 from tests.trainer.training.test_loop import _same
-from tests.trainer.two_workers import train_together
+from tests.trainer.two_workers import train_together, train_until_killed
+from trainer import fit
 from trainer.config.ladder import Rung
 from trainer.config.optim import OptimConfig
 from trainer.config.running import CheckpointConfig, DistributedConfig, Sharding, WatchConfig
@@ -33,7 +30,7 @@ from trainer.data.batches import MicroBatch
 from trainer.distributed import Workers
 from trainer.features.store import SampleRequest
 from trainer.fit import main
-from trainer.monitoring.run_folder import CONFIG, newest_checkpoint, read_metrics
+from trainer.monitoring.run_folder import CONFIG, LOG, newest_checkpoint, read_metrics
 from trainer.planning.optimizer import optimizer_cost
 from trainer.planning.techniques import technique_costs
 from trainer.training.checkpoints import Position, training_tensors
@@ -88,16 +85,12 @@ def test_a_training_resumes_bit_for_bit(root: Path, tmp_path: Path, name: str) -
 
 def test_a_killed_training_with_all_techniques_resumes_bit_for_bit(root: Path, unbroken: TrainConfig, tmp_path: Path) -> None:
     config = replace(unbroken, run_dir=str(tmp_path / "runs"))
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(_plain(yaml.safe_load((Path(unbroken.run_folder) / CONFIG).read_text()))))
-    command = [sys.executable, "-m", "trainer.fit", "--config", str(path), "--run_dir", config.run_dir]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "step 5 " in line:  # the checkpoint before the one of step 4 is whole
-                assert "  repa -" in line and "  sra2 " in line
-                process.kill()
-    assert process.returncode == -signal.SIGKILL
+    assert fit.run(["--config", str(Path(unbroken.run_folder) / CONFIG), "--print_config"]) == 0, (
+        "the record is a command's settings"
+    )
+    train_until_killed(config, step=5)  # the checkpoint before the one of step 4 is whole
+    (line,) = [line for line in (Path(config.run_folder) / LOG).read_text().splitlines() if "step 4 " in line]
+    assert "  repa -" in line and "  sra2 " in line
     newest = newest_checkpoint(Path(config.run_folder))
     assert newest is not None and 8 <= int(newest.name) < 24
     assert main(config) == 0
@@ -126,6 +119,7 @@ def test_a_step_follows_the_gradient_of_the_weighted_sum_of_losses(root: Path, t
     before = {name: parameter.detach().clone() for name, parameter in zip(names, state.parameters(), strict=True)}
     latents, noise = (torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     batch = store.read([SampleRequest(unit=0, row=row, caption=0) for row in range(4)])
+    assert isinstance(batch.captions, Captions)
     part = MicroBatch(latents=latents, noise=noise, timesteps=torch.tensor([9.0, 300.0, 600.0, 990.0]), captions=batch.captions)
     hidden = HiddenStates(frozenset({1, 2}))
     losses = Diffusion().loss(part.predict(state.network, torch.float32, hidden), latents, noise, part.timesteps).total

@@ -7,6 +7,9 @@ from trainer.config.routing import ADVICE
 from trainer.data.passes import count_passes, passes_text, passes_warning
 from trainer.monitoring.gpus import PAPER_A100_PER_V100
 from trainer.planning.paper import PAPER_A100_DAYS, PAPER_DOLLARS, PAPER_ROWS, paper_a100_days, paper_dollars_per_a100_hour
+from trainer.planning.project import project_costs
+from trainer.planning.tables.project import project_section
+from trainer.planning.tables.text import aligned, count, gigabytes, hours, money
 
 if TYPE_CHECKING:
     from trainer.planning.config import MemoryPlan, PlanConfig, RungPlan
@@ -37,12 +40,13 @@ def plan_table(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> str:
     """The whole answer."""
     sections = (
         _cost_section(rungs, config),
-        *([_technique_section(rungs, config)] if any(rung.techniques for rung in rungs) else []),
+        *([_technique_section(rungs)] if any(rung.techniques for rung in rungs) else []),
         _memory_section(rungs, config),
         _disk_section(rungs, config),
         _encoding_section(rungs, config),
         _reading_section(rungs, config),
         _paper_section(),
+        *([project_section(project_costs(rungs, config), config)] if config.project else []),
         _summary(rungs, config),
     )
     return "\n\n".join("\n".join(section) for section in sections)
@@ -64,14 +68,14 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
     if values := max(rung.control_values for rung in rungs):
         yield f"control: {values:,} values are trained; the network is frozen, and its weights make no gradients"
     rows = [
-        (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), _money(rung.cost))
+        (*_what(rung), f"{rung.flops_per_image / 1e12:.2f}", *_work(rung.flops, rung.gpu_days, num), money(rung.cost))
         for rung in rungs
     ]
     flops, days = (sum(values) for values in zip(*((rung.flops, rung.gpu_days) for rung in rungs), strict=True))
     cost = None if gpu.price is None else 24 * days * gpu.price
     images, steps = sum(rung.images_seen for rung in rungs), sum(rung.num_steps for rung in rungs)
-    rows.append(("in all", "", _count(images), "", f"{steps:,}", "", "", *_work(flops, days, num), _money(cost)))
-    yield from _aligned(_COST, rows)
+    rows.append(("in all", "", count(images), "", f"{steps:,}", "", "", *_work(flops, days, num), money(cost)))
+    yield from aligned(_COST, rows, words=_TEXT_COLUMNS)
     yield f"passes: how often each image is seen. Data sets: {_datasets(rungs)}"
     for rung in rungs:
         if rung.routed:
@@ -81,12 +85,12 @@ def _cost_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator
             )
         if rung.unrouted:
             yield f"{rung.stage} {rung.resolution} px: no token routing at {rung.unrouted}"
-    yield "Not in it: captioning, features, validation, samples. Gradient checkpointing takes up to a third more."
+    others = "validation, samples" if config.project else "captions, scores, features (see --project), validation, samples"
+    yield f"Not in it: {others}. Gradient checkpointing takes up to a third more."
 
 
-def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
+def _technique_section(rungs: "Sequence[RungPlan]") -> Iterator[str]:
     yield "What techniques add, which is in FLOP, days, dollars and totals; an upper bound of the memory"
-    shared_by = {"ddp": 1, "fsdp": config.num_gpus}
     rows = [
         (
             rung.stage,
@@ -96,20 +100,20 @@ def _technique_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Ite
             f"{cost.share:.0%}",
             f"{cost.mean_flops / rung.flops_per_image:.1%}",
             f"{cost.parameters / 1e6:.1f}M",
-            _gb(cost.fixed_bytes(shared_by=shared_by[rung.memory_as_set.sharding])),
+            gigabytes(cost.fixed_bytes(shared_by=rung.memory_as_set.num_shards)),
             f"{cost.activations_per_image / 1e9:.3f}",
             f"{cost.checkpoint_bytes / 1e9:.2f}",
-            _gb(cost.stored_bytes * rung.dataset.num_images) if cost.stored_bytes else "-",
+            gigabytes(cost.stored_bytes * rung.dataset.num_images) if cost.stored_bytes else "-",
         )
         for rung in rungs
         for cost in rung.techniques
     ]
-    yield from _aligned(_TECHNIQUES, rows)
+    yield from aligned(_TECHNIQUES, rows, words=_TEXT_COLUMNS)
     yield "of images: in which it acts. FLOP more: of the network's. GB, an image: on a GPU. Features: in the sums below."
 
 
 def _what(rung: "RungPlan") -> tuple[object, ...]:
-    seen = _count(rung.images_seen), passes_text(rung.passes)
+    seen = count(rung.images_seen), passes_text(rung.passes)
     return rung.stage, rung.resolution, *seen, f"{rung.num_steps:,}", f"{rung.batch_size:,}"
 
 
@@ -118,8 +122,8 @@ def _datasets(rungs: "Sequence[RungPlan]") -> str:
     sizes: dict[str, list[str]] = {}
     for rung in rungs:
         named = sizes.setdefault(rung.dataset.source, [])
-        weighed = "" if rung.dataset.weighed is None else f" (chosen and weighed: {_count(round(rung.dataset.weighed))} a pass)"
-        if (size := f"{rung.stage} {_count(rung.dataset.num_images)}{weighed}") not in named:
+        weighed = "" if rung.dataset.weighed is None else f" (chosen and weighed: {count(round(rung.dataset.weighed))} a pass)"
+        if (size := f"{rung.stage} {count(rung.dataset.num_images)}{weighed}") not in named:
             named.append(size)
     return "; ".join(f"{', '.join(named)} images ({source})" for source, named in sizes.items())
 
@@ -136,7 +140,7 @@ def _memory_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterat
         for rung in rungs
         for plan in rung.memory
     ]
-    yield from _aligned((*_SIZES, "fit at most"), rows)
+    yield from aligned((*_SIZES, "fit at most"), rows, words=_TEXT_COLUMNS)
     yield "recompute: --gradient_checkpointing. copies: of weights, in bf16; under fsdp, blocks while they are whole."
     yield "*: as the settings say. images: that a GPU works on at once."
     yield "!: too many; take the --device_tokens on the right, recompute, or fsdp."
@@ -147,26 +151,35 @@ def _memory_row(plan: "MemoryPlan", *, memory_bytes: int, patches: int) -> tuple
     most = part.most_images(memory_bytes)
     fit = f"{most:,} (--device_tokens {most * patches})" if most else "none"
     states = (part.weights, part.gradients, part.optimiser, part.ema, part.gathered)
-    image, total = f"{part.activations_per_image / 1e9:.2f}", _gb(part.total(plan.num_images))
+    image, total = f"{part.activations_per_image / 1e9:.2f}", gigabytes(part.total(plan.num_images))
     mark = "" if plan.num_images <= most else "!"
     recompute = "yes" if plan.gradient_checkpointing else "no"
-    return plan.sharding + "*" * plan.as_set, recompute, *map(_gb, states), image, str(plan.num_images), f"{mark}{total}", fit
+    return (
+        plan.sharding + "*" * plan.as_set,
+        recompute,
+        *map(gigabytes, states),
+        image,
+        str(plan.num_images),
+        f"{mark}{total}",
+        fit,
+    )
 
 
 def _disk_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
     yield f"GB of features; {config.caption_tokens:g} tokens a caption, captions of an image: {config.caption_variants}"
     sizes = [(rung.disk.latents, rung.disk.captions_bf16, rung.disk.captions_int8, rung.disk.texts) for rung in rungs]
     rows = [
-        (rung.stage, rung.resolution, _count(rung.dataset.num_images), *(_gb(part) if part else "-" for part in parts))
+        (rung.stage, rung.resolution, count(rung.dataset.num_images), *(gigabytes(part) if part else "-" for part in parts))
         for rung, parts in zip(rungs, sizes, strict=True)
     ]
-    yield from _aligned(_DISK, rows)
+    yield from aligned(_DISK, rows, words=_TEXT_COLUMNS)
     latents, *ways = (sum(column) for column in zip(*sizes, strict=True))
     teacher = sum(cost.stored_bytes * rung.dataset.num_images for rung in rungs for cost in rung.techniques)
     answers = (
-        f"{_gb(latents + teacher + way)} with {name}" for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True)
+        f"{gigabytes(latents + teacher + way)} with {name}"
+        for way, name in zip(ways, ("bf16", "int8", "--online"), strict=True)
     )
-    stored = f", {_gb(teacher)} of a teacher among them" if teacher else ""
+    stored = f", {gigabytes(teacher)} of a teacher among them" if teacher else ""
     yield f"In all {', '.join(answers)}{stored}. Resolutions of a stage share their captions."
 
 
@@ -180,22 +193,22 @@ def _encoding_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iter
         (
             rung.stage,
             rung.resolution,
-            _count(rung.dataset.num_images),
+            count(rung.dataset.num_images),
             f"{work.flops_per_image / 1e12:.2f}",
             f"{work.flops_per_caption / 1e12:.2f}" if work.flops_per_caption else "-",
             f"{work.flops:.2e}",
-            _hours(work.gpu_hours),
-            _hours(work.gpu_hours / config.num_gpus),
-            _money(None if price is None else work.gpu_hours * price),
+            hours(work.gpu_hours),
+            hours(work.gpu_hours / config.num_gpus),
+            money(None if price is None else work.gpu_hours * price),
         )
         for rung, work in plans
     ]
     yield "Making the features with Stable Diffusion's VAE and T5-XXL, at the same share of the peak"
-    yield from _aligned(_ENCODING, rows)
+    yield from aligned(_ENCODING, rows, words=_TEXT_COLUMNS)
     in_all = sum(work.gpu_hours for _, work in plans)
     cost = "" if price is None else f", ${in_all * price:,.0f}"
     without = "without reading and decoding images, a teacher and padding of captions"
-    yield f"In all {_hours(in_all / config.num_gpus)} hours{cost}, {without}."
+    yield f"In all {hours(in_all / config.num_gpus)} hours{cost}, {without}."
 
 
 def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]:
@@ -204,7 +217,7 @@ def _reading_section(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Itera
         (rung.stage, rung.resolution, f"{rung.images_per_s:,.0f}", *(f"{rate / 1e9:.2f}" for rate in _rates(rung)))
         for rung in rungs
     ]
-    yield from _aligned(_READING, rows)
+    yield from aligned(_READING, rows, words=_TEXT_COLUMNS)
 
 
 def _rates(rung: "RungPlan") -> tuple[float, float, float]:
@@ -214,10 +227,10 @@ def _rates(rung: "RungPlan") -> tuple[float, float, float]:
 def _paper_section() -> Iterator[str]:
     yield "For reference: Table 4 of the PixArt-alpha paper, and the share of a V100's 125 TFLOP/s that its days imply"
     rows = [
-        (row.stage, row.resolution, _count(row.images_seen), row.v100_days, f"{row.flops:.2e}", f"{row.utilisation:.1%}")
+        (row.stage, row.resolution, count(row.images_seen), row.v100_days, f"{row.flops:.2e}", f"{row.utilisation:.1%}")
         for row in PAPER_ROWS
     ]
-    yield from _aligned(_PAPER, rows)
+    yield from aligned(_PAPER, rows, words=_TEXT_COLUMNS)
     days = f"{sum(row.v100_days for row in PAPER_ROWS)} V100-days / {PAPER_A100_PER_V100} = {paper_a100_days():.0f} A100-days"
     yield f"{days}; ${PAPER_DOLLARS:,} / ({PAPER_A100_DAYS} x 24 h) = ${paper_dollars_per_a100_hour():.2f} per A100-hour"
 
@@ -234,7 +247,7 @@ def _summary(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]
     }
     often = ", ".join(f"{passes_text(times)} in {stage}" for stage, times in passes.items()).replace(" in", " times in", 1)
     yield (
-        f"In short: {_duration(gpu_days / config.num_gpus)} on {config.num_gpus} x {config.gpu}{cost}; {_gb(needed)} of "
+        f"In short: {_duration(gpu_days / config.num_gpus)} on {config.num_gpus} x {config.gpu}{cost}; {gigabytes(needed)} of "
         f"{memory / 1e9:.0f} GB on a GPU; each image is seen {often}"
     )
     for stage, times in passes.items():
@@ -245,32 +258,5 @@ def _summary(rungs: "Sequence[RungPlan]", config: "PlanConfig") -> Iterator[str]
             yield f"warning: {rung.stage} {rung.resolution} px: {rung.routing_warning}: {ADVICE}"
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Columns two spaces apart, words to the left and numbers to the right."""
-    cells = [[str(value) for value in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        columns = zip(header, row, widths, strict=True)
-        yield "  ".join(text.ljust(n) if name in _TEXT_COLUMNS else text.rjust(n) for name, text, n in columns).rstrip()
-
-
-def _count(number: int) -> str:
-    if number < 1_000_000:
-        return f"{number:,}"
-    return f"{number / 1e6:,.0f}M" if number >= 10_000_000 else f"{number / 1e6:.1f}M"
-
-
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.0f}" if num_bytes >= 100e9 else f"{num_bytes / 1e9:.1f}"
-
-
 def _duration(days: float) -> str:
     return f"{days:.2f} days" if days >= 1 else f"{24 * days:.1f} hours"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
-
-
-def _money(dollars: float | None) -> str:
-    return "?" if dollars is None else f"{dollars:,.0f}"

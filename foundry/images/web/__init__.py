@@ -1,0 +1,1 @@
+"""Images on the web: fetched many at once, with limits for each host, and not where their owners object."""
