@@ -142,9 +142,8 @@ def test_an_image_that_the_model_fails_on_is_told_from_a_model_that_is_lost(*, w
     engine = _SlowEngine()
     engine.works = works
     engine.go.set()
-    with TestClient(
-        caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56), base_url="http://localhost"
-    ) as client:  # type: ignore[arg-type]
+    app = caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56)  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://localhost") as client:
         answer = client.post("/v1/chat/completions", json=request(prompt="bad"))
         assert client.post("/v1/chat/completions", json=request(prompt="good")).status_code == 200
     assert answer.status_code == status
