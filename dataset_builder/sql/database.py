@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
 from dataset_builder.sql.macros import HOLDS_ALL, MACROS, macro_sql
-from dataset_builder.sql.views import LOCKS, columns_sql, comment_sql, literal, stored_urls, unknown_name
+from dataset_builder.sql.views import LOCKS, Stored, columns_sql, comment_sql, literal, stored_urls, unknown_name
 from foundry.errors import UserError, one_line
 from foundry.storage.folder import Folder
 
@@ -39,39 +39,6 @@ _UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) 
 MOST_PATHS = 20_000
 _COMMENT_OR_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(rf"{_COMMENT_OR_SPACE}EXPLAIN\b{_COMMENT_OR_SPACE}(?:ANALYZE\b|\([^()]*\))?", re.IGNORECASE | re.DOTALL)
-
-
-class Stored(Protocol):
-    """Files that a database can be opened on: those of a run or a data set."""
-
-    @property
-    def folder(self) -> Folder:
-        """The folder of the files."""
-
-    @property
-    def views(self) -> dict[str, str]:
-        """The views, and what each is."""
-
-    @property
-    def schemas(self) -> "dict[str, pa.Schema]":
-        """The kinds of file, and the schema of each."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that the captions were written and counted with."""
-
-    @property
-    def empty_views(self) -> dict[str, str]:
-        """The views that have no rows before another command has run, and what to type."""
-
-    def paths(self, kind: str) -> list[str]:
-        """The files of a kind."""
-
-    def tables(self) -> "dict[str, pa.Table]":
-        """The relations that do not come from files."""
-
-    def statements(self) -> list[str]:
-        """The statements that create the views."""
 
 
 class Database:
