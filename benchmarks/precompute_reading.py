@@ -92,12 +92,13 @@ class _Source:
 def main(config: PrecomputeReadingConfig) -> int:
     """Prints the figures; returns 0."""
     with tempfile.TemporaryDirectory() as directory:
-        figures = _reading(config, Path(directory)) | _mix(config, Path(directory))
+        figures = reading_figures(config, Path(directory)) | mix_figures(config, Path(directory))
     print_report("Reading of precompute", figures)
     return 0
 
 
-def _reading(config: PrecomputeReadingConfig, directory: Path) -> dict[str, float]:
+def reading_figures(config: PrecomputeReadingConfig, directory: Path) -> dict[str, float]:
+    """Speed and bytes of reading, in the order of a hash and as the plan says."""
     from foundry.images.ahead.extents import ExtentCache
     from foundry.images.ahead.reading import read_ahead
     from foundry.images.loading import read_rows
@@ -126,7 +127,8 @@ def _reading(config: PrecomputeReadingConfig, directory: Path) -> dict[str, floa
     }
 
 
-def _mix(config: PrecomputeReadingConfig, directory: Path) -> dict[str, float]:
+def mix_figures(config: PrecomputeReadingConfig, directory: Path) -> dict[str, float]:
+    """Sources of units and of four of them together."""
     tars = {f"s3://bucket/{number:05}.tar": config.images_per_tar for number in range(config.tars)}
     source = _Source(tars, config.image_kb * 1000, is_parquet=False)
     units = [rows for rows in _plan(directory / "mix", source) if len(rows) == _UNIT]

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from benchmarks.report import print_report
 from foundry.command_line import run_command
-from foundry.records.index import INDEX_FILE
 from foundry.storage.folder import Folder
 
 _IMAGES_PER_UNIT = 512
@@ -93,7 +92,7 @@ def _seconds(work: Callable[[], None]) -> tuple[float, float]:
 
 def _command(module: str, *arguments: str, without_index: Path | None = None) -> None:
     if without_index:
-        (without_index / INDEX_FILE).unlink(missing_ok=True)
+        _remove_index(without_index)
     subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -105,12 +104,18 @@ def start_training(features: Path, *, without_index: bool = False) -> None:
     from trainer.features.store import FeatureStore
 
     if without_index:
-        (features / INDEX_FILE).unlink(missing_ok=True)
+        _remove_index(features)
     store = FeatureStore.open(str(features))
     order = DataOrder(store.samples(TRAIN), seed=0, batch_size=_BATCH, weights=None)
     choice = CaptionChoice(dropout=0.1, weights=None)
     with Loader(store, order, start_images_seen=0, rank=0, world_size=1, num_workers=1, prefetch=1, captions=choice) as loader:
         next(loader)
+
+
+def _remove_index(folder: Path) -> None:
+    from foundry.records.index import INDEX_FILE
+
+    (folder / INDEX_FILE).unlink(missing_ok=True)
 
 
 def write_run(folder: Path, units: int) -> None:

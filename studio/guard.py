@@ -15,6 +15,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from foundry.http.server import is_loopback_name
+
 COOKIE = "t2i_studio_key"
 KEY = "key"
 """Name of the query parameter that signs a browser in."""
@@ -23,7 +25,6 @@ _ALLOWED = re.compile(
     r"(?:pictures|drawings|grids|pairs)/[\w./-]*|gradio_api/(?:queue/(?:join|data)|heartbeat/[^/]+|startup-events|app_id/?|info/?|"
     r"theme\.css|reset/?|cancel/?|user/?|login_check/?|token/?))"
 )
-_LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -53,7 +54,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> ASGIApp | None:
         host = headers.get("host", "")
-        if self._key is None and re.sub(r":\d+$", "", host).lower() not in _LOOPBACK_NAMES:
+        if self._key is None and not is_loopback_name(host):
             return PlainTextResponse(f"open the studio as localhost, not as {host[:80]}\n", 403)
         if (origin := headers.get("origin")) and urlsplit(origin).netloc.lower() != host.lower():
             return PlainTextResponse("requests of other sites are not answered\n", 403)

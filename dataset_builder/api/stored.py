@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from dataset_builder.api.density import Density
     from dataset_builder.runs.status import RunStatus
-    from dataset_builder.sql.database import Database, Stored
+    from dataset_builder.sql.database import Database
+    from dataset_builder.sql.views import Stored
 
 
 class Source:

@@ -17,7 +17,7 @@ from foundry.storage.folder import Folder, new_file, store_errors
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataset_builder.sql.database import Stored
+    from dataset_builder.sql.views import Stored
 
 PathKind = Literal["absolute", "relative"]
 

@@ -19,7 +19,7 @@ from foundry.storage.folder import Folder
 from foundry.storage.run_record import RunRecord
 
 if TYPE_CHECKING:
-    from dataset_builder.sql.database import Stored
+    from dataset_builder.sql.views import Stored
 
 PAGE = "docs/reference/data_dictionary.md"
 """Path of the page in the repository."""

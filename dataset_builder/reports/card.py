@@ -175,7 +175,8 @@ def _run_line(run: dict[str, Any]) -> str:
     model = (run["model"] or {}).get("name", "unknown")
     prompts = "; ".join(f"{prompt['name']}: “{prompt['text']}”" for prompt in (run["prompts"] or {}).get("prompts", []))
     licence = run["licence"] or "not stated; ask whoever gave you the images before you pass this on"
-    made = f"- **{in_markdown(run['name'])}** (run {run['run_id']}): captions by {in_markdown(model)}; {in_markdown(prompts)}."
+    called = f"**{in_markdown(run['name'])}** (run {in_markdown(run['run_id'])})"
+    made = f"- {called}: captions by {in_markdown(model)}; {in_markdown(prompts)}."
     return f"{made} Licence and terms of the images: {in_markdown(licence)}."
 
 
@@ -184,4 +185,6 @@ def _recipe(record: dict[str, Any]) -> str:
 
 
 def _block(lines: list[str], language: str = "") -> str:
-    return "\n".join([f"```{language}", *lines, "```"])
+    longest = max(map(len, re.findall(r"`+", "\n".join(lines))), default=0)
+    fence = "`" * max(3, longest + 1)  # so that no text of somebody else ends the block
+    return "\n".join([f"{fence}{language}", *lines, fence])

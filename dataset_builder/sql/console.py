@@ -1,12 +1,14 @@
 """Console of SQL queries: an interactive prompt, and answers as boxes, CSV or JSON on standard output."""
 
 import csv
+import io
 import json
 import math
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from dataset_builder.sql.columns import column_meaning
 from dataset_builder.sql.macros import MACROS
 from foundry.commands import as_typed
 from foundry.errors import UserError
+from foundry.reporting.lines import visible
 
 if TYPE_CHECKING:
     from dataset_builder.sql.database import Database
@@ -41,7 +44,10 @@ def print_answer(database: "Database", statement: str, *, answer_format: AnswerF
     for hint in database.hints(statement):
         print(as_typed(hint), file=sys.stderr)
     if answer_format == "table":
-        database.show(statement, max_rows=max_rows, max_width=shutil.get_terminal_size((110, 40)).columns)
+        said = io.StringIO()
+        with redirect_stdout(said):
+            database.show(statement, max_rows=max_rows, max_width=shutil.get_terminal_size((110, 40)).columns)
+        print(visible(said.getvalue()), end="")
     elif answer_format == "csv":
         _print_csv(database, statement)
     else:
@@ -140,12 +146,19 @@ def _print_columns(database: "Database", view: str) -> None:
 
 
 def _print_csv(database: "Database", statement: str) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer, quoting = (
+        csv.writer(sys.stdout, lineterminator="\n"),
+        csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL),
+    )
     for index, batch in enumerate(database.batches(statement)):
         if index == 0:
             writer.writerow(batch.schema.names)
         for row in batch.to_pylist(maps_as_pydicts="strict"):
-            writer.writerow([json.dumps(_plain(cell)) if isinstance(cell, list | dict) else cell for cell in row.values()])
+            cells = [json.dumps(_plain(cell)) if isinstance(cell, list | dict) else cell for cell in row.values()]
+            has_return = any(
+                isinstance(cell, str) and "\r" in cell for cell in cells
+            )  # which readers take for the end of a row
+            (quoting if has_return else writer).writerow(cells)
 
 
 def _print_json(database: "Database", statement: str) -> None:

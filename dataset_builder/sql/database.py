@@ -7,7 +7,6 @@ no setting, no environment, and it writes nowhere. `open_workbench` opens severa
 """
 
 import difflib
-import posixpath
 import re
 import shutil
 import tempfile
@@ -16,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 
 from dataset_builder.sql.macros import HOLDS_ALL, MACROS, macro_sql
-from dataset_builder.sql.views import columns_sql, comment_sql, literal, stored_urls, unknown_name
+from dataset_builder.sql.views import LOCKS, Stored, columns_sql, comment_sql, literal, stored_urls, unknown_name
 from foundry.errors import UserError, one_line
 from foundry.storage.folder import Folder
 
@@ -40,49 +39,6 @@ _UNIT = r"TRY_CAST(regexp_extract(filename, '([0-9]+)-[0-9a-f]+[.]parquet$', 1) 
 MOST_PATHS = 20_000
 _COMMENT_OR_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _EXPLAIN = re.compile(rf"{_COMMENT_OR_SPACE}EXPLAIN\b{_COMMENT_OR_SPACE}(?:ANALYZE\b|\([^()]*\))?", re.IGNORECASE | re.DOTALL)
-# The files of the views only; no variables of this process, no extensions from the network; then nothing can be changed.
-_LOCKS = (
-    "SET python_enable_replacements = false",
-    "SET autoinstall_known_extensions = false",
-    "SET autoload_known_extensions = false",
-    "SET allowed_paths = getvariable('readable')::VARCHAR[]",
-    "SET allowed_directories = getvariable('readable_folders')::VARCHAR[]",
-    "SET enable_external_access = false",
-    "SET lock_configuration = true",
-)
-
-
-class Stored(Protocol):
-    """Files that a database can be opened on: those of a run or a data set."""
-
-    @property
-    def folder(self) -> Folder:
-        """The folder of the files."""
-
-    @property
-    def views(self) -> dict[str, str]:
-        """The views, and what each is."""
-
-    @property
-    def schemas(self) -> "dict[str, pa.Schema]":
-        """The kinds of file, and the schema of each."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that the captions were written and counted with."""
-
-    @property
-    def empty_views(self) -> dict[str, str]:
-        """The views that have no rows before another command has run, and what to type."""
-
-    def paths(self, kind: str) -> list[str]:
-        """The files of a kind."""
-
-    def tables(self) -> "dict[str, pa.Table]":
-        """The relations that do not come from files."""
-
-    def statements(self) -> list[str]:
-        """The statements that create the views."""
 
 
 class Database:
@@ -230,7 +186,7 @@ class Database:
         return f"{first}: correct the SQL"
 
     def _may_read(self, url: str) -> bool:
-        folder = f"{posixpath.dirname(url)}/"
+        folder = f"{url.rpartition('/')[0]}/"
         is_listed = "list_contains(getvariable('readable'), ?) OR list_contains(getvariable('readable_folders'), ?)"
         found = self._connection.execute(f"SELECT {is_listed}", [url, folder]).fetchone()
         return bool(found and found[0])
@@ -276,7 +232,7 @@ def open_workbench(runs: Mapping[str, Stored]) -> Workbench:
             connection.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(parts)}")
         connection.execute(HOLDS_ALL)
         _set_files(connection, list(runs.values()))
-        connection.execute("; ".join(_LOCKS))
+        connection.execute("; ".join(LOCKS))
         return Workbench(connection, comments=comments, settings={}, ending=stack.pop_all())
 
 
@@ -304,7 +260,7 @@ def open_files(stored: Stored) -> Database:
         for statement in macro_sql(has_noun_index="noun_index" in stored.schemas):
             connection.execute(statement)
         _set_files(connection, [stored])
-        connection.execute("; ".join(_LOCKS))
+        connection.execute("; ".join(LOCKS))
         return Database(
             connection, comments=stored.views, settings=stored.settings, ending=stack.pop_all(), empty_views=stored.empty_views
         )
@@ -382,7 +338,7 @@ def _set_files(connection: duckdb.DuckDBPyConnection, opened: Sequence[Stored]) 
             if urls := stored_urls(stored.folder, stored.paths(kind)):
                 connection.execute(f"SET VARIABLE {kind}_{number} = ?", [urls])
                 readable.update(urls)
-    folders = {f"{posixpath.dirname(url)}/" for url in readable} if len(readable) > MOST_PATHS else set()
+    folders = {f"{url.rpartition('/')[0]}/" for url in readable} if len(readable) > MOST_PATHS else set()
     connection.execute("SET VARIABLE readable = ?::VARCHAR[]", [[] if folders else sorted(readable)])
     connection.execute("SET VARIABLE readable_folders = ?::VARCHAR[]", [sorted(folders)])
 

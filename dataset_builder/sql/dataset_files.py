@@ -41,7 +41,8 @@ from foundry.storage.locations import advice_for
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataset_builder.sql.database import Database, Stored
+    from dataset_builder.sql.database import Database
+    from dataset_builder.sql.views import Stored
 
 DATASET_RECORD = "dataset.json"
 

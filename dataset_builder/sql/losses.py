@@ -12,7 +12,7 @@ from foundry.storage.folder import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dataset_builder.sql.database import Stored
+    from dataset_builder.sql.views import Stored
 
 LOSSES_FOLDER = "losses"
 """Inside the folder of a training; its files end in .parquet."""

@@ -1,4 +1,4 @@
-"""SQL text that runs and data sets share: names and literals, carried columns, and the views of nouns, counts and scores.
+"""SQL that runs and data sets share: their protocol, names and literals, carried columns, views of nouns, counts and scores.
 
 The views read the schema `stored`, which has one relation for each kind of file as it is on disk.
 """
@@ -6,6 +6,7 @@ The views read the schema `stored`, which has one relation for each kind of file
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -22,6 +23,18 @@ from foundry.storage.folder import Folder
 _EMBEDDINGS = pa.schema([EMBEDDINGS.field("key"), pa.field("embedding", pa.list_(pa.float32()), nullable=False)])
 SCORED = {"scores": SCORES, "caption_scores": CAPTION_SCORES, "embeddings": _EMBEDDINGS}
 
+LOCKS = (
+    "SET python_enable_replacements = false",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allowed_paths = getvariable('readable')::VARCHAR[]",
+    "SET allowed_directories = getvariable('readable_folders')::VARCHAR[]",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+"""The statements after which a database reads only the files in its variables `readable` and `readable_folders`, no variables
+of this process and no extensions from the network; then nothing can be changed."""
+
 OWN_COLUMNS = (
     *("run", "unit", "value", "flag", "is_edited", *IMAGES.names, *CAPTIONS.names, *SCORES.names, *SAMPLES.names),
     *(field.name for field in SAMPLE_CAPTION),
@@ -31,6 +44,39 @@ ambiguous in a join."""
 _UNNAMED = "unnamed"
 """SQL name of a column without a name, such as the index that pandas writes first into a csv."""
 _CARRIED_TYPES = ("BIGINT", "DOUBLE", "BOOLEAN", "VARCHAR")
+
+
+class Stored(Protocol):
+    """Files that a database can be opened on: those of a run or a data set."""
+
+    @property
+    def folder(self) -> Folder:
+        """The folder of the files."""
+
+    @property
+    def views(self) -> dict[str, str]:
+        """The views, and what each is."""
+
+    @property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """The kinds of file, and the schema of each."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the captions were written and counted with."""
+
+    @property
+    def empty_views(self) -> dict[str, str]:
+        """The views that have no rows before another command has run, and what to type."""
+
+    def paths(self, kind: str) -> list[str]:
+        """The files of a kind."""
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The relations that do not come from files."""
+
+    def statements(self) -> list[str]:
+        """The statements that create the views."""
 
 
 def literal(text: str) -> str:

@@ -7,11 +7,13 @@ middleware: Starlette's own would hide from the endpoints that a client disconne
 import hmac
 import ipaddress
 import json
+import re
 import signal
 import socket
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -20,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foundry.chat_endpoint import read_key
-from foundry.errors import UserError
+from foundry.errors import UserError, one_line
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Types of errors by their status; others follow from the hundreds."""
@@ -55,10 +57,41 @@ class KeyGuard:
         await self._app(scope, receive, send)
 
 
+class LoopbackGuard:
+    """Middleware of a server without a key: only programs and pages of this machine may ask.
+
+    A page of another site can send requests to a loopback address, which its Origin tells, also by a name of its own that leads
+    here, which Host tells.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers with status 403 in the application's place what comes from elsewhere."""
+        if scope["type"] == "http":
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            if not is_loopback_name(host := headers.get("host", "")):
+                message = f"call the server localhost, not {host[:80]}, or start it with a key"
+                await failure(message, status=403)(scope, receive, send)
+                return
+            if (origin := headers.get("origin")) is not None and not is_loopback_name(urlsplit(origin).netloc):
+                await failure("requests of other sites need a key: start the server with one", status=403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def is_loopback_name(netloc: str) -> bool:
+    """Whether a host, with or without its port, is a loopback name or address."""
+    return _is_loopback(re.sub(r":\d+$", "", netloc).lower().strip("[]"))
+
+
 def new_app(title: str, *, key: str | None, on_shutdown: Callable[[], object]) -> FastAPI:
-    """An application whose errors have OpenAI's form, which asks for the key, where there is one, but at /health."""
+    """An application whose errors have OpenAI's form, which asks for the key, but at /health; without one see LoopbackGuard."""
     app = FastAPI(title=title, on_shutdown=[on_shutdown])
-    if key is not None:
+    if key is None:
+        app.add_middleware(LoopbackGuard)
+    else:
         app.add_middleware(KeyGuard, key=key, open_paths=("/health",))
 
     @app.exception_handler(BadRequest)
@@ -97,9 +130,12 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 async def read_json(request: Request, *, max_bytes: int) -> Mapping[str, Any]:
     """The JSON object that was sent. Raises BadRequest where it is none, or too long."""
     try:
-        body = json.loads(await read_body(request, max_bytes=max_bytes), parse_constant=_no_constant)
-    except ValueError as error:
-        raise BadRequest(f"the request is not valid JSON: {error}") from None
+        data = await read_body(request, max_bytes=max_bytes)
+        body = json.loads(data, parse_constant=_no_constant)
+        if b"\\ud" in data.lower():
+            json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the request is not valid JSON: {one_line(error)}") from None
     if not isinstance(body, dict):
         raise BadRequest("the request is not a JSON object")
     return body

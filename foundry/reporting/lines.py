@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Output:
 
 
 OUTPUT = Output()
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def asked_format(arguments: Sequence[str]) -> LogFormat:
@@ -51,9 +53,14 @@ def choose_format(chosen: LogFormat) -> None:
     logging.captureWarnings(chosen == "json")
 
 
+def visible(text: str) -> str:
+    """A text whose control, bidirectional and unpaired characters are written out, so that no terminal obeys them."""
+    return _HIDDEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def say(line: str, *, err: bool = False) -> None:
     """Prints a line; `err`: on stderr. In JSON its event is error, warning (by how it begins) or message."""
-    stream = sys.stderr if err else sys.stdout
+    stream, line = sys.stderr if err else sys.stdout, visible(line)
     if OUTPUT.format == "json":
         kind, _, rest = line.partition(": ")
         report(kind if kind in _KINDS else "message", err=err, text=rest if kind in _KINDS else line)

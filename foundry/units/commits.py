@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError
@@ -173,11 +174,14 @@ def read_commit(folder: Folder, unit: int, *, before_retry: int | None = None) -
 
 def read_commits(folder: Folder) -> list[Commit]:
     """All units that exist, as they are now, in their order."""
+    records = sorted(_records(folder).values(), key=attrgetter("unit", "retry"))
+    if not any(record.retry for record in records):
+        return records
     by_unit: dict[int, list[Commit]] = {}
-    for record in sorted(_records(folder).values(), key=lambda record: (record.unit, record.retry)):
+    for record in records:
         if record.unit in by_unit or not record.retry:
             by_unit.setdefault(record.unit, []).append(record)
-    return [reduce(_followed_by, records) for records in by_unit.values()]
+    return [reduce(_followed_by, own) for own in by_unit.values()]
 
 
 def named_files(folder: Folder) -> set[str]:

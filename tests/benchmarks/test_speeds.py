@@ -10,6 +10,8 @@ from benchmarks import train_loop
 from benchmarks.captioning import run_dtype
 from benchmarks.feature_making import SIDE_PX, making_dtype
 from benchmarks.features import FeaturesBenchConfig, storage_figures
+from benchmarks.loader import LoaderBenchConfig, drawing_figures, loading_figures
+from benchmarks.precompute_reading import PrecomputeReadingConfig, mix_figures, reading_figures
 from benchmarks.staged_config import StagedTrainingConfig
 from benchmarks.staged_training import trained_dtypes
 from benchmarks.train_loop import StepClock, StepTimes, TrainLoopConfig
@@ -78,3 +80,26 @@ def test_the_loop_is_measured_with_validation_samples_and_checkpoints_on(capsys:
     assert min(figures[name] for name in ("validation_s", "samples_s", "checkpoint_s", "core_s", "step_s")) > 0
     assert figures["core_s"] < figures["step_s"] and 0 < figures["step_overhead"] < figures["loop_overhead"] < 1
     assert figures["dtype"] in ("bfloat16", "float32")
+
+
+def test_reading_counts_each_byte_of_a_source_once(tmp_path: Path) -> None:
+    config = PrecomputeReadingConfig(images=300, image_kb=200, hash_order_images=20, tars=50, images_per_tar=200)
+    figures = reading_figures(config, tmp_path)
+    assert figures["mb_per_image"] == pytest.approx(0.2, rel=0.05), "though two units share each row group"
+    assert figures["disk_mb_per_image"] == pytest.approx(0.2, rel=0.05)
+    assert figures["hash_order_mb_per_image"] > 5 * figures["mb_per_image"]
+    assert min(figures.values()) > 0
+
+
+def test_the_mix_of_units_is_near_that_of_independent_draws(tmp_path: Path) -> None:
+    figures = mix_figures(PrecomputeReadingConfig(tars=40, images_per_tar=250), tmp_path)
+    assert 25 < figures["sources_per_unit"] <= figures["uniform_sources_per_unit"] < 40
+    assert figures["sources_per_window"] > 35 and figures["largest_share"] < 0.15
+
+
+def test_loading_counts_what_one_rank_reads(tmp_path: Path) -> None:
+    config = LoaderBenchConfig(count=24, batch_size=32, ranks=4, images=10_240)
+    figures = loading_figures(config, tmp_path) | drawing_figures(config)
+    assert min(figures.values()) > 0
+    bytes_int8, bytes_bf16 = (figures[f"gb_per_s_{name}"] / figures[f"images_per_s_{name}"] for name in ("int8", "bf16"))
+    assert 1.8 < bytes_bf16 / bytes_int8 < 2.2

@@ -19,6 +19,7 @@ from tests.faults.table import FAULTS
 _SEED = pytest.StashKey[int]()
 _COUNTS = pytest.StashKey[Counter[str]]()
 _OUTCOMES = pytest.StashKey[Counter[str]]()
+_COMMIT = pytest.StashKey[str]()
 _SKIPPED = pytest.StashKey[list[str]]()
 Tally = Callable[[str, int], None]
 
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("seed", None)
     config.stash[_SEED] = random.SystemRandom().randrange(10**6) if given is None else int(given)
+    config.stash[_COMMIT] = _first_line("git", "describe", "--always", "--dirty=+")
     config.stash[_COUNTS], config.stash[_OUTCOMES], config.stash[_SKIPPED] = Counter(), Counter(), []
 
 
@@ -66,7 +68,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     found = {
         "seed": config.stash[_SEED],
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _first_line("git", "describe", "--always", "--dirty=+"),
+        "commit": config.stash[_COMMIT],
         "processor": _processor(),
         "outcomes": config.stash[_OUTCOMES],
         "skipped": config.stash[_SKIPPED],
@@ -105,4 +107,4 @@ def _processor() -> str:
 
 
 def _first_line(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()

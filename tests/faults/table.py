@@ -24,7 +24,7 @@ FAULTS = {
     "images": Fault(
         "damaged images",
         "decoded or rejected with a reason; no crash; memory and time bounded",
-        "images by a mutation fuzzer over eleven formats",
+        "images by a mutation fuzzer over ten formats",
         _IMAGES,
     ),
     "crafted images": Fault(
@@ -79,13 +79,13 @@ FAULTS = {
     "texts": Fault(
         "HTML, scripts, formulas, control and bidirectional characters",
         "shown as text: in reports, cards, the studio, csv, logs and errors",
-        "texts in keys, paths, alt texts, captions, nouns and metadata, each looked at in seven places",
+        "texts in paths, alt texts, classes, captions, names of prompts and columns, and metadata",
         _TEXTS,
     ),
     "requests": Fault(
         "malformed, oversized, foreign and unauthorised requests",
         "refused with a status and a message; the server answers the next request",
-        "requests to the servers of captions and images and to the studio",
+        "requests to the servers of captions and images",
         _SERVERS,
     ),
     "connections": Fault(

@@ -25,6 +25,7 @@ from studio.captions.sql_box import SqlBox
 from studio.recipes.page import RecipeTab, Sliders
 from tests.dataset_builder.small_run import SmallRun
 from tests.faults.conftest import Tally
+from tests.faults.statements import STATEMENTS
 from trainer.data.queries import answer
 
 CANARY = "canary-nobody-may-see"
@@ -75,129 +76,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-READERS = [
-    *(f"{name}('{{secret}}.csv')" for name in ("read_csv", "read_csv_auto", "read_text", "read_blob", "sniff_csv")),
-    *(
-        f"{name}('{{secret}}.json')"
-        for name in ("read_json", "read_json_auto", "read_ndjson", "read_ndjson_objects", "read_json_objects")
-    ),
-    *(
-        f"{name}('{{secret}}.parquet')"
-        for name in (
-            "read_parquet",
-            "parquet_scan",
-            "parquet_metadata",
-            "parquet_schema",
-            "parquet_kv_metadata",
-            "parquet_file_metadata",
-        )
-    ),
-    "glob('{folder}/*')",
-    "read_csv(['{secret}.csv'])",
-    "read_csv('{folder}/*.csv')",
-    "read_parquet('{folder}/run/captions/linked.parquet')",
-    "read_parquet('{folder}/run/captions/*.parquet', union_by_name = true)",
-    "read_parquet('{folder}/run/captions/../../secret.parquet')",
-    "read_text('{folder}/run/secret.csv')",
-    "read_text('run/run.json')",
-    "read_text('secret.csv')",
-    "read_text('~/.netrc')",
-    "read_text('file://{secret}.csv')",
-    "read_text('file:{secret}.csv')",
-    "read_text('/proc/self/environ')",
-    "read_text('/proc/self/cwd/secret.csv')",
-    "read_text('/dev/fd/0')",
-    "read_text('http://127.0.0.1:{port}/')",
-    "read_csv('http://127.0.0.1:{port}/x.csv')",
-    "read_parquet('s3://127.0.0.1:{port}/x.parquet')",
-    "read_parquet('hf://datasets/a/b/c.parquet')",
-    "read_text('memory://x')",
-    "'{secret}.csv'",
-    "'{secret}.parquet'",
-    '"{secret}.parquet"',
-    "'http://127.0.0.1:{port}/x.parquet'",
-    "query('FROM read_text(''{secret}.csv'')')",
-    "query_table('{secret}.parquet')",
-    "query_table(['{secret}.parquet'])",
-    "(SELECT getenv('CANARY'))",
-    "(SELECT current_setting('s3_secret_access_key'))",
-    "duckdb_secrets()",
-    "which_secret('s3://x', 's3')",
-    "CANARY",
-    "world",
-    "enable_logging(storage = 'file', storage_config = {{'path': '{folder}/log'}})",
-    "read_duckdb('{secret}.db')",
-    "sqlite_scan('{secret}.db', 'a')",
-    "postgres_scan('host=127.0.0.1 port={port}', 'a', 'b')",
-    "arrow_scan(1, 2, 3)",
-    "pandas_scan(1)",
-    "python_map_function(1)",
-    "seq_scan('captions')",
-    "(WITH gone AS (DELETE FROM commits RETURNING *) SELECT * FROM gone)",
-]
-"""Relations that would read what is no part of the run."""
-WRITERS = [
-    "COPY captions TO '{folder}/out.csv'",
-    "COPY (FROM captions) TO '{folder}/out' (FORMAT parquet, PARTITION_BY (prompt))",
-    "COPY captions FROM '{secret}.csv'",
-    "COPY FROM DATABASE memory TO x",
-    "ATTACH '{folder}/out.db'",
-    "ATTACH 'http://127.0.0.1:{port}/x.db' AS x (READ_ONLY)",
-    "ATTACH ':memory:' AS x",
-    "DETACH memory",
-    "EXPORT DATABASE '{folder}/out'",
-    "IMPORT DATABASE '{folder}'",
-    "INSTALL httpfs",
-    "FORCE INSTALL httpfs FROM 'http://127.0.0.1:{port}/'",
-    "UPDATE EXTENSIONS",
-    "LOAD httpfs",
-    "LOAD '{secret}.csv'",
-    "SET enable_external_access = true",
-    "SET GLOBAL lock_configuration = false",
-    "SET VARIABLE readable = ['{secret}.csv']",
-    "SET allowed_paths = ['{secret}.csv']",
-    "SET home_directory = '{folder}'",
-    "SET temp_directory = '{folder}'",
-    "SET threads = 64",
-    "SET memory_limit = '1TB'",
-    "SET log_query_path = '{folder}/log'",
-    "RESET ALL",
-    "PRAGMA enable_profiling = 'json'",
-    "PRAGMA profile_output = '{folder}/out'",
-    "PRAGMA database_list",
-    "CALL enable_logging()",
-    "CREATE SECRET x (TYPE http, BEARER_TOKEN 'x')",
-    "CREATE TABLE x AS FROM '{secret}.csv'",
-    "CREATE TEMP VIEW x AS FROM '{secret}.csv'",
-    "CREATE MACRO x() AS TABLE FROM read_text('{secret}.csv')",
-    "CREATE FUNCTION getenv2(x) AS getenv(x)",
-    "CREATE OR REPLACE MACRO density() AS TABLE SELECT 1",
-    "CREATE TYPE x AS INTEGER",
-    "ALTER VIEW captions RENAME TO x",
-    "DROP SCHEMA stored CASCADE",
-    "INSERT INTO commits FROM commits",
-    "UPDATE commits SET planned = 0",
-    "TRUNCATE commits",
-    "MERGE INTO commits USING captions ON true WHEN MATCHED THEN DELETE",
-    "COMMENT ON VIEW captions IS 'x'",
-    "PREPARE x AS FROM '{secret}.csv'",
-    "EXECUTE x",
-    "EXPLAIN ANALYZE COPY captions TO '{folder}/out.csv'",
-    "EXPLAIN ANALYZE SELECT * FROM read_text('{secret}.csv')",
-    "DESCRIBE '{secret}.parquet'",
-    "SUMMARIZE '{secret}.parquet'",
-    "SHOW TABLES FROM '{secret}.parquet'",
-    "VACUUM",
-    "CHECKPOINT",
-    "BEGIN; COMMIT",
-    "USE system",
-    ".read {secret}.csv",
-    ".output {folder}/out",
-    "\\d '{secret}.parquet'",
-    "SELECT 1; COPY captions TO '{folder}/out.csv'",
-]
-"""Statements that would write, change a setting, or read by another way."""
-STATEMENTS = [*(f"SELECT * FROM {reader}" for reader in READERS), *WRITERS]
 Door = Callable[[World, str], str]
 
 

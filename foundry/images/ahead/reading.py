@@ -74,7 +74,7 @@ class AheadReader(ImageReader):
         self._cache = cache
         self._max_bytes = max_bytes
         self._threads: ThreadPoolExecutor | None = None
-        self._most_pending = 0
+        self._num_threads = 0
         self._idle: list[ImageReader] = []
         self._lock = Lock()
         self._runs: Iterator[_Run] = iter(())
@@ -94,9 +94,8 @@ class AheadReader(ImageReader):
         """Says which rows will be read, and in which order."""
         super().expect([row for row in rows if row["uri"].startswith(_WEB)])
         is_remote = any(is_url(row["uri"]) for row in rows)
-        num_threads = REMOTE_THREADS if is_remote else LOCAL_THREADS
-        self._threads = self._threads or ThreadPoolExecutor(num_threads, thread_name_prefix="images")
-        self._most_pending = 2 * num_threads
+        self._num_threads = REMOTE_THREADS if is_remote else LOCAL_THREADS
+        self._threads = self._threads or ThreadPoolExecutor(self._num_threads, thread_name_prefix="images")
         self._runs = _runs(rows, with_extents=self._cache is not None)
         self._pending.clear()
         self._fetched = {}
@@ -112,10 +111,10 @@ class AheadReader(ImageReader):
         return found
 
     def _look_ahead(self) -> bool:
-        """Keeps the threads busy; whether there is more to wait for."""
+        """Gives each thread an extent or an image, no more, since images may be large; whether there is more to wait for."""
         if self._threads is None:
             return False
-        while len(self._pending) < self._most_pending and (run := next(self._runs, None)) is not None:
+        while len(self._pending) < self._num_threads and (run := next(self._runs, None)) is not None:
             self._pending.append(self._threads.submit(self._fetch, *run))
         return bool(self._pending)
 

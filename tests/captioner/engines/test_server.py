@@ -38,7 +38,9 @@ def engine(tiny_llava: Path) -> TransformersEngine:
 @pytest.fixture
 def client(engine: TransformersEngine) -> Iterator[TestClient]:
     engine.settings = SETTINGS
-    with TestClient(caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56)) as client:
+    with TestClient(
+        caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56), base_url="http://localhost"
+    ) as client:
         yield client
 
 
@@ -103,7 +105,9 @@ def test_what_is_not_a_json_object_is_refused(client: TestClient, data: bytes) -
 
 
 def test_a_key_is_asked_for_but_for_health(engine: TransformersEngine) -> None:
-    with TestClient(caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56, key="sk-7")) as client:
+    with TestClient(
+        caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56, key="sk-7"), base_url="http://localhost"
+    ) as client:
         assert client.get("/v1/models").status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer sk-8"}).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer sk-7"}).json()["data"][0]["id"] == "tiny"
@@ -138,7 +142,8 @@ def test_an_image_that_the_model_fails_on_is_told_from_a_model_that_is_lost(*, w
     engine = _SlowEngine()
     engine.works = works
     engine.go.set()
-    with TestClient(caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56)) as client:  # type: ignore[arg-type]
+    app = caption_server(engine, name="tiny", limits=LIMITS, image_side_px=56)  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://localhost") as client:
         answer = client.post("/v1/chat/completions", json=request(prompt="bad"))
         assert client.post("/v1/chat/completions", json=request(prompt="good")).status_code == 200
     assert answer.status_code == status

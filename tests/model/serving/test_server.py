@@ -54,7 +54,7 @@ def new_app(new_engine: NewEngine, checkpoint: Path) -> NewApp:
 
 @pytest.fixture
 def client(new_app: NewApp) -> Iterator[TestClient]:
-    with TestClient(new_app()) as client:
+    with TestClient(new_app(), base_url="http://localhost") as client:
         yield client
 
 
@@ -144,7 +144,7 @@ def test_models_and_health_and_metrics(client: TestClient) -> None:
 
 
 def test_a_key_is_asked_for_but_for_health(new_app: NewApp) -> None:
-    with TestClient(new_app(key="sk-7")) as client:
+    with TestClient(new_app(key="sk-7"), base_url="http://localhost") as client:
         for path in ("/v1/models", "/metrics"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={"Authorization": "Bearer sk-8"}).status_code == 401
@@ -155,7 +155,7 @@ def test_a_key_is_asked_for_but_for_health(new_app: NewApp) -> None:
 
 
 def test_adapters_are_models_and_a_field(new_app: NewApp, lora_engine: Engine) -> None:
-    with TestClient(new_app(engine=lora_engine)) as client:
+    with TestClient(new_app(engine=lora_engine), base_url="http://localhost") as client:
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["tiny", "owl"]
         plain, named, field, none = (
             decoded(ask(client, seed=1, **fields)["data"][0])
@@ -181,7 +181,7 @@ def test_a_prompt_is_rewritten_unless_the_request_says_no(new_app: NewApp) -> No
     rewriter = PromptRewriter(_Rewriter(), name="words", count_tokens=lambda text: 5, max_tokens=20)
     with ThreadPoolExecutor(1) as threads:
         served = ServerRewriter(rewriter=rewriter, cache=None, executor=threads)
-        with TestClient(new_app(rewriter=served)) as client:
+        with TestClient(new_app(rewriter=served), base_url="http://localhost") as client:
             item = ask(client, seed=1)["data"][0]
             assert item["revised_prompt"] == "a red owl, on the left"
             text: dict[str, str] = decoded(item).text  # type: ignore[attr-defined]
@@ -210,7 +210,7 @@ def test_requests_that_wait_for_the_rewriter_count_as_waiting(new_app: NewApp) -
     rewriter = PromptRewriter(slow, name="words", count_tokens=lambda text: 5, max_tokens=20)
     with ThreadPoolExecutor(1) as threads, ThreadPoolExecutor(MAX_WAITING) as clients:
         served = ServerRewriter(rewriter=rewriter, cache=None, executor=threads)
-        with TestClient(new_app(rewriter=served)) as client:
+        with TestClient(new_app(rewriter=served), base_url="http://localhost") as client:
             asked = [clients.submit(ask, client, seed=seed) for seed in range(MAX_WAITING)]
             for _ in range(200):
                 if float(_metric(client, "t2i_prompts_rewriting")) == MAX_WAITING:
@@ -263,7 +263,7 @@ def test_an_image_that_cannot_be_edited_is_told(client: TestClient, image: bytes
 
 def test_a_full_queue_is_told_with_when_to_ask_again(new_app: NewApp, gate: Gate) -> None:
     gate.close()
-    with TestClient(new_app()) as client, ThreadPoolExecutor(2) as threads:
+    with TestClient(new_app(), base_url="http://localhost") as client, ThreadPoolExecutor(2) as threads:
         asked = [threads.submit(ask, client, n=4)]
         gate.arrival()
         asked.append(threads.submit(ask, client, n=10))
@@ -303,7 +303,7 @@ def served(new_app: NewApp) -> Iterator[tuple[str, int]]:
 def test_a_client_that_goes_away_costs_nothing(served: tuple[str, int], gate: Gate) -> None:
     gate.close()
     body = json.dumps({"prompt": "an owl", "steps": 90}).encode()
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(served) as connection:
         connection.sendall(head.encode() + body)
         gate.arrival()

@@ -142,7 +142,7 @@ def test_no_more_is_read_ahead_than_the_threads_need(tmp_path: Path, monkeypatch
         return len(fetched)
 
     counts = read_ahead(rows, read, cache=None, max_bytes=10).images
-    assert max(count - done for done, count in enumerate(counts)) <= 2 * reading.LOCAL_THREADS + 1
+    assert max(count - done for done, count in enumerate(counts)) <= reading.LOCAL_THREADS + 1
 
 
 def test_an_image_that_was_not_expected_is_read_too(tmp_path: Path) -> None:
