@@ -181,7 +181,7 @@ def test_a_wrong_argument_is_one_line(arguments: list[str], message: str, capsys
         ("imagess: [a]", "unknown option imagess; did you mean --images?"),
         ("optimiser:\n  beta: 1", "unknown option optimiser.beta; did you mean --optimiser.betas?"),
         ("images: a", "--images: expected a list, each text, found a"),
-        ("images: [a", "Problems parsing config"),
+        ("images: [a", "is not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_one_line(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
