@@ -103,8 +103,10 @@ def test_a_retry_that_is_killed_in_the_middle_is_resumed_and_tries_each_image_on
     process = start_captioner([*arguments, "--retry_rejected"])
     try:
         wait_for_commits(run, process.poll, committed=committed_retries)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate(timeout=60)
+        assert not psutil.wait_procs(workers, timeout=60)[1], "Ray's workers still commit what they have in hand"
     finally:
         process.kill()
     interrupted = len(committed_retries(Folder(str(run))))

@@ -12,7 +12,6 @@ from foundry.errors import UserError
 from model.layers.matrices import block_matrices
 from trainer.config.optim import OptimConfig
 from trainer.config.train import TrainConfig
-from trainer.distributed import SHARDS
 from trainer.training.techniques.muon import Muon, MuonSettings
 
 _TABLES = ("scale_shift_table", "embedding_table.weight")
@@ -113,7 +112,7 @@ def _quantised(name: str, value: Tensor) -> dict[str, Tensor]:
     """The tensors that torchao's 8-bit tensor consists of; those of a shard bear its number. Empty for any other tensor."""
     shard = ""
     if isinstance(value, DTensor):
-        shard, value = f".{value.device_mesh.get_local_rank(SHARDS)}", value.to_local()
+        shard, value = f".{value.device_mesh.get_local_rank(value.device_mesh.ndim - 1)}", value.to_local()
     if not hasattr(value, "codes"):
         return {}
     return {f"{name}.{part}{shard}": getattr(value, part) for part in ("codes", "scale")}

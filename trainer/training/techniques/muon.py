@@ -22,8 +22,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.distributed import SHARDS
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iteration brings singular values in (0, 1] near 1."""
 _UPDATE_RMS = 0.2
@@ -171,7 +169,10 @@ def _rows_of_a_worker(parameter: nn.Parameter) -> int:
 def _group(parameters: Sequence[nn.Parameter]) -> dist.ProcessGroup | None:
     """The workers that share these weights; all, where each has them whole."""
     sharded = parameters[0] if parameters else None
-    return sharded.device_mesh.get_group(SHARDS) if isinstance(sharded, DTensor) else None
+    if not isinstance(sharded, DTensor):
+        return None
+    mesh = sharded.device_mesh
+    return mesh.get_group(mesh.ndim - 1)  # along the others are copies
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -278,7 +278,7 @@ def test_the_utilisation_in_the_log_counts_techniques_and_the_optimiser(root: Pa
     for config in (plain, with_muon, with_all):
         assert main(config) == 0
         rows = read_metrics(Path(config.run_folder))
-        flops.append([1e9 * row["mfu"] / row["images_per_s"] for row in rows if row["kind"] == "train"])  # of an image
+        flops.append([1e9 * row["mfu"] / row["overall_images_per_s"] for row in rows if row["kind"] == "train"])  # of an image
     checkpoint = newest_checkpoint(Path(plain.run_folder))
     assert checkpoint is not None
     network = read_transformer_config(checkpoint)
