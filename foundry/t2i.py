@@ -39,12 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> None:
     """Runs the command's module as `python -m` does, but that modules of the working folder hide none that are installed."""
-    STARTED_BY_T2I.set(True)
     folder = os.getcwd()
     if not sys.flags.safe_path and not {"", folder} & set(sys.path):
         sys.path.append(folder)  # users name their own benchmarks by module
     sys.argv[1:] = arguments
-    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+    token = STARTED_BY_T2I.set(True)
+    try:
+        runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+    finally:
+        STARTED_BY_T2I.reset(token)
 
 
 def _help() -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tiff", "JPEG2000": "jp2"}
 
 MAX_ASPECT_RATIO = 50
 """Longer side by shorter one at most: a processor that makes the shorter side 336 px makes 1 x 4000 into 336 x 1,344,000."""
+_ONE_LIMIT = Lock()
 MAX_JPEG_SCANS = 100
 """Scans of a JPEG at most. Encoders write 20 and fewer; each takes time for all pixels, however few its bytes."""
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
@@ -188,11 +190,20 @@ def _without_notes(png: bytes) -> bytes:
 def _open(data: bytes, *, max_pixels: int | None) -> Image.Image:
     """Opens an image, in which another may lie: that of an ICO is decoded here, so Pillow has to know the limit too.
 
-    Pillow warns above its limit and refuses twice of it; _check_size has the exact one.
+    Pillow warns above its limit and refuses twice of it; _check_size has the exact one. The limit is one for all of Pillow's
+    users in the process: it is off but while an image is opened.
     """
-    Image.MAX_IMAGE_PIXELS = max_pixels
     Image.init()  # Registers all formats, the first time; open() alone knows but the commonest and fails on the other names.
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    with _ONE_LIMIT:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:  # which says the number of pixels alone
+            found = re.search(r"\d+", str(error))
+            num_pixels = f"{int(found[0]):,} pixels" if found else one_line(error)
+            raise ImageError("too_many_pixels", f"{num_pixels}, the limit is {max_pixels:,}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = None
 
 
 @contextmanager
@@ -204,19 +215,10 @@ def _failures_named(data: bytes) -> Iterator[None]:
             yield
         except (ImageError, MemoryError):  # too little memory says nothing about the image
             raise
-        except Image.DecompressionBombError as error:
-            raise _too_large(error) from error
         except UnidentifiedImageError as error:
             raise _unidentified(data) from error
         except Exception as error:  # Decoders of hostile bytes raise anything: struct.error, IndexError, SyntaxError, …
             raise ImageError("broken", f"{type(error).__name__}: {one_line(error)}") from error
-
-
-def _too_large(error: Image.DecompressionBombError) -> ImageError:
-    """Pillow says the number of pixels alone."""
-    found = re.search(r"\d+", str(error))
-    num_pixels = f"{int(found[0]):,} pixels" if found else one_line(error)
-    return ImageError("too_many_pixels", f"{num_pixels}, the limit is {Image.MAX_IMAGE_PIXELS:,}")
 
 
 def _unidentified(data: bytes) -> ImageError:
