@@ -72,5 +72,6 @@ $(STAMP): requirements.lock pyproject.toml
 	  if [ -d $(VENV)/lib ] && [ ! -d $(VENV)/lib/$$version ]; then echo "$(VENV) is of another version: made anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile --require-hashes -r requirements.lock
+	-@$(RUN) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1  # on all cores; where nothing writes bytecode, each import would compile again
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
