@@ -61,6 +61,7 @@ clean:  ## remove what make and the checks wrote, except .venv
 	rm -rf *.egg-info build demo try .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Bytecode is compiled on all cores, which pip does on one; templates among the packages are no Python, and fail.
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11, 3.12 or 3.13, or name one, make PYTHON=/path/to/python3.13" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -72,6 +73,6 @@ $(STAMP): requirements.lock pyproject.toml
 	  if [ -d $(VENV)/lib ] && [ ! -d $(VENV)/lib/$$version ]; then echo "$(VENV) is of another version: made anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile --require-hashes -r requirements.lock
-	-@$(RUN) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1  # on all cores; where nothing writes bytecode, each import would compile again
+	@$(RUN) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
