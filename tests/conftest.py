@@ -47,9 +47,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_ray_is_left() -> Iterator[None]:
-    """A file of tests that starts Ray in its process ends it: the next file's workers must find that file's modules."""
+def _nothing_is_left() -> Iterator[None]:
+    """A file of tests that starts Ray in its process ends it, as the next file's workers must find that file's modules; and the
+    form of messages is the default one again.
+    """
     yield
+    if (lines := sys.modules.get("foundry.reporting.lines")) is not None:
+        lines.choose_format("auto")
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         ray.shutdown()
 
