@@ -7,7 +7,7 @@ images_per_s_int8, images_per_s_bf16    images that one core reads in a second
 gb_per_s_int8, gb_per_s_bf16            the same in GB
 cores_per_gpu                           cores for three times what a GPU reads by the plan, with int8
 
-The part of one rank of a global batch, over a store of so many images (no features are read), in milliseconds:
+The part of one rank of a global batch, over a store of --images images (no features are read), in milliseconds:
 
 order_ms, order_whole_ms                samples in their order: of this rank; and of all ranks, as each rank did before
 captions_ms, captions_one_by_one_ms     random numbers of the caption choice: at once; and by a generator for each sample

@@ -10,7 +10,7 @@ cpu_ms_per_image, hash_order_cpu_ms_per_image  time of processors for an image, 
 mb_per_image, hash_order_mb_per_image          MB that are read from Parquet for an image of image_mb
 disk_mb_per_image                              MB of it that are written to the node's disk, where its units read them
 
-The mix, of a plan of so many tars of equal size (no images are read):
+The mix, of a plan of --tars tars of equal size (no images are read):
 
 sources_per_unit, uniform_sources_per_unit     tars that the 256 images of a unit are from; and were each drawn from all images
 largest_share                                  largest share of a unit's images that one tar has, over all units

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foundry.errors import UserError
+from foundry.hardware import own_device
 
 Result = TypeVar("Result")
 
@@ -130,7 +131,7 @@ def join_workers(device: str, *, timeout_s: int) -> Iterator[Workers]:
 
 def _device(name: str, *, local_rank: int) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = own_device()
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.empty(0, device=device)

@@ -21,7 +21,7 @@ from captioner.engines.generation import NOT_FINITE, Generation, GenerationSetti
 from captioner.engines.model_input import ImageFit, PromptFormat, end_ids, load_processor
 from captioner.engines.model_source import ModelSource
 from foundry.errors import UserError
-from foundry.hardware import Halving, resolve_dtype
+from foundry.hardware import Halving, own_device, resolve_dtype
 from foundry.storage.model_files import load_network
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class TransformersEngine:
         self.settings = settings
         self.keep_logprobs = keep_logprobs
         self._batches = Halving()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(own_device())
         self.processor = load_processor(source)
         self._format = PromptFormat(self.processor, source)
         self._fit = ImageFit(self.processor, source, settings.image_fit)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry.errors import UserError, one_line
-from foundry.hardware import AutoDtype, Halving, resolve_dtype
+from foundry.hardware import AutoDtype, Halving, own_device, resolve_dtype
 from foundry.storage.model_files import files_fingerprint, folder_fingerprint, hub_file, unavailable
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class ClipEncoder:
 
         self.batch_size = batch_size
         self._batches = Halving()
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or own_device())
         self.dtype = getattr(torch, resolve_dtype(dtype, self.device.type))
         self.model = _load(source).to(self.device).eval()
         config = json.loads(source.preprocess)

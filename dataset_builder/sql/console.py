@@ -146,18 +146,15 @@ def _print_columns(database: "Database", view: str) -> None:
 
 
 def _print_csv(database: "Database", statement: str) -> None:
-    writer, quoting = (
-        csv.writer(sys.stdout, lineterminator="\n"),
-        csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL),
-    )
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    quoting = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for index, batch in enumerate(database.batches(statement)):
         if index == 0:
             writer.writerow(batch.schema.names)
         for row in batch.to_pylist(maps_as_pydicts="strict"):
             cells = [json.dumps(_plain(cell)) if isinstance(cell, list | dict) else cell for cell in row.values()]
-            has_return = any(
-                isinstance(cell, str) and "\r" in cell for cell in cells
-            )  # which readers take for the end of a row
+            # Readers take a return for the end of a row unless it is quoted.
+            has_return = any(isinstance(cell, str) and "\r" in cell for cell in cells)
             (quoting if has_return else writer).writerow(cells)
 
 

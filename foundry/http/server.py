@@ -60,7 +60,7 @@ class KeyGuard:
 class LoopbackGuard:
     """Middleware of a server without a key: only programs and pages of this machine may ask.
 
-    A page of another site can send requests to a loopback address, which its Origin tells, also by a name of its own that leads
+    A page of another site can send requests to a loopback address, which its Origin tells, or to a name of that site that leads
     here, which Host tells.
     """
 

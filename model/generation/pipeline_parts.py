@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from foundry.errors import UserError
-from foundry.hardware import AUTO, AutoDtype, resolve_dtype
+from foundry.hardware import AUTO, AutoDtype, own_device, resolve_dtype
 from model.dit_config import FewSteps
 from model.encoders.text_encoder import Quantisation, TextEncoder, TextEncoderConfig, load_text_encoder
 from model.encoders.vae import VAE, VAEConfig, load_vae, read_downsampling
@@ -69,7 +69,7 @@ class RuntimeConfig:
         """The same without `auto`. Raises UserError for a device that this machine does not have."""
         import torch
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        device = own_device() if self.device == "auto" else self.device
         for name in (device, self.text_encoder_device or device):
             try:
                 torch.empty(0, device=name)

@@ -131,20 +131,9 @@ class TrainConfig:
             "distributed": self.distributed,
         }
         control = self.control
-        beside = [
-            name
-            for name, is_on in [
-                ("lora", self.lora.is_on),
-                ("few_steps", self.few_steps.is_on),
-                ("repa", self.repa.is_on),
-                ("sra2", self.sra2.is_on),
-                ("layersync", self.layersync.is_on),
-                ("dispersive", self.dispersive.is_on),
-                ("routing", self.routing.is_on),
-            ]
-            if is_on
-        ]
-        beside_few_steps = [name for name in beside if name not in ("lora", "few_steps")]
+        losses = ("repa", "sra2", "layersync", "dispersive", "routing")
+        beside_few_steps = [name for name in losses if getattr(self, name).is_on]
+        beside = [name for name in ("lora", "few_steps") if getattr(self, name).is_on] + beside_few_steps
         return [
             ("ladder", "one rung or more", bool(self.ladder) or self.stage == "all"),
             ("num_workers", "1 or more", self.num_workers >= 1),

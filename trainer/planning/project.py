@@ -43,7 +43,7 @@ class StepCost:
 def project_costs(rungs: Sequence[RungPlan], config: PlanConfig) -> list[StepCost]:
     """The steps in their order. The images that are captioned are those of the largest data set with captions."""
     assumed = config.assume
-    trained = max(rung.dataset.num_images for rung in rungs if rung.disk.texts) if any(r.disk.texts for r in rungs) else 0
+    trained = max((rung.dataset.num_images for rung in rungs if rung.disk.texts), default=0)
     images = round(trained / assumed.kept)
     captions = images * assumed.captions_per_image
     pile = images * assumed.image_kb * 1000

@@ -119,7 +119,7 @@ class AheadReader(ImageReader):
         return bool(self._pending)
 
     def _fetch(self, extent: Extent | None, references: list[ImageReference]) -> dict[ImageReference, _Found]:
-        """Images of one extent, or one that is alone, by a thread with a reader of its own."""
+        """Images of one extent, or one that is alone; each thread takes a reader that no other uses."""
         with self._lock:
             reader = self._idle.pop() if self._idle else ImageReader()
         try:
